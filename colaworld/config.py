@@ -1,0 +1,138 @@
+"""Dataclass <-> dict <-> YAML <-> command line, strict in every direction.
+
+A configuration is a nested dataclass that lives beside the thing it configures; this file only
+moves it between forms. Every mistake names the key, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+
+VERSION = 1  # written into every saved config; raised when a field changes its meaning
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used: names the key, what was expected and what came."""
+
+
+def to_dict(config: Any) -> Any:
+    """Nested dataclass -> plain dicts, lists and scalars."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, (tuple, list)):
+        return [to_dict(value) for value in config]
+    if isinstance(config, Mapping):
+        return {key: to_dict(value) for key, value in config.items()}
+    if isinstance(config, Path):
+        return str(config)
+    return config
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str = "", base: T | None = None) -> T:
+    """Plain values -> `cls`. Keys that are absent keep the value of `base` (or the default).
+
+    Raises ConfigError on an unknown key (with the nearest known one) or a value of a wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or cls.__name__}: expected a mapping, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls) if f.init]
+    given = {}
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else str(key)
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
+            raise ConfigError(f"unknown key {path!r}{hint}")
+        before = None if base is None else getattr(base, key)
+        given[key] = _convert(hints[key], value, path, before)
+    try:
+        return cls(**given) if base is None else dataclasses.replace(base, **given)
+    except TypeError as error:
+        raise ConfigError(f"{where or cls.__name__}: {error}") from None
+
+
+def _convert(hint: Any, value: Any, path: str, before: Any) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        base = before if isinstance(before, hint) else None
+        return from_dict(hint, value, where=path, base=base)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        errors = []
+        for option in (a for a in args if a is not type(None)):
+            try:
+                return _convert(option, value, path, before)
+            except ConfigError as error:
+                errors.append(str(error))
+        raise ConfigError(" or ".join(errors))
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{path}: expected one of {', '.join(map(repr, args))}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise ConfigError(f"{path}: expected a list, got {value!r}")
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(inner) != len(value):
+            raise ConfigError(f"{path}: expected {len(inner)} values, got {len(value)}: {value!r}")
+        return tuple(
+            _convert(h, v, f"{path}[{i}]", None)
+            for i, (h, v) in enumerate(zip(inner, value, strict=True))
+        )
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is Any or (isinstance(value, hint) and not (hint is int and isinstance(value, bool))):
+        return value
+    raise ConfigError(f"{path}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+
+
+def load_yaml(path: str | Path, cls: type[T], *, base: T | None = None) -> T:
+    """Read a YAML file strictly. Raises ConfigError that names the file and the key."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    values = {} if values is None else values
+    if isinstance(values, Mapping):
+        values = dict(values)
+        version = values.pop("config_version", VERSION)
+        if version != VERSION:
+            raise ConfigError(f"{path}: config_version {version} is not {VERSION}, which this release reads")
+    try:
+        return from_dict(cls, values, base=base)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def to_yaml(config: Any) -> str:
+    """The whole configuration as YAML text that `load_yaml` reads back to an equal value."""
+    return yaml.safe_dump({"config_version": VERSION, **to_dict(config)}, sort_keys=False)
+
+
+def from_command_line(default: T, arguments: Sequence[str], *, program: str, description: str) -> T:
+    """`default` with every field reachable as --a.b-c VALUE; --help lists all with their docs."""
+    import tyro
+
+    return tyro.cli(
+        type(default), default=default, args=list(arguments), prog=program, description=description
+    )

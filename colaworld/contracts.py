@@ -1,0 +1,147 @@
+"""What flows between the rooms: small frozen dataclasses that check themselves and print their shapes.
+
+Not here: how any of these is made (data, models) or used (training, evaluation).
+Shape legend: B clips, T frames, H W pixels, N tokens per action, d token width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def _expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """What a real action column holds. Real actions are used by evaluation only, never by training.
+
+    `kind` "discrete": integer class ids in [0, size); "continuous": float vectors of length size.
+    `names` has one entry per class (discrete) or per dimension (continuous), or is empty.
+    """
+
+    column: str
+    kind: Literal["discrete", "continuous"]
+    size: int
+    names: tuple[str, ...] = ()
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        _expect(
+            self.kind in ("discrete", "continuous"),
+            f"ActionSpec.kind: expected 'discrete' or 'continuous', got {self.kind!r}",
+        )
+        _expect(self.size >= 1, f"ActionSpec.size: expected >= 1, got {self.size}")
+        _expect(
+            len(self.names) in (0, self.size),
+            f"ActionSpec.names: expected 0 or {self.size} names, got {len(self.names)}",
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class ClipBatch:
+    """A batch of clips. Frames stay uint8 until they are on the device.
+
+    `actions[b, t]` is the action that leads from frame t to frame t + 1.
+    """
+
+    frames: Tensor  # [B, T, 3, H, W] uint8, RGB
+    episode: Tensor  # [B] int64: which episode each clip was cut from
+    start: Tensor  # [B] int64: index of the clip's first frame within its episode
+    actions: Tensor | None = None  # [B, T-1] int64 (discrete) | [B, T-1, A] float32 (continuous)
+
+    def __post_init__(self) -> None:
+        f = self.frames
+        _expect(
+            f.ndim == 5 and f.shape[2] == 3 and f.dtype == torch.uint8,
+            f"ClipBatch.frames: expected uint8 [B, T, 3, H, W], got {f.dtype} {tuple(f.shape)}",
+        )
+        for name in ("episode", "start"):
+            value = getattr(self, name)
+            _expect(
+                value.shape == f.shape[:1] and value.dtype == torch.int64,
+                f"ClipBatch.{name}: expected int64 [{f.shape[0]}], "
+                f"got {value.dtype} {tuple(value.shape)}",
+            )
+        if self.actions is not None:
+            _expect(
+                self.actions.shape[:2] == (f.shape[0], f.shape[1] - 1),
+                f"ClipBatch.actions: expected [{f.shape[0]}, {f.shape[1] - 1}, ...] "
+                f"(one per transition), got {tuple(self.actions.shape)}",
+            )
+
+    def __repr__(self) -> str:
+        actions = None if self.actions is None else list(self.actions.shape)
+        return f"ClipBatch(frames={list(self.frames.shape)}, actions={actions})"
+
+    def __len__(self) -> int:
+        return self.frames.shape[0]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ClipBatch:
+        def move(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device, non_blocking=non_blocking)
+
+        return replace(
+            self,
+            frames=move(self.frames),
+            episode=move(self.episode),
+            start=move(self.start),
+            actions=move(self.actions),
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class LatentActions:
+    """Latent actions of a batch of clips: entry t leads from frame t to frame t + 1."""
+
+    codes: Tensor  # [B, T-1, N, d] what the world model is conditioned on
+    indices: Tensor | None = None  # [B, T-1, N] int64 entries of the codebook; None if continuous
+
+    def __post_init__(self) -> None:
+        _expect(
+            self.codes.ndim == 4,
+            f"LatentActions.codes: expected [B, T-1, N, d], got {tuple(self.codes.shape)}",
+        )
+        if self.indices is not None:
+            _expect(
+                self.indices.shape == self.codes.shape[:3] and self.indices.dtype == torch.int64,
+                f"LatentActions.indices: expected int64 {list(self.codes.shape[:3])}, "
+                f"got {self.indices.dtype} {tuple(self.indices.shape)}",
+            )
+
+    def __repr__(self) -> str:
+        indices = None if self.indices is None else list(self.indices.shape)
+        return f"LatentActions(codes={list(self.codes.shape)}, indices={indices})"
+
+
+@dataclass(frozen=True, repr=False)
+class Rollout:
+    """Generated video: the given history followed by the predicted frames."""
+
+    frames: Tensor  # [B, T, 3, H, W] float in [0, 1]
+    history: int  # how many of the first frames were given, not generated
+
+    def __post_init__(self) -> None:
+        f = self.frames
+        _expect(
+            f.ndim == 5 and f.shape[2] == 3 and f.is_floating_point(),
+            f"Rollout.frames: expected float [B, T, 3, H, W], got {f.dtype} {tuple(f.shape)}",
+        )
+        _expect(
+            1 <= self.history <= f.shape[1],
+            f"Rollout.history: expected 1..{f.shape[1]}, got {self.history}",
+        )
+
+    def __repr__(self) -> str:
+        return f"Rollout(frames={list(self.frames.shape)}, history={self.history})"
+
+    @property
+    def generated(self) -> Tensor:
+        """The predicted frames only, [B, T - history, 3, H, W]."""
+        return self.frames[:, self.history :]
