@@ -1,0 +1,156 @@
+"""Which implementation of an op runs, and why the others do not.
+
+Plain Python, evaluated once per call in eager mode and once per trace under `torch.compile`. Every
+implementation has one predicate that answers both "can it?" and "why not?"; `choose` is a pure
+function of (device, dtype, shape, strides). Nothing is decided by trying and catching.
+Not here: the kernels themselves, and loading the compiled library (`_native.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NAMES = ("reference", "cpu", "triton", "cuda")
+VARIABLE = "COLAWORLD_OPS"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a choice may depend on: the leading tensor of a call, without its values."""
+
+    device: str  # "cpu", "cuda", ...
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to run an op."""
+
+    name: str  # one of NAMES
+    run: Callable[..., object]
+    refuses: Callable[[Facts], str | None]  # a reason, or None when it can run
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `explain` says about one implementation."""
+
+    name: str
+    would_run: bool
+    reason: str  # why it refuses or is passed over; empty for the one that runs
+
+
+class NoImplementationError(ValueError):
+    """The forced implementation cannot run here; the message gives every implementation's reason."""
+
+
+# op name -> implementations, most preferred first. Filled by `register` at import.
+_REGISTRY: dict[str, tuple[Implementation, ...]] = {}
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{source}: expected one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+# Read once: a traced graph must not depend on the environment. None means automatic.
+_forced: str | None = _checked(os.environ[VARIABLE], VARIABLE) if os.environ.get(VARIABLE) else None
+
+
+def register(op: str, implementations: Sequence[Implementation]) -> None:
+    """Declare the implementations of `op`, most preferred first."""
+    _REGISTRY[op] = tuple(implementations)
+
+
+def ops() -> tuple[str, ...]:
+    """Names of every op that is registered."""
+    return tuple(_REGISTRY)
+
+
+@contextlib.contextmanager
+def force(name: str) -> Iterator[None]:
+    """Within the block every op runs the implementation called `name`, or raises.
+
+    `name`: "reference", "cpu", "triton" or "cuda". Overrides the variable COLAWORLD_OPS. Enter it
+    outside of compiled functions; `torch.compile` retraces when the choice changes.
+    """
+    global _forced
+    before, _forced = _forced, _checked(name, "force")
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def choose(
+    implementations: Sequence[Implementation], facts: Facts, forced: str | None
+) -> Implementation | None:
+    """The first implementation that does not refuse; only the forced one when one is forced."""
+    for implementation in implementations:
+        if forced is not None and implementation.name != forced:
+            continue
+        if implementation.refuses(facts) is None:
+            return implementation
+    return None
+
+
+def facts_of(tensor: Tensor) -> Facts:
+    return Facts(tensor.device.type, tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))
+
+
+def select(op: str, tensor: Tensor) -> Callable[..., object]:
+    """The function that runs `op` for a call led by `tensor`.
+
+    Raises NoImplementationError with each implementation's reason when the forced one refuses.
+    """
+    facts = facts_of(tensor)
+    chosen = choose(_REGISTRY[op], facts, _forced)
+    if chosen is None:
+        raise NoImplementationError(_complaint(op, facts))
+    return chosen.run
+
+
+def _complaint(op: str, facts: Facts) -> str:
+    lines = [
+        f"{op}: the forced implementation {_forced!r} cannot run for a {facts.dtype} tensor of "
+        f"shape {tuple(facts.shape)} on {facts.device}. Unset {VARIABLE} or leave the force() block "
+        "to let colaworld choose. Every implementation:"
+    ]
+    have = {i.name: i.refuses(facts) or "can run" for i in _REGISTRY[op]}
+    lines += [f"  {name}: {have.get(name, f'not written for {op}')}" for name in NAMES]
+    return "\n".join(lines)
+
+
+def explain(op: str, tensor: Tensor) -> tuple[Verdict, ...]:
+    """For each implementation of `op`: would it run for a call led by `tensor`, and if not, why."""
+    if op not in _REGISTRY:
+        raise ValueError(f"op: expected one of {', '.join(_REGISTRY)}, got {op!r}")
+    facts = facts_of(tensor)
+    chosen = choose(_REGISTRY[op], facts, _forced)
+    verdicts = []
+    for implementation in _REGISTRY[op]:
+        if implementation is chosen:
+            verdicts.append(Verdict(implementation.name, True, ""))
+            continue
+        reason = implementation.refuses(facts)
+        if reason is None:
+            if _forced is not None and implementation.name != _forced:
+                reason = f"{_forced!r} is forced"
+            else:
+                reason = f"{chosen.name} comes first" if chosen else "not chosen"
+        verdicts.append(Verdict(implementation.name, False, reason))
+    return tuple(verdicts)
+
+
+def always(_: Facts) -> str | None:
+    """The predicate of a reference: it never refuses."""
+    return None

@@ -1,0 +1,128 @@
+"""The meaning of each op in plain PyTorch. Every faster implementation answers to this file.
+
+Not here: argument checks (the public function of each op) and the choice of an implementation
+(`_dispatch.py`). Everything is differentiable by autograd and runs on any device.
+Shape legend: B clips, T frames, S locations, H heads, D channels per head, C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Elements of the largest N x K block of scores that vector_quantize holds at once: 16 MB in
+# float32, which stays in or near the last-level cache and bounds the memory at any N and K.
+SCORE_BLOCK = 1 << 22
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums run in: float64 stays, everything narrower becomes float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    """RMSNorm over the last axis: statistics in float32, cast back, then times the weight."""
+    wide = x.to(compute_dtype(x.dtype))
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return normed.to(x.dtype) * weight.to(x.dtype)
+
+
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding on interleaved pairs (x0, x1), (x2, x3), ...
+
+    `x` [..., D]; `cos`, `sin` broadcast against [..., D/2]. Computed in float32, cast back.
+    """
+    wide = x.to(compute_dtype(x.dtype))
+    even, odd = wide[..., 0::2], wide[..., 1::2]
+    cos, sin = cos.to(wide.dtype), sin.to(wide.dtype)
+    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
+
+
+def st_attention(
+    qkv: Tensor,  # [B, T, S, 3, H, D]
+    q_weight: Tensor | None,  # [D]
+    k_weight: Tensor | None,  # [D]
+    cos: Tensor | None,  # [L, D/2], L = T (temporal) or S (spatial)
+    sin: Tensor | None,  # [L, D/2]
+    *,
+    temporal: bool,
+    causal: bool,
+    eps: float,
+    scale: float,
+) -> Tensor:  # [B, T, S, H, D]
+    """Attention along one axis of a clip, every index of the other axis on its own."""
+    B, T, S = qkv.shape[:3]
+    q, k, v = qkv.unbind(3)  # each [B, T, S, H, D]
+    if q_weight is not None:
+        q = rms_norm(q, q_weight, eps=eps)
+    if k_weight is not None:
+        k = rms_norm(k, k_weight, eps=eps)
+    if cos is not None and sin is not None:
+        # One table row per position on the axis; the other axis and the heads share it.
+        shape = (T, 1, 1, -1) if temporal else (S, 1, -1)
+        cos, sin = cos.reshape(shape), sin.reshape(shape)
+        q, k = rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)
+    # [sequences, H, L, D] for the attention kernel, then back.
+    order = (0, 2, 3, 1, 4) if temporal else (0, 1, 3, 2, 4)
+    q, k, v = (x.permute(order).flatten(0, 1) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+    out = out.unflatten(0, (B, S if temporal else T))
+    return out.permute((0, 3, 1, 2, 4) if temporal else (0, 1, 3, 2, 4)).contiguous()
+
+
+def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the nearest code of each row, [N] int64.
+
+    score(n, k) = |e_k|^2 / 2 - z_n . e_k orders the codes as the squared distance does. A running
+    minimum with strict < starts at index 0: the lowest index wins a tie, a score that is NaN never
+    wins, and a row of NaN keeps index 0. Blocks over N bound the memory.
+    """
+    wide = compute_dtype(z.dtype)
+    codes = codebook.detach().to(wide)
+    half_norm = codes.square().sum(1) / 2
+    rows = max(1, SCORE_BLOCK // max(1, codebook.shape[0]))
+    found = [
+        torch.addmm(half_norm, block.to(wide), codes.t(), alpha=-1)
+        .nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        .argmin(1)
+        for block in z.detach().split(rows)
+    ]
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Nearest code of each row: (codes [N, d], indices [N] int64)."""
+    indices = nearest_code(z, codebook)
+    return F.embedding(indices, codebook), indices
+
+
+def adaln(
+    x: Tensor,  # [B, T, S, C]
+    y: Tensor | None,  # [B, T, S, C]
+    gate: Tensor | None,  # [B, T, C]
+    shift: Tensor,  # [B, T, C]
+    scale: Tensor,  # [B, T, C]
+    *,
+    eps: float,
+    rms: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gate, residual, norm without parameters, modulation per frame: (x_out, out).
+
+    Everything is computed in float32; the norm reads x_out as rounded to the dtype of x, so that
+    it sees what the next block sees.
+    """
+    wide = compute_dtype(x.dtype)
+    x_out = x
+    if y is not None:
+        branch = y.to(wide)
+        if gate is not None:
+            branch = branch * gate.to(wide).unsqueeze(2)
+        x_out = (x.to(wide) + branch).to(x.dtype)
+    normed = x_out.to(wide)
+    if not rms:
+        normed = normed - normed.mean(-1, keepdim=True)
+    normed = normed * torch.rsqrt(normed.square().mean(-1, keepdim=True) + eps)
+    out = normed * (1 + scale.to(wide).unsqueeze(2)) + shift.to(wide).unsqueeze(2)
+    return x_out, out.to(x.dtype)

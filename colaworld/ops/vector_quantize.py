@@ -1,0 +1,56 @@
+"""`vector_quantize`: the nearest entry of a codebook for each row.
+
+The public function: checks and the choice of an implementation. The meaning is in `reference.py`.
+Not here: the straight-through estimator, losses and codebook updates (the quantizer modules).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from colaworld.ops import _dispatch, reference
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+_dispatch.register(
+    "vector_quantize",
+    (_dispatch.Implementation("reference", reference.vector_quantize, _dispatch.always),),
+)
+
+
+def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest code of each row in Euclidean distance.
+
+    Scores are |e|^2 / 2 - z . e, in float32 (float64 for float64 inputs), so a code within rounding
+    of the nearest may be chosen. The lowest index wins a tie; a row that holds NaN gets index 0.
+
+    Gradient: `codebook` receives the segmented sum of the gradient of the codes (each code the sum
+    over the rows that chose it). `z` receives **none**: choosing an index is not differentiable.
+    A straight-through estimate is composed outside, as `z + (codes - z).detach()`.
+
+    Args:
+        z: [N, d] rows; any strides, N may be 0.
+        codebook: [K, d] entries, K >= 1, d >= 1, same dtype and device as z; any strides.
+
+    Returns:
+        (codes [N, d] in the dtype of the codebook, indices [N] int64).
+
+    Raises:
+        ValueError: an argument of a wrong shape, dtype or device; a forced implementation refuses.
+
+    Source: van den Oord et al. 2017, equation 1.
+    """
+    if z.ndim != 2:
+        raise ValueError(f"z: expected [N, d], got {list(z.shape)}")
+    if z.dtype not in _DTYPES:
+        raise ValueError(f"z: expected a floating-point tensor, got {z.dtype}")
+    if codebook.ndim != 2 or codebook.shape[1] != z.shape[1]:
+        raise ValueError(f"codebook: expected [K, {z.shape[1]}], got {list(codebook.shape)}")
+    if codebook.shape[0] < 1 or codebook.shape[1] < 1:
+        raise ValueError(f"codebook: expected K >= 1 and d >= 1, got {list(codebook.shape)}")
+    if codebook.dtype != z.dtype:
+        raise ValueError(f"codebook: expected {z.dtype} as z is, got {codebook.dtype}")
+    if codebook.device != z.device:
+        raise ValueError(f"codebook: expected on {z.device} as z is, got {codebook.device}")
+    return _dispatch.select("vector_quantize", z)(z, codebook)
