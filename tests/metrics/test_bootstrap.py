@@ -1,0 +1,66 @@
+"""Bootstrap intervals: coverage on a known distribution, and the role of episodes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from colaworld.metrics.bootstrap import bootstrap_mean, bootstrap_statistic
+
+
+def test_the_interval_covers_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        means = rng.normal(2.0, 1.0, size=30)  # 30 episodes, 4 rows each that hardly differ
+        values = np.repeat(means, 4) + rng.normal(0, 0.05, size=120)
+        interval = bootstrap_mean(values, np.repeat(np.arange(30), 4), samples=200, generator=rng)
+        covered += interval.low <= 2.0 <= interval.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_rows_of_one_episode_do_not_count_as_independent():
+    episodes = np.repeat(np.arange(10), 50)
+    values = np.repeat(np.random.default_rng(1).normal(size=10), 50)
+    by_episode = bootstrap_mean(values, episodes, samples=400, generator=np.random.default_rng(0))
+    by_row = bootstrap_mean(values, np.arange(500), samples=400, generator=np.random.default_rng(0))
+    ratio = (by_episode.high - by_episode.low) / (by_row.high - by_row.low)
+    assert ratio == pytest.approx(math.sqrt(50), rel=0.35)
+
+
+def test_the_mean_is_of_rows_and_constants_have_no_width():
+    interval = bootstrap_mean(
+        [1.0, 1.0, 4.0], [0, 0, 1], samples=50, generator=np.random.default_rng(0)
+    )
+    assert interval.mean == 2.0
+    assert (interval.low, interval.high) == (1.0, 4.0)
+    flat = bootstrap_mean([3.0] * 4, [0, 1, 2, 3], samples=50, generator=np.random.default_rng(0))
+    assert (flat.mean, flat.low, flat.high) == (3.0, 3.0, 3.0)
+
+
+def test_the_generator_decides_everything():
+    values, episodes = np.arange(12.0), np.arange(12) // 2
+    runs = [
+        bootstrap_mean(values, episodes, samples=100, generator=np.random.default_rng(seed))
+        for seed in (5, 5, 6)
+    ]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_one_episode_has_no_interval():
+    interval = bootstrap_mean([1.0, 2.0], [7, 7], samples=10, generator=np.random.default_rng(0))
+    assert interval.mean == 1.5
+    assert math.isnan(interval.low) and math.isnan(interval.high)
+
+
+def test_wrong_arguments_are_named():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="same length"):
+        bootstrap_mean([1.0], [1, 2], samples=5, generator=rng)
+    with pytest.raises(ValueError, match="samples"):
+        bootstrap_mean([1.0], [1], samples=0, generator=rng)
+    with pytest.raises(ValueError, match="level"):
+        bootstrap_statistic(lambda r: 0.0, [1, 2], samples=5, generator=rng, level=1.5)
