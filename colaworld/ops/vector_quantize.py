@@ -9,13 +9,57 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from colaworld.ops import _dispatch, reference
+from colaworld.ops import _dispatch, _native, reference
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def _cpu_refuses(facts: _dispatch.Facts) -> str | None:
+    if not _native.AVAILABLE:
+        return _native.reason()
+    if facts.device != "cpu":
+        return f"the tensors are on {facts.device}, it needs cpu"
+    if facts.dtype not in _CPU_DTYPES:
+        return f"the dtype is {facts.dtype}, it takes float32, float64 and bfloat16"
+    return None
+
+
+def _cpu(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.colaworld.vector_quantize(z, codebook)
+
+
+def _fake(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    codes = codebook.new_empty(z.shape)
+    return codes, codebook.new_empty(z.shape[:1], dtype=torch.int64)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    _, indices = output
+    ctx.save_for_backward(indices)
+    ctx.entries = inputs[1].shape[0]
+
+
+def _backward(ctx, grad_codes: Tensor, _) -> tuple[None, Tensor]:
+    (indices,) = ctx.saved_tensors
+    # Many rows meet in one entry: sums over them run wide.
+    wide = grad_codes.to(reference.compute_dtype(grad_codes.dtype))
+    total = wide.new_zeros(ctx.entries, wide.shape[1]).index_add(0, indices, wide)
+    return None, total.to(grad_codes.dtype)
+
+
+if _native.AVAILABLE:
+    torch.library.register_fake("colaworld::vector_quantize", _fake)
+    torch.library.register_autograd(
+        "colaworld::vector_quantize", _backward, setup_context=_setup_context
+    )
 
 _dispatch.register(
     "vector_quantize",
-    (_dispatch.Implementation("reference", reference.vector_quantize, _dispatch.always),),
+    (
+        _dispatch.Implementation("cpu", _cpu, _cpu_refuses),
+        _dispatch.Implementation("reference", reference.vector_quantize, _dispatch.always),
+    ),
 )
 
 

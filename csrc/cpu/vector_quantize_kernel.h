@@ -1,0 +1,239 @@
+// The vector_quantize kernel, written once and compiled once per instruction set.
+//
+// A file that includes this defines COLAWORLD_ISA (the namespace and suffix of its variant),
+// COLAWORLD_VECTOR_BYTES and COLAWORLD_ROWS first. Everything lives in a namespace named after the
+// variant and nothing from the C++ library is instantiated here: an inline function compiled with
+// AVX-512 must never be the copy that the linker keeps for everyone.
+//
+//   score(n, k) = |e_k|^2 / 2 - z_n . e_k       has the same minimum over k as |z_n - e_k|^2
+//
+// The codebook is packed so that one SIMD vector holds the same coordinate of `lanes` codes. ROWS
+// rows of z against two such vectors keep 2 * ROWS sums in registers:
+//
+//            codes 0..15   codes 16..31
+//   row 0    sum           sum            each step of the inner loop: two vector loads,
+//   row 1    sum           sum            ROWS broadcasts, 2 * ROWS multiply-adds
+//   ...
+//
+// Each lane keeps its own (best score, block) with a strict <, and the lanes are compared at the
+// end by (score, index): the lowest index wins a tie, a NaN never wins, a row of NaN keeps index 0.
+// The sum over d runs in the same order for every row and code, so a result does not depend on
+// where a row stands, how many rows there are, or how the rows are shared among threads.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "vector_quantize.h"
+
+namespace colaworld {
+namespace COLAWORLD_ISA {
+
+constexpr int64_t ROWS = COLAWORLD_ROWS;
+constexpr int64_t BLOCKS_OF_ROWS = 8;  // row blocks that share one pass over the codebook
+constexpr int64_t TILE_BYTES = 16 * 1024;  // packed codes per pass: half of a 32 KB L1 cache
+
+template <typename Acc>
+struct simd {
+  typedef Acc vec __attribute__((vector_size(COLAWORLD_VECTOR_BYTES), may_alias));
+  using Int = std::conditional_t<sizeof(Acc) == 8, int64_t, int32_t>;
+  typedef Int ivec __attribute__((vector_size(COLAWORLD_VECTOR_BYTES), may_alias));
+  static constexpr int64_t lanes = COLAWORLD_VECTOR_BYTES / sizeof(Acc);
+};
+
+inline float widen(float x) { return x; }
+inline double widen(double x) { return x; }
+inline float widen(bfloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof(wide));
+  return wide;
+}
+
+template <typename In>
+void pack(const In* codebook,
+          int64_t K,
+          int64_t d,
+          int64_t first,
+          int64_t last,
+          typename accumulate<In>::type* packed,
+          typename accumulate<In>::type* half_norm) {
+  using Acc = typename accumulate<In>::type;
+  constexpr int64_t L = simd<Acc>::lanes;
+  for (int64_t block = first; block < last; ++block) {
+    for (int64_t lane = 0; lane < L; ++lane) {
+      const int64_t k = block * L + lane;
+      Acc* to = packed + block * d * L + lane;
+      if (k >= K) {
+        for (int64_t j = 0; j < d; ++j) to[j * L] = 0;
+        half_norm[k] = static_cast<Acc>(__builtin_inf());
+        continue;
+      }
+      const In* from = codebook + k * d;
+      double sum = 0;
+      for (int64_t j = 0; j < d; ++j) {
+        const Acc e = widen(from[j]);
+        to[j * L] = e;
+        sum += static_cast<double>(e) * static_cast<double>(e);
+      }
+      half_norm[k] = static_cast<Acc>(sum / 2);
+    }
+  }
+}
+
+// R rows against V neighbouring blocks of codes; best and where: [R], one value per lane.
+template <typename Acc, int R, int V>
+inline void score_block(const Acc* const* rows,
+                        const Acc* packed,
+                        const Acc* half_norm,
+                        int64_t d,
+                        int64_t block,
+                        typename simd<Acc>::vec* best,
+                        typename simd<Acc>::ivec* where) {
+  using vec = typename simd<Acc>::vec;
+  using ivec = typename simd<Acc>::ivec;
+  using Int = typename simd<Acc>::Int;
+  constexpr int64_t L = simd<Acc>::lanes;
+  const vec zero = {};
+  vec sum[R][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) sum[r][v] = zero;
+  }
+  const Acc* from = packed + block * d * L;
+  for (int64_t j = 0; j < d; ++j) {
+    vec e[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      e[v] = *reinterpret_cast<const vec*>(from + (v * d + j) * L);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const vec x = zero + rows[r][j];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) sum[r][v] += x * e[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      const vec score = *reinterpret_cast<const vec*>(half_norm + (block + v) * L) - sum[r][v];
+      const ivec here = ivec{} + static_cast<Int>(block + v);
+      const auto closer = score < best[r];
+      best[r] = closer ? score : best[r];
+      where[r] = closer ? here : where[r];
+    }
+  }
+}
+
+template <typename Acc, int R>
+inline void score_tile(const Acc* const* rows,
+                       const Acc* packed,
+                       const Acc* half_norm,
+                       int64_t d,
+                       int64_t first,
+                       int64_t last,
+                       typename simd<Acc>::vec* best,
+                       typename simd<Acc>::ivec* where) {
+  int64_t block = first;
+  for (; block + 2 <= last; block += 2) {
+    score_block<Acc, R, 2>(rows, packed, half_norm, d, block, best, where);
+  }
+  if (block < last) score_block<Acc, R, 1>(rows, packed, half_norm, d, block, best, where);
+}
+
+// The (score, index) minimum over the lanes of one row.
+template <typename Acc>
+inline int64_t nearest_of_lanes(const typename simd<Acc>::vec& best,
+                                const typename simd<Acc>::ivec& where) {
+  constexpr int64_t L = simd<Acc>::lanes;
+  Acc score = best[0];
+  int64_t index = static_cast<int64_t>(where[0]) * L;
+  for (int64_t lane = 1; lane < L; ++lane) {
+    const int64_t k = static_cast<int64_t>(where[lane]) * L + lane;
+    if (best[lane] < score || (best[lane] == score && k < index)) {
+      score = best[lane];
+      index = k;
+    }
+  }
+  return index;
+}
+
+template <typename In>
+void assign(const In* z,
+            int64_t first,
+            int64_t last,
+            const In* codebook,
+            int64_t K,
+            int64_t d,
+            const typename accumulate<In>::type* packed,
+            const typename accumulate<In>::type* half_norm,
+            typename accumulate<In>::type* scratch,
+            In* codes,
+            int64_t* indices) {
+  using Acc = typename accumulate<In>::type;
+  using vec = typename simd<Acc>::vec;
+  using ivec = typename simd<Acc>::ivec;
+  constexpr int64_t L = simd<Acc>::lanes;
+  const int64_t blocks = (K + L - 1) / L;
+  int64_t tile = TILE_BYTES / (d * COLAWORLD_VECTOR_BYTES) / 2 * 2;
+  if (tile < 2) tile = 2;
+  // Rows that must be widened first are widened once per row block, so they get one block a pass.
+  constexpr bool widens = !std::is_same_v<In, Acc>;
+  constexpr int64_t span = ROWS * (widens ? 1 : BLOCKS_OF_ROWS);
+
+  vec best[span];
+  ivec where[span];
+  for (int64_t start = first; start < last; start += span) {
+    const int64_t n = last - start < span ? last - start : span;
+    for (int64_t i = 0; i < n; ++i) {
+      best[i] = vec{} + static_cast<Acc>(__builtin_inf());
+      where[i] = ivec{};
+    }
+    const Acc* rows[span];
+    if constexpr (widens) {
+      for (int64_t i = 0; i < n; ++i) {
+        for (int64_t j = 0; j < d; ++j) scratch[i * d + j] = widen(z[(start + i) * d + j]);
+        rows[i] = scratch + i * d;
+      }
+    } else {
+      for (int64_t i = 0; i < n; ++i) rows[i] = z + (start + i) * d;
+    }
+    for (int64_t block = 0; block < blocks; block += tile) {
+      const int64_t end = block + tile < blocks ? block + tile : blocks;
+      int64_t i = 0;
+      for (; i + ROWS <= n; i += ROWS) {
+        score_tile<Acc, ROWS>(rows + i, packed, half_norm, d, block, end, best + i, where + i);
+      }
+      for (; i < n; ++i) {
+        score_tile<Acc, 1>(rows + i, packed, half_norm, d, block, end, best + i, where + i);
+      }
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t index = nearest_of_lanes<Acc>(best[i], where[i]);
+      indices[start + i] = index;
+      std::memcpy(codes + (start + i) * d, codebook + index * d, sizeof(In) * d);
+    }
+  }
+}
+
+template <typename In>
+VectorQuantizeKernel<In> kernel() {
+  return {simd<typename accumulate<In>::type>::lanes, ROWS, &pack<In>, &assign<In>};
+}
+
+}  // namespace COLAWORLD_ISA
+
+#define COLAWORLD_JOIN_(a, b) a##b
+#define COLAWORLD_JOIN(a, b) COLAWORLD_JOIN_(a, b)
+
+VectorQuantizeKernels COLAWORLD_JOIN(vector_quantize_, COLAWORLD_ISA)() {
+  return {COLAWORLD_ISA::kernel<float>(), COLAWORLD_ISA::kernel<double>(),
+          COLAWORLD_ISA::kernel<bfloat16>()};
+}
+
+}  // namespace colaworld
