@@ -1,0 +1,30 @@
+"""Simulators that can be filmed, and the behaviours that act in them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from colaworld.envs.base import Env
+from colaworld.envs.episodes import ConstantClipError, Episode, play
+
+NAMES = ("crafter", "pusht", "scene")
+
+
+def make(name: str, **options: Any) -> Env:
+    """The environment called `name`; options go to its class. Simulators are imported here only."""
+    if name == "scene":
+        from colaworld.envs.scene import Scene
+
+        return Scene(**options)
+    if name == "crafter":
+        from colaworld.envs.crafter import Crafter
+
+        return Crafter(**options)
+    if name == "pusht":
+        from colaworld.envs.pusht import PushT
+
+        return PushT(**options)
+    raise ValueError(f"unknown environment {name!r}; expected one of {', '.join(NAMES)}")
+
+
+__all__ = ["NAMES", "ConstantClipError", "Env", "Episode", "make", "play"]

@@ -1,0 +1,227 @@
+"""`colaworld record`: film a simulator into a LeRobot v3 data set.
+
+Not here: playing (envs/episodes.py) or the file layout (data/recording.py); this wires the two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from colaworld import envs
+from colaworld.config import to_dict
+from colaworld.data.encode import EncodingConfig
+from colaworld.data.errors import DataError
+from colaworld.data.recording import LeRobotWriter, check_target
+from colaworld.envs import behaviours
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """What to film, and how much of it."""
+
+    env: Annotated[Literal["crafter", "pusht", "scene"], tyro.conf.Positional]
+    """The simulator. crafter and pusht are extras: pip install 'colaworld[crafter]'."""
+    out: Path
+    """The folder to make. It appears when everything is written, and not before."""
+    episodes: int = 100
+    """How many episodes."""
+    steps: int = 100
+    """Frames per episode (fewer where the environment ends it)."""
+    seed: int = 0
+    """Fixes everything: the same seed gives the same frames."""
+    first_episode: int = 0
+    """Number of the first episode, so that a set can be continued elsewhere with the same seed."""
+    behaviour: Literal["random", "sticky-random", "scripted"] = "sticky-random"
+    """Who acts."""
+    repeat: float = 0.5
+    """sticky-random: probability of repeating the last action."""
+    size: int | None = None
+    """Pixels: crafter per cell (default 4), pusht per side (96), scene per side (32)."""
+    view: Literal["map", "full"] = "map"
+    """crafter: the map only, or also the two inventory rows."""
+    actions: tuple[str, ...] = ()
+    """crafter: the actions to choose from (default: noop and the four moves)."""
+    encoding: EncodingConfig = field(default_factory=EncodingConfig)
+    """How the video is compressed."""
+    pixel_format: Literal["auto", "yuv420p", "yuv444p"] = "auto"
+    """auto: yuv444p for small pixel art (crafter, scene), yuv420p for pusht."""
+    video_mb: float = 200.0
+    """A video file is closed after the episode in which it reaches this size."""
+    workers: int = 1
+    """Processes that play. The result is the same for any number."""
+    overwrite: bool = False
+    """Replace the folder if it exists."""
+
+
+def make_env(config: RecordConfig) -> envs.Env:
+    """The environment that a configuration asks for."""
+    options: dict[str, Any] = {}
+    if config.env == "crafter":
+        options = {"view": config.view}
+        if config.size is not None:
+            options["cell"] = config.size
+        if config.actions:
+            options["actions"] = config.actions
+    elif config.actions:
+        raise ValueError(f"--actions: {config.env} has no named actions to choose from")
+    elif config.size is not None and config.env == "scene":
+        options = {"height": config.size, "width": config.size}
+    elif config.size is not None:
+        options = {"size": config.size}
+    return envs.make(config.env, **options)
+
+
+_worker: tuple[envs.Env, behaviours.Behaviour] | None = None  # per process
+
+
+def _play(config: RecordConfig, episode: int) -> envs.Episode:
+    global _worker
+    if _worker is None:
+        env = make_env(config)
+        _worker = env, behaviours.make(config.behaviour, env, repeat=config.repeat)
+    return envs.play(*_worker, seed=config.seed, episode=episode, steps=config.steps)
+
+
+def _episodes(config: RecordConfig) -> Iterator[envs.Episode]:
+    """In order, whatever the number of workers; at most 2 per worker are held."""
+    numbers = range(config.first_episode, config.first_episode + config.episodes)
+    if config.workers <= 1:
+        env = make_env(config)
+        behaviour = behaviours.make(config.behaviour, env, repeat=config.repeat)
+        for number in numbers:
+            yield envs.play(env, behaviour, seed=config.seed, episode=number, steps=config.steps)
+        return
+    import multiprocessing
+    from collections import deque
+    from concurrent.futures import ProcessPoolExecutor
+
+    pool = ProcessPoolExecutor(config.workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        waiting: deque[Any] = deque()
+        for number in numbers:
+            waiting.append(pool.submit(_play, config, number))
+            if len(waiting) >= 2 * config.workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def record(config: RecordConfig, *, progress: bool = True) -> dict[str, Any]:
+    """Film and write the set. Returns a summary; raises DataError or ValueError on a wrong wish."""
+    if config.episodes < 1:
+        raise ValueError(f"--episodes: expected at least 1, got {config.episodes}")
+    check_target(config.out, overwrite=config.overwrite)
+    env = make_env(config)
+    pixel_format = config.pixel_format
+    if pixel_format == "auto":
+        pixel_format = "yuv420p" if config.env == "pusht" else "yuv444p"
+    encoding = dataclasses.replace(config.encoding, pixel_format=pixel_format)
+    behaviours.make(config.behaviour, env, repeat=config.repeat)  # a wrong one fails here
+    made_by = {
+        "environment": env.name,
+        "environment_version": env.version,
+        "behaviour": config.behaviour,
+        "repeat": config.repeat if config.behaviour == "sticky-random" else None,
+        "seed": config.seed,
+        "first_episode": config.first_episode,
+        "steps": config.steps,
+        "view": config.view if env.name == "crafter" else None,
+        "action_names": list(env.action_spec.names),
+        "encoding": to_dict(encoding),
+    }
+    started = time.perf_counter()
+    writer = None
+    try:
+        for episode in _show(_episodes(config), config.episodes, progress):
+            if writer is None:
+                height, width = episode.frames.shape[1:3]
+                writer = LeRobotWriter(
+                    config.out,
+                    fps=env.fps,
+                    height=height,
+                    width=width,
+                    action=env.action_spec,
+                    encoding=encoding,
+                    robot_type=env.name,
+                    made_by=made_by,
+                    video_mb=config.video_mb,
+                    overwrite=config.overwrite,
+                )
+            writer.add(episode.frames, episode.actions, task=f"{env.name}: {config.behaviour}")
+        assert writer is not None
+        writer.finish()
+    except BaseException:  # Ctrl-C too: leave nothing half-written
+        if writer is not None:
+            writer.abort()
+        raise
+    return {
+        "out": str(config.out),
+        "episodes": writer.episodes,
+        "frames": writer.frames,
+        "height": writer.height,
+        "width": writer.width,
+        "psnr": min(writer.psnr),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _show(episodes: Iterator[Any], total: int, progress: bool) -> Iterator[Any]:
+    """A progress bar on a terminal; elsewhere a plain line every ten seconds."""
+    if not progress:
+        yield from episodes
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = ("recording", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as bar:
+            yield from bar.track(episodes, total=total)
+        return
+    started = last = time.monotonic()
+    for count, episode in enumerate(episodes, 1):
+        yield episode
+        now = time.monotonic()
+        if now - last >= 10 or count == total:
+            last = now
+            left = (now - started) / count * (total - count)
+            print(f"recording: {count}/{total} episodes, {left:.0f} s left", file=sys.stderr)
+
+
+def run(argv: list[str]) -> int:
+    """`colaworld record ENV --out DIR ...`. Returns the exit status."""
+    config = tyro.cli(
+        RecordConfig, args=argv, prog="colaworld record", description="Film a simulator."
+    )
+    try:
+        made = record(config)
+    except (DataError, ValueError, ImportError) as error:
+        print(f"colaworld record: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("colaworld record: interrupted; nothing was left behind", file=sys.stderr)
+        return 130
+    print(
+        f"{made['out']}: {made['episodes']} episodes, {made['frames']} frames of "
+        f"{made['height']}x{made['width']} px in {made['seconds']:.0f} s; decoded frames match "
+        f"the originals at {made['psnr']:.1f} dB PSNR"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(sys.argv[1:]))

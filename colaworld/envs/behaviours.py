@@ -1,0 +1,135 @@
+"""Who chooses the actions while an environment is filmed. Each behaviour is fixed by its seed.
+
+Not here: learned policies or planners. A behaviour sees the env's exact state, never the frame.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from colaworld.contracts import ActionSpec
+from colaworld.envs.base import Env
+
+Action = Any  # int for discrete actions, float32 [A] for continuous ones
+
+
+class Behaviour(Protocol):
+    name: str
+
+    def reset(self, env: Env, rng: np.random.Generator) -> None: ...
+
+    def act(self, env: Env) -> Action: ...
+
+
+def _draw(spec: ActionSpec, env: Env, rng: np.random.Generator) -> Action:
+    if spec.kind == "discrete":
+        return int(rng.integers(spec.size))
+    low, high = env.action_range  # type: ignore[attr-defined]  # continuous envs state theirs
+    return rng.uniform(low, high, spec.size).astype(np.float32)
+
+
+class Random:
+    """Every action uniform and independent of the last."""
+
+    name = "random"
+
+    def reset(self, env: Env, rng: np.random.Generator) -> None:
+        self._rng = rng
+
+    def act(self, env: Env) -> Action:
+        return _draw(env.action_spec, env, self._rng)
+
+
+class StickyRandom:
+    """Repeats the last action with probability `repeat`, else draws a new one uniformly.
+
+    Goes further than `random` in the same number of steps, so that more of a world is seen.
+    """
+
+    name = "sticky-random"
+
+    def __init__(self, repeat: float = 0.5) -> None:
+        if not 0 <= repeat < 1:
+            raise ValueError(f"StickyRandom.repeat: expected a probability in [0, 1), got {repeat}")
+        self.repeat = repeat
+
+    def reset(self, env: Env, rng: np.random.Generator) -> None:
+        self._rng, self._last = rng, None
+
+    def act(self, env: Env) -> Action:
+        if self._last is None or self._rng.uniform() >= self.repeat:
+            self._last = _draw(env.action_spec, env, self._rng)
+        return self._last
+
+
+class Explore:
+    """Crafter, scripted: walks straight, turns when blocked, and now and then of its own accord."""
+
+    name = "scripted"
+
+    def __init__(self, turn: float = 0.1) -> None:
+        self.turn = turn
+
+    def reset(self, env: Env, rng: np.random.Generator) -> None:
+        names = env.action_spec.names
+        self._moves = [i for i, name in enumerate(names) if name.startswith("move_")]
+        if len(self._moves) < 2:
+            raise ValueError(f"scripted: needs at least two of Crafter's moves, got {list(names)}")
+        self._rng = rng
+        self._move = int(rng.choice(self._moves))
+        self._before: Any = None
+
+    def act(self, env: Env) -> Action:
+        position = env.state()["position"]
+        if position == self._before or self._rng.uniform() < self.turn:
+            self._move = int(self._rng.choice([m for m in self._moves if m != self._move]))
+        self._before = position
+        return self._move
+
+
+class Push:
+    """PushT, scripted: goes behind the block and pushes it about, with noise on every target."""
+
+    name = "scripted"
+
+    def __init__(self, noise: float = 20.0) -> None:
+        self.noise = noise  # standard deviation of a target in the env's pixels (512 to a side)
+
+    def reset(self, env: Env, rng: np.random.Generator) -> None:
+        self._rng, self._left, self._goal = rng, 0, np.zeros(2)
+
+    def act(self, env: Env) -> Action:
+        state = env.state()
+        agent, block = np.asarray(state["agent"]), np.asarray(state["block"])
+        if self._left == 0:
+            aim = self._rng.uniform(100, 412, 2)  # where the block shall go: away from the walls
+            self._behind = block + 80 * (block - aim) / max(np.linalg.norm(block - aim), 1.0)
+            self._goal, self._left = aim, 24
+        self._left -= 1
+        close = np.linalg.norm(agent - self._behind) < 40 or self._left < 14
+        target = (self._goal if close else self._behind) + self._rng.normal(0, self.noise, 2)
+        low, high = env.action_range  # type: ignore[attr-defined]
+        step = np.clip(target - agent, -60, 60)  # px per step: a hand's pace, not a jump
+        return np.clip(agent + step, low, high).astype(np.float32)
+
+
+NAMES = ("random", "sticky-random", "scripted")
+
+
+def make(name: str, env: Env, *, repeat: float = 0.5) -> Behaviour:
+    """The behaviour called `name` for this env. `repeat` is used by sticky-random."""
+    if name == "random":
+        return Random()
+    if name == "sticky-random":
+        return StickyRandom(repeat)
+    scripted = {"crafter": Explore, "pusht": Push}
+    if name == "scripted" and env.name in scripted:
+        return scripted[env.name]()
+    if name == "scripted":
+        raise ValueError(
+            f"no scripted behaviour for {env.name!r}; it exists for {', '.join(scripted)}; "
+            "use random or sticky-random"
+        )
+    raise ValueError(f"unknown behaviour {name!r}; expected one of {', '.join(NAMES)}")
