@@ -1,0 +1,79 @@
+"""What the training loop asks of the things it drives: an objective, a loader, a preview.
+
+Protocols and errors only. Not here: any objective (objectives.py) or the loop (trainer.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from colaworld.contracts import ClipBatch
+
+
+class RunFolderError(ValueError):
+    """The run folder cannot be used: names the path, what is wrong and what to do."""
+
+
+class CheckpointError(RunFolderError):
+    """A checkpoint cannot be written, read or used: names the path and the reason."""
+
+
+class ResumeError(RunFolderError):
+    """The run folder holds another run than the one asked for: names the keys that differ."""
+
+
+class UnstableTrainingError(ValueError):
+    """Too many updates were skipped (not finite, or a spike): names the last batch."""
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What is minimised. It owns no loop and no optimizer; the trainer never looks inside it.
+
+    `codebook_size` and `tokens` describe the discrete latent actions (K codes, N tokens per
+    action), or are None where there is no codebook; then no codebook health is reported.
+
+    Everything that changes during training must live in the model (parameters, buffers): that is
+    what checkpoints hold. All randomness must come from `generator`.
+    """
+
+    codebook_size: int | None
+    tokens: int | None
+
+    def loss(
+        self, batch: ClipBatch, *, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Scalar loss with its graph, and metrics: scalars (tensors or floats) by name.
+
+        The metric named "indices" is special: the codes used, int64 [M, N], for the codebook meter.
+        """
+        ...
+
+    def before_phase(self, batches: Callable[[], ClipBatch], *, generator: torch.Generator) -> None:
+        """Once, before a phase's first step and not when a phase is resumed.
+
+        `batches()` gives the next training batch, on the device. For a data-dependent start.
+        """
+        ...
+
+    def after_step(self, *, generator: torch.Generator) -> dict[str, float]:
+        """After every update that was applied (not after a skipped one); returns more metrics."""
+        ...
+
+
+class Loader(Protocol):
+    """An endless iterator of batches that knows where it stands. The state is plain JSON."""
+
+    def __next__(self) -> ClipBatch: ...
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+# (steps done in the phase, phase name) -> uint8 frames [n, T, H, W, 3] to show in TensorBoard
+Preview = Callable[[int, str], Any]

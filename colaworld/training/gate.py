@@ -1,0 +1,139 @@
+"""When to leave warm-up, and when to call a codebook collapsed: two small rules on entropy.
+
+Both look at one number, the normalised entropy of the codes in use (1 even, 0 one code), each time
+it is measured. The method leaves warm-up "when it is high and stable", judged by eye; here:
+
+    entropy  ^            ......... level >= threshold
+             |       ....'|<------>| drift of a fitted line over the window ~ 0  -> leave
+             |   ..''
+             +--|------------------------> step
+              min_steps
+
+Not here: how entropy is measured (metrics.codebook) or what a rollback does (trainer.py).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from colaworld.config import ConfigError
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """When a phase may end before its last step. The phase's `steps` are the maximum."""
+
+    entropy: float = 0.8
+    """Normalised codebook entropy to reach: the mean over the window and the latest value."""
+    window: int = 400
+    """Steps over which the entropy must be level."""
+    max_drift: float = 0.03
+    """Largest change of entropy over the window, by a fitted line, that still counts as level."""
+    min_steps: int = 400
+    """Steps before which the phase never ends."""
+
+    def __post_init__(self) -> None:
+        for name, ok in (
+            ("entropy", 0 <= self.entropy <= 1),
+            ("window", self.window >= 1),
+            ("max_drift", self.max_drift > 0),
+            ("min_steps", self.min_steps >= 0),
+        ):
+            if not ok:
+                raise ConfigError(f"gate.{name}: out of range, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class AlarmConfig:
+    """What to do when the codebook collapses during a phase."""
+
+    floor: float = 0.3
+    """Normalised entropy under which the codebook counts as collapsing."""
+    checks: int = 5
+    """Checks in a row under the floor that raise the alarm."""
+    action: Literal["warn", "stop", "rollback"] = "warn"
+    """Warn only; stop the run; or go back to the last healthy weights and warm up again."""
+    rewarm_phase: str = "warmup"
+    """Name of the phase that a rollback starts again from."""
+    max_rollbacks: int = 1
+    """Rollbacks in one run; the next alarm after that many stops it."""
+
+    def __post_init__(self) -> None:
+        for name, ok in (
+            ("floor", 0 <= self.floor <= 1),
+            ("checks", self.checks >= 1),
+            ("action", self.action in ("warn", "stop", "rollback")),
+            ("max_rollbacks", self.max_rollbacks >= 0),
+        ):
+            if not ok:
+                raise ConfigError(f"alarm.{name}: out of range, got {getattr(self, name)!r}")
+
+
+def fitted_slope(points: list[tuple[float, float]]) -> float:
+    """Slope of the least-squares line through (x, y) points; 0 where all x are equal."""
+    n = len(points)
+    mean_x = sum(x for x, _ in points) / n
+    mean_y = sum(y for _, y in points) / n
+    spread = sum((x - mean_x) ** 2 for x, _ in points)
+    if spread == 0:
+        return 0.0
+    return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
+
+
+class WarmupGate:
+    """Says when entropy is high and level. Its state is plain JSON."""
+
+    def __init__(self, config: GateConfig) -> None:
+        self.config = config
+        self._points: list[tuple[int, float]] = []  # (step, entropy), oldest first
+        self.passed = False
+
+    def update(self, step: int, entropy: float) -> bool:
+        """Add a measurement at `step` (steps done in the phase). True: leave the phase."""
+        config = self.config
+        self._points.append((step, entropy))
+        # keep one point at or beyond the window's far edge, so that a full window can be told
+        while len(self._points) > 1 and self._points[1][0] <= step - config.window:
+            self._points.pop(0)
+        full = step - self._points[0][0] >= config.window
+        if step < config.min_steps or not full or len(self._points) < 3:
+            return False
+        mean = sum(y for _, y in self._points) / len(self._points)
+        drift = fitted_slope([(float(x), y) for x, y in self._points]) * config.window
+        self.passed = min(mean, entropy) >= config.entropy and abs(drift) <= config.max_drift
+        return self.passed
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"points": [list(p) for p in self._points], "passed": self.passed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._points = [(int(step), float(entropy)) for step, entropy in state["points"]]
+        self.passed = bool(state["passed"])
+
+
+class CollapseAlarm:
+    """Counts checks in a row under the floor. Its state is plain JSON."""
+
+    def __init__(self, config: AlarmConfig) -> None:
+        self.config = config
+        self._recent: deque[float] = deque(maxlen=config.checks)
+
+    def update(self, entropy: float) -> str | None:
+        """Add a measurement. Returns the configured action when the alarm is raised, else None.
+
+        After an alarm the count begins anew, so a warning repeats every `checks` checks.
+        """
+        self._recent.append(entropy)
+        if len(self._recent) < self.config.checks or max(self._recent) >= self.config.floor:
+            return None
+        self._recent.clear()
+        return self.config.action
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"recent": list(self._recent)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._recent.clear()
+        self._recent.extend(float(value) for value in state["recent"])

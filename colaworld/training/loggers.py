@@ -1,0 +1,273 @@
+"""Where a run is written down: metrics.jsonl always, TensorBoard and the console on top.
+
+A row is one optimizer step as a dict; not here: what is in it (trainer.py, meters.py).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from colaworld.training.contracts import RunFolderError
+
+log = logging.getLogger(__name__)
+PLAIN_SECONDS = 10.0  # between progress lines where the output is not a terminal
+
+
+def finite(value: Any) -> Any:
+    """The same nested value with null for numbers that JSON cannot hold (NaN, infinities)."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return value
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a metrics.jsonl, oldest first; a line that a kill cut short is left out."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                if not line.endswith(b"\n"):
+                    raise ValueError("it has no end")
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("not a JSON object")
+            except ValueError as error:
+                log.warning("%s: line %d dropped: %s", path, number, error)
+                continue
+            yield row
+
+
+class JsonlLogger:
+    """metrics.jsonl: one JSON object per optimizer step, valid after a kill at any moment.
+
+    Args:
+        path: the file.
+        after: rows whose "global_step" is beyond this are dropped first (0: begin anew), so that a
+            resumed run holds every step exactly once.
+    """
+
+    def __init__(self, path: Path, *, after: int) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows = []
+            if after and path.exists():
+                rows = [row for row in read_rows(path) if row.get("global_step", 0) <= after]
+            temporary = path.with_name(f".{path.name}")
+            with temporary.open("w") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            self._file = path.open("a")
+        except OSError as error:
+            raise self._error(error) from error
+        if after and len(rows) != after:
+            log.warning("%s: %d rows for %d steps; some are lost", path, len(rows), after)
+
+    def _error(self, error: OSError) -> RunFolderError:
+        return RunFolderError(
+            f"{self.path}: cannot be written: {error}. Make room or make the folder writable, "
+            "then resume"
+        )
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._error(error) from error
+
+    def sync(self) -> None:
+        """Put the rows on the disk; before a checkpoint that counts them."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._error(error) from error
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            log.warning("%s: %s", self.path, error)
+
+
+class TensorBoardLogger:
+    """Scalars, code histograms and preview videos for TensorBoard (an optional package).
+
+    Videos are GIFs in image summaries: TensorBoard's own video summary writes nothing today.
+    """
+
+    def __init__(self, folder: Path, *, after: int, every: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                "TensorBoard logs need the tensorboard package: pip install "
+                "'colaworld[tensorboard]', or set training.tensorboard to false"
+            ) from error
+        self.every = every
+        self._writer = SummaryWriter(str(folder), purge_step=after + 1 if after else None)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Every number of the row, nested names joined by "/"; at every `every`-th step."""
+        if row["step"] % self.every and row["step"] != 1:
+            return
+        for name, value in _numbers(row):
+            if name not in ("step", "global_step"):
+                self._writer.add_scalar(name, value, row["global_step"])
+
+    def codes(self, counts: Tensor, global_step: int) -> None:
+        """Histogram of code use per token position, from counts [N, K]."""
+        for position, row in enumerate(counts.tolist()):
+            size = len(row)
+            total = sum(row)
+            self._writer.add_histogram_raw(
+                f"codes/position_{position}",
+                min=0,
+                max=size - 1,
+                num=total,
+                sum=sum(code * n for code, n in enumerate(row)),
+                sum_squares=sum(code * code * n for code, n in enumerate(row)),
+                bucket_limits=[code + 0.5 for code in range(size)],
+                bucket_counts=row,
+                global_step=global_step,
+            )
+
+    def video(self, name: str, frames: Any, global_step: int, *, fps: float = 8.0) -> None:
+        """Show uint8 frames [n, T, H, W, 3] side by side as one moving picture."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        data, height, width = gif(frames, fps=fps)
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
+        self._writer._get_file_writer().add_summary(
+            Summary(value=[Summary.Value(tag=name, image=image)]), global_step
+        )
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(value, bool):
+        return
+    if isinstance(value, (int, float)):
+        if math.isfinite(value):
+            yield path, float(value)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _numbers(inner, f"{path}/{key}" if path else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from _numbers(inner, f"{path}/{index}")
+
+
+def gif(frames: Any, *, fps: float) -> tuple[bytes, int, int]:
+    """uint8 frames [n, T, H, W, 3] -> (GIF of n videos in a row, its height, its width)."""
+    import numpy as np
+    from PIL import Image
+
+    frames = np.asarray(frames.cpu() if isinstance(frames, Tensor) else frames)
+    if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+        raise ValueError(
+            f"preview frames: expected uint8 [n, T, H, W, 3], got {frames.dtype} {frames.shape}"
+        )
+    n, steps, height, width, _ = frames.shape
+    rows = frames.transpose(1, 2, 0, 3, 4).reshape(steps, height, n * width, 3)
+    images = [Image.fromarray(row) for row in rows]
+    file = io.BytesIO()
+    images[0].save(
+        file, "GIF", save_all=True, append_images=images[1:], duration=1000 / fps, loop=0
+    )
+    return file.getvalue(), height, n * width
+
+
+class ConsoleLogger:
+    """Progress on the screen: a bar with ETA in a terminal, else a plain line now and then.
+
+    Args:
+        total: optimizer steps of the whole run, at most.
+        done: steps of it that are behind us.
+    """
+
+    def __init__(self, *, total: int, done: int = 0) -> None:
+        from rich.console import Console
+
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._total, self._done, self._new = total, done, 0
+        self._start = self._last = time.monotonic()
+        self._bar = None
+        if self._console.is_terminal:
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
+
+            self._bar = Progress(
+                TextColumn("{task.fields[phase]}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task("", total=total, completed=done, phase="", text="")
+            self._bar.start()
+
+    def row(self, row: Mapping[str, Any], *, clips_per_second: float = 0.0) -> None:
+        self._done += 1
+        self._new += 1
+        text = "skipped" if "skipped" in row else f"loss {row['loss']:.4f}"
+        if row.get("codebook"):
+            text += f"  entropy {row['codebook']['entropy_normalised']:.2f}"
+        if clips_per_second:
+            text += f"  {clips_per_second:.0f} clips/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, phase=row["phase"], text=text)
+            return
+        now = time.monotonic()
+        if self._new == 1 or now - self._last >= PLAIN_SECONDS:
+            left = (now - self._start) / self._new * max(0, self._total - self._done)
+            self._last = now
+            self.say(
+                f"{row['phase']} step {row['step']} ({self._done} of {self._total})  {text}  "
+                f"about {_duration(left)} left"
+            )
+
+    def skip_to(self, done: int) -> None:
+        """Count steps as behind us that will not be run (a gate opened early, a rollback)."""
+        self._done = done
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -1,0 +1,99 @@
+"""AdamW for one phase: a group per part of the model, vectors undecayed, moments by name.
+
+A phase has its own optimizer and its own ramp. Parameters that also trained in the phase before
+keep their moments (their scale is still right; starting them from zero would make Adam's first
+steps large), newly thawed ones begin without. Not here: clipping, skipping (trainer.py, guard.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from colaworld.training.config import TrainingConfig
+from colaworld.training.phases import Phase
+
+Moments = dict[str, dict[str, Tensor]]  # parameter name -> exp_avg, exp_avg_sq, step
+
+
+class PhaseOptimizer:
+    """AdamW over the parts that train in `phase`.
+
+    Args:
+        model: its direct children are the parts; those of the phase must be thawed.
+        phase: which parts train, at which rates.
+        training: weight decay and betas.
+        moments: state to begin from, by parameter name; names that do not train are ignored.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        phase: Phase,
+        training: TrainingConfig,
+        *,
+        moments: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ) -> None:
+        self.phase = phase
+        self.parameters: dict[str, nn.Parameter] = {}
+        groups = []
+        for part in phase.train:
+            split: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+            for name, parameter in model.get_submodule(part).named_parameters():
+                if any(parameter is known for known in self.parameters.values()):
+                    continue  # tied to a parameter of an earlier part, which steps it
+                self.parameters[f"{part}.{name}"] = parameter
+                split[parameter.ndim > 1].append(parameter)
+            for decayed, members in split.items():
+                if members:
+                    groups.append(
+                        {
+                            "params": members,
+                            "lr": phase.rate(part),
+                            "weight_decay": training.weight_decay if decayed else 0.0,
+                            "rate": phase.rate(part),
+                            "part": part,
+                        }
+                    )
+        if not groups:
+            raise ValueError(
+                f"phase {phase.name!r}: the parts {', '.join(phase.train)} have no parameters"
+            )
+        fused = all(p.is_floating_point() for p in self.parameters.values())
+        self.adamw = torch.optim.AdamW(groups, betas=training.betas, fused=fused)
+        for name, state in (moments or {}).items():
+            parameter = self.parameters.get(name)
+            if parameter is not None:
+                self.adamw.state[parameter] = {
+                    key: value.detach().to(parameter.device, copy=True)
+                    for key, value in state.items()
+                }
+
+    def gradients(self, part: str | None = None) -> list[Tensor]:
+        """Gradients there are, of one part or of all."""
+        prefix = "" if part is None else f"{part}."
+        return [
+            parameter.grad
+            for name, parameter in self.parameters.items()
+            if parameter.grad is not None and name.startswith(prefix)
+        ]
+
+    def zero_grad(self) -> None:
+        self.adamw.zero_grad(set_to_none=True)
+
+    def step(self, number: int) -> None:
+        """Update with the rate of update `number` of the phase (1 is the first)."""
+        ramp = self.phase.ramp(number)
+        for group in self.adamw.param_groups:
+            group["lr"] = group["rate"] * ramp
+        self.adamw.step()
+
+    def moments(self) -> Moments:
+        """The state by parameter name (the live tensors, not copies)."""
+        return {
+            name: dict(self.adamw.state[parameter])
+            for name, parameter in self.parameters.items()
+            if self.adamw.state.get(parameter)
+        }

@@ -1,0 +1,112 @@
+"""A phase: a value that says what is minimised, which parts of the model move, and for how long.
+
+Warm-up, joint training, LAM, world model and pre-training are five such values (see recipes), run
+one after another by the same loop. Not here: objectives, the optimizer, or when a gate opens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from colaworld.config import ConfigError
+from colaworld.training.gate import AlarmConfig, GateConfig
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training. Parts of the model are named by its direct children."""
+
+    name: str
+    """What the phase is called in logs and checkpoints; unique within a run."""
+    objective: str
+    """Which objective is minimised, by its key: "flow", "cola", "reconstruction" or "world"."""
+    train: tuple[str, ...]
+    """Parts of the model that train; all others are frozen and in evaluation mode."""
+    steps: int
+    """Optimizer steps; the maximum where there is a gate."""
+    learning_rate: float = 7.5e-5
+    """Learning rate after the ramp (the paper's, in every phase)."""
+    ramp_steps: int = 2000
+    """Steps of the linear ramp up to the learning rate, constant after it; 0 for none."""
+    group_rates: tuple[tuple[str, float], ...] = ()
+    """(part, factor) pairs: a part's learning rate as a multiple of `learning_rate`."""
+    gate: GateConfig | None = None
+    """Leave the phase early by this rule; None runs all steps."""
+    alarm: AlarmConfig | None = None
+    """Watch the codebook for collapse by this rule; None does not."""
+
+    def __post_init__(self) -> None:
+        for name, ok, wanted in (
+            ("steps", self.steps >= 1, ">= 1"),
+            ("learning_rate", self.learning_rate > 0, "> 0"),
+            ("ramp_steps", self.ramp_steps >= 0, ">= 0"),
+            ("train", len(self.train) > 0, "at least one part"),
+            ("train", len(set(self.train)) == len(self.train), "each part once"),
+        ):
+            if not ok:
+                raise ConfigError(
+                    f"phase {self.name!r}: {name}: expected {wanted}, got {getattr(self, name)!r}"
+                )
+        for part, factor in self.group_rates:
+            if part not in self.train or factor <= 0:
+                raise ConfigError(
+                    f"phase {self.name!r}: group_rates: expected a part that trains "
+                    f"({', '.join(self.train)}) and a factor > 0, got ({part!r}, {factor!r})"
+                )
+
+    def rate(self, part: str) -> float:
+        """The learning rate of `part` after the ramp."""
+        return self.learning_rate * dict(self.group_rates).get(part, 1.0)
+
+    def ramp(self, step: int) -> float:
+        """Factor on the learning rate of update `step` (1 is the first): linear, then 1."""
+        return min(1.0, step / self.ramp_steps) if self.ramp_steps else 1.0
+
+
+def check_phases(phases: Sequence[Phase], model: nn.Module, objectives: Sequence[str]) -> None:
+    """Raise ConfigError where phases do not fit each other, the model or the objectives."""
+    if not phases:
+        raise ConfigError("phases: expected at least one, got none")
+    names = [phase.name for phase in phases]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"phases: expected unique names, got {', '.join(names)}")
+    parts = [name for name, _ in model.named_children()]
+    own = [name for name, _ in model.named_parameters(recurse=False)]
+    if own:
+        raise ConfigError(
+            f"{type(model).__name__} holds parameters itself ({', '.join(own)}); expected all of "
+            f"them in its direct children ({', '.join(parts)}), which are what phases train"
+        )
+    for phase in phases:
+        if phase.objective not in objectives:
+            raise ConfigError(
+                f"phase {phase.name!r}: no objective {phase.objective!r}; "
+                f"known: {', '.join(objectives)}"
+            )
+        for part in phase.train:
+            if part not in parts:
+                raise ConfigError(
+                    f"phase {phase.name!r}: train: the model has no part {part!r}; "
+                    f"its parts: {', '.join(parts)}"
+                )
+        alarm = phase.alarm
+        if alarm and alarm.action == "rollback" and alarm.rewarm_phase not in names:
+            raise ConfigError(
+                f"phase {phase.name!r}: alarm.rewarm_phase: no phase {alarm.rewarm_phase!r}; "
+                f"phases: {', '.join(names)}"
+            )
+
+
+def enter_phase(model: nn.Module, phase: Phase) -> None:
+    """Thaw the parts that train (train mode) and freeze the others (eval mode, no gradient).
+
+    Eval mode as well, so that no running statistic of a frozen part moves.
+    """
+    model.training = True
+    for name, child in model.named_children():
+        trains = name in phase.train
+        child.train(trains)
+        child.requires_grad_(trains)
