@@ -6,11 +6,15 @@ Shape legend: ... any leading dimensions, C channels, H W pixels.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PSNR_CAP = 100.0  # dB of two equal images, so that means stay finite; an error of 1e-5 per value
+# dB of equal images, so that means stay finite and no single still frame decides them: the error of
+# rounding to 8 bits, 1 / (12 * 255^2). Below it two videos of bytes cannot be told apart.
+PSNR_CAP = 10.0 * math.log10(12 * 255**2)  # 58.92
 SSIM_WINDOW = 11  # Wang et al. 2004, "Image quality assessment: from error visibility ..."
 SSIM_SIGMA = 1.5
 SSIM_K1, SSIM_K2 = 0.01, 0.03

@@ -1,0 +1,286 @@
+"""The whole evaluation on a scrolling scene: a move rolls the picture by one known step."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from colaworld.config import from_dict, to_dict
+from colaworld.contracts import ActionSpec, ClipBatch, LatentActions, Rollout
+from colaworld.evaluation.artefacts import Artefacts
+from colaworld.evaluation.evaluate import EvaluationConfig, collect, evaluate, run_evaluation
+from colaworld.evaluation.files import write_atomically, write_json
+from colaworld.evaluation.tables import compare, headlines, table
+
+MOVES = ((0, 2), (0, -2), (2, 0), (-2, 0))
+SPEC = ActionSpec("action", "discrete", 4, names=("right", "left", "down", "up"))
+SIGMA = 0.02
+SMALL = EvaluationConfig(
+    clips=24, probe_clips=40, batch_size=8, bootstrap_samples=200, history=2, seed=3
+)
+
+
+def shift(frame, move):
+    return torch.roll(frame, MOVES[int(move)], dims=(-2, -1))
+
+
+class ScrollWorld:
+    """Reads the move off by trying all four; rolls the picture by the code, plus a little noise."""
+
+    codebook_size, tokens = 4, 1
+
+    def __init__(self, *, deaf=False, blind=False):
+        self.deaf, self.blind = deaf, blind
+        self.book = torch.eye(4)
+
+    def lookup(self, indices):
+        return self.book[indices]
+
+    def infer_actions(self, frames):
+        errors = torch.stack(
+            [(shift(frames[:, :-1], k) - frames[:, 1:]).square().mean((2, 3, 4)) for k in range(4)]
+        )
+        indices = errors.argmin(0)[..., None]
+        if self.blind:
+            indices = torch.zeros_like(indices)
+        return LatentActions(self.lookup(indices), indices)
+
+    def rollout(self, history, codes, *, generator):
+        frames = list(history.unbind(1))
+        for t in range(history.shape[1] - 1, codes.shape[1]):
+            moves = codes[:, t, 0].argmax(-1)
+            frames.append(
+                frames[-1]
+                if self.deaf
+                else torch.stack([shift(f, m) for f, m in zip(frames[-1], moves, strict=True)])
+            )
+        video = torch.stack(frames, dim=1)
+        noise = SIGMA * torch.randn(video.shape, generator=generator)
+        noise[:, : history.shape[1]] = 0
+        return Rollout(video + noise, history.shape[1])
+
+
+def batches(*, clips=40, steps=5, actions=True, episodes=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    moves = torch.randint(0, 4, (clips, steps), generator=generator)
+    for rows in torch.arange(clips).split(8):
+        videos = []
+        for r in rows:
+            frame = torch.randint(40, 215, (3, 12, 14), generator=generator, dtype=torch.uint8)
+            video = [frame]
+            for m in moves[r]:
+                video.append(shift(video[-1], m))
+            videos.append(torch.stack(video))
+        yield ClipBatch(
+            torch.stack(videos), rows % episodes, rows * 10, moves[rows] if actions else None
+        )
+
+
+@pytest.fixture(scope="module")
+def good():
+    return run_evaluation(ScrollWorld(), batches(), SPEC, SMALL)
+
+
+def test_the_fixed_layout(good):
+    result = json.loads(json.dumps(good.result, allow_nan=False))
+    for variant in ("random", "shuffled", "constant"):
+        assert {"mean", "low", "high"} <= set(result["delta_psnr"][variant])
+    four = {"utilisation", "max_usage", "entropy_normalised", "perplexity"}
+    assert set(result["codebook"]) == four | {"positions", "joint"}
+    assert result["probe"]["kind"] == "accuracy"
+    assert set(result["probe"]["score"]) == {"mean", "low", "high"}
+    assert isinstance(result["probe"]["baseline"], float)
+    assert result["probe_skipped"] is None
+    assert len(result["rollout"]["psnr_by_horizon"]) == 4
+    assert len(result["rollout"]["ssim_by_horizon"]) == 4
+    assert result["counts"]["episodes"] == 8
+    assert from_dict(EvaluationConfig, result["config"]) == SMALL
+
+
+def test_a_world_that_obeys_is_seen_to_obey(good):
+    result = good.result
+    noise_floor = -20 * math.log10(SIGMA)  # the only error under the true codes, 34 dB
+    assert result["rollout"]["psnr_by_horizon"] == pytest.approx([noise_floor] * 4, abs=0.3)
+    # uniform values of spread s, independent after a wrong shift: error 2 s^2
+    s = np.std(np.arange(40, 215) / 255)
+    wrong = -10 * math.log10(2 * s**2 + SIGMA**2)
+    first = result["delta_psnr"]["random"]["by_horizon"][0]  # one wrong code in 3 of 4 cases
+    assert first == pytest.approx(0.75 * (noise_floor - wrong), abs=5.0)
+    for variant in ("random", "shuffled", "constant"):
+        delta = result["delta_psnr"][variant]
+        assert 10 < delta["low"] <= delta["mean"] <= delta["high"] < noise_floor - wrong + 1
+    assert result["codebook"]["utilisation"] == 1.0
+    assert result["codebook"]["entropy_normalised"] > 0.95
+    assert result["probe"]["score"]["mean"] == 1.0
+    assert result["probe"]["macro_f1"]["mean"] == 1.0
+    assert result["probe"]["baseline"] < 0.7
+    assert result["probe"]["baseline"] == max(
+        result["probe"]["chance"], result["probe"]["pixel_difference"]
+    )
+    assert result["probe"]["margin"]["low"] > 0
+
+
+def test_a_world_that_ignores_actions_gets_delta_zero():
+    result = evaluate(ScrollWorld(deaf=True), batches(), SPEC, SMALL)
+    for variant in ("random", "shuffled", "constant"):
+        delta = result["delta_psnr"][variant]
+        assert delta["mean"] == 0.0
+        assert delta["low"] <= 0.0 <= delta["high"]
+    copy = result["rollout"]["variants"]["copy"]["psnr_by_horizon"]
+    deaf = result["rollout"]["psnr_by_horizon"]
+    assert deaf[0::2] == pytest.approx(copy[0::2], abs=0.2)  # odd moves never lead back
+
+
+def test_a_collapsed_codebook_is_seen(good):
+    result = evaluate(ScrollWorld(blind=True), batches(), SPEC, SMALL)
+    assert result["codebook"]["perplexity"] == 1.0
+    assert result["codebook"]["entropy_normalised"] == 0.0
+    assert result["codebook"]["utilisation"] == 0.25
+    assert result["probe"]["score"]["mean"] == pytest.approx(result["probe"]["chance"])
+    assert result["probe"]["margin"]["mean"] <= 0
+
+
+def test_the_same_seed_gives_the_same_numbers(good):
+    assert evaluate(ScrollWorld(), batches(), SPEC, SMALL) == good.result
+
+
+def test_without_actions_the_probe_is_null_and_says_why():
+    for spec, with_actions in ((SPEC, False), (None, True)):
+        result = evaluate(ScrollWorld(), batches(actions=with_actions), spec, SMALL)
+        assert result["probe"] is None
+        assert result["probe_skipped"] == "the data set has no real actions"
+        assert "no real actions" in table(result)
+    one = evaluate(ScrollWorld(), batches(episodes=1), SPEC, SMALL)
+    assert "at least 2 episodes" in one["probe_skipped"]
+    assert one["delta_psnr"]["random"]["low"] is None  # one episode has no interval
+
+
+def test_continuous_actions_are_probed_by_r2():
+    spec = ActionSpec("action", "continuous", 2, unit="px")
+
+    def continuous():
+        for batch in batches():
+            moved = torch.tensor(MOVES, dtype=torch.float32)[batch.actions]
+            yield ClipBatch(batch.frames, batch.episode, batch.start, moved)
+
+    run = run_evaluation(ScrollWorld(), continuous(), spec, SMALL)
+    probe = run.result["probe"]
+    assert probe["kind"] == "r2"
+    assert probe["score"]["mean"] > 0.99
+    assert probe["l1"]["mean"] < 0.05
+    assert probe["macro_f1"] is None
+    assert probe["baseline"] < 0.9
+    assert run.artefacts.probe_predicted.shape == run.artefacts.probe_target.shape
+    assert run.artefacts.code_notes[0] == "mean +0 +2"
+
+
+def test_a_continuous_world_has_no_codebook_numbers():
+    class Continuous(ScrollWorld):
+        codebook_size = None
+
+        def infer_actions(self, frames):
+            return LatentActions(super().infer_actions(frames).codes)
+
+    run = run_evaluation(Continuous(), batches(), SPEC, SMALL)
+    assert run.result["codebook"] is None
+    assert run.result["delta_psnr"]["random"]["low"] > 5
+    shown = run.artefacts.every_code
+    assert len(run.artefacts.code_names) == shown.shape[1] == SMALL.shown_codes
+    assert "continuous latents" in table(run.result)
+
+
+def test_misfit_actions_are_errors_not_skips():
+    with pytest.raises(ValueError, match="'action' has 2 classes"):
+        evaluate(ScrollWorld(), batches(), ActionSpec("action", "discrete", 2), SMALL)
+    with pytest.raises(ValueError, match="'action' has 2 dimensions"):
+        evaluate(ScrollWorld(), batches(), ActionSpec("action", "continuous", 2), SMALL)
+
+
+def test_artefacts_show_what_happened(good, tmp_path):
+    shown = good.artefacts
+    assert shown.truth.shape == shown.inferred.shape == shown.random.shape == (4, 6, 12, 14, 3)
+    assert np.array_equal(shown.truth[:, :2], shown.inferred[:, :2])  # the history
+    error = shown.truth.astype(float) - shown.inferred
+    assert np.abs(error).mean() < 255 * SIGMA
+    assert np.abs(shown.truth.astype(float) - shown.random).mean() > 20
+    assert shown.every_code.shape == (3, 4, 5, 12, 14, 3)
+    assert (shown.every_code[:, :1, 0] == shown.every_code[:, :, 0]).all()  # one start
+    moved = np.roll(shown.every_code[1, 2, 0], 2, axis=0).astype(float)
+    assert np.abs(moved - shown.every_code[1, 2, 1]).mean() < 255 * SIGMA
+    assert shown.code_names == ("code 0", "code 1", "code 2", "code 3")
+    assert shown.code_notes == ("right 100%", "left 100%", "down 100%", "up 100%")
+    good.save(tmp_path)
+    loaded = Artefacts.load(tmp_path / "evaluation.npz")
+    assert np.array_equal(loaded.every_code, shown.every_code)
+    assert loaded.code_notes == shown.code_notes
+    assert loaded.history == 2 and loaded.probe_kind == "accuracy"
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == good.result
+
+
+def test_progress_counts_to_the_end():
+    seen = []
+    evaluate(ScrollWorld(), batches(), SPEC, SMALL, lambda *a: seen.append(a))
+    done = [d for d, _, _ in seen]
+    assert done == list(range(1, len(seen) + 1))
+    assert {t for _, t, _ in seen} == {len(seen)}
+
+
+def test_only_as_many_clips_as_needed_are_drawn():
+    drawn = []
+
+    def endless():
+        while True:
+            for batch in batches():
+                drawn.append(len(batch))
+                yield batch
+
+    assert len(collect(endless(), clips=12)) == 12
+    assert sum(drawn) == 16
+
+
+def test_clips_that_cannot_be_used_are_named():
+    with pytest.raises(ValueError, match="at least 2 held-out clips"):
+        evaluate(ScrollWorld(), iter(()), SPEC, SMALL)
+    with pytest.raises(ValueError, match="do not fit into clips of 6 frames"):
+        evaluate(ScrollWorld(), batches(), SPEC, EvaluationConfig(history=2, horizon=5))
+    with pytest.raises(ValueError, match="evaluation.clips"):
+        EvaluationConfig(clips=1)
+
+
+def test_the_five_numbers_and_both_tables(good):
+    five = headlines(good.result)
+    assert len(five) == 5
+    assert five[0].value == good.result["delta_psnr"]["random"]["mean"]
+    assert five[2].name == "linear probe, accuracy"
+    text = table(good.result)
+    assert f"{five[0].value:.2f} dB [{five[0].low:.2f}, {five[0].high:.2f}]" in text
+    assert "24 clips of 8 episodes" in text
+    side = compare({"cola": good.result, "naive_joint": good.result}).splitlines()
+    assert side[0].startswith("run")
+    assert side[2].split("  ")[0] == "cola"
+    assert len(side) == 4
+    with pytest.raises(ValueError, match="at least one run"):
+        compare({})
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "evaluation.json"
+    write_json(path, {"a": [1.0, math.nan], "b": math.inf})
+    assert json.loads(path.read_text()) == {"a": [1.0, None], "b": None}
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, "half")
+    assert json.loads(path.read_text())["a"][0] == 1.0
+    assert [p.name for p in tmp_path.iterdir()] == ["evaluation.json"]
+
+
+def test_the_configuration_survives_a_round_trip():
+    assert from_dict(EvaluationConfig, to_dict(EvaluationConfig(horizon=3))).horizon == 3

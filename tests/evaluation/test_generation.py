@@ -1,0 +1,180 @@
+"""Steering measured on worlds whose answer is known in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from colaworld.contracts import LatentActions, Rollout
+from colaworld.evaluation.generation import (
+    VARIANTS,
+    derangement,
+    generation,
+    infer,
+    variant_codes,
+)
+
+LEVELS = (0.2, 0.6)  # a transition under code k makes the next frame flat, of brightness LEVELS[k]
+OFFSET = 0.1  # what the world adds by mistake, so that even true codes give a finite PSNR
+RIGHT = -20 * math.log10(OFFSET)  # 20 dB
+WRONG = (-20 * math.log10(0.4 + OFFSET), -20 * math.log10(0.4 - OFFSET))  # 0 taken for 1, 1 for 0
+
+
+class FlatWorld:
+    """Codes decide the brightness of the next frame; `deaf` worlds answer code 0 always."""
+
+    codebook_size, tokens = 2, 1
+
+    def __init__(self, *, deaf: bool = False, noise: float = 0.0) -> None:
+        self.deaf, self.noise = deaf, noise
+
+    def infer_actions(self, frames):
+        indices = (frames[:, 1:].mean(dim=(2, 3, 4)) > 0.4).long()[..., None]
+        return LatentActions(self.lookup(indices), indices)
+
+    def lookup(self, indices):
+        return indices[..., None].float()
+
+    def rollout(self, history, codes, *, generator):
+        h = history.shape[1]
+        future = codes[:, h - 1 :, 0, 0]
+        level = torch.full_like(future, 0.4) if self.deaf else LEVELS[0] + 0.4 * future + OFFSET
+        frames = level[:, :, None, None, None].expand(-1, -1, *history.shape[2:])
+        frames = frames + self.noise * torch.randn(frames.shape, generator=generator)
+        return Rollout(torch.cat([history, frames.clamp(0, 1)], dim=1), h)
+
+
+def flat_clips(codes):
+    """codes [M, T-1] -> uint8 clips [M, T, 3, 4, 4]; values 51 and 153 are exactly 0.2 and 0.6."""
+    codes = torch.as_tensor(codes)
+    values = torch.cat([torch.zeros(codes.shape[0], 1), 51 + 102.0 * codes], dim=1)
+    return values.to(torch.uint8)[:, :, None, None, None].expand(-1, -1, 3, 4, 4).contiguous()
+
+
+def run(world, codes, episodes, *, history=1, batch_size=7, seed=0, watch=None):
+    frames = flat_clips(codes)
+    actions = infer(world, frames, batch_size=batch_size, device="cpu")
+    return generation(
+        world,
+        frames,
+        actions,
+        np.asarray(episodes),
+        history=history,
+        batch_size=batch_size,
+        seed=seed,
+        watch=watch,
+    )
+
+
+def test_shuffled_and_copy_scores_are_exact():
+    codes = [[0, 0, 0]] * 3 + [[1, 1, 1]] * 3  # two episodes of opposite codes
+    result = run(FlatWorld(), codes, [0] * 3 + [1] * 3)
+    assert result.psnr["inferred"] == pytest.approx(np.full((6, 3), RIGHT), abs=1e-3)
+    expected = [RIGHT - WRONG[0]] * 3 + [RIGHT - WRONG[1]] * 3
+    assert result.delta("shuffled") == pytest.approx(expected, abs=1e-3)
+    black = [-20 * math.log10(0.2)] * 3 + [-20 * math.log10(0.6)] * 3
+    assert result.psnr["copy"][:, 2] == pytest.approx(black, abs=1e-3)
+    assert result.ssim["inferred"].shape == (6, 3)
+
+
+def test_random_codes_lose_by_the_known_amount():
+    codes = np.random.default_rng(0).integers(0, 2, size=(200, 6))
+    result = run(FlatWorld(), codes, np.arange(200), batch_size=50)
+    expected = 0.5 * (RIGHT - sum(WRONG) / 2)  # half of the codes are wrong, of either kind
+    assert result.delta("random").mean() == pytest.approx(expected, abs=0.5)
+    assert result.delta("constant").mean() == pytest.approx(expected, abs=0.7)
+    assert result.delta("shuffled").mean() == pytest.approx(expected, abs=0.5)
+
+
+def test_noise_is_paired_so_a_deaf_world_gives_exactly_zero():
+    codes = np.random.default_rng(1).integers(0, 2, size=(20, 4))
+    result = run(FlatWorld(deaf=True, noise=0.3), codes, np.arange(20))
+    for name in VARIANTS[1:]:
+        assert (result.delta(name) == 0).all()
+    assert result.psnr["inferred"].std() > 0  # there was noise
+
+
+def test_the_history_is_left_alone():
+    codes = np.random.default_rng(2).integers(0, 2, size=(9, 5))
+    episodes = np.arange(9) // 2
+    actions = infer(FlatWorld(), flat_clips(codes), batch_size=4, device="cpu")
+    found = variant_codes(FlatWorld(), actions, episodes, history=3, seed=1)
+    for name in VARIANTS:
+        assert torch.equal(found[name][:, :2], actions.codes[:, :2])
+    assert torch.equal(found["inferred"], actions.codes)
+    constant = found["constant"][:, 2:, 0, 0]
+    assert bool((constant == constant[:, :1]).all())
+    assert not torch.equal(found["random"], actions.codes)
+    again = variant_codes(FlatWorld(), actions, episodes, history=3, seed=1)
+    assert all(torch.equal(found[name], again[name]) for name in VARIANTS)
+
+
+def test_continuous_latents_borrow_from_other_clips():
+    class Continuous(FlatWorld):
+        codebook_size = None
+
+        def lookup(self, indices):
+            raise AssertionError("a continuous world has no codebook")
+
+    codes = torch.arange(4.0)[:, None, None, None].expand(4, 3, 1, 1).contiguous()
+    found = variant_codes(
+        Continuous(), LatentActions(codes), np.array([0, 0, 1, 1]), history=1, seed=0
+    )
+    own = torch.arange(4)[:, None]
+    for name in ("random", "shuffled", "constant"):
+        assert bool(((found[name][..., 0, 0] >= 2) != (own >= 2)).all())  # the other episode
+
+
+@pytest.mark.parametrize(
+    "episodes", [[0, 1], [0, 0, 0], [0, 0, 0, 0, 1], [0, 0, 1, 1, 2], list(range(9)), [3, 1] * 5]
+)
+def test_derangement_moves_every_clip_and_changes_episode_where_it_can(episodes):
+    episodes = np.array(episodes)
+    for seed in range(5):
+        other = derangement(episodes, generator=np.random.default_rng(seed))
+        assert sorted(other) == list(range(len(episodes)))
+        assert (other != np.arange(len(episodes))).all()
+        if np.unique(episodes, return_counts=True)[1].max() * 2 <= len(episodes):
+            assert (episodes[other] != episodes).all()
+    with pytest.raises(ValueError, match="at least 2"):
+        derangement(episodes[:1], generator=np.random.default_rng(0))
+
+
+def test_results_do_not_depend_on_who_watches():
+    codes = np.random.default_rng(3).integers(0, 2, size=(5, 3))
+    seen = []
+    plain = run(FlatWorld(noise=0.1), codes, np.arange(5), batch_size=2)
+    watched = run(
+        FlatWorld(noise=0.1),
+        codes,
+        np.arange(5),
+        batch_size=2,
+        watch=lambda rows, name, video: seen.append((rows.start, name, tuple(video.shape))),
+    )
+    assert np.array_equal(plain.psnr["random"], watched.psnr["random"])
+    assert [s for s in seen if s[1] == "constant"] == [
+        (0, "constant", (2, 4, 3, 4, 4)),
+        (2, "constant", (2, 4, 3, 4, 4)),
+        (4, "constant", (1, 4, 3, 4, 4)),
+    ]
+
+
+def test_a_world_that_returns_other_shapes_is_named():
+    class Short(FlatWorld):
+        def rollout(self, history, codes, *, generator):
+            full = super().rollout(history, codes, generator=generator)
+            return Rollout(full.frames[:, :-1], full.history)
+
+    class Lost(FlatWorld):
+        def infer_actions(self, frames):
+            return LatentActions(super().infer_actions(frames).codes)
+
+    with pytest.raises(ValueError, match="World.rollout: expected"):
+        run(Short(), [[0, 1], [1, 0]], [0, 1])
+    with pytest.raises(ValueError, match="indices are None"):
+        run(Lost(), [[0, 1], [1, 0]], [0, 1])
+    with pytest.raises(ValueError, match="history"):
+        run(FlatWorld(), [[0, 1], [1, 0]], [0, 1], history=3)
