@@ -1,0 +1,53 @@
+"""Rectified flow (Liu et al. 2022) with one diffusion time per frame: 0 is data, 1 is noise.
+
+Latents are [B, C, T, h, w], times [B, T]. The velocity points from noise to data, v = x0 - noise,
+as in Open-Sora; a generator with the opposite sign is turned around by its own wrapper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TimeConfig:
+    """How diffusion times are drawn in training: logit-normal, then shifted toward noise."""
+
+    mean: float = 0.0
+    """Mean of the normal before the logistic function."""
+    std: float = 1.0
+    """Its deviation."""
+    shift: float = 1.0
+    """r in t' = r t / (1 + (r - 1) t); above 1 moves times toward noise."""
+
+
+def per_frame(times: Tensor) -> Tensor:
+    """[B, T] -> [B, 1, T, 1, 1], to multiply latents with."""
+    return times[:, None, :, None, None]
+
+
+def shift_times(times: Tensor, shift: float) -> Tensor:
+    """t' = r t / (1 + (r - 1) t) (Esser et al. 2024, section 5.3.2)."""
+    return shift * times / (1 + (shift - 1) * times)
+
+
+def draw_times(
+    clips: int, config: TimeConfig, *, generator: torch.Generator, device: torch.device | str
+) -> Tensor:
+    """One time per clip, [clips] in (0, 1)."""
+    normal = torch.randn(clips, generator=generator, device=device)
+    return shift_times(torch.sigmoid(config.mean + config.std * normal), config.shift)
+
+
+def interpolate(x0: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+    """x_t = (1 - t) x0 + t noise, frame by frame."""
+    t = per_frame(times).to(x0.dtype)
+    return (1 - t) * x0 + t * noise
+
+
+def target_velocity(x0: Tensor, noise: Tensor) -> Tensor:
+    """v = x0 - noise."""
+    return x0 - noise

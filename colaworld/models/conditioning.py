@@ -1,0 +1,105 @@
+"""Action conditioning: latent actions to one modulation per frame and block of the generator.
+
+Latent actions -> self-attention blocks over the action sequence -> MLP -> shift, scale, gate,
+added to the generator's own time modulation (CoLA-World, AdaLN conditioning). The last layer is
+zero at the start, so that an untrained conditioner leaves the generator's output unchanged.
+
+Shape legend: B clips, T latent frames, C width, N tokens per action, d token width, r actions
+that lead into one latent frame (the tokenizer's temporal stride).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from colaworld.models.layers.mlp import MLP
+from colaworld.models.layers.rope import rope_tables
+from colaworld.ops import st_attention
+
+
+@dataclass(frozen=True)
+class ConditionerConfig:
+    """Sizes of the action path. The width is the backbone's."""
+
+    depth: int = 6
+    """Self-attention blocks over the action sequence (paper: 6)."""
+    heads: int = 4
+    """Attention heads."""
+    mlp_ratio: float = 2.0
+    """Hidden width of the MLP over width."""
+    per_block: bool = True
+    """A head of its own for every block of the generator; false: one shared by all (paper)."""
+    dropout: float = 0.1
+    """Probability that a step's action is replaced by the learned null action (paper: 0.1)."""
+
+
+class ActionBlock(nn.Module):
+    """Pre-norm causal self-attention over actions, then an MLP."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = MLP(width, int(width * mlp_ratio))
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        B, T, C = x_BTC.shape
+        qkv = self.qkv(self.norm1(x_BTC)).view(B, T, 1, 3, self.heads, C // self.heads)
+        rope = rope_tables(T, C // self.heads, device=x_BTC.device)
+        attended = st_attention(qkv, axis="temporal", causal=True, rope=rope)
+        x = x_BTC + self.proj(attended.reshape(B, T, C))
+        return x + self.mlp(self.norm2(x))
+
+
+class ActionConditioner(nn.Module):
+    """Latent actions [B, r (T - 1), N, d] -> modulation [B, T, blocks, 6 C]."""
+
+    def __init__(
+        self,
+        config: ConditionerConfig,
+        *,
+        width: int,
+        blocks: int,
+        tokens: int,
+        dim: int,
+        actions_per_frame: int = 1,
+    ) -> None:
+        super().__init__()
+        self.config, self.actions_per_frame = config, actions_per_frame
+        self.heads_out = blocks if config.per_block else 1
+        self.null = nn.Parameter(torch.zeros(tokens * dim))
+        self.first = nn.Parameter(torch.zeros(width))  # frame 0 is led into by no action
+        self.embed = nn.Linear(actions_per_frame * tokens * dim, width)
+        self.blocks = nn.ModuleList(
+            ActionBlock(width, config.heads, config.mlp_ratio) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.hidden = nn.Linear(width, width)
+        self.out = nn.Linear(width, self.heads_out * 6 * width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, codes: Tensor, drop: Tensor | None = None) -> Tensor:
+        """`drop` [B, r (T - 1)] bool: actions to replace by the null action."""
+        B, steps = codes.shape[:2]
+        r = self.actions_per_frame
+        if steps % r:
+            raise ValueError(f"conditioner: {steps} actions are not whole frames of {r} actions")
+        x = codes.flatten(2).to(self.embed.weight.dtype)  # [B, r (T - 1), N d]
+        if drop is not None:
+            x = torch.where(drop[..., None], self.null.to(x.dtype), x)
+        x = self.embed(x.reshape(B, steps // r, -1))
+        x = torch.cat([self.first.to(x.dtype).expand(B, 1, -1), x], dim=1)  # [B, T, C]
+        for block in self.blocks:
+            x = block(x)
+        out = self.out(F.silu(self.hidden(self.norm(x))))
+        return out.view(B, steps // r + 1, self.heads_out, -1)
+
+    def null_modulation(self, codes: Tensor) -> Tensor:
+        """The modulation when every action is the null action (for guidance)."""
+        return self(codes, torch.ones(codes.shape[:2], dtype=torch.bool, device=codes.device))

@@ -1,0 +1,127 @@
+"""The inverse dynamics model: which latent action leads from each frame to the next?
+
+A causal spatio-temporal transformer on raw pixels (CoLA-World, section on the latent action model;
+where the paper is silent, as documented in `models/README.md`). z_t sees frames 0 .. t + 1 only.
+
+Shape legend: B clips, T frames, S patches per frame, C width, N tokens per action, d token width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from colaworld.models.layers.attention import AxialAttention
+from colaworld.models.layers.embeddings import grid_embedding
+from colaworld.models.layers.mlp import MLP
+from colaworld.ops import adaln
+
+
+@dataclass(frozen=True)
+class IDMConfig:
+    """Sizes of the inverse dynamics model. `paper()` gives the paper's."""
+
+    depth: int = 3
+    """Blocks of spatial attention, causal temporal attention and MLP."""
+    width: int = 96
+    """Channels of a token."""
+    heads: int = 3
+    """Attention heads."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over width."""
+    patch: int = 4
+    """Pixels per side of a patch."""
+    tokens: int = 1
+    """Tokens per latent action (N)."""
+    dim: int = 8
+    """Width of one token of the latent action (d)."""
+
+    @staticmethod
+    def paper() -> IDMConfig:
+        """12 layers, width 768, 12 heads, 224 px in patches of 14, 2 tokens of 32."""
+        return IDMConfig(depth=12, width=768, heads=12, patch=14, tokens=2, dim=32)
+
+
+class IDMBlock(nn.Module):
+    """Spatial attention, causal temporal attention, MLP; each with learned shift, scale, gate."""
+
+    def __init__(self, config: IDMConfig) -> None:
+        super().__init__()
+        width, heads = config.width, config.heads
+        table = torch.zeros(3, 3, width)
+        table[:, 2] = 1.0  # gates start open: this model is trained from scratch
+        self.scale_shift_table = nn.Parameter(table)
+        self.spatial = AxialAttention(width, heads, axis="spatial")
+        self.temporal = AxialAttention(
+            width, heads, axis="temporal", causal=True, rope_theta=10_000.0
+        )
+        self.mlp = MLP(width, int(width * config.mlp_ratio))
+
+    def forward(
+        self, x: Tensor, y: Tensor | None, gate: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x and the pending branch y are [B, T, S, C], its gate [B, T, C]; returns the same."""
+        B, T, _, C = x.shape
+        for part, layer in enumerate((self.spatial, self.temporal, self.mlp)):
+            shift, scale, opens = (
+                row.expand(B, T, C) for row in self.scale_shift_table[part].unbind(0)
+            )
+            x, h = adaln(x, y, gate=gate, shift=shift, scale=scale)
+            y, gate = layer(h), opens
+        return x, y, gate
+
+
+class AttentionPooling(nn.Module):
+    """N learned queries attend to the S tokens of a transition."""
+
+    def __init__(self, width: int, heads: int, tokens: int, out: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Parameter(torch.randn(tokens, width) / width**0.5)
+        self.kv = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, S, C] -> [B, N, out]."""
+        B, S, C = x.shape
+        k, v = self.kv(x).view(B, S, 2, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        q = self.query.view(-1, self.heads, C // self.heads).transpose(0, 1).expand(B, -1, -1, -1)
+        pooled = F.scaled_dot_product_attention(q.to(k.dtype), k, v)  # [B, heads, N, C / heads]
+        return self.out(pooled.transpose(1, 2).flatten(2))
+
+
+class InverseDynamicsModel(nn.Module):
+    """Frames to one continuous latent per transition, before quantisation."""
+
+    def __init__(self, config: IDMConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or IDMConfig()
+        width = config.width
+        self.embed = nn.Linear(3 * config.patch**2, width)
+        self.blocks = nn.ModuleList(IDMBlock(config) for _ in range(config.depth))
+        self.pool = AttentionPooling(width, config.heads, config.tokens, config.dim)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames [B, T, 3, H, W] in [0, 1] -> latents [B, T - 1, N, d]."""
+        B, T, _, H, W = frames.shape
+        patch = self.config.patch
+        if T < 2:
+            raise ValueError(f"IDM: a latent action needs two frames, got T = {T}")
+        if H % patch or W % patch:
+            raise ValueError(f"IDM: frames {H}x{W} are not whole patches of {patch} px")
+        x = F.pixel_unshuffle((frames * 2 - 1).flatten(0, 1), patch)  # [B T, 3 p p, h, w]
+        x = x.flatten(2).transpose(1, 2).unflatten(0, (B, T))  # [B, T, S, 3 p p]
+        position = grid_embedding(H // patch, W // patch, self.config.width, device=x.device)
+        x = self.embed(x.to(self.embed.weight.dtype))
+        x = x + position.to(x.dtype)
+        y = gate = None
+        for block in self.blocks:
+            x, y, gate = block(x, y, gate)
+        x = x + gate[:, :, None] * y
+        x = F.layer_norm(x, x.shape[-1:], eps=1e-6)
+        pair = (x[:, :-1] + x[:, 1:]) / 2  # [B, T - 1, S, C]
+        z = self.pool(pair.flatten(0, 1))
+        return z.unflatten(0, (B, T - 1))

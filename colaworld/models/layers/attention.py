@@ -1,0 +1,63 @@
+"""Self-attention along one axis of a video's tokens, with q/k norm and RoPE inside the fused op."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from colaworld.models.layers.rope import rope_tables
+from colaworld.ops import st_attention
+
+
+class QKNorm(nn.Module):
+    """Holds the weight of a per-head RMSNorm; the norm itself happens inside `st_attention`."""
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(head_dim))
+
+
+class AxialAttention(nn.Module):
+    """Attention among the tokens of one frame (spatial) or of one location (temporal).
+
+    Key names follow STDiT3: `qkv`, `q_norm`, `k_norm`, `proj`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        axis: str,
+        causal: bool = False,
+        rope_theta: float | None = None,
+        zero_init: bool = False,
+    ) -> None:
+        super().__init__()
+        if width % heads or (width // heads) % 2:
+            raise ValueError(f"width {width} / heads {heads} must be an even whole number")
+        self.heads, self.axis, self.causal, self.rope_theta = heads, axis, causal, rope_theta
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = QKNorm(width // heads)
+        self.k_norm = QKNorm(width // heads)
+        self.proj = nn.Linear(width, width)
+        if zero_init:
+            nn.init.zeros_(self.proj.weight)
+
+    def forward(self, x_BTSC: Tensor) -> Tensor:
+        B, T, S, C = x_BTSC.shape
+        head_dim = C // self.heads
+        qkv = self.qkv(x_BTSC).view(B, T, S, 3, self.heads, head_dim)
+        rope = None
+        if self.rope_theta is not None:
+            length = T if self.axis == "temporal" else S
+            rope = rope_tables(length, head_dim, theta=self.rope_theta, device=x_BTSC.device)
+        out = st_attention(
+            qkv,
+            axis=self.axis,
+            causal=self.causal,
+            q_weight=self.q_norm.weight,
+            k_weight=self.k_norm.weight,
+            rope=rope,
+        )
+        return self.proj(out.reshape(B, T, S, C))

@@ -1,0 +1,65 @@
+"""Embeddings of scalars (diffusion time, frame rate) and of positions. Formulas: STDiT3."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def sinusoid(value: Tensor, width: int) -> Tensor:
+    """[...] -> [..., width] as [cos, sin] of `value` at frequencies 10000^(-2 i / width)."""
+    half = width // 2
+    index = torch.arange(half, device=value.device, dtype=torch.float32)
+    angle = value.float()[..., None] * torch.exp(-math.log(10_000.0) * index / half)
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class ScalarEmbedder(nn.Module):
+    """Sinusoid, Linear, SiLU, Linear; used for the time-step (0 .. 1000) and for the frame rate."""
+
+    frequency_width = 256
+
+    def __init__(self, width: int, *, zero_init: bool = False) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(self.frequency_width, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        if zero_init:
+            nn.init.zeros_(self.mlp[2].weight)
+
+    def forward(self, value: Tensor) -> Tensor:
+        features = sinusoid(value, self.frequency_width)
+        return self.mlp(features.to(self.mlp[0].weight.dtype))
+
+
+def grid_embedding(
+    rows: int,
+    columns: int,
+    width: int,
+    *,
+    scale: float = 1.0,
+    base_size: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """2-D sin-cos position embedding [rows * columns, width].
+
+    The first half of the channels encodes the column, the second half the row. A coordinate is
+    index / scale * base_size / size with base_size = round(sqrt(rows * columns)) by default.
+    """
+    if width % 4:
+        raise ValueError(f"grid_embedding: width must be a multiple of 4, got {width}")
+    half = width // 2
+    base = round((rows * columns) ** 0.5) if base_size is None else base_size
+    pair = torch.arange(0, half, 2, device=device, dtype=torch.float32)
+    frequency = 10_000.0 ** (-pair / half)
+
+    def encode(size: int) -> Tensor:
+        index = torch.arange(size, device=device, dtype=torch.float32)
+        angle = (index / scale * base / size)[:, None] * frequency
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+    column = encode(columns)[None].expand(rows, columns, half)
+    row = encode(rows)[:, None].expand(rows, columns, half)
+    return torch.cat([column, row], dim=-1).reshape(rows * columns, width)

@@ -1,0 +1,16 @@
+"""Rotary position embedding tables (RoFormer, arXiv 2104.09864), interleaved pairs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rope_tables(
+    length: int, head_dim: int, *, theta: float = 10_000.0, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """(cos, sin), each [length, head_dim / 2] float32, for positions 0 .. length - 1."""
+    pair = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32)
+    frequency = theta ** (-pair / head_dim)
+    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
+    return angle.cos(), angle.sin()
