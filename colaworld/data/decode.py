@@ -147,7 +147,9 @@ def stream_frames(path: Path, first: int, stop: int) -> Iterator[np.ndarray]:
                 if wanted == stop:
                     return
     except (av.FFmpegError, OSError) as error:
-        raise BrokenFileError(f"{path}: decoding failed after frame {wanted - 1}: {error}") from error
+        raise BrokenFileError(
+            f"{path}: decoding failed after frame {wanted - 1}: {error}"
+        ) from error
     raise BrokenFileError(f"{path}: ends before frame {wanted} (of {stop} asked; truncated?)")
 
 

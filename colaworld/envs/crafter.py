@@ -129,8 +129,10 @@ class Crafter:
         kinds[inside] = world._mat_map[cells][inside]
         present = np.zeros(kinds.shape, np.int64)
         present[inside] = world._obj_map[cells][inside]
-        canvas = self._atlas[kinds].transpose(0, 2, 1, 3, 4).reshape(
-            _GRID[0] * self.cell, _MAP_ROWS * self.cell, 3
+        canvas = (
+            self._atlas[kinds]
+            .transpose(0, 2, 1, 3, 4)
+            .reshape(_GRID[0] * self.cell, _MAP_ROWS * self.cell, 3)
         )
         for i, j in zip(*np.nonzero(present), strict=True):
             texture = self._game._textures.get(

@@ -42,7 +42,13 @@ class VideoFolderSource:
             name = file.name if file == self.path else file.relative_to(self.path).as_posix()
             self.episodes.append(
                 EpisodeInfo(
-                    len(self.episodes), name, file, video.frames, video.fps, video.height, video.width
+                    len(self.episodes),
+                    name,
+                    file,
+                    video.frames,
+                    video.fps,
+                    video.height,
+                    video.width,
                 )
             )
         if not files:

@@ -1,0 +1,406 @@
+"""A data set as clips: which episodes, which pieces, and the frames of a piece at their resolution.
+
+Not here: the order of clips, batches or threads (loader.py). `ClipSet` is the same for training
+and evaluation; it counts what it leaves out and why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from colaworld.contracts import ActionSpec
+from colaworld.data import cuts, transforms, windows
+from colaworld.data.cache import ByteCache
+from colaworld.data.errors import BrokenFileError, DataError
+from colaworld.data.sources.base import BrokenFile, EpisodeInfo, open_source
+
+log = logging.getLogger(__name__)
+_BLOCK = 32  # frames decoded at full size at a time
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which clips are cut from which videos."""
+
+    path: Path | None = None
+    """The data set: a LeRobot v3 folder, or any folder of video files."""
+    source: Literal["auto", "lerobot", "video_folder"] = "auto"
+    """How to read the folder. auto: lerobot if it has meta/info.json."""
+    camera: str | None = None
+    """LeRobot: the video feature to use (default: the first)."""
+    frames_per_clip: int = 8
+    """Frames in a clip."""
+    stride: int = 1
+    """Every stride-th frame. Leave at 1 when fps is set."""
+    fps: float | None = None
+    """Frames per second of a clip, from the frames' own times. Default: as recorded."""
+    height: int | None = None
+    """Pixels. Default: as recorded, if all files agree."""
+    width: int | None = None
+    """Pixels. Default: as recorded, if all files agree."""
+    crop: Literal["none", "center"] | tuple[int, int, int, int] = "center"
+    """Before resizing. center: the largest centred box of shape height:width; none: the whole
+    frame, stretched; or a box in recorded pixels: top left height width."""
+    scene_cut_threshold: float = 3.0
+    """How many times the usual frame difference a scene cut is. No clip crosses a cut. 0: off."""
+    max_broken_share: float = 0.05
+    """Share of files that may be unreadable (each is named and skipped) before it is an error."""
+    holdout: float = 0.1
+    """Share of episodes kept for evaluation, drawn by a hash of their names."""
+    split: Literal["train", "heldout", "all"] = "train"
+    """Which share to use."""
+    action_column: str | None = "action"
+    """Column of the real actions, which evaluation alone uses."""
+    shuffle_window: int = 0
+    """Clips are mixed among this many pieces (episodes, or parts of long ones) at a time. 0: as
+    many as half the cache holds, or all if all fit."""
+    cache_mb: float = 1024.0
+    """Bound on decoded frames kept in memory. A set that fits is decoded once."""
+    workers: int = 1
+    """Threads that decode ahead. 0: decode when asked. The order of clips is the same."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("frames_per_clip", 1), ("stride", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"data.{name}: expected >= {least}, got {getattr(self, name)}")
+        if self.fps is not None and (self.fps <= 0 or self.stride != 1):
+            raise ValueError(
+                f"data.fps: expected a positive rate and stride 1, got fps={self.fps}, "
+                f"stride={self.stride}; set one of the two"
+            )
+        if (self.height is None) != (self.width is None):
+            raise ValueError(
+                f"data: set both height and width or neither, got {self.height} and {self.width}"
+            )
+        if self.height is not None and min(self.height, self.width or 0) < 1:
+            raise ValueError(f"data: expected a size >= 1, got {self.height}x{self.width}")
+        for name in ("max_broken_share", "holdout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"data.{name}: expected [0, 1), got {getattr(self, name)}")
+        if self.cache_mb <= 0 or self.shuffle_window < 0:
+            raise ValueError(
+                f"data: expected cache_mb > 0 and shuffle_window >= 0, got {self.cache_mb} and "
+                f"{self.shuffle_window}"
+            )
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The frames of a piece, ready for slicing."""
+
+    frames: np.ndarray  # [n, 3, H, W] uint8
+    cuts: np.ndarray  # [c] int64: frames (within the piece) at which a new scene starts
+    usable: bool = True
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """How an episode's clips walk through it."""
+
+    length: int  # steps on its clock: frames, or frames at the asked rate
+    stride: int  # steps between the frames of a clip
+    resampled: bool
+
+
+class ClipSet:
+    """Opens a data set and answers for its clips. Raises DataError where none can be had."""
+
+    def __init__(self, config: DataConfig) -> None:
+        if config.path is None:
+            raise DataError("no data set was named; pass its folder as --data PATH")
+        self.config = config
+        self.source = open_source(
+            config.path,
+            kind=config.source,
+            camera=config.camera,
+            action_column=config.action_column,
+        )
+        self.episodes: list[EpisodeInfo] = select_split(
+            self.source.episodes, split=config.split, holdout=config.holdout, path=config.path
+        )
+        self._check_sizes()
+        self.height, self.width = self._size()
+        self._timing = {e.index: self._time(e) for e in self.episodes}
+        self.broken: dict[str, BrokenFile] = {str(b.path): b for b in self.source.broken}
+        self._lock = threading.Lock()
+        self._cache: ByteCache[Decoded] = ByteCache(
+            int(config.cache_mb * 1e6), lambda decoded: decoded.frames.nbytes
+        )
+        self._actions: dict[int, np.ndarray] = {}
+        self._check_broken()
+        frame_bytes = 3 * self.height * self.width
+        most = max(1, int(config.cache_mb * 1e6 / 8) // frame_bytes)
+        self.pieces: list[windows.Piece] = []
+        self.too_short: list[EpisodeInfo] = []
+        for episode in self.episodes:
+            timing = self._timing[episode.index]
+            made = windows.pieces(
+                episode.index, timing.length, clip_span=self.span(episode.index), most_frames=most
+            )
+            self.pieces += made
+            if not made:
+                self.too_short.append(episode)
+        self._check_short()
+
+    @property
+    def action_spec(self) -> ActionSpec | None:
+        """What `actions` of a clip hold: the column's spec; one entry per step of a stride."""
+        spec = self.source.action_spec
+        if spec is None or spec.kind == "discrete":
+            return spec
+        stride = self._timing[self.pieces[0].episode].stride
+        if stride == 1:
+            return spec
+        names = tuple(f"{n}+{s}" for s in range(stride) for n in spec.names)
+        return ActionSpec(spec.column, "continuous", spec.size * stride, names, spec.unit)
+
+    def span(self, episode: int) -> int:
+        """Steps on an episode's clock from a clip's first frame to its last, both counted."""
+        return windows.span(self.config.frames_per_clip, self._timing[episode].stride)
+
+    def piece_bytes(self, piece: windows.Piece) -> int:
+        return 3 * self.height * self.width * (piece.stop - piece.first)
+
+    def decoded(self, piece: windows.Piece) -> Decoded:
+        """The frames of a piece, from the cache if they are there. Thread-safe.
+
+        A broken piece is counted and comes back as not usable; DataError when there are too many.
+        """
+        return self._cache.get((piece.episode, piece.first), lambda: self._decode(piece))
+
+    def clip(self, decoded: Decoded, piece: windows.Piece, start: int, out: np.ndarray) -> bool:
+        """Copy the clip at `start` (on the episode's clock) into out [T, 3, H, W].
+
+        False, and nothing copied, if it crosses a scene cut or the piece is broken.
+        """
+        if not decoded.usable:
+            return False
+        stride, first = self._timing[piece.episode].stride, start - piece.first
+        reach = windows.span(self.config.frames_per_clip, stride)
+        if len(decoded.cuts) and windows.crosses(first, reach, decoded.cuts):
+            return False
+        out[:] = decoded.frames[first : first + reach : stride]
+        return True
+
+    def frame_index(self, episode: int, start: int) -> int:
+        """The frame within the episode that a start on its clock stands for."""
+        if not self._timing[episode].resampled:
+            return start
+        return int(self._resampled(episode, start, start + 1)[0])
+
+    def clip_actions(self, episode: int, start: int) -> np.ndarray:
+        """[T-1] int64 or [T-1, A] float32 for the clip at `start`: entry t leads to frame t + 1.
+
+        With a stride s, a continuous entry holds the s actions in between, one after another.
+        Raises DataError where there are none that match the frames.
+        """
+        spec, timing = self.source.action_spec, self._timing[episode]
+        if spec is None:
+            raise self._no_actions()
+        if timing.resampled:
+            raise DataError(
+                f"{self.config.path}: actions in column {spec.column!r} belong to frames as "
+                f"recorded; an fps of {self.config.fps} does not divide the recorded rate, so no "
+                "action leads from one frame of a clip to the next; use stride or such an fps"
+            )
+        if spec.kind == "discrete" and timing.stride != 1:
+            raise DataError(
+                f"{self.config.path}: {timing.stride} actions of column {spec.column!r} lie "
+                "between two frames of a clip, and classes cannot be merged; use stride 1"
+            )
+        with self._lock:
+            values = self._actions.get(episode)
+        if values is None:
+            values = self.source.actions(episode)
+            assert values is not None
+            with self._lock:
+                if len(self._actions) >= 4096:  # episodes; a few MB
+                    self._actions.clear()
+                self._actions[episode] = values
+        steps = self.config.frames_per_clip - 1
+        part = values[start : start + steps * timing.stride]
+        return part if spec.kind == "discrete" else part.reshape(steps, -1)
+
+    def require_actions(self) -> None:
+        """Raises DataError, naming file and column, if clips cannot come with actions."""
+        if self.source.action_spec is None:
+            raise self._no_actions()
+        self.clip_actions(self.pieces[0].episode, self.pieces[0].first)
+
+    def _no_actions(self) -> DataError:
+        column = self.config.action_column
+        if self.source.kind != "lerobot":
+            return DataError(
+                f"{self.config.path}: a folder of videos has no actions (column {column!r} was "
+                "asked); record or convert to LeRobot v3 to have them"
+            )
+        features = getattr(self.source, "info", {}).get("features", {})
+        has = ", ".join(k for k, v in features.items() if v["dtype"] != "video")
+        return DataError(
+            f"{self.config.path}/meta/info.json: no action column {column!r}; it has: {has}; "
+            "set action_column"
+        )
+
+    def _decode(self, piece: windows.Piece) -> Decoded:
+        info = self.source.episodes[piece.episode]
+        try:
+            frames = self._read(info, piece)
+            if frames.min() == frames.max():
+                raise BrokenFileError(
+                    f"{info.path}: {info.name}, frames {piece.first}..{piece.stop - 1}: nothing "
+                    f"but the value {frames.min()} (a renderer or camera that failed?)"
+                )
+        except BrokenFileError as error:
+            log.warning("skipped: %s", error)
+            with self._lock:
+                key = f"{info.path}#{info.name}"
+                self.broken.setdefault(key, BrokenFile(info.path, str(error)))
+            self._check_broken()
+            return Decoded(np.zeros((0, 3, 1, 1), np.uint8), np.zeros(0, np.int64), usable=False)
+        threshold = self.config.scene_cut_threshold
+        changes = cuts.frame_changes(frames) if threshold > 0 else np.zeros((0, 2), np.float32)
+        return Decoded(frames, cuts.find_cuts(changes, threshold=threshold))
+
+    def _read(self, info: EpisodeInfo, piece: windows.Piece) -> np.ndarray:
+        if self._timing[info.index].resampled:
+            wanted = self._resampled(info.index, piece.first, piece.stop)
+        else:
+            wanted = np.arange(piece.first, piece.stop)
+        made = np.empty((len(wanted), 3, self.height, self.width), np.uint8)
+        block: list[np.ndarray] = []
+        place = done = 0
+        first = int(wanted[0])
+        stream = self.source.stream(info.index, first, int(wanted[-1]) + 1)
+        for at, frame in enumerate(stream, first):
+            while place < len(wanted) and wanted[place] == at:
+                block.append(frame)
+                place += 1
+            if len(block) >= _BLOCK or (block and place == len(wanted)):
+                made[done:place] = self._fit(block)
+                block, done = [], place
+        return made
+
+    def _fit(self, block: list[np.ndarray]) -> np.ndarray:
+        """Frames [H, W, 3] -> [n, 3, height, width], cropped and resized."""
+        frames = np.stack(block)
+        top, left, h, w = transforms.crop_box(
+            self.config.crop,
+            height=frames.shape[1],
+            width=frames.shape[2],
+            target_height=self.config.height,
+            target_width=self.config.width,
+        )
+        part = torch.from_numpy(frames[:, top : top + h, left : left + w]).permute(0, 3, 1, 2)
+        return transforms.resize(part, self.height, self.width).numpy()
+
+    def _resampled(self, episode: int, first: int, stop: int) -> np.ndarray:
+        """Recorded frames shown at the times first/fps .. (stop-1)/fps: the last one begun by then."""
+        assert self.config.fps is not None
+        times = self.source.times(episode)
+        at = np.arange(first, stop) / self.config.fps
+        return np.clip(np.searchsorted(times, at + 1e-4, "right") - 1, 0, len(times) - 1)
+
+    def _time(self, episode: EpisodeInfo) -> _Timing:
+        fps = self.config.fps
+        if fps is None:
+            return _Timing(episode.frames, self.config.stride, False)
+        ratio = episode.fps / fps
+        if ratio < 0.99:
+            raise DataError(
+                f"{episode.path}: recorded at {episode.fps:g} frames/s, fewer than the asked "
+                f"{fps:g}; lower fps to {episode.fps:g}"
+            )
+        whole = round(ratio)
+        if self.source.kind == "lerobot" and abs(ratio - whole) < 1e-3 * whole:
+            return _Timing(episode.frames, whole, False)
+        return _Timing(int((episode.frames - 1) / episode.fps * fps + 1e-6) + 1, 1, True)
+
+    def _check_sizes(self) -> None:
+        sizes: dict[tuple[int, int], EpisodeInfo] = {}
+        for episode in self.episodes:
+            sizes.setdefault((episode.height, episode.width), episode)
+        crop = self.config.crop
+        if self.config.height is None and not isinstance(crop, tuple) and len(sizes) > 1:
+            shown = ", ".join(f"{h}x{w} ({e.name})" for (h, w), e in list(sizes.items())[:6])
+            raise DataError(
+                f"{self.config.path}: frames of {len(sizes)} sizes: {shown}; set height and width"
+            )
+        for (height, width), episode in sizes.items():
+            try:
+                transforms.crop_box(
+                    crop,
+                    height=height,
+                    width=width,
+                    target_height=self.config.height,
+                    target_width=self.config.width,
+                )
+            except ValueError as error:
+                raise DataError(f"{episode.path}: {error}") from error
+
+    def _size(self) -> tuple[int, int]:
+        if self.config.height is not None and self.config.width is not None:
+            return self.config.height, self.config.width
+        if isinstance(self.config.crop, tuple):
+            return self.config.crop[2], self.config.crop[3]
+        return self.episodes[0].height, self.episodes[0].width
+
+    def _check_broken(self) -> None:
+        total = len(self.source.episodes) + len(self.source.broken)
+        with self._lock:
+            broken = list(self.broken.values())
+        if len(broken) > self.config.max_broken_share * total:
+            listed = "\n".join(f"  {b.reason}" for b in broken[:20])
+            raise DataError(
+                f"{self.config.path}: {len(broken)} of {total} files or episodes are broken, more "
+                f"than max_broken_share = {self.config.max_broken_share:g}:\n{listed}"
+            )
+
+    def _check_short(self) -> None:
+        if self.too_short:
+            log.warning(
+                "%s: %d of %d episodes are shorter than a clip and left out (first: %s)",
+                self.config.path,
+                len(self.too_short),
+                len(self.episodes),
+                self.too_short[0].name,
+            )
+        if self.pieces:
+            return
+        longest = max(self.episodes, key=lambda e: self._timing[e.index].length)
+        timing = self._timing[longest.index]
+        raise DataError(
+            f"{self.config.path}: every episode is shorter than a clip: the longest, "
+            f"{longest.name}, has {timing.length} frames, a clip of {self.config.frames_per_clip} "
+            f"frames with stride {timing.stride} needs {self.span(longest.index)}; lower "
+            "frames_per_clip or stride"
+        )
+
+
+def select_split(
+    episodes: Sequence[EpisodeInfo], *, split: str, holdout: float, path: Path | str
+) -> list[EpisodeInfo]:
+    """The episodes of one share. Held out are those whose names have the lowest hashes.
+
+    So the choice depends on neither order nor seed, hardly moves when a set grows, and holds out
+    at least one episode and leaves at least one.
+    """
+    if split == "all":
+        return list(episodes)
+    count = min(max(1, round(holdout * len(episodes))), len(episodes) - 1) if holdout > 0 else 0
+    ranked = sorted(episodes, key=lambda e: hashlib.sha256(e.name.encode()).digest())
+    held = {e.index for e in ranked[:count]}
+    if split == "heldout" and not held:
+        raise DataError(
+            f"{path}: nothing is held out ({len(episodes)} episodes, holdout = {holdout:g}); "
+            "evaluation needs at least two episodes and holdout > 0, or split = all"
+        )
+    return [e for e in episodes if (e.index in held) == (split == "heldout")]

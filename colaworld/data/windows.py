@@ -1,0 +1,64 @@
+"""Which clips an episode holds: index arithmetic only, no frames and no files.
+
+    T = 4, stride = 2:   x.x.x.x        a clip spans (T - 1) * stride + 1 = 7 frames
+    cut before frame c:  clips with first < c <= last cross it and are left out
+
+Long episodes are handled in pieces, the unit of decoding and caching. Neighbouring pieces overlap
+by span - 1 frames, so that each start belongs to exactly one piece and no clip is lost:
+
+    episode   0 ........................................ n
+    piece 0   [starts------][+span-1]
+    piece 1                 [starts------][+span-1]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Frames first..stop-1 of an episode and the `starts` clips that begin in first..first+starts-1."""
+
+    episode: int
+    first: int
+    stop: int
+    starts: int
+
+
+def span(frames_per_clip: int, stride: int) -> int:
+    """How many consecutive frames a clip reaches over."""
+    return (frames_per_clip - 1) * stride + 1
+
+
+def pieces(episode: int, frames: int, *, clip_span: int, most_frames: int) -> list[Piece]:
+    """Cut an episode of `frames` frames into pieces of at most `most_frames` (but one clip) each.
+
+    Empty if the episode is shorter than a clip.
+    """
+    most_starts = max(1, most_frames - clip_span + 1)
+    total = frames - clip_span + 1
+    made = []
+    for first in range(0, max(0, total), most_starts):
+        starts = min(most_starts, total - first)
+        made.append(Piece(episode, first, first + starts + clip_span - 1, starts))
+    return made
+
+
+def crosses(start: int, clip_span: int, cuts: np.ndarray) -> bool:
+    """Whether a clip that begins at `start` holds frames of two scenes."""
+    return bool(
+        np.searchsorted(cuts, start, "right")
+        != np.searchsorted(cuts, start + clip_span - 1, "right")
+    )
+
+
+def disjoint_starts(frames: int, clip_span: int, cuts: np.ndarray) -> list[int]:
+    """Starts of clips that share no frame, packed from the left within each scene."""
+    edges = [0, *[int(c) for c in cuts], frames]
+    made = []
+    for first, stop in zip(edges[:-1], edges[1:], strict=True):
+        made += list(range(first, stop - clip_span + 1, clip_span))
+    return made
