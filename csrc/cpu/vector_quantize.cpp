@@ -77,10 +77,9 @@ void run(const VectorQuantizeKernel<In>& kernel,
   torch::stable::parallel_for(0, blocks, pack_grain, [&](int64_t first, int64_t last) {
     kernel.pack(book, K, d, first, last, packed.get(), half_norm.get());
   });
-  const int64_t assign_grain = kernel.rows_per_block + MULTIPLY_ADDS_PER_TASK / (K * d);
+  const int64_t assign_grain = kernel.span + MULTIPLY_ADDS_PER_TASK / (K * d);
   torch::stable::parallel_for(0, N, assign_grain, [&](int64_t first, int64_t last) {
-    const bool widens = sizeof(In) != sizeof(Acc);
-    const AlignedBuffer<Acc> scratch(widens ? kernel.rows_per_block * d : 1);
+    const AlignedBuffer<Acc> scratch(kernel.span * d);
     kernel.assign(rows, first, last, book, K, d, packed.get(), half_norm.get(), scratch.get(),
                   to_codes, to_indices);
   });

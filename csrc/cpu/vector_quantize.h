@@ -26,7 +26,7 @@ struct VectorQuantizeKernel {
   using Acc = typename accumulate<In>::type;
 
   int64_t lanes;  // codes per SIMD vector
-  int64_t rows_per_block;  // rows of z that `assign` works on at a time
+  int64_t span;  // rows of z that `assign` works on at a time
 
   // Codes [first, last) x lanes of the codebook into blocks of `lanes` codes, index fastest.
   void (*pack)(const In* codebook,  // [K, d]
@@ -46,7 +46,7 @@ struct VectorQuantizeKernel {
                  int64_t d,
                  const Acc* packed,
                  const Acc* half_norm,
-                 Acc* scratch,  // [rows_per_block * d]; used only when In is not Acc
+                 Acc* scratch,  // [span, d], 64-byte aligned
                  In* codes,  // [N, d]
                  int64_t* indices);  // [N]
 };

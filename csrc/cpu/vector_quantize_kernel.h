@@ -32,7 +32,7 @@ namespace colaworld {
 namespace COLAWORLD_ISA {
 
 constexpr int64_t ROWS = COLAWORLD_ROWS;
-constexpr int64_t BLOCKS_OF_ROWS = 8;  // row blocks that share one pass over the codebook
+constexpr int64_t SPAN = ROWS * 8;  // rows that share one pass over the codebook
 constexpr int64_t TILE_BYTES = 16 * 1024;  // packed codes per pass: half of a 32 KB L1 cache
 
 template <typename Acc>
@@ -83,9 +83,15 @@ void pack(const In* codebook,
   }
 }
 
+// Every lane holds x. Not `vec{} + x`: 0 + -0 is +0, so that would cost a real addition.
+template <typename Acc>
+inline typename simd<Acc>::vec broadcast(Acc x) {
+  return x - typename simd<Acc>::vec{};
+}
+
 // R rows against V neighbouring blocks of codes; best and where: [R], one value per lane.
 template <typename Acc, int R, int V>
-inline void score_block(const Acc* const* rows,
+inline void score_block(const Acc* rows,  // [d, R]
                         const Acc* packed,
                         const Acc* half_norm,
                         int64_t d,
@@ -96,33 +102,31 @@ inline void score_block(const Acc* const* rows,
   using ivec = typename simd<Acc>::ivec;
   using Int = typename simd<Acc>::Int;
   constexpr int64_t L = simd<Acc>::lanes;
-  const vec zero = {};
   vec sum[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) sum[r][v] = zero;
+    for (int v = 0; v < V; ++v) sum[r][v] = vec{};
   }
   const Acc* from = packed + block * d * L;
   for (int64_t j = 0; j < d; ++j) {
     vec e[V];
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) {
-      e[v] = *reinterpret_cast<const vec*>(from + (v * d + j) * L);
-    }
+    for (int v = 0; v < V; ++v) e[v] = *reinterpret_cast<const vec*>(from + (v * d + j) * L);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const vec x = zero + rows[r][j];
+      const vec x = broadcast<Acc>(rows[j * R + r]);
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) sum[r][v] += x * e[v];
     }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) {
-      const vec score = *reinterpret_cast<const vec*>(half_norm + (block + v) * L) - sum[r][v];
-      const ivec here = ivec{} + static_cast<Int>(block + v);
+  for (int v = 0; v < V; ++v) {
+    const vec norm = *reinterpret_cast<const vec*>(half_norm + (block + v) * L);
+    const ivec here = ivec{} + static_cast<Int>(block + v);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const vec score = norm - sum[r][v];
       const auto closer = score < best[r];
       best[r] = closer ? score : best[r];
       where[r] = closer ? here : where[r];
@@ -131,7 +135,7 @@ inline void score_block(const Acc* const* rows,
 }
 
 template <typename Acc, int R>
-inline void score_tile(const Acc* const* rows,
+inline void score_tile(const Acc* rows,
                        const Acc* packed,
                        const Acc* half_norm,
                        int64_t d,
@@ -146,22 +150,48 @@ inline void score_tile(const Acc* const* rows,
   if (block < last) score_block<Acc, R, 1>(rows, packed, half_norm, d, block, best, where);
 }
 
-// The (score, index) minimum over the lanes of one row.
-template <typename Acc>
-inline int64_t nearest_of_lanes(const typename simd<Acc>::vec& best,
-                                const typename simd<Acc>::ivec& where) {
-  constexpr int64_t L = simd<Acc>::lanes;
-  Acc score = best[0];
-  int64_t index = static_cast<int64_t>(where[0]) * L;
-  for (int64_t lane = 1; lane < L; ++lane) {
-    const int64_t k = static_cast<int64_t>(where[lane]) * L + lane;
-    if (best[lane] < score || (best[lane] == score && k < index)) {
-      score = best[lane];
-      index = k;
+// The (score, index) minimum over the lanes of one row, by halves: 16 -> 8 -> 4 -> one by one.
+template <typename Acc, int Lanes>
+inline int64_t nearest_of_lanes(const Acc* score, const typename simd<Acc>::Int* index) {
+  using Int = typename simd<Acc>::Int;
+  if constexpr (Lanes > 4) {
+    constexpr int half = Lanes / 2;
+    typedef Acc vec __attribute__((vector_size(half * sizeof(Acc))));
+    typedef Int ivec __attribute__((vector_size(half * sizeof(Acc))));
+    vec low, high;
+    ivec low_index, high_index;
+    std::memcpy(&low, score, sizeof(vec));
+    std::memcpy(&high, score + half, sizeof(vec));
+    std::memcpy(&low_index, index, sizeof(ivec));
+    std::memcpy(&high_index, index + half, sizeof(ivec));
+    const ivec closer = (high < low) | ((high == low) & (high_index < low_index));
+    low = closer ? high : low;
+    low_index = closer ? high_index : low_index;
+    Acc half_score[half];
+    Int half_index[half];
+    std::memcpy(half_score, &low, sizeof(vec));
+    std::memcpy(half_index, &low_index, sizeof(ivec));
+    return nearest_of_lanes<Acc, half>(half_score, half_index);
+  } else {
+    int best = 0;
+    for (int i = 1; i < Lanes; ++i) {
+      if (score[i] < score[best] || (score[i] == score[best] && index[i] < index[best])) best = i;
     }
+    return index[best];
   }
-  return index;
 }
+
+// R rows of z become [d, R], widened, so that the inner loop reads them with one pointer.
+template <typename In, int R>
+inline void turn(const In* z, int64_t d, typename accumulate<In>::type* to) {
+  for (int64_t j = 0; j < d; ++j) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) to[j * R + r] = widen(z[r * d + j]);
+  }
+}
+
+// How many of the n rows that are left go into the next block.
+inline int64_t block_of(int64_t n) { return n >= ROWS ? ROWS : n >= 4 ? 4 : 1; }
 
 template <typename In>
 void assign(const In* z,
@@ -178,43 +208,54 @@ void assign(const In* z,
   using Acc = typename accumulate<In>::type;
   using vec = typename simd<Acc>::vec;
   using ivec = typename simd<Acc>::ivec;
+  using Int = typename simd<Acc>::Int;
   constexpr int64_t L = simd<Acc>::lanes;
   const int64_t blocks = (K + L - 1) / L;
   int64_t tile = TILE_BYTES / (d * COLAWORLD_VECTOR_BYTES) / 2 * 2;
   if (tile < 2) tile = 2;
-  // Rows that must be widened first are widened once per row block, so they get one block a pass.
-  constexpr bool widens = !std::is_same_v<In, Acc>;
-  constexpr int64_t span = ROWS * (widens ? 1 : BLOCKS_OF_ROWS);
 
-  vec best[span];
-  ivec where[span];
-  for (int64_t start = first; start < last; start += span) {
-    const int64_t n = last - start < span ? last - start : span;
+  ivec lane_numbers;
+  for (int64_t lane = 0; lane < L; ++lane) lane_numbers[lane] = static_cast<Int>(lane);
+  vec best[SPAN];
+  ivec where[SPAN];
+  for (int64_t start = first; start < last; start += SPAN) {
+    const int64_t n = last - start < SPAN ? last - start : SPAN;
     for (int64_t i = 0; i < n; ++i) {
-      best[i] = vec{} + static_cast<Acc>(__builtin_inf());
+      best[i] = broadcast<Acc>(static_cast<Acc>(__builtin_inf()));
       where[i] = ivec{};
     }
-    const Acc* rows[span];
-    if constexpr (widens) {
-      for (int64_t i = 0; i < n; ++i) {
-        for (int64_t j = 0; j < d; ++j) scratch[i * d + j] = widen(z[(start + i) * d + j]);
-        rows[i] = scratch + i * d;
+    for (int64_t i = 0, R; i < n; i += R) {
+      R = block_of(n - i);
+      const In* from = z + (start + i) * d;
+      if (R == ROWS) {
+        turn<In, ROWS>(from, d, scratch + i * d);
+      } else if (R == 4) {
+        turn<In, 4>(from, d, scratch + i * d);
+      } else {
+        turn<In, 1>(from, d, scratch + i * d);
       }
-    } else {
-      for (int64_t i = 0; i < n; ++i) rows[i] = z + (start + i) * d;
     }
     for (int64_t block = 0; block < blocks; block += tile) {
       const int64_t end = block + tile < blocks ? block + tile : blocks;
-      int64_t i = 0;
-      for (; i + ROWS <= n; i += ROWS) {
-        score_tile<Acc, ROWS>(rows + i, packed, half_norm, d, block, end, best + i, where + i);
-      }
-      for (; i < n; ++i) {
-        score_tile<Acc, 1>(rows + i, packed, half_norm, d, block, end, best + i, where + i);
+      for (int64_t i = 0, R; i < n; i += R) {
+        R = block_of(n - i);
+        const Acc* rows = scratch + i * d;
+        if (R == ROWS) {
+          score_tile<Acc, ROWS>(rows, packed, half_norm, d, block, end, best + i, where + i);
+        } else if (R == 4) {
+          score_tile<Acc, 4>(rows, packed, half_norm, d, block, end, best + i, where + i);
+        } else {
+          score_tile<Acc, 1>(rows, packed, half_norm, d, block, end, best + i, where + i);
+        }
       }
     }
     for (int64_t i = 0; i < n; ++i) {
-      const int64_t index = nearest_of_lanes<Acc>(best[i], where[i]);
+      const ivec candidates = where[i] * static_cast<Int>(L) + lane_numbers;
+      Acc lane_score[L];
+      Int lane_index[L];
+      std::memcpy(lane_score, &best[i], sizeof(vec));
+      std::memcpy(lane_index, &candidates, sizeof(ivec));
+      const int64_t index = nearest_of_lanes<Acc, L>(lane_score, lane_index);
       indices[start + i] = index;
       std::memcpy(codes + (start + i) * d, codebook + index * d, sizeof(In) * d);
     }
@@ -223,7 +264,7 @@ void assign(const In* z,
 
 template <typename In>
 VectorQuantizeKernel<In> kernel() {
-  return {simd<typename accumulate<In>::type>::lanes, ROWS, &pack<In>, &assign<In>};
+  return {simd<typename accumulate<In>::type>::lanes, SPAN, &pack<In>, &assign<In>};
 }
 
 }  // namespace COLAWORLD_ISA
