@@ -303,7 +303,7 @@ class ClipSet:
         return transforms.resize(part, self.height, self.width).numpy()
 
     def _resampled(self, episode: int, first: int, stop: int) -> np.ndarray:
-        """Recorded frames shown at the times first/fps .. (stop-1)/fps: the last one begun by then."""
+        """Recorded frames at the times first/fps .. (stop-1)/fps: the last one begun by then."""
         assert self.config.fps is not None
         times = self.source.times(episode)
         at = np.arange(first, stop) / self.config.fps

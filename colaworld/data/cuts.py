@@ -21,9 +21,9 @@ COLOURS = 0.4  # of 2 = no colour in common; one of 7 rows scrolling in reaches 
 
 
 def frame_changes(frames: np.ndarray) -> np.ndarray:
-    """uint8 [n, 3, H, W] -> float32 [n, 2]: (d[t], histogram distance) to the frame before; row 0 is 0.
+    """uint8 [n, 3, H, W] -> float32 [n, 2]: (d[t], histogram distance) to the frame before.
 
-    Frames are thinned to about 64 x 64 points. Histograms have 4 levels per channel; the distance
+    Row 0 is 0. Frames are thinned to about 64 x 64 points. Histograms have 4 levels per channel; the distance
     is the sum of absolute differences of shares, 0 (equal) to 2 (nothing in common).
     """
     step = max(1, min(frames.shape[-2:]) // 64)

@@ -60,7 +60,8 @@ class VideoWriter:
     def write(self, frame: np.ndarray) -> None:
         if frame.shape != self._shape or frame.dtype != np.uint8:
             raise ValueError(
-                f"{self.path}: expected a uint8 frame {self._shape}, got {frame.dtype} {frame.shape}"
+                f"{self.path}: expected a uint8 frame {self._shape}, "
+                f"got {frame.dtype} {frame.shape}"
             )
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         picture.pts, picture.time_base = self.frames, self._time_base

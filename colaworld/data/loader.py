@@ -190,7 +190,8 @@ class ClipLoader:
         frames = np.empty((size, self.config.frames_per_clip, *self.frame_shape), np.uint8)
         chosen: list[tuple[Piece, int]] = []
         passed = 0
-        for epoch, position, piece, start in walk or self._walk(epoch, position):
+        for step in walk or self._walk(epoch, position):
+            epoch, position, piece, start = step
             if clips.clip(clips.decoded(piece), piece, start, frames[len(chosen)]):
                 chosen.append((piece, start))
                 passed = 0
@@ -222,7 +223,7 @@ def _batch(
 
 
 class _Fetcher:
-    """One thread that builds batches in order, and a pool that decodes the pieces they will need."""
+    """One thread that builds batches in order, and a pool that decodes what they will need."""
 
     def __init__(self, loader: ClipLoader, epoch: int, position: int) -> None:
         self._stop = threading.Event()

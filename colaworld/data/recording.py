@@ -4,7 +4,7 @@ Not here: where frames come from. Nothing is kept but the running statistics, so
 grow with the set. Everything goes into a hidden sibling folder that is renamed at the end:
 what carries the asked name is always complete.
 
-    meta/info.json  stats.json  tasks.parquet  colaworld.json   how it was made: env, seed, behaviour
+    meta/info.json  stats.json  tasks.parquet  colaworld.json   how it was made: env, seed ...
     meta/episodes/chunk-000/file-000.parquet   one row per episode: where it is, its statistics
     data/chunk-000/file-000.parquet            one row per frame: action, timestamp, indices
     videos/CAMERA/chunk-000/file-000.mp4       several episodes one after another

@@ -1,4 +1,4 @@
-"""Crop and resize frames. Pure functions; not here: normalisation (models) or decoding (decode.py)."""
+"""Crop and resize frames, as pure functions. Not here: decoding, or normalisation (models)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def random_resized_crop(
         raise ValueError(
             f"random_resized_crop: expected 0 < scale <= 1 and ratio > 0, got {scale}, {ratio}"
         )
-    B, T, C, H, W = frames.shape
+    B, _, _, H, W = frames.shape
     draw = torch.rand(B, 4, generator=generator, device=generator.device).tolist()
     made = torch.empty_like(frames)
     for b, (u_scale, u_ratio, u_top, u_left) in enumerate(draw):

@@ -14,13 +14,14 @@ by span - 1 frames, so that each start belongs to exactly one piece and no clip 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Frames first..stop-1 of an episode and the `starts` clips that begin in first..first+starts-1."""
+    """Frames first..stop-1 of an episode; `starts` clips begin in it, at first, first + 1, ..."""
 
     episode: int
     first: int
@@ -59,6 +60,6 @@ def disjoint_starts(frames: int, clip_span: int, cuts: np.ndarray) -> list[int]:
     """Starts of clips that share no frame, packed from the left within each scene."""
     edges = [0, *[int(c) for c in cuts], frames]
     made = []
-    for first, stop in zip(edges[:-1], edges[1:], strict=True):
+    for first, stop in pairwise(edges):
         made += list(range(first, stop - clip_span + 1, clip_span))
     return made

@@ -35,5 +35,5 @@ class Env(Protocol):
         ...
 
     def state(self) -> Mapping[str, Any]:
-        """The exact state that a scripted behaviour or a test may look at; the keys are the env's."""
+        """The exact state, for scripted behaviours and tests; the keys are the env's."""
         ...

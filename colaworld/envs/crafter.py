@@ -53,7 +53,7 @@ class Crafter:
             import crafter
         except ImportError as error:
             raise ImportError(
-                "the Crafter environment needs the crafter package: pip install 'colaworld[crafter]'"
+                "the Crafter environment needs crafter: pip install 'colaworld[crafter]'"
             ) from error
         from importlib.metadata import version
 
@@ -112,7 +112,7 @@ class Crafter:
         return np.ascontiguousarray(canvas.transpose(1, 0, 2)).astype(np.uint8)
 
     def _build_atlas(self) -> np.ndarray:
-        """[materials + 1, cell, cell, 3]; the last entry is the grey beyond the edge of the world."""
+        """[materials + 1, cell, cell, 3]; the last is the grey beyond the edge of the world."""
         textures, world = self._game._textures, self._game._world
         unit = (self.cell, self.cell)
         tiles = [textures.get(world._mat_names[i], unit) for i in range(len(world._mat_names))]

@@ -16,7 +16,7 @@ from colaworld.envs.behaviours import Behaviour
 
 @dataclass(frozen=True)
 class Episode:
-    """`actions[t]` was taken at frame t and led to frame t + 1; the last one's result is not shown."""
+    """`actions[t]` was taken at frame t and led to frame t + 1; the last one leads out of it."""
 
     index: int
     frames: np.ndarray  # [n, H, W, 3] uint8

@@ -24,7 +24,7 @@ _PERIOD = 64  # side of the floor's tile in pixels: it repeats seamlessly
 
 
 class Scene:
-    """The scene as an `Env`. `height`, `width`, `speed` (pixels per move) and `square` in pixels."""
+    """The scene as an `Env`. Sizes in pixels; `speed` in pixels per move."""
 
     name = "scene"
     version = "1"

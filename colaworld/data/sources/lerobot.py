@@ -1,4 +1,4 @@
-"""LeRobot data sets, layout v3.0, read with pyarrow and PyAV alone; also those LeRobot wrote itself.
+"""LeRobot data sets, layout v3.0, by pyarrow and PyAV alone; also those LeRobot wrote itself.
 
 Not here: writing (../recording.py), layouts before v3.0, images stored in parquet.
 """
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class LeRobotSource:
-    """`camera`: a video feature's key (default: the first). `action_column`: a data column or None."""
+    """`camera`: a video feature's key (default: the first). `action_column`: its name, or None."""
 
     kind = "lerobot"
 

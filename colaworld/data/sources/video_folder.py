@@ -17,7 +17,8 @@ from colaworld.data.sources.base import BrokenFile, EpisodeInfo
 
 log = logging.getLogger(__name__)
 SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .mkv .webm .avi .gif .mpg .mpeg .ts .mts .m2ts .wmv .flv .ogv .3gp .y4m".split()
+    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".mts")
+    + (".m2ts", ".wmv", ".flv", ".ogv", ".3gp", ".y4m")
 )
 
 
@@ -64,9 +65,9 @@ class VideoFolderSource:
     def _files(self) -> Iterator[Path]:
         for file in self.path.rglob("*"):
             parts = file.relative_to(self.path).parts
-            if file.suffix.lower() in SUFFIXES and not any(p.startswith(".") for p in parts):
-                if file.is_file():
-                    yield file
+            hidden = any(part.startswith(".") for part in parts)
+            if file.suffix.lower() in SUFFIXES and not hidden and file.is_file():
+                yield file
 
     def stream(self, episode: int, first: int, stop: int) -> Iterator[np.ndarray]:
         return decode.stream_frames(self.episodes[episode].path, first, stop)

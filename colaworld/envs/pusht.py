@@ -1,0 +1,71 @@
+"""PushT, filmed: a disc pushes a T-shaped block. Needs `pip install 'colaworld[pusht]'` and libgl1.
+
+Not here: rewards or success. Frames are the env's *observations* (`obs_type="pixels"`), never
+`env.render()`: that one paints the last action onto the picture as a red cross, so a model would
+read the action instead of inferring it from what moves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from colaworld.contracts import ActionSpec
+
+
+class PushT:
+    """PushT as an `Env`. `size`: pixels per side. Actions are where the disc shall go, (x, y)."""
+
+    name = "pusht"
+    fps = 10.0  # the env's control rate
+    action_range = (0.0, 512.0)  # the board's side in the env's own pixels
+
+    def __init__(self, *, size: int = 96) -> None:
+        try:
+            import gym_pusht  # noqa: F401  (registers the env)
+            import gymnasium
+        except ImportError as error:
+            raise ImportError(
+                "the PushT environment needs gym-pusht: pip install 'colaworld[pusht]' (and libgl1 "
+                f"from the system); importing it failed with: {error}"
+            ) from error
+        from importlib.metadata import version
+
+        if size < 16:
+            raise ValueError(f"PushT.size: expected at least 16 pixels, got {size}")
+        self.version = version("gym-pusht")
+        self.action_spec = ActionSpec("action", "continuous", 2, ("x", "y"), "px of 512")
+        self._game = gymnasium.make(
+            "gym_pusht/PushT-v0",
+            obs_type="pixels",
+            observation_width=size,
+            observation_height=size,
+            disable_env_checker=True,
+            max_episode_steps=-1,
+        )
+        self._info: dict[str, Any] = {}
+
+    def reset(self, seed: int) -> np.ndarray:
+        try:
+            frame, self._info = self._game.reset(seed=seed)
+        except AttributeError as error:
+            raise RuntimeError(
+                "gym-pusht does not run with this pymunk; it needs pip install 'pymunk<7' "
+                f"({error})"
+            ) from error
+        return np.array(frame, np.uint8)
+
+    def step(self, action: int | np.ndarray) -> tuple[np.ndarray, bool]:
+        action = np.asarray(action, np.float32)
+        low, high = self.action_range
+        if action.shape != (2,) or not ((action >= low) & (action <= high)).all():
+            raise ValueError(f"PushT.step: expected (x, y) in {low:g}..{high:g}, got {action}")
+        # in double precision: the solver would otherwise mix single and double
+        frame, _, done, _, self._info = self._game.step(action.astype(np.float64))
+        return np.array(frame, np.uint8), bool(done)
+
+    def state(self) -> dict[str, Any]:
+        pose = np.asarray(self._info["block_pose"], np.float64)
+        agent = np.asarray(self._info["pos_agent"], np.float64)
+        return {"agent": agent, "block": pose[:2], "angle": float(pose[2])}
