@@ -1,0 +1,86 @@
+"""A run's metrics.jsonl as curves: rows on one x axis, phases as bands.
+
+Not here: writing the file (training's loggers) and drawing the curves (`charts.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from colaworld.evaluation.charts import Band
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class History:
+    """Rows of a run with the step count `x` over all phases."""
+
+    x: tuple[float, ...]
+    rows: tuple[Mapping[str, Any], ...]
+    phases: tuple[Band, ...]
+
+    def curve(self, *path: str) -> tuple[list[float], list[float]]:
+        """(x, y) of the number found under nested keys, for the rows that have one."""
+        xs, ys = [], []
+        for x, row in zip(self.x, self.rows, strict=True):
+            value: Any = row
+            for key in path:
+                value = value.get(key) if isinstance(value, Mapping) else None
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                xs.append(x)
+                ys.append(float(value))
+        return xs, ys
+
+    def keys(self, name: str) -> list[str]:
+        """Keys of the nested dict `name`, in order of appearance."""
+        found: dict[str, None] = {}
+        for row in self.rows:
+            if isinstance(row.get(name), Mapping):
+                found.update(dict.fromkeys(row[name]))
+        return list(found)
+
+
+def read_history(source: str | Path | Iterable[Mapping[str, Any]]) -> History:
+    """Read metrics.jsonl, or take its rows. A half-written last line is left out with a warning."""
+    if not isinstance(source, (str, Path)):
+        return _on_one_axis(list(source))
+    rows = []
+    lines = Path(source).read_text().splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{source}, line {number}: not JSON: {error}") from None
+            log.warning("%s: the last line is half written and left out", source)
+    return _on_one_axis(rows)
+
+
+def _on_one_axis(rows: Sequence[Mapping[str, Any]]) -> History:
+    """Steps may count from the start of the run or of each phase; x always counts over the run."""
+    xs: list[float] = []
+    bands: list[Band] = []
+    offset, previous = 0.0, None
+    for row in rows:
+        if "phase" not in row or "step" not in row:
+            raise ValueError(f"metrics row: expected 'phase' and 'step', got {sorted(row)}")
+        x = float(row.get("global_step", row["step"] + offset))
+        name = str(row["phase"])
+        if xs and "global_step" not in row and x <= xs[-1]:
+            offset = xs[-1] - row["step"] + 1 if row["step"] < 1 else xs[-1]
+            x = row["step"] + offset
+        if name != previous:
+            bands.append(Band(name, xs[-1] if xs else min(x, 0.0), x))
+            previous = name
+        bands[-1] = Band(name, bands[-1].start, x)
+        xs.append(x)
+    return History(tuple(xs), tuple(rows), tuple(bands))
