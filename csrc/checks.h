@@ -12,7 +12,7 @@
 
 namespace colaworld {
 
-// Throws std::invalid_argument made of the streamed parts; Python sees a RuntimeError.
+// Throws std::invalid_argument made of the streamed parts; Python sees a ValueError.
 template <typename... Parts>
 void expect(bool condition, const Parts&... parts) {
   if (condition) return;

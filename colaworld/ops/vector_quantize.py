@@ -67,7 +67,9 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest code of each row in Euclidean distance.
 
     Scores are |e|^2 / 2 - z . e, in float32 (float64 for float64 inputs), so a code within rounding
-    of the nearest may be chosen. The lowest index wins a tie; a row that holds NaN gets index 0.
+    of the nearest may be chosen. The lowest index wins among equal scores; a row that holds NaN gets
+    index 0. The cpu implementation gives equal entries equal scores; in the reference the matrix
+    product may round equal columns differently, so any one of several equal entries may be named.
 
     Gradient: `codebook` receives the segmented sum of the gradient of the codes (each code the sum
     over the rows that chose it). `z` receives **none**: choosing an index is not differentiable.

@@ -2,6 +2,7 @@
 // vector_quantize_kernel.h, compiled once per instruction set and chosen here at run time.
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <new>
 #include <tuple>
@@ -94,6 +95,8 @@ std::tuple<Tensor, Tensor> vector_quantize(
   expect(codebook.size(0) >= 1 && codebook.size(1) >= 1,
          "vector_quantize: codebook: expected K >= 1 and d >= 1, got ", shape_of(codebook));
   expect(codebook.is_cpu(), "vector_quantize: codebook: expected on the CPU as z is");
+  expect(codebook.size(0) <= std::numeric_limits<int32_t>::max(),
+         "vector_quantize: codebook: expected K < 2^31, got ", shape_of(codebook));
   const ScalarType dtype = z.scalar_type();
   expect(codebook.scalar_type() == dtype, "vector_quantize: codebook: expected ", dtype,
          " as z is, got ", codebook.scalar_type());

@@ -1,0 +1,85 @@
+# One command each; `make` alone lists them. Everything happens in .venv beside this file.
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0# what `make setup` installs first; the extension is built against it
+EXTRAS ?= crafter,tensorboard,dev
+RUN    ?= runs/demo
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.colaworld-installed
+BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-all demo demo-long nano-pretrain lint format bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## create .venv, install torch and colaworld (again only when the build changes)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo "colaworld needs Python 3.10 to 3.13; $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+	    echo "Name another one: make setup PYTHON=python3.12"; exit 1; }
+	@echo "setup: creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "$(PYTHON) cannot make virtual environments. On Debian or Ubuntu: apt install python3-venv"; \
+	  exit 1; }
+
+# The constraints file holds every later install to the torch that is already there.
+$(STAMP): $(BIN)/python $(BUILT_FROM)
+	@if $(BIN)/python -c 'import torch' 2>/dev/null; then :; else \
+	  echo "setup: installing $(TORCH)"; $(PIP) install -q '$(TORCH)'; fi
+	@$(BIN)/python -c 'from importlib.metadata import version as v; print("torch==" + v("torch"))' \
+	  > $(VENV)/constraints.txt
+	@$(PIP) install -q -c $(VENV)/constraints.txt 'scikit-build-core>=0.11' 'pybind11>=2.13' ninja
+	@command -v cmake >/dev/null || test -x $(BIN)/cmake || $(PIP) install -q cmake
+	@if [ "$${COLAWORLD_NO_EXTENSION:-0}" = 0 ] && \
+	    ! command -v "$${CXX:-c++}" >/dev/null && ! command -v g++ >/dev/null && \
+	    ! command -v clang++ >/dev/null; then \
+	  echo "setup: NO C++ COMPILER FOUND. Installing without the extension: everything runs on the"; \
+	  echo "       reference ops, more slowly. For the fast ones: install g++ (Debian, Ubuntu: apt"; \
+	  echo "       install g++), then make clean setup."; \
+	  export COLAWORLD_NO_EXTENSION=1; \
+	fi; \
+	echo "setup: installing colaworld[$(EXTRAS)]"; \
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install -q -c $(VENV)/constraints.txt \
+	  --no-build-isolation -e '.[$(EXTRAS)]'
+	@touch $@
+	@echo "setup: done; $(BIN)/colaworld info says what was built"
+
+test: setup  ## the tests, without the slow ones
+	@$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: setup  ## every test
+	@$(BIN)/python -m pytest -q
+
+demo: setup  ## record, train, evaluate, report: about 12 minutes on two cores
+	@$(BIN)/python -m colaworld.recipes.demo --out $(RUN)
+
+demo-long: setup  ## the same with an hour of training
+	@$(BIN)/python -m colaworld.recipes.demo --out $(RUN)-long --long
+
+nano-pretrain: setup  ## train the shipped nano video generator again
+	@$(BIN)/python -m colaworld.recipes.pretrain_nano
+
+lint: setup  ## ruff and clang-format, changing nothing
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | \
+	  xargs $(BIN)/clang-format --dry-run --Werror
+
+format: setup  ## write what lint asks for
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
+
+bench: setup  ## time the ops (their tests first) and write benchmarks/results/
+	@$(PIP) install -q --no-deps vector-quantize-pytorch torch-einops-utils
+	@$(BIN)/python -m benchmarks.ops.vector_quantize
+
+clean:  ## remove .venv and what was built; runs/ stays
+	@rm -rf $(VENV) build dist
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+	@rm -rf .pytest_cache .ruff_cache .hypothesis .benchmarks

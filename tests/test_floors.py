@@ -1,0 +1,84 @@
+"""The house rules that a program can check: imports go down only, no `utils`, a true tree."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = (
+    ("kernels",),
+    ("contracts", "config"),
+    ("ops",),
+    ("flow", "metrics"),
+    ("models", "data", "envs"),
+    ("training", "evaluation", "planning"),
+    ("recipes",),
+    ("cli", "playground"),
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+SOURCES = sorted((ROOT / "colaworld").rglob("*.py")) + sorted((ROOT / "kernels").rglob("*.py"))
+
+
+def room_of(path: Path) -> str | None:
+    """The room a file stands in; None for the package's own two files, which import no room."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    name = parts[0] if parts[0] == "kernels" else parts[1]
+    return None if name in ("__init__", "__main__") else name
+
+
+def imported_rooms(tree: ast.AST) -> set[str]:
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import: write the full name"
+            names.append(node.module or "")
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    parts = (name.split(".") for name in names)
+    return {p[1] for p in parts if p[0] == "colaworld" and len(p) > 1 and p[1] in FLOOR_OF}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down_only(path: Path) -> None:
+    room = room_of(path)
+    imported = imported_rooms(ast.parse(path.read_text()))
+    if room is None:
+        assert path.stem == "__main__" or not imported, "the package itself loads no room"
+        return
+    assert room in FLOOR_OF, f"{room} stands on no floor; add it to FLOORS with its reason"
+    wrong = {r for r in imported if r != room and FLOOR_OF[r] >= FLOOR_OF[room]}
+    assert not wrong, f"{room} (floor {FLOOR_OF[room]}) imports {sorted(wrong)}, not below it"
+
+
+def test_nothing_is_called_utils() -> None:
+    wrong = [p for p in SOURCES if re.fullmatch(r"utils?|helpers?|misc|common", p.stem)]
+    assert not wrong, "what two rooms need goes to the lower room that owns the idea"
+
+
+def test_only_ops_loads_compiled_code() -> None:
+    for path in SOURCES:
+        if room_of(path) != "ops":
+            text = path.read_text()
+            assert not re.search(r"load_library|colaworld\._(C|native)\b", text), path
+
+
+def test_the_tree_in_the_readme_exists() -> None:
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        pytest.skip("no README.md yet")
+    # Lines of a fenced block like "  models/   layers, latent_action": a folder, by indentation.
+    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", readme.read_text(), flags=re.S | re.M)
+    trees = [b for b in blocks if re.search(r"^colaworld/", b, flags=re.M)]
+    assert trees, "README.md shows no tree (a fenced block with a line that starts colaworld/)"
+    above: dict[int, Path] = {}
+    for line in trees[0].splitlines():
+        if entry := re.match(r"( *)([\w.-]+)/(?:\s|$)", line):
+            depth = len(entry[1])
+            above = {d: p for d, p in above.items() if d < depth}
+            above[depth] = (above[max(above)] if above else ROOT) / entry[2]
+            assert above[depth].is_dir(), f"README.md lists {above[depth].relative_to(ROOT)}/"
