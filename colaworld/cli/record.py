@@ -50,6 +50,8 @@ class RecordConfig:
     """Pixels: crafter per cell (default 4), pusht per side (96), scene per side (32)."""
     view: Literal["map", "full"] = "map"
     """crafter: the map only, or also the two inventory rows."""
+    start: Literal["center", "varied"] = "center"
+    """crafter: in the meadow at the centre, or at a random place with more to see."""
     actions: tuple[str, ...] = ()
     """crafter: the actions to choose from (default: noop and the four moves)."""
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
@@ -68,7 +70,7 @@ def make_env(config: RecordConfig) -> envs.Env:
     """The environment that a configuration asks for."""
     options: dict[str, Any] = {}
     if config.env == "crafter":
-        options = {"view": config.view}
+        options = {"view": config.view, "start": config.start}
         if config.size is not None:
             options["cell"] = config.size
         if config.actions:
@@ -139,6 +141,7 @@ def record(config: RecordConfig, *, progress: bool = True) -> dict[str, Any]:
         "first_episode": config.first_episode,
         "steps": config.steps,
         "view": config.view if env.name == "crafter" else None,
+        "start": config.start if env.name == "crafter" else None,
         "action_names": list(env.action_spec.names),
         "encoding": to_dict(encoding),
     }

@@ -37,6 +37,9 @@ class Crafter:
     `cell`: pixels per cell (4 -> 28x36 frames for the map, 36x36 with the inventory).
     `view`: "map" crops to the map, "full" keeps the inventory rows.
     `actions`: which of the game's actions may be taken; recorded ids are indices into this tuple.
+    `start`: "center" as the game does it, always in a meadow where many moves show nothing but
+    grass; "varied" moves the player to a random free cell with at least a quarter of other things
+    (trees, stone, sand, water) in view and no lava.
     """
 
     name = "crafter"
@@ -48,6 +51,7 @@ class Crafter:
         cell: int = 4,
         view: Literal["map", "full"] = "map",
         actions: tuple[str, ...] = VISIBLE_ACTIONS,
+        start: Literal["center", "varied"] = "center",
     ) -> None:
         try:
             import crafter
@@ -61,12 +65,14 @@ class Crafter:
             raise ValueError(f"Crafter.cell: expected at least 2 pixels per cell, got {cell}")
         if view not in ("map", "full"):
             raise ValueError(f"Crafter.view: expected 'map' or 'full', got {view!r}")
+        if start not in ("center", "varied"):
+            raise ValueError(f"Crafter.start: expected 'center' or 'varied', got {start!r}")
         known = list(crafter.constants.actions)
         unknown = [name for name in actions if name not in known]
         if unknown or not actions:
             raise ValueError(f"Crafter.actions: expected some of {known}, got {list(actions)}")
         self.version = version("crafter")
-        self.view = view
+        self.view, self.start = view, start
         self.cell = cell
         self.height = cell * (_MAP_ROWS if view == "map" else _GRID[1])
         self.width = cell * _GRID[0]
@@ -83,6 +89,8 @@ class Crafter:
         with _quick_noise():
             self._game.reset()
         _order_chunks(self._game._world)
+        if self.start == "varied":
+            self._move_player(np.random.default_rng([int(seed), 1]))
         return self._draw()
 
     def step(self, action: int | np.ndarray) -> tuple[np.ndarray, bool]:
@@ -97,6 +105,19 @@ class Crafter:
     def state(self) -> dict[str, Any]:
         player = self._game._player
         return {"position": tuple(int(v) for v in player.pos), "facing": tuple(player.facing)}
+
+    def _move_player(self, rng: np.random.Generator) -> None:
+        """To a random free cell with things to see; it stays where it is if there is none."""
+        world = self._game._world
+        ids = world._mat_ids
+        inside = world._mat_map[4:-4, 3:-3]  # cells whose whole view lies in the world
+        views = np.lib.stride_tricks.sliding_window_view(world._mat_map, (_GRID[0], _MAP_ROWS))
+        plain = (views == ids["grass"]).mean((-2, -1))
+        free = np.isin(inside, [ids["grass"], ids["path"], ids["sand"]])
+        free &= (world._obj_map[4:-4, 3:-3] == 0) & ~(views == ids["lava"]).any((-2, -1))
+        spots = np.argwhere(free & (plain <= 0.75) & (plain >= 0.1))
+        if len(spots):
+            world.move(self._game._player, spots[rng.integers(len(spots))] + (4, 3))
 
     def _draw(self) -> np.ndarray:
         game = self._game

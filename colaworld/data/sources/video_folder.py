@@ -17,8 +17,9 @@ from colaworld.data.sources.base import BrokenFile, EpisodeInfo
 
 log = logging.getLogger(__name__)
 SUFFIXES = frozenset(
-    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".mts")
-    + (".m2ts", ".wmv", ".flv", ".ogv", ".3gp", ".y4m")
+    f".{name}"
+    for name in ("mp4", "m4v", "mov", "mkv", "webm", "avi", "gif", "mpg", "mpeg", "ts", "mts")
+    + ("m2ts", "wmv", "flv", "ogv", "3gp", "y4m")
 )
 
 

@@ -1,0 +1,143 @@
+"""`colaworld data inspect PATH`: what a data set holds, what is wrong with it, and a contact sheet.
+
+Not here: looking (data/inspection.py); this file only prints.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from colaworld.data.clips import DataConfig
+from colaworld.data.errors import DataError
+from colaworld.data.inspection import Inspection, contact_sheet, inspect
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """What to look at."""
+
+    path: Annotated[Path, tyro.conf.Positional]
+    """A LeRobot v3 folder, any folder of video files, or one video file."""
+    sheet: Path = Path("contact-sheet.png")
+    """Where the contact sheet goes."""
+    source: Literal["auto", "lerobot", "video_folder"] = "auto"
+    """How to read the folder."""
+    camera: str | None = None
+    """LeRobot: which camera (default: the first)."""
+    action_column: str | None = "action"
+    """LeRobot: which column the actions are in; others named action... are shown too."""
+    episodes: int = 200
+    """At most so many episodes are decoded, spread evenly over the set."""
+    rows: int = 8
+    """Episodes on the contact sheet."""
+    scene_cut_threshold: float = 3.0
+    """As in training: how many times the usual frame difference a cut is."""
+
+
+def _listed(counts: dict, show) -> str:
+    shown = [f"{show(k)} ({n})" if len(counts) > 1 else show(k) for k, n in counts.items()]
+    return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
+
+
+def print_inspection(found: Inspection) -> None:
+    """Tables on standard output."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(box=box.SIMPLE, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    shortest, median, longest = found.lengths
+    partly = "" if found.looked_at == found.episodes else f" (in {found.looked_at} episodes)"
+    table.add_row("data set", f"{found.path} ({found.kind})")
+    table.add_row("episodes", str(found.episodes))
+    table.add_row("frames", f"{found.frames} ({found.seconds / 60:.1f} min)")
+    table.add_row("per episode", f"{shortest} to {longest} frames, median {median}")
+    table.add_row("frames/s", _listed(found.fps, lambda v: f"{v:g}"))
+    table.add_row("size", _listed(found.sizes, lambda v: f"{v[0]}x{v[1]} px (height x width)"))
+    if found.cameras:
+        table.add_row("cameras", ", ".join(found.cameras))
+    cuts = ", ".join(f"{name} at {frame}" for name, frame in found.cuts[:8])
+    more = f", and {len(found.cuts) - 8} more" if len(found.cuts) > 8 else ""
+    table.add_row(f"scene cuts{partly}", f"{len(found.cuts)}" + (f": {cuts}{more}" if cuts else ""))
+    table.add_row(f"broken{partly}", str(len(found.broken)))
+    if found.constant:
+        table.add_row(f"one colour{partly}", str(len(found.constant)))
+    console.print(table)
+    for summary in found.actions:
+        spec = summary.spec
+        unit = f", {spec.unit}" if spec.unit else ""
+        actions = Table(
+            title=f"actions: column {spec.column!r} ({spec.kind}, {spec.size}{unit}){partly}",
+            title_justify="left",
+            box=box.SIMPLE,
+        )
+        if spec.kind == "discrete":
+            for head in ("class", "name", "times", "share"):
+                actions.add_column(head, justify="left" if head == "name" else "right")
+            total = max(1, sum(summary.count))
+            for i, n in enumerate(summary.count):
+                name = spec.names[i] if spec.names else ""
+                actions.add_row(str(i), name, str(n), f"{n / total:.1%}")
+        else:
+            for head in ("dimension", "name", "low", "mean", "high"):
+                actions.add_column(head, justify="left" if head == "name" else "right")
+            for i in range(spec.size):
+                name = spec.names[i] if spec.names else ""
+                values = (summary.low[i], summary.mean[i], summary.high[i])
+                actions.add_row(str(i), name, *(f"{v:.4g}" for v in values))
+        console.print(actions)
+    if not found.actions and not found.action_problems:
+        console.print("no action column: fine for training, the linear probe will be left out")
+    for problem in found.action_problems:
+        console.print(f"actions: {problem}", style="red", markup=False)
+    for broken in found.broken[:20]:
+        console.print(f"broken: {broken.reason}", style="red", markup=False)
+    for name in found.constant[:20]:
+        console.print(f"one colour: {name}", style="red", markup=False)
+
+
+def run(argv: list[str]) -> int:
+    """`colaworld data inspect PATH ...`. Returns 0, or 1 where something in the set is wrong."""
+    usage = "usage: colaworld data inspect PATH [--sheet FILE]; see colaworld data inspect --help"
+    if argv[:1] in ([], ["-h"], ["--help"]):
+        print(usage)
+        return 0 if argv else 2
+    if argv[0] != "inspect":
+        print(f"colaworld data: unknown verb {argv[0]!r}; {usage}", file=sys.stderr)
+        return 2
+    config = tyro.cli(
+        InspectConfig, args=argv[1:], prog="colaworld data inspect", description=__doc__
+    )
+    logging.getLogger("colaworld.data").setLevel(logging.ERROR)  # faults are listed below
+    try:
+        found = inspect(
+            DataConfig(
+                path=config.path,
+                source=config.source,
+                camera=config.camera,
+                action_column=config.action_column,
+                scene_cut_threshold=config.scene_cut_threshold,
+            ),
+            most_episodes=config.episodes,
+            rows=config.rows,
+        )
+        print_inspection(found)
+        if found.thumbnails:
+            print(f"contact sheet: {contact_sheet(found, config.sheet)}")
+    except (DataError, ValueError) as error:
+        print(f"colaworld data inspect: {error}", file=sys.stderr)
+        return 2
+    return 1 if found.broken or found.constant or found.action_problems else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(sys.argv[1:]))

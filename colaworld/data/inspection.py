@@ -1,0 +1,218 @@
+"""Look through a data set: what is in it, what is wrong with it, and a sheet of its frames.
+
+Not here: printing (cli/data.py). One piece of film is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from colaworld.contracts import ActionSpec
+from colaworld.data import cuts
+from colaworld.data.clips import DataConfig
+from colaworld.data.errors import BrokenFileError, DataError
+from colaworld.data.sources.base import BrokenFile, EpisodeInfo, Source, open_source
+
+_BLOCK = 256  # frames looked at together; the comparison carries on from the last one
+
+
+@dataclass(frozen=True)
+class ActionSummary:
+    """One row per class (discrete: `count`) or per dimension (continuous: the range)."""
+
+    spec: ActionSpec
+    low: list[float]
+    high: list[float]
+    mean: list[float]
+    count: list[int]
+
+
+@dataclass
+class Inspection:
+    """What was found. `cuts`: (episode name, frame). Episodes beyond `looked_at` were not decoded."""
+
+    path: Path
+    kind: str
+    episodes: int
+    frames: int
+    seconds: float
+    fps: Counter[float] = field(default_factory=Counter)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (height, width)
+    lengths: tuple[int, int, int] = (0, 0, 0)  # shortest, median, longest
+    cameras: list[str] = field(default_factory=list)
+    actions: list[ActionSummary] = field(default_factory=list)
+    action_problems: list[str] = field(default_factory=list)
+    looked_at: int = 0
+    cuts: list[tuple[str, int]] = field(default_factory=list)
+    broken: list[BrokenFile] = field(default_factory=list)
+    constant: list[str] = field(default_factory=list)
+    thumbnails: list[np.ndarray] = field(default_factory=list)  # [columns, H, W, 3] per row
+
+
+def inspect(
+    config: DataConfig, *, most_episodes: int = 200, rows: int = 8, columns: int = 10
+) -> Inspection:
+    """Look at a data set; the pictures of at most `most_episodes`, spread evenly over it.
+
+    `rows` x `columns` frames are kept for the contact sheet. Raises DataError only where the set
+    cannot be opened at all.
+    """
+    if config.path is None:
+        raise DataError("no data set was named")
+    source = open_source(
+        config.path, kind=config.source, camera=config.camera, action_column=config.action_column
+    )
+    lengths = sorted(e.frames for e in source.episodes)
+    made = Inspection(
+        path=Path(config.path),
+        kind=source.kind,
+        episodes=len(source.episodes),
+        frames=sum(lengths),
+        seconds=sum(e.frames / e.fps for e in source.episodes),
+        fps=Counter(round(e.fps, 3) for e in source.episodes),
+        sizes=Counter((e.height, e.width) for e in source.episodes),
+        lengths=(lengths[0], lengths[len(lengths) // 2], lengths[-1]),
+        cameras=list(getattr(source, "cameras", [])),
+        broken=list(source.broken),
+    )
+    total = len(source.episodes)
+    count = min(total, most_episodes)
+    looked = sorted({i * total // count for i in range(count)})
+    shown = {looked[i * len(looked) // rows] for i in range(min(rows, len(looked)))}
+    if len(looked) < rows:
+        shown = set(looked)
+    for index in looked:
+        _look(source, source.episodes[index], config, made, columns if index in shown else 0)
+    made.looked_at = len(looked)
+    for column in _action_columns(source, config.action_column):
+        _summarise_actions(config, column, looked, made)
+    return made
+
+
+def _look(
+    source: Source, episode: EpisodeInfo, config: DataConfig, made: Inspection, columns: int
+) -> None:
+    """Cuts, faults and, if `columns`, thumbnails of one episode."""
+    wanted = {i * (episode.frames - 1) // max(1, columns - 1) for i in range(columns)}
+    kept: list[np.ndarray] = []
+    changes: list[np.ndarray] = []
+    low, high = 255, 0
+    try:
+        for first, block in _blocks(source.stream(episode.index, 0, episode.frames)):
+            frames = np.stack(block).transpose(0, 3, 1, 2)
+            changes.append(cuts.frame_changes(frames)[0 if first == 0 else 1 :])
+            low, high = min(low, int(frames.min())), max(high, int(frames.max()))
+            start = first if first == 0 else first - 1  # a later block repeats the last frame
+            kept += [f for i, f in enumerate(block, start) if i in wanted and i >= first]
+    except BrokenFileError as error:
+        made.broken.append(BrokenFile(episode.path, str(error)))
+        return
+    if low == high:
+        made.constant.append(f"{episode.path}: {episode.name}: nothing but the value {low}")
+    found = cuts.find_cuts(np.concatenate(changes), threshold=config.scene_cut_threshold)
+    made.cuts += [(episode.name, int(t)) for t in found]
+    if kept:
+        made.thumbnails.append(np.stack(kept))
+
+
+def _blocks(frames: Iterator[np.ndarray]) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """(index of the first new frame, frames); from the second block on led by the last frame."""
+    block: list[np.ndarray] = []
+    first = 0
+    for index, frame in enumerate(frames):
+        block.append(frame)
+        if len(block) > _BLOCK:
+            yield first, block
+            block, first = [frame], index + 1
+    if len(block) > 1 or first == 0:
+        yield first, block
+
+
+def _action_columns(source: Source, asked: str | None) -> list[str]:
+    """The asked column and every other one whose name begins with action."""
+    features = getattr(source, "info", {}).get("features", {})
+    named = [k for k, v in features.items() if k.startswith("action") and v["dtype"] != "video"]
+    return list(dict.fromkeys(([asked] if asked in features else []) + named))
+
+
+def _summarise_actions(
+    config: DataConfig, column: str, episodes: list[int], made: Inspection
+) -> None:
+    """Ranges (or counts) of one column over the episodes looked at, and what is wrong with it."""
+    assert config.path is not None
+    low = high = total = None
+    rows = 0
+    try:
+        source = open_source(
+            config.path, kind="lerobot", camera=config.camera, action_column=column
+        )
+        spec = source.action_spec
+        if spec is None:
+            return
+        counts = np.zeros(spec.size, np.int64)
+        for index in episodes:
+            values = source.actions(index)
+            assert values is not None
+            if spec.kind == "discrete":
+                counts += np.bincount(values, minlength=spec.size)
+            else:
+                v = values.astype(np.float64)
+                low = v.min(0) if low is None else np.minimum(low, v.min(0))
+                high = v.max(0) if high is None else np.maximum(high, v.max(0))
+                total = v.sum(0) if total is None else total + v.sum(0)
+            rows += len(values)
+    except DataError as error:
+        made.action_problems.append(str(error))
+        return
+    nothing: list[float] = []
+    made.actions.append(
+        ActionSummary(
+            spec,
+            nothing if low is None else low.tolist(),
+            nothing if high is None else high.tolist(),
+            nothing if total is None else (total / rows).tolist(),
+            counts.tolist() if spec.kind == "discrete" else [],
+        )
+    )
+
+
+def contact_sheet(found: Inspection, path: Path, *, least_side: int = 96) -> Path:
+    """A PNG with one row of frames per episode, evenly spaced in time. Small frames are enlarged
+    by whole factors without smoothing, so that their pixels can be seen."""
+    from PIL import Image
+
+    if not found.thumbnails:
+        raise DataError(f"{found.path}: no frame could be decoded, so there is no contact sheet")
+    gap = 4
+    lines = []
+    height = min(240, max(least_side, min(row.shape[1] for row in found.thumbnails)))
+    for row in found.thumbnails:
+        factor = max(1, round(height / row.shape[1]))
+        if row.shape[1] > height:
+            size = (max(1, row.shape[2] * height // row.shape[1]), height)
+            frames = [Image.fromarray(f).resize(size, Image.Resampling.BICUBIC) for f in row]
+        else:
+            size = (row.shape[2] * factor, row.shape[1] * factor)
+            frames = [Image.fromarray(f).resize(size, Image.Resampling.NEAREST) for f in row]
+        line = Image.new("RGB", (len(frames) * (size[0] + gap) - gap, size[1]), "white")
+        for i, frame in enumerate(frames):
+            line.paste(frame, (i * (size[0] + gap), 0))
+        lines.append(line)
+    sheet = Image.new(
+        "RGB",
+        (max(x.width for x in lines) + 2 * gap, sum(x.height + gap for x in lines) + gap),
+        "white",
+    )
+    top = gap
+    for line in lines:
+        sheet.paste(line, (gap, top))
+        top += line.height + gap
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+    return path
