@@ -17,14 +17,18 @@ import numpy as np
 
 REACH = 12  # differences looked at on either side: about a second of film
 FLOOR = 12.0  # of 255; smaller jumps are motion or noise, whatever stands around them
-COLOURS = 0.4  # of 2 = no colour in common; one of 7 rows scrolling in reaches 2/7 at most
+COLOURS = 0.4  # of 2 = no level in common; one of 7 rows scrolling in reaches 2/7 at most
+# Eight soft levels per channel, [256, 8]: a value belongs to its two nearest levels in part, so that
+# a slow change of light moves little (hard levels all flip at once when it crosses an edge).
+_LEVELS = np.clip(1 - np.abs(np.arange(256)[:, None] / 255 * 7 - np.arange(8)), 0, None)
 
 
 def frame_changes(frames: np.ndarray) -> np.ndarray:
     """uint8 [n, 3, H, W] -> float32 [n, 2]: (d[t], histogram distance) to the frame before.
 
-    Row 0 is 0. Frames are thinned to about 64 x 64 points. Histograms have 4 levels per channel; the distance
-    is the sum of absolute differences of shares, 0 (equal) to 2 (nothing in common).
+    Row 0 is 0. Frames are thinned to about 64 x 64 points. Histograms have 8 soft levels; the
+    distance is the sum of absolute differences of shares, 0 (equal) to 2 (nothing in common),
+    averaged over the channels.
     """
     step = max(1, min(frames.shape[-2:]) // 64)
     small = frames[..., ::step, ::step]
@@ -32,11 +36,11 @@ def frame_changes(frames: np.ndarray) -> np.ndarray:
     made = np.zeros((len(frames), 2), np.float32)
     before = None
     for t, frame in enumerate(small):  # one at a time: no wide copy of the whole film
-        level = frame >> 6
-        colours = np.bincount((level[0] * 16 + level[1] * 4 + level[2]).ravel(), minlength=64)
+        counts = [np.bincount(channel.ravel(), minlength=256) for channel in frame]
+        colours = np.stack(counts) @ _LEVELS / points
         if before is not None:
             made[t, 0] = np.abs(frame.astype(np.int16) - before[0]).mean()
-            made[t, 1] = np.abs(colours - before[1]).sum() / points
+            made[t, 1] = np.abs(colours - before[1]).sum(1).mean()
         before = frame, colours
     return made
 

@@ -16,11 +16,12 @@ from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.data.sources.base import BrokenFile, EpisodeInfo
 
 log = logging.getLogger(__name__)
-SUFFIXES = frozenset(
-    f".{name}"
-    for name in ("mp4", "m4v", "mov", "mkv", "webm", "avi", "gif", "mpg", "mpeg", "ts", "mts")
-    + ("m2ts", "wmv", "flv", "ogv", "3gp", "y4m")
-)
+# fmt: off
+SUFFIXES = frozenset((
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".mts",
+    ".m2ts", ".wmv", ".flv", ".ogv", ".3gp", ".y4m",
+))
+# fmt: on
 
 
 class VideoFolderSource:
