@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0# what `make setup` installs first; the extension is built against it
+TORCH_OPTIONS ?=# for pip, with that: for example an --index-url that holds CPU-only or CUDA builds
 EXTRAS ?= crafter,tensorboard,dev
 RUN    ?= runs/demo
 VENV   := .venv
@@ -30,17 +31,19 @@ $(BIN)/python:
 # The constraints file holds every later install to the torch that is already there.
 $(STAMP): $(BIN)/python $(BUILT_FROM)
 	@if $(BIN)/python -c 'import torch' 2>/dev/null; then :; else \
-	  echo "setup: installing $(TORCH)"; $(PIP) install -q '$(TORCH)'; fi
+	  echo "setup: installing $(TORCH)"; $(PIP) install -q '$(TORCH)' $(TORCH_OPTIONS); fi
 	@$(BIN)/python -c 'from importlib.metadata import version as v; print("torch==" + v("torch"))' \
 	  > $(VENV)/constraints.txt
-	@$(PIP) install -q -c $(VENV)/constraints.txt 'scikit-build-core>=0.11' 'pybind11>=2.13' ninja
-	@command -v cmake >/dev/null || test -x $(BIN)/cmake || $(PIP) install -q cmake
-	@if [ "$${COLAWORLD_NO_EXTENSION:-0}" = 0 ] && \
-	    ! command -v "$${CXX:-c++}" >/dev/null && ! command -v g++ >/dev/null && \
-	    ! command -v clang++ >/dev/null; then \
-	  echo "setup: NO C++ COMPILER FOUND. Installing without the extension: everything runs on the"; \
-	  echo "       reference ops, more slowly. For the fast ones: install g++ (Debian, Ubuntu: apt"; \
-	  echo "       install g++), then make clean setup."; \
+	@$(PIP) install -q -c $(VENV)/constraints.txt 'scikit-build-core>=0.11' 'pybind11>=2.13' 'cmake>=3.24' ninja
+	@missing=""; \
+	command -v "$${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+	  missing="a C++ compiler (Debian, Ubuntu: apt install g++)"; \
+	$(BIN)/python -c 'import os, sys, sysconfig as s; sys.exit(not os.path.exists(os.path.join(s.get_paths()["include"], "Python.h")))' || \
+	  missing="$${missing:+$$missing and }the headers of Python (Debian, Ubuntu: apt install python3-dev)"; \
+	if [ -n "$$missing" ] && [ "$${COLAWORLD_NO_EXTENSION:-0}" = 0 ]; then \
+	  echo "setup: NOT FOUND: $$missing."; \
+	  echo "       Installing without the extension: everything works, on the slower reference ops."; \
+	  echo "       For the fast ones install what is missing, then: make clean setup"; \
 	  export COLAWORLD_NO_EXTENSION=1; \
 	fi; \
 	echo "setup: installing colaworld[$(EXTRAS)]"; \

@@ -19,14 +19,13 @@ import torch
 
 import colaworld
 from colaworld import ops
-from colaworld.ops import _dispatch, _native
 
 PACKAGES = ("torch", "triton", "numpy", "av", "pyarrow", "safetensors", "tensorboard", "crafter")
 # A small call of each op: the shape decides nothing today, but the dtype and the device do.
 EXAMPLES = {"st_attention": (1, 2, 4, 3, 1, 8), "vector_quantize": (4, 8), "adaln": (1, 2, 4, 8)}
 VARIABLES = (
-    _dispatch.VARIABLE,
-    _native.VARIABLE,
+    "COLAWORLD_OPS",
+    "COLAWORLD_NO_EXTENSION",
     "COLAWORLD_CPU_ISA",
     "OMP_NUM_THREADS",
     "CUDA_VISIBLE_DEVICES",
@@ -68,7 +67,7 @@ def collect() -> dict[str, Any]:
             "would_run": verdict.would_run,
             "reason": verdict.reason,
         }
-        for op in _dispatch.ops()
+        for op in ops.names()
         for kind in kinds
         for verdict in ops.explain(op, torch.empty(EXAMPLES[op], device=kind))
     ]
@@ -77,7 +76,7 @@ def collect() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "devices": _devices(),
-        "extension": _native.build_info() or {"absent": _native.reason()},
+        "extension": ops.build_info() or {"absent": ops.why_not_compiled()},
         "kernels": importlib.util.find_spec("colaworld.kernels") is not None,
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "ops": table,

@@ -1,10 +1,13 @@
 """The ops: public functions, the choice of an implementation, and nothing else.
 
 This is the only room that loads compiled code. `explain(op, tensor)` says what would run and why
-the others refuse; `force(name)` and the variable COLAWORLD_OPS choose one implementation.
+the others refuse; `force(name)` and the variable COLAWORLD_OPS choose one implementation;
+`build_info()` says what was compiled, `why_not_compiled()` why nothing was.
 """
 
-from colaworld.ops._dispatch import NoImplementationError, Verdict, explain, force
+from colaworld.ops._dispatch import NoImplementationError, Verdict, explain, force, names
+from colaworld.ops._native import build_info
+from colaworld.ops._native import reason as why_not_compiled
 from colaworld.ops.adaln import adaln
 from colaworld.ops.st_attention import st_attention
 from colaworld.ops.vector_quantize import vector_quantize
@@ -13,8 +16,11 @@ __all__ = [
     "NoImplementationError",
     "Verdict",
     "adaln",
+    "build_info",
     "explain",
     "force",
+    "names",
     "st_attention",
     "vector_quantize",
+    "why_not_compiled",
 ]

@@ -71,7 +71,7 @@ def register(op: str, implementations: Sequence[Implementation]) -> None:
     _REGISTRY[op] = tuple(implementations)
 
 
-def ops() -> tuple[str, ...]:
+def names() -> tuple[str, ...]:
     """Names of every op that is registered."""
     return tuple(_REGISTRY)
 
