@@ -107,7 +107,7 @@ def choose_codes(
 def code_notes(
     indices: Tensor | None, latent: LatentActions, actions: Tensor | None, spec: ActionSpec | None
 ) -> tuple[str, ...]:
-    """What really happened under each shown code [C, N]: "left 83%", "mean +0.2 -0.4", "unused"."""
+    """What really happened under each code [C, N]: "left 83%", "mean +0.20 -0.41", "unused"."""
     if indices is None:
         return ()
     used = latent.indices.flatten(0, 1)
@@ -125,7 +125,7 @@ def code_notes(
             notes.append(f"{name} {float(counts[top] / counts.sum()):.0%}")
         else:
             mean = actions.flatten(0, 1)[hit].float().mean(0)[:3]
-            notes.append("mean " + " ".join(f"{v:+.2g}" for v in mean.tolist()))
+            notes.append("mean " + " ".join(f"{v:+.2f}" for v in mean.tolist()))
     return tuple(notes)
 
 

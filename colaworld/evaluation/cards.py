@@ -62,12 +62,16 @@ def judge_probe(probe: Mapping[str, Any] | None, reason: str | None) -> Judgemen
 
 
 def judge_rollout(rollout: Mapping[str, Any]) -> Judgement:
-    copy = rollout["variants"]["copy"]["psnr_by_horizon"]
-    gain = sum(rollout["psnr_by_horizon"]) / len(copy) - sum(copy) / len(copy)
-    if gain > 0:
-        return Judgement("good", f"{gain:+.1f} dB", "on average over repeating the last frame.")
-    text = "against repeating the last frame, on average."
-    return Judgement("poor", f"{gain:+.1f} dB".replace("-", "−"), text)
+    ratio = rollout["error_against_copy"]
+    if ratio is None:
+        return Judgement("open", "open", "The clips do not move: there is nothing to predict.")
+    if ratio < 0.95:
+        return Judgement("good", f"{1 / ratio:.1f}× closer", "than repeating the last given frame.")
+    if ratio > 1.05:
+        return Judgement(
+            "poor", f"{ratio:.1f}× further off", "than repeating the last given frame."
+        )
+    return Judgement("fair", "no closer", "than repeating the last given frame.")
 
 
 def judge_utilisation(health: Mapping[str, Any] | None) -> Judgement:
@@ -75,7 +79,8 @@ def judge_utilisation(health: Mapping[str, Any] | None) -> Judgement:
         return Judgement("open", "no codebook", "Latent actions are continuous.")
     value = health["utilisation"]
     if value >= 0.9:
-        return Judgement("good", "in use", "Nearly every code occurs.")
+        words = "Every code occurs." if value == 1 else "Nearly every code occurs."
+        return Judgement("good", "in use", words)
     if value >= 0.5:
         return Judgement("fair", "in part", "Some codes never occur.")
     return Judgement("poor", "mostly idle", "Most codes never occur.")
@@ -97,16 +102,16 @@ def verdict(result: Mapping[str, Any]) -> str:
     """Two or three plain sentences that a person can repeat."""
     steering, entropy, probe, *_ = judgements(result)
     delta = result["delta_psnr"]["random"]
-    amount = f"{number(delta['mean'])} dB".replace("-", "−")
+    amount = f"{number(delta['mean'])}\u00a0dB".replace("-", "−")
     first = {
         "clear": f"The latent actions steer this world: with the true ones its videos are {amount} "
         "closer to what happened than with random ones.",
-        "small": f"The latent actions steer this world, but only a little ({amount} over random "
-        "ones).",
-        "reversed": f"Something is wrong: the true latent actions make the videos worse ({amount}).",
+        "small": f"The latent actions steer this world, but only a little: {amount} over random "
+        "ones.",
+        "reversed": f"Something is wrong: the true latent actions make its videos worse, {amount}.",
         "not shown": "It is not shown that the latent actions steer this world: with random ones "
         f"its videos are as good ({amount}).",
-        "open": f"The latent actions gain {amount} over random ones, on too few episodes to say more.",
+        "open": f"The latent actions gain {amount} over random ones; one episode says no more.",
     }[steering.word]
     second = {
         "healthy": "The codebook is healthy",
@@ -142,10 +147,10 @@ def _scale(result: Mapping[str, Any], index: int) -> tuple[tuple[float, float], 
         return (min(0.0, *(m[0] for m in marks), probe["score"]["mean"] or 0.0), 1.0), marks
     if index == 3:
         rollout = result["rollout"]
-        copies = rollout["variants"]["copy"]["psnr_by_horizon"]
-        copy = sum(copies) / len(copies)
-        shown = [copy, *(v for v in rollout["psnr"].values() if v is not None)]
-        return (min(shown) - 2, max(shown) + 2), [(copy, "repeat last frame")]
+        steps = rollout["psnr_by_horizon"]
+        marks = [(steps[0], "step 1"), (steps[-1], f"step {len(steps)}")][: len(steps)]
+        shown = [*steps, *(v for v in rollout["psnr"].values() if v is not None)]
+        return (min(shown) - 1, max(shown) + 1), marks
     return (0.0, 1.0), [(0.0, "none"), (1.0, "all codes")]
 
 
@@ -167,13 +172,13 @@ def cards(result: Mapping[str, Any]) -> str:
             out.append(f'<div class="interval">{interval}</div>')
             span, marks = _scale(result, index)
             out.append(whisker(line.value, line.low, line.high, span=span, marks=marks))
+        stop = "" if judged.text[0].islower() else "."
         out.append(
-            f'<p><span class="tag {judged.tone}">{escape(judged.word.capitalize())}.</span> '
-            f"{escape(judged.text)}</p>"
-            if not judged.word.endswith("dB")
-            else f'<p><span class="tag {judged.tone}">{escape(judged.word)}</span> '
+            f'<p><span class="tag {judged.tone}">{escape(judged.word.capitalize())}{stop}</span> '
             f"{escape(judged.text)}</p>"
         )
         note = line.note if line.value is not None else ""
-        out.append(f'<p class="note">{escape(note[:1].upper() + note[1:])}</p></li>')
+        out.append(
+            f'<p class="note">{escape(note[:1].upper() + note[1:]).replace("-", "−")}</p></li>'
+        )
     return "".join(out) + "</ul>"

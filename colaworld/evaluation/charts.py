@@ -51,7 +51,7 @@ def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
 
 def short(value: float) -> str:
     """A tick's text: 0.25, 12, 1.5k, with a true minus sign."""
-    if abs(value) >= 1000 and value % 100 == 0:
+    if abs(value) >= 1000 and value % 10 == 0:
         text = f"{value / 1000:g}k"
     else:
         text = f"{value:.4g}"
@@ -107,16 +107,18 @@ def line_chart(
     points: bool = False,
     width: int = 720,
     height: int = 250,
+    margin: int = 124,
 ) -> str:
     """Lines with labelled ends over named bands, as an <svg> element.
 
     y_range: by default what the lines span, with 5 % of air. points: mark every point.
+    margin: room for the names at the right.
     """
     lines = [(s, *_thin(np.asarray(s.x, float), np.asarray(s.y, float))) for s in series]
     lines = [entry for entry in lines if entry[1].size]
     if not lines:
         return f'<p class="none">Nothing recorded for “{escape(title)}”.</p>'
-    left, right, top, bottom = 52, 124, 26 if bands else 12, 40
+    left, right, top, bottom = 52, margin, 26 if bands else 12, 40
     x_low = min([float(x.min()) for _, x, _ in lines] + [b.start for b in bands])
     x_high = max([float(x.max()) for _, x, _ in lines] + [b.stop for b in bands])
     if y_range is None:
@@ -210,7 +212,7 @@ def whisker(
     marks: Sequence[tuple[float, str]] = (),
 ) -> str:
     """A number with its interval on a short scale, and what to compare it with, as an <svg>."""
-    width, height, pad, axis = 240, 44, 8, 14
+    width, height, pad, axis = 176, 40, 6, 12
     a, b = span
     b = b if b > a else a + 1.0
 

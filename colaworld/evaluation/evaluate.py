@@ -238,6 +238,7 @@ def run_evaluation(
                 name: {"psnr_by_horizon": values.mean(0).tolist()}
                 for name, values in scores.psnr.items()
             },
+            "error_against_copy": scores.error_against_copy(),
             "copy_ssim_by_horizon": scores.ssim["copy"].mean(0).tolist(),
         },
         "counts": {

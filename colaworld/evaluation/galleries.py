@@ -18,11 +18,11 @@ SECONDS, HOLD = 0.35, 1.2  # a frame, and the last frame
 
 
 def _display(frames: np.ndarray, width: int) -> tuple[int, str]:
-    """Display width near `width`, a whole multiple for small frames, and the class of the image."""
+    """Display width near `width`, and the image's class: small frames grow by halves of a pixel."""
     own = frames.shape[-2]
     if own >= width:
         return width, ""
-    return own * max(1, width // own), ' class="small"'
+    return round(own * max(2, round(2 * width / own)) / 2), ' class="small"'
 
 
 def still(image: np.ndarray, *, width: int, alt: str) -> str:
@@ -39,8 +39,9 @@ def moving(frames: np.ndarray, *, width: int, alt: str) -> str:
     frames = fit(frames, side=TILE_SIDE)
     shown, kind = _display(frames, width)
     small = " small" if kind else ""
-    seconds = [SECONDS] * (len(frames) - 1) + [HOLD]
-    animation = data_uri(animated_png(frames, seconds=seconds))
+    # the loop begins with its end, so that a page that has just opened already shows differences
+    seconds = [HOLD] + [SECONDS] * (len(frames) - 1)
+    animation = data_uri(animated_png(np.roll(frames, 1, axis=0), seconds=seconds))
     last = data_uri(png(frames[-1]))
     alt = escape(alt, quote=True)
     return (
@@ -59,17 +60,20 @@ def every_code(artefacts: Artefacts, *, columns: int = 8) -> str:
     out = []
     for first in range(0, codes, per_block):
         shown = range(first, min(first + per_block, codes))
-        width = 104 if per_block > 6 else 118
+        width = 106 if per_block > 6 else 124
         out.append('<div class="scroll"><table class="tiles"><thead><tr>')
         out.append('<th scope="col" class="edge">start</th>')
         for c in shown:
             note = artefacts.code_notes[c] if artefacts.code_notes else ""
-            small = f"<small>{escape(note.replace('_', ' '))}</small>" if note else ""
-            out.append(f'<th scope="col">{escape(artefacts.code_names[c])}{small}</th>')
+            small = (
+                f"<small>{escape(note.replace('_', ' ').replace('-', '−'))}</small>" if note else ""
+            )
+            name = escape(artefacts.code_names[c])
+            out.append(f'<th scope="col" style="max-width:{width}px">{name}{small}</th>')
         out.append("</tr></thead><tbody>")
         for s in range(starts):
             start = still(videos[s, shown[0], 0], width=width, alt=f"start {s + 1}")
-            out.append(f'<tr><td class="edge given">{start}</td>')
+            out.append(f'<tr><td class="edge">{start}</td>')
             for c in shown:
                 alt = f"start {s + 1} under {artefacts.code_names[c]}"
                 out.append(f"<td>{moving(videos[s, c], width=width, alt=alt)}</td>")
@@ -89,25 +93,25 @@ def strips(artefacts: Artefacts, *, columns: int = 9) -> str:
     picked = range(length)
     if length > columns:
         picked = sorted({round(i) for i in np.linspace(0, length - 1, columns)})
-    width = max(60, min(104, 880 // len(picked) - 6))
+    width = max(60, min(112, 900 // len(picked) - 6))
     out = ['<div class="scroll"><table class="tiles"><thead><tr><th scope="col"></th>']
     for t in picked:
         name = "given" if t < history else f"step {t - history + 1}"
         out.append(f'<th scope="col">{name}</th>')
-    out.append('<th scope="col">PSNR</th></tr></thead><tbody>')
+    out.append("</tr></thead><tbody>")
     kinds = (("truth", "truth"), ("inferred", "inferred actions"), ("random", "random actions"))
     for clip in range(artefacts.truth.shape[0]):
         for row, (name, words) in enumerate(kinds):
             video = getattr(artefacts, name)[clip]
             gap = ' class="gap"' if row == 0 and clip else ""
             out.append(f'<tr{gap}><th scope="row" class="row"><span class="key {name}"></span>')
-            out.append(f"{words}</th>")
+            score = ""
+            if name != "truth":
+                score = f"{_psnr(video[history:], artefacts.truth[clip][history:]):.1f} dB"
+            out.append(f"{words}<small>{score}</small></th>")
             for t in picked:
                 given = ' class="given"' if t < history else ""
                 alt = f"clip {clip + 1}, {words}, frame {t}"
                 out.append(f"<td{given}>{still(video[t], width=width, alt=alt)}</td>")
-            score = ""
-            if name != "truth":
-                score = f"{_psnr(video[history:], artefacts.truth[clip][history:]):.1f} dB"
-            out.append(f'<td class="score">{score}</td></tr>')
+            out.append("</tr>")
     return "".join(out) + "</tbody></table></div>"

@@ -96,11 +96,11 @@ def what_ran(
     evaluation: Mapping[str, Any], history: History, environment: Mapping[str, Any]
 ) -> str:
     """The opening paragraph, from the numbers alone."""
-    steps = [f"{round(b.stop - b.start):,} steps of {b.name}" for b in history.phases]
+    steps = [(b.name, round(b.stop - b.start)) for b in history.phases]
     trained = "A world model with latent actions"
     if steps:
-        listed = steps[0] if len(steps) == 1 else ", ".join(steps[:-1]) + " and " + steps[-1]
-        trained += f", trained for {listed.replace(',', ' ') if len(steps) == 1 else listed}"
+        trained += f", trained for {sum(n for _, n in steps):,} steps"
+        trained += f" ({', '.join(f'{n:,} {name}' for name, n in steps)})"
     if environment.get("wall_seconds") is not None:
         trained += f" in {duration(float(environment['wall_seconds']))}"
     counts, world = evaluation["counts"], evaluation["world"]
@@ -187,7 +187,6 @@ def _horizon(evaluation: Mapping[str, Any]) -> str:
         "shuffled": "shuffled",
         "random": "random",
         "constant": "constant",
-        "copy": "repeat last frame",
     }
     shown = steps if len(steps) <= 12 else None
     psnr = line_chart(
@@ -200,26 +199,30 @@ def _horizon(evaluation: Mapping[str, Any]) -> str:
         y_label="PSNR, dB",
         x_ticks=shown,
         points=True,
-        width=560,
-        height=270,
+        width=520,
+        height=250,
+        margin=86,
     )
     ssim = line_chart(
         [
             Series("inferred", steps, rollout["ssim_by_horizon"], "c-inferred"),
-            Series("repeat last frame", steps, rollout["copy_ssim_by_horizon"], "c-copy"),
+            Series("last frame", steps, rollout["copy_ssim_by_horizon"], "c-copy"),
         ],
         title="SSIM by horizon",
         x_label="predicted step",
         y_label="SSIM",
         x_ticks=shown,
         points=True,
-        width=560,
-        height=270,
+        width=520,
+        height=250,
+        margin=86,
     )
     return (
         "<section><h2>How far ahead</h2>"
-        '<p class="sub">The gap between “inferred” and the other actions is the steering.</p>'
-        f'<div class="two"><figure>{psnr}</figure><figure>{ssim}</figure></div></section>'
+        '<p class="sub">The gap between “inferred” and the other actions is the steering. “Last '
+        "frame” repeats the last given frame: what a world without motion would score.</p>"
+        f'<div class="two"><div><h3>PSNR</h3><figure>{psnr}</figure></div>'
+        f"<div><h3>SSIM</h3><figure>{ssim}</figure></div></div></section>"
     )
 
 
@@ -245,6 +248,7 @@ def _training(history: History) -> str:
         y_label="loss",
         bands=bands,
         y_range=loss_range,
+        width=1020,
     )
     figures = [f"<h3>Loss</h3><figure>{loss}</figure>"]
     health = [
@@ -263,6 +267,7 @@ def _training(history: History) -> str:
             y_label="share",
             bands=bands,
             y_range=(-0.03, 1.05),
+            width=1020,
         )
         figures.append(f"<h3>Codebook health</h3><figure>{chart}</figure>")
     norms = [
@@ -280,6 +285,7 @@ def _training(history: History) -> str:
             x_label="step",
             y_label="norm",
             bands=bands,
+            width=1020,
         )
         folded = (
             f"<details><summary>Gradient norms by part</summary><figure>{chart}</figure></details>"

@@ -21,7 +21,7 @@ html { -webkit-text-size-adjust:100%; }
 body { margin:0; background:var(--paper); color:var(--ink);
   font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","Liberation Sans",Arial,
   sans-serif; font-variant-numeric:lining-nums tabular-nums; }
-main { max-width:1080px; margin:0 auto; padding:56px 28px 72px; }
+main { max-width:1128px; margin:0 auto; padding:56px 28px 72px; }
 h1,h2 { font-family:"Iowan Old Style","Palatino Linotype",Palatino,"Book Antiqua",
   "Liberation Serif",Georgia,serif; font-weight:600; line-height:1.2; text-wrap:balance; }
 h1 { font-size:2.3rem; letter-spacing:-.012em; margin:0 0 .35rem; }
@@ -34,7 +34,8 @@ p { margin:.3rem 0 .8rem; max-width:68ch; text-wrap:pretty; }
 .lead { font-size:1.13rem; line-height:1.55; max-width:66ch; }
 .sub, .none, figcaption { color:var(--soft); font-size:.92rem; }
 code, pre { font-family:ui-monospace,"SF Mono",Menlo,Consolas,"Liberation Mono",monospace; }
-.verdict { border-left:3px solid var(--accent); padding:.15rem 0 .15rem 1.1rem; margin:1.5rem 0 2rem;
+.verdict { border-left:3px solid var(--accent); padding:.15rem 0 .15rem 1.1rem;
+  margin:1.5rem 0 2rem;
   font-family:"Iowan Old Style","Palatino Linotype",Palatino,"Liberation Serif",Georgia,serif;
   font-size:1.28rem; line-height:1.45; max-width:60ch; }
 .cards { display:grid; grid-template-columns:repeat(auto-fit,minmax(184px,1fr)); gap:14px;
@@ -43,8 +44,8 @@ code, pre { font-family:ui-monospace,"SF Mono",Menlo,Consolas,"Liberation Mono",
   padding:14px 16px 12px; display:flex; flex-direction:column; }
 .card h3 { margin:0; font-size:.82rem; line-height:1.3; color:var(--soft); font-weight:600;
   min-height:2.6em; }
-.big { font-size:1.95rem; font-weight:600; letter-spacing:-.02em; line-height:1.2; margin-top:.15rem;
-  white-space:nowrap; }
+.big { font-size:1.95rem; font-weight:600; letter-spacing:-.02em; line-height:1.2;
+  margin-top:.15rem; white-space:nowrap; }
 .big small { font-size:.95rem; font-weight:500; color:var(--soft); letter-spacing:0; }
 .interval { color:var(--soft); font-size:.84rem; min-height:1.5em; }
 .whisker { width:100%; height:auto; margin:.35rem 0 .1rem; overflow:visible; }
@@ -56,7 +57,7 @@ code, pre { font-family:ui-monospace,"SF Mono",Menlo,Consolas,"Liberation Mono",
 figure { margin:.6rem 0 0; }
 .chart { width:100%; height:auto; display:block; font-size:12px; }
 .chart text, .whisker text { fill:var(--soft); font-family:inherit; }
-.whisker text { font-size:11.5px; }
+.whisker text { font-size:10.5px; }
 .chart .name { font-size:12.5px; font-weight:600; }
 .chart .band-name { font-size:11.5px; font-weight:600; fill:var(--soft); letter-spacing:.02em; }
 .chart .label { fill:var(--faint); }
@@ -66,12 +67,14 @@ figure { margin:.6rem 0 0; }
 .band-3 { fill:var(--b3); }
 .line { fill:none; stroke-width:2; stroke-linejoin:round; stroke-linecap:round; }
 .line.raw { stroke-width:1; opacity:.3; }
-.line.c-1, .line.c-inferred { stroke:var(--inferred); } .line.c-random, .line.c-2 { stroke:var(--random); }
+.line.c-1, .line.c-inferred { stroke:var(--inferred); }
+.line.c-random, .line.c-2 { stroke:var(--random); }
 .line.c-shuffled, .line.c-3 { stroke:var(--shuffled); }
 .line.c-constant, .line.c-4 { stroke:var(--constant); }
 .line.c-copy, .line.c-5 { stroke:var(--copy); stroke-dasharray:5 4; }
 .dot.c-1, .dot.c-inferred { fill:var(--inferred); } .dot.c-random, .dot.c-2 { fill:var(--random); }
-.dot.c-shuffled, .dot.c-3 { fill:var(--shuffled); } .dot.c-constant, .dot.c-4 { fill:var(--constant); }
+.dot.c-shuffled, .dot.c-3 { fill:var(--shuffled); }
+.dot.c-constant, .dot.c-4 { fill:var(--constant); }
 .dot.c-copy, .dot.c-5 { fill:var(--copy); }
 .chart .name.c-1, .chart .name.c-inferred { fill:var(--inferred); }
 .chart .name.c-random, .chart .name.c-2 { fill:var(--random); }
@@ -87,13 +90,13 @@ figure { margin:.6rem 0 0; }
 .scatter { display:flex; flex-wrap:wrap; gap:8px 24px; }
 .scroll { overflow-x:auto; }
 .tiles { border-collapse:separate; border-spacing:6px; margin:.6rem 0 1rem -6px; }
-.tiles th { font-weight:600; font-size:.84rem; text-align:left; vertical-align:bottom; padding:0;
+.tiles th { font-weight:600; font-size:.84rem; text-align:left; vertical-align:top; padding:0;
   line-height:1.25; }
 .tiles th small { display:block; font-weight:400; color:var(--soft); font-size:.78rem; }
 .tiles th.row { vertical-align:middle; padding-right:8px; white-space:nowrap; }
+.tiles th.row small { margin-left:1.35em; }
 .tiles th.edge, .tiles td.edge { padding-right:14px; }
-.tiles td { padding:0; } .tiles td.score { color:var(--soft); font-size:.84rem; padding-left:8px;
-  white-space:nowrap; }
+.tiles td { padding:0; }
 .tiles img { display:block; border-radius:3px; background:var(--rule); }
 .tiles img.small { image-rendering:pixelated; }
 .tiles tr.gap th, .tiles tr.gap td { padding-top:14px; }
@@ -105,7 +108,8 @@ figure { margin:.6rem 0 0; }
 table.plain { border-collapse:collapse; margin:.8rem 0; font-size:.92rem; }
 table.plain th, table.plain td { text-align:left; padding:.42rem 1.2rem .42rem 0;
   border-bottom:1px solid var(--rule); vertical-align:top; }
-table.plain thead th { color:var(--soft); font-weight:600; font-size:.84rem; vertical-align:bottom; }
+table.plain thead th { color:var(--soft); font-weight:600; font-size:.84rem;
+  vertical-align:bottom; }
 table.plain td { white-space:nowrap; }
 details { margin:.7rem 0; } summary { cursor:pointer; font-weight:600; font-size:.95rem; }
 pre { background:var(--panel); border:1px solid var(--rule); border-radius:8px; padding:14px 16px;

@@ -113,6 +113,8 @@ def test_a_world_that_obeys_is_seen_to_obey(good):
     for variant in ("random", "shuffled", "constant"):
         delta = result["delta_psnr"][variant]
         assert 10 < delta["low"] <= delta["mean"] <= delta["high"] < noise_floor - wrong + 1
+
+    assert 0 < result["rollout"]["error_against_copy"] < 0.02  # noise 0.02^2, motion about 0.08
     assert result["codebook"]["utilisation"] == 1.0
     assert result["codebook"]["entropy_normalised"] > 0.95
     assert result["probe"]["score"]["mean"] == 1.0
@@ -175,7 +177,7 @@ def test_continuous_actions_are_probed_by_r2():
     assert probe["macro_f1"] is None
     assert probe["baseline"] < 0.9
     assert run.artefacts.probe_predicted.shape == run.artefacts.probe_target.shape
-    assert run.artefacts.code_notes[0] == "mean +0 +2"
+    assert run.artefacts.code_notes[0] == "mean +0.00 +2.00"
 
 
 def test_a_continuous_world_has_no_codebook_numbers():

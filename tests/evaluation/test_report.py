@@ -1,0 +1,428 @@
+"""The page: complete, self-contained, the right words for good and bad runs, safe inputs."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import html.parser
+import json
+import re
+import struct
+import zlib
+
+import numpy as np
+import pytest
+
+from colaworld.evaluation.artefacts import Artefacts
+from colaworld.evaluation.cards import judgements, verdict
+from colaworld.evaluation.charts import (
+    Series,
+    confusion,
+    line_chart,
+    scatter,
+    short,
+    smooth,
+    ticks,
+    whisker,
+)
+from colaworld.evaluation.history import read_history
+from colaworld.evaluation.pictures import animated_png, fit, png
+from colaworld.evaluation.report import duration, write_report
+
+FOUR = {"utilisation": 1.0, "max_usage": 0.2, "entropy_normalised": 0.9, "perplexity": 6.5}
+PSNR = [25.0, 23.0, 22.0]
+RESULT = {
+    "delta_psnr": {
+        "random": {"mean": 2.1, "low": 1.8, "high": 2.5},
+        "shuffled": {"mean": 1.4, "low": 1.0, "high": 1.9},
+        "constant": {"mean": 1.9, "low": 1.5, "high": 2.2},
+    },
+    "codebook": {**FOUR, "positions": [FOUR], "joint": FOUR},
+    "probe": {
+        "kind": "accuracy",
+        "score": {"mean": 0.61, "low": 0.55, "high": 0.66},
+        "baseline": 0.4,
+        "chance": 0.2,
+        "pixel_difference": 0.4,
+        "margin": {"mean": 0.21, "low": 0.15, "high": 0.26},
+        "macro_f1": {"mean": 0.5, "low": 0.4, "high": 0.6},
+        "macro_f1_chance": 0.1,
+        "macro_f1_pixel_difference": 0.3,
+        "l1": None,
+        "l1_chance": None,
+        "l1_pixel_difference": None,
+        "train_rows": 100,
+        "test_rows": 120,
+        "test_episodes": 5,
+    },
+    "probe_skipped": None,
+    "rollout": {
+        "psnr_by_horizon": PSNR,
+        "ssim_by_horizon": [0.9, 0.8, 0.7],
+        "psnr": {"mean": 23.3, "low": 22.0, "high": 24.0},
+        "variants": {
+            name: {"psnr_by_horizon": [v - d for v in PSNR]}
+            for d, name in enumerate(("inferred", "random", "shuffled", "constant", "copy"))
+        },
+        "error_against_copy": 0.5,
+        "copy_ssim_by_horizon": [0.8, 0.7, 0.6],
+    },
+    "counts": {
+        "clips": 20,
+        "episodes": 5,
+        "history": 1,
+        "horizon": 3,
+        "width": 12,
+        "height": 10,
+    },
+    "world": {"codebook_size": 8, "tokens": 1},
+}
+
+
+def pictures(kind="accuracy"):
+    rng = np.random.default_rng(0)
+
+    def video(*lead):
+        return rng.integers(0, 256, size=(*lead, 10, 12, 3), dtype=np.uint8)
+
+    probed = rng.integers(0, 3, size=40) if kind == "accuracy" else rng.normal(size=(40, 2))
+    return Artefacts(
+        history=1,
+        truth=video(2, 4),
+        inferred=video(2, 4),
+        random=video(2, 4),
+        every_code=video(2, 3, 4),
+        code_names=("code 0", "code 1", "code 2"),
+        code_notes=("move_left 90%", "", "unused"),
+        probe_kind=kind,
+        probe_predicted=probed,
+        probe_target=probed[::-1].copy(),
+        action_names=("noop", "move_left", "do"),
+    )
+
+
+def rows():
+    for phase, count in (("warmup", 30), ("joint", 50)):
+        for step in range(1, count + 1):
+            row = {"phase": phase, "step": step, "loss": 1.0 / step, "grad_norm": {"idm": 0.1}}
+            if step % 10 == 0:
+                row["codebook"] = dict(FOUR)
+            yield row
+
+
+def write(path, **changes):
+    given = {
+        "title": "nano.cola",
+        "evaluation": RESULT,
+        "artefacts": pictures(),
+        "metrics_jsonl": list(rows()),
+        "config_yaml": "learning_rate: 1.0e-4\n",
+        "environment": {
+            "commit": "0123456789abcdef",
+            "date": "2026-11-22",
+            "wall_seconds": 683,
+            "versions": {"torch": "2.13.0"},
+        },
+    }
+    return write_report(path, **{**given, **changes}).read_text()
+
+
+class Links(html.parser.HTMLParser):
+    """Everything a browser could fetch, and every tag that is left open."""
+
+    def __init__(self):
+        super().__init__()
+        self.links, self.tags, self.open = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in {"meta", "link", "img"}:
+            self.open.append(tag)
+        self.links += [v for k, v in attrs if k in ("src", "href", "srcset", "data", "action")]
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+
+def parse(page):
+    links = Links()
+    links.feed(page)
+    assert links.open == []
+    return links
+
+
+def test_the_page_needs_nothing_but_itself(tmp_path):
+    page = write(tmp_path / "report.html")
+    found = parse(page)
+    assert found.links and all(link.startswith("data:") for link in found.links)
+    assert "script" not in found.tags and "iframe" not in found.tags
+    assert not re.search(r"https?://|@import|url\((?!#clip)", page)
+    assert "default-src 'none'" in page
+    assert found.tags.count("img") == 6 + 2 * 3 * 2 + 2 + 24 - 6  # grid (moving + still), strips
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_the_page_says_what_ran_and_how_good_it_is(tmp_path):
+    page = write(tmp_path / "report.html")
+    assert "80 steps (30 warmup, 50 joint) in 11 min 23 s" in page
+    assert "20 clips of 5 held-out episodes" in page
+    assert "2.10 <small>dB</small>" in page and "1.80 to 2.50" in page
+    for number in ("0.90", "0.61", "23.30", "1.00"):
+        assert f'<div class="big">{number}' in page
+    assert page.count('class="card"') == 5
+    assert "commit <code>0123456789ab</code>" in page
+    assert "learning_rate: 1.0e-4" in page and "2.13.0" in page
+    assert ">warmup</text>" in page and ">joint</text>" in page
+    assert "move left 90%" in page
+    assert "prefers-color-scheme: dark" in page and "@media print" in page
+
+
+def test_continuous_probes_are_scattered(tmp_path):
+    result = copy.deepcopy(RESULT)
+    result["probe"].update(
+        kind="r2", l1={"mean": 0.4, "low": 0.3, "high": 0.5}, l1_chance=0.8, macro_f1=None
+    )
+    result["probe"]["l1_pixel_difference"] = 0.6
+    page = write(tmp_path / "r.html", evaluation=result, artefacts=pictures("r2"))
+    parse(page)
+    assert page.count('class="point"') == 80  # 40 rows, 2 dimensions
+    assert "0.40 (0.30 to 0.50)" in page
+
+
+def test_missing_parts_are_said_and_not_faked(tmp_path):
+    result = copy.deepcopy(RESULT)
+    result.update(probe=None, probe_skipped="the data set has no real actions", codebook=None)
+    result["world"]["codebook_size"] = None
+    for name in result["delta_psnr"]:
+        result["delta_psnr"][name].update(low=None, high=None)
+    page = write(tmp_path / "r.html", evaluation=result, artefacts=None, metrics_jsonl=[])
+    parse(page)
+    assert "skipped: the data set has no real actions" in page
+    assert "No training steps are recorded" in page
+    assert "<img" not in page
+    assert "None" not in page and "nan" not in page.lower().replace("nano", "")
+
+
+def test_text_from_outside_is_escaped(tmp_path):
+    evil = "<script>alert(1)</script>"
+    page = write(
+        tmp_path / "r.html",
+        title=evil,
+        config_yaml=evil,
+        environment={"commit": evil, "versions": {evil: evil}},
+        compare={evil: RESULT, "naive_joint": RESULT},
+    )
+    assert "<script" not in page
+    assert "naive_joint" in page and "Runs side by side" in page
+    parse(page)
+
+
+def test_artefacts_can_be_a_file_and_metrics_too(tmp_path):
+    pictures().save(tmp_path / "evaluation.npz")
+    lines = [json.dumps(r) for r in rows()]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"phase": "joi')
+    page = write(
+        tmp_path / "r.html",
+        artefacts=tmp_path / "evaluation.npz",
+        metrics_jsonl=tmp_path / "metrics.jsonl",
+    )
+    assert "80 steps" in page and "<img" in page
+    (tmp_path / "metrics.jsonl").write_text(lines[0] + "\n{broken\n" + lines[1])
+    with pytest.raises(ValueError, match="line 2: not JSON"):
+        read_history(tmp_path / "metrics.jsonl")
+    np.savez(tmp_path / "other.npz", history=1)
+    with pytest.raises(ValueError, match="missing truth"):
+        Artefacts.load(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: None, ["clear", "healthy", "above both", "2.0× closer", "in use"]),
+        (lambda r: r["delta_psnr"]["random"].update(mean=0.4, low=0.1, high=0.8), ["small"]),
+        (lambda r: r["delta_psnr"]["random"].update(mean=0.1, low=-0.1, high=0.3), ["not shown"]),
+        (lambda r: r["delta_psnr"]["random"].update(mean=-1, low=-2, high=-0.5), ["reversed"]),
+        (lambda r: r["delta_psnr"]["random"].update(low=None, high=None), ["open"]),
+        (lambda r: r["codebook"].update(entropy_normalised=0.1), [None, "collapsed"]),
+        (lambda r: r["codebook"].update(entropy_normalised=0.5), [None, "uneven"]),
+        (lambda r: r["probe"]["margin"].update(low=-0.1), [None, None, "not clear"]),
+        (lambda r: r["probe"]["margin"].update(low=-0.3, high=-0.1), [None, None, "below"]),
+        (lambda r: r["rollout"].update(error_against_copy=2.0), [None] * 3 + ["2.0× further off"]),
+        (lambda r: r["rollout"].update(error_against_copy=None), [None] * 3 + ["open"]),
+        (lambda r: r["codebook"].update(utilisation=0.3), [None] * 4 + ["mostly idle"]),
+    ],
+)
+def test_the_words_follow_the_numbers(change, words):
+    result = copy.deepcopy(RESULT)
+    change(result)
+    found = [j.word for j in judgements(result)]
+    for expected, word in zip(words, found, strict=False):
+        assert expected in (None, word)
+    assert verdict(result).endswith((".", "differences allow."))
+    assert ("steer this world: with the true" in verdict(result)) == (found[0] == "clear")
+
+
+def test_steps_may_count_per_phase_or_over_the_run():
+    per_phase = read_history(rows())
+    assert per_phase.x == tuple(float(i) for i in range(1, 81))
+    assert [(b.name, b.start, b.stop) for b in per_phase.phases] == [
+        ("warmup", 0.0, 30.0),
+        ("joint", 30.0, 80.0),
+    ]
+    whole = read_history([{**r, "global_step": i + 1} for i, r in enumerate(rows())])
+    assert whole.x == per_phase.x and whole.phases == per_phase.phases
+    onward = read_history([{**r, "step": i + 1} for i, r in enumerate(rows())])
+    assert onward.x == per_phase.x
+    xs, ys = per_phase.curve("codebook", "entropy_normalised")
+    assert xs == [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0] and set(ys) == {0.9}
+    assert read_history([{"phase": "a", "step": 1, "loss": None}]).curve("loss") == ([], [])
+    with pytest.raises(ValueError, match="'phase' and 'step'"):
+        read_history([{"loss": 1.0}])
+
+
+def decode(data):
+    """A reader for what we write: 8-bit RGB, filter 1. Returns the frames, [T, H, W, 3]."""
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    at, frames, size, delays = 8, [], None, []
+    while at < len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        body = data[at + 8 : at + 8 + length]
+        (crc,) = struct.unpack(">I", data[at + 8 + length : at + 12 + length])
+        assert crc == zlib.crc32(kind + body)
+        if kind == b"IHDR":
+            width, height, depth, colour = struct.unpack(">IIBB", body[:10])
+            assert (depth, colour) == (8, 2)
+            size = (height, width)
+        if kind == b"fcTL":
+            delays.append(struct.unpack(">HH", body[20:24]))
+        if kind in (b"IDAT", b"fdAT"):
+            raw = zlib.decompress(body if kind == b"IDAT" else body[4:])
+            lines = np.frombuffer(raw, np.uint8).reshape(size[0], 1 + 3 * size[1])
+            assert (lines[:, 0] == 1).all()
+            pixels = lines[:, 1:].reshape(*size, 3)
+            frames.append(np.cumsum(pixels, axis=1, dtype=np.uint8))
+        at += 12 + length
+    return np.stack(frames), delays
+
+
+def test_pictures_hold_the_exact_pixels():
+    frames = np.random.default_rng(0).integers(0, 256, size=(4, 5, 7, 3), dtype=np.uint8)
+    assert np.array_equal(decode(png(frames[0]))[0][0], frames[0])
+    moving, delays = decode(animated_png(frames, seconds=[0.1, 0.1, 0.1, 1.5]))
+    assert np.array_equal(moving, frames)
+    assert delays == [(100, 1000)] * 3 + [(1500, 1000)]
+    with pytest.raises(ValueError, match="durations"):
+        animated_png(frames, seconds=[0.1])
+    with pytest.raises(ValueError, match="uint8"):
+        png(frames[0].astype(float))
+
+
+def test_another_reader_sees_the_same_pixels():
+    image = pytest.importorskip("PIL.Image")
+    import io
+
+    frames = np.random.default_rng(1).integers(0, 256, size=(3, 6, 4, 3), dtype=np.uint8)
+    opened = image.open(io.BytesIO(animated_png(frames, seconds=0.2)))
+    assert opened.n_frames == 3
+    for i in range(3):
+        opened.seek(i)
+        assert np.array_equal(np.asarray(opened.convert("RGB")), frames[i])
+
+
+def test_fit_averages_whole_blocks():
+    frames = np.zeros((1, 4, 6, 3), np.uint8)
+    frames[0, :2, :2] = [[[0], [100]], [[100], [200]]]
+    small = fit(frames, side=3)
+    assert small.shape == (1, 2, 3, 3)
+    assert small[0, 0, 0, 0] == 100
+    assert fit(frames, side=6) is frames
+
+
+def test_ticks_are_round_and_inside():
+    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert ticks(0.13, 0.22) == [0.14, 0.16, 0.18, 0.2, 0.22]
+    assert ticks(-3, 12) == [-2.5, 0, 2.5, 5, 7.5, 10] or ticks(-3, 12) == [0, 5, 10]
+    assert ticks(2, 2) == [2]
+    assert [short(v) for v in (1500.0, -0.5, 250.0, 1250.0)] == ["1.5k", "−0.5", "250", "1.25k"]
+
+
+def test_a_line_goes_where_its_numbers_say():
+    svg = line_chart(
+        [Series("a", [0, 10], [0.0, 1.0])],
+        title="t",
+        x_label="x",
+        y_label="y",
+        y_range=(0.0, 1.0),
+        width=200,
+        height=100,
+        margin=50,
+    )
+    (points,) = re.findall(r'<polyline[^>]*points="([^"]*)"', svg)
+    assert points == "52.0,60.0 150.0,12.0"  # left 52, right 200 - 50; bottom 100 - 40, top 12
+    gap = line_chart(
+        [Series("a", [0, 1, 2], [1.0, float("nan"), 2.0])], title="t", x_label="x", y_label="y"
+    )
+    assert "nan" not in gap
+    assert "Nothing recorded" in line_chart([], title="t", x_label="x", y_label="y")
+
+
+def test_a_long_curve_is_thinned_but_keeps_its_ends():
+    svg = line_chart(
+        [Series("a", range(10_000), np.linspace(0, 1, 10_000))],
+        title="t",
+        x_label="x",
+        y_label="y",
+        y_range=(0, 1),
+    )
+    (points,) = re.findall(r'<polyline[^>]*points="([^"]*)"', svg)
+    pairs = points.split()
+    assert len(pairs) == 500
+    assert pairs[0].endswith(",210.0") and pairs[-1].endswith(",12.0")
+
+
+def test_smoothing_removes_a_spike():
+    values = np.ones(21)
+    values[10] = 50
+    assert (smooth(values, width=5) == 1).all()
+    assert smooth([1.0, 2.0, 9.0], width=1).tolist() == [1.0, 2.0, 9.0]
+
+
+def test_the_confusion_matrix_counts_rows():
+    target = np.array([0, 0, 0, 0, 2])
+    predicted = np.array([0, 0, 0, 2, 2])
+    svg = confusion(predicted, target, names=("stay", "jump", "run"))
+    shares = re.findall(r"<title>(\w+) read as (\w+): (\d+)%</title>", svg)
+    assert shares == [
+        ("stay", "stay", "75"),
+        ("stay", "run", "25"),
+        ("run", "stay", "0"),
+        ("run", "run", "100"),
+    ]
+    pooled = confusion(np.arange(30) % 25, np.arange(30) % 25, limit=5)
+    assert "others" in pooled and pooled.count("<rect") == 5 * 6
+
+
+def test_scatter_and_whisker_stay_inside():
+    svg = scatter(np.array([0.0, 10.0]), np.array([0.0, 10.0]), title="x")
+    spots = [(float(a), float(b)) for a, b in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)]
+    assert spots[0][0] < spots[1][0] and spots[0][1] > spots[1][1]
+    assert all(0 < v < 260 for spot in spots for v in spot)
+    off = whisker(5.0, -9.0, 9.0, span=(0.0, 1.0), marks=[(0.0, "none"), (0.01, "covered")])
+    assert 'cx="170.0"' in off  # clamped to the end of the scale
+    assert "none" in off and "covered" not in off
+
+
+def test_durations_read_well():
+    assert [duration(s) for s in (48, 683, 7500)] == ["48 s", "11 min 23 s", "2 h 05 min"]
+
+
+def test_the_grid_opens_on_the_last_frame(tmp_path):
+    shown = pictures()
+    page = write(tmp_path / "r.html", artefacts=shown)
+    first = re.search(r'class="moving small" src="data:image/png;base64,([^"]*)"', page)
+    frames, delays = decode(base64.b64decode(first.group(1)))
+    assert np.array_equal(frames, np.roll(shown.every_code[0, 0], 1, axis=0))
+    assert delays[0] == (1200, 1000)
