@@ -6,6 +6,7 @@ are drawn on a page (`report.py`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -139,12 +140,14 @@ def roll_every_code(
     steps: int,
     seed: int,
     device: torch.device | str,
+    watch: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Hold each code for `steps` from each start, with one noise for all codes.
 
     Args:
         frames: [S, >= h, 3, H, W] uint8 starts; actions: their inferred actions.
         chosen: [C, N] indices, or [C, N, d] codes when continuous.
+        watch: called after each code.
 
     Returns:
         [S, C, steps+1, H, W, 3] uint8; frame 0 is the last history frame.
@@ -160,4 +163,5 @@ def roll_every_code(
         generator = seeded(device, seed, _NOISE)
         video = roll(world, given, torch.cat([before, future], dim=1), generator=generator)
         tiles.append(to_uint8(video[:, history - 1 :]))
+        watch()
     return np.stack(tiles, axis=1)

@@ -51,10 +51,8 @@ def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
 
 def short(value: float) -> str:
     """A tick's text: 0.25, 12, 1.5k, with a true minus sign."""
-    if abs(value) >= 1000 and value % 10 == 0:
-        text = f"{value / 1000:g}k"
-    else:
-        text = f"{value:.4g}"
+    thousands = abs(value) >= 1000 and value % 10 == 0
+    text = f"{value / 1000:g}k" if thousands else f"{value:.4g}"
     return text.replace("-", "−")
 
 
@@ -297,7 +295,7 @@ def confusion(
 
     At most `limit` classes, the most frequent ones; the rest is pooled in a last column.
     """
-    classes, counts = np.unique(np.concatenate([target, predicted]), return_counts=True)
+    classes = np.unique(np.concatenate([target, predicted]))
     frequent = {int(c): int((target == c).sum()) for c in classes}
     shown = sorted(sorted(frequent, key=lambda c: -frequent[c])[:limit])
     rows = [c for c in shown if frequent[c]]

@@ -158,8 +158,7 @@ def run_evaluation(
         )
     rolled = min(config.clips, len(data))
     calls = -(-rolled // config.batch_size) * len(VARIANTS)
-    total = calls + 3
-    done = 0
+    done, total = 0, 0
 
     def advance(what: str) -> None:
         nonlocal done
@@ -168,6 +167,8 @@ def run_evaluation(
             progress(done, total, what)
 
     latent = infer(world, frames, batch_size=config.batch_size, device=device)
+    chosen, indices, names = choose_codes(world, latent, limit=config.shown_codes)
+    total = calls + len(names) + 2
     advance("inferred actions")
     shown = choose_clips(episodes[:rolled], config.shown_clips)
     strips = {name: {} for name in ("inferred", "random")}
@@ -256,7 +257,6 @@ def run_evaluation(
         "action": None if action_spec is None else to_dict(action_spec),
         "config": to_dict(config),
     }
-    chosen, indices, names = choose_codes(world, latent, limit=config.shown_codes)
     starts = choose_clips(episodes, config.shown_starts)
     every_code = roll_every_code(
         world,
@@ -267,8 +267,8 @@ def run_evaluation(
         steps=horizon,
         seed=config.seed,
         device=device,
+        watch=lambda: advance("same start, every code"),
     )
-    advance("same start, every code")
     notes = code_notes(indices, latent, data.actions, action_spec)
     artefacts = Artefacts(
         history=history,

@@ -149,7 +149,7 @@ def _comparison(results: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     return (
         "<section><h2>Runs side by side</h2>"
-        '<p class="sub">The same held-out clips, the same budget, other ways to train.</p>'
+        '<p class="sub">Other ways to train, evaluated alike.</p>'
         f'<div class="scroll"><table class="plain"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div></section>"
     )

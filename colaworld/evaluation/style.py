@@ -127,5 +127,6 @@ footer { margin-top:3rem; color:var(--faint); font-size:.85rem; }
   .card, figure, .tiles tr { break-inside:avoid; } .scroll { overflow:visible; }
   .cards { grid-template-columns:repeat(3,1fr); }
   .moving { display:none !important; } .still { display:block !important; }
+  .whisker { max-width:200px; } details::details-content { content-visibility:visible; }
   pre { white-space:pre-wrap; } @page { margin:16mm; } }
 """

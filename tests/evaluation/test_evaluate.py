@@ -249,7 +249,7 @@ def test_clips_that_cannot_be_used_are_named():
         evaluate(ScrollWorld(), iter(()), SPEC, SMALL)
     with pytest.raises(ValueError, match="do not fit into clips of 6 frames"):
         evaluate(ScrollWorld(), batches(), SPEC, EvaluationConfig(history=2, horizon=5))
-    with pytest.raises(ValueError, match="evaluation.clips"):
+    with pytest.raises(ValueError, match=r"evaluation\.clips"):
         EvaluationConfig(clips=1)
 
 

@@ -172,7 +172,7 @@ def test_a_world_that_returns_other_shapes_is_named():
         def infer_actions(self, frames):
             return LatentActions(super().infer_actions(frames).codes)
 
-    with pytest.raises(ValueError, match="World.rollout: expected"):
+    with pytest.raises(ValueError, match=r"World\.rollout: expected"):
         run(Short(), [[0, 1], [1, 0]], [0, 1])
     with pytest.raises(ValueError, match="indices are None"):
         run(Lost(), [[0, 1], [1, 0]], [0, 1])
