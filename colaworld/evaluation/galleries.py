@@ -18,11 +18,11 @@ SECONDS, HOLD = 0.35, 1.2  # a frame, and the last frame
 
 
 def _display(frames: np.ndarray, width: int) -> tuple[int, str]:
-    """Display width near `width`, and the image's class: small frames grow by halves of a pixel."""
+    """Display width up to `width`, and the image's class: small frames grow in steps of a half."""
     own = frames.shape[-2]
     if own >= width:
         return width, ""
-    return round(own * max(2, round(2 * width / own)) / 2), ' class="small"'
+    return round(own * max(2, int(2 * width / own)) / 2), ' class="small"'
 
 
 def still(image: np.ndarray, *, width: int, alt: str) -> str:
@@ -60,7 +60,7 @@ def every_code(artefacts: Artefacts, *, columns: int = 8) -> str:
     out = []
     for first in range(0, codes, per_block):
         shown = range(first, min(first + per_block, codes))
-        width = 106 if per_block > 6 else 124
+        width = 108 if per_block > 6 else 144
         out.append('<div class="scroll"><table class="tiles"><thead><tr>')
         out.append('<th scope="col" class="edge">start</th>')
         for c in shown:
@@ -90,9 +90,9 @@ def _psnr(video: np.ndarray, truth: np.ndarray) -> float:
 def strips(artefacts: Artefacts, *, columns: int = 9) -> str:
     """For each shown clip: the truth, the rollout under inferred and under random actions."""
     length, history = artefacts.truth.shape[1], artefacts.history
-    picked = range(length)
-    if length > columns:
-        picked = sorted({round(i) for i in np.linspace(0, length - 1, columns)})
+    picked = range(history - 1, length)  # the last given frame and the predicted ones
+    if len(picked) > columns:
+        picked = sorted({round(i) for i in np.linspace(history - 1, length - 1, columns)})
     width = max(60, min(112, 900 // len(picked) - 6))
     out = ['<div class="scroll"><table class="tiles"><thead><tr><th scope="col"></th>']
     for t in picked:

@@ -157,10 +157,15 @@ def _comparison(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _grid(artefacts: Artefacts) -> str:
     steps = artefacts.every_code.shape[2] - 1
+    names, notes = artefacts.code_names, artefacts.code_notes
     codes = "continuous latents far from each other"
-    if artefacts.code_names and artefacts.code_names[0].startswith("code"):
-        codes = "the codes"
-        if any(artefacts.code_notes):
+    if names and names[0].startswith("code"):
+        codes = "the most used combinations of codes" if "·" in names[0] else "the codes"
+        if any(note.endswith("of steps") for note in notes):
+            codes += " (below each: how often it occurs)"
+        elif any(note.startswith("mean") for note in notes):
+            codes += " (below each: the mean real action under it)"
+        elif any(notes):
             codes += " (below each: the real action seen most under it)"
     return (
         "<section><h2>Same start, every code</h2>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import dataclasses
 import html.parser
 import json
 import re
@@ -415,6 +416,26 @@ def test_scatter_and_whisker_stay_inside():
     off = whisker(5.0, -9.0, 9.0, span=(0.0, 1.0), marks=[(0.0, "none"), (0.01, "covered")])
     assert 'cx="170.0"' in off  # clamped to the end of the scale
     assert "none" in off and "covered" not in off
+
+
+def test_long_histories_show_their_last_frame_only(tmp_path):
+    given = dataclasses.replace(pictures(), history=3)
+    page = write(tmp_path / "r.html", artefacts=given)
+    assert page.count(">given</th>") == 1 and ">step 1</th>" in page and ">step 2</th>" not in page
+
+
+@pytest.mark.parametrize(
+    ("names", "notes", "words"),
+    [
+        (("code 0", "code 1", "code 2"), ("left 90%", "", ""), "the codes (below each: the real"),
+        (("code 0", "code 1", "code 2"), ("2% of steps",) * 3, "the codes (below each: how often"),
+        (("code 0·1", "code 2·0", "code 3·3"), ("mean +0.10",) * 3, "combinations of codes (below"),
+        (("latent 1", "latent 2", "latent 3"), ("", "", ""), "latents far from each other. A"),
+    ],
+)
+def test_the_grid_says_what_its_columns_are(tmp_path, names, notes, words):
+    shown = dataclasses.replace(pictures(), code_names=names, code_notes=notes)
+    assert words in write(tmp_path / "r.html", artefacts=shown)
 
 
 def test_durations_read_well():
