@@ -67,14 +67,16 @@ def probe(path: Path) -> VideoInfo:
             )
     except (av.FFmpegError, OSError, IndexError) as error:
         raise BrokenFileError(f"{path}: cannot be opened as a video: {error}") from error
-    if not frames:
-        frames = len(frame_times(path).ticks)
+    if not frames:  # the header does not count them (Matroska): the packets do, and time them
+        times = frame_times(path)
+        frames = len(times.ticks)
+        if times.seekable and frames > 1:
+            info["fps"] = (frames - 1) / float(times.seconds[-1])
     if not frames or not info["height"] or not info["width"]:
         raise BrokenFileError(f"{path}: has no frames (truncated?)")
     if info["fps"] <= 0:
-        seconds = frame_times(path).seconds
-        span = float(seconds[-1] - seconds[0]) if len(seconds) > 1 else 0.0
-        info["fps"] = (len(seconds) - 1) / span if span > 0 else 1.0
+        span = float(frame_times(path).seconds[-1])
+        info["fps"] = (frames - 1) / span if span > 0 else 1.0
     return VideoInfo(path, frames, **info)
 
 

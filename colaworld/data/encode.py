@@ -41,6 +41,7 @@ class VideoWriter:
                 f"{path}: yuv420p needs even sides, got {height}x{width}; use yuv444p or even sizes"
             )
         self.path, self.frames = path, 0
+        self.bytes = 0  # compressed so far, without the frames that the encoder still holds
         self._shape = (height, width, 3)
         path.parent.mkdir(parents=True, exist_ok=True)
         rate = Fraction(fps).limit_denominator(1001)
@@ -66,12 +67,9 @@ class VideoWriter:
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         picture.pts, picture.time_base = self.frames, self._time_base
         for packet in self._stream.encode(picture):
+            self.bytes += packet.size
             self._container.mux(packet)
         self.frames += 1
-
-    def bytes_written(self) -> int:
-        """Size of the file so far, without what the encoder still holds."""
-        return self.path.stat().st_size if self.path.exists() else 0
 
     def close(self) -> None:
         if self._container is None:

@@ -42,7 +42,7 @@ class LeRobotWriter:
     """Add episodes, then `finish()`. As a context manager, an error (or Ctrl-C) leaves nothing.
 
     `made_by` goes into meta/colaworld.json. `video_mb`, `data_mb`: a file that has reached this
-    size is closed after the current episode.
+    size (data: uncompressed) is closed after the current episode.
     """
 
     def __init__(
@@ -139,9 +139,9 @@ class LeRobotWriter:
         self.frames += length
         if len(self._rows) >= 500:
             self._flush_index()
-        if self._video is not None and self._video.bytes_written() >= self._video_bytes:
+        if self._video is not None and self._video.bytes >= self._video_bytes:
             self._close_video()
-        if self._data is not None and self._data_size() >= self._data_bytes:
+        if self._data is not None and self._data_held >= self._data_bytes:
             self._close_data()
 
     def finish(self) -> Path:
@@ -230,8 +230,9 @@ class LeRobotWriter:
             path = self._work / f"data/{_place(self._data_file)}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             self._data = pq.ParquetWriter(path, table.schema)
-            self._data_path = path
+            self._data_held = 0
         self._buffer.append(table)
+        self._data_held += table.nbytes
         if sum(t.num_rows for t in self._buffer) >= _ROWS_PER_GROUP:
             self._flush_data()
 
@@ -239,9 +240,6 @@ class LeRobotWriter:
         if self._buffer and self._data is not None:
             self._data.write_table(pa.concat_tables(self._buffer))
             self._buffer = []
-
-    def _data_size(self) -> int:
-        return self._data_path.stat().st_size if self._data_path.exists() else 0
 
     def _close_data(self) -> None:
         assert self._data is not None

@@ -1,0 +1,73 @@
+"""`colaworld record`: the seed fixes the frames, and a wrong wish costs nothing."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from colaworld.cli import record
+from colaworld.data.sources.base import open_source
+
+
+def _record(path, *more: str) -> int:
+    wish = ["scene", "--out", str(path), "--episodes", "3", "--steps", "12", "--size", "24"]
+    return record.run([*wish, *more])
+
+
+def _frames(path) -> np.ndarray:
+    source = open_source(path)
+    return np.concatenate([source.read(e.index, range(e.frames)) for e in source.episodes])
+
+
+def test_recording_twice_gives_the_same_set(tmp_path, capsys) -> None:
+    assert _record(tmp_path / "a", "--seed", "3") == 0
+    said = capsys.readouterr().out
+    assert "3 episodes, 36 frames of 24x24 px" in said and "dB PSNR" in said
+    assert _record(tmp_path / "b", "--seed", "3", "--workers", "2") == 0
+    assert _record(tmp_path / "c", "--seed", "4") == 0
+    np.testing.assert_array_equal(_frames(tmp_path / "a"), _frames(tmp_path / "b"))
+    assert not np.array_equal(_frames(tmp_path / "a"), _frames(tmp_path / "c"))
+    made = json.loads((tmp_path / "a/meta/colaworld.json").read_text())
+    assert (made["environment"], made["behaviour"], made["seed"]) == ("scene", "sticky-random", 3)
+    assert made["action_names"] == ["noop", "left", "right", "up", "down"]
+
+
+def test_an_existing_folder_is_refused(tmp_path, capsys) -> None:
+    assert _record(tmp_path / "a") == 0
+    before = _frames(tmp_path / "a")
+    assert _record(tmp_path / "a", "--seed", "9") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    np.testing.assert_array_equal(_frames(tmp_path / "a"), before)
+    assert _record(tmp_path / "a", "--seed", "9", "--overwrite") == 0
+    assert not np.array_equal(_frames(tmp_path / "a"), before)
+
+
+def test_wrong_wishes_leave_nothing(tmp_path, capsys) -> None:
+    assert _record(tmp_path / "a", "--behaviour", "scripted") == 2
+    assert "no scripted behaviour for 'scene'" in capsys.readouterr().err
+    assert _record(tmp_path / "a", "--episodes", "0") == 2
+    assert _record(tmp_path / "a", "--actions", "fly") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch) -> None:
+    played = record.envs.play
+
+    def interrupted(*args, episode: int, **options):
+        if episode == 2:
+            raise KeyboardInterrupt
+        return played(*args, episode=episode, **options)
+
+    monkeypatch.setattr(record.envs, "play", interrupted)
+    assert _record(tmp_path / "a") == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["crafter", "pusht"])
+def test_a_missing_simulator_names_its_extra(tmp_path, monkeypatch, capsys, name) -> None:
+    package = {"crafter": "crafter", "pusht": "gym_pusht"}[name]
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    assert record.run([name, "--out", str(tmp_path / "a")]) == 2
+    assert f"colaworld[{name}]" in capsys.readouterr().err

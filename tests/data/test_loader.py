@@ -1,0 +1,183 @@
+"""The loader's promises: order by seed alone, exact resume, disjoint ranks, every clip once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from colaworld.data.errors import DataError
+from colaworld.data.loader import ClipLoader, DataConfig, iterate_once
+
+
+@pytest.fixture
+def config(tmp_path, scene_set) -> DataConfig:
+    path = scene_set(tmp_path / "set", [12, 15, 9, 14, 11, 3])  # the last is too short
+    return DataConfig(path=path, frames_per_clip=4, split="all", workers=0)
+
+
+def _ids(batch) -> list[tuple[int, int]]:
+    return list(zip(batch.episode.tolist(), batch.start.tolist(), strict=True))
+
+
+def _take(loader: ClipLoader, batches: int) -> list[tuple[int, int]]:
+    taken = [pair for _ in range(batches) for pair in _ids(next(loader))]
+    loader.close()
+    return taken
+
+
+def _all_clips(lengths=(12, 15, 9, 14, 11)) -> set[tuple[int, int]]:
+    return {(e, s) for e, n in enumerate(lengths) for s in range(n - 3)}
+
+
+def test_an_epoch_holds_every_clip_once_in_a_new_order_each_time(config) -> None:
+    total = len(_all_clips())
+    loader = ClipLoader(config, batch_size=1, seed=0)
+    first, second = _take(loader, total), _take(loader, total)
+    assert set(first) == set(second) == _all_clips() and len(loader) == total
+    assert first != second
+    assert first != sorted(first)
+
+
+def test_frames_are_those_of_the_named_clip(config) -> None:
+    loader = ClipLoader(config, batch_size=5, seed=1, with_actions=True)
+    for _ in range(3):
+        batch = next(loader)
+        assert batch.frames.shape == (5, 4, 3, 20, 24) and batch.frames.dtype == torch.uint8
+        for b, (episode, start) in enumerate(_ids(batch)):
+            frames = loader.clips.source.read(episode, range(start, start + 4))
+            np.testing.assert_array_equal(batch.frames[b].permute(0, 2, 3, 1).numpy(), frames)
+            actions = loader.clips.source.actions(episode)[start : start + 3]
+            np.testing.assert_array_equal(batch.actions[b].numpy(), actions)
+
+
+def test_the_seed_decides_and_threads_do_not(config) -> None:
+    a = _take(ClipLoader(config, batch_size=4, seed=5), 30)
+    assert a == _take(ClipLoader(replace(config, workers=3), batch_size=4, seed=5), 30)
+    assert a != _take(ClipLoader(config, batch_size=4, seed=6), 30)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("window", [0, 2])
+@pytest.mark.parametrize("before", [1, 7, 13, 40])  # 40 batches of 4: in the fourth epoch
+def test_resume_gives_the_next_clip(config, workers, window, before) -> None:
+    config = replace(config, workers=workers, shuffle_window=window)
+    loader = ClipLoader(config, batch_size=4, seed=0)
+    for _ in range(before):
+        next(loader)
+    state = json.loads(json.dumps(loader.state_dict()))
+    expected = [next(loader) for _ in range(20)]
+    other = ClipLoader(config, batch_size=4, seed=0)
+    next(other)  # whatever it did before
+    other.load_state_dict(state)
+    for batch in expected:
+        again = next(other)
+        assert _ids(again) == _ids(batch) and torch.equal(again.frames, batch.frames)
+    loader.close()
+    other.close()
+
+
+def test_a_state_of_another_order_is_refused(config) -> None:
+    state = ClipLoader(config, batch_size=4, seed=0).state_dict()
+    for options in ({"seed": 1}, {"seed": 0, "world_size": 2}):
+        with pytest.raises(ValueError, match="resume with the same"):
+            ClipLoader(config, batch_size=4, **options).load_state_dict(state)
+    with pytest.raises(ValueError, match="clips=46, this loader has clips=41"):
+        other = ClipLoader(replace(config, frames_per_clip=5), batch_size=4, seed=0)
+        other.load_state_dict(state)
+
+
+def test_ranks_are_disjoint_and_complete(config) -> None:
+    shares = []
+    for rank in range(2):
+        loader = ClipLoader(config, batch_size=1, seed=0, rank=rank, world_size=2)
+        mine = []
+        while loader.state_dict()["epoch"] == 0 and len(mine) < 60:
+            pair = _ids(next(loader))[0]
+            if loader.state_dict()["epoch"] == 0:
+                mine.append(pair)
+        shares.append(set(mine))
+    assert not shares[0] & shares[1] and shares[0] | shares[1] == _all_clips()
+    with pytest.raises(DataError, match="5 episodes cannot be shared by 6 ranks"):
+        ClipLoader(config, batch_size=1, seed=0, rank=0, world_size=6)
+
+
+def test_memory_is_bounded_and_nothing_is_lost(config) -> None:
+    small = replace(config, cache_mb=3 * 20 * 24 * 60 / 1e6, workers=2)  # 60 frames in all
+    loader = ClipLoader(small, batch_size=4, seed=0)
+    seen = set()
+    for _ in range(40):
+        seen |= set(_ids(next(loader)))
+        assert loader.clips._cache.bytes <= small.cache_mb * 1e6
+    loader.close()
+    assert seen == _all_clips()
+
+
+def test_clips_over_a_cut_are_passed_over(tmp_path, film) -> None:
+    film(tmp_path / "a.mp4", [0b0000000011] * 10 + [0b1111110011] * 10)
+    config = DataConfig(path=tmp_path, frames_per_clip=4, split="all", workers=0)
+    loader = ClipLoader(config, batch_size=3, seed=0)
+    starts = {s for _, s in _take(loader, 20)}
+    assert starts == {*range(7), *range(10, 17)}
+    with pytest.raises(DataError, match=r"no clip of 12 frames without a scene cut"):
+        next(ClipLoader(replace(config, frames_per_clip=12), batch_size=3, seed=0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_broken_files_stop_the_training(tmp_path, film, workers) -> None:
+    for i in range(3):
+        film(tmp_path / f"{i}.mp4", range(8))
+    config = DataConfig(path=tmp_path, frames_per_clip=4, split="all", workers=workers)
+    loader = ClipLoader(config, batch_size=8, seed=0)
+    (tmp_path / "1.mp4").write_bytes(b"gone")
+    for _ in range(2):  # and it stays an error
+        with pytest.raises(DataError, match=r"1 of 3 (.|\n)*1\.mp4"):
+            for _ in range(4):
+                next(loader)
+    loader.close()
+
+
+def test_one_pass_without_overlap_all_episodes_first(config) -> None:
+    batches = list(iterate_once(config, batch_size=4, split="all", with_actions=True))
+    pairs = [pair for b in batches for pair in _ids(b)]
+    assert pairs == [
+        *[(e, 0) for e in range(5)],
+        *[(e, 4) for e in range(5)],
+        *[(0, 8), (1, 8), (3, 8)],
+    ]
+    assert [len(b) for b in batches] == [4, 4, 4, 1] and batches[0].actions.shape == (4, 3)
+    limited = list(iterate_once(config, batch_size=4, split="all", limit=6))
+    assert [pair for b in limited for pair in _ids(b)] == pairs[:6]
+
+
+def test_one_pass_over_pieces_shares_no_frame(tmp_path, film) -> None:
+    film(tmp_path / "a.mp4", range(100))
+    config = DataConfig(
+        path=tmp_path,
+        frames_per_clip=4,
+        scene_cut_threshold=0,
+        cache_mb=8 * 10.5 * 3 * 32 * 80 / 1e6,
+    )
+    starts = [s for b in iterate_once(config, batch_size=8, split="all") for _, s in _ids(b)]
+    frames = [s + i for s in starts for i in range(4)]
+    assert len(frames) == len(set(frames)) and len(starts) >= 13 and max(frames) <= 99
+
+
+def test_held_out_episodes_are_never_trained_on(config) -> None:
+    config = replace(config, split="train", holdout=0.4)
+    trained = {e for e, _ in _take(ClipLoader(config, batch_size=4, seed=0), 30)}
+    held = {e for b in iterate_once(config, batch_size=4) for e, _ in _ids(b)}
+    assert trained and held and not trained & held
+
+
+def test_actions_are_checked_at_the_call(tmp_path, scene_set) -> None:
+    path = scene_set(tmp_path / "set", [9, 9], actions=False)
+    config = DataConfig(path=path, frames_per_clip=4, split="all", workers=0)
+    with pytest.raises(DataError, match="no action column"):
+        iterate_once(config, batch_size=2, with_actions=True, split="all")
+    with pytest.raises(DataError, match="no action column"):
+        ClipLoader(config, batch_size=2, seed=0, with_actions=True)
+    assert next(ClipLoader(config, batch_size=2, seed=0)).actions is None

@@ -1,0 +1,45 @@
+"""Window arithmetic against brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from colaworld.data import windows
+
+
+def test_span_by_hand() -> None:
+    assert [windows.span(4, 1), windows.span(4, 2), windows.span(1, 5)] == [4, 7, 1]
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 30))
+def test_pieces_hold_every_start_once(frames: int, reach: int, most: int) -> None:
+    made = windows.pieces(3, frames, clip_span=reach, most_frames=most)
+    starts = [p.first + i for p in made for i in range(p.starts)]
+    assert starts == list(range(frames - reach + 1))
+    for piece in made:
+        assert piece.stop == piece.first + piece.starts + reach - 1 <= frames
+        assert piece.stop - piece.first <= max(most, reach)
+
+
+@given(st.integers(0, 30), st.integers(1, 8), st.lists(st.integers(1, 40), max_size=4, unique=True))
+def test_crosses_means_two_scenes(start: int, reach: int, cuts: list[int]) -> None:
+    scene = np.cumsum(np.isin(np.arange(40), cuts))
+    expected = len(set(scene[start : start + reach])) > 1
+    assert windows.crosses(start, reach, np.array(sorted(cuts))) == expected
+
+
+@pytest.mark.parametrize(
+    ("frames", "reach", "cuts", "expected"),
+    [
+        (10, 4, [], [0, 4]),
+        (10, 4, [3], [3]),
+        (12, 4, [5], [0, 5]),
+        (8, 4, [4], [0, 4]),
+        (3, 4, [], []),
+    ],
+)
+def test_disjoint_starts_by_hand(frames, reach, cuts, expected) -> None:
+    assert windows.disjoint_starts(frames, reach, np.array(cuts)) == expected
