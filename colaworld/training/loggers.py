@@ -200,14 +200,13 @@ class ConsoleLogger:
 
     Args:
         total: optimizer steps of the whole run, at most.
-        done: steps of it that are behind us.
     """
 
-    def __init__(self, *, total: int, done: int = 0) -> None:
+    def __init__(self, *, total: int) -> None:
         from rich.console import Console
 
         self._console = Console(highlight=False, soft_wrap=True)
-        self._total, self._done, self._new = total, done, 0
+        self._total, self._done, self._new = total, 0, 0
         self._start = self._last = time.monotonic()
         self._bar = None
         if self._console.is_terminal:
@@ -230,7 +229,7 @@ class ConsoleLogger:
                 TextColumn("{task.fields[text]}"),
                 console=self._console,
             )
-            self._task = self._bar.add_task("", total=total, completed=done, phase="", text="")
+            self._task = self._bar.add_task("", total=total, phase="", text="")
             self._bar.start()
 
     def row(self, row: Mapping[str, Any], *, clips_per_second: float = 0.0) -> None:

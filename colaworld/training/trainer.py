@@ -147,6 +147,8 @@ class Trainer:
                     self._export()
                 log.info(where)
                 return self._result("finished", where)
+            assert self._console is not None
+            self._console.skip_to(self._steps_behind())
             if self.training.compile:
                 self._compile()
             with StopRequest() as request:
@@ -198,7 +200,7 @@ class Trainer:
             except ImportError as error:
                 log.warning("no TensorBoard logs: %s", error)
         self._console = ConsoleLogger(
-            total=sum(self._limit(phase) for phase in self.phases), done=self._steps_behind()
+            total=sum(self._limit(phase) for phase in self.phases)
         )
 
     def _close(self) -> None:

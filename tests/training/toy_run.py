@@ -211,6 +211,9 @@ def arm(spec: str):
 
 def main() -> None:
     logging.basicConfig(level="WARNING")
+    import rich.console  # noqa: F401
+    import torch._dynamo  # noqa: F401 (the optimizer imports it; once here, not in every fork)
+
     out, specs = Path(sys.argv[1]), sys.argv[2:]
     for spec in specs:
         child = os.fork()
