@@ -130,9 +130,17 @@ def to_yaml(config: Any) -> str:
 
 
 def from_command_line(default: T, arguments: Sequence[str], *, program: str, description: str) -> T:
-    """`default` with every field reachable as --a.b-c VALUE; --help lists all with their docs."""
+    """`default` with every field reachable as --a.b-c VALUE; --help lists all with their docs.
+
+    A member annotated with `tyro.conf.arg(name="")` lends its fields without its own name.
+    """
     import tyro
 
     return tyro.cli(
-        type(default), default=default, args=list(arguments), prog=program, description=description
+        type(default),
+        default=default,
+        args=list(arguments),
+        prog=program,
+        description=description,
+        config=(tyro.conf.AvoidSubcommands,),
     )

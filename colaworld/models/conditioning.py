@@ -27,7 +27,7 @@ class ConditionerConfig:
 
     depth: int = 6
     """Self-attention blocks over the action sequence (paper: 6)."""
-    heads: int = 4
+    heads: int = 3
     """Attention heads."""
     mlp_ratio: float = 2.0
     """Hidden width of the MLP over width."""

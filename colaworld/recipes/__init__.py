@@ -1,0 +1,27 @@
+"""Recipes by name. A run is a function that returns its configuration."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from colaworld.config import ConfigError
+from colaworld.recipes import nano
+from colaworld.recipes.base import RunConfig
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    "nano.pretrain": nano.pretrain,
+    "nano.cola": nano.cola,
+    "nano.two_stage": nano.two_stage,
+    "nano.naive_joint": nano.naive_joint,
+    "nano.frozen_world": nano.frozen_world,
+}
+
+
+def recipe(name: str) -> RunConfig:
+    """The configuration of the recipe called `name`. Raises ConfigError with the nearest name."""
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"no recipe {name!r}; known: {', '.join(RECIPES)}{hint}")
+    return RECIPES[name]()

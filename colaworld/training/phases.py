@@ -31,6 +31,8 @@ class Phase:
     """Learning rate after the ramp (the paper's, in every phase)."""
     ramp_steps: int = 2000
     """Steps of the linear ramp up to the learning rate, constant after it; 0 for none."""
+    cooldown_steps: int = 0
+    """Last steps over which the learning rate falls linearly to a tenth; 0 for none (paper)."""
     group_rates: tuple[tuple[str, float], ...] = ()
     """(part, factor) pairs: a part's learning rate as a multiple of `learning_rate`."""
     gate: GateConfig | None = None
@@ -43,6 +45,7 @@ class Phase:
             ("steps", self.steps >= 1, ">= 1"),
             ("learning_rate", self.learning_rate > 0, "> 0"),
             ("ramp_steps", self.ramp_steps >= 0, ">= 0"),
+            ("cooldown_steps", 0 <= self.cooldown_steps <= self.steps, "0 .. steps"),
             ("train", len(self.train) > 0, "at least one part"),
             ("train", len(set(self.train)) == len(self.train), "each part once"),
         ):
@@ -62,8 +65,12 @@ class Phase:
         return self.learning_rate * dict(self.group_rates).get(part, 1.0)
 
     def ramp(self, step: int) -> float:
-        """Factor on the learning rate of update `step` (1 is the first): linear, then 1."""
-        return min(1.0, step / self.ramp_steps) if self.ramp_steps else 1.0
+        """Factor on the learning rate of update `step` (1 is the first)."""
+        rise = min(1.0, step / self.ramp_steps) if self.ramp_steps else 1.0
+        left = self.steps - step
+        if left >= self.cooldown_steps:
+            return rise
+        return min(rise, 0.1 + 0.9 * left / self.cooldown_steps)
 
 
 def check_phases(phases: Sequence[Phase], model: nn.Module, objectives: Sequence[str]) -> None:

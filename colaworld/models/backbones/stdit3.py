@@ -28,11 +28,11 @@ TIME_SCALE = 1000.0  # STDiT3 embeds times in [0, 1000]
 class STDiT3Config:
     """Sizes of the generator. `xl2()` gives the published layout."""
 
-    depth: int = 3
+    depth: int = 4
     """Pairs of one spatial and one temporal block."""
-    width: int = 128
+    width: int = 96
     """Channels of a token."""
-    heads: int = 4
+    heads: int = 3
     """Attention heads."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over width."""

@@ -23,9 +23,9 @@ class FDMConfig:
 
     depth: int = 3
     """Spatial blocks."""
-    width: int = 96
+    width: int = 64
     """Channels of a token."""
-    heads: int = 3
+    heads: int = 2
     """Attention heads."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over width."""

@@ -24,11 +24,11 @@ from colaworld.ops import adaln
 class IDMConfig:
     """Sizes of the inverse dynamics model. `paper()` gives the paper's."""
 
-    depth: int = 3
+    depth: int = 2
     """Blocks of spatial attention, causal temporal attention and MLP."""
-    width: int = 96
+    width: int = 64
     """Channels of a token."""
-    heads: int = 3
+    heads: int = 2
     """Attention heads."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over width."""

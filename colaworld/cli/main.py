@@ -1,0 +1,62 @@
+"""The `colaworld` command: finds the verb, runs it, turns foreseen errors into one clear line."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+import os
+import sys
+
+VERBS = {
+    "record": "film a simulator into a data set",
+    "data": "look at a data set: colaworld data inspect PATH",
+    "train": "run a recipe",
+    "evaluate": "measure a run on held-out episodes and write its report",
+    "sample": "roll a start frame forward under chosen latent actions",
+    "info": "what is installed, compiled and used",
+}
+
+
+def usage() -> str:
+    verbs = "\n".join(f"  {verb:10} {what}" for verb, what in VERBS.items())
+    return (
+        "usage: colaworld VERB [OPTIONS]\n\n"
+        "Teach a video generator to be controlled, from video alone.\n\n"
+        f"verbs:\n{verbs}\n\ncolaworld VERB --help explains a verb.\n"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0 on success, 1 on failure, 2 on a wrong call."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0 if arguments else 2
+    verb, *rest = arguments
+    if verb == "--version":
+        from colaworld import __version__
+
+        print(__version__)
+        return 0
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        print(f"colaworld: no verb {verb!r}.{hint}\n\n{usage()}", end="", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    module = importlib.import_module(f"colaworld.cli.{verb}")
+    try:
+        return int(module.run(rest) or 0)
+    except KeyboardInterrupt:
+        print("colaworld: stopped", file=sys.stderr)
+        return 130
+    except (ValueError, ImportError, OSError) as error:  # every room's errors for callers
+        if os.environ.get("COLAWORLD_DEBUG"):
+            raise
+        print(f"colaworld {verb}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""A run's whole configuration, and how it is wired into a trainer.
+
+A recipe is a function that returns a `RunConfig`; this file turns one into a model, objectives, a
+loader and a Trainer. The only room that knows all the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from colaworld.config import ConfigError, to_dict, to_yaml
+from colaworld.data.loader import ClipLoader, DataConfig
+from colaworld.evaluation.evaluate import EvaluationConfig
+from colaworld.flow.samplers import SamplerConfig
+from colaworld.models.world_model import ModelConfig, WorldModel
+from colaworld.recipes.weights import load_generator
+from colaworld.training.config import TrainingConfig
+from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig
+from colaworld.training.phases import Phase
+from colaworld.training.trainer import Trainer
+
+PHASES = ("pretrain", "warmup", "joint", "lam", "world")
+
+
+@dataclass(frozen=True)
+class PhasesConfig:
+    """The phases a run may have; `schedule` in the run says which, in which order."""
+
+    pretrain: Phase = Phase("pretrain", "flow", ("backbone",), steps=40_000)
+    """The generator alone, without actions."""
+    warmup: Phase = Phase("warmup", "cola", ("idm", "quantizer", "conditioner"), steps=8_000)
+    """The generator is frozen; the latent action model learns through it."""
+    joint: Phase = Phase(
+        "joint", "cola", ("idm", "quantizer", "conditioner", "backbone"), steps=30_000
+    )
+    """Everything trains."""
+    lam: Phase = Phase("lam", "reconstruction", ("idm", "quantizer", "fdm"), steps=30_000)
+    """First of two stages: the latent action model with its own forward model."""
+    world: Phase = Phase("world", "world", ("conditioner", "backbone"), steps=30_000)
+    """Second of two stages: the world model under frozen latent actions."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run depends on; saved as config.yaml in the run folder."""
+
+    recipe: str = "nano.cola"
+    """The recipe this configuration began as."""
+    schedule: tuple[str, ...] = ("warmup", "joint")
+    """Phases, in order: pretrain, warmup, joint, lam, world."""
+    generator: str | None = "nano"
+    """The pre-trained video generator: "nano" (shipped), a safetensors file or run folder, or none
+    (random weights)."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Videos and clips."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Sizes."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """The loss."""
+    phases: PhasesConfig = field(default_factory=PhasesConfig)
+    """What each phase trains, how fast and how long."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """The loop."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """How videos are generated in previews, evaluation and `colaworld sample`."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What is measured on held-out episodes."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.schedule if name not in PHASES]
+        if unknown or not self.schedule:
+            raise ConfigError(f"schedule: expected some of {', '.join(PHASES)}, got {self.schedule}")
+        for name in PHASES:
+            if getattr(self.phases, name).name != name:
+                raise ConfigError(f"phases.{name}.name: expected {name!r}; it cannot be renamed")
+
+    def scheduled(self) -> tuple[Phase, ...]:
+        """The phases of this run, in order."""
+        return tuple(getattr(self.phases, name) for name in self.schedule)
+
+    def parts(self) -> tuple[str, ...]:
+        """What the model needs besides tokenizer and generator."""
+        trained = {part for phase in self.scheduled() for part in phase.train}
+        if any(phase.objective in ("cola", "world") for phase in self.scheduled()):
+            trained |= {"idm", "quantizer", "conditioner"}
+        return tuple(p for p in ("idm", "quantizer", "conditioner", "fdm") if p in trained)
+
+
+def build_model(config: RunConfig, *, weights: bool = True) -> WorldModel:
+    """The model of a run, its initial weights drawn from the run's seed.
+
+    `weights=False` leaves the pre-trained generator out, for a checkpoint that follows anyway.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        model = WorldModel(config.model, parts=config.parts())
+    if weights and config.generator is not None:
+        load_generator(model.backbone, config.generator)
+    return model
+
+
+def build_trainer(
+    config: RunConfig,
+    *,
+    out: Path,
+    resume: bool = False,
+    device: str = "cpu",
+    resume_command: str = "",
+) -> Trainer:
+    """Wire a run. Raises ConfigError or DataError, naming what does not fit."""
+    loader = ClipLoader(
+        config.data, batch_size=config.training.batch_size, seed=config.training.seed
+    )
+    model = build_model(config)
+    objectives = {
+        phase.objective: OBJECTIVES[phase.objective](model, config.objective)
+        for phase in config.scheduled()
+    }
+    return Trainer(
+        model,
+        objectives,
+        config.scheduled(),
+        loader,
+        out,
+        config.training,
+        to_yaml(config),
+        resume=resume,
+        device=device,
+        resume_command=resume_command,
+    )
+
+
+def with_data(config: RunConfig, path: Path) -> RunConfig:
+    """The same run on the data set at `path`."""
+    return replace(config, data=replace(config.data, path=path))
+
+
+__all__ = [
+    "PHASES",
+    "PhasesConfig",
+    "RunConfig",
+    "build_model",
+    "build_trainer",
+    "to_dict",
+    "with_data",
+]
