@@ -199,9 +199,7 @@ class Trainer:
                 )
             except ImportError as error:
                 log.warning("no TensorBoard logs: %s", error)
-        self._console = ConsoleLogger(
-            total=sum(self._limit(phase) for phase in self.phases)
-        )
+        self._console = ConsoleLogger(total=sum(self._limit(phase) for phase in self.phases))
 
     def _close(self) -> None:
         for logger in (self._jsonl, self._tensorboard, self._console):

@@ -83,7 +83,7 @@ class ToyObjective:
         q, indices, vq = self.model.quantizer(z)
         y = self.model.backbone(self.model.conditioner(q + 0.1 * noise))
         loss = (y - x).square().mean() + vq
-        self.z = z.detach()
+        self.z = z.detach().float()  # half precision under autocast
         return self.hook(batch, loss), {"indices": indices[:, None], "vq": vq}
 
     def before_phase(self, batches, *, generator):

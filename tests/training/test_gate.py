@@ -1,0 +1,91 @@
+"""The warm-up gate and the collapse alarm on sequences whose answer is known."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from colaworld.config import ConfigError
+from colaworld.training.gate import (
+    AlarmConfig,
+    CollapseAlarm,
+    GateConfig,
+    WarmupGate,
+    fitted_slope,
+)
+
+
+def opens_at(entropies, config, every=10):
+    gate = WarmupGate(config)
+    for check, entropy in enumerate(entropies, start=1):
+        if gate.update(check * every, entropy):
+            return check * every
+    return None
+
+
+def test_fitted_slope_of_a_line_and_by_hand():
+    assert fitted_slope([(x, 3 * x - 1) for x in range(5)]) == pytest.approx(3)
+    # means (1, 2): ((-1)(-1) + 0 + (1)(2)) / 2 with y - mean = -1, -1, 2 -> (1 + 2) / 2
+    assert fitted_slope([(0, 1), (1, 1), (2, 4)]) == pytest.approx(1.5)
+    assert fitted_slope([(4, 1), (4, 9)]) == 0
+
+
+def test_high_and_level_opens_when_the_window_is_full():
+    config = GateConfig(entropy=0.8, window=50, max_drift=0.02, min_steps=0)
+    assert opens_at([0.9] * 20, config) == 60  # first check at 10, a window of 50 after it
+
+
+def test_never_before_the_minimum():
+    config = GateConfig(entropy=0.8, window=50, max_drift=0.02, min_steps=120)
+    assert opens_at([0.9] * 20, config) == 120
+
+
+def test_low_or_moving_entropy_keeps_it_shut():
+    config = GateConfig(entropy=0.8, window=50, max_drift=0.02, min_steps=0)
+    assert opens_at([0.7] * 50, config) is None
+    assert opens_at([0.8 + 0.005 * i for i in range(40)], config) is None  # drift .025 a window
+    rising = [0.02 * i for i in range(45)] + [0.9] * 20  # up to .88 at step 450, level after it
+    opened = opens_at(rising, config)
+    assert 480 <= opened <= 510
+    assert opens_at([0.9] * 5 + [0.5] + [0.9] * 2, config) is None
+
+
+def test_gate_state_survives_json():
+    config = GateConfig(entropy=0.8, window=50, max_drift=0.02, min_steps=0)
+    one, two = WarmupGate(config), WarmupGate(config)
+    for step in (10, 20, 30, 40, 50):
+        assert not one.update(step, 0.9)
+    two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    assert one.update(60, 0.9) is True
+    assert two.update(60, 0.9) is True
+    assert two.passed
+
+
+def test_alarm_counts_checks_in_a_row():
+    alarm = CollapseAlarm(AlarmConfig(floor=0.3, checks=3, action="stop"))
+    answers = [alarm.update(e) for e in (0.2, 0.2, 0.31, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1)]
+    assert answers == [None] * 5 + ["stop", None, None, "stop"]
+
+
+def test_alarm_state_survives_json():
+    config = AlarmConfig(floor=0.3, checks=3, action="rollback")
+    one, two = CollapseAlarm(config), CollapseAlarm(config)
+    one.update(0.1)
+    one.update(0.1)
+    two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    assert two.update(0.1) == "rollback"
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: GateConfig(entropy=1.5), "gate.entropy"),
+        (lambda: GateConfig(window=0), "gate.window"),
+        (lambda: AlarmConfig(checks=0), "alarm.checks"),
+        (lambda: AlarmConfig(action="panic"), "alarm.action"),
+    ],
+)
+def test_bad_settings_are_named(make, name):
+    with pytest.raises(ConfigError, match=name):
+        make()

@@ -1,0 +1,43 @@
+"""The first signal asks, the second one stops; handlers come back."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from colaworld.training.interrupts import StopRequest
+
+
+def test_first_asks_second_stops():
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest() as request:
+        assert request.requested is None
+        signal.raise_signal(signal.SIGINT)
+        assert request.requested == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_sigterm_asks_too_and_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as request:
+        signal.raise_signal(signal.SIGTERM)
+        assert request.requested == "SIGTERM"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_other_threads_leave_signals_alone():
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def work():
+        with StopRequest() as request:
+            seen.append((signal.getsignal(signal.SIGINT) is before, request.requested))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(True, None)]

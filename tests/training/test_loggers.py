@@ -1,0 +1,135 @@
+"""Rows that stay valid through kills and full disks; TensorBoard files read back."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from colaworld.training.contracts import RunFolderError
+from colaworld.training.loggers import (
+    ConsoleLogger,
+    JsonlLogger,
+    TensorBoardLogger,
+    _duration,
+    finite,
+    gif,
+    read_rows,
+)
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_rows_are_valid_json_even_when_not_finite(tmp_path):
+    logger = JsonlLogger(tmp_path / "metrics.jsonl", after=0)
+    logger.row({"global_step": 1, "loss": math.nan, "codebook": {"x": [math.inf, 1.0]}})
+    text = (tmp_path / "metrics.jsonl").read_text()  # readable before it is closed
+    assert "NaN" not in text
+    assert json.loads(text) == {"global_step": 1, "loss": None, "codebook": {"x": [None, 1.0]}}
+    logger.close()
+    assert finite((1, -math.inf, {"a": True})) == [1, None, {"a": True}]
+
+
+def test_resuming_drops_later_rows_and_the_broken_line(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    good = [{"phase": "p", "step": n, "global_step": n} for n in (1, 2, 3, 4)]
+    path.write_text("\n".join(map(json.dumps, good)) + '\n{"phase": "p", "st')
+    logger = JsonlLogger(path, after=3)
+    logger.row({"phase": "p", "step": 4, "global_step": 4, "again": True})
+    logger.sync()
+    logger.close()
+    assert rows_of(path) == [*good[:3], {"phase": "p", "step": 4, "global_step": 4, "again": True}]
+    assert "line 5 dropped" in caplog.text
+
+
+def test_starting_anew_empties_and_a_loss_is_told(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"global_step": 1}\n')
+    JsonlLogger(path, after=0).close()
+    assert path.read_text() == ""
+    JsonlLogger(path, after=2).close()
+    assert "0 rows for 2 steps" in caplog.text
+
+
+def test_a_whole_line_without_an_object_is_left_out(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"a": 1}\n[1]\n\n{"a": 2}\n{"a": 3}')
+    assert list(read_rows(path)) == [{"a": 1}, {"a": 2}]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match=r"file/metrics\.jsonl: cannot be written"):
+        JsonlLogger(tmp_path / "file" / "metrics.jsonl", after=0)
+
+
+def test_a_full_disk_is_named():
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(28, "No space left on device")
+
+    logger = JsonlLogger.__new__(JsonlLogger)
+    logger.path, logger._file = "run/metrics.jsonl", Full()
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl.*No space left.*make room|Make room"):
+        logger.row({"loss": 1.0})
+
+
+def test_gif_tiles_videos_in_a_row():
+    from PIL import Image
+
+    frames = np.zeros((2, 3, 4, 5, 3), np.uint8)
+    frames[1, :, :, :, 0] = 255
+    frames[0, 1] = 255  # the GIF writer merges equal neighbours, so let every frame differ
+    frames[0, 2, :2] = 255
+    data, height, width = gif(torch.from_numpy(frames), fps=10.0)
+    assert (height, width) == (4, 10)
+    image = Image.open(io.BytesIO(data))
+    assert image.size == (10, 4) and image.n_frames == 3 and image.info["duration"] == 100
+    first = np.asarray(image.convert("RGB"))
+    assert (first[:, :5] == 0).all() and (first[:, 5:] == [255, 0, 0]).all()
+    with pytest.raises(ValueError, match=r"uint8 \[n, T, H, W, 3\], got float32"):
+        gif(frames.astype(np.float32), fps=8.0)
+
+
+def test_tensorboard_reads_back(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs the tensorboard package")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path, after=0, every=2)
+    for step in (1, 2, 3):
+        row = {"phase": "p", "step": step, "global_step": step, "loss": step / 2}
+        logger.row(
+            {**row, "codebook": {"positions": [{"perplexity": 3.0}]}, "metrics": {"a": math.nan}}
+        )
+    logger.codes(torch.tensor([[1, 0, 4]]), 2)
+    logger.video("rollout/p", np.zeros((1, 2, 4, 4, 3), np.uint8), 2)
+    logger.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.5), (2, 1.0)]
+    assert events.Scalars("codebook/positions/0/perplexity")[0].value == 3.0
+    assert "metrics/a" not in events.Tags()["scalars"]
+    assert events.Histograms("codes/position_0")[0].histogram_value.bucket == [1, 0, 4]
+    assert events.Images("rollout/p")[0].encoded_image_string[:6] == b"GIF89a"
+
+
+def test_console_prints_plain_lines(capsys):
+    console = ConsoleLogger(total=10)
+    row = {"phase": "warmup", "step": 1, "loss": 0.5, "codebook": {"entropy_normalised": 0.25}}
+    console.skip_to(4)
+    console.row(row, clips_per_second=12.0)
+    console.row({**row, "step": 2, "skipped": "the loss is nan"})  # too soon for another line
+    console.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("warmup step 1 (5 of 10)  loss 0.5000  entropy 0.25  12 clips/s")
+
+
+def test_durations():
+    assert (_duration(7), _duration(75), _duration(7500)) == ("7 s", "1 min 15 s", "2 h 5 min")

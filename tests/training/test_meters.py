@@ -1,0 +1,48 @@
+"""Codebook health over a phase, gradient norms per part, speed: against numbers by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from colaworld.training.config import TrainingConfig
+from colaworld.training.meters import HealthMeter, Throughput, gradient_norms
+from colaworld.training.optimizer import PhaseOptimizer
+from colaworld.training.phases import Phase
+
+
+def test_health_is_kept_between_checks_and_resumes():
+    meter = HealthMeter(4, 1, window=4)
+    assert meter.measure() is None and meter.latest is None
+    meter.update(torch.tensor([[0], [1]]))
+    assert not meter.full
+    assert meter.measure()["entropy_normalised"] == pytest.approx(math.log(2) / math.log(4))
+    meter.update(torch.tensor([[2], [3]]))
+    assert meter.full
+    assert meter.latest["perplexity"] == pytest.approx(2)  # not measured again yet
+    other = HealthMeter(4, 1, window=4)
+    other.load_state_dict(meter.state_dict())
+    assert other.latest == meter.latest and other.full
+    assert other.measure()["perplexity"] == pytest.approx(4)
+    assert other.counts().tolist() == [[1, 1, 1, 1]]
+
+
+def test_gradient_norms_by_hand():
+    model = nn.Module()
+    model.a, model.b = nn.Linear(2, 1), nn.Linear(1, 1)
+    optimizer = PhaseOptimizer(model, Phase("p", "flow", ("a", "b"), 1), TrainingConfig())
+    model.a.weight.grad = torch.tensor([[2.0, 3.0]])
+    model.a.bias.grad = torch.tensor([6.0])
+    assert gradient_norms(optimizer) == {"a": pytest.approx(7.0), "b": 0.0}
+
+
+def test_throughput_over_a_window():
+    speed = Throughput(window=2)
+    assert speed.steps_per_second == 0 and speed.clips_per_second == 0
+    for seconds, clips in ((100.0, 1), (0.5, 8), (1.5, 8)):
+        speed.update(seconds, clips)
+    assert speed.steps_per_second == pytest.approx(1.0)
+    assert speed.clips_per_second == pytest.approx(8.0)

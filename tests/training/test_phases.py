@@ -1,0 +1,82 @@
+"""Phases: what they check, and what entering one freezes."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from colaworld.config import ConfigError
+from colaworld.training.gate import AlarmConfig
+from colaworld.training.phases import Phase, check_phases, enter_phase
+
+
+def phase(name="warmup", train=("a",), **more):
+    return Phase(name, "flow", train, 10, **more)
+
+
+def model():
+    result = nn.Module()
+    result.a = nn.Linear(2, 2)
+    result.b = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    return result
+
+
+def test_ramp_is_linear_then_constant():
+    p = Phase("p", "flow", ("a",), 1000, ramp_steps=4)
+    assert [p.ramp(n) for n in (1, 2, 3, 4, 5, 100)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert phase(ramp_steps=0).ramp(1) == 1
+
+
+def test_cooldown_falls_to_a_tenth_at_the_last_step():
+    p = Phase("p", "flow", ("a",), 100, ramp_steps=0, cooldown_steps=10)
+    assert [p.ramp(n) for n in (1, 90, 95, 100)] == pytest.approx([1, 1, 0.55, 0.1])
+
+
+def test_rate_of_a_part():
+    p = phase(train=("a", "b"), learning_rate=2e-3, group_rates=(("b", 0.1),))
+    assert p.rate("a") == 2e-3
+    assert p.rate("b") == pytest.approx(2e-4)
+
+
+def test_entering_freezes_and_thaws():
+    m = model()
+    enter_phase(m, phase(train=("a",)))
+    assert m.a.training and not m.b.training and not m.b[1].training
+    assert all(p.requires_grad for p in m.a.parameters())
+    assert not any(p.requires_grad for p in m.b.parameters())
+    enter_phase(m, phase(train=("b",)))
+    assert m.b[1].training and not m.a.training
+    assert all(p.requires_grad for p in m.b.parameters())
+    assert not any(p.requires_grad for p in m.a.parameters())
+
+
+def test_what_does_not_fit_is_named():
+    m = model()
+    check_phases([phase()], m, ["flow"])
+    rollback = AlarmConfig(action="rollback", rewarm_phase="nowhere")
+    for phases, match in (
+        ([], "at least one"),
+        ([phase(), phase()], "unique"),
+        ([phase(train=("idm",))], "no part 'idm'; its parts: a, b"),
+        ([Phase("w", "cola", ("a",), 1)], "no objective 'cola'; known: flow"),
+        ([phase(alarm=rollback)], "nowhere"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            check_phases(phases, m, ["flow"])
+    m.own = nn.Parameter(m.a.bias.detach().clone())
+    with pytest.raises(ConfigError, match="own"):
+        check_phases([phase()], m, ["flow"])
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ({"train": ()}, "train"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"ramp_steps": -1}, "ramp_steps"),
+        ({"group_rates": (("b", 0.1),)}, "group_rates.*'b'"),
+    ],
+)
+def test_bad_phases_are_named(more, match):
+    with pytest.raises(ConfigError, match=match):
+        phase(**more)

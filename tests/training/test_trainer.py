@@ -1,0 +1,570 @@
+"""The loop itself: what moves, what is written, when it stops, and that it resumes exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import logging
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from colaworld.training.contracts import (
+    CheckpointError,
+    Objective,
+    ResumeError,
+    RunFolderError,
+    UnstableTrainingError,
+)
+from colaworld.training.gate import AlarmConfig
+from colaworld.training.phases import Phase
+
+
+def test_rows_of_a_whole_run(reference):
+    steps = [(row["phase"], row["step"]) for row in reference.rows]
+    assert steps == [("warmup", n) for n in range(1, 11)] + [("joint", n) for n in range(1, 11)]
+    assert [row["global_step"] for row in reference.rows] == list(range(1, 21))
+    assert all(math.isfinite(row["loss"]) for row in reference.rows)
+    assert [row["lr"] for row in reference.rows[:5]] == [0.0025, 0.005, 0.0075, 0.01, 0.01]
+    for row in reference.rows:
+        assert {"utilisation", "max_usage", "entropy_normalised", "perplexity"} <= set(
+            row["codebook"]
+        )
+        assert "reseeded" in row["metrics"] and "vq" in row["metrics"]
+        assert "indices" not in row["metrics"] and "loss" not in row["metrics"]
+    norms = reference.rows[1]["grad_norm"]
+    parts = [norms[part] for part in ("idm", "quantizer", "conditioner")]
+    assert norms["total"] == pytest.approx(math.hypot(*parts), rel=1e-5)
+    assert "backbone" not in norms and "backbone" in reference.rows[11]["grad_norm"]
+    assert set(reference.rows[2]["grad_norm"]) == {"total"}  # parts are measured when health is
+    assert reference.rows[2]["codebook"] == reference.rows[1]["codebook"]  # carried in between
+
+
+def test_gate_ended_warmup_and_the_folder_is_complete(toy, tmp_path):
+    result = toy.trainer(tmp_path / "run").run()
+    assert [(e["phase"], e["steps"], e["reason"]) for e in result.phases] == [
+        ("warmup", 10, "gate"),
+        ("joint", 10, "steps"),
+    ]
+    assert (result.status, result.phase, result.step, result.global_step) == (
+        "finished",
+        "joint",
+        10,
+        20,
+    )
+    folder = tmp_path / "run"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "checkpoints",
+        "config.yaml",
+        "metrics.jsonl",
+        "weights",
+    ]
+    assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == [
+        "step_1_0000008",
+        "step_1_0000010",
+    ]
+    assert "recipe: toy" in (folder / "config.yaml").read_text()
+    about = json.loads((folder / "weights" / "config.json").read_text())
+    assert about["averaged"] is True and about["config"]["recipe"] == "toy"
+    averaged = load_file(folder / "weights" / "model.safetensors")
+    last = load_file(result.checkpoint / "model.safetensors")
+    assert set(averaged) == set(last)
+    assert not torch.equal(averaged["idm.weight"], last["idm.weight"])
+    assert torch.equal(averaged["backbone.1.running_mean"], last["backbone.1.running_mean"])
+
+
+def test_only_what_a_phase_trains_moves(toy, tmp_path):
+    model = toy.ToyModel()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    toy.trainer(tmp_path, model=model, phases=toy.PHASES[:1]).run()
+    for name, value in model.state_dict().items():
+        moved = not torch.equal(value, before[name])
+        assert moved == (not name.startswith("backbone")), name
+
+
+def test_the_toy_is_an_objective(toy):
+    assert isinstance(toy.ToyObjective(toy.ToyModel()), Objective)
+
+
+def test_accumulation_equals_one_larger_batch(toy, tmp_path):
+    """Two half batches give the gradient of the whole one (no noise, no dropout, no codebook)."""
+
+    class Plain(toy.ToyObjective):
+        codebook_size = tokens = None
+
+        def loss(self, batch, *, generator):
+            x = batch.frames.float().flatten(2).mean(1) / 255
+            return self.model.idm(x).square().mean(), {}
+
+        def before_phase(self, batches, *, generator):
+            pass
+
+        def after_step(self, *, generator):
+            return {}
+
+    class Halves(toy.ToyLoader):
+        def __next__(self):
+            position, half = divmod(self.position, 2)
+            whole = toy.ToyLoader(6)
+            whole.position = position
+            batch = next(whole)
+            self.position += 1
+            part = slice(3 * half, 3 * half + 3)
+            return dataclasses.replace(
+                batch,
+                frames=batch.frames[part],
+                episode=batch.episode[part],
+                start=batch.start[part],
+            )
+
+    weights = []
+    for name, loader, accumulate in (("one", toy.ToyLoader(6), 1), ("two", Halves(), 2)):
+        model = toy.ToyModel()
+        training = dataclasses.replace(toy.TRAINING, accumulate=accumulate)
+        trainer = toy.trainer(
+            tmp_path / name,
+            model=model,
+            loader=loader,
+            phases=[Phase("p", "cola", ("idm",), 5, 1e-2, 0)],
+            training=training,
+        )
+        trainer.objectives = {"cola": Plain(model)}
+        trainer.run()
+        weights.append(model.idm.weight.detach())
+        row = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])
+        assert "codebook" not in row
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-5, atol=1e-6)
+
+
+def test_max_steps_caps_each_phase_and_may_grow(toy, tmp_path, read_run):
+    short = dataclasses.replace(toy.TRAINING, max_steps=3)
+    result = toy.trainer(tmp_path, training=short).run()
+    assert [(e["phase"], e["steps"]) for e in result.phases] == [("warmup", 3), ("joint", 3)]
+    yaml = "recipe: toy\ntraining: {seed: 3, max_steps: 5}\n"
+    longer = dataclasses.replace(toy.TRAINING, max_steps=5)
+    result = toy.trainer(tmp_path, training=longer, resume=True, config_yaml=yaml).run()
+    assert [(e["phase"], e["steps"]) for e in result.phases] == [("warmup", 3), ("joint", 5)]
+    assert [r["step"] for r in read_run(tmp_path).rows] == [1, 2, 3, 1, 2, 3, 4, 5]
+
+
+def test_a_finished_run_says_so(toy, tmp_path, read_run):
+    toy.trainer(tmp_path).run()
+    before = read_run(tmp_path)
+    result = toy.trainer(tmp_path, resume=True).run()
+    assert result.status == "finished" and "nothing to resume" in result.message
+    assert read_run(tmp_path) == before
+
+
+def test_a_folder_with_a_run_is_not_overwritten(toy, tmp_path):
+    toy.trainer(tmp_path).run()
+    with pytest.raises(ResumeError, match=r"already holds a run.*resume it"):
+        toy.trainer(tmp_path).run()
+    with pytest.raises(ResumeError, match="recipe: saved 'toy', given 'other'"):
+        toy.trainer(tmp_path, resume=True, config_yaml="recipe: other\n").run()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("at", [5, 20, 23])  # in warm-up, at its last step, in the joint phase
+def test_a_signal_saves_and_the_run_resumes_exactly(
+    number, at, toy, tmp_path, reference, read_run, capsys
+):
+    passes = []
+
+    def hook(batch, loss):
+        passes.append(1)
+        if len(passes) == at:
+            os.kill(os.getpid(), number)
+        return loss
+
+    result = toy.trainer(tmp_path, hook=hook, resume_command="colaworld train it --resume").run()
+    assert result.status == "interrupted"
+    assert result.global_step == (at + 1) // 2  # the step is finished first
+    assert result.checkpoint.is_dir()
+    assert "colaworld train it --resume" in capsys.readouterr().out
+    result = toy.trainer(tmp_path, resume=True).run()
+    assert result.status == "finished"
+    run = read_run(tmp_path)
+    assert run.rows == reference.rows
+    assert (run.files, run.weights) == (reference.files, reference.weights)
+
+
+def test_before_phase_is_not_called_again_on_resume(toy, tmp_path):
+    class Dies(Exception):
+        pass
+
+    def die_at(passes):
+        left = [passes]
+
+        def hook(batch, loss):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Dies
+            return loss
+
+        return hook
+
+    first = toy.trainer(tmp_path, hook=die_at(11))  # after the checkpoint of step 4
+    with pytest.raises(Dies):
+        first.run()
+    assert len(first.objectives["cola"].before) == 1
+    second = toy.trainer(tmp_path, resume=True)
+    second.run()
+    assert len(second.objectives["cola"].before) == 1  # the joint phase only
+
+
+# -- updates that are skipped --------------------------------------------------------------
+
+
+def poison(values):
+    """Hook that multiplies the loss of the n-th forward pass (from 0) by values[n]."""
+    count = iter(range(10**6))
+
+    def hook(batch, loss):
+        return loss * values.get(next(count), 1.0)
+
+    return hook
+
+
+def test_a_bad_update_is_skipped_and_named(toy, tmp_path, caplog, read_run):
+    model = toy.ToyModel()
+    seen = {}
+
+    inner = poison({5: math.nan})
+
+    def hook(batch, loss):
+        episode = int(batch.episode[0])
+        if episode == 7:  # the next step: what were the weights?
+            seen["idm"] = model.idm.weight.detach().clone()
+        if episode == 5:
+            seen["before"] = model.idm.weight.detach().clone()
+        return inner(batch, loss)
+
+    result = toy.trainer(tmp_path, model=model, hook=hook).run()
+    assert result.status == "finished"
+    rows = read_run(tmp_path).rows
+    assert [r["step"] for r in rows if "skipped" in r] == [3]
+    assert rows[2]["loss"] is None and "nan" in rows[2]["skipped"]
+    clips = rows[2]["skipped_clips"]  # batch 0 went to before_phase: passes 4, 5 are batches 5, 6
+    assert clips == [f"{episode}@{start}" for episode in (5, 6) for start in range(6)]
+    assert "6@5" in caplog.text and "warmup step 3" in caplog.text
+    assert torch.equal(seen["idm"], seen["before"])
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_spike_is_skipped(toy, tmp_path, read_run):
+    values = {26: 1e4}  # step 14 of the joint-only run
+    phases = [dataclasses.replace(toy.PHASES[0], steps=16, gate=None)]
+    toy.trainer(tmp_path, hook=poison(values), phases=phases).run()
+    skipped = [r for r in read_run(tmp_path).rows if "skipped" in r]
+    assert [r["step"] for r in skipped] == [14]
+    assert "times its median" in skipped[0]["skipped"] and skipped[0]["loss"] > 100
+
+
+def test_too_many_skips_stop_with_the_batch_named(toy, tmp_path):
+    training = dataclasses.replace(toy.TRAINING, max_consecutive_skips=3)
+    values = {n: math.inf for n in range(10, 100)}
+    with pytest.raises(UnstableTrainingError, match=r"warmup step 8: .*15@0.*3 updates were"):
+        toy.trainer(tmp_path, hook=poison(values), training=training).run()
+    # the checkpoint of step 4 is the last; a resumed run meets the same end
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_0_0000004"]
+    with pytest.raises(UnstableTrainingError, match="warmup step 8"):
+        toy.trainer(
+            tmp_path,
+            hook=poison({n: math.inf for n in range(2, 99)}),
+            training=training,
+            resume=True,
+        ).run()
+
+
+# -- the collapse alarm --------------------------------------------------------------------
+
+
+def collapsing(toy, action, **more):
+    """Phases whose joint part collapses, by an objective that reports one code only."""
+    alarm = AlarmConfig(floor=0.2, checks=2, action=action, **more)
+    warm = dataclasses.replace(toy.PHASES[0], steps=8, gate=None)
+    return [warm, dataclasses.replace(toy.PHASES[1], steps=20, alarm=alarm)]
+
+
+def collapse(trainer, phase="joint", rounds=(0,)):
+    """Let `trainer`'s objective report code 0 only, in `phase`, in these rounds."""
+    objective = trainer.objectives["cola"]
+    loss = objective.loss
+
+    def reported(batch, *, generator):
+        value, metrics = loss(batch, generator=generator)
+        progress = trainer.progress
+        if trainer.phases[progress.phase].name == phase and progress.round in rounds:
+            metrics["indices"] = torch.zeros_like(metrics["indices"])
+        return value, metrics
+
+    objective.loss = reported
+    return trainer
+
+
+def test_alarm_warns(toy, tmp_path, caplog):
+    trainer = collapse(toy.trainer(tmp_path, phases=collapsing(toy, "warn")))
+    assert trainer.run().status == "finished"
+    # the window (36 codes, 12 a step) is full from the check at step 4 on; every second check warns
+    warned = [r.getMessage() for r in caplog.records if "collapsing" in r.getMessage()]
+    assert [text.split(":")[0] for text in warned] == [f"joint step {n}" for n in (6, 10, 14, 18)]
+
+
+def test_alarm_stops(toy, tmp_path, read_run):
+    result = collapse(toy.trainer(tmp_path, phases=collapsing(toy, "stop"))).run()
+    assert (result.status, result.phase, result.step) == ("stopped", "joint", 6)
+    assert "collapsed in phase joint" in result.message
+    assert result.checkpoint.name == "step_1_0000006"
+    assert read_run(tmp_path).state["healthy"] is False
+    assert not (tmp_path / "weights").exists()
+
+
+def test_alarm_rolls_back_and_warms_up_again(toy, tmp_path, read_run, caplog):
+    caplog.set_level(logging.WARNING)
+    trainer = collapse(toy.trainer(tmp_path, phases=collapsing(toy, "rollback")))
+    result = trainer.run()
+    assert result.status == "finished"
+    assert [(e["phase"], e["steps"]) for e in result.phases] == [
+        ("warmup", 8),
+        ("warmup", 8),
+        ("joint", 20),
+    ]
+    assert "rolled back to step_0_0000008; warmup begins again" in caplog.text
+    rows = read_run(tmp_path).rows
+    assert [r["global_step"] for r in rows] == list(range(1, 8 + 6 + 8 + 20 + 1))
+    assert [r["round"] for r in rows] == [0] * 14 + [1] * 28
+    # warm-up had begun in the healthy checkpoint, the joint phase had not
+    assert len(trainer.objectives["cola"].before) == 3
+    assert result.checkpoint.name == "step_1_0000020_round1"
+
+
+def test_rollback_restores_the_healthy_weights(toy, tmp_path):
+    trainer = collapse(toy.trainer(tmp_path, phases=collapsing(toy, "rollback")))
+    seen = []
+    begin = trainer._begin
+
+    def spy(phase, objective):
+        seen.append({k: v.clone() for k, v in trainer.model.state_dict().items()})
+        begin(phase, objective)
+
+    trainer._begin = spy
+    keep = dataclasses.replace(toy.TRAINING, keep_checkpoints=99)
+    trainer.training = keep
+    trainer.run()
+    healthy = load_file(tmp_path / "checkpoints" / "step_0_0000008" / "model.safetensors")
+    for name, value in healthy.items():
+        assert torch.equal(seen[2][name], value), name
+
+
+def test_rollbacks_end(toy, tmp_path):
+    trainer = toy.trainer(tmp_path, phases=collapsing(toy, "rollback", max_rollbacks=1))
+    result = collapse(trainer, rounds=(0, 1)).run()
+    assert (result.status, result.phase, result.step) == ("stopped", "joint", 6)
+    assert "after 1 rollbacks" in result.message
+
+
+def test_a_rolled_back_run_resumes_exactly(toy, tmp_path, read_run):
+    phases = collapsing(toy, "rollback")
+    collapse(toy.trainer(tmp_path / "one", phases=phases)).run()
+
+    class Dies(Exception):
+        pass
+
+    out = tmp_path / "two"
+    for passes in (2 * 11 + 1, 2 * 6 + 1, 2 * 5 + 1, 2 * 12 + 1):
+        left = [passes]
+
+        def hook(batch, loss, left=left):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Dies
+            return loss
+
+        with pytest.raises(Dies):
+            collapse(toy.trainer(out, phases=phases, hook=hook, resume=True)).run()
+    collapse(toy.trainer(out, phases=phases, resume=True)).run()
+    one, two = read_run(tmp_path / "one"), read_run(out)
+    assert one.rows == two.rows
+    assert (one.files, one.state, one.weights) == (two.files, two.state, two.weights)
+
+
+# -- folders that cannot be written ---------------------------------------------------------
+
+
+def test_full_disk_while_saving(toy, tmp_path, monkeypatch):
+    from colaworld.training import checkpoint
+
+    real, calls = checkpoint.save_file, []
+
+    def full(tensors, path):
+        calls.append(path)
+        if "0000008" in str(path) and path.name == "optimizer.safetensors":
+            path.write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"step_0_0000008: .*needs 0\.0 MB.*No space left"):
+        toy.trainer(tmp_path).run()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_0_0000004"]
+
+
+def test_a_run_after_a_full_disk_resumes_exactly(toy, tmp_path, monkeypatch, reference, read_run):
+    from colaworld.training import checkpoint
+
+    def full(tensors, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(CheckpointError):
+            toy.trainer(tmp_path).run()
+    toy.trainer(tmp_path, resume=True).run()
+    assert read_run(tmp_path).rows == reference.rows
+
+
+def test_a_run_folder_that_cannot_be_made(toy, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="file/run: cannot be used as a run folder"):
+        toy.trainer(tmp_path / "file" / "run").run()
+
+
+def test_a_damaged_last_checkpoint_falls_back(toy, tmp_path, reference, read_run, caplog):
+    toy.trainer(tmp_path).run()
+    last = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    data = bytearray((last / "model.safetensors").read_bytes())
+    data[-1] ^= 255
+    (last / "model.safetensors").write_bytes(data)
+    toy.trainer(tmp_path, resume=True).run()
+    assert "sha256" in caplog.text
+    assert read_run(tmp_path).rows == reference.rows
+    assert read_run(tmp_path).weights == reference.weights
+
+
+# -- mistakes of the caller -------------------------------------------------------------------
+
+
+def test_a_loss_without_gradient_is_explained(toy, tmp_path):
+    with pytest.raises(ValueError, match="does not depend on what trains"):
+        toy.trainer(tmp_path, hook=lambda batch, loss: loss.detach()).run()
+
+
+def test_a_loader_that_ends_is_explained(toy, tmp_path):
+    class Short(toy.ToyLoader):
+        def __next__(self):
+            if self.position == 4:
+                raise StopIteration
+            return super().__next__()
+
+    with pytest.raises(ValueError, match="no more batches"):
+        toy.trainer(tmp_path, loader=Short()).run()
+
+
+# -- extras -------------------------------------------------------------------------------------
+
+
+def test_randomness_is_paired_between_runs(toy, tmp_path):
+    """Equal seeds draw equal noise at equal steps, whatever was drawn before."""
+    drawn = {}
+
+    class Listens(toy.ToyObjective):
+        def loss(self, batch, *, generator):
+            state = generator.get_state()
+            drawn[self.name].append(torch.randn(2, generator=generator).tolist())
+            generator.set_state(state)
+            return super().loss(batch, generator=generator)
+
+    for name, steps in (("one", 3), ("two", 5)):
+        drawn[name] = []
+        warm = dataclasses.replace(toy.PHASES[0], steps=steps, gate=None)
+        trainer = toy.trainer(tmp_path / name, phases=[warm, toy.PHASES[1]])
+        trainer.objectives = {"cola": Listens(trainer.model)}
+        trainer.objectives["cola"].name = name
+        trainer.run()
+    assert drawn["one"][:6] == drawn["two"][:6]  # three steps of two passes of warm-up
+    assert drawn["one"][6:] == drawn["two"][10:]  # all of the joint phase
+    assert len({tuple(d) for d in drawn["two"]}) == len(drawn["two"])
+
+
+def test_previews_and_tensorboard_do_not_change_the_run(toy, tmp_path, reference, read_run):
+    pytest.importorskip("tensorboard", reason="needs the tensorboard package")
+    called = []
+
+    def preview(step, phase):
+        called.append((phase, step))
+        trainer.model.eval()
+        torch.rand(3)
+        return np.zeros((1, 2, 4, 4, 3), np.uint8)
+
+    training = dataclasses.replace(toy.TRAINING, tensorboard=True, sample_every=5)
+    trainer = toy.trainer(tmp_path, training=training, preview=preview)
+    trainer.run()
+    assert called == [("warmup", 5), ("warmup", 10), ("joint", 5), ("joint", 10)]
+    assert read_run(tmp_path).rows == reference.rows
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_without_tensorboard_a_warning_is_enough(toy, tmp_path, monkeypatch, caplog):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    training = dataclasses.replace(toy.TRAINING, tensorboard=True, max_steps=1)
+    assert toy.trainer(tmp_path, training=training).run().status == "finished"
+    assert "colaworld[tensorboard]" in caplog.text
+
+
+def test_bf16_when_asked(toy, tmp_path):
+    seen = []
+
+    class Looks(toy.ToyObjective):
+        def loss(self, batch, *, generator):
+            seen.append(self.model.idm(torch.rand(1, 12)).dtype)
+            return super().loss(batch, generator=generator)
+
+    for choice in ("auto", "bf16"):
+        training = dataclasses.replace(toy.TRAINING, autocast=choice, max_steps=1, accumulate=1)
+        trainer = toy.trainer(tmp_path / choice, training=training)
+        trainer.objectives = {"cola": Looks(trainer.model)}
+        trainer.run()
+    assert seen == [torch.float32, torch.float32, torch.bfloat16, torch.bfloat16]
+
+
+def test_compile_reaches_the_parts(toy, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **options: compiled.append((type(self), options))
+    )
+    training = dataclasses.replace(toy.TRAINING, compile=True, max_steps=1)
+    toy.trainer(tmp_path / "children", training=training).run()
+    assert len(compiled) == 4 and all(options == {"fullgraph": True} for _, options in compiled)
+    model = toy.ToyModel()
+    model.compile_parts = lambda: compiled.append("own")
+    toy.trainer(tmp_path / "own", training=training, model=model).run()
+    assert compiled[4:] == ["own"]
+
+
+@pytest.mark.slow
+def test_a_compiled_run_learns_the_same(toy, tmp_path, read_run):
+    class Called(toy.ToyObjective):
+        """Goes through the parts' forward, which is what is compiled; no noise, no dropout."""
+
+        def loss(self, batch, *, generator):
+            x = batch.frames.float().flatten(2).mean(1) / 255
+            q, _, vq = self.model.quantizer(self.model.idm(x))
+            self.z = self.model.idm(x).detach()
+            return (self.model.backbone[0](q @ torch.ones(4, 8)) - x).square().mean() + vq, {}
+
+    rows = {}
+    for choice in (False, True):
+        training = dataclasses.replace(toy.TRAINING, compile=choice, max_steps=3)
+        trainer = toy.trainer(tmp_path / str(choice), training=training)
+        trainer.objectives = {"cola": Called(trainer.model)}
+        trainer.run()
+        rows[choice] = [row["loss"] for row in read_run(tmp_path / str(choice)).rows]
+    assert rows[True] == pytest.approx(rows[False], rel=1e-4)
