@@ -5,6 +5,7 @@ TORCH  ?= torch==2.13.0# what `make setup` installs first; the extension is buil
 TORCH_OPTIONS ?=# for pip, with that: for example an --index-url that holds CPU-only or CUDA builds
 EXTRAS ?= crafter,tensorboard,dev
 RUN    ?= runs/demo
+PRETRAIN ?= runs/nano-pretrain
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.colaworld-installed
@@ -59,13 +60,16 @@ test-all: setup  ## every test
 	@$(BIN)/python -m pytest -q
 
 demo: setup  ## record, train, evaluate, report: about 12 minutes on two cores
-	@$(BIN)/python -m colaworld.recipes.demo --out $(RUN)
+	@$(BIN)/colaworld demo --out $(RUN)
 
 demo-long: setup  ## the same with an hour of training
-	@$(BIN)/python -m colaworld.recipes.demo --out $(RUN)-long --long
+	@$(BIN)/colaworld demo --out $(RUN)-long --long
 
 nano-pretrain: setup  ## train the shipped nano video generator again
-	@$(BIN)/python -m colaworld.recipes.pretrain_nano
+	@test -d $(PRETRAIN)/data || $(BIN)/colaworld record crafter --out $(PRETRAIN)/data \
+	  --episodes 600 --steps 100 --seed 1000 --behaviour sticky-random --repeat 0.3 --start varied --workers 2
+	@$(BIN)/colaworld train nano.pretrain --data $(PRETRAIN)/data --out $(PRETRAIN)/run --training.compile --resume
+	@$(BIN)/python -m colaworld.recipes.weights $(PRETRAIN)/run
 
 lint: setup  ## ruff and clang-format, changing nothing
 	@$(BIN)/ruff check .

@@ -12,6 +12,7 @@ VERBS = {
     "record": "film a simulator into a data set",
     "data": "look at a data set: colaworld data inspect PATH",
     "train": "run a recipe",
+    "demo": "the whole method on a small real data set",
     "evaluate": "measure a run on held-out episodes and write its report",
     "sample": "roll a start frame forward under chosen latent actions",
     "info": "what is installed, compiled and used",

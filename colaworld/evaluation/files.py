@@ -42,3 +42,13 @@ def plain(value: Any) -> Any:
 def write_json(path: str | Path, value: Any) -> None:
     """Indented JSON, atomically; non-finite numbers as null."""
     write_atomically(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read it back. Raises ValueError that names the file where it is missing or not JSON."""
+    try:
+        return json.loads(Path(path).read_text())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); evaluate first") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None

@@ -99,10 +99,21 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def infer_actions(self, frames: Tensor) -> LatentActions:
-        """The latent actions between the frames [B, T, 3, H, W] in [0, 1], for evaluation."""
+        """The latent actions between the frames [B, T, 3, H, W] in [0, 1], for evaluation.
+
+        Videos longer than `config.window` are seen through a sliding window of that length, so
+        that no action is inferred from a longer past than in training.
+        """
+        window = self.config.window
         with _evaluating(self):
-            quantized = self.quantize(frames)
-        return LatentActions(quantized.codes, quantized.indices)
+            first = self.quantize(frames[:, :window])
+            codes, indices = [first.codes], [first.indices]
+            for end in range(window + 1, frames.shape[1] + 1):
+                later = self.quantize(frames[:, end - window : end])
+                codes.append(later.codes[:, -1:])
+                indices.append(None if later.indices is None else later.indices[:, -1:])
+        whole = None if indices[0] is None else torch.cat(indices, dim=1)  # type: ignore[arg-type]
+        return LatentActions(torch.cat(codes, dim=1), whole)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Codes [..., N, d] of codebook indices [..., N]."""

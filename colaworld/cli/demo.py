@@ -1,0 +1,79 @@
+"""colaworld demo: the whole method on real video, by the verbs a user would call.
+
+Records Crafter, takes the shipped generator, warms up, trains jointly, evaluates, writes the
+report. A second call goes on where the first one stopped and reuses what is there.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from colaworld.cli import evaluate, record, train
+from colaworld.evaluation.files import read_json
+
+# The generator was pre-trained on other episodes of the same world (seed 1000).
+_DATA = ("--steps", "100", "--seed", "7", "--behaviour", "sticky-random", "--repeat", "0.3")
+_DATA = (*_DATA, "--start", "varied", "--workers", "2")
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Options of `colaworld demo`."""
+
+    out: Path = Path("runs/demo")
+    """The run folder; the data goes into its `data`."""
+    long: bool = False
+    """About an hour of training instead of minutes."""
+    recipe: str = "nano.cola"
+    """The recipe to run on the demo's data."""
+
+
+def run(argv: list[str]) -> int:
+    """Run the demo; 0 when the report is written."""
+    options = tyro.cli(DemoOptions, args=argv, prog="colaworld demo", description=__doc__)
+    out, data = options.out, options.out / "data"
+    began = time.monotonic()
+    if not (data / "meta" / "info.json").is_file():
+        episodes = "240" if options.long else "80"
+        done = _verb("record", record.run, ["crafter", "--out", str(data), "--episodes", episodes, *_DATA])
+        if done:
+            return done
+    else:
+        print(f"reusing {data}")
+    longer = ["--phases.warmup.steps", "1500", "--phases.joint.steps", "6000"] if options.long else []
+    arguments = [options.recipe, "--data", str(data), "--out", str(out), *longer]
+    finished = out / "weights" / "model.safetensors"
+    if not finished.is_file():
+        resume = ["--resume"] if (out / "checkpoints").is_dir() else []
+        done = _verb("train", train.run, [*arguments, *resume])
+        if done or not finished.is_file():  # interrupted: saved, and the command was printed
+            return done
+    else:
+        print(f"reusing the trained world in {out}")
+    result, page = out / "evaluation.json", out / "report.html"
+    fresh = page.is_file() and result.is_file()
+    if fresh and result.stat().st_mtime >= finished.stat().st_mtime:
+        from colaworld.evaluation.tables import table
+
+        print(f"reusing {result}\n{table(read_json(result))}\nreport: {page}")
+    else:
+        done = _verb("evaluate", evaluate.run, [str(out)])
+        if done:
+            return done
+    print(f"the demo took {time.monotonic() - began:.0f} s")
+    return 0
+
+
+def _verb(name: str, verb: object, arguments: list[str]) -> int:
+    print(f"\n$ colaworld {name} {shlex.join(arguments)}", flush=True)
+    return int(verb(arguments))  # type: ignore[operator]
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
