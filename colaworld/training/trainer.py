@@ -605,7 +605,11 @@ class Trainer:
         enter_phase(self.model, phase)
 
     def _compile(self) -> None:
-        """Compile in place, so that names in checkpoints do not change."""
+        """Compile in place, so that names in checkpoints do not change.
+
+        A model says by `compile_parts()` what is worth compiling; without one every part is, which
+        torch refuses for a part that is a bare layer of its own (a Linear, say).
+        """
         if hasattr(self.model, "compile_parts"):
             self.model.compile_parts()
             return
