@@ -81,10 +81,10 @@ _PRETRAIN = Phase(
     "pretrain",
     "flow",
     ("backbone",),
-    steps=6000,
+    steps=4500,
     learning_rate=1e-3,
     ramp_steps=100,
-    cooldown_steps=1500,
+    cooldown_steps=1200,
 )
 
 
