@@ -37,10 +37,13 @@ def to_dict(config: Any) -> Any:
     return config
 
 
-def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str = "", base: T | None = None) -> T:
+def from_dict(
+    cls: type[T], values: Mapping[str, Any], *, where: str = "", base: T | None = None
+) -> T:
     """Plain values -> `cls`. Keys that are absent keep the value of `base` (or the default).
 
-    Raises ConfigError on an unknown key (with the nearest known one) or a value of a wrong type.
+    Raises ConfigError on an unknown key (with the nearest known one), a value of a wrong type, or
+    a value that the dataclass itself refuses.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or cls.__name__}: expected a mapping, got {values!r}")
@@ -57,8 +60,11 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str = "", base:
         given[key] = _convert(hints[key], value, path, before)
     try:
         return cls(**given) if base is None else dataclasses.replace(base, **given)
-    except TypeError as error:
-        raise ConfigError(f"{where or cls.__name__}: {error}") from None
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        text, name = str(error), where or cls.__name__
+        raise ConfigError(text if text.startswith(name) else f"{name}: {text}") from None
 
 
 def _convert(hint: Any, value: Any, path: str, before: Any) -> Any:
@@ -78,7 +84,9 @@ def _convert(hint: Any, value: Any, path: str, before: Any) -> Any:
         raise ConfigError(" or ".join(errors))
     if origin is Literal:
         if value not in args:
-            raise ConfigError(f"{path}: expected one of {', '.join(map(repr, args))}, got {value!r}")
+            raise ConfigError(
+                f"{path}: expected one of {', '.join(map(repr, args))}, got {value!r}"
+            )
         return value
     if origin is tuple:
         if not isinstance(value, Sequence) or isinstance(value, str):
@@ -110,14 +118,18 @@ def load_yaml(path: str | Path, cls: type[T], *, base: T | None = None) -> T:
         values = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     values = {} if values is None else values
     if isinstance(values, Mapping):
         values = dict(values)
         version = values.pop("config_version", VERSION)
         if version != VERSION:
-            raise ConfigError(f"{path}: config_version {version} is not {VERSION}, which this release reads")
+            raise ConfigError(
+                f"{path}: config_version {version} is not {VERSION}, which this release reads"
+            )
     try:
         return from_dict(cls, values, base=base)
     except ConfigError as error:
