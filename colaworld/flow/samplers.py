@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -42,8 +43,11 @@ def sample(velocity: Velocity, x: Tensor, generated: Tensor, config: SamplerConf
     """Integrate from noise to data on the frames where `generated` [T] is True.
 
     `x` [B, C, T, h, w] holds noise in the generated frames and clean latents in the others,
-    which stay as they are, at time 0.
+    which stay as they are, at time 0. Raises ValueError on an unknown method, steps < 1 or a mask
+    of a wrong length.
     """
+    if config.method not in ("euler", "heun"):
+        raise ValueError(f"sampler.method: expected 'euler' or 'heun', got {config.method!r}")
     if generated.shape != (x.shape[2],):
         raise ValueError(f"sample: expected generated [{x.shape[2]}], got {tuple(generated.shape)}")
     mask = generated.to(x.device)
@@ -53,7 +57,7 @@ def sample(velocity: Velocity, x: Tensor, generated: Tensor, config: SamplerConf
         return (mask * time).expand(x.shape[0], -1)
 
     grid = time_grid(config.steps, config.shift, x.device)
-    for now, then in zip(grid[:-1], grid[1:], strict=True):
+    for now, then in pairwise(grid):
         step = now - then
         v = velocity(x, at(now))
         moved_on = torch.where(moved, x + step * v, x)
