@@ -143,6 +143,13 @@ class FinalLayer(nn.Module):
         return self.linear(h)
 
 
+def _starts_at_zero(name: str) -> bool:
+    """Which linear layers are zero at the start (their constructors set it), as published."""
+    if name == "fps_embedder.mlp.2" or name.endswith(".mlp.fc2"):
+        return True
+    return name.startswith("temporal_blocks.") and name.endswith(".attn.proj")
+
+
 class STDiT3(nn.Module):
     """Velocity of every latent frame. Satisfies `backbones.base.Backbone`."""
 
@@ -170,9 +177,11 @@ class STDiT3(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
+        """Xavier, but for the layers that start at zero; these are told by name, so that a model
+        without storage (the meta device) can be built too."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
-                if module.weight.abs().sum() > 0:  # keep what its owner set to zero
+                if not _starts_at_zero(name):
                     nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         weight = self.x_embedder.proj.weight
@@ -187,7 +196,10 @@ class STDiT3(nn.Module):
         fps: Tensor | float = 0.0,
         modulation: Tensor | None = None,  # [B, T, 1 | 2 * depth, 6 * width]
     ) -> Tensor:
-        """[B, out_channels, T, h, w] float32; the first `in_channels` are the velocity."""
+        """[B, out_channels, T, h, w] float32; the first `in_channels` are the velocity.
+
+        Raises ValueError on latents or a modulation of a wrong shape.
+        """
         B, C, T, H, W = x.shape
         _, ph, pw = self.config.patch
         if self.channels != C or H % ph or W % pw:
@@ -195,6 +207,8 @@ class STDiT3(nn.Module):
                 f"STDiT3: expected latents [B, {self.channels}, T, h, w] with h and w multiples of "
                 f"{ph} and {pw}, got {tuple(x.shape)}"
             )
+        if modulation is not None:
+            self._check_modulation(modulation, B, T)
         rows, columns = H // ph, W // pw
         dtype = self.x_embedder.proj.weight.dtype
         if timestep.ndim == 1:
@@ -219,6 +233,14 @@ class STDiT3(nn.Module):
         out = self.final_layer(h, y, gate, time).float()
         out = out.view(B, T, rows, columns, ph, pw, self.out_channels)
         return out.permute(0, 6, 1, 2, 4, 3, 5).reshape(B, self.out_channels, T, H, W)
+
+    def _check_modulation(self, modulation: Tensor, B: int, T: int) -> None:
+        slots, values = self.modulated_blocks, 6 * self.width
+        if tuple(modulation.shape) not in ((B, T, 1, values), (B, T, slots, values)):
+            raise ValueError(
+                f"STDiT3: modulation: expected [{B}, {T}, 1 or {slots}, {values}], got "
+                f"{list(modulation.shape)}"
+            )
 
     def velocity(
         self, latents: Tensor, times: Tensor, *, modulation: Tensor | None = None, fps: float = 0.0
