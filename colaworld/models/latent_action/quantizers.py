@@ -8,8 +8,9 @@ Not here: where z comes from (idm.py) and what the codes condition (conditioning
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -190,7 +191,9 @@ class CodebookQuantizer(Quantizer):
             return {}
         dead = (self.use < self.config.reseed_below / size).nonzero().squeeze(1)
         if len(dead):
-            fresh = z[torch.randint(len(z), (len(dead),), generator=generator, device=z.device)]
+            # Different latents for different codes: equal codes would tie, and one stay dead.
+            rows = torch.randperm(len(z), generator=generator, device=z.device)
+            fresh = z[rows.repeat(-(-len(dead) // len(z)))[: len(dead)]]
             self.codebook[dead] = fresh
             self.use[dead] = 1 / size
             self._reseeded(dead, fresh)
@@ -204,8 +207,12 @@ class CodebookQuantizer(Quantizer):
 
 
 def straight_through(z: Tensor, codes: Tensor) -> Tensor:
-    """The value of `codes` with the gradient of `z` (van den Oord et al. 2017, section 3.2)."""
-    return z + (codes - z).detach()
+    """The value of `codes` with the gradient of `z` (van den Oord et al. 2017, section 3.2).
+
+    Written so that the value is that of `codes` to the last bit, which z + (codes - z) is not: an
+    action looked up by its index then equals the inferred one exactly.
+    """
+    return codes.detach() + (z - z.detach())
 
 
 class GradientVQ(CodebookQuantizer):
@@ -285,7 +292,7 @@ class FSQ(Quantizer):
         base = torch.cat([torch.ones(1, dtype=torch.int64), levels[:-1].cumprod(0)])
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("base", base, persistent=False)
-        self.codebook_size = int(levels.prod())
+        self.codebook_size = math.prod(config.levels)
 
     def _quantize(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
         unit = torch.sigmoid(2 * z) * (self.levels - 1)  # [0, L - 1]
@@ -307,7 +314,7 @@ class ResidualVQ(Quantizer):
 
     def __init__(self, config: QuantizerConfig, dim: int) -> None:
         super().__init__(config, dim)
-        inner = QuantizerConfig(**{**config.__dict__, "kind": "vq", "normalise": False})
+        inner = replace(config, kind="vq", normalise=False)
         self.layers = nn.ModuleList(GradientVQ(inner, dim) for _ in range(config.depth))
         self.codebook_size = config.codebook_size**config.depth
 
@@ -340,7 +347,9 @@ class ResidualVQ(Quantizer):
         self.train(was)
 
     def after_step(self, *, generator: torch.Generator | None = None) -> dict[str, float]:
-        moved = [layer.after_step(generator=generator).get("reseeded", 0.0) for layer in self.layers]
+        moved = [
+            layer.after_step(generator=generator).get("reseeded", 0.0) for layer in self.layers
+        ]
         return {"reseeded": sum(moved)}
 
 
@@ -381,5 +390,12 @@ QUANTIZERS: dict[str, Callable[[QuantizerConfig, int], Quantizer]] = {
 
 
 def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
-    """The quantizer named by `config.kind`, for latent actions of width `dim`."""
+    """The quantizer named by `config.kind`, for latent actions of width `dim`.
+
+    Raises ValueError on an unknown kind or settings that do not fit `dim`.
+    """
+    if config.kind not in QUANTIZERS:
+        raise ValueError(
+            f"quantizer.kind: expected one of {', '.join(QUANTIZERS)}, got {config.kind!r}"
+        )
     return QUANTIZERS[config.kind](config, dim)

@@ -1,0 +1,458 @@
+"""Every quantizer through one contract, then each one's own formula by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from colaworld.models.latent_action.quantizers import (
+    QUANTIZERS,
+    QuantizerConfig,
+    Standardise,
+    build_quantizer,
+    straight_through,
+)
+
+DIM = 4
+WITH_CODES = ("vq", "ema", "nsvq", "fsq", "residual")
+OWN_TABLE = ("vq", "ema", "nsvq")
+
+
+def build(kind: str, *, dim: int = DIM, seed: int = 0, **changes):
+    settings = {"codebook_size": 8, "levels": (4, 3, 2, 5)[:dim], "reseed_every": 3} | changes
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_quantizer(QuantizerConfig(kind=kind, **settings), dim)
+
+
+def latents(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(*shape, DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def snapshot(quantizer) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in quantizer.state_dict().items()}
+
+
+# -- the contract ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+@pytest.mark.parametrize("training", [True, False])
+def test_shapes_and_dtypes(kind, training):
+    quantizer = build(kind).train(training)
+    made = quantizer(latents(2, 3, 2), generator=seeded())
+    assert made.codes.shape == (2, 3, 2, DIM) and made.codes.dtype == torch.float32
+    assert made.loss.shape == () and made.loss.dtype == torch.float32
+    if kind in WITH_CODES:
+        size = {"fsq": 4 * 3 * 2 * 5, "residual": 64}.get(kind, 8)
+        assert quantizer.codebook_size == size
+        assert made.indices.shape == (2, 3, 2) and made.indices.dtype == torch.int64
+        assert made.indices.min() >= 0 and made.indices.max() < size
+    else:
+        assert made.indices is None and quantizer.codebook_size is None
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+@pytest.mark.parametrize("normalise", [True, False])
+def test_gradient_reaches_the_encoder(kind, normalise):
+    quantizer = build(kind, normalise=normalise)
+    z = latents(6, 2).requires_grad_()
+    made = quantizer(z, generator=seeded())
+    (made.codes * latents(6, 2, seed=2)).sum().backward()  # the codes alone, not the loss
+    assert z.grad.isfinite().all() and (z.grad.abs().amax(-1) > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["vq", "nsvq", "residual"])
+def test_gradient_reaches_every_codebook(kind):
+    quantizer = build(kind)
+    quantizer.start(latents(64, 1), generator=seeded())
+    made = quantizer(latents(64, 1), generator=seeded())
+    (made.codes.square().sum() + made.loss).backward()
+    tables = [p for n, p in quantizer.named_parameters() if n.endswith("codebook")]
+    assert len(tables) == (2 if kind == "residual" else 1)
+    for place, table in enumerate(tables):
+        entry = made.indices // 8**place % 8
+        used = torch.bincount(entry.flatten(), minlength=8) > 0
+        assert torch.equal(table.grad.abs().amax(1) > 0, used)
+
+
+@pytest.mark.parametrize("kind", WITH_CODES)
+def test_lookup_of_the_indices_is_the_codes_exactly(kind):
+    quantizer = build(kind)
+    quantizer.start(latents(64, 2), generator=seeded())
+    quantizer.eval()
+    made = quantizer(latents(16, 2, seed=3))
+    assert torch.equal(quantizer.lookup(made.indices), made.codes)
+    assert len(made.indices.unique()) > 3
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "none"])
+def test_no_codebook_no_lookup(kind):
+    with pytest.raises(TypeError, match=r"has no codebook"):
+        build(kind).lookup(torch.zeros(1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_evaluation_changes_no_state_and_draws_nothing(kind):
+    quantizer = build(kind)
+    quantizer.start(latents(64, 1), generator=seeded())
+    quantizer.eval()
+    before = snapshot(quantizer)
+    generator = seeded()
+    first = quantizer(latents(5, 1), generator=generator)
+    alone = quantizer(latents(5, 1)[:1], generator=generator)
+    assert quantizer.after_step(generator=generator).get("reseeded", 0.0) == 0.0
+    assert torch.equal(generator.get_state(), seeded().get_state())
+    torch.testing.assert_close(alone.codes, first.codes[:1])  # no batch statistics either
+    after = quantizer.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_resuming_gives_the_same_next_steps(kind):
+    """Five steps, state saved, five more; a fresh quantizer with that state does the same five."""
+
+    def steps(quantizer, optimizer, first, count):
+        rows = []
+        for step in range(first, first + count):
+            made = quantizer(latents(6, 1, seed=step), generator=seeded(step))
+            loss = made.loss + made.codes.square().mean()
+            if optimizer is not None:
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            metrics = quantizer.after_step(generator=seeded(100 + step))
+            rows.append((loss.item(), metrics, made.codes, made.indices))
+        return rows
+
+    def optimizer_of(quantizer):
+        parameters = list(quantizer.parameters())
+        return torch.optim.SGD(parameters, lr=0.1) if parameters else None
+
+    whole = build(kind, decay=0.5, reseed_below=0.9)
+    whole.start(latents(64, 1, seed=50), generator=seeded())
+    steps(whole, optimizer_of(whole), 0, 5)
+    resumed = build(kind, seed=9, decay=0.5, reseed_below=0.9)
+    resumed.load_state_dict(snapshot(whole))
+    assert resumed.started
+    expected = steps(whole, optimizer_of(whole), 5, 5)
+    got = steps(resumed, optimizer_of(resumed), 5, 5)
+    if kind in (*OWN_TABLE, "residual"):
+        assert sum(metrics.get("reseeded", 0.0) for _, metrics, _, _ in expected) > 0
+    for one, other in zip(expected, got, strict=True):
+        assert one[:2] == other[:2]
+        assert torch.equal(one[2], other[2])
+        assert one[3] is None or torch.equal(one[3], other[3])
+    left, right = whole.state_dict(), resumed.state_dict()
+    assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_start_is_remembered_and_takes_the_statistics(kind):
+    quantizer = build(kind)
+    assert not quantizer.started
+    z = 3 * latents(50, 2) + 7
+    quantizer.start(z, generator=seeded())
+    assert quantizer.started and "started" in quantizer.state_dict()
+    flat = z.reshape(-1, DIM)
+    torch.testing.assert_close(quantizer.standardise.mean, flat.mean(0))
+    assert quantizer.training  # as before the start
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_half_precision_latents_are_computed_in_float32(kind):
+    z = latents(7, 2).bfloat16()
+    expected = build(kind)(z.float(), generator=seeded())
+    with torch.autocast("cpu", torch.bfloat16):
+        made = build(kind)(z, generator=seeded())
+    assert made.codes.dtype == made.loss.dtype == torch.float32
+    assert torch.equal(made.codes, expected.codes) and torch.equal(made.loss, expected.loss)
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_a_wrong_width_is_named(kind):
+    with pytest.raises(ValueError, match=r"expected z \[..., 4\], got \(2, 1, 3\)"):
+        build(kind)(torch.zeros(2, 1, 3))
+
+
+def test_an_unknown_kind_is_named():
+    with pytest.raises(ValueError, match=r"quantizer.kind: expected one of vq, ema, .* got 'vqq'"):
+        build("vqq")
+
+
+# -- standardisation ---------------------------------------------------------------------------
+
+
+def test_standardise_by_hand():
+    """A mean per channel, one scale for all channels."""
+    layer = Standardise(2, momentum=0.25, eps=0.0)
+    z = torch.tensor([[1.0, 10.0], [3.0, 16.0]])  # means 2 and 13; deviations 1 and 3
+    scale = ((1 + 1 + 9 + 9) / 4) ** 0.5
+    torch.testing.assert_close(layer(z), torch.tensor([[-1.0, -3.0], [1.0, 3.0]]) / scale)
+    torch.testing.assert_close(layer.mean, torch.tensor([0.5, 3.25]))
+    torch.testing.assert_close(layer.scale, torch.tensor(0.75 + 0.25 * scale))
+    layer.eval()
+    torch.testing.assert_close(layer(z), (z - torch.tensor([0.5, 3.25])) / layer.scale)
+    torch.testing.assert_close(layer.mean, torch.tensor([0.5, 3.25]))
+    layer.start(z)
+    torch.testing.assert_close(layer.mean, torch.tensor([2.0, 13.0]))
+    torch.testing.assert_close(layer.scale, torch.tensor(scale))
+
+
+def test_standardise_passes_gradients_through_the_statistics():
+    """Shifting or scaling the whole batch changes nothing, so no gradient points that way."""
+    z = latents(9, 1).requires_grad_()
+    (Standardise(DIM, eps=0.0)(z) * latents(9, 1, seed=2)).sum().backward()
+    torch.testing.assert_close(z.grad.sum((0, 1)), torch.zeros(DIM), atol=1e-5, rtol=0)
+    along = (z.grad * (z - z.mean((0, 1)))).sum().detach()
+    assert along.abs() < 1e-4
+
+
+# -- codebooks ---------------------------------------------------------------------------------
+
+
+def clusters(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(z [40 count, 1, d] around `count` far apart centres, the cluster of each row)."""
+    generator = seeded(3)
+    centres = 20 * torch.randn(count, DIM, generator=generator)
+    label = torch.arange(count).repeat(40)
+    z = centres[label] + 0.01 * torch.randn(len(label), DIM, generator=generator)
+    return z[:, None], label
+
+
+@pytest.mark.parametrize("kind", OWN_TABLE)
+def test_start_puts_one_code_into_every_cluster(kind):
+    quantizer = build(kind)
+    z, label = clusters(8)
+    quantizer.start(z, generator=seeded())
+    indices = quantizer.eval()(z).indices[:, 0]
+    assert len(indices.unique()) == 8
+    pairs = {(a, b) for a, b in zip(label.tolist(), indices.tolist(), strict=True)}
+    assert len(pairs) == 8  # one cluster, one code
+
+
+def test_start_of_the_residual_quantizer_spreads_both_codebooks():
+    quantizer = build("residual")
+    z, _ = clusters(30)
+    quantizer.start(z, generator=seeded())
+    made = quantizer.eval()(z)
+    first, second = made.indices % 8, made.indices // 8
+    assert len(first.unique()) == 8 and len(second.unique()) >= 6
+    standard = quantizer.standardise(z)
+    coarse = quantizer.layers[0].lookup(first)
+    assert (standard - made.codes).square().mean() < 0.5 * (standard - coarse).square().mean()
+
+
+@pytest.mark.parametrize("kind", OWN_TABLE)
+def test_without_a_data_start_the_codebook_stays_small_and_uniform(kind):
+    quantizer = build(kind, data_start=False)
+    before = quantizer.codebook.clone()
+    assert before.abs().max() <= 1 / 8 and before.abs().max() > 0.9 / 8
+    quantizer.start(latents(64, 1), generator=seeded())
+    assert torch.equal(quantizer.codebook, before) and quantizer.started
+
+
+def unused(kind: str, **changes):
+    """A quantizer of which entries 2 and 5 are far away and fell out of use; all z are near 0."""
+    quantizer = build(kind, normalise=False, decay=0.9, **changes)
+    with torch.no_grad():
+        quantizer.codebook.copy_(0.1 * latents(8, seed=4))
+        quantizer.codebook[[2, 5]] = 100.0
+        quantizer.use[[2, 5]] = 0.01 / 8
+        if kind == "ema":
+            quantizer.total.copy_(quantizer.codebook)
+            quantizer.count[[2, 5]] = 1e-3
+            quantizer.total[[2, 5]] *= 1e-3
+    return quantizer
+
+
+@pytest.mark.parametrize("kind", OWN_TABLE)
+def test_dead_codes_move_onto_latents_when_it_is_time(kind):
+    quantizer = unused(kind)
+    for step in (1, 2, 3):
+        z = latents(40, 1, seed=10 + step)
+        quantizer(z, generator=seeded())
+        metrics = quantizer.after_step(generator=seeded(step))
+        if step < 3:  # reseed_every = 3
+            assert metrics == {} and (quantizer.codebook[[2, 5]] > 50).all()
+    assert metrics == {"reseeded": 2.0}
+    rows = {tuple(row) for row in z[:, 0].tolist()}
+    for entry in (2, 5):
+        assert tuple(quantizer.codebook[entry].tolist()) in rows
+        assert quantizer.use[entry].item() == pytest.approx(1 / 8)
+    if kind == "ema":  # its running sums moved along: the next update keeps the entry near
+        torch.testing.assert_close(
+            quantizer.total[2] / quantizer.count[2], quantizer.codebook[2].detach()
+        )
+        assert quantizer.count[2].item() > 0.1
+
+
+def test_two_dead_codes_do_not_land_on_the_same_latent():
+    for seed in range(20):
+        quantizer = unused("vq", reseed_every=1)
+        quantizer(latents(2, 1), generator=seeded())
+        assert quantizer.after_step(generator=seeded(seed)) == {"reseeded": 2.0}
+        assert not torch.equal(quantizer.codebook[2], quantizer.codebook[5])
+
+
+def test_more_dead_codes_than_latents_is_no_error():
+    quantizer = unused("vq", reseed_every=1)
+    with torch.no_grad():
+        quantizer.use.fill_(0.0)
+    quantizer(latents(2, 1), generator=seeded())
+    assert quantizer.after_step(generator=seeded())["reseeded"] >= 6.0
+
+
+def test_without_reseeding_dead_codes_stay():
+    quantizer = unused("vq", reseed=False)
+    for _ in range(6):
+        quantizer(latents(40, 1), generator=seeded())
+        assert quantizer.after_step(generator=seeded()) == {}
+    assert (quantizer.codebook[[2, 5]] > 50).all()
+
+
+def test_use_is_smoothed_and_a_step_is_counted_once():
+    quantizer = build("vq", codebook_size=2, normalise=False, decay=0.9)
+    with torch.no_grad():
+        quantizer.codebook.copy_(torch.tensor([[0.0] * DIM, [10.0] * DIM]))
+    z = torch.zeros(4, 1, DIM)
+    z[0] = 10.0  # shares .75 and .25
+    quantizer(z)
+    quantizer.after_step()
+    expected = torch.tensor([0.9 * 0.5 + 0.1 * 0.75, 0.9 * 0.5 + 0.1 * 0.25])
+    torch.testing.assert_close(quantizer.use, expected)
+    assert quantizer.after_step() == {}  # nothing new was seen
+    torch.testing.assert_close(quantizer.use, expected)
+    assert quantizer.age == 1
+
+
+def test_a_codebook_needs_two_entries():
+    with pytest.raises(ValueError, match=r"codebook_size: expected >= 2, got 1"):
+        build("vq", codebook_size=1)
+
+
+# -- one by one --------------------------------------------------------------------------------
+
+
+def test_straight_through_has_the_value_of_codes_and_the_gradient_of_z():
+    z = latents(200).requires_grad_()
+    codes = latents(200, seed=2)
+    made = straight_through(z, codes)
+    assert torch.equal(made, codes)  # exactly, not to rounding
+    made.backward(latents(200, seed=3))
+    assert torch.equal(z.grad, latents(200, seed=3))
+
+
+def test_vq_loss_and_gradient_by_hand():
+    quantizer = build("vq", codebook_size=2, normalise=False, beta=0.25)
+    with torch.no_grad():
+        quantizer.codebook.copy_(torch.tensor([[0.0] * DIM, [4.0] * DIM]))
+    z = torch.tensor([[1.0] * DIM, [3.5] * DIM])[:, None].requires_grad_()
+    made = quantizer(z)
+    assert made.indices.flatten().tolist() == [0, 1]
+    distance = (1.0 + 0.25) / 2
+    assert made.loss.item() == pytest.approx(1.25 * distance)
+    made.loss.backward()
+    # d/dz of beta * mean (z - e)^2 over 8 values; d/de of mean (e - z)^2
+    torch.testing.assert_close(z.grad[:, 0, 0], 0.25 * 2 * torch.tensor([1.0, -0.5]) / 8)
+    torch.testing.assert_close(quantizer.codebook.grad[:, 0], 2 * torch.tensor([-1.0, 0.5]) / 8)
+
+
+def test_ema_moves_in_after_step_by_hand():
+    quantizer = build("ema", codebook_size=2, normalise=False, decay=0.75, beta=0.5)
+    assert not list(quantizer.parameters())
+    table = torch.tensor([[0.0] * DIM, [4.0] * DIM])
+    quantizer.codebook.copy_(table)
+    quantizer.total.copy_(table)
+    z = torch.tensor([1.0, 3.0, 5.0])[:, None, None].expand(3, 1, DIM)
+    made = quantizer(z)
+    assert made.loss.item() == pytest.approx(0.5 * (1 + 1 + 1) / 3)  # commitment alone
+    assert torch.equal(quantizer.codebook, table)  # not in the forward pass
+    quantizer.after_step()
+    # counts .75 x 1 + .25 x {1, 2}; totals .75 x {0, 4} + .25 x {1, 3 + 5}
+    torch.testing.assert_close(quantizer.count, torch.tensor([1.0, 1.25]))
+    expected = torch.tensor([0.25 / 1.0, 5.0 / 1.25])[:, None].expand(2, DIM)
+    torch.testing.assert_close(quantizer.codebook, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_nsvq_replaces_the_error_by_noise_of_its_size():
+    quantizer = build("nsvq", normalise=False)
+    z = latents(50, 1)
+    made = quantizer(z, generator=seeded())
+    codes = quantizer.lookup(made.indices)
+    torch.testing.assert_close((made.codes - z).norm(dim=-1), (codes - z).norm(dim=-1))
+    assert not torch.allclose(made.codes, codes)
+    assert torch.equal(made.codes, quantizer(z, generator=seeded()).codes)
+    assert not torch.equal(made.codes, quantizer(z, generator=seeded(1)).codes)
+    assert made.loss == 0
+
+
+def test_fsq_levels_by_hand():
+    quantizer = build("fsq", dim=2, normalise=False, levels=(4, 3))
+    # sigmoid(2 z) of these is about 0, .2689, .7311 and 1
+    z = torch.tensor([[-20.0, -20.0], [-0.5, -0.5], [0.5, 0.5], [20.0, 20.0]])
+    made = quantizer(z)
+    # four levels at 0 .. 3: .807 -> 1, 2.193 -> 2; three at 0 .. 2: .538 -> 1, 1.462 -> 1
+    digits = [[0, 0], [1, 1], [2, 1], [3, 2]]
+    assert made.indices.tolist() == [a + 4 * b for a, b in digits]
+    expected = [[2 * a / 3 - 1, 2 * b / 2 - 1] for a, b in digits]
+    torch.testing.assert_close(made.codes, torch.tensor(expected))
+    table = quantizer.lookup(torch.arange(12))
+    assert len({tuple(row) for row in table.tolist()}) == 12
+    assert table.min() == -1 and table.max() == 1
+
+
+def test_fsq_refuses_levels_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"levels has 3 channels, the latent width is 4"):
+        build("fsq", levels=(4, 3, 2))
+    with pytest.raises(ValueError, match=r"every level must be >= 2, got \(4, 3, 1, 2\)"):
+        build("fsq", levels=(4, 3, 1, 2))
+
+
+def test_residual_index_is_a_mixed_radix_number():
+    quantizer = build("residual", normalise=False, codebook_size=3, depth=2)
+    assert quantizer.codebook_size == 9
+    coarse = torch.tensor([0.0, 10.0, 20.0])[:, None].expand(3, DIM)
+    fine = torch.tensor([-1.0, 0.0, 1.0])[:, None].expand(3, DIM)
+    with torch.no_grad():
+        quantizer.layers[0].codebook.copy_(coarse)
+        quantizer.layers[1].codebook.copy_(fine)
+    z = torch.tensor([9.1, 20.8, 0.2])[:, None, None].expand(3, 1, DIM)
+    made = quantizer.eval()(z)
+    assert made.indices.flatten().tolist() == [1 + 3 * 0, 2 + 3 * 2, 0 + 3 * 1]
+    torch.testing.assert_close(made.codes[:, 0, 0], torch.tensor([9.0, 21.0, 0.0]))
+    assert quantizer.lookup(torch.tensor([7]))[0, 0] == 10 + 1  # 7 = 1 + 3 x 2
+    # each layer's loss: 1.25 x the squared error it leaves
+    errors = [0.9**2 + 0.8**2 + 0.2**2, 0.1**2 + 0.2**2 + 0.2**2]
+    assert made.loss.item() == pytest.approx(1.25 * sum(errors) / 3, rel=1e-5)
+
+
+def test_gaussian_kl_by_hand():
+    quantizer = build("gaussian", dim=1, levels=(2,), normalise=False, beta=0.1)
+    with torch.no_grad():
+        quantizer.moments.weight.copy_(torch.tensor([[2.0], [0.0]]))  # mean = 2 z
+        quantizer.moments.bias.copy_(torch.tensor([0.0, torch.log(torch.tensor(0.25))]))
+    z = torch.tensor([0.5, -1.0])[:, None, None]
+    made = quantizer(z, generator=seeded())
+    kl = [0.5 * (mean**2 + 0.25 - 1 - torch.log(torch.tensor(0.25)).item()) for mean in (1, -2)]
+    assert made.loss.item() == pytest.approx(0.1 * sum(kl) / 2, rel=1e-5)
+    noise = torch.randn(2, 1, 1, generator=seeded())
+    torch.testing.assert_close(made.codes, 2 * z + 0.5 * noise)
+    torch.testing.assert_close(quantizer.eval()(z).codes, 2 * z)
+
+
+def test_none_passes_the_latents():
+    z = latents(5, 2)
+    made = build("none", normalise=False)(z)
+    assert torch.equal(made.codes, z) and made.loss == 0
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_builds_on_the_meta_device(kind):
+    with torch.device("meta"):
+        quantizer = build_quantizer(QuantizerConfig(kind=kind, levels=(4, 2)), 2)
+    assert quantizer.codebook_size in (None, 8, 64)
