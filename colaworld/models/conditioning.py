@@ -70,7 +70,13 @@ class ActionConditioner(nn.Module):
         actions_per_frame: int = 1,
     ) -> None:
         super().__init__()
+        if width % config.heads or (width // config.heads) % 2:
+            raise ValueError(
+                f"conditioner.heads: width {width} / heads {config.heads} must be an even whole "
+                "number; the width is the backbone's"
+            )
         self.config, self.actions_per_frame = config, actions_per_frame
+        self.tokens, self.dim = tokens, dim
         self.heads_out = blocks if config.per_block else 1
         self.null = nn.Parameter(torch.zeros(tokens * dim))
         self.first = nn.Parameter(torch.zeros(width))  # frame 0 is led into by no action
@@ -85,20 +91,29 @@ class ActionConditioner(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, codes: Tensor, drop: Tensor | None = None) -> Tensor:
-        """`drop` [B, r (T - 1)] bool: actions to replace by the null action."""
+        """`drop` [B, r (T - 1)] bool: actions to replace by the null action.
+
+        Raises ValueError on codes of a wrong shape or a number of actions that r does not divide.
+        """
         B, steps = codes.shape[:2]
         r = self.actions_per_frame
+        if codes.ndim != 4 or tuple(codes.shape[2:]) != (self.tokens, self.dim):
+            raise ValueError(
+                f"conditioner: expected codes [B, r (T - 1), {self.tokens}, {self.dim}], got "
+                f"{tuple(codes.shape)}"
+            )
         if steps % r:
             raise ValueError(f"conditioner: {steps} actions are not whole frames of {r} actions")
         x = codes.flatten(2).to(self.embed.weight.dtype)  # [B, r (T - 1), N d]
         if drop is not None:
             x = torch.where(drop[..., None], self.null.to(x.dtype), x)
-        x = self.embed(x.reshape(B, steps // r, -1))
-        x = torch.cat([self.first.to(x.dtype).expand(B, 1, -1), x], dim=1)  # [B, T, C]
+        x = self.embed(x.reshape(B, steps // r, self.embed.in_features))
+        # The residual stream keeps the dtype of the weights, also under autocast.
+        x = torch.cat([self.first.expand(B, 1, -1), x.to(self.first.dtype)], dim=1)  # [B, T, C]
         for block in self.blocks:
             x = block(x)
         out = self.out(F.silu(self.hidden(self.norm(x))))
-        return out.view(B, steps // r + 1, self.heads_out, -1)
+        return out.view(B, steps // r + 1, self.heads_out, out.shape[-1] // self.heads_out)
 
     def null_modulation(self, codes: Tensor) -> Tensor:
         """The modulation when every action is the null action (for guidance)."""

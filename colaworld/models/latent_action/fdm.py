@@ -64,6 +64,8 @@ class ForwardDynamicsModel(nn.Module):
         """Frames [B, T, 3, H, W] in [0, 1], codes [B, T, N, d] -> next frames, same shape."""
         B, T, _, H, W = frames.shape
         patch = self.config.patch
+        if H % patch or W % patch:
+            raise ValueError(f"FDM: frames {H}x{W} are not whole patches of {patch} px")
         x = F.pixel_unshuffle((frames * 2 - 1).flatten(0, 1), patch)
         x = x.flatten(2).transpose(1, 2).unflatten(0, (B, T))
         position = grid_embedding(H // patch, W // patch, self.config.width, device=x.device)

@@ -115,8 +115,9 @@ class InverseDynamicsModel(nn.Module):
         x = F.pixel_unshuffle((frames * 2 - 1).flatten(0, 1), patch)  # [B T, 3 p p, h, w]
         x = x.flatten(2).transpose(1, 2).unflatten(0, (B, T))  # [B, T, S, 3 p p]
         position = grid_embedding(H // patch, W // patch, self.config.width, device=x.device)
-        x = self.embed(x.to(self.embed.weight.dtype))
-        x = x + position.to(x.dtype)
+        dtype = self.embed.weight.dtype
+        # Under autocast the embedding is half precision; the sum, the residual stream, is not.
+        x = self.embed(x.to(dtype)) + position.to(dtype)
         y = gate = None
         for block in self.blocks:
             x, y, gate = block(x, y, gate)

@@ -1,0 +1,95 @@
+"""The inverse dynamics model sees frames up to t + 1 for z_t, and never a later one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from colaworld.models.latent_action.idm import (
+    AttentionPooling,
+    IDMConfig,
+    InverseDynamicsModel,
+)
+
+CONFIG = IDMConfig(depth=2, width=16, heads=2, patch=2, tokens=2, dim=5)
+
+
+def frames(batch: int = 2, length: int = 5) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(batch, length, 3, 4, 6, generator=generator)
+
+
+def test_shapes(randomised):
+    z = randomised(InverseDynamicsModel(CONFIG))(frames())
+    assert z.shape == (2, 4, 2, 5) and z.dtype == torch.float32
+
+
+@pytest.mark.parametrize("changed", range(5))
+def test_action_t_sees_exactly_the_frames_to_t_plus_1(changed, randomised):
+    model = randomised(InverseDynamicsModel(CONFIG))
+    video = frames()
+    other = video.clone()
+    other[0, changed] = 1 - other[0, changed]
+    with torch.no_grad():
+        moved = (model(video) - model(other)).abs().amax((2, 3))
+    assert moved[1].max() == 0  # the other clip
+    blind = max(0, changed - 1)  # z_t sees frames 0 .. t + 1, so z_t with t + 1 < changed is blind
+    assert (moved[0, :blind] == 0).all()  # bit for bit
+    assert (moved[0, blind:] > 1e-5).all()
+
+
+def test_actions_of_a_shorter_clip_are_those_of_its_beginning(randomised):
+    model = randomised(InverseDynamicsModel(CONFIG))
+    with torch.no_grad():
+        whole, part = model(frames()), model(frames()[:, :3])
+    torch.testing.assert_close(part, whole[:, :2], atol=1e-6, rtol=1e-6)
+
+
+def test_every_parameter_gets_a_gradient_from_the_start():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = InverseDynamicsModel(CONFIG)
+    z = model(frames())
+    generator = torch.Generator().manual_seed(1)
+    (z * torch.randn(z.shape, generator=generator)).sum().backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not without
+
+
+def test_pooling_by_hand(randomised, generator):
+    """Each head of each learned query: a softmax over the S tokens."""
+    pool = randomised(AttentionPooling(6, 2, 3, 4))
+    x = torch.randn(2, 5, 6, generator=generator)
+    k, v = (x @ pool.kv.weight.T + pool.kv.bias).chunk(2, dim=-1)
+    pooled = torch.empty(2, 3, 6)
+    for head in (slice(0, 3), slice(3, 6)):
+        score = torch.einsum("nc,bsc->bns", pool.query[:, head], k[..., head]) / 3**0.5
+        pooled[..., head] = score.softmax(-1) @ v[..., head]
+    expected = pooled @ pool.out.weight.T + pool.out.bias
+    torch.testing.assert_close(pool(x), expected)
+
+
+def test_a_clip_too_short_and_frames_that_are_not_whole_patches():
+    model = InverseDynamicsModel(CONFIG)
+    with pytest.raises(ValueError, match=r"needs two frames, got T = 1"):
+        model(torch.rand(1, 1, 3, 4, 4))
+    with pytest.raises(ValueError, match=r"frames 4x5 are not whole patches of 2 px"):
+        model(torch.rand(1, 2, 3, 4, 5))
+
+
+def test_the_residual_stream_stays_in_float32_under_autocast(randomised):
+    model = randomised(InverseDynamicsModel(CONFIG))
+    seen = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, __, out: seen.append(out[0].dtype))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(frames())
+    assert seen == [torch.float32, torch.float32]
+
+
+def test_the_paper_sizes():
+    with torch.device("meta"):
+        model = InverseDynamicsModel(IDMConfig.paper())
+    count = sum(p.numel() for p in model.parameters())
+    assert 0.10e9 < count < 0.13e9  # paper: about 0.12 B
+    assert (model.config.tokens, model.config.dim) == (2, 32)
