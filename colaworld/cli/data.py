@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from colaworld.cli.errors import FORESEEN, tell
 from colaworld.data.clips import DataConfig
-from colaworld.data.errors import DataError
 from colaworld.data.inspection import Inspection, contact_sheet, inspect
 
 
@@ -109,9 +109,11 @@ def run(argv: list[str]) -> int:
     """`colaworld data inspect PATH ...`. Returns 0, or 1 where something in the set is wrong."""
     usage = "usage: colaworld data inspect PATH [--sheet FILE]; see colaworld data inspect --help"
     if argv[:1] in ([], ["-h"], ["--help"]):
-        print(usage)
+        print(usage, file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
     if argv[0] != "inspect":
+        if Path(argv[0]).exists():
+            usage = f"did you mean: colaworld data inspect {argv[0]}"
         print(f"colaworld data: unknown verb {argv[0]!r}; {usage}", file=sys.stderr)
         return 2
     config = tyro.cli(
@@ -133,9 +135,8 @@ def run(argv: list[str]) -> int:
         print_inspection(found)
         if found.thumbnails:
             print(f"contact sheet: {contact_sheet(found, config.sheet)}")
-    except (DataError, ValueError) as error:
-        print(f"colaworld data inspect: {error}", file=sys.stderr)
-        return 2
+    except FORESEEN as error:
+        return tell("colaworld data inspect", error)
     return 1 if found.broken or found.constant or found.action_problems else 0
 
 

@@ -41,18 +41,24 @@ def run(argv: list[str]) -> int:
     began = time.monotonic()
     if not (data / "meta" / "info.json").is_file():
         episodes = "240" if options.long else "80"
-        done = _verb("record", record.run, ["crafter", "--out", str(data), "--episodes", episodes, *_DATA])
+        done = _verb(
+            "record", record.run, ["crafter", "--out", str(data), "--episodes", episodes, *_DATA]
+        )
         if done:
             return done
     else:
         print(f"reusing {data}")
-    longer = ["--phases.warmup.steps", "1500", "--phases.joint.steps", "6000"] if options.long else []
+    longer = (
+        ["--phases.warmup.steps", "1500", "--phases.joint.steps", "6000"] if options.long else []
+    )
     arguments = [options.recipe, "--data", str(data), "--out", str(out), *longer]
     finished = out / "weights" / "model.safetensors"
     if not finished.is_file():
         resume = ["--resume"] if (out / "checkpoints").is_dir() else []
         done = _verb("train", train.run, [*arguments, *resume])
         if done or not finished.is_file():  # interrupted: saved, and the command was printed
+            if not done:
+                print("or run the demo again: it goes on from there")
             return done
     else:
         print(f"reusing the trained world in {out}")

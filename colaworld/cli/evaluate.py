@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from colaworld.cli.progress import bar
-from colaworld.cli.train import choose_device
+from colaworld.cli.train import choose_device, data_flag
 from colaworld.config import from_command_line
 from colaworld.data.loader import DataConfig
 from colaworld.evaluation.evaluate import EvaluationConfig
@@ -41,35 +42,28 @@ class EvaluateOptions:
 
 def run(argv: list[str]) -> int:
     """Evaluate; prints the table and the report's path."""
-    arguments = ["--data.path" if a == "--data" else a for a in argv]
-    given = next((a for a in arguments if not a.startswith("-")), None)
-    folder = Path(given) if given else Path("RUN")
-    stored = read_config(folder) if given and folder.exists() else None
-    if stored is None and given and not {"-h", "--help"} & set(arguments):
-        raise ValueError(f"{folder}: no such run folder; colaworld train makes one")
-    default = EvaluateOptions(run=folder)
-    if stored is not None:
-        default = replace(
-            default, data=stored.data, sampler=stored.sampler, evaluation=stored.evaluation
-        )
-    options = from_command_line(
-        default, arguments, program="colaworld evaluate", description="Measure a run."
+    arguments = data_flag(argv)
+    folder = _parse(EvaluateOptions(run=tyro.MISSING), arguments).run
+    stored = read_config(folder)
+    default = EvaluateOptions(
+        run=folder, data=stored.data, sampler=stored.sampler, evaluation=stored.evaluation
     )
+    options = _parse(default, arguments)
     config = replace(
-        read_config(options.run),
+        stored,
         data=options.data,
         sampler=options.sampler,
         evaluation=options.evaluation,
     )
-    others = {}
+    others: dict[Path, dict[str, Any]] = {}
     for other in options.compare:  # before the long work, so that a wrong path costs nothing
-        others[read_config(other).recipe] = read_json(other / "evaluation.json")
+        others[other] = read_json(other / "evaluation.json")
     with bar("evaluating") as progress:
         evaluation = evaluate_run(
             options.run, config=config, device=choose_device(options.device), progress=progress
         )
     evaluation.save(options.run)
-    results = {config.recipe: evaluation.result, **others}
+    results = _named({options.run: evaluation.result, **others})
     report = write_report(
         options.run / "report.html",
         title=f"{config.recipe} on {config.data.path.name if config.data.path else 'no data'}",
@@ -83,6 +77,25 @@ def run(argv: list[str]) -> int:
     print(compare(results) if others else table(evaluation.result))
     print(f"report: {report}")
     return 0
+
+
+def _parse(default: EvaluateOptions, arguments: list[str]) -> EvaluateOptions:
+    return from_command_line(
+        default,
+        arguments,
+        program="colaworld evaluate",
+        description="Measure a run on held-out episodes and write its report.",
+    )
+
+
+def _named(results: dict[Path, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By recipe; runs of the same recipe by recipe and folder."""
+    recipes = {folder: read_config(folder).recipe for folder in results}
+    shared = {name for name, n in Counter(recipes.values()).items() if n > 1}
+    return {
+        f"{recipe} ({folder.name})" if recipe in shared else recipe: results[folder]
+        for folder, recipe in recipes.items()
+    }
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import logging
 import os
 import sys
 
+from colaworld.cli.errors import FORESEEN, tell
+
 VERBS = {
     "record": "film a simulator into a data set",
     "data": "look at a data set: colaworld data inspect PATH",
@@ -29,7 +31,11 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 on success, 1 on failure, 2 on a wrong call."""
+    """Run one verb. Returns the exit status.
+
+    0 done, or interrupted while training with everything saved; 1 the work failed; 2 a wrong call
+    (argument, configuration, data set, folder); 130 Ctrl-C elsewhere.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage(), end="")
@@ -52,11 +58,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("colaworld: stopped", file=sys.stderr)
         return 130
-    except (ValueError, ImportError, OSError) as error:  # every room's errors for callers
-        if os.environ.get("COLAWORLD_DEBUG"):
-            raise
-        print(f"colaworld {verb}: {error}", file=sys.stderr)
-        return 1
+    except BrokenPipeError:  # whoever read the output has gone (`colaworld info | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except FORESEEN as error:
+        return tell(f"colaworld {verb}", error)
 
 
 if __name__ == "__main__":

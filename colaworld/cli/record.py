@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from colaworld import envs
+from colaworld.cli.errors import FORESEEN, tell
 from colaworld.config import to_dict
 from colaworld.data.encode import EncodingConfig
-from colaworld.data.errors import DataError
 from colaworld.data.recording import LeRobotWriter, check_target
 from colaworld.envs import behaviours
 
@@ -212,9 +212,8 @@ def run(argv: list[str]) -> int:
     )
     try:
         made = record(config)
-    except (DataError, ValueError, ImportError) as error:
-        print(f"colaworld record: {error}", file=sys.stderr)
-        return 2
+    except FORESEEN as error:
+        return tell("colaworld record", error)
     except KeyboardInterrupt:
         print("colaworld record: interrupted; nothing was left behind", file=sys.stderr)
         return 130

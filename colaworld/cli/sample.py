@@ -15,9 +15,11 @@ from torch import Tensor
 
 from colaworld.cli.train import choose_device
 from colaworld.config import from_command_line
-from colaworld.data.clips import ClipSet
+from colaworld.data import transforms
+from colaworld.data.clips import ClipSet, DataConfig
 from colaworld.data.encode import EncodingConfig, VideoWriter
 from colaworld.recipes.runs import TrainedWorld, load_world
+from colaworld.recipes.sizes import check_frames
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class SampleOptions:
 def run(argv: list[str]) -> int:
     """Sample; prints the path of what was written."""
     options = from_command_line(
-        SampleOptions(run=Path("RUN")),
+        SampleOptions(run=tyro.MISSING),
         argv,
         program="colaworld sample",
         description="Roll a start frame forward under chosen latent actions.",
@@ -76,7 +78,7 @@ def run(argv: list[str]) -> int:
         sampler = replace(sampler, guidance=options.guidance)
     world = TrainedWorld(world.model, sampler)
     if options.start is not None:
-        history = _read_image(options.start)
+        history = _read_image(options.start, config.data)
     else:
         data = replace(config.data, path=options.data or config.data.path, frames_per_clip=1)
         clips = ClipSet(replace(data, split="heldout"))
@@ -88,6 +90,8 @@ def run(argv: list[str]) -> int:
         if not 0 <= options.frame < len(frames):
             raise ValueError(f"--frame: expected 0 .. {len(frames) - 1}, got {options.frame}")
         history = torch.from_numpy(frames[options.frame].copy()).float()[None, None] / 255
+    height, width = history.shape[-2:]
+    check_frames(config.model, config.parts(), height=height, width=width, frames=2)
     indices = _indices(world, options)
     codes = world.lookup(indices.to(device))
     generator = torch.Generator(device=device).manual_seed(options.seed)
@@ -119,13 +123,24 @@ def _indices(world: TrainedWorld, options: SampleOptions) -> Tensor:
     return codes.view(1, -1, tokens)
 
 
-def _read_image(path: Path) -> Tensor:
-    """[1, 1, 3, H, W] in [0, 1]."""
+def _read_image(path: Path, data: DataConfig) -> Tensor:
+    """[1, 1, 3, H, W] in [0, 1], cropped and resized as the run's own frames were."""
     try:
         image = np.asarray(Image.open(path).convert("RGB"))
     except OSError as error:
         raise ValueError(f"--start {path}: not a readable image: {error}") from None
-    return torch.from_numpy(image.copy()).permute(2, 0, 1).float()[None, None] / 255
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
+    if data.height is not None and data.width is not None:
+        top, left, height, width = transforms.crop_box(
+            data.crop if data.crop in ("none", "center") else "center",  # a box is of the recording
+            height=pixels.shape[2],
+            width=pixels.shape[3],
+            target_height=data.height,
+            target_width=data.width,
+        )
+        cropped = pixels[:, :, top : top + height, left : left + width]
+        pixels = transforms.resize(cropped, data.height, data.width)
+    return pixels.float()[None] / 255
 
 
 def tile(video: Tensor, gap: int = 1) -> np.ndarray:

@@ -1,9 +1,14 @@
-"""colaworld train: run a recipe."""
+"""colaworld train: run a recipe.
+
+From the command line to a `RunConfig`, and what a person reads before and after training. Not here:
+the wiring (recipes/base.py), the loop and its progress (training).
+"""
 
 from __future__ import annotations
 
 import logging
 import shlex
+import shutil
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,9 +16,12 @@ from typing import Annotated
 
 import tyro
 
-from colaworld.config import from_command_line, load_yaml
+from colaworld.config import ConfigError, from_command_line, load_yaml
 from colaworld.recipes import RECIPES, recipe
 from colaworld.recipes.base import RunConfig, build_trainer
+from colaworld.recipes.runs import read_config
+from colaworld.training.checkpoint import find_checkpoints
+from colaworld.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +32,7 @@ recipes:
 
 `colaworld train RECIPE --help` lists every field. Fields given on the command line win over those
 of --config FILE (YAML), which win over the recipe's. `--training.max-steps N` caps each phase.
+--resume goes on with the run in DIR, from its own config.yaml.
 """
 
 
@@ -42,62 +51,217 @@ class TrainOptions:
 
 
 def run(argv: list[str]) -> int:
-    """Train; 0 when finished or interrupted (with a checkpoint), 2 on a wrong call."""
+    """Train; 0 when finished or interrupted (with a checkpoint), 1 when the alarm stopped it."""
     names = "\n".join(f"  {n:20} {(f.__doc__ or '').strip()}" for n, f in RECIPES.items())
     if not argv or argv[0] in ("-h", "--help"):
-        print(_USAGE.format(recipes=names), end="")
+        print(_USAGE.format(recipes=names), end="", file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
-    name, *rest = argv
-    config = recipe(name)
-    rest = ["--data.path" if a == "--data" else a for a in _split_equals(rest, "--data")]
-    if "--config" in rest:
-        at = rest.index("--config")
-        if at + 1 >= len(rest):
-            raise ValueError("--config: expected a YAML file after it")
-        config = load_yaml(rest[at + 1], RunConfig, base=config)
-        del rest[at : at + 2]
-    options = from_command_line(
-        TrainOptions(out=Path("runs") / name, run=config),
-        rest,
-        program=f"colaworld train {name}",
-        description=(RECIPES[name].__doc__ or "").strip(),
-    )
+    options = parse(argv)
     config = options.run
-    if config.data.path is not None:
-        config = replace(config, data=replace(config.data, path=config.data.path.resolve()))
-    command = shlex.join(["colaworld", "train", *(a for a in argv if a != "--resume"), "--resume"])
+    if not options.resume and find_checkpoints(options.out / "checkpoints"):
+        raise ConfigError(
+            f"{options.out} already holds a run; add --resume to go on with it, or choose another "
+            "folder with --out"
+        )
+    arguments = [a for a in argv if a != "--resume"]
     trainer = build_trainer(
         config,
         out=options.out,
         resume=options.resume,
         device=choose_device(options.device),
-        resume_command=command,
+        resume_command=shlex.join([*program(), "train", *arguments, "--resume"]),
     )
+    print(summary(config, trainer), flush=True)
     result = trainer.run()
-    print(result.message)
+    if result.status == "finished":
+        print(ending(config, options.out))
     return 1 if result.status == "stopped" else 0
 
 
-def _split_equals(arguments: list[str], flag: str) -> list[str]:
-    """`--data=X` as two arguments, so that the short flag works in both forms."""
-    split: list[str] = []
+def parse(argv: list[str]) -> TrainOptions:
+    """The recipe, then the saved run (resuming), then --config files, then the command line.
+
+    Raises ConfigError on a wrong recipe, file or value, SystemExit on a wrong argument.
+    """
+    name, *rest = argv
+    base = recipe(name)
+    rest = data_flag(rest)
+    files, rest = _take(rest, "--config")
+    config = base
+    folders, _ = _take(rest, "--out")
+    folder = Path(folders[-1]) if folders else Path("runs") / name
+    if "--resume" in rest and (folder / "config.yaml").is_file():
+        saved = _of_recipe(name, read_config(folder), folder)
+        # How far to train is the call's to say, every time; all else is as it was.
+        training = replace(saved.training, max_steps=base.training.max_steps)
+        config = replace(saved, training=training)
+    for file in files:
+        config = _of_recipe(name, load_yaml(file, RunConfig, base=config), file)
+    options = from_command_line(
+        TrainOptions(out=folder, run=config),
+        rest,
+        program=f"colaworld train {name}",
+        description=(RECIPES[name].__doc__ or "").strip(),
+    )
+    return replace(options, run=_settled(options.run))
+
+
+def data_flag(arguments: list[str]) -> list[str]:
+    """The same arguments with --data X and --data=X spelled out as --data.path X."""
+    spelled: list[str] = []
     for argument in arguments:
-        if argument.startswith(flag + "="):
-            split += [flag, argument[len(flag) + 1 :]]
+        flag, equals, value = argument.partition("=")
+        spelled += ["--data.path", *([value] if equals else [])] if flag == "--data" else [argument]
+    return spelled
+
+
+def _take(arguments: list[str], flag: str) -> tuple[list[str], list[str]]:
+    """(values given for `flag`, as `--flag X` or `--flag=X`, the other arguments)."""
+    values: list[str] = []
+    rest: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        if argument == flag:
+            value = next(left, None)
+            if value is None or value.startswith("--"):
+                raise ConfigError(f"{flag}: expected a value after it")
+            values.append(value)
+        elif argument.startswith(flag + "="):
+            values.append(argument[len(flag) + 1 :])
         else:
-            split.append(argument)
-    return split
+            rest.append(argument)
+    return values, rest
+
+
+def _of_recipe(name: str, config: RunConfig, where: object) -> RunConfig:
+    if config.recipe != name:
+        raise ConfigError(
+            f"{where} is a configuration of {config.recipe}, not of {name}; run "
+            f"colaworld train {config.recipe}, or take its `recipe` and `schedule` out"
+        )
+    return config
+
+
+def _settled(config: RunConfig) -> RunConfig:
+    """Paths made absolute, so that the run is found again from any folder."""
+    path, generator = config.data.path, config.generator
+    if path is not None:
+        config = replace(config, data=replace(config.data, path=path.resolve()))
+    if generator is not None and generator.lower() == "none":
+        generator = None
+    elif generator is not None and generator != "nano" and Path(generator).exists():
+        generator = str(Path(generator).resolve())
+    return replace(config, generator=generator)
+
+
+def program() -> list[str]:
+    """What a person types to get this program again."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return [sys.orig_argv[0], "-m", "colaworld"]
+    found = shutil.which("colaworld")
+    if called.name == "colaworld" and found and not called.samefile(found):
+        return [str(called)]
+    return ["colaworld"]
 
 
 def choose_device(name: str) -> str:
-    """"auto" is the first GPU if there is one. Raises ValueError for a GPU that is not there."""
+    """The first GPU, if there is one, for "auto". ValueError for a device that is not there."""
     import torch
 
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: this torch ({torch.__version__}) sees no GPU; use cpu")
+        return "cuda" if gpus else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise ValueError(f"--device: expected cpu, cuda, cuda:N or auto, got {name!r}")
+    if kind == "cuda" and int(number or 0) >= gpus:
+        raise ValueError(
+            f"--device {name}: this torch ({torch.__version__}) sees {gpus or 'no'} "
+            f"GPU{'s' if gpus > 1 else ''}; use {'a lower number' if gpus else 'cpu'}"
+        )
     return name
+
+
+def summary(config: RunConfig, trainer: Trainer) -> str:
+    """What is about to run, in a few lines: data, sizes, phases, device."""
+    import torch
+
+    clips = trainer.loader.clips  # type: ignore[attr-defined]
+    kind = "LeRobot v3" if clips.source.kind == "lerobot" else "video files"
+    left_out = [
+        f"{count} {what}"
+        for count, what in (
+            (len(clips.source.episodes) - len(clips.episodes), "held out"),
+            (len(clips.too_short), "too short"),
+            (len(clips.broken), "broken"),
+        )
+        if count
+    ]
+    data = (
+        f"{len(clips.episodes)} episodes, {len(trainer.loader)} clips of "  # type: ignore[arg-type]
+        f"{config.data.frames_per_clip} frames, {clips.height}x{clips.width} px"
+        + (f" ({', '.join(left_out)})" if left_out else "")
+    )
+    counts = {
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in trainer.model.named_children()
+    }
+    phases = []
+    for phase in trainer.phases:
+        cap = config.training.max_steps
+        steps = phase.steps if cap is None else min(cap, phase.steps)
+        until = " at most, or until its gate opens" if phase.gate else ""
+        phases.append(f"{phase.name}: {steps} steps{until}; trains {', '.join(phase.train)}")
+    device = str(trainer.device)
+    if trainer.device.type == "cpu":
+        device += f", {torch.get_num_threads()} threads"
+    else:
+        device += f", {torch.cuda.get_device_name(trainer.device)}"
+    started = find_checkpoints(trainer.out / "checkpoints") if trainer.resume else []
+    lines = [
+        ("data", f"{config.data.path} ({kind})"),
+        ("", data),
+        ("generator", _generator(config)),
+        ("parameters", ", ".join(f"{n} {_short(count)}" for n, count in counts.items() if count)),
+        *(("phases" if i == 0 else "", text) for i, text in enumerate(phases)),
+        ("batch", _batch(config)),
+        ("device", device),
+        ("out", f"{trainer.out}" + (f", from {started[-1].path.name}" if started else "")),
+    ]
+    about = (RECIPES[config.recipe].__doc__ or "").strip() if config.recipe in RECIPES else ""
+    return "\n".join([f"{config.recipe}: {about}", *(f"  {k:12}{v}" for k, v in lines)])
+
+
+def _generator(config: RunConfig) -> str:
+    if config.generator is None:
+        return "random weights"
+    return "nano, as shipped" if config.generator == "nano" else config.generator
+
+
+def _batch(config: RunConfig) -> str:
+    training = config.training
+    passes = f" in {training.accumulate} passes" if training.accumulate > 1 else ""
+    return f"{training.batch_size * training.accumulate} clips a step{passes}"
+
+
+def _short(count: int) -> str:
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= limit:
+            return f"{count / limit:.3g} {unit}"
+    return str(count)
+
+
+def ending(config: RunConfig, out: Path) -> str:
+    """Where the weights are, and what to do with them."""
+    lines = [("weights", str(out / "weights" / "model.safetensors"))]
+    if "conditioner" in config.parts():
+        lines.append(("evaluate", shlex.join([*program(), "evaluate", str(out)])))
+        lines.append(("sample", shlex.join([*program(), "sample", str(out)])))
+    else:  # a plain generator has no latent actions to evaluate
+        cola = [*program(), "train", "nano.cola", "--generator", str(out)]
+        lines.append(("use it", shlex.join([*cola, "--data", str(config.data.path)])))
+    return "\n".join([f"finished {out}", *(f"  {k:12}{v}" for k, v in lines)])
 
 
 if __name__ == "__main__":

@@ -332,7 +332,8 @@ class ClipSet:
         if self.config.height is None and not isinstance(crop, tuple) and len(sizes) > 1:
             shown = ", ".join(f"{h}x{w} ({e.name})" for (h, w), e in list(sizes.items())[:6])
             raise DataError(
-                f"{self.config.path}: frames of {len(sizes)} sizes: {shown}; set height and width"
+                f"{self.config.path}: frames of {len(sizes)} sizes: {shown}; set height and width "
+                "of the data (--data.height H --data.width W)"
             )
         for (height, width), episode in sizes.items():
             try:

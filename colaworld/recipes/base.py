@@ -16,13 +16,17 @@ from colaworld.data.loader import ClipLoader, DataConfig
 from colaworld.evaluation.evaluate import EvaluationConfig
 from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.world_model import ModelConfig, WorldModel
+from colaworld.recipes.preview import RolloutPreview, first_clips
+from colaworld.recipes.sizes import check_frames, check_heads
 from colaworld.recipes.weights import load_generator
+from colaworld.training.checkpoint import latest_checkpoint
 from colaworld.training.config import TrainingConfig
 from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig
 from colaworld.training.phases import Phase
 from colaworld.training.trainer import Trainer
 
 PHASES = ("pretrain", "warmup", "joint", "lam", "world")
+_PREVIEW_CLIPS = 4  # side by side in TensorBoard
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         unknown = [name for name in self.schedule if name not in PHASES]
         if unknown or not self.schedule:
-            raise ConfigError(f"schedule: expected some of {', '.join(PHASES)}, got {self.schedule}")
+            raise ConfigError(
+                f"schedule: expected some of {', '.join(PHASES)}, got {self.schedule}"
+            )
         for name in PHASES:
             if getattr(self.phases, name).name != name:
                 raise ConfigError(f"phases.{name}.name: expected {name!r}; it cannot be renamed")
@@ -94,6 +100,7 @@ def build_model(config: RunConfig, *, weights: bool = True) -> WorldModel:
 
     `weights=False` leaves the pre-trained generator out, for a checkpoint that follows anyway.
     """
+    check_heads(config.model, config.parts())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         model = WorldModel(config.model, parts=config.parts())
@@ -114,7 +121,22 @@ def build_trainer(
     loader = ClipLoader(
         config.data, batch_size=config.training.batch_size, seed=config.training.seed
     )
-    model = build_model(config)
+    check_frames(
+        config.model,
+        config.parts(),
+        height=loader.clips.height,
+        width=loader.clips.width,
+        frames=config.data.frames_per_clip,
+    )
+    # A checkpoint holds the generator too, so the file it came from may be gone by then.
+    resumed = resume and latest_checkpoint(out / "checkpoints") is not None
+    model = build_model(config, weights=not resumed)
+    preview = None
+    if config.training.sample_every and config.training.tensorboard:
+        clips = first_clips(config.data, clips=_PREVIEW_CLIPS)
+        if clips is not None:
+            seed = config.training.seed
+            preview = RolloutPreview(model, clips, sampler=config.sampler, seed=seed)
     objectives = {
         phase.objective: OBJECTIVES[phase.objective](model, config.objective)
         for phase in config.scheduled()
@@ -127,6 +149,7 @@ def build_trainer(
         out,
         config.training,
         to_yaml(config),
+        preview=preview,
         resume=resume,
         device=device,
         resume_command=resume_command,

@@ -5,6 +5,7 @@ Not here: how a run is made (base.py), what is measured (evaluation), any printi
 
 from __future__ import annotations
 
+import logging
 import platform
 import subprocess
 from collections.abc import Callable
@@ -19,12 +20,15 @@ from torch import Tensor
 from colaworld import __version__
 from colaworld.config import ConfigError, load_yaml
 from colaworld.contracts import LatentActions, Rollout
-from colaworld.data.loader import ClipSet, iterate_once
+from colaworld.data.loader import ClipSet, DataError, iterate_once
 from colaworld.evaluation.evaluate import Evaluation, run_evaluation
 from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.world_model import WorldModel
 from colaworld.recipes.base import RunConfig, build_model
+from colaworld.recipes.sizes import check_frames
 from colaworld.training.checkpoint import latest_checkpoint, load_strictly, load_weights
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,24 +98,65 @@ def evaluate_run(
     """Measure a run on held-out episodes.
 
     `config` replaces the run's own data, sampler and evaluation settings. Clips are as long as
-    history + horizon, whatever the clips of training were.
+    history + horizon, whatever the clips of training were. Without a horizon in the configuration
+    it is `horizon`, or less where the held-out episodes are shorter.
+
+    Raises ConfigError or DataError where data and run do not fit.
     """
     world, stored = load_world(folder, device=device)
     config = config or stored
     world = replace(world, sampler=config.sampler)
-    horizon = config.evaluation.horizon or horizon
-    data = replace(config.data, frames_per_clip=config.evaluation.history + horizon)
-    heldout = ClipSet(replace(data, split="heldout"))
-    labelled = heldout.source.action_spec is not None
-    batches = iterate_once(data, batch_size=config.evaluation.batch_size, with_actions=labelled)
+    history = config.evaluation.history
+    asked = config.evaluation.horizon
+    data = replace(config.data, split="heldout", frames_per_clip=history + (asked or 1))
+    try:
+        heldout = ClipSet(data)
+    except DataError as error:
+        if asked is None:
+            raise
+        raise DataError(
+            f"{error} (evaluation.history {history} + evaluation.horizon {asked} frames were "
+            "asked; without a horizon, it is as long as the episodes allow)"
+        ) from None
+    if asked is None:
+        possible = _longest_horizon(heldout, history)
+        if possible < horizon:
+            log.info("held-out episodes are short: %d frames are predicted", possible)
+        asked = min(horizon, possible)
+        data = replace(data, frames_per_clip=history + asked)
+    check_frames(
+        config.model,
+        config.parts(),
+        height=heldout.height,
+        width=heldout.width,
+        frames=data.frames_per_clip,
+    )
+    spec = heldout.source.action_spec
+    batches = iterate_once(
+        data, batch_size=config.evaluation.batch_size, with_actions=spec is not None
+    )
     return run_evaluation(
         world,
         batches,
-        heldout.source.action_spec,
-        replace(config.evaluation, horizon=horizon),
+        spec,
+        replace(config.evaluation, horizon=asked),
         progress,
         device=device,
     )
+
+
+def _longest_horizon(clips: ClipSet, history: int) -> int:
+    """Frames after the history that half of the episodes or more can give; at least 1.
+
+    `clips` are those of a horizon of 1.
+    """
+    lengths: dict[int, int] = {}  # of the longest piece of each episode, on its clock
+    for piece in clips.pieces:
+        length = piece.stop - piece.first
+        lengths[piece.episode] = max(length, lengths.get(piece.episode, 0))
+    longest = sorted(lengths.values())[(len(lengths) - 1) // 2]
+    stride = (clips.span(clips.pieces[0].episode) - 1) // history
+    return max(1, (longest - 1) // stride + 1 - history)
 
 
 def environment(folder: Path) -> dict[str, Any]:

@@ -28,7 +28,9 @@ def ship(run: Path, *, made_at: str) -> Path:
         raise ValueError(f"{run}: no weights/model.safetensors; the run is not finished")
     config = yaml.safe_load((run / "config.yaml").read_text())
     if config["schedule"] != ["pretrain"]:
-        raise ValueError(f"{run}: expected a run of nano.pretrain, got schedule {config['schedule']}")
+        raise ValueError(
+            f"{run}: expected a run of nano.pretrain, got schedule {config['schedule']}"
+        )
     stored = {k.removeprefix("backbone."): v for k, v in load_file(weights).items()}
     half = {key: value.to(torch.float16).contiguous() for key, value in stored.items()}
     target = SHIPPED / "nano.safetensors"

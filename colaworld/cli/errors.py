@@ -1,0 +1,33 @@
+"""How the command line tells a person what went wrong: one line on standard error, an exit status.
+
+Not here: which errors there are. Every room raises ValueError (or a subclass) for its caller.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+FAILED, WRONG = 1, 2  # exit statuses: the work failed; it was asked for in a way that cannot work
+# What a caller may have caused. Anything else is a fault of ours and shows its traceback.
+FORESEEN = (ValueError, ImportError, OSError)
+
+
+def tell(program: str, error: BaseException) -> int:
+    """Print `error`, return the exit status. With COLAWORLD_DEBUG set, raise it instead.
+
+    Call it while the error is being handled.
+    """
+    if os.environ.get("COLAWORLD_DEBUG", "0") not in ("", "0"):
+        raise error
+    print(f"{program}: {error}", file=sys.stderr)
+    return status(error)
+
+
+def status(error: BaseException) -> int:
+    """1 where work broke off (a full disk, numbers that diverge), else 2."""
+    from colaworld.training.contracts import UnstableTrainingError
+
+    cause = error.__cause__
+    broke_off = (OSError, UnstableTrainingError)
+    return FAILED if isinstance(error, broke_off) or isinstance(cause, OSError) else WRONG

@@ -1,0 +1,73 @@
+"""A few clips rolled out during training, under the truth: what TensorBoard shows of a run.
+
+The clips are held out where there are held-out episodes, and the same all along, as is the noise:
+what changes from preview to preview is the model. Not here: when one is made (training).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from colaworld.data.loader import DataConfig, DataError, iterate_once
+from colaworld.flow.samplers import SamplerConfig
+from colaworld.models.world_model import WorldModel
+
+log = logging.getLogger(__name__)
+
+
+class RolloutPreview:
+    """Rolls clips out from their first frame under the actions inferred from them.
+
+    Args:
+        model: rolled out as it stands when called; its modes are restored.
+        frames: clips, uint8 [n, T, 3, H, W].
+        sampler: how videos are generated.
+        seed: of the noise, drawn from a generator of its own.
+    """
+
+    def __init__(
+        self, model: WorldModel, frames: Tensor, *, sampler: SamplerConfig, seed: int
+    ) -> None:
+        self.model, self.frames, self.sampler, self.seed = model, frames, sampler, seed
+
+    @torch.no_grad()
+    def __call__(self, step: int, phase: str) -> Tensor:
+        """uint8 [n, T, 2 H, W, 3]: the truth above, the rollout below."""
+        device = next(self.model.parameters()).device
+        truth = self.frames.to(device).float() / 255
+        codes = None
+        if hasattr(self.model, "conditioner"):  # a plain generator predicts without actions
+            codes = self.model.infer_actions(truth).codes
+        rollout = self.model.rollout(
+            truth[:, :1],
+            codes,
+            generator=torch.Generator(device=device).manual_seed(self.seed),
+            sampler=self.sampler,
+            frames=truth.shape[1],
+        )
+        both = torch.cat([truth, rollout.frames.to(truth.dtype)], dim=-2)  # [n, T, 3, 2 H, W]
+        return (both.clamp(0, 1) * 255).round().to(torch.uint8).movedim(2, -1).cpu()
+
+
+def first_clips(data: DataConfig, *, clips: int) -> Tensor | None:
+    """uint8 [n, T, 3, H, W], one clip per held-out episode; None where a set has not one clip.
+
+    Of the training episodes where none is held out. Reads beside the training loader, whose
+    position does not move.
+    """
+    for split in ("heldout", "train"):
+        try:
+            batches = iterate_once(
+                replace(data, workers=0), batch_size=clips, limit=clips, split=split
+            )
+            batch = next(batches, None)
+        except DataError as error:
+            log.info("no previews of %s episodes: %s", split, error)
+            continue
+        if batch is not None:
+            return batch.frames
+    return None

@@ -1,0 +1,63 @@
+"""Do the sizes of a run fit each other and the frames? Asked before anything is built or trained.
+
+Not here: what the sizes mean (they stand beside the models) or weights that do not fit (weights/).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from colaworld.config import ConfigError
+from colaworld.models.world_model import ModelConfig
+
+
+def check_heads(model: ModelConfig, parts: Sequence[str]) -> None:
+    """ConfigError where attention heads of the generator or of `parts` do not divide a width.
+
+    Each head needs an even share.
+    """
+    width = model.backbone.width
+    for name, channels, heads in (
+        ("backbone", width, model.backbone.heads),
+        ("conditioner", width, model.conditioner.heads),
+        ("idm", model.idm.width, model.idm.heads),
+        ("fdm", model.fdm.width, model.fdm.heads),
+    ):
+        if name != "backbone" and name not in parts:
+            continue
+        if heads < 1 or channels % heads or channels // heads % 2:
+            of = " (the backbone's)" if name == "conditioner" else ""
+            raise ConfigError(
+                f"model.{name}.heads: expected a number of heads that leaves each an even share of "
+                f"the width {channels}{of}, got {heads}"
+            )
+
+
+def check_frames(
+    model: ModelConfig, parts: Sequence[str], *, height: int, width: int, frames: int
+) -> None:
+    """ConfigError where frames of this size (pixels) or clips of this length do not fit."""
+    if frames < 2:
+        raise ConfigError(
+            f"data.frames_per_clip: expected at least 2, since an action lies between two frames, "
+            f"got {frames}"
+        )
+    _, rows, columns = model.backbone.patch
+    patch = model.tokenizer.patch
+    idm = model.idm.patch if "idm" in parts else 1
+    needs_h, needs_w = (math.lcm(patch * n, idm) for n in (rows, columns))
+    if height % needs_h == 0 and width % needs_w == 0:
+        return
+    good_h, good_w = (max(n, n * round(v / n)) for v, n in ((height, needs_h), (width, needs_w)))
+    whose = (
+        f"the generator's are {patch * rows}x{patch * columns} px (model.tokenizer.patch {patch} x "
+    )
+    whose += f"model.backbone.patch {rows}x{columns})"
+    if "idm" in parts:
+        whose += f", the IDM's {idm}x{idm} px (model.idm.patch)"
+    raise ConfigError(
+        f"frames of {height}x{width} px (height x width) are not whole patches: {whose}; height "
+        f"must be a multiple of {needs_h} and width of {needs_w}: set data.height and data.width, "
+        f"for example --data.height {good_h} --data.width {good_w}"
+    )
