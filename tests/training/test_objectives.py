@@ -1,0 +1,343 @@
+"""What each objective minimises, which parts its gradient reaches, and what it draws."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from colaworld.contracts import ClipBatch
+from colaworld.flow.path import TimeConfig
+from colaworld.models.backbones.stdit3 import STDiT3Config
+from colaworld.models.conditioning import ConditionerConfig
+from colaworld.models.latent_action.fdm import FDMConfig
+from colaworld.models.latent_action.idm import IDMConfig
+from colaworld.models.latent_action.quantizers import QUANTIZERS, QuantizerConfig
+from colaworld.models.world_model import ModelConfig, WorldModel
+from colaworld.training.contracts import Objective
+from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig, pixels
+from colaworld.training.phases import Phase, enter_phase
+
+LAM = ("idm", "quantizer", "conditioner")
+PHASES = {
+    "pretrain": Phase("pretrain", "flow", ("backbone",), steps=1),
+    "warmup": Phase("warmup", "cola", LAM, steps=1),
+    "joint": Phase("joint", "cola", (*LAM, "backbone"), steps=1),
+    "lam": Phase("lam", "reconstruction", ("idm", "quantizer", "fdm"), steps=1),
+    "world": Phase("world", "world", ("conditioner", "backbone"), steps=1),
+}
+CONFIG = ObjectiveConfig(start_clips=8)
+
+
+def build(*, kind: str = "vq", dropout: float = 0.5, trained: bool = True) -> WorldModel:
+    """A tiny model; `trained`: no weight is zero, so that every path carries a gradient."""
+    config = ModelConfig(
+        backbone=STDiT3Config(depth=1, width=16, heads=2),
+        idm=IDMConfig(depth=1, width=16, heads=2, tokens=2, dim=2),
+        quantizer=QuantizerConfig(kind=kind, codebook_size=4, levels=(4, 3), reseed_every=1),
+        conditioner=ConditionerConfig(depth=1, heads=2, dropout=dropout),
+        fdm=FDMConfig(depth=1, width=16, heads=2),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = WorldModel(config, parts=(*LAM, "fdm"))
+        if trained:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(0.2 * torch.randn(parameter.shape))
+    return model
+
+
+def batch(clips: int = 4, length: int = 4, seed: int = 1) -> ClipBatch:
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randint(0, 256, (clips, length, 3, 8, 8), generator=generator)
+    return ClipBatch(frames.to(torch.uint8), torch.arange(clips), torch.arange(clips))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def reached(model: WorldModel) -> set[str]:
+    """Parts of which some parameter has a gradient that is not zero."""
+    return {
+        name
+        for name, part in model.named_children()
+        if any(p.grad is not None and p.grad.any() for p in part.parameters())
+    }
+
+
+@pytest.mark.parametrize("phase", PHASES.values(), ids=PHASES)
+def test_gradients_reach_what_the_phase_trains_and_nothing_else(phase):
+    model = build()
+    enter_phase(model, phase)
+    objective = OBJECTIVES[phase.objective](model, CONFIG)
+    assert isinstance(objective, Objective)
+    loss, metrics = objective.loss(batch(), generator=seeded())
+    assert loss.shape == () and loss.isfinite()
+    loss.backward()
+    assert reached(model) == set(phase.train)
+    assert not any(v.requires_grad for v in metrics.values() if isinstance(v, torch.Tensor))
+
+
+@pytest.mark.parametrize("phase", PHASES.values(), ids=PHASES)
+def test_state_moves_only_in_the_parts_that_train(phase):
+    """Buffers of frozen parts (running statistics, use of codes) stand still too."""
+    model = build()
+    enter_phase(model, phase)
+    objective = OBJECTIVES[phase.objective](model, CONFIG)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    objective.loss(batch(), generator=seeded())[0].backward()
+    optimizer.step()
+    objective.after_step(generator=seeded())
+    after = model.state_dict()
+    moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert moved == set(phase.train)
+
+
+def test_the_flow_loss_alone_reaches_the_idm():
+    """Not only the quantizer's own loss: with its weight at zero the IDM still learns."""
+    model = build()
+    enter_phase(model, PHASES["warmup"])
+    objective = OBJECTIVES["cola"](model, replace(CONFIG, quantizer_weight=0.0))
+    objective.loss(batch(), generator=seeded())[0].backward()
+    assert reached(model) == {"idm", "conditioner"}  # plain VQ: codes pass the encoder's gradient
+
+
+def test_before_training_the_conditioner_opens_first():
+    """Its last layer starts at zero: the first flow gradient can reach that layer alone."""
+    model = build(trained=False)
+    enter_phase(model, PHASES["joint"])
+    objective = OBJECTIVES["cola"](model, replace(CONFIG, quantizer_weight=0.0))
+    objective.loss(batch(), generator=seeded())[0].backward()
+    assert not any(p.grad is not None and p.grad.any() for p in model.idm.parameters())
+    opened = {
+        n for n, p in model.conditioner.named_parameters() if p.grad is not None and p.grad.any()
+    }
+    assert opened == {"out.weight", "out.bias"}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_equal_generators_give_equal_losses(name):
+    """Pairing: the same seed is the same noise, times, history, crop and drops."""
+    objective = OBJECTIVES[name](build(), CONFIG)
+    first, second, other = (
+        objective.loss(batch(), generator=seeded(seed))[0].item() for seed in (0, 0, 1)
+    )
+    assert first == second and first != other
+
+
+def test_cola_and_world_under_the_same_seed_are_paired():
+    """Without augmentation both draw history, times, noise and drops alike."""
+    model = build()
+    model.eval()
+    config = replace(CONFIG, augment=False)
+    made = [
+        OBJECTIVES[n](model, config).loss(batch(), generator=seeded()) for n in ("cola", "world")
+    ]
+    assert made[0][1]["flow"] == made[1][1]["flow"]
+    assert torch.equal(made[0][1]["indices"], made[1][1]["indices"])
+
+
+def test_loss_is_flow_plus_weighted_quantizer():
+    objective = OBJECTIVES["cola"](build(), replace(CONFIG, quantizer_weight=3.0))
+    loss, metrics = objective.loss(batch(), generator=seeded())
+    expected = metrics["flow"] + 3.0 * metrics["quantizer"]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert metrics["quantizer"] > 0
+
+
+def test_indices_are_one_row_per_action():
+    metrics = OBJECTIVES["cola"](build(), CONFIG).loss(batch(4, 4), generator=seeded())[1]
+    assert metrics["indices"].shape == (4 * 3, 2) and metrics["indices"].dtype == torch.int64
+    metrics = OBJECTIVES["cola"](build(kind="gaussian"), CONFIG).loss(batch(), generator=seeded())[
+        1
+    ]
+    assert "indices" not in metrics
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("kind", ["vq", "gaussian"])
+def test_health_is_declared_where_there_is_a_codebook(name, kind):
+    objective = OBJECTIVES[name](build(kind=kind), CONFIG)
+    expected = None if name == "flow" or kind == "gaussian" else 4
+    assert objective.codebook_size == expected
+
+
+# -- what is noised ----------------------------------------------------------------------------
+
+
+class Seen:
+    """Writes down what the generator is given, and answers with zero velocity."""
+
+    def __init__(self, model: WorldModel) -> None:
+        self.calls = []
+        model.velocity = self  # type: ignore[method-assign]
+
+    def __call__(self, latents, times, codes=None, drop=None):
+        self.calls.append((latents, times, codes, drop))
+        return torch.zeros_like(latents)
+
+
+def test_history_is_clean_at_time_zero_and_the_rest_is_one_time_per_clip():
+    model = build()
+    seen = Seen(model)
+    clips = batch(64)
+    OBJECTIVES["flow"](model, replace(CONFIG, history=(1, 2))).loss(clips, generator=seeded())
+    latents, times, codes, _ = seen.calls[0]
+    clean = model.tokenizer.encode(pixels(clips))
+    given = (times == 0).sum(1)
+    assert set(given.tolist()) == {1, 2} and codes is None
+    for clip, count in enumerate(given.tolist()):
+        assert torch.equal(latents[clip, :, :count], clean[clip, :, :count])
+        rest = times[clip, count:]
+        assert (rest == rest[0]).all() and 0 < rest[0] < 1
+        assert (latents[clip, :, count:] - clean[clip, :, count:]).abs().min(0).values.max() > 0
+    assert len(times.amax(1).unique()) == 64  # each clip its own time
+
+
+def test_loss_is_over_the_noised_frames_against_x0_minus_noise():
+    """With zero velocity the loss is the mean square of the target, which x_t and x0 give away:
+    x_t = x0 - t v, so v = (x0 - x_t) / t."""
+    model = build()
+    seen = Seen(model)
+    clips = batch(3)
+    objective = OBJECTIVES["flow"](model, CONFIG)
+    loss, _ = objective.loss(clips, generator=seeded())
+    latents, times, _, _ = seen.calls[0]
+    clean = model.tokenizer.encode(pixels(clips))
+    errors = []
+    for clip in range(3):
+        for frame in range(4):
+            t = times[clip, frame]
+            if t > 0:
+                v = (clean[clip, :, frame] - latents[clip, :, frame]) / t
+                errors.append(v.square().mean().item())
+    assert loss.item() == pytest.approx(sum(errors) / len(errors), rel=1e-4)
+
+
+def test_history_is_capped_by_the_clip_and_an_impossible_one_is_an_error():
+    model = build()
+    seen = Seen(model)
+    flow = OBJECTIVES["flow"]
+    flow(model, replace(CONFIG, history=(1, 9))).loss(batch(32, 3), generator=seeded())
+    assert set((seen.calls[0][1] == 0).sum(1).tolist()) == {1, 2}
+    for history in ((4, 5), (0, 2), (3, 2)):
+        objective = flow(model, replace(CONFIG, history=history))
+        with pytest.raises(ValueError, match=r"objective.history: .* clip of 4 latent frames"):
+            objective.loss(batch(), generator=seeded())
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_clip_of_one_frame_is_an_error(name):
+    with pytest.raises(ValueError, match=r"1 latent frames|needs two frames"):
+        OBJECTIVES[name](build(), CONFIG).loss(batch(2, 1), generator=seeded())
+
+
+def test_times_follow_the_configuration():
+    model = build()
+    means = []
+    for shift in (1.0, 4.0):
+        seen = Seen(model)
+        config = replace(CONFIG, times=TimeConfig(std=0.1, shift=shift))
+        OBJECTIVES["flow"](model, config).loss(batch(32), generator=seeded())
+        means.append(seen.calls[0][1].amax(1).mean().item())
+    # The median .5 becomes 4 x .5 / (1 + 3 x .5) = .8 under shift 4.
+    assert means == pytest.approx([0.5, 0.8], abs=0.02)
+
+
+def test_actions_are_dropped_at_the_stated_share():
+    for dropout in (0.0, 0.25):
+        model = build(dropout=dropout)
+        seen = Seen(model)
+        for name in ("cola", "world"):
+            OBJECTIVES[name](model, CONFIG).loss(batch(64), generator=seeded())
+            drop = seen.calls[-1][3]
+            if dropout == 0:
+                assert drop is None
+            else:
+                assert drop.shape == (64, 3)
+                assert drop.float().mean().item() == pytest.approx(0.25, abs=0.1)  # 3.2 sigma
+
+
+def test_augmentation_crops_what_both_models_see_alike():
+    """The world model's target is the crop that the latent action model saw."""
+    model = build()
+    seen, given = Seen(model), []
+    model.idm.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    clips = batch(8)
+    for augment in (True, False):
+        objective = OBJECTIVES["cola"](model, replace(CONFIG, augment=augment, history=(3, 3)))
+        objective.loss(clips, generator=seeded())
+        latents = seen.calls[-1][0]
+        assert torch.equal(latents[:, :, :3], model.tokenizer.encode(given[-1])[:, :, :3])
+        assert torch.equal(given[-1], pixels(clips)) == (not augment)
+    OBJECTIVES["world"](model, replace(CONFIG, augment=True)).loss(clips, generator=seeded())
+    assert torch.equal(given[-1], pixels(clips))  # the latent action model is fixed: no crop
+
+
+def test_reconstruction_is_four_times_the_pixel_error():
+    """Pixels in [-1, 1] are twice as far apart as in [0, 1]."""
+    model = build()
+    model.fdm.forward = lambda frames, codes: torch.zeros_like(frames)
+    objective = OBJECTIVES["reconstruction"](model, replace(CONFIG, augment=False))
+    _, metrics = objective.loss(batch(), generator=seeded())
+    expected = 4 * pixels(batch())[:, 1:].square().mean()
+    assert metrics["reconstruction"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+# -- the start of the quantizer ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cola", "reconstruction"])
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_before_phase_starts_the_quantizer_exactly_once(name, kind):
+    model = build(kind=kind)
+    objective = OBJECTIVES[name](model, CONFIG)
+    asked = []
+
+    def batches():
+        asked.append(1)
+        return batch(4, seed=len(asked))
+
+    objective.before_phase(batches, generator=seeded())
+    assert len(asked) == 2  # 4 + 4 clips reach start_clips = 8
+    assert model.quantizer.started
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    objective.before_phase(batches, generator=seeded(1))
+    OBJECTIVES["cola"](model, CONFIG).before_phase(batches, generator=seeded(2))
+    assert len(asked) == 2
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+
+
+def test_the_start_takes_codes_from_real_latents():
+    model = build()
+    config = replace(CONFIG, augment=False, start_clips=4)
+    OBJECTIVES["cola"](model, config).before_phase(batch, generator=seeded())
+    with torch.no_grad():
+        z = model.quantizer.eval().standardise(model.idm(pixels(batch()))).flatten(0, 2)
+    distance = torch.cdist(model.quantizer.codebook.detach(), z).amin(1)
+    assert distance.max() < 1e-4 and len(model.quantizer.codebook.unique(dim=0)) == 4
+
+
+@pytest.mark.parametrize("name", ["flow", "world"])
+def test_other_objectives_ask_for_no_batch(name):
+    def never():
+        raise AssertionError("nothing to prepare")
+
+    objective = OBJECTIVES[name](build(), CONFIG)
+    objective.before_phase(never, generator=seeded())
+    assert objective.after_step(generator=seeded()) == {}
+
+
+def test_after_step_is_the_quantizers():
+    model = build()
+    objective = OBJECTIVES["cola"](model, CONFIG)
+    with torch.no_grad():
+        model.quantizer.codebook[3] = 100.0
+        model.quantizer.use[3] = 0.0
+    objective.loss(batch(), generator=seeded())
+    assert objective.after_step(generator=seeded()) == {"reseeded": 1.0}
+    assert model.quantizer.codebook[3].abs().max() < 50
