@@ -27,23 +27,37 @@ from colaworld.training.trainer import Trainer
 
 PHASES = ("pretrain", "warmup", "joint", "lam", "world")
 _PREVIEW_CLIPS = 4  # side by side in TensorBoard
+_NEEDS: dict[str, tuple[str, ...]] = {  # what an objective runs through, trained or frozen
+    "flow": (),
+    "cola": ("idm", "quantizer", "conditioner"),
+    "world": ("idm", "quantizer", "conditioner"),
+    "reconstruction": ("idm", "quantizer", "fdm"),
+}
+
+
+_LAM = ("idm", "quantizer", "conditioner")
+
+# The paper's lengths; it starts from a published generator, so the length of pretrain is ours.
+_PRETRAIN = Phase("pretrain", "flow", ("backbone",), steps=40_000)
+_WARMUP = Phase("warmup", "cola", _LAM, steps=8_000)
+_JOINT = Phase("joint", "cola", (*_LAM, "backbone"), steps=30_000)
+_FIRST_STAGE = Phase("lam", "reconstruction", ("idm", "quantizer", "fdm"), steps=30_000)
+_SECOND_STAGE = Phase("world", "world", ("conditioner", "backbone"), steps=30_000)
 
 
 @dataclass(frozen=True)
 class PhasesConfig:
     """The phases a run may have; `schedule` in the run says which, in which order."""
 
-    pretrain: Phase = Phase("pretrain", "flow", ("backbone",), steps=40_000)
+    pretrain: Phase = _PRETRAIN
     """The generator alone, without actions."""
-    warmup: Phase = Phase("warmup", "cola", ("idm", "quantizer", "conditioner"), steps=8_000)
+    warmup: Phase = _WARMUP
     """The generator is frozen; the latent action model learns through it."""
-    joint: Phase = Phase(
-        "joint", "cola", ("idm", "quantizer", "conditioner", "backbone"), steps=30_000
-    )
+    joint: Phase = _JOINT
     """Everything trains."""
-    lam: Phase = Phase("lam", "reconstruction", ("idm", "quantizer", "fdm"), steps=30_000)
+    lam: Phase = _FIRST_STAGE
     """First of two stages: the latent action model with its own forward model."""
-    world: Phase = Phase("world", "world", ("conditioner", "backbone"), steps=30_000)
+    world: Phase = _SECOND_STAGE
     """Second of two stages: the world model under frozen latent actions."""
 
 
@@ -82,6 +96,11 @@ class RunConfig:
         for name in PHASES:
             if getattr(self.phases, name).name != name:
                 raise ConfigError(f"phases.{name}.name: expected {name!r}; it cannot be renamed")
+            objective = getattr(self.phases, name).objective
+            if objective not in _NEEDS:
+                raise ConfigError(
+                    f"phases.{name}.objective: expected one of {', '.join(_NEEDS)}, got {objective!r}"
+                )
 
     def scheduled(self) -> tuple[Phase, ...]:
         """The phases of this run, in order."""
@@ -89,10 +108,9 @@ class RunConfig:
 
     def parts(self) -> tuple[str, ...]:
         """What the model needs besides tokenizer and generator."""
-        trained = {part for phase in self.scheduled() for part in phase.train}
-        if any(phase.objective in ("cola", "world") for phase in self.scheduled()):
-            trained |= {"idm", "quantizer", "conditioner"}
-        return tuple(p for p in ("idm", "quantizer", "conditioner", "fdm") if p in trained)
+        needed = {part for phase in self.scheduled() for part in phase.train}
+        needed.update(part for phase in self.scheduled() for part in _NEEDS[phase.objective])
+        return tuple(p for p in ("idm", "quantizer", "conditioner", "fdm") if p in needed)
 
 
 def build_model(config: RunConfig, *, weights: bool = True) -> WorldModel:

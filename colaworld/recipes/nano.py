@@ -6,6 +6,8 @@ generator, data, budget and sizes, so that their results differ by the schedule 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from colaworld.data.loader import DataConfig
 from colaworld.evaluation.evaluate import EvaluationConfig
 from colaworld.flow.path import TimeConfig
@@ -56,6 +58,10 @@ _WORLD_STAGE = Phase(
     learning_rate=1e-3,
     ramp_steps=50,
 )
+
+
+# What a recipe of one phase trains for, so that it costs what the two phases of the others cost.
+_BUDGET = _WARMUP.steps + _JOINT.steps
 
 
 def _nano(recipe: str, schedule: tuple[str, ...], **changes: object) -> RunConfig:
@@ -116,9 +122,12 @@ def two_stage() -> RunConfig:
 
 def naive_joint() -> RunConfig:
     """Joint training without a warm-up, over the same number of steps."""
-    return _nano("nano.naive_joint", ("joint",))
+    config = _nano("nano.naive_joint", ("joint",))
+    return replace(config, phases=replace(config.phases, joint=replace(_JOINT, steps=_BUDGET)))
 
 
 def frozen_world() -> RunConfig:
     """Warm-up only, over the same number of steps; the generator never moves."""
-    return _nano("nano.frozen_world", ("warmup",))
+    config = _nano("nano.frozen_world", ("warmup",))
+    longer = replace(_WARMUP, steps=_BUDGET, gate=None)  # nothing follows that a gate could open to
+    return replace(config, phases=replace(config.phases, warmup=longer))

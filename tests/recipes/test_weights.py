@@ -1,0 +1,112 @@
+"""Loading a generator: strictly, from a file or a finished run, with errors that name keys."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
+from colaworld.recipes import recipe, weights
+from colaworld.recipes.base import build_model
+from colaworld.recipes.weights import WeightsError, find_generator, load_generator
+
+SMALL = STDiT3Config(depth=1, width=16, heads=2)
+
+
+def small(seed: int) -> STDiT3:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return STDiT3(SMALL)
+
+
+def equal(left: dict, right: dict) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+@pytest.fixture
+def stored() -> dict[str, torch.Tensor]:
+    return small(1).state_dict()
+
+
+def test_a_file_of_a_backbone_loads(stored, tmp_path):
+    save_file(stored, tmp_path / "g.safetensors")
+    backbone = small(2)
+    assert not equal(backbone.state_dict(), stored)
+    load_generator(backbone, str(tmp_path / "g.safetensors"))
+    assert equal(backbone.state_dict(), stored)
+
+
+def test_a_finished_run_gives_its_backbone_and_nothing_else(stored, tmp_path):
+    (tmp_path / "weights").mkdir()
+    whole = {f"backbone.{key}": value for key, value in stored.items()}
+    whole["idm.embed.weight"] = torch.zeros(3)
+    save_file(whole, tmp_path / "weights" / "model.safetensors")
+    backbone = small(2)
+    load_generator(backbone, str(tmp_path))
+    assert equal(backbone.state_dict(), stored)
+
+
+def test_half_precision_files_are_loaded_as_float32(stored, tmp_path):
+    half = {key: value.bfloat16() for key, value in stored.items()}
+    save_file(half, tmp_path / "g.safetensors")
+    backbone = small(2)
+    load_generator(backbone, str(tmp_path / "g.safetensors"))
+    loaded = backbone.state_dict()
+    assert {value.dtype for value in loaded.values()} == {torch.float32}
+    assert equal(loaded, {key: value.float() for key, value in half.items()})
+
+
+def test_every_misfit_names_its_key_and_changes_nothing(stored, tmp_path):
+    wrong = dict(stored)
+    del wrong["t_block.1.bias"]
+    wrong["rope.freqs"] = torch.zeros(4)
+    wrong["final_layer.linear.bias"] = torch.zeros(7)
+    save_file(wrong, tmp_path / "g.safetensors")
+    backbone = small(2)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    with pytest.raises(WeightsError) as caught:
+        load_generator(backbone, str(tmp_path / "g.safetensors"))
+    for part in (
+        "g.safetensors does not fit the backbone",
+        "missing t_block.1.bias",
+        "left over rope.freqs",
+        "final_layer.linear.bias: expected [48], got [7]",
+    ):
+        assert part in str(caught.value)
+    assert equal(backbone.state_dict(), before)
+
+
+def test_many_misfits_are_counted(tmp_path):
+    save_file({f"x{i}": torch.zeros(1) for i in range(5)}, tmp_path / "g.safetensors")
+    with pytest.raises(WeightsError, match=rf"and {len(small(1).state_dict()) + 5 - 8} more"):
+        load_generator(small(1), str(tmp_path / "g.safetensors"))
+
+
+def test_what_is_no_generator(tmp_path):
+    with pytest.raises(WeightsError, match=r"expected 'nano', a .safetensors file .* got 'nnao'"):
+        find_generator("nnao")
+    with pytest.raises(WeightsError, match=r"model.safetensors does not exist"):
+        find_generator(str(tmp_path))
+    (tmp_path / "g.safetensors").write_bytes(b"not weights")
+    with pytest.raises(WeightsError, match=r"g.safetensors: not a readable safetensors file"):
+        load_generator(small(1), str(tmp_path / "g.safetensors"))
+
+
+def test_a_missing_shipped_generator_says_how_to_make_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path)
+    with pytest.raises(WeightsError, match=r"nano generator is missing .* make nano-pretrain"):
+        find_generator("nano")
+    build_model(recipe("nano.cola"), weights=False)  # a checkpoint follows: not asked for
+    with pytest.raises(WeightsError, match=r"missing"):
+        build_model(recipe("nano.cola"))
+
+
+def test_the_shipped_generator_fits_the_nano_recipes():
+    if not (weights.SHIPPED / "nano.safetensors").exists():
+        pytest.skip("the nano generator is not shipped yet (nano.safetensors is missing)")
+    model = build_model(recipe("nano.cola"))
+    fresh = build_model(recipe("nano.cola"), weights=False)
+    assert model.backbone.final_layer.linear.weight.abs().max() > 0
+    assert not equal(model.backbone.state_dict(), fresh.backbone.state_dict())
+    assert equal(model.idm.state_dict(), fresh.idm.state_dict())
