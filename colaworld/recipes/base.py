@@ -70,8 +70,8 @@ class RunConfig:
     schedule: tuple[str, ...] = ("warmup", "joint")
     """Phases, in order: pretrain, warmup, joint, lam, world."""
     generator: str | None = "nano"
-    """The pre-trained video generator: "nano" (shipped), a safetensors file or run folder, or none
-    (random weights)."""
+    """The pre-trained video generator: "nano" (shipped), a safetensors file or run folder; None (in
+    YAML: null) for random weights."""
     data: DataConfig = field(default_factory=DataConfig)
     """Videos and clips."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -35,8 +35,8 @@ def find_generator(name: str) -> Path:
         path = path / "weights" / "model.safetensors"
     if not path.is_file():
         raise WeightsError(
-            f"generator: expected 'nano', a .safetensors file or the folder of a finished run, "
-            f"got {name!r} ({path} does not exist)"
+            f"generator: expected 'nano', a .safetensors file, the folder of a finished run or "
+            f"None (random weights), got {name!r} ({path} does not exist)"
         )
     return path
 
