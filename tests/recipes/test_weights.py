@@ -84,7 +84,7 @@ def test_many_misfits_are_counted(tmp_path):
 
 
 def test_what_is_no_generator(tmp_path):
-    with pytest.raises(WeightsError, match=r"expected 'nano', a .safetensors file .* got 'nnao'"):
+    with pytest.raises(WeightsError, match=r"expected 'nano', a .safetensors file, .* got 'nnao'"):
         find_generator("nnao")
     with pytest.raises(WeightsError, match=r"model.safetensors does not exist"):
         find_generator(str(tmp_path))
