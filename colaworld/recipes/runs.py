@@ -10,7 +10,7 @@ import platform
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,7 @@ def environment(folder: Path) -> dict[str, Any]:
         seconds = float(latest.state["progress"]["seconds"])
     return {
         "commit": commit(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "wall_seconds": seconds,
         "versions": {
             "colaworld": __version__,

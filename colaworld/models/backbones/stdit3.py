@@ -1,6 +1,6 @@
 """STDiT3, the factorised video diffusion transformer of Open-Sora v1.2, as a world-model backbone.
 
-One class from nano (0.9 M parameters) to XL/2 (1.2 B): module names are those of the published
+One class from nano (1.0 M parameters) to XL/2 (1.2 B): module names are those of the published
 weights, so that they load key for key. What CoLA-World changes: temporal attention may be causal,
 cross-attention may be removed (it is here: see `text`), every frame has its own diffusion time,
 and an additive modulation per frame and block carries the latent action.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from colaworld.ops import vector_quantize
 
+_RECENT = 1024  # latents kept while they pass unquantised
 Kind = Literal["vq", "ema", "nsvq", "fsq", "residual", "gaussian", "none"]
 
 
@@ -36,6 +37,9 @@ class QuantizerConfig:
     """Standardise z per channel over the batch (running statistics in evaluation)."""
     data_start: bool = True
     """Start the codebook from latents of real clips instead of U(-1/K, 1/K)."""
+    continuous_steps: int = 0
+    """vq, ema, nsvq: steps in which latents pass unquantised, before the codebook starts (0: none).
+    Smooth gradients find the actions first; the codebook then starts from clusters of them."""
     reseed: bool = True
     """Move codes that fell out of use onto latents of the current batch."""
     reseed_below: float = 0.1
@@ -137,6 +141,19 @@ def spread_start(z: Tensor, count: int, generator: torch.Generator | None) -> Te
     return z[torch.cat(chosen)].clone()
 
 
+def cluster_start(
+    z: Tensor, count: int, generator: torch.Generator | None, *, rounds: int = 20
+) -> Tensor:
+    """Centres of `count` clusters of z [M, d]: k-means++ seeding, then Lloyd's algorithm."""
+    centres = spread_start(z, count, generator)
+    for _ in range(rounds):
+        _, nearest = vector_quantize(z, centres)
+        total = torch.zeros_like(centres).index_add_(0, nearest, z)
+        size = torch.bincount(nearest, minlength=count).to(z.dtype)[:, None]
+        centres = torch.where(size > 0, total / size.clamp(min=1), centres)
+    return centres
+
+
 class CodebookQuantizer(Quantizer):
     """Shared by the quantizers that own a codebook [K, d]: search, use of codes, re-seeding."""
 
@@ -154,7 +171,25 @@ class CodebookQuantizer(Quantizer):
             self.register_buffer("codebook", table)
         self.register_buffer("use", torch.full((size,), 1 / size))  # smoothed share of each code
         self.register_buffer("age", torch.zeros((), dtype=torch.int64))
-        self._seen: tuple[Tensor, Tensor] | None = None  # the last batch's z and indices
+        if config.continuous_steps:  # latents of the latest steps, to start the codebook from
+            self.register_buffer("recent", torch.zeros(_RECENT, dim))
+        self._seen: tuple[Tensor, Tensor | None] | None = None  # the last batch's z and indices
+
+    @property
+    def continuous(self) -> bool:
+        """Whether latents still pass unquantised (see `continuous_steps`)."""
+        steps = self.config.continuous_steps
+        return steps > 0 and int(self.age) < steps
+
+    def _quantize(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
+        if self.continuous:
+            if self.training:
+                self._seen = (z.detach().reshape(-1, self.dim), None)
+            return Quantized(z, None, z.new_zeros(()))
+        return self._quantize_to_codes(z, generator)
+
+    def _quantize_to_codes(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
+        raise TypeError(f"{type(self).__name__} must implement _quantize_to_codes")
 
     def lookup(self, indices: Tensor) -> Tensor:
         return F.embedding(indices, self.codebook)
@@ -175,6 +210,7 @@ class CodebookQuantizer(Quantizer):
             flat = self.standardise(z.float()).reshape(-1, self.dim)
             self.train(was)
             self.codebook.copy_(spread_start(flat, self.codebook.shape[0], generator))
+        self._started()
 
     @torch.no_grad()
     def after_step(self, *, generator: torch.Generator | None = None) -> dict[str, float]:
@@ -182,6 +218,8 @@ class CodebookQuantizer(Quantizer):
             return {}
         z, indices = self._seen
         self._seen = None
+        if indices is None:
+            return self._remember(z, generator)
         size = self.codebook.shape[0]
         share = torch.bincount(indices, minlength=size).to(z.dtype) / len(indices)
         self.use.lerp_(share, 1 - max(0.9, self.config.decay))
@@ -198,6 +236,23 @@ class CodebookQuantizer(Quantizer):
             self.use[dead] = 1 / size
             self._reseeded(dead, fresh)
         return {"reseeded": float(len(dead))}
+
+    def _remember(self, z: Tensor, generator: torch.Generator | None) -> dict[str, float]:
+        """A step of the continuous stretch; at its end the codebook starts from what was seen."""
+        rows = min(len(z), _RECENT)
+        first = int(self.age) * rows % _RECENT
+        place = (first + torch.arange(rows, device=z.device)) % _RECENT
+        self.recent[place] = z[:rows]
+        self.age += 1
+        if not self.continuous:
+            filled = min(int(self.age) * rows, _RECENT)
+            count = self.codebook.shape[0]
+            self.codebook.copy_(cluster_start(self.recent[:filled], count, generator))
+            self._started()
+        return {}
+
+    def _started(self) -> None:
+        """A subclass's own statistics after the codebook was set from data."""
 
     def _update(self, z: Tensor, indices: Tensor) -> None:
         """A subclass's own statistics."""
@@ -218,7 +273,7 @@ def straight_through(z: Tensor, codes: Tensor) -> Tensor:
 class GradientVQ(CodebookQuantizer):
     """Plain VQ with a learned codebook: 1.0 x codebook + beta x commitment (paper's default)."""
 
-    def _quantize(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
+    def _quantize_to_codes(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
         codes, indices = self._search(z)
         loss = F.mse_loss(codes, z.detach()) + self.config.beta * F.mse_loss(z, codes.detach())
         return Quantized(straight_through(z, codes), indices, loss)
@@ -234,14 +289,12 @@ class EMAVQ(CodebookQuantizer):
         self.register_buffer("count", torch.ones(config.codebook_size))
         self.register_buffer("total", self.codebook.clone())
 
-    def _quantize(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
+    def _quantize_to_codes(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
         codes, indices = self._search(z)
         loss = self.config.beta * F.mse_loss(z, codes.detach())
         return Quantized(straight_through(z, codes), indices, loss)
 
-    @torch.no_grad()
-    def start(self, z: Tensor, *, generator: torch.Generator | None = None) -> None:
-        super().start(z, generator=generator)
+    def _started(self) -> None:
         self.count.fill_(1.0)
         self.total.copy_(self.codebook)
 
@@ -267,7 +320,7 @@ class NSVQ(CodebookQuantizer):
     auxiliary losses; evaluation uses the plain codes.
     """
 
-    def _quantize(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
+    def _quantize_to_codes(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
         codes, indices = self._search(z)
         if not self.training:
             return Quantized(codes, indices, z.new_zeros(()))
