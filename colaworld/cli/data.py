@@ -119,7 +119,9 @@ def run(argv: list[str]) -> int:
     config = tyro.cli(
         InspectConfig, args=argv[1:], prog="colaworld data inspect", description=__doc__
     )
-    logging.getLogger("colaworld.data").setLevel(logging.ERROR)  # faults are listed below
+    rooms_log = logging.getLogger("colaworld.data")
+    level = rooms_log.level
+    rooms_log.setLevel(logging.ERROR)  # faults are listed below
     try:
         found = inspect(
             DataConfig(
@@ -137,6 +139,8 @@ def run(argv: list[str]) -> int:
             print(f"contact sheet: {contact_sheet(found, config.sheet)}")
     except FORESEEN as error:
         return tell("colaworld data inspect", error)
+    finally:
+        rooms_log.setLevel(level)
     return 1 if found.broken or found.constant or found.action_problems else 0
 
 

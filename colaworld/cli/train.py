@@ -91,12 +91,22 @@ def parse(argv: list[str]) -> TrainOptions:
     folders, _ = _take(rest, "--out")
     folder = Path(folders[-1]) if folders else Path("runs") / name
     if "--resume" in rest and (folder / "config.yaml").is_file():
-        saved = _of_recipe(name, read_config(folder), folder)
+        saved = read_config(folder)
+        if saved.recipe != name:
+            raise ConfigError(
+                f"{folder} holds a run of {saved.recipe}, not of {name}; resume it with "
+                f"colaworld train {saved.recipe}, or choose another folder with --out"
+            )
         # How far to train is the call's to say, every time; all else is as it was.
         training = replace(saved.training, max_steps=base.training.max_steps)
         config = replace(saved, training=training)
     for file in files:
-        config = _of_recipe(name, load_yaml(file, RunConfig, base=config), file)
+        config = load_yaml(file, RunConfig, base=config)
+        if config.recipe != name:
+            raise ConfigError(
+                f"{file} is a configuration of {config.recipe}, not of {name}; run "
+                f"colaworld train {config.recipe}, or take `recipe` and `schedule` out of the file"
+            )
     options = from_command_line(
         TrainOptions(out=folder, run=config),
         rest,
@@ -133,15 +143,6 @@ def _take(arguments: list[str], flag: str) -> tuple[list[str], list[str]]:
     return values, rest
 
 
-def _of_recipe(name: str, config: RunConfig, where: object) -> RunConfig:
-    if config.recipe != name:
-        raise ConfigError(
-            f"{where} is a configuration of {config.recipe}, not of {name}; run "
-            f"colaworld train {config.recipe}, or take its `recipe` and `schedule` out"
-        )
-    return config
-
-
 def _settled(config: RunConfig) -> RunConfig:
     """Paths made absolute, so that the run is found again from any folder."""
     path, generator = config.data.path, config.generator
@@ -157,7 +158,7 @@ def _settled(config: RunConfig) -> RunConfig:
 def program() -> list[str]:
     """What a person types to get this program again."""
     called = Path(sys.argv[0])
-    if called.name == "__main__.py":
+    if called.parts[-2:] == ("colaworld", "__main__.py"):
         return [sys.orig_argv[0], "-m", "colaworld"]
     found = shutil.which("colaworld")
     if called.name == "colaworld" and found and not called.samefile(found):

@@ -1,0 +1,143 @@
+"""The `colaworld` command as a whole: verbs, help, exit statuses, and no traceback for a caller."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import colaworld as package
+from colaworld.cli import errors
+from colaworld.cli.main import VERBS
+from colaworld.config import ConfigError
+from colaworld.training.contracts import CheckpointError, UnstableTrainingError
+
+
+def _process(*command: object) -> subprocess.CompletedProcess[str]:
+    home = str(Path(package.__file__).parent.parent)
+    return subprocess.run(
+        [str(c) for c in command],
+        env={**os.environ, "PYTHONPATH": home, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_python_m_colaworld_is_colaworld(colaworld) -> None:
+    said = _process(sys.executable, "-m", "colaworld", "--version")
+    assert (said.returncode, said.stdout) == (0, package.__version__ + "\n")
+    assert colaworld("--version").out == said.stdout
+    script = Path(sys.executable).with_name("colaworld")
+    if not script.exists():
+        pytest.skip(f"no {script.name} beside this Python: the package is not installed")
+    said = _process(script, "trian")
+    by_module = _process(sys.executable, "-m", "colaworld", "trian")
+    assert (said.returncode, said.stderr) == (by_module.returncode, by_module.stderr)
+    assert said.returncode == 2 and "Did you mean 'train'?" in said.stderr
+
+
+def test_help_lists_the_verbs_and_a_bare_call_is_an_error(colaworld) -> None:
+    for flag in ("--help", "-h", "help"):
+        said = colaworld(flag)
+        assert said.status == 0 and not said.err
+        assert all(f"  {verb} " in said.out for verb in VERBS)
+    assert colaworld().status == 2
+
+
+@pytest.mark.parametrize(
+    ("verb", "fields"),
+    [
+        (["record"], ["--out", "--episodes", "--encoding.crf"]),
+        (["data", "inspect"], ["--sheet", "--camera"]),
+        (["train"], ["nano.cola", "nano.pretrain", "--resume", "--config"]),
+        (
+            ["train", "nano.cola"],
+            [
+                "--data.path",
+                "--model.backbone.depth",
+                "--phases.warmup.gate.entropy",
+                "--training.max-steps",
+                "--sampler.steps",
+                "--evaluation.probe.ridge",
+                "--resume",
+                "Upper bound on the optimizer steps of EACH phase",
+            ],
+        ),
+        (["evaluate"], ["--evaluation.clips", "--compare", "--data.path"]),
+        (["sample"], ["--codes", "--start", "--guidance"]),
+        (["demo"], ["--long", "--recipe"]),
+        (["info"], ["--json"]),
+    ],
+    ids=" ".join,
+)
+def test_help_of_a_verb_names_its_fields(colaworld, verb, fields) -> None:
+    said = colaworld(*verb, "--help")
+    assert said.status == 0
+    for name in fields:
+        assert name in said.plain
+
+
+def test_data_wants_inspect(colaworld, tmp_path) -> None:
+    for arguments in ([], ["look"]):
+        said = colaworld("data", *arguments)
+        assert said.status == 2 and "colaworld data inspect PATH" in said.err
+    said = colaworld("data", tmp_path)
+    assert said.status == 2 and f"did you mean: colaworld data inspect {tmp_path}" in said.err
+
+
+def test_errors_of_a_caller_are_one_line_unless_debugging(colaworld, monkeypatch, tmp_path) -> None:
+    wrong = ("train", "nano.cola", "--data", tmp_path / "absent")
+    said = colaworld(*wrong)
+    assert said.status == 2
+    assert said.err.count("\n") == 1 and "no such folder" in said.err
+    assert said.err.startswith("colaworld train: ")
+    for verb in (("data", "inspect", tmp_path / "absent"), ("sample", tmp_path)):
+        assert "Traceback" not in colaworld(*verb).err
+    monkeypatch.setenv("COLAWORLD_DEBUG", "1")
+    for call in (wrong, ("data", "inspect", tmp_path / "absent"), ("evaluate", tmp_path)):
+        with pytest.raises(ValueError, match=r"absent|not a run folder"):
+            colaworld(*call)
+
+
+def _caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ConfigError("a wrong key"), 2),
+        (ImportError("an extra is missing"), 2),
+        (CheckpointError("weights of another shape"), 2),
+        (_caused(CheckpointError("not written"), OSError(28, "No space left on device")), 1),
+        (PermissionError("read-only"), 1),
+        (UnstableTrainingError("ten skips in a row"), 1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_exit_status_tells_a_wrong_call_from_failed_work(error, status, capsys) -> None:
+    assert errors.tell("colaworld train", error) == status
+    assert capsys.readouterr().err == f"colaworld train: {error}\n"
+
+
+def test_ctrl_c_is_130(colaworld, monkeypatch) -> None:
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("colaworld.cli.info.run", interrupted)
+    said = colaworld("info")
+    assert (said.status, said.err) == (130, "colaworld: stopped\n")
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    shell = (
+        f"{sys.executable} -m colaworld train nano.cola --help | head -n 1; echo ${{PIPESTATUS[0]}}"
+    )
+    said = _process("bash", "-c", shell)
+    assert "Traceback" not in said.stderr and "Broken pipe" not in said.stderr
+    assert said.stdout.splitlines()[-1] in ("0", "141")

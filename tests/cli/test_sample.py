@@ -1,0 +1,89 @@
+"""`colaworld sample`: GIF, mp4 and PNG of rollouts from a start frame, and wrong wishes."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from colaworld.data.clips import ClipSet, DataConfig
+
+
+def test_every_code_as_a_gif(trained, tmp_path, colaworld) -> None:
+    out = tmp_path / "new" / "a.gif"
+    call = ["sample", trained, "--out", out, "--frames", 3, "--steps", 1, "--scale", 2]
+    said = colaworld(*call)
+    assert (said.status, said.out) == (0, f"{out}: 8 rollout(s) of 4 frames\n")
+    with Image.open(out) as gif:
+        assert gif.n_frames == 4
+        assert gif.size == (2 * (8 * 32 + 7), 2 * 32)  # eight side by side, a pixel between
+    first = out.read_bytes()
+    assert colaworld(*call).status == 0 and out.read_bytes() == first
+    assert colaworld(*call, "--seed", 1).status == 0 and out.read_bytes() != first
+
+
+def test_a_strip_begins_with_the_start_frame(trained, scene, tmp_path, colaworld) -> None:
+    out = tmp_path / "a.png"
+    wish = ["--codes", 0, 1, "--episode", 1, "--frame", 2, "--scale", 1, "--steps", 1]
+    assert colaworld("sample", trained, "--out", out, *wish).status == 0
+    strip = np.asarray(Image.open(out))
+    assert strip.shape == (3 * 32, 32, 3)
+    clips = ClipSet(DataConfig(path=scene, frames_per_clip=1, split="heldout"))
+    start = clips.decoded(clips.pieces[1]).frames[2]
+    np.testing.assert_array_equal(strip[:32], start.transpose(1, 2, 0))
+
+
+def test_an_mp4_from_an_image(trained, tmp_path, colaworld) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (24, 28, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "start.png")
+    wish = ["--start", tmp_path / "start.png", "--codes", 3, 3, 3, "--steps", 1, "--scale", 3]
+    assert colaworld("sample", trained, "--out", tmp_path / "a.mp4", *wish).status == 0
+    with av.open(str(tmp_path / "a.mp4")) as video:
+        frames = [f.to_ndarray(format="rgb24") for f in video.decode(video=0)]
+    assert len(frames) == 4 and frames[0].shape == (72, 84, 3)
+    wanted = image.repeat(3, axis=0).repeat(3, axis=1)
+    assert np.abs(frames[0].astype(int) - wanted).mean() < 40  # lossy colours of noise
+
+
+@pytest.mark.parametrize(
+    ("wish", "says"),
+    [
+        (["--out", "a.avi"], "--out: expected a .gif, .mp4 or .png file"),
+        (["--codes", "0", "8"], "--codes: expected whole actions of 1 entries in 0 .. 7, got 0 8"),
+        (["--episode", "99"], "--episode: expected 0 .. 3, got 99"),
+        (["--frame", "12"], "--frame: expected 0 .. 11, got 12"),
+        (["--scale", "0"], "--scale, --frames and --fps: expected >= 1"),
+        (["--start", "absent.png"], "--start absent.png: not a readable image"),
+        (["--start", "odd.png"], "frames of 30x32 px (height x width) are not whole patches"),
+        (["--data", "absent"], "absent: no such folder"),
+        (["--cods", "1"], "--codes"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_wishes(wish, says, trained, tmp_path, monkeypatch, colaworld) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 30)).save("odd.png")
+    said = colaworld("sample", trained, *wish)
+    assert said.status == 2 and says in said.plain and "Traceback" not in said.plain
+    assert [p.name for p in tmp_path.iterdir()] == ["odd.png"]
+
+
+def test_a_start_image_is_fitted_to_the_runs_own_size(scene, tiny, tmp_path, colaworld) -> None:
+    run, size = tmp_path / "run", ["--data.height", 24, "--data.width", 24]
+    call = ["train", "nano.frozen_world", "--data", scene, "--out", run, *tiny, *size]
+    assert colaworld(*call).status == 0
+    Image.new("RGB", (100, 61), (10, 200, 30)).save(tmp_path / "photo.png")
+    out = tmp_path / "a.png"
+    wish = ["--start", tmp_path / "photo.png", "--codes", 0, "--steps", 1, "--scale", 1]
+    assert colaworld("sample", run, "--out", out, *wish).status == 0
+    strip = np.asarray(Image.open(out))
+    assert strip.shape == (48, 24, 3) and (strip[:24] == (10, 200, 30)).all()
+
+
+def test_continuous_actions_have_no_codes(scene, tiny, tmp_path, colaworld) -> None:
+    run = tmp_path / "run"
+    call = ["train", "nano.frozen_world", "--data", scene, "--out", run, *tiny]
+    assert colaworld(*call, "--model.quantizer.kind", "none").status == 0
+    said = colaworld("sample", run, "--out", tmp_path / "a.gif")
+    assert said.status == 2 and "its latent actions are continuous" in said.err
