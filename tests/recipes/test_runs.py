@@ -1,0 +1,124 @@
+"""A run read back: its configuration, its weights, its evaluation, where it came from."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+
+import pytest
+import torch
+
+from colaworld.config import ConfigError
+from colaworld.data.errors import DataError
+from colaworld.recipes import runs
+from colaworld.recipes.base import build_trainer
+from colaworld.training.checkpoint import CheckpointError, latest_checkpoint
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    """A finished tiny nano.cola with an averaged model."""
+    config = tiny()
+    config = replace(config, training=replace(config.training, ema_decay=0.9))
+    trainer = build_trainer(config, out=tmp_path / "run")
+    assert trainer.run().status == "finished"
+    return tmp_path / "run", config, trainer
+
+
+def test_the_configuration_comes_back_equal(run) -> None:
+    folder, config, _ = run
+    assert runs.read_config(folder) == config
+    with pytest.raises(ConfigError, match=r"absent is not a run folder: it has no config\.yaml"):
+        runs.read_config(folder / "absent")
+
+
+def test_the_world_is_the_averaged_one_finished_or_not(run) -> None:
+    folder, config, trainer = run
+    world, stored = runs.load_world(folder)
+    assert stored == config and world.sampler == config.sampler
+    assert (world.codebook_size, world.tokens) == (8, 1)
+    assert not any(module.training for module in world.model.modules())
+    finished = world.model.state_dict()
+    averaged = latest_checkpoint(folder / "checkpoints").tensors("ema")
+    assert all(torch.equal(finished[key], value) for key, value in averaged.items())
+    trained = trainer.model.state_dict()
+    assert any(not torch.equal(finished[key], trained[key]) for key in trained)
+    shutil.rmtree(folder / "weights")
+    unfinished = runs.load_world(folder)[0].model.state_dict()
+    assert all(torch.equal(finished[key], unfinished[key]) for key in finished)
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(ConfigError, match="neither weights nor a complete checkpoint"):
+        runs.load_world(folder)
+
+
+def test_weights_of_another_configuration_are_refused(run) -> None:
+    folder, _, _ = run
+    saved = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(saved.replace("codebook_size: 8", "codebook_size: 16"))
+    with pytest.raises(CheckpointError, match=r"misshapen: quantizer\.\w+ .*\[16, 8\].*\[8, 8\]"):
+        runs.load_world(folder)
+
+
+def test_a_generator_has_no_world(tiny, tmp_path) -> None:
+    build_trainer(tiny("nano.pretrain"), out=tmp_path / "run").run()
+    with pytest.raises(ConfigError, match=r"a run of nano\.pretrain, which has no latent actions"):
+        runs.load_world(tmp_path / "run")
+
+
+def test_a_rollout_is_the_seeds_alone(run, generator) -> None:
+    folder, _, _ = run
+    world, _ = runs.load_world(folder)
+    history = torch.rand(2, 1, 3, 24, 32, generator=generator)
+    codes = world.lookup(torch.tensor([[[1], [2]], [[3], [3]]]))
+    assert codes.shape == (2, 2, 1, 8)
+
+    def roll(seed: int):
+        return world.rollout(history, codes, generator=torch.Generator().manual_seed(seed))
+
+    video = roll(1)
+    assert video.frames.shape == (2, 3, 3, 24, 32) and video.history == 1
+    assert torch.equal(video.frames[:, :1], history)
+    assert torch.equal(video.frames, roll(1).frames)
+    assert not torch.equal(video.frames, roll(2).frames)
+
+
+def test_the_horizon_is_eight_or_what_the_episodes_allow(run) -> None:
+    folder, config, _ = run
+    told = []
+    made = runs.evaluate_run(folder, progress=lambda *at: told.append(at))
+    assert made.result["counts"]["horizon"] == 8  # 10 frames would allow 9
+    assert told[-1][0] == told[-1][1]
+    strided = replace(config, data=replace(config.data, stride=2))
+    # frames 0 2 4 6 8 of ten: one given, four predicted
+    assert runs.evaluate_run(folder, config=strided).result["counts"]["horizon"] == 4
+    longer = replace(strided, evaluation=replace(config.evaluation, history=3))
+    assert runs.evaluate_run(folder, config=longer).result["counts"]["horizon"] == 2
+    asked = replace(config, evaluation=replace(config.evaluation, horizon=10))
+    with pytest.raises(DataError, match=r"evaluation\.history 1 \+ evaluation\.horizon 10 frames"):
+        runs.evaluate_run(folder, config=asked)
+
+
+def test_frames_that_do_not_fit_are_refused_before_the_work(run) -> None:
+    folder, config, _ = run
+    other = replace(config, data=replace(config.data, height=22, width=32))
+    with pytest.raises(ConfigError, match=r"22x32 px .* --data\.height 24 --data\.width 32"):
+        runs.evaluate_run(folder, config=other)
+
+
+def test_where_the_numbers_come_from(run) -> None:
+    folder, _, trainer = run
+    told = runs.environment(folder)
+    assert told["wall_seconds"] == pytest.approx(trainer.progress.seconds)
+    assert told["versions"]["torch"] == torch.__version__ and told["threads"] == 1
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", told["date"])
+    assert re.fullmatch(r"[0-9a-f]{12}\+?|unknown", told["commit"])
+
+
+def test_the_commit_is_unknown_without_git(monkeypatch) -> None:
+    def absent(*args, **options):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", absent)
+    assert runs.commit() == "unknown"

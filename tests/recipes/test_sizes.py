@@ -1,0 +1,60 @@
+"""Sizes that do not fit are told before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from colaworld.config import ConfigError
+from colaworld.models.backbones.stdit3 import STDiT3Config
+from colaworld.models.latent_action.idm import IDMConfig
+from colaworld.models.world_model import ModelConfig
+from colaworld.recipes.sizes import check_frames, check_heads
+
+LAM = ("idm", "quantizer", "conditioner")
+
+
+@pytest.mark.parametrize(("height", "width"), [(28, 36), (4, 4), (224, 400)])
+def test_whole_patches_pass(height, width) -> None:
+    check_frames(ModelConfig(), LAM, height=height, width=width, frames=2)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "near"),
+    [(30, 36, (32, 36)), (29, 36, (28, 36)), (28, 37, (28, 36)), (1, 1, (4, 4))],
+)
+def test_the_error_names_the_nearest_size_that_fits(height, width, near) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_frames(ModelConfig(), LAM, height=height, width=width, frames=4)
+    assert f"--data.height {near[0]} --data.width {near[1]}" in str(caught.value)
+    check_frames(ModelConfig(), LAM, height=near[0], width=near[1], frames=4)
+
+
+def test_the_patch_of_the_idm_counts_only_where_there_is_one() -> None:
+    model = ModelConfig(idm=IDMConfig(patch=7))
+    check_frames(model, (), height=32, width=32, frames=4)
+    check_frames(model, LAM, height=28, width=56, frames=4)
+    with pytest.raises(ConfigError, match="height must be a multiple of 28 and width of 28"):
+        check_frames(model, LAM, height=32, width=32, frames=4)
+    oblong = replace(model, backbone=STDiT3Config(patch=(1, 1, 4)))
+    check_frames(oblong, (), height=34, width=40, frames=4)
+    with pytest.raises(ConfigError, match="a multiple of 2 and width of 8"):
+        check_frames(oblong, (), height=34, width=36, frames=4)
+
+
+def test_an_action_needs_two_frames() -> None:
+    with pytest.raises(ConfigError, match=r"data\.frames_per_clip: expected at least 2"):
+        check_frames(ModelConfig(), LAM, height=32, width=32, frames=1)
+
+
+def test_heads_share_a_width_evenly() -> None:
+    check_heads(ModelConfig(), (*LAM, "fdm"))
+    for heads in (0, 5, 32):  # 32 heads of 96 leave 3 channels, which is odd
+        model = ModelConfig(backbone=STDiT3Config(heads=heads))
+        with pytest.raises(ConfigError, match=rf"model\.backbone\.heads: .* 96, got {heads}"):
+            check_heads(model, ())
+    narrow = ModelConfig(backbone=STDiT3Config(width=32, heads=1))
+    check_heads(narrow, ())  # a conditioner of 3 heads is not built
+    with pytest.raises(ConfigError, match=r"model\.conditioner\.heads: .* 32 \(the backbone's\)"):
+        check_heads(narrow, LAM)
