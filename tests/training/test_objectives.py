@@ -166,6 +166,16 @@ def test_health_is_declared_where_there_is_a_codebook(name, kind):
     assert objective.codebook_size == expected
 
 
+def test_world_holds_the_latent_action_model_still_by_itself():
+    """Even thawed and in training mode it gets no gradient, and its statistics stay."""
+    model = build()
+    model.train()
+    before = {key: value.clone() for key, value in model.quantizer.state_dict().items()}
+    OBJECTIVES["world"](model, CONFIG).loss(batch(), generator=seeded())[0].backward()
+    assert reached(model) == {"conditioner", "backbone"}
+    assert all(torch.equal(v, model.quantizer.state_dict()[k]) for k, v in before.items())
+
+
 # -- what is noised ----------------------------------------------------------------------------
 
 
