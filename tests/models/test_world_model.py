@@ -145,6 +145,17 @@ def test_inferred_actions_are_in_evaluation_mode_and_change_nothing(randomised):
     assert (model.codebook_size, model.tokens) == (4, 2)
 
 
+def test_actions_of_a_long_video_are_inferred_through_the_window(randomised):
+    model = randomised(build())  # window 4
+    frames = video(length=7)
+    actions = model.infer_actions(frames)
+    assert actions.codes.shape == (2, 6, 2, 4) and actions.indices.shape == (2, 6, 2)
+    torch.testing.assert_close(actions.codes[:, :3], model.infer_actions(frames[:, :4]).codes)
+    for t in (3, 4, 5):
+        part = model.infer_actions(frames[:, t - 2 : t + 2])  # the window that ends at frame t + 1
+        assert torch.equal(actions.codes[:, t], part.codes[:, -1])
+
+
 def test_modes_are_restored_after_an_error():
     model = build()
     model.train()

@@ -367,7 +367,7 @@ class ResidualVQ(Quantizer):
 
     def __init__(self, config: QuantizerConfig, dim: int) -> None:
         super().__init__(config, dim)
-        inner = replace(config, kind="vq", normalise=False)
+        inner = replace(config, kind="vq", normalise=False, continuous_steps=0)
         self.layers = nn.ModuleList(GradientVQ(inner, dim) for _ in range(config.depth))
         self.codebook_size = config.codebook_size**config.depth
 

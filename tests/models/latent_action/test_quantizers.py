@@ -335,6 +335,56 @@ def test_a_codebook_needs_two_entries():
         build("vq", codebook_size=1)
 
 
+# -- a continuous stretch first ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", OWN_TABLE)
+def test_latents_pass_until_the_codebook_starts_from_their_clusters(kind):
+    quantizer = build(kind, continuous_steps=3, normalise=False)
+    z, label = clusters(8)
+    for step in range(3):
+        given = z.clone().requires_grad_()
+        made = quantizer(given, generator=seeded())
+        assert torch.equal(made.codes, z) and made.indices is None and made.loss == 0
+        made.codes.sum().backward()
+        assert torch.equal(given.grad, torch.ones_like(z))
+        assert quantizer.continuous
+        quantizer.after_step(generator=seeded(step))
+    assert not quantizer.continuous
+    centres = torch.stack([z[label == k, 0].mean(0) for k in range(8)])
+    assert torch.cdist(centres, quantizer.codebook.detach()).amin(1).max() < 0.05
+    assert len(quantizer(z, generator=seeded()).indices.unique()) == 8
+    if kind == "ema":
+        assert torch.equal(quantizer.total, quantizer.codebook)
+
+
+def test_the_latest_latents_decide_where_the_codebook_starts():
+    """More latents than are kept: what passed first is forgotten."""
+    quantizer = build("vq", continuous_steps=4, normalise=False)
+    old, new = 50 + latents(600, 1), latents(600, 1)
+    for z in (old, old, new, new):
+        quantizer(z, generator=seeded())
+        quantizer.after_step(generator=seeded())
+    assert quantizer.codebook.abs().max() < 10
+
+
+def test_a_run_resumes_within_the_continuous_stretch():
+    whole = build("vq", continuous_steps=4)
+    resumed = build("vq", continuous_steps=4, seed=9)
+    for step in range(4):
+        if step == 2:
+            resumed.load_state_dict(snapshot(whole))
+        for quantizer in (whole, resumed):
+            quantizer(latents(32, 1, seed=step))
+            quantizer.after_step(generator=seeded(step))
+    assert torch.equal(whole.codebook, resumed.codebook) and not resumed.continuous
+
+
+def test_residual_codebooks_have_no_continuous_stretch_of_their_own():
+    quantizer = build("residual", continuous_steps=3)
+    assert quantizer(latents(5, 1)).indices.shape == (5, 1)
+
+
 # -- one by one --------------------------------------------------------------------------------
 
 
