@@ -146,10 +146,12 @@ def test_inferred_actions_are_in_evaluation_mode_and_change_nothing(randomised):
 
 
 def test_actions_of_a_long_video_are_inferred_through_the_window(randomised):
-    model = randomised(build())  # window 4
+    """Window 4, and continuous latents, which show the least difference."""
     frames = video(length=7)
+    assert randomised(build()).infer_actions(frames).indices.shape == (2, 6, 2)
+    model = randomised(build(replace(SMALL, quantizer=QuantizerConfig(kind="none"))))
     actions = model.infer_actions(frames)
-    assert actions.codes.shape == (2, 6, 2, 4) and actions.indices.shape == (2, 6, 2)
+    assert actions.codes.shape == (2, 6, 2, 4)
     torch.testing.assert_close(actions.codes[:, :3], model.infer_actions(frames[:, :4]).codes)
     for t in (3, 4, 5):
         part = model.infer_actions(frames[:, t - 2 : t + 2])  # the window that ends at frame t + 1
