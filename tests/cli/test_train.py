@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from colaworld.cli import train
+from colaworld.recipes.weights import find_generator
 from colaworld.training import checkpoint
 
 WEIGHTS = Path("weights") / "model.safetensors"
@@ -97,6 +98,17 @@ def test_every_recipe_trains_evaluates_and_samples(
     assert (out / "report.html").read_text().startswith("<!doctype html>")
     assert colaworld("sample", out, "--out", tmp_path / "a.gif", "--steps", 1).status == 0
     assert (tmp_path / "a.gif").read_bytes()[:4] == b"GIF8"
+
+
+def test_the_shipped_generator_is_the_default(scene, tmp_path, colaworld) -> None:
+    """The recipe as it stands but for its length: sizes, weights and defaults fit each other."""
+    out = tmp_path / "run"
+    short = ["--training.max-steps", 1, "--training.batch-size", 2, "--objective.start-clips", 8]
+    said = colaworld("train", "nano.frozen_world", "--data", scene, "--out", out, *short)
+    assert said.status == 0 and "nano, as shipped" in said.out
+    shipped = load_file(find_generator("nano"))
+    now = load_file(out / WEIGHTS)
+    assert all((now[f"backbone.{k}"] == v.float()).all() for k, v in shipped.items())
 
 
 def test_a_person_reads_what_runs_and_what_comes_next(scene, tiny, tmp_path, colaworld) -> None:
@@ -211,7 +223,7 @@ def test_a_wrong_file_names_file_and_key(text, says, tmp_path, scene, tiny, cola
         (["nano.cola", "--data", "SCENE", "--device", "cuda:99"], "--device cuda:99: this torch"),
         (
             ["nano.cola", "--data", "SCENE", "--generator", "absent"],
-            "expected 'nano', a .safetensors file or the folder of a finished run, got 'absent'",
+            "got 'absent' (absent does not exist)",
         ),
         (
             ["nano.cola", "--data", "SCENE", "--generator", "None", "--model.idm.heads", "3"],
