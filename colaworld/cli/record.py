@@ -5,7 +5,6 @@ Not here: playing (envs/episodes.py) or the file layout (data/recording.py); thi
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import sys
 import time
@@ -56,8 +55,6 @@ class RecordConfig:
     """crafter: the actions to choose from (default: noop and the four moves)."""
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
     """How the video is compressed."""
-    pixel_format: Literal["auto", "yuv420p", "yuv444p"] = "auto"
-    """auto: yuv444p for small pixel art (crafter, scene), yuv420p for pusht."""
     video_mb: float = 200.0
     """A video file is closed after the episode in which it reaches this size."""
     workers: int = 1
@@ -127,10 +124,6 @@ def record(config: RecordConfig, *, progress: bool = True) -> dict[str, Any]:
         raise ValueError(f"--episodes: expected at least 1, got {config.episodes}")
     check_target(config.out, overwrite=config.overwrite)
     env = make_env(config)
-    pixel_format = config.pixel_format
-    if pixel_format == "auto":
-        pixel_format = "yuv420p" if config.env == "pusht" else "yuv444p"
-    encoding = dataclasses.replace(config.encoding, pixel_format=pixel_format)
     behaviours.make(config.behaviour, env, repeat=config.repeat)  # a wrong one fails here
     made_by = {
         "environment": env.name,
@@ -143,7 +136,7 @@ def record(config: RecordConfig, *, progress: bool = True) -> dict[str, Any]:
         "view": config.view if env.name == "crafter" else None,
         "start": config.start if env.name == "crafter" else None,
         "action_names": list(env.action_spec.names),
-        "encoding": to_dict(encoding),
+        "encoding": to_dict(config.encoding),
     }
     started = time.perf_counter()
     writer = None
@@ -157,7 +150,7 @@ def record(config: RecordConfig, *, progress: bool = True) -> dict[str, Any]:
                     height=height,
                     width=width,
                     action=env.action_spec,
-                    encoding=encoding,
+                    encoding=config.encoding,
                     robot_type=env.name,
                     made_by=made_by,
                     video_mb=config.video_mb,

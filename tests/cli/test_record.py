@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import av
 import numpy as np
 import pytest
 
@@ -32,6 +33,19 @@ def test_recording_twice_gives_the_same_set(tmp_path, capsys) -> None:
     made = json.loads((tmp_path / "a/meta/colaworld.json").read_text())
     assert (made["environment"], made["behaviour"], made["seed"]) == ("scene", "sticky-random", 3)
     assert made["action_names"] == ["noop", "left", "right", "up", "down"]
+
+
+@pytest.mark.parametrize("wished", ["yuv420p", "yuv444p"])
+def test_the_pixel_format_is_the_one_asked_for(tmp_path, wished) -> None:
+    assert _record(tmp_path / "a", "--encoding.pixel-format", wished) == 0
+    info = json.loads((tmp_path / "a/meta/info.json").read_text())
+    camera = next(feature for feature in info["features"].values() if feature["dtype"] == "video")
+    assert camera["info"]["video.pix_fmt"] == wished
+    made = json.loads((tmp_path / "a/meta/colaworld.json").read_text())
+    assert made["encoding"]["pixel_format"] == wished
+    (film,) = (tmp_path / "a").rglob("*.mp4")
+    with av.open(str(film)) as video:
+        assert video.streams.video[0].codec_context.pix_fmt == wished
 
 
 def test_an_existing_folder_is_refused(tmp_path, capsys) -> None:
