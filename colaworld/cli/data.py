@@ -117,7 +117,10 @@ def run(argv: list[str]) -> int:
         print(f"colaworld data: unknown verb {argv[0]!r}; {usage}", file=sys.stderr)
         return 2
     config = tyro.cli(
-        InspectConfig, args=argv[1:], prog="colaworld data inspect", description=__doc__
+        InspectConfig,
+        args=argv[1:],
+        prog="colaworld data inspect",
+        description="What a data set holds, what is wrong with it, and a contact sheet.",
     )
     rooms_log = logging.getLogger("colaworld.data")
     level = rooms_log.level
