@@ -12,6 +12,8 @@ from colaworld.data.loader import DataConfig
 from colaworld.evaluation.evaluate import EvaluationConfig
 from colaworld.flow.path import TimeConfig
 from colaworld.flow.samplers import SamplerConfig
+from colaworld.models.latent_action.idm import IDMConfig
+from colaworld.models.latent_action.quantizers import QuantizerConfig
 from colaworld.models.world_model import ModelConfig
 from colaworld.recipes.base import PhasesConfig, RunConfig
 from colaworld.training.config import TrainingConfig
@@ -22,30 +24,33 @@ from colaworld.training.phases import Phase
 _LAM = ("idm", "quantizer", "conditioner")
 
 # A CPU model of a million parameters takes ten times the paper's rate; ramps are short because
-# phases last hundreds of steps, not tens of thousands.
+# phases last hundreds of steps, not tens of thousands. What each of the other numbers rests on is
+# in EXPERIMENTS.md beside this file.
 _WARMUP = Phase(
     "warmup",
     "cola",
     _LAM,
-    steps=400,
+    steps=700,
     learning_rate=1e-3,
     ramp_steps=50,
-    gate=GateConfig(entropy=0.8, window=100, min_steps=200),
+    # Not before the codebook has started (continuous_steps) and its health window has filled.
+    gate=GateConfig(entropy=0.8, window=100, min_steps=600),
 )
 _JOINT = Phase(
     "joint",
     "cola",
     (*_LAM, "backbone"),
-    steps=600,
-    learning_rate=1e-3,
+    steps=1000,
+    learning_rate=5e-4,  # gentler on the pre-trained generator
     ramp_steps=50,
+    cooldown_steps=300,
     alarm=AlarmConfig(floor=0.3, action="warn"),
 )
 _LAM_STAGE = Phase(
     "lam",
     "reconstruction",
     ("idm", "quantizer", "fdm"),
-    steps=400,
+    steps=700,
     learning_rate=1e-3,
     ramp_steps=50,
     alarm=AlarmConfig(floor=0.3, action="warn"),
@@ -54,35 +59,11 @@ _WORLD_STAGE = Phase(
     "world",
     "world",
     ("conditioner", "backbone"),
-    steps=600,
-    learning_rate=1e-3,
+    steps=1000,
+    learning_rate=5e-4,
     ramp_steps=50,
+    cooldown_steps=300,
 )
-
-
-# What a recipe of one phase trains for, so that it costs what the two phases of the others cost.
-_BUDGET = _WARMUP.steps + _JOINT.steps
-
-
-def _nano(recipe: str, schedule: tuple[str, ...], **changes: object) -> RunConfig:
-    settings: dict[str, object] = {
-        "data": DataConfig(frames_per_clip=4),
-        "model": ModelConfig(window=4),
-        "objective": ObjectiveConfig(
-            history=(1, 3),
-            times=TimeConfig(shift=2.0),  # the action decides at high noise (models/README.md)
-            augment=False,  # the shipped generator knows whole cells only, no scaled crops
-        ),
-        "phases": PhasesConfig(
-            pretrain=_PRETRAIN, warmup=_WARMUP, joint=_JOINT, lam=_LAM_STAGE, world=_WORLD_STAGE
-        ),
-        "training": TrainingConfig(batch_size=16, checkpoint_every=200),
-        "sampler": SamplerConfig(steps=10, shift=2.0),
-        "evaluation": EvaluationConfig(),
-    }
-    return RunConfig(recipe=recipe, schedule=schedule, **(settings | changes))  # type: ignore[arg-type]
-
-
 _PRETRAIN = Phase(
     "pretrain",
     "flow",
@@ -92,6 +73,38 @@ _PRETRAIN = Phase(
     ramp_steps=100,
     cooldown_steps=1200,
 )
+# Most of a move can be read off a frame that is half noise: only close to pure noise does the
+# action say something new, and only there does a gradient reach the latent action model.
+_NEAR_NOISE = TimeConfig(shift=16.0)
+_MODEL = ModelConfig(
+    window=4,
+    idm=IDMConfig(tokens=2),
+    quantizer=QuantizerConfig(continuous_steps=400),
+)
+
+
+# What a recipe of one phase trains for, so that it costs what the two phases of the others cost.
+_BUDGET = _WARMUP.steps + _JOINT.steps
+
+
+def _nano(recipe: str, schedule: tuple[str, ...], **changes: object) -> RunConfig:
+    settings: dict[str, object] = {
+        "data": DataConfig(frames_per_clip=4, holdout=0.2),
+        "model": _MODEL,
+        "objective": ObjectiveConfig(
+            history=(1, 3),
+            times=_NEAR_NOISE,
+            augment=False,  # the shipped generator knows whole cells only, no scaled crops
+            quantizer_weight=0.1,  # at 1 the commitment outweighs the flow loss's small gradient
+        ),
+        "phases": PhasesConfig(
+            pretrain=_PRETRAIN, warmup=_WARMUP, joint=_JOINT, lam=_LAM_STAGE, world=_WORLD_STAGE
+        ),
+        "training": TrainingConfig(batch_size=8, health_window=1024, checkpoint_every=250),
+        "sampler": SamplerConfig(steps=6, shift=4.0),
+        "evaluation": EvaluationConfig(clips=48, horizon=8),
+    }
+    return RunConfig(recipe=recipe, schedule=schedule, **(settings | changes))  # type: ignore[arg-type]
 
 
 def pretrain() -> RunConfig:
@@ -100,6 +113,8 @@ def pretrain() -> RunConfig:
         "nano.pretrain",
         ("pretrain",),
         generator=None,
+        data=DataConfig(frames_per_clip=4),
+        objective=ObjectiveConfig(history=(1, 3), times=TimeConfig(shift=2.0), augment=False),
         training=TrainingConfig(
             batch_size=16,
             ema_decay=0.998,
@@ -122,7 +137,8 @@ def two_stage() -> RunConfig:
 
 def naive_joint() -> RunConfig:
     """Joint training without a warm-up, over the same number of steps."""
-    config = _nano("nano.naive_joint", ("joint",))
+    plain = replace(_MODEL, quantizer=replace(_MODEL.quantizer, continuous_steps=0))
+    config = _nano("nano.naive_joint", ("joint",), model=plain)
     return replace(config, phases=replace(config.phases, joint=replace(_JOINT, steps=_BUDGET)))
 
 

@@ -166,7 +166,7 @@ def test_a_trainer_without_data_says_so(tmp_path):
 
 SMALL = ModelConfig(
     backbone=STDiT3Config(depth=1, width=16, heads=2),
-    idm=IDMConfig(depth=1, width=16, heads=2, dim=2),
+    idm=IDMConfig(depth=1, width=16, heads=2, dim=2, pair="mean", matching=0),
     conditioner=ConditionerConfig(depth=1, heads=2),
 )
 FIXED = ObjectiveConfig(history=(1, 3), times=TimeConfig(shift=2.0), augment=True)

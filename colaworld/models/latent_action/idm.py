@@ -9,11 +9,13 @@ Shape legend: B clips, T frames, S patches per frame, C width, N tokens per acti
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from colaworld.models.latent_action.matching import matching_volume
 from colaworld.models.layers.attention import AxialAttention
 from colaworld.models.layers.embeddings import grid_embedding
 from colaworld.models.layers.mlp import MLP
@@ -38,11 +40,18 @@ class IDMConfig:
     """Tokens per latent action (N)."""
     dim: int = 8
     """Width of one token of the latent action (d)."""
+    pair: Literal["mean", "later"] = "later"
+    """What a transition is read from: the mean of both frames' features (paper), or the later
+    frame's alone, which has seen the earlier one. The mean also carries the action before."""
+    matching: int = 1
+    """Radius in patches of the matching volume given beside the pixels; 0: pixels alone (paper)."""
 
     @staticmethod
     def paper() -> IDMConfig:
         """12 layers, width 768, 12 heads, 224 px in patches of 14, 2 tokens of 32."""
-        return IDMConfig(depth=12, width=768, heads=12, patch=14, tokens=2, dim=32)
+        return IDMConfig(
+            depth=12, width=768, heads=12, patch=14, tokens=2, dim=32, pair="mean", matching=0
+        )
 
 
 class IDMBlock(nn.Module):
@@ -100,7 +109,8 @@ class InverseDynamicsModel(nn.Module):
         super().__init__()
         self.config = config = config or IDMConfig()
         width = config.width
-        self.embed = nn.Linear(3 * config.patch**2, width)
+        candidates = (2 * config.matching + 1) ** 2 if config.matching else 0
+        self.embed = nn.Linear(3 * config.patch**2 + candidates, width)
         self.blocks = nn.ModuleList(IDMBlock(config) for _ in range(config.depth))
         self.pool = AttentionPooling(width, config.heads, config.tokens, config.dim)
 
@@ -113,7 +123,10 @@ class InverseDynamicsModel(nn.Module):
         if H % patch or W % patch:
             raise ValueError(f"IDM: frames {H}x{W} are not whole patches of {patch} px")
         x = F.pixel_unshuffle((frames * 2 - 1).flatten(0, 1), patch)  # [B T, 3 p p, h, w]
-        x = x.flatten(2).transpose(1, 2).unflatten(0, (B, T))  # [B, T, S, 3 p p]
+        x = x.unflatten(0, (B, T))
+        if self.config.matching:
+            x = torch.cat([x, matching_volume(x, radius=self.config.matching)], dim=2)
+        x = x.flatten(3).transpose(2, 3)  # [B, T, S, 3 p p + candidates]
         position = grid_embedding(H // patch, W // patch, self.config.width, device=x.device)
         dtype = self.embed.weight.dtype
         # Under autocast the embedding is half precision; the sum, the residual stream, is not.
@@ -123,6 +136,7 @@ class InverseDynamicsModel(nn.Module):
             x, y, gate = block(x, y, gate)
         x = x + gate[:, :, None] * y
         x = F.layer_norm(x, x.shape[-1:], eps=1e-6)
-        pair = (x[:, :-1] + x[:, 1:]) / 2  # [B, T - 1, S, C]
+        later = x[:, 1:]  # [B, T - 1, S, C]
+        pair = (x[:, :-1] + later) / 2 if self.config.pair == "mean" else later
         z = self.pool(pair.flatten(0, 1))
         return z.unflatten(0, (B, T - 1))

@@ -40,6 +40,9 @@ class QuantizerConfig:
     continuous_steps: int = 0
     """vq, ema, nsvq: steps in which latents pass unquantised, before the codebook starts (0: none).
     Smooth gradients find the actions first; the codebook then starts from clusters of them."""
+    continuous_noise: float = 0.0
+    """Deviation of the Gaussian noise on them meanwhile, in units of the latents' own: it leaves
+    room for few bits, so that the most useful ones are told first."""
     reseed: bool = True
     """Move codes that fell out of use onto latents of the current batch."""
     reseed_below: float = 0.1
@@ -64,24 +67,24 @@ class Quantized:
 
 
 class Standardise(nn.Module):
-    """Per-channel standardisation over the batch, without affine parameters.
+    """Standardisation of each channel over the batch, without affine parameters.
 
-    One scale serves all channels: dividing each channel by its own deviation would blow a
-    channel of pure noise up to the size of one that carries the action.
+    Statistics are those of the batch in training and running ones in evaluation. Each channel has
+    its own scale: with one for all, the first distinction that pays (did anything move?) grew to
+    fill the whole space and the others (where to?) were never told apart.
     """
 
-    def __init__(self, dim: int, *, momentum: float = 0.01, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, *, momentum: float = 0.05, eps: float = 1e-5) -> None:
         super().__init__()
         self.momentum, self.eps = momentum, eps
         self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("scale", torch.ones(dim))
 
     def forward(self, z: Tensor) -> Tensor:
         if not self.training:
             return (z - self.mean) / self.scale
         flat = z.reshape(-1, z.shape[-1])
-        mean = flat.mean(0)
-        scale = ((flat - mean).square().mean() + self.eps).sqrt()
+        mean, scale = self._statistics(flat)
         with torch.no_grad():
             self.mean.lerp_(mean, self.momentum)
             self.scale.lerp_(scale, self.momentum)
@@ -90,8 +93,13 @@ class Standardise(nn.Module):
     @torch.no_grad()
     def start(self, z: Tensor) -> None:
         """Take the running statistics from z [M, d]."""
-        self.mean.copy_(z.mean(0))
-        self.scale.copy_(((z - self.mean).square().mean() + self.eps).sqrt())
+        mean, scale = self._statistics(z)
+        self.mean.copy_(mean)
+        self.scale.copy_(scale)
+
+    def _statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        mean = z.mean(0)
+        return mean, ((z - mean).square().mean(0) + self.eps).sqrt()
 
 
 class Quantizer(nn.Module):
@@ -185,6 +193,11 @@ class CodebookQuantizer(Quantizer):
         if self.continuous:
             if self.training:
                 self._seen = (z.detach().reshape(-1, self.dim), None)
+                if self.config.continuous_noise > 0:
+                    noise = torch.randn(
+                        z.shape, generator=generator, device=z.device, dtype=z.dtype
+                    )
+                    z = z + self.config.continuous_noise * noise
             return Quantized(z, None, z.new_zeros(()))
         return self._quantize_to_codes(z, generator)
 
