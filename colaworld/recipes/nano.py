@@ -30,17 +30,17 @@ _WARMUP = Phase(
     "warmup",
     "cola",
     _LAM,
-    steps=700,
+    steps=400,
     learning_rate=1e-3,
     ramp_steps=50,
     # Not before the codebook has started (continuous_steps) and its health window has filled.
-    gate=GateConfig(entropy=0.8, window=100, min_steps=600),
+    gate=GateConfig(entropy=0.8, window=60, min_steps=300),
 )
 _JOINT = Phase(
     "joint",
     "cola",
     (*_LAM, "backbone"),
-    steps=1000,
+    steps=1300,
     learning_rate=5e-4,  # gentler on the pre-trained generator
     ramp_steps=50,
     cooldown_steps=300,
@@ -50,7 +50,7 @@ _LAM_STAGE = Phase(
     "lam",
     "reconstruction",
     ("idm", "quantizer", "fdm"),
-    steps=700,
+    steps=400,
     learning_rate=1e-3,
     ramp_steps=50,
     alarm=AlarmConfig(floor=0.3, action="warn"),
@@ -59,7 +59,7 @@ _WORLD_STAGE = Phase(
     "world",
     "world",
     ("conditioner", "backbone"),
-    steps=1000,
+    steps=1300,
     learning_rate=5e-4,
     ramp_steps=50,
     cooldown_steps=300,
@@ -79,7 +79,7 @@ _NEAR_NOISE = TimeConfig(shift=16.0)
 _MODEL = ModelConfig(
     window=4,
     idm=IDMConfig(tokens=2),
-    quantizer=QuantizerConfig(continuous_steps=400),
+    quantizer=QuantizerConfig(continuous_steps=250),
 )
 
 
