@@ -29,7 +29,7 @@ class EvaluateOptions:
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder. evaluation.json, evaluation.npz and report.html are written into it."""
     data: DataConfig = field(default_factory=DataConfig)
-    """The data set; its held-out episodes are used."""
+    """The data set. Its held-out episodes are used: of the run's own set those the run held out."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How videos are generated."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -6,24 +6,27 @@ loader and a Trainer. The only room that knows all the others.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from colaworld.config import ConfigError, to_dict, to_yaml
+from colaworld.config import ConfigError, load_yaml, to_dict, to_yaml
 from colaworld.data.loader import ClipLoader, DataConfig
 from colaworld.evaluation.evaluate import EvaluationConfig
 from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.world_model import ModelConfig, WorldModel
 from colaworld.recipes.preview import RolloutPreview, first_clips
-from colaworld.recipes.sizes import check_frames, check_heads
+from colaworld.recipes.sizes import check_frames, check_heads, check_window
 from colaworld.recipes.weights import load_generator
 from colaworld.training.checkpoint import latest_checkpoint
 from colaworld.training.config import TrainingConfig
 from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig
 from colaworld.training.phases import Phase
 from colaworld.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 PHASES = ("pretrain", "warmup", "joint", "lam", "world")
 _PREVIEW_CLIPS = 4  # side by side in TensorBoard
@@ -127,6 +130,25 @@ def build_model(config: RunConfig, *, weights: bool = True) -> WorldModel:
     return model
 
 
+def check_generator_data(config: RunConfig) -> None:
+    """A warning where the generator was trained on episodes that this run calls held out."""
+    if config.generator is None or not (Path(config.generator) / "config.yaml").is_file():
+        return  # random, shipped or a bare file: nothing is known of its data
+    before = load_yaml(Path(config.generator) / "config.yaml", RunConfig).data
+    if before.path != config.data.path:
+        return
+    if before.holdout != config.data.holdout or before.split != config.data.split:
+        log.warning(
+            "the generator %s was trained with data.holdout %g (split %r) of the same data set, "
+            "this run has %g (split %r): held-out episodes may be known to it; use the same",
+            config.generator,
+            before.holdout,
+            before.split,
+            config.data.holdout,
+            config.data.split,
+        )
+
+
 def build_trainer(
     config: RunConfig,
     *,
@@ -145,6 +167,12 @@ def build_trainer(
         height=loader.clips.height,
         width=loader.clips.width,
         frames=config.data.frames_per_clip,
+    )
+    check_generator_data(config)
+    check_window(
+        config.model,
+        frames=config.data.frames_per_clip,
+        most_history=config.objective.history[1],
     )
     # A checkpoint holds the generator too, so the file it came from may be gone by then.
     resumed = resume and latest_checkpoint(out / "checkpoints") is not None

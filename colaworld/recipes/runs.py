@@ -20,7 +20,7 @@ from torch import Tensor
 from colaworld import __version__
 from colaworld.config import ConfigError, load_yaml
 from colaworld.contracts import LatentActions, Rollout
-from colaworld.data.loader import ClipSet, DataError, iterate_once
+from colaworld.data.loader import ClipSet, DataConfig, DataError, iterate_once
 from colaworld.evaluation.evaluate import Evaluation, run_evaluation
 from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.world_model import WorldModel
@@ -84,6 +84,12 @@ def load_world(folder: Path, *, device: str = "cpu") -> tuple[TrainedWorld, RunC
             raise ConfigError(f"{folder} has neither weights nor a complete checkpoint yet")
         weights = checkpoint.tensors("ema") or checkpoint.tensors("model")
         load_strictly(model, weights, source=str(checkpoint.path))
+    if getattr(model.quantizer, "continuous", False):
+        raise ConfigError(
+            f"{folder} stopped while its latents still passed unquantised "
+            f"(model.quantizer.continuous_steps {config.model.quantizer.continuous_steps}): it has "
+            "no codes yet; train it further"
+        )
     return TrainedWorld(model.to(device).eval(), config.sampler), config
 
 
@@ -105,6 +111,7 @@ def evaluate_run(
     """
     world, stored = load_world(folder, device=device)
     config = config or stored
+    _check_heldout(stored.data, config.data)
     world = replace(world, sampler=config.sampler)
     history = config.evaluation.history
     asked = config.evaluation.horizon
@@ -143,6 +150,28 @@ def evaluate_run(
         progress,
         device=device,
     )
+
+
+def _check_heldout(trained: DataConfig, asked: DataConfig) -> None:
+    """ConfigError where episodes that were trained on would count as held out."""
+    if asked.split not in (trained.split, "heldout"):
+        raise ConfigError(
+            f"data.split: evaluation is on held-out episodes, got {asked.split!r}; leave it out"
+        )
+    if asked.path != trained.path:
+        return
+    if asked.holdout != trained.holdout:
+        raise ConfigError(
+            f"data.holdout: the run held out {trained.holdout:g} of its episodes, got "
+            f"{asked.holdout:g}: another share may hold episodes that were trained on; leave it "
+            "out, and take fewer clips with evaluation.clips"
+        )
+    if trained.split != "train":
+        log.warning(
+            "this run trained on data.split %r: the episodes it is now measured on were trained "
+            "on, and the numbers say little about others",
+            trained.split,
+        )
 
 
 def _longest_horizon(clips: ClipSet, history: int) -> int:

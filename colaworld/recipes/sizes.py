@@ -5,11 +5,14 @@ Not here: what the sizes mean (they stand beside the models) or weights that do 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
 from colaworld.config import ConfigError
 from colaworld.models.world_model import ModelConfig
+
+log = logging.getLogger(__name__)
 
 
 def check_heads(model: ModelConfig, parts: Sequence[str]) -> None:
@@ -61,3 +64,34 @@ def check_frames(
         f"must be a multiple of {needs_h} and width of {needs_w}: set data.height and data.width, "
         f"for example --data.height {good_h} --data.width {good_w}"
     )
+
+
+def check_window(model: ModelConfig, *, frames: int, most_history: int) -> None:
+    """ConfigError on a window that cannot roll out; a warning where it is not what was trained.
+
+    Args:
+        frames: length of a training clip.
+        most_history: most clean frames that training shows before those to predict.
+    """
+    window = model.window
+    if window < 2:
+        raise ConfigError(
+            f"model.window: expected at least 2, one given frame and one to predict, got {window}"
+        )
+    if window != frames:
+        log.warning(
+            "model.window is %d, clips of training have %d frames: rollouts and inferred actions "
+            "see %d frames at once, which is not what was trained; set --model.window %d",
+            window,
+            frames,
+            window,
+            frames,
+        )
+    elif most_history < window - 1:
+        log.warning(
+            "rollouts go on from up to %d clean frames (model.window - 1), training shows at most "
+            "%d (objective.history); set the second number of --objective.history to %d",
+            window - 1,
+            most_history,
+            window - 1,
+        )

@@ -29,6 +29,8 @@ TINY = [
     "32",
     "--model.idm.heads",
     "1",
+    "--model.quantizer.continuous-steps",
+    "0",
     "--model.conditioner.depth",
     "1",
     "--model.conditioner.heads",
@@ -128,7 +130,7 @@ def quick() -> list[str]:
 
 @pytest.fixture(scope="session")
 def scene(tmp_path_factory) -> Path:
-    """A recorded set: 40 episodes (4 of them held out) of 12 frames, 32x32 px, with actions."""
+    """A recorded set: 40 episodes (8 of them held out) of 12 frames, 32x32 px, with actions."""
     path = tmp_path_factory.mktemp("data") / "scene"
     assert call("record", "scene", "--out", path, "--episodes", 40, "--steps", 12) == 0
     return path

@@ -70,6 +70,20 @@ def test_other_data(run, film, quick, tmp_path, colaworld) -> None:
     assert said.status == 2 and "38x32 px" in said.err and "--data.height 40" in said.err
 
 
+def test_episodes_that_were_trained_on_are_not_called_held_out(
+    run, quick, colaworld, caplog
+) -> None:
+    said = colaworld("evaluate", run, *quick, "--data.holdout", 0.5)
+    assert said.status == 2 and "data.holdout: the run held out 0." in said.err
+    said = colaworld("evaluate", run, *quick, "--data.split", "all")
+    assert said.status == 2 and "data.split: evaluation is on held-out episodes" in said.err
+    assert not (run / "evaluation.json").exists()
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("split: train", "split: all"))
+    assert colaworld("evaluate", run, *quick).status == 0
+    assert "were trained on" in caplog.text
+
+
 def test_runs_of_one_recipe_stand_side_by_side(run, quick, tmp_path, colaworld) -> None:
     other = shutil.copytree(run, tmp_path / "other")
     said = colaworld("evaluate", run, *quick, "--compare", other)

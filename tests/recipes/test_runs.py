@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from colaworld.config import ConfigError
+from colaworld.config import ConfigError, to_yaml
 from colaworld.data.errors import DataError
 from colaworld.recipes import runs
-from colaworld.recipes.base import build_trainer
+from colaworld.recipes.base import build_trainer, check_generator_data
 from colaworld.training.checkpoint import CheckpointError, latest_checkpoint
 
 
@@ -59,6 +59,27 @@ def test_weights_of_another_configuration_are_refused(run) -> None:
     (folder / "config.yaml").write_text(saved.replace("codebook_size: 8", "codebook_size: 16"))
     with pytest.raises(CheckpointError, match=r"misshapen: quantizer\.\w+ .*\[16, 8\].*\[8, 8\]"):
         runs.load_world(folder)
+
+
+def test_a_run_without_codes_yet_says_so(tiny, tmp_path) -> None:
+    config = tiny()
+    late = replace(config.model.quantizer, continuous_steps=50)
+    config = replace(config, model=replace(config.model, quantizer=late))
+    assert build_trainer(config, out=tmp_path / "run").run().status == "finished"
+    with pytest.raises(ConfigError, match=r"continuous_steps 50\): it has no codes yet"):
+        runs.load_world(tmp_path / "run")
+
+
+def test_a_generator_that_knows_held_out_episodes_is_told(tiny, tmp_path, caplog) -> None:
+    config = replace(tiny(), generator=str(tmp_path))
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    check_generator_data(config)
+    assert not caplog.records
+    check_generator_data(replace(config, data=replace(config.data, holdout=0.5)))
+    assert "held-out episodes may be known to it" in caplog.text
+    caplog.clear()
+    check_generator_data(replace(config, data=replace(config.data, path=tmp_path, holdout=0.5)))
+    assert not caplog.records
 
 
 def test_a_generator_has_no_world(tiny, tmp_path) -> None:

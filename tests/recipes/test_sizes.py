@@ -10,7 +10,7 @@ from colaworld.config import ConfigError
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.world_model import ModelConfig
-from colaworld.recipes.sizes import check_frames, check_heads
+from colaworld.recipes.sizes import check_frames, check_heads, check_window
 
 LAM = ("idm", "quantizer", "conditioner")
 
@@ -58,3 +58,15 @@ def test_heads_share_a_width_evenly() -> None:
     check_heads(narrow, ())  # a conditioner of 3 heads is not built
     with pytest.raises(ConfigError, match=r"model\.conditioner\.heads: .* 32 \(the backbone's\)"):
         check_heads(narrow, LAM)
+
+
+def test_a_window_other_than_the_clips_of_training_is_told(caplog) -> None:
+    check_window(ModelConfig(window=4), frames=4, most_history=3)
+    assert not caplog.records
+    check_window(ModelConfig(window=4), frames=8, most_history=3)
+    assert "set --model.window 8" in caplog.text
+    caplog.clear()
+    check_window(ModelConfig(window=8), frames=8, most_history=3)
+    assert "--objective.history to 7" in caplog.text
+    with pytest.raises(ConfigError, match=r"model\.window: expected at least 2.*got 1"):
+        check_window(ModelConfig(window=1), frames=4, most_history=3)
