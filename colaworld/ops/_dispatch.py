@@ -104,6 +104,7 @@ def choose(
 
 
 def facts_of(tensor: Tensor) -> Facts:
+    """What a choice may know of `tensor`."""
     return Facts(tensor.device.type, tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from colaworld.ops import _dispatch, reference
+from colaworld.ops._checks import check_beside
 
 _dispatch.register(
     "adaln", (_dispatch.Implementation("reference", reference.adaln, _dispatch.always),)
@@ -46,7 +47,7 @@ def adaln(
     per frame instead of one per sample.
     """
     if x.ndim != 4:
-        raise ValueError(f"x: expected [B, T, S, C], got {tuple(x.shape)}")
+        raise ValueError(f"x: expected [B, T, S, C], got {list(x.shape)}")
     if not x.is_floating_point():
         raise ValueError(f"x: expected a floating-point tensor, got {x.dtype}")
     if norm not in ("layer", "rms"):
@@ -55,17 +56,10 @@ def adaln(
         raise ValueError("gate: given without a branch y to multiply; pass y, or gate=None")
     B, T, _, C = x.shape
     if y is not None:
-        _check("y", y, tuple(x.shape), x)
+        check_beside("y", y, tuple(x.shape), "x", x)
     if gate is not None:
-        _check("gate", gate, (B, T, C), x)
-    _check("shift", shift, (B, T, C), x)
-    _check("scale", scale, (B, T, C), x)
+        check_beside("gate", gate, (B, T, C), "x", x)
+    check_beside("shift", shift, (B, T, C), "x", x)
+    check_beside("scale", scale, (B, T, C), "x", x)
     run = _dispatch.select("adaln", x)
     return run(x, y, gate, shift, scale, eps=eps, rms=norm == "rms")
-
-
-def _check(name: str, tensor: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name}: expected {list(shape)}, got {list(tensor.shape)}")
-    if tensor.device != x.device:
-        raise ValueError(f"{name}: expected on {x.device} as x is, got {tensor.device}")

@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from colaworld.ops import _dispatch, reference
+from colaworld.ops._checks import check_beside
 
 _dispatch.register(
     "st_attention",
@@ -51,7 +52,7 @@ def st_attention(
     et al. 2021, equation 34); normalised queries and keys (Henry et al. 2020) with RMSNorm.
     """
     if qkv.ndim != 6 or qkv.shape[3] != 3:
-        raise ValueError(f"qkv: expected [B, T, S, 3, H, D], got {tuple(qkv.shape)}")
+        raise ValueError(f"qkv: expected [B, T, S, 3, H, D], got {list(qkv.shape)}")
     if not qkv.is_floating_point():
         raise ValueError(f"qkv: expected a floating-point tensor, got {qkv.dtype}")
     if axis not in ("spatial", "temporal"):
@@ -59,16 +60,16 @@ def st_attention(
     temporal = axis == "temporal"
     length, D = qkv.shape[1 if temporal else 2], qkv.shape[5]
     if q_weight is not None:
-        _check("q_weight", q_weight, (D,), qkv)
+        check_beside("q_weight", q_weight, (D,), "qkv", qkv)
     if k_weight is not None:
-        _check("k_weight", k_weight, (D,), qkv)
+        check_beside("k_weight", k_weight, (D,), "qkv", qkv)
     cos = sin = None
     if rope is not None:
         if D % 2:
             raise ValueError(f"rope: rotates pairs, so qkv needs an even D, got D = {D}")
         cos, sin = rope
-        _check("rope cos", cos, (length, D // 2), qkv)
-        _check("rope sin", sin, (length, D // 2), qkv)
+        check_beside("rope cos", cos, (length, D // 2), "qkv", qkv)
+        check_beside("rope sin", sin, (length, D // 2), "qkv", qkv)
     run = _dispatch.select("st_attention", qkv)
     return run(
         qkv,
@@ -81,10 +82,3 @@ def st_attention(
         eps=eps,
         scale=D**-0.5 if scale is None else scale,
     )
-
-
-def _check(name: str, tensor: Tensor, shape: tuple[int, ...], qkv: Tensor) -> None:
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name}: expected {list(shape)}, got {list(tensor.shape)}")
-    if tensor.device != qkv.device:
-        raise ValueError(f"{name}: expected on {qkv.device} as qkv is, got {tensor.device}")

@@ -106,7 +106,7 @@ def test_errors_name_the_argument() -> None:
     x, y, gate, shift, scale = inputs()
     good = {"x": x, "y": y, "gate": gate, "shift": shift, "scale": scale}
     for change, message in [
-        ({"x": x[0]}, r"x: expected \[B, T, S, C\], got \(3, 2, 4\)"),
+        ({"x": x[0]}, r"x: expected \[B, T, S, C\], got \[3, 2, 4\]"),
         ({"x": x.long()}, "x: expected a floating-point"),
         ({"y": y[:1]}, r"y: expected \[2, 3, 2, 4\], got \[1, 3, 2, 4\]"),
         ({"gate": gate[:1]}, r"gate: expected \[2, 3, 4\]"),

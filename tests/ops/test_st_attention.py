@@ -178,7 +178,7 @@ def test_errors_name_the_argument() -> None:
     for kwargs, message in [
         (
             {"qkv": torch.zeros(1, 2, 3, 2, 1, 4)},
-            r"qkv: expected \[B, T, S, 3, H, D\], got \(1, 2, 3, 2",
+            r"qkv: expected \[B, T, S, 3, H, D\], got \[1, 2, 3, 2",
         ),
         ({"qkv": qkv.long()}, "qkv: expected a floating-point"),
         ({"axis": "time"}, "axis: expected 'spatial' or 'temporal', got 'time'"),
