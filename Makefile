@@ -83,7 +83,9 @@ format: setup  ## write what lint asks for
 	@find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
 
 bench: setup  ## time the ops (their tests first) and write benchmarks/results/
-	@$(PIP) install -q --no-deps vector-quantize-pytorch torch-einops-utils
+	@$(BIN)/python -c 'from importlib.metadata import requires; print(*(r.split(";")[0] for r in requires("colaworld") if r.endswith("bench\"")), sep="\n")' \
+	  > $(VENV)/bench.txt || { echo "bench: no colaworld in $(VENV)"; exit 1; }
+	@$(PIP) install -q -c $(VENV)/constraints.txt -r $(VENV)/bench.txt  # the extra `bench`, without a new build
 	@$(BIN)/python -m benchmarks.ops.vector_quantize
 
 clean:  ## remove .venv and what was built; runs/ stays
