@@ -54,7 +54,8 @@ class LeRobotSource:
         self.broken: list[BrokenFile] = []
         self._rows = self._read_episodes()
         height, width = features[self.camera]["shape"][:2]
-        if features[self.camera].get("names", [""])[0] in ("channel", "channels"):
+        axes = features[self.camera].get("names")  # LeRobot allows null
+        if isinstance(axes, list) and axes[:1] in (["channel"], ["channels"]):
             height, width = features[self.camera]["shape"][1:]
         fps = float(self.info["fps"])
         self.episodes = [

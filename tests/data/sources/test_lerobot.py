@@ -120,6 +120,13 @@ def test_integer_actions_without_class_names_take_the_count_from_the_statistics(
     assert spec == ActionSpec("action", "discrete", int(_played(0, 40).actions.max()) + 1)
 
 
+def test_a_camera_without_names_of_its_axes_opens(tmp_path, scene_set) -> None:
+    path = scene_set(tmp_path / "set", [8])
+    sizes = [(e.height, e.width) for e in open_source(path).episodes]
+    _edit_info(path, lambda info: info["features"][CAMERA].update(names=None))
+    assert [(e.height, e.width) for e in open_source(path).episodes] == sizes
+
+
 def test_wrong_camera_version_and_folder(tmp_path, scene_set) -> None:
     path = scene_set(tmp_path / "set", [8])
     with pytest.raises(DataError, match=rf"no camera 'top'; choose one of: {CAMERA}"):
