@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -100,6 +102,26 @@ def test_a_missing_shipped_generator_says_how_to_make_it(tmp_path, monkeypatch):
     build_model(recipe("nano.cola"), weights=False)  # a checkpoint follows: not asked for
     with pytest.raises(WeightsError, match=r"missing"):
         build_model(recipe("nano.cola"))
+
+
+def test_shipping_tells_how_the_data_was_recorded(stored, tmp_path, monkeypatch):
+    from colaworld.recipes.weights.__main__ import ship
+
+    meta, run = tmp_path / "data" / "meta", tmp_path / "run"
+    meta.mkdir(parents=True)
+    (meta / "info.json").write_text('{"total_episodes": 3, "total_frames": 60, "fps": 10}')
+    (meta / "colaworld.json").write_text('{"environment": "crafter", "seed": 1000}')
+    (run / "weights").mkdir(parents=True)
+    save_file({f"backbone.{k}": v for k, v in stored.items()}, run / "weights/model.safetensors")
+    (run / "config.yaml").write_text(f"schedule: [pretrain]\ndata: {{path: {meta.parent}}}\n")
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    monkeypatch.setattr("colaworld.recipes.weights.__main__.SHIPPED", tmp_path)
+    assert ship(run, made_at="abc") == tmp_path / "nano.safetensors"
+    card = json.loads((tmp_path / "nano.json").read_text())
+    assert card["data"]["recorded"] == {"environment": "crafter", "seed": 1000}
+    assert (card["commit"], card["data"]["total_episodes"], card["steps"]) == ("abc", 3, 2)
+    assert card["loss_curve"] == [[1, 2.0], [2, 1.0]]
+    assert str(tmp_path) not in (tmp_path / "nano.json").read_text()
 
 
 def test_the_shipped_generator_fits_the_nano_recipes():

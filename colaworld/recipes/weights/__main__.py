@@ -41,7 +41,9 @@ def ship(run: Path, *, made_at: str) -> Path:
         [block[-1]["step"], round(sum(row["loss"] for row in block) / len(block), 5)]
         for block in (rows[i : i + size] for i in range(0, len(rows), size))
     ]
-    info = json.loads((Path(config["data"]["path"]) / "meta" / "info.json").read_text())
+    meta = Path(config["data"]["path"]) / "meta"
+    info = json.loads((meta / "info.json").read_text())
+    recorded = meta / "colaworld.json"
     config["data"]["path"] = "runs/nano-pretrain/data"
     card: dict[str, Any] = {
         "what": "action-free video generator of Crafter's map, 28x36 px, 4 frames",
@@ -52,7 +54,7 @@ def ship(run: Path, *, made_at: str) -> Path:
         "parameters": sum(v.numel() for v in half.values()),
         "steps": rows[-1]["step"],
         "data": {k: info[k] for k in ("total_episodes", "total_frames", "fps") if k in info}
-        | {"recorded": info.get("colaworld", {})},
+        | {"recorded": json.loads(recorded.read_text()) if recorded.is_file() else {}},
         "loss_curve": curve,
         "config": config,
     }
