@@ -17,6 +17,7 @@ import tyro
 
 from colaworld import envs
 from colaworld.cli.errors import FORESEEN, tell
+from colaworld.cli.progress import bar
 from colaworld.config import to_dict
 from colaworld.data.encode import EncodingConfig
 from colaworld.data.recording import LeRobotWriter, check_target
@@ -175,27 +176,14 @@ def record(config: RecordConfig, *, progress: bool = True) -> dict[str, Any]:
 
 
 def _show(episodes: Iterator[Any], total: int, progress: bool) -> Iterator[Any]:
-    """A progress bar on a terminal; elsewhere a plain line every ten seconds."""
+    """The same episodes; each is told to the progress bar when it has been taken in."""
     if not progress:
         yield from episodes
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if console.is_terminal:
-        columns = ("recording", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as bar:
-            yield from bar.track(episodes, total=total)
-        return
-    started = last = time.monotonic()
-    for count, episode in enumerate(episodes, 1):
-        yield episode
-        now = time.monotonic()
-        if now - last >= 10 or count == total:
-            last = now
-            left = (now - started) / count * (total - count)
-            print(f"recording: {count}/{total} episodes, {left:.0f} s left", file=sys.stderr)
+    with bar("recording") as told:
+        for count, episode in enumerate(episodes, 1):
+            yield episode
+            told(count, total, "episodes")
 
 
 def run(argv: list[str]) -> int:
