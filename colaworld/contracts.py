@@ -84,6 +84,8 @@ class ClipBatch:
         return self.frames.shape[0]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ClipBatch:
+        """The same batch with every tensor on `device`."""
+
         def move(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.to(device, non_blocking=non_blocking)
 

@@ -22,6 +22,7 @@ VERBS = {
 
 
 def usage() -> str:
+    """What `colaworld` without a verb prints."""
     verbs = "\n".join(f"  {verb:10} {what}" for verb, what in VERBS.items())
     return (
         "usage: colaworld VERB [OPTIONS]\n\n"
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns the exit status.
 
     0 done, or interrupted while training with everything saved; 1 the work failed; 2 a wrong call
-    (argument, configuration, data set, folder); 130 Ctrl-C elsewhere.
+    (argument, configuration, data set, folder); 130 Ctrl-C elsewhere; 141 nobody reads the output.
     """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):

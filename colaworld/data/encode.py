@@ -64,6 +64,7 @@ class VideoWriter:
         self._time_base = self._stream.time_base = 1 / rate
 
     def write(self, frame: np.ndarray) -> None:
+        """Append one frame. ValueError where it is not uint8 of the writer's size."""
         if frame.shape != self._shape or frame.dtype != np.uint8:
             raise ValueError(
                 f"{self.path}: expected a uint8 frame {self._shape}, "
@@ -77,6 +78,7 @@ class VideoWriter:
         self.frames += 1
 
     def close(self) -> None:
+        """Flush the encoder and end the file; a second call does nothing."""
         if self._container is None:
             return
         container, self._container = self._container, None

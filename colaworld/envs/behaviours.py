@@ -16,11 +16,17 @@ Action = Any  # int for discrete actions, float32 [A] for continuous ones
 
 
 class Behaviour(Protocol):
+    """Acts in an env. What it does follows from the env's state and its generator alone."""
+
     name: str
 
-    def reset(self, env: Env, rng: np.random.Generator) -> None: ...
+    def reset(self, env: Env, rng: np.random.Generator) -> None:
+        """A new episode begins; `rng` is its only source of chance."""
+        ...
 
-    def act(self, env: Env) -> Action: ...
+    def act(self, env: Env) -> Action:
+        """The next action, as the env's `step` takes it."""
+        ...
 
 
 def _draw(spec: ActionSpec, env: Env, rng: np.random.Generator) -> Action:

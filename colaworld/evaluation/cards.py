@@ -19,6 +19,8 @@ ENTROPY_GOOD, ENTROPY_POOR = 0.7, 0.3
 
 @dataclass(frozen=True)
 class Judgement:
+    """What a number means, for a reader who does not know the field."""
+
     tone: str  # "good", "fair", "poor" or "open": a CSS class
     word: str  # one or two words
     text: str  # one sentence

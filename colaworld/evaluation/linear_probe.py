@@ -33,6 +33,8 @@ class ProbeSkipped(ValueError):
 
 @dataclass(frozen=True)
 class ProbeOutcome:
+    """The probe's numbers, and its answers row by row."""
+
     summary: dict[str, Any]  # the JSON of `probe`
     latent: ProbePrediction  # test rows, for the scatter or confusion matrix
 
