@@ -123,7 +123,7 @@ def evaluate_run(
             raise
         raise DataError(
             f"{error} (evaluation.history {history} + evaluation.horizon {asked} frames were "
-            "asked; without a horizon, it is as long as the episodes allow)"
+            "asked; --evaluation.horizon None predicts as many as the episodes allow)"
         ) from None
     if asked is None:
         possible = _longest_horizon(heldout, history)

@@ -13,7 +13,8 @@ from colaworld.cli.main import main
 from colaworld.data.encode import EncodingConfig, VideoWriter
 from colaworld.envs.scene import Scene
 
-# The smallest models that are still whole, and two steps a phase.
+# The smallest models that are still whole, and two steps a phase. What tests count on (tokens, a
+# codebook from the first step, the held-out share) is said here and not left to the recipes.
 TINY = [
     "--generator",
     "None",

@@ -81,7 +81,7 @@ def test_clips_longer_than_the_videos(films, film, tiny, quick, tmp_path, colawo
 def test_evaluation_of_short_episodes_predicts_fewer_frames(
     film, tiny, quick, tmp_path, colaworld
 ) -> None:
-    """Without a horizon it is as long as the episodes allow; one that is asked must fit."""
+    """Horizon None is as long as the episodes allow; one that is asked must fit."""
     films = tmp_path / "films"
     for number in range(30):
         film(films / f"{number}.mp4", frames=6, seed=number)
@@ -89,7 +89,7 @@ def test_evaluation_of_short_episodes_predicts_fewer_frames(
     assert colaworld("train", "nano.cola", "--data", films, "--out", out, *tiny).status == 0
     at = quick.index("--evaluation.horizon")
     freely = [*quick[:at], *quick[at + 2 :]]
-    assert colaworld("evaluate", out, *freely).status == 0
+    assert colaworld("evaluate", out, *freely, "--evaluation.horizon", None).status == 0
     result = json.loads((out / "evaluation.json").read_text())
     assert len(result["rollout"]["psnr_by_horizon"]) == result["counts"]["horizon"] == 5
     said = colaworld("evaluate", out, *freely, "--evaluation.horizon", 6)
