@@ -10,6 +10,14 @@ import pytest
 from colaworld.training.interrupts import StopRequest
 
 
+@pytest.fixture(autouse=True)
+def usual_ctrl_c():
+    """Python's own handler, also where the tests were started with Ctrl-C ignored."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
 def test_first_asks_second_stops():
     before = signal.getsignal(signal.SIGINT)
     with StopRequest() as request:
