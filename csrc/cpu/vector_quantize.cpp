@@ -3,8 +3,6 @@
 
 #include <cstdint>
 #include <limits>
-#include <memory>
-#include <new>
 #include <tuple>
 
 #include <torch/csrc/stable/library.h>
@@ -13,7 +11,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include "../checks.h"
-#include "instruction_set.h"
+#include "buffer.h"
+#include "choose.h"
 #include "vector_quantize.h"
 
 namespace colaworld {
@@ -25,35 +24,8 @@ using torch::stable::Tensor;
 // A multiply-add takes about 1 / 16 ns; a thread should be worth some 20 microseconds.
 constexpr int64_t MULTIPLY_ADDS_PER_TASK = 1 << 19;
 
-template <typename T>
-class AlignedBuffer {
- public:
-  explicit AlignedBuffer(int64_t size)
-      : data_(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{64}))) {}
-  ~AlignedBuffer() { ::operator delete(data_, std::align_val_t{64}); }
-  AlignedBuffer(const AlignedBuffer&) = delete;
-  AlignedBuffer& operator=(const AlignedBuffer&) = delete;
-  T* get() const { return data_; }
-
- private:
-  T* data_;
-};
-
 const VectorQuantizeKernels& kernels() {
-  static const VectorQuantizeKernels chosen = [] {
-    switch (chosen_instruction_set()) {
-#if defined(COLAWORLD_HAS_AVX512)
-      case InstructionSet::avx512:
-        return vector_quantize_avx512();
-#endif
-#if defined(COLAWORLD_HAS_AVX2)
-      case InstructionSet::avx2:
-        return vector_quantize_avx2();
-#endif
-      default:
-        return vector_quantize_baseline();
-    }
-  }();
+  static const VectorQuantizeKernels chosen = COLAWORLD_KERNELS(vector_quantize);
   return chosen;
 }
 

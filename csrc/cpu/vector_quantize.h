@@ -5,21 +5,9 @@
 
 #include <cstdint>
 
+#include "number.h"
+
 namespace colaworld {
-
-// bfloat16 as its bits; sums over it run in float.
-struct bfloat16 {
-  uint16_t bits;
-};
-
-template <typename In>
-struct accumulate {
-  using type = In;
-};
-template <>
-struct accumulate<bfloat16> {
-  using type = float;
-};
 
 template <typename In>
 struct VectorQuantizeKernel {

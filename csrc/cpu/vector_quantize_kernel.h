@@ -1,10 +1,5 @@
 // The vector_quantize kernel, written once and compiled once per instruction set.
 //
-// A file that includes this defines COLAWORLD_ISA (the namespace and suffix of its variant),
-// COLAWORLD_VECTOR_BYTES and COLAWORLD_ROWS first. Everything lives in a namespace named after the
-// variant and nothing from the C++ library is instantiated here: an inline function compiled with
-// AVX-512 must never be the copy that the linker keeps for everyone.
-//
 //   score(n, k) = |e_k|^2 / 2 - z_n . e_k       has the same minimum over k as |z_n - e_k|^2
 //
 // The codebook is packed so that one SIMD vector holds the same coordinate of `lanes` codes. ROWS
@@ -26,31 +21,19 @@
 #include <cstring>
 #include <type_traits>
 
+#include "simd.h"
 #include "vector_quantize.h"
 
 namespace colaworld {
 namespace COLAWORLD_ISA {
 
-constexpr int64_t ROWS = COLAWORLD_ROWS;
+// 2 * ROWS sums, 2 vectors of codes, a row value (and a product where there is no FMA) in
+// registers.
+constexpr int64_t ROWS = COLAWORLD_VECTOR_REGISTERS == 32 ? 12
+                         : COLAWORLD_VECTOR_BYTES == 32   ? 6
+                                                          : 4;
 constexpr int64_t SPAN = ROWS * 8;  // rows that share one pass over the codebook
 constexpr int64_t TILE_BYTES = 16 * 1024;  // packed codes per pass: half of a 32 KB L1 cache
-
-template <typename Acc>
-struct simd {
-  typedef Acc vec __attribute__((vector_size(COLAWORLD_VECTOR_BYTES), may_alias));
-  using Int = std::conditional_t<sizeof(Acc) == 8, int64_t, int32_t>;
-  typedef Int ivec __attribute__((vector_size(COLAWORLD_VECTOR_BYTES), may_alias));
-  static constexpr int64_t lanes = COLAWORLD_VECTOR_BYTES / sizeof(Acc);
-};
-
-inline float widen(float x) { return x; }
-inline double widen(double x) { return x; }
-inline float widen(bfloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float wide;
-  std::memcpy(&wide, &bits, sizeof(wide));
-  return wide;
-}
 
 template <typename In>
 void pack(const In* codebook,
@@ -81,12 +64,6 @@ void pack(const In* codebook,
       half_norm[k] = static_cast<Acc>(sum / 2);
     }
   }
-}
-
-// Every lane holds x. Not `vec{} + x`: 0 + -0 is +0, so that would cost a real addition.
-template <typename Acc>
-inline typename simd<Acc>::vec broadcast(Acc x) {
-  return x - typename simd<Acc>::vec{};
 }
 
 // R rows against V neighbouring blocks of codes; best and where: [R], one value per lane.
@@ -312,9 +289,6 @@ VectorQuantizeKernel<In> kernel() {
 }
 
 }  // namespace COLAWORLD_ISA
-
-#define COLAWORLD_JOIN_(a, b) a##b
-#define COLAWORLD_JOIN(a, b) COLAWORLD_JOIN_(a, b)
 
 VectorQuantizeKernels COLAWORLD_JOIN(vector_quantize_, COLAWORLD_ISA)() {
   return {COLAWORLD_ISA::kernel<float>(), COLAWORLD_ISA::kernel<double>(),

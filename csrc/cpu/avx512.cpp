@@ -1,0 +1,7 @@
+// Every CPU kernel, compiled for AVX-512 (F, DQ, BW, VL).
+// CMakeLists.txt gives this file its flags.
+
+#define COLAWORLD_ISA avx512
+#define COLAWORLD_VECTOR_BYTES 64
+#define COLAWORLD_VECTOR_REGISTERS 32
+#include "vector_quantize_kernel.h"
