@@ -15,7 +15,9 @@ from pathlib import Path
 import tyro
 
 from colaworld.cli import evaluate, record, train
+from colaworld.config import ConfigError
 from colaworld.evaluation.files import read_json
+from colaworld.recipes.runs import read_config
 
 # The generator was pre-trained on other episodes of the same world (seed 1000).
 _DATA = ("--steps", "100", "--seed", "7", "--behaviour", "sticky-random", "--repeat", "0.3")
@@ -29,18 +31,30 @@ class DemoOptions:
     out: Path = Path("runs/demo")
     """The run folder; the data goes into its `data`."""
     long: bool = False
-    """About an hour of training instead of minutes."""
-    recipe: str = "nano.cola"
-    """The recipe to run on the demo's data."""
+    """About an hour of training instead of minutes: the recipe nano.cola_long, more episodes."""
+    recipe: str | None = None
+    """The recipe to run on the demo's data; nano.cola when none is named."""
+    episodes: int | None = None
+    """Episodes to record; 80 when none is given, 240 with --long."""
+    max_steps: int | None = None
+    """At most so many steps of each phase: a look at the machinery, not at results."""
 
 
 def run(argv: list[str]) -> int:
     """Run the demo; 0 when the report is written."""
     options = tyro.cli(DemoOptions, args=argv, prog="colaworld demo", description=__doc__)
     out, data = options.out, options.out / "data"
+    recipe = options.recipe or ("nano.cola_long" if options.long else "nano.cola")
+    if options.recipe and options.long:
+        raise ConfigError("--long is the recipe nano.cola_long: give either --long or --recipe")
+    if (out / "config.yaml").is_file() and (there := read_config(out).recipe) != recipe:
+        raise ConfigError(
+            f"--out {out}: holds a run of {there}, asked for {recipe}; name another --out, or "
+            "delete that folder"
+        )
     began = time.monotonic()
     if not (data / "meta" / "info.json").is_file():
-        episodes = "240" if options.long else "80"
+        episodes = str(options.episodes or (240 if options.long else 80))
         done = _verb(
             "record", record.run, ["crafter", "--out", str(data), "--episodes", episodes, *_DATA]
         )
@@ -48,10 +62,9 @@ def run(argv: list[str]) -> int:
             return done
     else:
         print(f"reusing {data}")
-    longer = (
-        ["--phases.warmup.steps", "1500", "--phases.joint.steps", "6000"] if options.long else []
-    )
-    arguments = [options.recipe, "--data", str(data), "--out", str(out), *longer]
+    arguments = [recipe, "--data", str(data), "--out", str(out)]
+    if options.max_steps is not None:
+        arguments += ["--training.max-steps", str(options.max_steps)]
     finished = out / "weights" / "model.safetensors"
     if not finished.is_file():
         resume = ["--resume"] if (out / "checkpoints").is_dir() else []
@@ -72,7 +85,7 @@ def run(argv: list[str]) -> int:
         done = _verb("evaluate", evaluate.run, [str(out)])
         if done:
             return done
-    print(f"the demo took {time.monotonic() - began:.0f} s")
+    print(f"this call took {time.monotonic() - began:.0f} s")
     return 0
 
 

@@ -12,6 +12,7 @@ from colaworld.recipes.base import RunConfig
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "nano.pretrain": nano.pretrain,
     "nano.cola": nano.cola,
+    "nano.cola_long": nano.cola_long,
     "nano.two_stage": nano.two_stage,
     "nano.naive_joint": nano.naive_joint,
     "nano.frozen_world": nano.frozen_world,

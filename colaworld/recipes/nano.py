@@ -130,6 +130,13 @@ def cola() -> RunConfig:
     return _nano("nano.cola", ("warmup", "joint"))
 
 
+def cola_long() -> RunConfig:
+    """The same with about four times the steps: an hour on two cores."""
+    config = _nano("nano.cola_long", ("warmup", "joint"))
+    phases = replace(config.phases, joint=replace(_JOINT, steps=7000, cooldown_steps=1500))
+    return replace(config, phases=phases)
+
+
 def two_stage() -> RunConfig:
     """The baseline: a latent action model with its own forward model, then the world model."""
     return _nano("nano.two_stage", ("lam", "world"))

@@ -40,6 +40,7 @@ from colaworld.training.ema import WeightAverage
 from colaworld.training.gate import CollapseAlarm, WarmupGate
 from colaworld.training.guard import LossGuard
 from colaworld.training.interrupts import StopRequest
+from colaworld.training.lock import FolderLock
 from colaworld.training.loggers import ConsoleLogger, JsonlLogger, TensorBoardLogger
 from colaworld.training.meters import HealthMeter, Throughput, gradient_norms
 from colaworld.training.optimizer import Moments, PhaseOptimizer
@@ -168,8 +169,10 @@ class Trainer:
         self._console: ConsoleLogger | None = None
         self._tensorboard: TensorBoardLogger | None = None
         self._jsonl: JsonlLogger | None = None
+        self._lock: FolderLock | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FolderLock(self.out)
             checkpoints.sweep(folder)
             latest = checkpoints.latest_checkpoint(folder)
             if latest is not None and not self.resume:
@@ -202,9 +205,9 @@ class Trainer:
         self._console = ConsoleLogger(total=sum(self._limit(phase) for phase in self.phases))
 
     def _close(self) -> None:
-        for logger in (self._jsonl, self._tensorboard, self._console):
-            if logger is not None:
-                logger.close()
+        for opened in (self._jsonl, self._tensorboard, self._console, self._lock):
+            if opened is not None:
+                opened.close()
 
     def _limit(self, phase: Phase) -> int:
         cap = self.training.max_steps

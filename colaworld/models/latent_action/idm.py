@@ -45,6 +45,9 @@ class IDMConfig:
     frame's alone, which has seen the earlier one. The mean also carries the action before."""
     matching: int = 1
     """Radius in patches of the matching volume given beside the pixels; 0: pixels alone (paper)."""
+    motion: bool = False
+    """Add a linear map of the matching volume's mean over the patches to the latents: they then
+    differ by the motion of the whole view from the first step on. Needs matching > 0."""
 
     @staticmethod
     def paper() -> IDMConfig:
@@ -113,6 +116,11 @@ class InverseDynamicsModel(nn.Module):
         self.embed = nn.Linear(3 * config.patch**2 + candidates, width)
         self.blocks = nn.ModuleList(IDMBlock(config) for _ in range(config.depth))
         self.pool = AttentionPooling(width, config.heads, config.tokens, config.dim)
+        if config.motion and not config.matching:
+            raise ValueError("idm.motion: reads the matching volume, so idm.matching must be > 0")
+        self.motion = (
+            nn.Linear(candidates, config.tokens * config.dim, bias=False) if config.motion else None
+        )
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames [B, T, 3, H, W] in [0, 1] -> latents [B, T - 1, N, d]."""
@@ -125,7 +133,8 @@ class InverseDynamicsModel(nn.Module):
         x = F.pixel_unshuffle((frames * 2 - 1).flatten(0, 1), patch)  # [B T, 3 p p, h, w]
         x = x.unflatten(0, (B, T))
         if self.config.matching:
-            x = torch.cat([x, matching_volume(x, radius=self.config.matching)], dim=2)
+            volume = matching_volume(x, radius=self.config.matching)
+            x = torch.cat([x, volume], dim=2)
         x = x.flatten(3).transpose(2, 3)  # [B, T, S, 3 p p + candidates]
         position = grid_embedding(H // patch, W // patch, self.config.width, device=x.device)
         dtype = self.embed.weight.dtype
@@ -139,4 +148,8 @@ class InverseDynamicsModel(nn.Module):
         later = x[:, 1:]  # [B, T - 1, S, C]
         pair = (x[:, :-1] + later) / 2 if self.config.pair == "mean" else later
         z = self.pool(pair.flatten(0, 1))
-        return z.unflatten(0, (B, T - 1))
+        z = z.unflatten(0, (B, T - 1))
+        if self.motion is None:
+            return z
+        mean = volume[:, 1:].mean((3, 4)).to(self.motion.weight.dtype)  # [B, T - 1, candidates]
+        return z + self.motion(mean).view_as(z)

@@ -1,0 +1,73 @@
+"""colaworld demo: what it reuses and what it refuses; the whole of it, at two steps a phase."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from colaworld.cli import demo
+from colaworld.cli.main import main
+from colaworld.config import to_yaml
+from colaworld.recipes import recipe
+
+
+def test_a_folder_with_another_recipe_is_refused(tmp_path, capsys) -> None:
+    (tmp_path / "config.yaml").write_text(to_yaml(recipe("nano.two_stage")))
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "holds a run of nano.two_stage, asked for nano.cola" in said
+    assert not (tmp_path / "data").exists()
+    assert main(["demo", "--out", str(tmp_path), "--long"]) == 2
+    assert "asked for nano.cola_long" in capsys.readouterr().err
+
+
+def test_long_is_a_recipe(tmp_path, capsys) -> None:
+    assert main(["demo", "--out", str(tmp_path), "--long", "--recipe", "nano.cola"]) == 2
+    assert "give either --long or --recipe" in capsys.readouterr().err
+
+
+def test_each_verb_is_called_once_and_what_is_there_is_reused(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    called = []
+    steps = {"record": "data/meta/info.json", "train": "weights/model.safetensors"}
+
+    def verb(name):
+        def run(argv):
+            called.append((name, argv))
+            if name in steps:
+                (tmp_path / steps[name]).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / steps[name]).write_text("{}")
+            return 0
+
+        return run
+
+    for name in ("record", "train", "evaluate"):
+        monkeypatch.setattr(getattr(demo, name), "run", verb(name))
+    assert main(["demo", "--out", str(tmp_path), "--episodes", "3", "--max-steps", "5"]) == 0
+    assert [name for name, _ in called] == ["record", "train", "evaluate"]
+    record, train = called[0][1], called[1][1]
+    assert record[record.index("--episodes") + 1] == "3"
+    assert train[:3] == ["nano.cola", "--data", str(tmp_path / "data")]
+    assert train[-2:] == ["--training.max-steps", "5"]
+    called.clear()
+    assert main(["demo", "--out", str(tmp_path)]) == 0
+    assert [name for name, _ in called] == ["evaluate"]  # its result is not there yet
+    assert "reusing the trained world" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_whole_demo(tmp_path, capsys) -> None:
+    pytest.importorskip("crafter", reason="the demo records Crafter (extra `crafter`)")
+    arguments = ["demo", "--out", str(tmp_path), "--episodes", "10", "--max-steps", "2"]
+    assert main(arguments) == 0
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert result["probe"]["kind"] == "accuracy"
+    assert set(result["delta_psnr"]) >= {"random", "shuffled", "constant"}
+    assert "<svg" in (tmp_path / "report.html").read_text()
+    phases = [json.loads(line)["phase"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert phases == ["warmup"] * 2 + ["joint"] * 2
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "reusing" in capsys.readouterr().out
