@@ -34,7 +34,7 @@ _WARMUP = Phase(
     learning_rate=1e-3,
     ramp_steps=50,
     # Not before the codebook has started (continuous_steps) and its health window has filled.
-    gate=GateConfig(entropy=0.8, window=60, min_steps=300),
+    gate=GateConfig(entropy=0.7, window=60, min_steps=300),
 )
 _JOINT = Phase(
     "joint",
@@ -78,7 +78,7 @@ _PRETRAIN = Phase(
 _NEAR_NOISE = TimeConfig(shift=16.0)
 _MODEL = ModelConfig(
     window=4,
-    idm=IDMConfig(tokens=2),
+    idm=IDMConfig(tokens=2, motion=True),
     quantizer=QuantizerConfig(continuous_steps=250),
 )
 
@@ -100,7 +100,7 @@ def _nano(recipe: str, schedule: tuple[str, ...], **changes: object) -> RunConfi
         "phases": PhasesConfig(
             pretrain=_PRETRAIN, warmup=_WARMUP, joint=_JOINT, lam=_LAM_STAGE, world=_WORLD_STAGE
         ),
-        "training": TrainingConfig(batch_size=8, health_window=1024, checkpoint_every=250),
+        "training": TrainingConfig(batch_size=8, health_window=1024, checkpoint_every=250, sample_every=500),
         "sampler": SamplerConfig(steps=6, shift=4.0),
         "evaluation": EvaluationConfig(clips=48, horizon=8),
     }
