@@ -158,6 +158,11 @@ def _check_heldout(trained: DataConfig, asked: DataConfig) -> None:
         raise ConfigError(
             f"data.split: evaluation is on held-out episodes, got {asked.split!r}; leave it out"
         )
+    if asked.frames_per_clip != trained.frames_per_clip:
+        raise ConfigError(
+            f"data.frames_per_clip: got {asked.frames_per_clip}, but clips of an evaluation are as "
+            "long as evaluation.history + evaluation.horizon; set those"
+        )
     if asked.path != trained.path:
         return
     if asked.holdout != trained.holdout:

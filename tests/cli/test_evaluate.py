@@ -84,6 +84,13 @@ def test_episodes_that_were_trained_on_are_not_called_held_out(
     assert "were trained on" in caplog.text
 
 
+def test_the_length_of_clips_is_not_asked_for_by_a_name_that_is_ignored(
+    run, quick, colaworld
+) -> None:
+    said = colaworld("evaluate", run, *quick, "--data.frames-per-clip", 7)
+    assert said.status == 2 and "evaluation.history + evaluation.horizon" in said.err
+
+
 def test_runs_of_one_recipe_stand_side_by_side(run, quick, tmp_path, colaworld) -> None:
     other = shutil.copytree(run, tmp_path / "other")
     said = colaworld("evaluate", run, *quick, "--compare", other)
