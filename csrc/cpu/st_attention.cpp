@@ -163,6 +163,8 @@ void run(const StAttentionKernel<In>& kernel,
   if (parts > panels) parts = panels;
   const In* x = static_cast<const In*>(qkv.const_data_ptr());
   In* to = static_cast<In*>(out.mutable_data_ptr());
+  const int64_t b = qkv.stride(0), t = qkv.stride(1), s = qkv.stride(2), h = qkv.stride(4);
+  const auto at = [&](int64_t pair) { return x + of.start(pair, b, t, s, h); };
   const int64_t size = kernel.forward_scratch(L, of.call.D);
   const int64_t grain = 1 + MULTIPLY_ADDS_PER_TASK * parts / of.multiply_adds();
   torch::stable::parallel_for(0, of.pairs * parts, grain, [&](int64_t first, int64_t last) {
@@ -172,10 +174,8 @@ void run(const StAttentionKernel<In>& kernel,
       const int64_t pair = i / parts, part = i % parts;
       const int64_t from = part * panels / parts * panel;
       const int64_t until = (part + 1) * panels / parts * panel;
-      const In* here =
-          x + of.start(pair, qkv.stride(0), qkv.stride(1), qkv.stride(2), qkv.stride(4));
-      kernel.forward(of.call, here, from, until < L ? until : L, scratch.get(),
-                     to + of.start(pair, 1));
+      kernel.forward(of.call, at(pair), i + 1 < last ? at(pair + 1) : nullptr, from,
+                     until < L ? until : L, scratch.get(), to + of.start(pair, 1));
     }
   });
 }
@@ -196,6 +196,8 @@ void run_backward(const StAttentionKernel<In>& kernel,
   const In* g = static_cast<const In*>(grad.const_data_ptr());
   In* dx = static_cast<In*>(dqkv.mutable_data_ptr());
   std::vector<double> partial(tasks * 2 * D, 0.0);
+  const int64_t b = qkv.stride(0), t = qkv.stride(1), s = qkv.stride(2), h = qkv.stride(4);
+  const auto at = [&](int64_t pair) { return x + of.start(pair, b, t, s, h); };
   const int64_t size = kernel.backward_scratch(of.call.L, D);
   const int64_t work = of.multiply_adds() * 5 / 2 * of.pairs / tasks;
   const int64_t grain = 1 + MULTIPLY_ADDS_PER_TASK / work;
@@ -206,12 +208,10 @@ void run_backward(const StAttentionKernel<In>& kernel,
       double* sums = partial.data() + task * 2 * D;
       const int64_t end = (task + 1) * of.pairs / tasks;
       for (int64_t pair = task * of.pairs / tasks; pair < end; ++pair) {
-        const In* here =
-            x + of.start(pair, qkv.stride(0), qkv.stride(1), qkv.stride(2), qkv.stride(4));
         const In* grad_here =
             g + of.start(pair, grad.stride(0), grad.stride(1), grad.stride(2), grad.stride(3));
-        kernel.backward(of.call, here, grad_here, scratch.get(), dx + of.start(pair, 3), sums,
-                        sums + D);
+        kernel.backward(of.call, at(pair), pair + 1 < end ? at(pair + 1) : nullptr, grad_here,
+                        scratch.get(), dx + of.start(pair, 3), sums, sums + D);
       }
     }
   });

@@ -46,6 +46,7 @@ struct StAttentionKernel {
   // Queries [first, last) of one (sequence, head); first is a multiple of panel(L).
   void (*forward)(const StAttentionCall<In>& call,
                   const In* x,  // the queries of position 0
+                  const In* next,  // those of the pair that comes next, or null
                   int64_t first,
                   int64_t last,
                   Acc* scratch,  // 64-byte aligned
@@ -53,6 +54,7 @@ struct StAttentionKernel {
 
   void (*backward)(const StAttentionCall<In>& call,
                    const In* x,  // the queries of position 0
+                   const In* next,  // those of the pair that comes next, or null
                    const In* grad,  // of the output at position 0
                    Acc* scratch,  // 64-byte aligned
                    In* dx,  // the queries of position 0

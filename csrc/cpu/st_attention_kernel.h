@@ -36,6 +36,10 @@ namespace st_attention {
 // Two panels of scores (P and dP) should leave room in a second-level cache of 512 KB and more.
 constexpr int64_t SCORE_BYTES = 256 * 1024;
 
+// Where rows lie far apart the processor does not guess the next ones; short sequences name them
+// while they work. More than this would push out what is in use.
+constexpr int64_t FETCH_BYTES = 32 * 1024;
+
 // A row of scratch: whole vectors, and whole fours for the transpose.
 template <typename Acc>
 inline int64_t padded(int64_t n) {
@@ -173,6 +177,7 @@ inline void clear_to_four(Acc* rows, int64_t n, int64_t stride) {
 template <typename In>
 void forward(const StAttentionCall<In>& call,
              const In* x,
+             const In* next,
              int64_t first,
              int64_t last,
              typename accumulate<In>::type* scratch,
@@ -182,6 +187,8 @@ void forward(const StAttentionCall<In>& call,
   const int64_t all_keys = call.causal ? last : call.L;
   const int64_t vectors = (D + simd<Acc>::lanes - 1) / simd<Acc>::lanes;
   const Row<Acc> row(D);
+  const int64_t bytes = D * static_cast<int64_t>(sizeof(In));
+  if (3 * call.L * bytes > FETCH_BYTES) next = nullptr;
   Pool<Acc> pool{scratch};
   Acc* keys = pool.take(call.L, stride);
   Acc* values = pool.take(call.L, stride);
@@ -193,6 +200,11 @@ void forward(const StAttentionCall<In>& call,
 
   const auto table = [stride](const Acc* of, int64_t l) { return of ? of + l * stride : nullptr; };
   for (int64_t l = 0; l < all_keys; ++l) {
+    if (next != nullptr) {
+      const In* row_ahead = next + l * call.x_row;
+      for (int64_t part = 0; part < 3; ++part) fetch(row_ahead + part * call.x_part, bytes);
+      fetch_to_write(out + l * call.out_row, bytes);
+    }
     prepare(row, x + call.x_part + l * call.x_row, call.k_weight, table(call.cos, l),
             table(call.sin, l), call.eps, Acc(1), keys + l * stride);
   }
@@ -230,6 +242,7 @@ void forward(const StAttentionCall<In>& call,
 template <typename In>
 void backward(const StAttentionCall<In>& call,
               const In* x,
+              const In* next,
               const In* grad,
               typename accumulate<In>::type* scratch,
               In* dx,
@@ -240,6 +253,8 @@ void backward(const StAttentionCall<In>& call,
   const int64_t L = call.L, D = call.D, stride = padded<Acc>(D), most = panel<Acc>(L);
   const int64_t vectors = (D + lanes - 1) / lanes;
   const Row<Acc> row(D);
+  const int64_t bytes = D * static_cast<int64_t>(sizeof(In));
+  if (3 * call.L * bytes > FETCH_BYTES) next = nullptr;
   Pool<Acc> pool{scratch};
   Acc* keys = pool.take(L, stride);
   Acc* values = pool.take(L, stride);
@@ -263,6 +278,13 @@ void backward(const StAttentionCall<In>& call,
 
   const auto table = [stride](const Acc* of, int64_t l) { return of ? of + l * stride : nullptr; };
   for (int64_t l = 0; l < L; ++l) {
+    if (next != nullptr) {
+      const In* row_ahead = next + l * call.x_row;
+      for (int64_t part = 0; part < 3; ++part) {
+        fetch(row_ahead + part * call.x_part, bytes);
+        fetch_to_write(dx + l * call.dx_row + part * call.dx_part, bytes);
+      }
+    }
     k_rms[l] = prepare(row, x + call.x_part + l * call.x_row, call.k_weight, table(call.cos, l),
                        table(call.sin, l), call.eps, Acc(1), keys + l * stride);
   }

@@ -33,12 +33,6 @@ inline typename simd<typename accumulate<In>::type>::vec rounded(
   }
 }
 
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define COLAWORLD_SHUFFLES
-#endif
-#endif
-
 // (x0, x1, x2, x3, ...) -> (x1, x0, x3, x2, ...)
 template <typename Acc>
 inline typename simd<Acc>::vec swapped(typename simd<Acc>::vec x) {
@@ -89,6 +83,18 @@ struct Row {
   // Zero in the lanes of vector i that vector i - 1 holds as well.
   vec once(int64_t i, vec x) const { return i + 1 < vectors ? x : (fresh != 0 ? x : vec{}); }
 };
+
+// Asks for n bytes that will be read, or written, soon.
+inline void fetch(const void* from, int64_t bytes) {
+  const char* line = static_cast<const char*>(from);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(line + i, 0, 2);
+  __builtin_prefetch(line + bytes - 1, 0, 2);
+}
+inline void fetch_to_write(void* to, int64_t bytes) {
+  char* line = static_cast<char*>(to);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(line + i, 1, 2);
+  __builtin_prefetch(line + bytes - 1, 1, 2);
+}
 
 // z * factor of one row; returns 1 / root mean square, or 1 without a norm.
 template <typename In>
@@ -170,13 +176,13 @@ inline void transpose(const Acc* from,  // [rows, stride]
                       int64_t stride,
                       int64_t width,
                       Acc* to) {  // [columns, width]
+  typedef Acc four __attribute__((vector_size(4 * sizeof(Acc))));
   int64_t i = 0;
   for (; i < rows; i += 4) {
     for (int64_t j = 0; j < columns; j += 4) {
       const Acc* a = from + i * stride + j;
       Acc* b = to + j * width + i;
 #if defined(COLAWORLD_SHUFFLES)
-      typedef Acc four __attribute__((vector_size(4 * sizeof(Acc))));
       four r0, r1, r2, r3;
       std::memcpy(&r0, a, sizeof(four));
       std::memcpy(&r1, a + stride, sizeof(four));
@@ -201,8 +207,9 @@ inline void transpose(const Acc* from,  // [rows, stride]
 #endif
     }
   }
-  for (int64_t j = 0; j < columns; ++j) {
-    for (int64_t k = i; k < width; ++k) to[j * width + k] = 0;
+  const four zero{};
+  for (int64_t j = 0; j < columns && i < width; ++j) {
+    for (int64_t k = i; k < width; k += 4) std::memcpy(to + j * width + k, &zero, sizeof(four));
   }
 }
 
