@@ -7,5 +7,12 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(colaworld, m) {
+  m.def(
+      "st_attention(Tensor qkv, Tensor? q_weight, Tensor? k_weight, Tensor? cos, Tensor? sin, "
+      "bool temporal, bool causal, float eps, float scale) -> Tensor");
+  m.def(
+      "st_attention_backward(Tensor grad, Tensor qkv, Tensor? q_weight, Tensor? k_weight, "
+      "Tensor? cos, Tensor? sin, bool temporal, bool causal, float eps, float scale) "
+      "-> (Tensor dqkv, Tensor dq_weight, Tensor dk_weight)");
   m.def("vector_quantize(Tensor z, Tensor codebook) -> (Tensor codes, Tensor indices)");
 }

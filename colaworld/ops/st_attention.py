@@ -1,20 +1,124 @@
 """`st_attention`: attention along the spatial or the temporal axis of a clip.
 
-The public function: checks and the choice of an implementation. The meaning is in `reference.py`.
+The public function: checks, the choice of an implementation, and what autograd and the compiler
+must know of the compiled op. The meaning is in `reference.py`, the CPU kernel in
+`csrc/cpu/st_attention_kernel.h`.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from colaworld.ops import _dispatch, reference
+from colaworld.ops import _dispatch, _native, reference
 from colaworld.ops._checks import check_beside
+
+_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def _cpu_refuses(facts: _dispatch.Facts) -> str | None:
+    if not _native.AVAILABLE:
+        return _native.reason()
+    if facts.device != "cpu":
+        return f"the tensors are on {facts.device}, it needs cpu"
+    if facts.dtype not in _CPU_DTYPES:
+        return f"the dtype is {facts.dtype}, it takes float32, float64 and bfloat16"
+    return None
+
+
+def _cpu(
+    qkv: Tensor,  # [B, T, S, 3, H, D]
+    q_weight: Tensor | None,  # [D]
+    k_weight: Tensor | None,  # [D]
+    cos: Tensor | None,  # [L, D/2]
+    sin: Tensor | None,  # [L, D/2]
+    *,
+    temporal: bool,
+    causal: bool,
+    eps: float,
+    scale: float,
+) -> Tensor:  # [B, T, S, H, D]
+    if cos is not None and sin is not None and (cos.requires_grad or sin.requires_grad):
+        # The kernel has no gradient for the tables: norm and rotation run outside of it.
+        q, k, v = qkv.unbind(3)
+        if q_weight is not None:
+            q = reference.rms_norm(q, q_weight, eps=eps)
+        if k_weight is not None:
+            k = reference.rms_norm(k, k_weight, eps=eps)
+        shape = (-1, 1, 1, cos.shape[1]) if temporal else (-1, 1, cos.shape[1])
+        cos, sin = cos.reshape(shape), sin.reshape(shape)
+        q, k = (reference.rotate_pairs(x, cos, sin) for x in (q, k))
+        qkv = torch.stack((q, k, v), 3)
+        q_weight = k_weight = cos = sin = None
+    return torch.ops.colaworld.st_attention(
+        qkv, q_weight, k_weight, cos, sin, temporal, causal, eps, scale
+    )
+
+
+def _fake(qkv, q_weight, k_weight, cos, sin, temporal, causal, eps, scale) -> Tensor:
+    B, T, S, _, H, D = qkv.shape
+    return qkv.new_empty((B, T, S, H, D))
+
+
+def _fake_backward(
+    grad, qkv, q_weight, k_weight, cos, sin, temporal, causal, eps, scale
+) -> tuple[Tensor, Tensor, Tensor]:
+    def of(weight: Tensor | None) -> Tensor:
+        return qkv.new_empty((0,)) if weight is None else weight.new_empty(weight.shape)
+
+    return qkv.new_empty(qkv.shape), of(q_weight), of(k_weight)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    qkv, q_weight, k_weight, cos, sin, *ctx.options = inputs
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table is not None and table.requires_grad:
+            raise ValueError(
+                f"st_attention: {name}: the compiled op has no gradient for it; call "
+                "colaworld.ops.st_attention, or detach the table"
+            )
+    ctx.save_for_backward(qkv, q_weight, k_weight, cos, sin)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    qkv, q_weight, k_weight, cos, sin = ctx.saved_tensors
+    dqkv, dq_weight, dk_weight = torch.ops.colaworld.st_attention_backward(
+        grad, qkv, q_weight, k_weight, cos, sin, *ctx.options
+    )
+    dq_weight = None if q_weight is None else dq_weight
+    dk_weight = None if k_weight is None else dk_weight
+    return dqkv, dq_weight, dk_weight, None, None, None, None, None, None
+
+
+def _setup_no_second(ctx, inputs, output) -> None:
+    pass
+
+
+def _no_second(ctx, *_) -> None:
+    raise RuntimeError(
+        "st_attention: the cpu implementation has no second derivative; compute it within "
+        'colaworld.ops.force("reference")'
+    )
+
+
+if _native.AVAILABLE:
+    torch.library.register_fake("colaworld::st_attention", _fake)
+    torch.library.register_autograd(
+        "colaworld::st_attention", _backward, setup_context=_setup_context
+    )
+    torch.library.register_fake("colaworld::st_attention_backward", _fake_backward)
+    torch.library.register_autograd(
+        "colaworld::st_attention_backward", _no_second, setup_context=_setup_no_second
+    )
 
 _dispatch.register(
     "st_attention",
-    (_dispatch.Implementation("reference", reference.st_attention, _dispatch.always),),
+    (
+        _dispatch.Implementation("cpu", _cpu, _cpu_refuses),
+        _dispatch.Implementation("reference", reference.st_attention, _dispatch.always),
+    ),
 )
 
 

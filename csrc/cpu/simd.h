@@ -114,7 +114,35 @@ inline void store_first(In* to, typename simd<typename accumulate<In>::type>::ve
   for (int64_t i = 0; i < n; ++i) to[i] = narrow<In>(lane[i]);
 }
 
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define COLAWORLD_SHUFFLES
+#endif
+#endif
+
 // Sum over the lanes, always in the same order: by halves.
+#if defined(COLAWORLD_SHUFFLES)
+template <int N, typename Vec>
+inline auto sum_of_halves(Vec x) {
+  if constexpr (N == 2) {
+    return x[0] + x[1];
+  } else if constexpr (N == 4) {
+    return sum_of_halves<2>(__builtin_shufflevector(x, x, 0, 1) +
+                            __builtin_shufflevector(x, x, 2, 3));
+  } else if constexpr (N == 8) {
+    return sum_of_halves<4>(__builtin_shufflevector(x, x, 0, 1, 2, 3) +
+                            __builtin_shufflevector(x, x, 4, 5, 6, 7));
+  } else {
+    static_assert(N == 16);
+    return sum_of_halves<8>(__builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
+                            __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15));
+  }
+}
+template <typename Acc>
+inline Acc sum_of_lanes(typename simd<Acc>::vec x) {
+  return sum_of_halves<simd<Acc>::lanes>(x);
+}
+#else
 template <typename Acc>
 inline Acc sum_of_lanes(typename simd<Acc>::vec x) {
   Acc lane[simd<Acc>::lanes];
@@ -124,6 +152,7 @@ inline Acc sum_of_lanes(typename simd<Acc>::vec x) {
   }
   return lane[0];
 }
+#endif
 
 template <typename Acc>
 inline Acc max_of_lanes(typename simd<Acc>::vec x) {
