@@ -8,4 +8,11 @@
 
 STABLE_TORCH_LIBRARY(colaworld, m) {
   m.def("vector_quantize(Tensor z, Tensor codebook) -> (Tensor codes, Tensor indices)");
+  m.def(
+      "adaln(Tensor x, Tensor? y, Tensor? gate, Tensor shift, Tensor scale, Tensor? index, float eps, "
+      "bool rms) -> (Tensor x_out, Tensor out, Tensor mean, Tensor rstd)");
+  m.def(
+      "adaln_backward(Tensor grad_x_out, Tensor grad_out, Tensor x, Tensor? y, Tensor? gate, Tensor "
+      "scale, Tensor? index, Tensor mean, Tensor rstd, bool rms) -> (Tensor dx, Tensor dy, Tensor "
+      "dgate, Tensor dshift, Tensor dscale)");
 }

@@ -98,12 +98,25 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return F.embedding(indices, codebook), indices
 
 
+def frame_rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows [B, T, C] of a table [M, C]; `index` [B, T] int64. No row counts from the end."""
+    inside = ((index >= 0) & (index < table.shape[0])).all()
+    message = f"index: expected rows 0 .. M - 1 of tables with M = {table.shape[0]} rows"
+    if torch.compiler.is_compiling() or index.device.type != "cpu":
+        torch._assert_async(inside, message)  # a graph, or a GPU, does not wait for the answer
+    elif not inside:
+        worst = index.max() if index.max() >= table.shape[0] else index.min()
+        raise ValueError(f"{message}, got {int(worst)}")
+    return F.embedding(index, table)
+
+
 def adaln(
     x: Tensor,  # [B, T, S, C]
     y: Tensor | None,  # [B, T, S, C]
-    gate: Tensor | None,  # [B, T, C]
-    shift: Tensor,  # [B, T, C]
-    scale: Tensor,  # [B, T, C]
+    gate: Tensor | None,  # [B, T, C], or [M, C] with an index
+    shift: Tensor,  # [B, T, C], or [M, C] with an index
+    scale: Tensor,  # [B, T, C], or [M, C] with an index
+    index: Tensor | None = None,  # [B, T] int64, rows of the tables
     *,
     eps: float,
     rms: bool,
@@ -114,6 +127,9 @@ def adaln(
     it sees what the next block sees.
     """
     wide = compute_dtype(x.dtype)
+    if index is not None:
+        gate = None if gate is None else frame_rows(gate.to(wide), index)
+        shift, scale = frame_rows(shift.to(wide), index), frame_rows(scale.to(wide), index)
     x_out = x
     if y is not None:
         branch = y.to(wide)
