@@ -7,6 +7,14 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(colaworld, m) {
+  m.def(
+      "qk_norm_rope(Tensor q, Tensor k, Tensor? q_weight, Tensor? k_weight, Tensor? cos, Tensor? sin, "
+      "Tensor? position, int[] sections, float eps, bool across, bool half) -> (Tensor q_out, Tensor "
+      "k_out)");
+  m.def(
+      "qk_norm_rope_backward(Tensor grad_q, Tensor grad_k, Tensor? q, Tensor? k, Tensor? q_weight, "
+      "Tensor? k_weight, Tensor? cos, Tensor? sin, Tensor? position, int[] sections, float eps, bool "
+      "across, bool half) -> (Tensor dq, Tensor dk, Tensor dq_weight, Tensor dk_weight)");
   m.def("vector_quantize(Tensor z, Tensor codebook) -> (Tensor codes, Tensor indices)");
   m.def(
       "adaln(Tensor x, Tensor? y, Tensor? gate, Tensor shift, Tensor scale, Tensor? index, float eps, "
