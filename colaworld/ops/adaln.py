@@ -7,13 +7,111 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from colaworld.ops import _dispatch, reference
+from colaworld.ops import _dispatch, _native, reference
 from colaworld.ops._checks import check_beside
 
+_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def _cpu_refuses(facts: _dispatch.Facts) -> str | None:
+    if not _native.AVAILABLE:
+        return _native.reason()
+    if facts.device != "cpu":
+        return f"the tensors are on {facts.device}, it needs cpu"
+    if facts.dtype not in _CPU_DTYPES:
+        return f"the dtype is {facts.dtype}, it takes float32, float64 and bfloat16"
+    if facts.shape[-1] == 0:
+        return "C is 0, it needs at least one channel"
+    return None
+
+
+def _cpu(
+    x: Tensor,
+    y: Tensor | None,
+    gate: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    index: Tensor | None,
+    *,
+    eps: float,
+    rms: bool,
+) -> tuple[Tensor, Tensor]:
+    wide = reference.compute_dtype(x.dtype)
+    # The kernel reads a y of the dtype of x, and float32 beside bfloat16 either way round.
+    if y is not None and y.dtype != x.dtype and {x.dtype, y.dtype} != {wide, torch.bfloat16}:
+        y = y.to(wide)
+    gate, shift, scale = (
+        t if t is None or t.dtype in _CPU_DTYPES else t.to(wide) for t in (gate, shift, scale)
+    )
+    x_out, out, _, _ = torch.ops.colaworld.adaln(x, y, gate, shift, scale, index, eps, rms)
+    return (x if y is None else x_out), out
+
+
+def _fake(x, y, gate, shift, scale, index, eps, rms):
+    per_row = x.new_empty(x.shape[:3], dtype=reference.compute_dtype(x.dtype))
+    x_out = x.new_empty(0 if y is None else x.shape)
+    return x_out, x.new_empty(x.shape), per_row, torch.empty_like(per_row)
+
+
+def _fake_backward(grad_x_out, grad_out, x, y, gate, scale, index, mean, rstd, rms):
+    table = x.new_empty(scale.shape, dtype=mean.dtype)
+    none = y is None
+    dy = x.new_empty(0) if none else y.new_empty(x.shape)
+    dgate = table.new_empty(0) if none else torch.empty_like(table)
+    return x.new_empty(x.shape), dy, dgate, table, torch.empty_like(table)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, y, gate, shift, scale, index, _, ctx.rms = inputs
+    x_out, _, mean, rstd = output
+    ctx.y_dtype = None if y is None else y.dtype
+    ctx.shift_dtype = shift.dtype
+    # Without a gate the gradient of y is that of x, and y itself is not needed.
+    kept = None if gate is None else y
+    ctx.save_for_backward(x if y is None else x_out, kept, gate, scale, index, mean, rstd)
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_x_out: Tensor | None, grad_out: Tensor | None, *_):
+    x, y, gate, scale, index, mean, rstd = ctx.saved_tensors
+    none = x.new_zeros(()).expand(x.shape)
+    # Without a y, the first output is empty: what flows through x itself, autograd adds.
+    grad_x_out = none if grad_x_out is None or ctx.y_dtype is None else grad_x_out
+    grad_out = none if grad_out is None else grad_out
+    dx, dy, dgate, dshift, dscale = torch.ops.colaworld.adaln_backward(
+        grad_x_out, grad_out, x, y, gate, scale, index, mean, rstd, ctx.rms
+    )
+    if gate is None:
+        dy = None if ctx.y_dtype is None else dx.to(ctx.y_dtype)
+        dgate = None
+    else:
+        dgate = dgate.to(gate.dtype)
+    return dx, dy, dgate, dshift.to(ctx.shift_dtype), dscale.to(scale.dtype), None, None, None
+
+
+def _no_second_derivative(ctx, *grads):
+    raise NotImplementedError(
+        "adaln: the cpu implementation has no second derivative; compute it within "
+        "colaworld.ops.force('reference')"
+    )
+
+
+if _native.AVAILABLE:
+    torch.library.register_fake("colaworld::adaln", _fake)
+    torch.library.register_fake("colaworld::adaln_backward", _fake_backward)
+    torch.library.register_autograd("colaworld::adaln", _backward, setup_context=_setup_context)
+    torch.library.register_autograd("colaworld::adaln_backward", _no_second_derivative)
+
 _dispatch.register(
-    "adaln", (_dispatch.Implementation("reference", reference.adaln, _dispatch.always),)
+    "adaln",
+    (
+        _dispatch.Implementation("cpu", _cpu, _cpu_refuses),
+        _dispatch.Implementation("reference", reference.adaln, _dispatch.always),
+    ),
 )
 
 
@@ -24,16 +122,20 @@ def adaln(
     gate: Tensor | None = None,
     shift: Tensor,
     scale: Tensor,
+    index: Tensor | None = None,
     eps: float = 1e-6,
     norm: Literal["layer", "rms"] = "layer",
 ) -> tuple[Tensor, Tensor]:
     """x_out = x + gate * y;  out = norm(x_out) * (1 + scale) + shift.
 
     Args:
-        x: [B, T, S, C] the residual stream.
+        x: [B, T, S, C] the residual stream; any strides.
         y: [B, T, S, C] the branch to add, or None: then x_out is x.
         gate: [B, T, C] factor on the branch, per frame; None for 1. Needs a `y`.
-        shift, scale: [B, T, C] modulation, per frame.
+        shift, scale: [B, T, C] modulation, per frame. All three may be expanded: the cpu
+            implementation reads them where they stand.
+        index: [B, T] int64. When given, gate, shift and scale are tables [M, C], and frame (b, t)
+            uses their row index[b, t]: frames that share a modulation share its row.
         eps: added to the variance (mean square) inside the norm.
         norm: "layer" subtracts the mean over C, "rms" does not. Neither has parameters.
 
@@ -41,7 +143,8 @@ def adaln(
         (x_out, out), both [B, T, S, C] in the dtype of x; sums run in float32 (float64 for float64).
 
     Raises:
-        ValueError: an argument of a wrong shape, device or value; a forced implementation refuses.
+        ValueError: an argument of a wrong shape, device or value (an index outside of 0 .. M - 1
+            included); a forced implementation refuses.
 
     Source: DiT's adaLN-Zero block (Peebles and Xie 2023, section 3.2), here with one modulation
     per frame instead of one per sample.
@@ -55,11 +158,21 @@ def adaln(
     if y is None and gate is not None:
         raise ValueError("gate: given without a branch y to multiply; pass y, or gate=None")
     B, T, _, C = x.shape
+    table: tuple[int, ...] = (B, T, C)
+    if index is not None:
+        check_beside("index", index, (B, T), "x", x)
+        if index.dtype != torch.int64:
+            raise ValueError(f"index: expected int64, got {index.dtype}")
+        if scale.ndim != 2 or scale.shape[1] != C:
+            raise ValueError(
+                f"scale: expected [M, {C}] as an index is given, got {list(scale.shape)}"
+            )
+        table = (scale.shape[0], C)
     if y is not None:
         check_beside("y", y, tuple(x.shape), "x", x)
     if gate is not None:
-        check_beside("gate", gate, (B, T, C), "x", x)
-    check_beside("shift", shift, (B, T, C), "x", x)
-    check_beside("scale", scale, (B, T, C), "x", x)
+        check_beside("gate", gate, table, "x", x)
+    check_beside("shift", shift, table, "x", x)
+    check_beside("scale", scale, table, "x", x)
     run = _dispatch.select("adaln", x)
-    return run(x, y, gate, shift, scale, eps=eps, rms=norm == "rms")
+    return run(x, y, gate, shift, scale, index, eps=eps, rms=norm == "rms")

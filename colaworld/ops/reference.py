@@ -2,10 +2,12 @@
 
 Not here: argument checks (the public function of each op) and the choice of an implementation
 (`_dispatch.py`). Everything is differentiable by autograd and runs on any device.
-Shape legend: B clips, T frames, S locations, H heads, D channels per head, C channels.
+Shape legend: B clips, T frames, S locations, L tokens, H heads, D channels per head, C channels.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -98,12 +100,32 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return F.embedding(indices, codebook), indices
 
 
+def _check_rows(name: str, rows: Tensor, count: str, table: Tensor) -> None:
+    """ValueError unless `rows` are row numbers of the table, none of them counted from the end."""
+    inside = ((rows >= 0) & (rows < table.shape[0])).all()
+    message = (
+        f"{name}: expected rows 0 .. {count} - 1 of tables with {count} = {table.shape[0]} rows"
+    )
+    if torch.compiler.is_compiling() or rows.device.type != "cpu":
+        torch._assert_async(inside, message)  # a graph, or a GPU, does not wait for the answer
+    elif not inside:
+        worst = rows.max() if rows.max() >= table.shape[0] else rows.min()
+        raise ValueError(f"{message}, got {int(worst)}")
+
+
+def frame_rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows [B, T, C] of a table [M, C]; `index` [B, T] int64."""
+    _check_rows("index", index, "M", table)
+    return F.embedding(index, table)
+
+
 def adaln(
     x: Tensor,  # [B, T, S, C]
     y: Tensor | None,  # [B, T, S, C]
-    gate: Tensor | None,  # [B, T, C]
-    shift: Tensor,  # [B, T, C]
-    scale: Tensor,  # [B, T, C]
+    gate: Tensor | None,  # [B, T, C], or [M, C] with an index
+    shift: Tensor,  # [B, T, C], or [M, C] with an index
+    scale: Tensor,  # [B, T, C], or [M, C] with an index
+    index: Tensor | None = None,  # [B, T] int64, rows of the tables
     *,
     eps: float,
     rms: bool,
@@ -114,6 +136,9 @@ def adaln(
     it sees what the next block sees.
     """
     wide = compute_dtype(x.dtype)
+    if index is not None:
+        gate = None if gate is None else frame_rows(gate.to(wide), index)
+        shift, scale = frame_rows(shift.to(wide), index), frame_rows(scale.to(wide), index)
     x_out = x
     if y is not None:
         branch = y.to(wide)
@@ -126,3 +151,56 @@ def adaln(
     normed = normed * torch.rsqrt(normed.square().mean(-1, keepdim=True) + eps)
     out = normed * (1 + scale.to(wide).unsqueeze(2)) + shift.to(wide).unsqueeze(2)
     return x_out, out.to(x.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, half: bool) -> Tensor:
+    """Rotary embedding on the pairs (2i, 2i + 1), or (i, i + D/2) when `half`.
+
+    `x` [..., D]; `cos`, `sin` broadcast against [..., D/2]. Computed in float32, cast back.
+    """
+    if not half:
+        return rotate_pairs(x, cos, sin)
+    wide = x.to(compute_dtype(x.dtype))
+    low, high = wide.chunk(2, dim=-1)
+    cos, sin = cos.to(wide.dtype), sin.to(wide.dtype)
+    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
+
+
+def table_rows(table: Tensor, position: Tensor, sections: Sequence[int]) -> Tensor:
+    """[L, D/2] from a table [P, D/2]: column p of axis a comes from row position[l, a].
+
+    `position` [L, A] int64; `sections` A counts of columns that sum to D/2. No row counts from the
+    end.
+    """
+    _check_rows("position", position, "P", table)
+    parts = zip(position.unbind(1), table.split(list(sections), dim=1), strict=True)
+    return torch.cat([F.embedding(rows, columns) for rows, columns in parts], dim=1)
+
+
+def qk_norm_rope(
+    q: Tensor,  # [B, L, H, D]
+    k: Tensor,  # [B, L, H, D]
+    q_weight: Tensor | None,  # [D], or [H * D] when across
+    k_weight: Tensor | None,  # [D], or [H * D] when across
+    cos: Tensor | None,  # [P, D/2]
+    sin: Tensor | None,  # [P, D/2]
+    position: Tensor | None,  # [L, A] int64
+    sections: Sequence[int],  # A counts of pairs
+    *,
+    eps: float,
+    across: bool,
+    half: bool,
+) -> tuple[Tensor, Tensor]:
+    """RMSNorm of queries and keys, per head or across heads, then rotary embedding."""
+    if q_weight is not None and k_weight is not None:
+        if across:
+            q = rms_norm(q.flatten(2), q_weight, eps=eps).view(q.shape)
+            k = rms_norm(k.flatten(2), k_weight, eps=eps).view(k.shape)
+        else:
+            q, k = rms_norm(q, q_weight, eps=eps), rms_norm(k, k_weight, eps=eps)
+    if cos is not None and sin is not None:
+        if position is not None:
+            cos, sin = (table_rows(table, position, sections) for table in (cos, sin))
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # heads share the row of their token
+        q, k = rotate(q, cos, sin, half=half), rotate(k, cos, sin, half=half)
+    return q.contiguous(), k.contiguous()

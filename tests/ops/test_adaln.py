@@ -1,13 +1,27 @@
-"""adaln against its formula, one location at a time."""
+"""adaln: every implementation against its formula, and against the float64 reference."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colaworld import ops
+from colaworld.ops import _native, reference
+
+CPU = pytest.param(
+    "cpu", marks=pytest.mark.skipif(not _native.AVAILABLE, reason=str(_native.reason()))
+)
+needs_cpu = CPU.marks[0]
+each = pytest.mark.parametrize("name", ["reference", CPU])
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+NAMES = ("x_out", "out", "dx", "dy", "dgate", "dshift", "dscale")
+
+# Below these an error is rounding, whatever plain torch happens to reach: four units in the last
+# place of the result's dtype.
+FLOOR = {torch.float64: 4 * 2.0**-53, torch.float32: 4 * 2.0**-24, torch.bfloat16: 4 * 2.0**-9}
 
 
 def inputs(B=2, T=3, S=2, C=4, dtype=torch.float64, requires_grad=False):
@@ -36,70 +50,412 @@ def by_hand(x, y, gate, shift, scale, eps, norm):
     return x_out, out
 
 
+@each
 @pytest.mark.parametrize("norm", ["layer", "rms"])
 @pytest.mark.parametrize("branch", ["none", "plain", "gated"])
-def test_equals_the_formula(norm, branch) -> None:
+def test_equals_the_formula(name, norm, branch) -> None:
     x, y, gate, shift, scale = inputs()
     y, gate = {"none": (None, None), "plain": (y, None), "gated": (y, gate)}[branch]
-    got = ops.adaln(x, y, gate=gate, shift=shift, scale=scale, eps=1e-2, norm=norm)
+    with ops.force(name):
+        got = ops.adaln(x, y, gate=gate, shift=shift, scale=scale, eps=1e-2, norm=norm)
     expected = by_hand(x, y, gate, shift, scale, 1e-2, norm)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_known_row() -> None:
+@each
+def test_a_known_row(name) -> None:
     # Row (1, 3): mean 2, deviation 1, so the layer norm is (-1, 1); times 1 + 1, plus 5.
     x = torch.tensor([1.0, 3.0]).view(1, 1, 1, 2)
     one = torch.ones(1, 1, 2)
-    x_out, out = ops.adaln(x, None, shift=5 * one, scale=one, eps=0.0)
-    assert torch.equal(x_out, x)
+    with ops.force(name):
+        x_out, out = ops.adaln(x, None, shift=5 * one, scale=one, eps=0.0)
+    assert x_out is x
     torch.testing.assert_close(out.flatten(), torch.tensor([3.0, 7.0]))
 
 
-def test_zero_modulation_and_zero_gate_is_the_plain_norm() -> None:
+@each
+def test_zero_modulation_and_zero_gate_is_the_plain_norm(name) -> None:
     x, y, _, _, _ = inputs(dtype=torch.float32)
     zero = torch.zeros(2, 3, 4)
-    x_out, out = ops.adaln(x, y, gate=zero, shift=zero, scale=zero)
+    with ops.force(name):
+        x_out, out = ops.adaln(x, y, gate=zero, shift=zero, scale=zero)
     assert torch.equal(x_out, x)
     expected = torch.nn.functional.layer_norm(x, (4,), eps=1e-6)
     torch.testing.assert_close(out, expected)
 
 
-def test_the_norm_reads_the_rounded_stream() -> None:
+@each
+def test_the_norm_reads_the_rounded_stream(name) -> None:
     x, y, gate, shift, scale = inputs(dtype=torch.bfloat16)
-    x_out, out = ops.adaln(x, y, gate=gate, shift=shift, scale=scale)
+    with ops.force(name):
+        x_out, out = ops.adaln(x, y, gate=gate, shift=shift, scale=scale)
+        _, again = ops.adaln(x_out, None, shift=shift, scale=scale)
     assert x_out.dtype == out.dtype == torch.bfloat16
-    _, again = ops.adaln(x_out, None, shift=shift, scale=scale)
     assert torch.equal(out, again)
 
 
+def leaves(B, T, S, C, *, dtype, indexed=False, seed=0):
+    """x, y, gate, shift, scale, index, and a gradient for each output; float32 numbers inside."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=g).to(dtype)
+
+    table = (5, C) if indexed else (B, T, C)
+    index = torch.randint(5, (B, T), generator=g) if indexed else None
+    x, y = draw(B, T, S, C), draw(B, T, S, C)
+    modulation = [draw(*table) for _ in range(3)]
+    return [x, y, *modulation], index, [draw(B, T, S, C), draw(B, T, S, C)]
+
+
+def all_of(name, tensors, index, grads, *, wide=False, **kwargs):
+    """Outputs and gradients in the order of NAMES, computed by one implementation."""
+    tensors = [t.double() if wide else t for t in tensors]
+    x, y, gate, shift, scale = (t.detach().requires_grad_() for t in tensors)
+    with ops.force(name):
+        outputs = ops.adaln(x, y, gate=gate, shift=shift, scale=scale, index=index, **kwargs)
+    grads = [g.to(o.dtype) for g, o in zip(grads, outputs, strict=True)]
+    return [*outputs, *torch.autograd.grad(outputs, [x, y, gate, shift, scale], grads)]
+
+
+def distance(got, wanted) -> float:
+    return float((got.double() - wanted).norm() / wanted.norm().clamp_min(1e-300))
+
+
+def assert_close(tensors, index, grads, **kwargs) -> None:
+    """The cpu implementation errs at most twice as much as plain torch in the same dtype."""
+    exact = all_of("reference", tensors, index, grads, wide=True, **kwargs)
+    plain = all_of("reference", tensors, index, grads, **kwargs)
+    ours = all_of("cpu", tensors, index, grads, **kwargs)
+    for name, e, p, o in zip(NAMES, exact, plain, ours, strict=True):
+        assert o.shape == p.shape and o.dtype == p.dtype and o.is_contiguous(), name
+        if o.numel():
+            bound = max(2 * distance(p, e), FLOOR[o.dtype])
+            assert distance(o, e) <= bound, (name, distance(o, e), distance(p, e))
+
+
+@needs_cpu
+@each_dtype
 @pytest.mark.parametrize("norm", ["layer", "rms"])
-def test_gradients(norm) -> None:
-    tensors = inputs(1, 2, 2, 3, requires_grad=True)
-
-    def call(x, y, gate, shift, scale):
-        return ops.adaln(x, y, gate=gate, shift=shift, scale=scale, norm=norm)
-
-    assert torch.autograd.gradcheck(call, tensors)
+@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 3, 7, 33), (1, 2, 130, 16), (2, 2, 65, 19)])
+def test_outputs_and_each_gradient(dtype, norm, indexed, shape) -> None:
+    # eps keeps the norm of two channels from dividing by a difference near zero.
+    assert_close(*leaves(*shape, dtype=dtype, indexed=indexed), norm=norm, eps=1e-2)
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5))
-def test_any_shape_and_expanded_modulation(B, T, S, C) -> None:
-    x, y, _, _, _ = inputs(B, T, S, C)
-    m = torch.full((1, 1, 1), 0.5, dtype=torch.float64).expand(B, T, C)
-    got = ops.adaln(x, y, gate=m, shift=m, scale=m)
-    expected = ops.adaln(x, y, gate=m.contiguous(), shift=m.contiguous(), scale=m.contiguous())
-    assert got[0].shape == got[1].shape == (B, T, S, C)
-    torch.testing.assert_close(got, expected)
+@needs_cpu
+@settings(max_examples=40, deadline=None)
+@given(
+    B=st.integers(0, 2), T=st.integers(0, 3), S=st.integers(0, 9), C=st.integers(1, 50),
+    indexed=st.booleans(), norm=st.sampled_from(["layer", "rms"]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_any_shape(B, T, S, C, indexed, norm, seed) -> None:
+    tensors, index, grads = leaves(B, T, S, C, dtype=torch.float64, indexed=indexed, seed=seed)
+    exact = all_of("reference", tensors, index, grads, norm=norm, eps=1e-2)
+    ours = all_of("cpu", tensors, index, grads, norm=norm, eps=1e-2)
+    for name, e, o in zip(NAMES, exact, ours, strict=True):
+        torch.testing.assert_close(o, e, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_compiles_as_one_graph() -> None:
+@each
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.parametrize("branch", ["none", "plain", "gated", "indexed"])
+def test_gradcheck(name, norm, branch) -> None:
+    tensors, index, _ = leaves(1, 2, 3, 5, dtype=torch.float64, indexed=branch == "indexed")
+    x, y, gate, shift, scale = (t.requires_grad_() for t in tensors)
+    y = None if branch == "none" else y
+    gate = gate if branch in ("gated", "indexed") else None
+
+    def call(*tensors):
+        given = iter(tensors)
+        x, shift, scale = next(given), next(given), next(given)
+        return ops.adaln(
+            x, next(given, None), gate=next(given, None),
+            shift=shift, scale=scale, index=index, norm=norm, eps=1e-2,
+        )  # fmt: skip
+
+    with ops.force(name):
+        given = [t for t in (x, shift, scale, y, gate) if t is not None]
+        assert torch.autograd.gradcheck(call, given)
+
+
+@each
+def test_an_index_selects_the_row_of_each_frame(name) -> None:
+    tensors, index, grads = leaves(2, 3, 4, 6, dtype=torch.float64, indexed=True)
+    x, y, *tables = tensors
+    got = all_of(name, tensors, index, grads)
+    expected = all_of("reference", [x, y, *(t[index] for t in tables)], None, grads)
+    torch.testing.assert_close(got[:4], expected[:4], rtol=1e-12, atol=1e-12)
+    for which in (4, 5, 6):  # by hand: every frame adds to its row
+        total = torch.zeros(5, 6, dtype=torch.float64)
+        for b in range(2):
+            for t in range(3):
+                total[index[b, t]] += expected[which][b, t]
+        torch.testing.assert_close(got[which], total, rtol=1e-12, atol=1e-12)
+
+
+@each
+@pytest.mark.parametrize("wrong", [5, -1])
+def test_an_index_outside_of_the_table(name, wrong) -> None:
+    (x, y, gate, shift, scale), index, _ = leaves(2, 3, 1, 4, dtype=torch.float32, indexed=True)
+    index[1, 1] = wrong
+    message = rf"index: expected rows 0 .. M - 1 of tables with M = 5 rows, got {wrong}"
+    with ops.force(name), pytest.raises(ValueError, match=message):
+        ops.adaln(x, y, gate=gate, shift=shift, scale=scale, index=index)
+
+
+@each
+@pytest.mark.parametrize("kept", [0, 1])
+def test_one_output_alone(name, kept) -> None:
+    tensors, _, grads = leaves(2, 2, 5, 20, dtype=torch.float64)
+    x, y, gate, shift, scale = (t.requires_grad_() for t in tensors)
+    got = []
+    for which in (name, "reference"):
+        with ops.force(which):
+            output = ops.adaln(x, y, gate=gate, shift=shift, scale=scale)[kept]
+        inputs = [x, y, gate, shift, scale]
+        got.append(torch.autograd.grad(output, inputs, grads[kept], materialize_grads=True))
+    torch.testing.assert_close(got[0], got[1], rtol=1e-10, atol=1e-10)
+
+
+@each
+def test_the_stream_itself_and_its_norm(name) -> None:
+    # Without a branch x_out is x: both ways into x are added.
+    x = torch.randn(1, 1, 2, 4, dtype=torch.float64, requires_grad=True)
+    m = torch.zeros(1, 1, 4, dtype=torch.float64)
+    with ops.force(name):
+        x_out, out = ops.adaln(x, None, shift=m, scale=m)
+    (both,) = torch.autograd.grad((3 * x_out).sum() + (out**2).sum(), x, retain_graph=True)
+    (norm,) = torch.autograd.grad((out**2).sum(), x)
+    torch.testing.assert_close(both, norm + 3)
+
+
+@needs_cpu
+def test_strided_and_expanded_inputs() -> None:
+    tensors, _, grads = leaves(2, 3, 4, 10, dtype=torch.float32)
+    x, y, gate, shift, scale = tensors
+
+    def same(changed, *, grads=grads):
+        exact = all_of(
+            "cpu", [t.contiguous() for t in changed], None, [g.contiguous() for g in grads]
+        )
+        got = all_of("cpu", changed, None, grads)
+        for name, g, e in zip(NAMES, got, exact, strict=True):
+            assert torch.equal(g, e), name
+
+    same([x.transpose(1, 2).contiguous().transpose(1, 2), y.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0), gate, shift, scale])  # fmt: skip
+    same([torch.cat([x, x], 3)[..., 5:15], torch.cat([y, y], 2)[:, :, ::2], gate, shift, scale])
+    same([x[:, :, :1].expand_as(x), y[:1].expand_as(y), gate, shift, scale])
+    row = torch.stack([gate[0, 0], shift[0, 0], scale[0, 0]], 1)  # [C, 3]: stride 3 along C
+    same([x, y, *(r.expand(2, 3, 10) for r in row.unbind(1))])
+    six = torch.cat([gate, shift, scale], 2).view(2, 3, 3, 10).unbind(2)
+    same([x, y, *six])
+    same(tensors, grads=[grads[0][:1, :1, :1].expand_as(x), torch.ones(()).expand_as(x)])
+
+
+@needs_cpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_expanded_modulation_is_read_in_place(dtype) -> None:
+    # A frame count whose copy could not be allocated: 2**40 rows of gate, shift and scale.
+    x = torch.randn(1, 1, 1, 8).to(dtype)
+    m = torch.randn(8).to(dtype).expand(1 << 40, 8)
+    index = torch.tensor([[1 << 39]])
+    with ops.force("cpu"):
+        got = ops.adaln(x, x, gate=m, shift=m, scale=m, index=index)
+        expected = ops.adaln(x, x, gate=m[None, :1], shift=m[None, :1], scale=m[None, :1])
+    assert torch.equal(got[1], expected[1]) and torch.equal(got[0], expected[0])
+
+
+@needs_cpu
+@pytest.mark.parametrize(
+    ("x_dtype", "y_dtype", "m_dtype"),
+    [
+        (torch.float32, torch.bfloat16, torch.float32),  # autocast: float32 stream, bfloat16 branch
+        (torch.bfloat16, torch.float32, torch.float32),
+        (torch.float32, torch.float64, torch.float16),
+        (torch.float64, torch.float32, torch.bfloat16),
+        (torch.float32, torch.float16, torch.float64),
+    ],
+)
+def test_dtypes_may_differ(x_dtype, y_dtype, m_dtype) -> None:
+    (x, y, *tables), _, grads = leaves(2, 2, 5, 20, dtype=torch.float32)
+    tensors = [x.to(x_dtype), y.to(y_dtype), *(t.to(m_dtype) for t in tables)]
+    ours, plain = (all_of(n, tensors, None, grads, eps=1e-2) for n in ("cpu", "reference"))
+    exact = all_of("reference", tensors, None, [g.to(x_dtype) for g in grads], wide=True, eps=1e-2)
+    for name, o, p, e in zip(NAMES, ours, plain, exact, strict=True):
+        assert o.dtype == p.dtype, name
+        floor = FLOOR.get(o.dtype, 4 * 2.0**-11) if x_dtype != torch.float64 else 4 * 2.0**-9
+        assert distance(o, e) <= max(2 * distance(p, e), floor), (name, distance(o, e))
+
+
+@needs_cpu
+def test_autocast_leaves_the_stream_in_float32() -> None:
+    (x, _, gate, shift, scale), _, _ = leaves(1, 2, 3, 8, dtype=torch.float32)
+    branch = torch.nn.Linear(8, 8)
+    results = []
+    for name in ("cpu", "reference"):
+        with ops.force(name), torch.autocast("cpu", dtype=torch.bfloat16):
+            y = branch(x)
+            x_out, out = ops.adaln(x, y, gate=gate, shift=shift, scale=scale)
+        assert y.dtype == torch.bfloat16 and x_out.dtype == out.dtype == torch.float32
+        grads = torch.autograd.grad(out.square().sum(), branch.weight)
+        results.append((x_out, out, *grads))
+    torch.testing.assert_close(results[0], results[1], rtol=2e-2, atol=2e-2)
+
+
+@needs_cpu
+def test_a_frame_does_not_reach_another() -> None:
+    tensors, _, grads = leaves(1, 3, 66, 20, dtype=torch.float32)
+    clean = all_of("cpu", tensors, None, grads)
+    tensors[0][0, 1, 65, 3] = torch.nan
+    tensors[1][0, 1, 2] = torch.inf
+    grads[1][0, 1, 30, 19] = torch.nan
+    got = all_of("cpu", tensors, None, grads)
+    rows = torch.ones(66, dtype=torch.bool)
+    rows[[2, 30, 65]] = False
+    for name, g, c in zip(NAMES, got, clean, strict=True):
+        assert torch.equal(g[:, [0, 2]], c[:, [0, 2]]), name
+        if g.ndim == 4:  # rows of the same frame are apart as well
+            assert torch.equal(g[:, 1, rows], c[:, 1, rows]), name
+    assert got[1][0, 1, 65].isnan().all() and got[2][0, 1, 30].isnan().all()
+    assert got[5][0, 1].isnan().tolist() == [c == 19 for c in range(20)]  # dshift: column 19
+
+
+@needs_cpu
+@pytest.mark.parametrize("indexed", [False, True])
+def test_outputs_are_fully_written(indexed) -> None:
+    tensors, index, grads = leaves(2, 2, 67, 21, dtype=torch.float32, indexed=indexed)
+    if indexed:
+        index.clamp_(0, 3)  # nobody uses the last row: its gradient is zero
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        assert torch.empty(3).isnan().all()
+        results = all_of("cpu", tensors, index, grads)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, result in zip(NAMES, results, strict=True):
+        assert not result.isnan().any(), name
+    if indexed:
+        assert not any(result[4].any() for result in results[4:])
+
+
+@needs_cpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_bitwise_equal_over_runs_and_threads(dtype, indexed) -> None:
+    tensors, index, grads = leaves(2, 5, 150, 40, dtype=dtype, indexed=indexed)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(all_of("cpu", tensors, index, grads))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        for name, g, e in zip(NAMES, result, results[0], strict=True):
+            assert torch.equal(g, e), name
+
+
+@needs_cpu
+@pytest.mark.parametrize("branch", ["none", "plain", "gated", "indexed"])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck(branch, requires_grad) -> None:
+    tensors, index, _ = leaves(2, 2, 3, 5, dtype=torch.float32, indexed=branch == "indexed")
+    x, y, gate, shift, scale = (t.requires_grad_(requires_grad) for t in tensors)
+    y = None if branch == "none" else y
+    gate = gate if branch in ("gated", "indexed") else None
+    arguments = (x, y, gate, shift, scale, index, 1e-6, branch == "plain")
+    torch.library.opcheck(torch.ops.colaworld.adaln.default, arguments)
+
+
+@needs_cpu
+@pytest.mark.parametrize("branch", [False, True])
+def test_opcheck_of_the_backward(branch) -> None:
+    tensors, index, grads = leaves(2, 2, 3, 5, dtype=torch.float32, indexed=True)
+    x, y, gate, shift, scale = tensors
+    x_out, _, mean, rstd = torch.ops.colaworld.adaln(x, y, gate, shift, scale, index, 1e-6, False)
+    y, gate = (y, gate) if branch else (None, None)
+    arguments = (*grads, x_out, y, gate, scale, index, mean, rstd, False)
+    torch.library.opcheck(torch.ops.colaworld.adaln_backward.default, arguments)
+
+
+@needs_cpu
+def test_a_second_derivative_is_an_error_that_says_what_to_do() -> None:
+    (x, y, gate, shift, scale), _, _ = leaves(1, 1, 2, 4, dtype=torch.float64)
+    x.requires_grad_()
+    with ops.force("cpu"):
+        out = ops.adaln(x, y, gate=gate, shift=shift, scale=scale)[1]
+    (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match=r"within colaworld\.ops\.force"):
+        grad.sum().backward()
+
+
+@each
+def test_activation_checkpointing(name) -> None:
+    tensors, _, _ = leaves(1, 2, 3, 8, dtype=torch.float32)
+    x, y, gate, shift, scale = (t.requires_grad_() for t in tensors)
+
+    def call(*tensors):
+        x, y, gate, shift, scale = tensors
+        x_out, out = ops.adaln(x, y, gate=gate, shift=shift, scale=scale)
+        return (x_out + out.sin()).sum()
+
+    with ops.force(name):
+        plain = torch.autograd.grad(call(x, y, gate, shift, scale), tensors)
+        kept = torch.utils.checkpoint.checkpoint(
+            call, x, y, gate, shift, scale, use_reentrant=False
+        )
+        again = torch.autograd.grad(kept, tensors)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+@each
+@pytest.mark.parametrize("indexed", [False, True])
+def test_compiles_as_one_graph(name, indexed) -> None:
     torch._dynamo.reset()
-    call = torch.compile(ops.adaln, fullgraph=True, dynamic=True, backend="aot_eager")
-    for shape in [(2, 3, 2, 4), (1, 2, 5, 6)]:
-        x, y, gate, shift, scale = inputs(*shape, dtype=torch.float32)
-        kwargs = {"gate": gate, "shift": shift, "scale": scale}
-        torch.testing.assert_close(call(x, y, **kwargs), ops.adaln(x, y, **kwargs))
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph
+
+    def call(x, y, gate, shift, scale, index):
+        x_out, out = ops.adaln(x, y, gate=gate, shift=shift, scale=scale, index=index)
+        return x_out, out * 2
+
+    with ops.force(name):
+        for backend in (count, "aot_eager"):
+            torch._dynamo.reset()
+            compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=backend)
+            for shape in [(2, 3, 2, 4), (3, 2, 5, 6)]:
+                tensors, index, grads = leaves(*shape, dtype=torch.float32, indexed=indexed)
+                results = []
+                for function in (call, compiled):
+                    inputs = [t.detach().requires_grad_() for t in tensors]
+                    outputs = function(*inputs, index)
+                    results.append([*outputs, *torch.autograd.grad(outputs, inputs, grads)])
+                torch.testing.assert_close(results[0], results[1])
+    assert len(graphs) == 1
+
+
+def test_explain_names_the_cpu() -> None:
+    verdicts = {v.name: v for v in ops.explain("adaln", torch.zeros(1, 1, 1, 2))}
+    assert verdicts["cpu"].would_run == _native.AVAILABLE
+    assert verdicts["reference"].would_run != _native.AVAILABLE
+    half = {v.name: v.reason for v in ops.explain("adaln", torch.zeros(1, 1, 1, 2).half())}
+    empty = {v.name: v.reason for v in ops.explain("adaln", torch.zeros(1, 1, 1, 0))}
+    if _native.AVAILABLE:
+        assert half["cpu"] == "the dtype is torch.float16, it takes float32, float64 and bfloat16"
+        assert empty["cpu"] == "C is 0, it needs at least one channel"
+
+
+def test_the_reference_adds_up_in_float32() -> None:
+    # 4096 channels of 1: a bfloat16 running sum would stop at 256.
+    x, zero = torch.ones(1, 1, 1, 4096).bfloat16(), torch.zeros(1, 1, 4096).bfloat16()
+    _, out = reference.adaln(x, None, None, zero, zero, eps=0.0, rms=True)
+    assert torch.equal(out, x)
 
 
 def test_errors_name_the_argument() -> None:
@@ -114,7 +470,49 @@ def test_errors_name_the_argument() -> None:
         ({"scale": scale[..., :1]}, r"scale: expected \[2, 3, 4\], got \[2, 3, 1\]"),
         ({"y": None}, "gate: given without a branch"),
         ({"norm": "batch"}, "norm: expected 'layer' or 'rms', got 'batch'"),
+        ({"index": torch.zeros(2, 3)}, "index: expected int64, got torch.float32"),
+        ({"index": torch.zeros(6).long()}, r"index: expected \[2, 3\], got \[6\]"),
+        ({"index": torch.zeros(2, 3).long()}, r"scale: expected \[M, 4\] as an index is given"),
     ]:
         kwargs = {**good, **change}
         with pytest.raises(ValueError, match=message):
             ops.adaln(kwargs.pop("x"), kwargs.pop("y"), **kwargs)
+
+
+@needs_cpu
+def test_the_compiled_op_checks_for_itself() -> None:
+    op = torch.ops.colaworld.adaln
+    (x, y, gate, shift, scale), index, _ = leaves(2, 3, 2, 4, dtype=torch.float32)
+    good = [x, y, gate, shift, scale, index, 1e-6, False]
+    rows = torch.zeros(2, 3, dtype=torch.int64)
+    for place, change, message in [
+        (0, x[0], r"adaln: x: expected \[B, T, S, C\], got \[3, 2, 4\]"),
+        (0, x[..., :0], r"adaln: x: expected C >= 1, got \[2, 3, 2, 0\]"),
+        (0, x.half(), "adaln: x: expected float32, float64 or bfloat16, got Half"),
+        (1, y[:1], r"adaln: y: expected \[2, 3, 2, 4\] as x has, got \[1, 3, 2, 4\]"),
+        (1, y.double(), "adaln: y: expected Float .* got Double"),
+        (1, None, "adaln: gate: given without a branch y"),
+        (2, gate[0], r"adaln: gate: expected \[2, 3, 4\], got \[3, 4\]"),
+        (3, shift[..., :1], r"adaln: shift: expected \[2, 3, 4\], got \[2, 3, 1\]"),
+        (4, scale.long(), "adaln: scale: expected float32, float64 or bfloat16, got Long"),
+        (5, rows, r"adaln: scale: expected \[2, 4\] as an index is given, got \[2, 3, 4\]"),
+    ]:
+        arguments = [*good[:place], change, *good[place + 1 :]]
+        with pytest.raises(ValueError, match=message):
+            op(*arguments)
+    tables = [x, y, gate[0], shift[0], scale[0]]
+    for wrong, message in [
+        (rows[:1], r"adaln: index: expected \[2, 3\], got \[1, 3\]"),
+        (rows.int(), "adaln: index: expected int64, got Int"),
+        (rows + 3, "adaln: index: expected rows 0 .. M - 1 of tables with M = 3 rows, got 3"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            op(*tables, wrong, 1e-6, False)
+    back = torch.ops.colaworld.adaln_backward
+    x_out, _, mean, rstd = op(*good)
+    with pytest.raises(ValueError, match="adaln_backward: grad_out: expected Float"):
+        back(x, x.double(), x_out, y, gate, scale, None, mean, rstd, False)
+    with pytest.raises(ValueError, match="adaln_backward: mean: expected what the forward"):
+        back(x, x, x_out, y, gate, scale, None, mean[:1], rstd, False)
+    with pytest.raises(ValueError, match="adaln_backward: y and gate: expected both or neither"):
+        back(x, x, x_out, y, None, scale, None, mean, rstd, False)

@@ -60,9 +60,15 @@ def test_a_forced_choice_that_cannot_run_lists_every_reason() -> None:
     assert "  cpu: " in message and "cpu: can run" not in message  # float16, or not built
 
 
-def test_explain_says_who_runs_and_why_not_the_others() -> None:
-    verdicts = ops.explain("adaln", torch.zeros(1, 1, 1, 2))
-    assert [(v.name, v.would_run, v.reason) for v in verdicts] == [("reference", True, "")]
+def test_explain_says_who_runs_and_why_not_the_others(monkeypatch) -> None:
+    order = (implementation("cuda", "no card"), implementation("reference", None))
+    monkeypatch.setitem(_dispatch._REGISTRY, "toy", (*order, implementation("cpu", None)))
+    verdicts = ops.explain("toy", torch.zeros(2))
+    assert [(v.name, v.would_run, v.reason) for v in verdicts] == [
+        ("cuda", False, "no card"),
+        ("reference", True, ""),
+        ("cpu", False, "reference comes first"),
+    ]
     with pytest.raises(ValueError, match="got 'fft'"):
         ops.explain("fft", torch.zeros(1))
 

@@ -1,0 +1,224 @@
+"""`qk_norm_rope`: norm and rotary embedding of queries and keys, ahead of an attention kernel.
+
+The public function: checks and the choice of an implementation. The meaning is in `reference.py`.
+Not here: attention. The temporal axis has both in one op (`st_attention`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from colaworld.ops import _dispatch, _native, reference
+from colaworld.ops._checks import check_beside
+
+_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def _cpu_refuses(facts: _dispatch.Facts) -> str | None:
+    if not _native.AVAILABLE:
+        return _native.reason()
+    if facts.device != "cpu":
+        return f"the tensors are on {facts.device}, it needs cpu"
+    if facts.dtype not in _CPU_DTYPES:
+        return f"the dtype is {facts.dtype}, it takes float32, float64 and bfloat16"
+    if facts.shape[2] == 0 or facts.shape[3] == 0:
+        return "H or D is 0, it needs at least one channel"
+    return None
+
+
+def _cpu(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    position: Tensor | None,
+    sections: Sequence[int],
+    *,
+    eps: float,
+    across: bool,
+    half: bool,
+) -> tuple[Tensor, Tensor]:
+    wide = reference.compute_dtype(q.dtype)
+    q_weight, k_weight, cos, sin = (
+        t if t is None else t.to(wide) for t in (q_weight, k_weight, cos, sin)
+    )
+    return torch.ops.colaworld.qk_norm_rope(
+        q, k, q_weight, k_weight, cos, sin, position, sections, eps, across, half
+    )
+
+
+def _fake(q, k, *_):
+    return q.new_empty(q.shape), k.new_empty(k.shape)
+
+
+def _fake_backward(grad_q, grad_k, q, k, q_weight, k_weight, *_):
+    wide = reference.compute_dtype(grad_q.dtype)
+    weights = (
+        grad_q.new_empty(0 if w is None else w.shape, dtype=wide) for w in (q_weight, k_weight)
+    )
+    return grad_q.new_empty(grad_q.shape), grad_k.new_empty(grad_k.shape), *weights
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    q, k, q_weight, k_weight, cos, sin, position, *ctx.settings = inputs
+    if q_weight is None:
+        q = k = None  # a rotation alone is linear: its gradient does not read them
+    ctx.save_for_backward(q, k, q_weight, k_weight, cos, sin, position)
+
+
+def _backward(ctx, grad_q: Tensor, grad_k: Tensor):
+    dq, dk, dq_weight, dk_weight = torch.ops.colaworld.qk_norm_rope_backward(
+        grad_q, grad_k, *ctx.saved_tensors, *ctx.settings
+    )
+    if ctx.saved_tensors[2] is None:
+        dq_weight = dk_weight = None
+    return dq, dk, dq_weight, dk_weight, *(None,) * 7
+
+
+def _no_second_derivative(ctx, *grads):
+    raise NotImplementedError(
+        "qk_norm_rope: the cpu implementation has no second derivative; compute it within "
+        "colaworld.ops.force('reference')"
+    )
+
+
+if _native.AVAILABLE:
+    torch.library.register_fake("colaworld::qk_norm_rope", _fake)
+    torch.library.register_fake("colaworld::qk_norm_rope_backward", _fake_backward)
+    torch.library.register_autograd(
+        "colaworld::qk_norm_rope", _backward, setup_context=_setup_context
+    )
+    torch.library.register_autograd("colaworld::qk_norm_rope_backward", _no_second_derivative)
+
+_dispatch.register(
+    "qk_norm_rope",
+    (
+        _dispatch.Implementation("cpu", _cpu, _cpu_refuses),
+        _dispatch.Implementation("reference", reference.qk_norm_rope, _dispatch.always),
+    ),
+)
+
+
+def qk_norm_rope(
+    q: Tensor,
+    k: Tensor,
+    *,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    eps: float = 1e-6,
+    norm: Literal["head", "across", "none"] = "head",
+    rope: tuple[Tensor, Tensor] | None = None,
+    rotation: Literal["interleaved", "half"] = "interleaved",
+    position: Tensor | None = None,
+    sections: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys, normalised and rotated, ready for an attention kernel.
+
+    Channel pair i of a head is turned by the angle whose cosine and sine stand in column i of the
+    tables, in the row of the token. With a `position` of several axes the columns are shared out,
+    here sections = (2, 1, 1):
+
+        column       0        1        2        3
+        row       pos[l,0] pos[l,0] pos[l,1] pos[l,2]
+
+    Args:
+        q, k: [B, L, H, D], same shape and dtype; any strides (views of a packed qkv are read where
+            they stand).
+        q_weight, k_weight: weights of the RMSNorm, [D] for "head" and [H * D] for "across"; None
+            for "none".
+        eps: added to the mean square inside the norm.
+        norm: the mean square runs over the channels of a "head" (STDiT3), "across" all heads (Wan),
+            or there is no norm ("none").
+        rope: (cos, sin), each [P, D/2], applied after the norm; None for no rotation. The tables
+            receive no gradient.
+        rotation: which channels are a pair: "interleaved" (0, 1), (2, 3), ... or "half" (i, i + D/2).
+        position: [L, A] int64 rows of the tables, one for each axis; None: row l for token l, P = L.
+        sections: how many of the D/2 pairs follow each axis, in their order; they sum to D/2. Needed
+            for A > 1 (Wan 2.1 has D = 128 and (22, 21, 21): frame, height, width).
+
+    Returns:
+        (q, k) [B, L, H, D], contiguous, in the dtype of q; computed in float32 (float64 for float64).
+
+    Raises:
+        ValueError: an argument of a wrong shape, dtype, device or value (a position outside of
+            0 .. P - 1 included); a forced implementation refuses.
+
+    Source: rotary embedding (Su et al. 2021, equation 34); normalised queries and keys (Henry et al.
+    2020) with RMSNorm (Zhang and Sennrich 2019).
+    """
+    if q.ndim != 4:
+        raise ValueError(f"q: expected [B, L, H, D], got {list(q.shape)}")
+    if not q.is_floating_point():
+        raise ValueError(f"q: expected a floating-point tensor, got {q.dtype}")
+    check_beside("k", k, tuple(q.shape), "q", q)
+    if k.dtype != q.dtype:
+        raise ValueError(f"k: expected {q.dtype} as q is, got {k.dtype}")
+    if norm not in ("head", "across", "none"):
+        raise ValueError(f"norm: expected 'head', 'across' or 'none', got {norm!r}")
+    if rotation not in ("interleaved", "half"):
+        raise ValueError(f"rotation: expected 'interleaved' or 'half', got {rotation!r}")
+    _, L, H, D = q.shape
+    for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
+        if (weight is None) != (norm == "none"):
+            wanted = "None" if norm == "none" else "a weight"
+            raise ValueError(f"{name}: expected {wanted} for norm={norm!r}")
+        if weight is not None:
+            check_beside(name, weight, (H * D,) if norm == "across" else (D,), "q", q)
+    cos = sin = None
+    if rope is None:
+        if position is not None:
+            raise ValueError("position: given without the tables whose rows it names; pass rope")
+    else:
+        if D % 2:
+            raise ValueError(f"rope: rotates pairs, so q needs an even D, got D = {D}")
+        cos, sin = (table.detach() for table in rope)
+        rows = L if position is None or cos.ndim == 0 else cos.shape[0]
+        check_beside("rope cos", cos, (rows, D // 2), "q", q)
+        check_beside("rope sin", sin, (rows, D // 2), "q", q)
+        sections = _checked_sections(position, sections, q)
+    run = _dispatch.select("qk_norm_rope", q)
+    return run(
+        q,
+        k,
+        q_weight,
+        k_weight,
+        cos,
+        sin,
+        position,
+        sections or (),
+        eps=eps,
+        across=norm == "across",
+        half=rotation == "half",
+    )
+
+
+def _checked_sections(
+    position: Tensor | None, sections: Sequence[int] | None, q: Tensor
+) -> tuple[int, ...]:
+    """Pairs of each axis of `position`; all of them for a single axis."""
+    if position is None:
+        if sections is not None:
+            raise ValueError("sections: given without a position whose axes they follow")
+        return ()
+    L, pairs = q.shape[1], q.shape[3] // 2
+    if position.ndim != 2 or position.dtype != torch.int64:
+        raise ValueError(
+            f"position: expected [L, A] int64, got {list(position.shape)} {position.dtype}"
+        )
+    axes = position.shape[1]
+    if sections is None and axes == 1:
+        sections = (pairs,)
+    if sections is None:
+        raise ValueError(f"sections: expected {axes} counts for the {axes} axes of position")
+    check_beside("position", position, (L, len(sections)), "q", q)
+    if sum(sections) != pairs or min(sections, default=0) < 0:
+        raise ValueError(
+            f"sections: expected counts that sum to D/2 = {pairs}, got {tuple(sections)}"
+        )
+    return tuple(sections)

@@ -1,0 +1,494 @@
+// adaln on the CPU: checks, memory, threads, and the sums over frames. The arithmetic on rows is in
+// adaln_kernel.h, compiled once per instruction set and chosen here at run time.
+
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <tuple>
+#include <utility>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include "../checks.h"
+#include "adaln.h"
+#include "buffer.h"
+#include "choose.h"
+
+namespace colaworld {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+// Rows of one task. A task's sums over rows cost 3 rows of traffic, about a hundredth of its work;
+// the number does not depend on the threads, so neither does any sum.
+constexpr int64_t BLOCK_ROWS = 64;
+// An element takes about a nanosecond; a thread should be worth some 30 microseconds.
+constexpr int64_t ELEMENTS_PER_TASK = 1 << 15;
+
+const AdalnKernels& kernels() {
+  static const AdalnKernels chosen = COLAWORLD_KERNELS(adaln);
+  return chosen;
+}
+
+bool is_number(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16;
+}
+
+// Sums run in this dtype, and mean, rstd and the gradients of the tables come in it.
+ScalarType sum_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// run(kernel) with the kernel of the two dtypes; the checks have seen to it that there is one.
+template <typename Run>
+void with_kernel(ScalarType x, ScalarType y, const Run& run) {
+  if (x == ScalarType::Double) return run(kernels().f64_f64);
+  const bool narrow_y = y == ScalarType::BFloat16;
+  if (x == ScalarType::Float) return narrow_y ? run(kernels().f32_bf16) : run(kernels().f32_f32);
+  return narrow_y ? run(kernels().bf16_bf16) : run(kernels().bf16_f32);
+}
+
+// How a clip is cut into tasks: neighbouring rows of one frame.
+struct Tasks {
+  int64_t T, S, C, frames, blocks;
+  explicit Tasks(const Tensor& x)
+      : T(x.size(1)),
+        S(x.size(2)),
+        C(x.size(3)),
+        frames(x.size(0) * x.size(1)),
+        blocks((x.size(2) + BLOCK_ROWS - 1) / BLOCK_ROWS) {}
+  int64_t count() const { return frames * blocks; }
+  int64_t grain() const { return 1 + ELEMENTS_PER_TASK / (C * (S < BLOCK_ROWS ? S : BLOCK_ROWS)); }
+  int64_t first_row(int64_t task) const { return task % blocks * BLOCK_ROWS; }
+  int64_t rows(int64_t task) const {
+    const int64_t left = S - first_row(task);
+    return left < BLOCK_ROWS ? left : BLOCK_ROWS;
+  }
+};
+
+// A [B, T, S, C] tensor whose columns are neighbours, read where it stands.
+template <typename Element>
+class Clip {
+ public:
+  Clip(const Tensor& tensor, const Tasks& tasks)
+      : tensor_(tasks.C == 1 || tensor.stride(3) == 1 ? tensor : torch::stable::contiguous(tensor)),
+        data_(static_cast<const Element*>(tensor_.const_data_ptr())),
+        tasks_(tasks) {}
+  const Element* rows(int64_t task) const {
+    const int64_t frame = task / tasks_.blocks;
+    return data_ + frame / tasks_.T * tensor_.stride(0) + frame % tasks_.T * tensor_.stride(1) +
+           tasks_.first_row(task) * tensor_.stride(2);
+  }
+  int64_t stride() const { return tensor_.stride(2); }
+
+ private:
+  Tensor tensor_;
+  const Element* data_;
+  const Tasks& tasks_;
+};
+
+const int64_t* rows_of(const MaybeTensor& index) {
+  return index.has_value() ? static_cast<const int64_t*>(index->const_data_ptr()) : nullptr;
+}
+
+// The row of a table that each frame uses: [B, T, C] by place, or [M, C] through an index. Read in
+// place with any strides and any of the three dtypes, one row at a time.
+class Table {
+ public:
+  Table(const Tensor& tensor, const MaybeTensor& index, const Tensor& x)
+      : data_(tensor.const_data_ptr()),
+        type_(tensor.scalar_type()),
+        index_(rows_of(index)),
+        T_(x.size(1)) {
+    for (int64_t i = 0; i < tensor.dim(); ++i) stride_[i] = tensor.stride(i);
+  }
+  // to[c] = plus + row[c]
+  template <typename Acc>
+  void read(int64_t frame, int64_t C, Acc plus, Acc* to) const {
+    const int64_t start = index_ != nullptr ? index_[frame] * stride_[0]
+                                            : frame / T_ * stride_[0] + frame % T_ * stride_[1];
+    const int64_t step = stride_[index_ != nullptr ? 1 : 2];
+    switch (type_) {
+      case ScalarType::Float:
+        return copy(static_cast<const float*>(data_) + start, step, C, plus, to);
+      case ScalarType::Double:
+        return copy(static_cast<const double*>(data_) + start, step, C, plus, to);
+      default:
+        return copy(static_cast<const bfloat16*>(data_) + start, step, C, plus, to);
+    }
+  }
+
+ private:
+  template <typename Element, typename Acc>
+  static void copy(const Element* from, int64_t step, int64_t C, Acc plus, Acc* to) {
+    for (int64_t c = 0; c < C; ++c) to[c] = static_cast<Acc>(value(from[c * step])) + plus;
+  }
+  static float value(float x) { return x; }
+  static double value(double x) { return x; }
+  static float value(bfloat16 x) {
+    const uint32_t word = static_cast<uint32_t>(x.bits) << 16;
+    float wide;
+    std::memcpy(&wide, &word, sizeof(wide));
+    return wide;
+  }
+
+  const void* data_;
+  ScalarType type_;
+  const int64_t* index_;
+  int64_t T_;
+  int64_t stride_[3];
+};
+
+std::optional<Table> table_of(const MaybeTensor& tensor,
+                              const MaybeTensor& index,
+                              const Tensor& x) {
+  if (!tensor.has_value()) return std::nullopt;
+  return Table(*tensor, index, x);
+}
+
+// The modulation of one frame in the width of sums: gate, 1 + scale, shift. One per thread.
+template <typename Acc>
+class FrameRows {
+ public:
+  explicit FrameRows(int64_t C) : C_(C), memory_(3 * C) {}
+  void read(int64_t frame,
+            const std::optional<Table>& gate,
+            const Table& scale,
+            const Table* shift) {
+    if (frame == frame_) return;
+    frame_ = frame;
+    if (gate.has_value()) {
+      gate->read(frame, C_, Acc(0), memory_.get());
+    } else {
+      for (int64_t c = 0; c < C_; ++c) memory_.get()[c] = Acc(1);
+    }
+    scale.read(frame, C_, Acc(1), memory_.get() + C_);
+    if (shift != nullptr) shift->read(frame, C_, Acc(0), memory_.get() + 2 * C_);
+  }
+  const Acc* gate() const { return memory_.get(); }
+  const Acc* factor() const { return memory_.get() + C_; }
+  const Acc* shift() const { return memory_.get() + 2 * C_; }
+
+ private:
+  int64_t C_, frame_ = -1;
+  AlignedBuffer<Acc> memory_;
+};
+
+// --- checks --------------------------------------------------------------------------------------
+
+void check_clip(const char* op, const char* name, const Tensor& tensor, const Tensor& x) {
+  bool same = tensor.dim() == 4;
+  for (int64_t i = 0; same && i < 4; ++i) same = tensor.size(i) == x.size(i);
+  expect(same, op, ": ", name, ": expected ", shape_of(x), " as x has, got ", shape_of(tensor));
+  expect(tensor.is_cpu(), op, ": ", name, ": expected on the CPU as x is");
+}
+
+void check_x(const char* op, const Tensor& x) {
+  expect(x.dim() == 4, op, ": x: expected [B, T, S, C], got ", shape_of(x));
+  expect(x.size(3) >= 1, op, ": x: expected C >= 1, got ", shape_of(x));
+  expect(is_number(x.scalar_type()), op, ": x: expected float32, float64 or bfloat16, got ",
+         x.scalar_type());
+}
+
+void check_y(const char* op, const Tensor& y, const Tensor& x) {
+  check_clip(op, "y", y, x);
+  const bool one_width =
+      x.scalar_type() != ScalarType::Double &&
+      (y.scalar_type() == ScalarType::Float || y.scalar_type() == ScalarType::BFloat16);
+  expect(y.scalar_type() == x.scalar_type() || one_width, op, ": y: expected ", x.scalar_type(),
+         x.scalar_type() == ScalarType::Double ? "" : " or the other of float32 and bfloat16",
+         " beside an x of ", x.scalar_type(), ", got ", y.scalar_type());
+}
+
+// M of the tables: rows of the first one when they are indexed, frames otherwise.
+void check_table(const char* op,
+                 const char* name,
+                 const Tensor& table,
+                 const Tensor& x,
+                 const MaybeTensor& index,
+                 int64_t M) {
+  if (index.has_value()) {
+    expect(table.dim() == 2 && table.size(0) == M && table.size(1) == x.size(3), op, ": ", name,
+           ": expected [", M, ", ", x.size(3), "] as an index is given, got ", shape_of(table));
+  } else {
+    expect(table.dim() == 3 && table.size(0) == x.size(0) && table.size(1) == x.size(1) &&
+               table.size(2) == x.size(3),
+           op, ": ", name, ": expected [", x.size(0), ", ", x.size(1), ", ", x.size(3), "], got ",
+           shape_of(table));
+  }
+  expect(is_number(table.scalar_type()), op, ": ", name,
+         ": expected float32, float64 or bfloat16, got ", table.scalar_type());
+  expect(table.is_cpu(), op, ": ", name, ": expected on the CPU as x is");
+}
+
+// The index as neighbouring numbers, each a row of the tables.
+MaybeTensor checked_index(const char* op, const MaybeTensor& index, const Tensor& x, int64_t M) {
+  if (!index.has_value()) return index;
+  expect(index->dim() == 2 && index->size(0) == x.size(0) && index->size(1) == x.size(1), op,
+         ": index: expected [", x.size(0), ", ", x.size(1), "], got ", shape_of(*index));
+  expect(index->scalar_type() == ScalarType::Long, op, ": index: expected int64, got ",
+         index->scalar_type());
+  expect(index->is_cpu(), op, ": index: expected on the CPU as x is");
+  const Tensor rows = torch::stable::contiguous(*index);
+  const int64_t* row = static_cast<const int64_t*>(rows.const_data_ptr());
+  for (int64_t i = 0; i < rows.numel(); ++i) {
+    expect(row[i] >= 0 && row[i] < M, op,
+           ": index: expected rows 0 .. M - 1 of tables with M = ", M, " rows, got ", row[i]);
+  }
+  return rows;
+}
+
+// --- forward -------------------------------------------------------------------------------------
+
+template <typename In, typename Y>
+void run_forward(const AdalnKernel<In, Y>& kernel,
+                 const Tensor& x,  // [B, T, S, C]
+                 const MaybeTensor& y,  // [B, T, S, C]
+                 const std::optional<Table>& gate,
+                 const Table& shift,
+                 const Table& scale,
+                 double eps,
+                 bool rms,
+                 const Tensor& x_out,  // [B, T, S, C]; not written without a y
+                 const Tensor& out,  // [B, T, S, C]
+                 const Tensor& mean,  // [B, T, S]
+                 const Tensor& rstd) {  // [B, T, S]
+  using Acc = typename accumulate<In>::type;
+  const Tasks tasks(x);
+  const int64_t C = tasks.C;
+  const Clip<In> from_x(x, tasks);
+  const Clip<Y> from_y(y.has_value() ? *y : x, tasks);
+  In* to_x = static_cast<In*>(x_out.mutable_data_ptr());
+  In* to_out = static_cast<In*>(out.mutable_data_ptr());
+  Acc* to_mean = static_cast<Acc*>(mean.mutable_data_ptr());
+  Acc* to_rstd = static_cast<Acc*>(rstd.mutable_data_ptr());
+  torch::stable::parallel_for(0, tasks.count(), tasks.grain(), [&](int64_t first, int64_t last) {
+    FrameRows<Acc> modulation(C);
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t frame = task / tasks.blocks;
+      const int64_t row = frame * tasks.S + tasks.first_row(task);
+      modulation.read(frame, gate, scale, &shift);
+      AdalnForwardRows<In, Y> a;
+      a.rows = tasks.rows(task);
+      a.C = C;
+      a.x = from_x.rows(task);
+      a.x_stride = from_x.stride();
+      a.y = y.has_value() ? from_y.rows(task) : nullptr;
+      a.y_stride = from_y.stride();
+      a.gate = modulation.gate();
+      a.factor = modulation.factor();
+      a.shift = modulation.shift();
+      a.eps = static_cast<Acc>(eps);
+      a.rms = rms;
+      a.x_out = y.has_value() ? to_x + row * C : nullptr;
+      a.out = to_out + row * C;
+      a.mean = to_mean + row;
+      a.rstd = to_rstd + row;
+      kernel.forward(a);
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> adaln(
+    const Tensor& x,  // [B, T, S, C] float32, float64 or bfloat16, any strides
+    const MaybeTensor& y,  // [B, T, S, C] any strides
+    const MaybeTensor& gate,  // [B, T, C], or [M, C] with an index; any strides
+    const Tensor& shift,  // as gate
+    const Tensor& scale,  // as gate
+    const MaybeTensor& index,  // [B, T] int64
+    double eps,
+    bool rms) {
+  check_x("adaln", x);
+  if (y.has_value()) check_y("adaln", *y, x);
+  const int64_t M = scale.dim() > 0 ? scale.size(0) : 0;
+  check_table("adaln", "scale", scale, x, index, M);
+  check_table("adaln", "shift", shift, x, index, M);
+  if (gate.has_value()) check_table("adaln", "gate", *gate, x, index, M);
+  expect(y.has_value() || !gate.has_value(), "adaln: gate: given without a branch y to multiply");
+  const MaybeTensor rows = checked_index("adaln", index, x, M);
+
+  Tensor x_out =
+      y.has_value() ? torch::stable::new_empty(x, x.sizes()) : torch::stable::new_empty(x, {0});
+  Tensor out = torch::stable::new_empty(x, x.sizes());
+  Tensor mean = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2)}, sum_type(x));
+  Tensor rstd = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2)}, sum_type(x));
+  if (x.numel() > 0) {
+    const std::optional<Table> gates = table_of(gate, rows, x);
+    const Table shifts(shift, rows, x), scales(scale, rows, x);
+    with_kernel(x.scalar_type(), (y.has_value() ? *y : x).scalar_type(), [&](const auto& kernel) {
+      run_forward(kernel, x, y, gates, shifts, scales, eps, rms, x_out, out, mean, rstd);
+    });
+  }
+  return {x_out, out, mean, rstd};
+}
+
+// --- backward ------------------------------------------------------------------------------------
+
+// Sums over the rows of each task, and from them the gradients of the three tables.
+template <typename Acc>
+class TableSums {
+ public:
+  TableSums(const Tasks& tasks, const MaybeTensor& index)
+      : tasks_(tasks), index_(rows_of(index)), memory_(3 * tasks.count() * tasks.C) {}
+  // [C] of one table and task.
+  Acc* row(int64_t table, int64_t task) const {
+    return memory_.get() + (table * tasks_.count() + task) * tasks_.C;
+  }
+  void clear(int64_t task) const {
+    for (int64_t table = 0; table < 3; ++table) {
+      std::memset(row(table, task), 0, tasks_.C * sizeof(Acc));
+    }
+  }
+  // The tasks of a frame, and the frames of a row of the table, are added in their order.
+  void add_up(int64_t table, const Tensor& to) const {  // [B, T, C], or [M, C] with an index
+    const int64_t C = tasks_.C, blocks = tasks_.blocks;
+    Acc* sums = static_cast<Acc*>(to.mutable_data_ptr());
+    std::memset(sums, 0, to.numel() * sizeof(Acc));
+    // Columns are shared out, so that no two threads meet in a row.
+    const int64_t grain = 1 + ELEMENTS_PER_TASK / tasks_.count();
+    torch::stable::parallel_for(0, C, grain, [&](int64_t first, int64_t last) {
+      for (int64_t task = 0; task < tasks_.count(); ++task) {
+        const int64_t frame = task / blocks;
+        const Acc* from = row(table, task);
+        Acc* sum = sums + (index_ != nullptr ? index_[frame] : frame) * C;
+        for (int64_t c = first; c < last; ++c) sum[c] += from[c];
+      }
+    });
+  }
+
+ private:
+  const Tasks& tasks_;
+  const int64_t* index_;
+  AlignedBuffer<Acc> memory_;
+};
+
+template <typename In, typename Y>
+void run_backward(const AdalnKernel<In, Y>& kernel,
+                  const Tensor& grad_x_out,  // [B, T, S, C]
+                  const Tensor& grad_out,  // [B, T, S, C]
+                  const Tensor& x,  // [B, T, S, C]
+                  const MaybeTensor& y,  // [B, T, S, C]
+                  const std::optional<Table>& gate,
+                  const Table& scale,
+                  const MaybeTensor& index,  // [B, T]
+                  const Tensor& mean,  // [B, T, S]
+                  const Tensor& rstd,  // [B, T, S]
+                  bool rms,
+                  const Tensor& dx,  // [B, T, S, C]
+                  const Tensor& dy,  // [B, T, S, C]; these two are not written without a y
+                  const Tensor& dgate,  // [B, T, C], or [M, C] with an index
+                  const Tensor& dshift,  // [B, T, C], or [M, C] with an index
+                  const Tensor& dscale) {  // [B, T, C], or [M, C] with an index
+  using Acc = typename accumulate<In>::type;
+  const Tasks tasks(x);
+  const int64_t C = tasks.C;
+  const Clip<In> from_grad_x_out(grad_x_out, tasks), from_grad_out(grad_out, tasks);
+  const Clip<In> from_x(x, tasks);
+  const Clip<Y> from_y(y.has_value() ? *y : x, tasks);
+  const Acc* from_mean = static_cast<const Acc*>(mean.const_data_ptr());
+  const Acc* from_rstd = static_cast<const Acc*>(rstd.const_data_ptr());
+  In* to_dx = static_cast<In*>(dx.mutable_data_ptr());
+  Y* to_dy = static_cast<Y*>(dy.mutable_data_ptr());
+  const TableSums<Acc> sums(tasks, index);
+  torch::stable::parallel_for(0, tasks.count(), tasks.grain(), [&](int64_t first, int64_t last) {
+    FrameRows<Acc> modulation(C);
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t frame = task / tasks.blocks;
+      const int64_t row = frame * tasks.S + tasks.first_row(task);
+      modulation.read(frame, gate, scale, nullptr);
+      sums.clear(task);
+      AdalnBackwardRows<In, Y> a;
+      a.rows = tasks.rows(task);
+      a.C = C;
+      a.grad_x_out = from_grad_x_out.rows(task);
+      a.grad_x_out_stride = from_grad_x_out.stride();
+      a.grad_out = from_grad_out.rows(task);
+      a.grad_out_stride = from_grad_out.stride();
+      a.x = from_x.rows(task);
+      a.x_stride = from_x.stride();
+      a.y = y.has_value() ? from_y.rows(task) : nullptr;
+      a.y_stride = from_y.stride();
+      a.gate = modulation.gate();
+      a.factor = modulation.factor();
+      a.mean = from_mean + row;
+      a.rstd = from_rstd + row;
+      a.rms = rms;
+      a.dx = to_dx + row * C;
+      a.dy = y.has_value() ? to_dy + row * C : nullptr;
+      a.sum_gate = sums.row(0, task);
+      a.sum_shift = sums.row(1, task);
+      a.sum_scale = sums.row(2, task);
+      kernel.backward(a);
+    }
+  });
+  if (y.has_value()) sums.add_up(0, dgate);
+  sums.add_up(1, dshift);
+  sums.add_up(2, dscale);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaln_backward(
+    const Tensor& grad_x_out,  // [B, T, S, C] in the dtype of x; any strides
+    const Tensor& grad_out,  // [B, T, S, C] in the dtype of x; any strides
+    const Tensor& x,  // [B, T, S, C] what the norm read: x_out, or x where there was no y
+    const MaybeTensor& y,  // [B, T, S, C], only together with a gate
+    const MaybeTensor& gate,  // [B, T, C], or [M, C] with an index
+    const Tensor& scale,  // as gate
+    const MaybeTensor& index,  // [B, T] int64
+    const Tensor& mean,  // [B, T, S] as the forward returned it
+    const Tensor& rstd,  // [B, T, S] as the forward returned it
+    bool rms) {
+  const char* op = "adaln_backward";
+  check_x(op, x);
+  for (const auto& [name, grad] :
+       {std::make_pair("grad_x_out", &grad_x_out), std::make_pair("grad_out", &grad_out)}) {
+    check_clip(op, name, *grad, x);
+    expect(grad->scalar_type() == x.scalar_type(), op, ": ", name, ": expected ", x.scalar_type(),
+           " as x is, got ", grad->scalar_type());
+  }
+  expect(y.has_value() == gate.has_value(), op, ": y and gate: expected both or neither");
+  if (y.has_value()) check_y(op, *y, x);
+  const int64_t M = scale.dim() > 0 ? scale.size(0) : 0;
+  check_table(op, "scale", scale, x, index, M);
+  if (gate.has_value()) check_table(op, "gate", *gate, x, index, M);
+  for (const auto& [name, per_row] :
+       {std::make_pair("mean", &mean), std::make_pair("rstd", &rstd)}) {
+    expect(per_row->is_cpu() && per_row->is_contiguous() && per_row->scalar_type() == sum_type(x) &&
+               per_row->dim() == 3 && per_row->numel() * x.size(3) == x.numel(),
+           op, ": ", name, ": expected what the forward returned, got ", shape_of(*per_row));
+  }
+  const MaybeTensor rows = checked_index(op, index, x, M);
+
+  Tensor dx = torch::stable::new_empty(x, x.sizes());
+  Tensor dshift = torch::stable::new_empty(x, scale.sizes(), sum_type(x));
+  Tensor dscale = torch::stable::new_empty(x, scale.sizes(), sum_type(x));
+  Tensor dy =
+      y.has_value() ? torch::stable::new_empty(*y, x.sizes()) : torch::stable::new_empty(x, {0});
+  Tensor dgate = y.has_value() ? torch::stable::new_empty(x, scale.sizes(), sum_type(x))
+                               : torch::stable::new_empty(x, {0}, sum_type(x));
+  if (x.numel() == 0) {
+    if (y.has_value()) torch::stable::zero_(dgate);
+    torch::stable::zero_(dshift);
+    torch::stable::zero_(dscale);
+    return {dx, dy, dgate, dshift, dscale};
+  }
+  const std::optional<Table> gates = table_of(gate, rows, x);
+  const Table scales(scale, rows, x);
+  with_kernel(x.scalar_type(), (y.has_value() ? *y : x).scalar_type(), [&](const auto& kernel) {
+    run_backward(kernel, grad_x_out, grad_out, x, y, gates, scales, rows, mean, rstd, rms, dx, dy,
+                 dgate, dshift, dscale);
+  });
+  return {dx, dy, dgate, dshift, dscale};
+}
+
+}  // namespace
+}  // namespace colaworld
+
+STABLE_TORCH_LIBRARY_IMPL(colaworld, CPU, m) {
+  m.impl("adaln", TORCH_BOX(&colaworld::adaln));
+  m.impl("adaln_backward", TORCH_BOX(&colaworld::adaln_backward));
+}

@@ -1,0 +1,404 @@
+// qk_norm_rope on the CPU: checks, memory, threads, and the row of the rotation tables that each
+// token uses. The arithmetic on a token is in qk_norm_rope_kernel.h, compiled once per instruction
+// set and chosen here at run time.
+
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include "../checks.h"
+#include "buffer.h"
+#include "choose.h"
+#include "qk_norm_rope.h"
+
+namespace colaworld {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+// Tokens of one task. Their sums for the weights cost two rows of traffic, about a hundredth of the
+// work; the number does not depend on the threads, so neither does any sum.
+constexpr int64_t BLOCK_TOKENS = 32;
+// An element of q and of k takes about a nanosecond; a thread should be worth some 30 microseconds.
+constexpr int64_t ELEMENTS_PER_TASK = 1 << 15;
+
+const QkNormRopeKernels& kernels() {
+  static const QkNormRopeKernels chosen = COLAWORLD_KERNELS(qk_norm_rope);
+  return chosen;
+}
+
+template <typename Run>
+void with_kernel(ScalarType dtype, const Run& run) {
+  if (dtype == ScalarType::Float) return run(kernels().f32);
+  if (dtype == ScalarType::Double) return run(kernels().f64);
+  run(kernels().bf16);
+}
+
+ScalarType sum_type(const Tensor& q) {
+  return q.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// --- checks --------------------------------------------------------------------------------------
+
+// What both ops are told beside q and k.
+struct Settings {
+  MaybeTensor q_weight;  // [D], or [H * D] when across
+  MaybeTensor k_weight;
+  MaybeTensor cos;  // [P, D/2]
+  MaybeTensor sin;
+  MaybeTensor position;  // [L, A] int64
+  std::vector<int64_t> sections;  // [A], sum D/2
+  double eps;
+  bool across;
+  bool half;
+};
+
+void check_heads(const char* op, const char* name, const Tensor& tensor, const Tensor& like) {
+  bool same = tensor.dim() == 4;
+  for (int64_t i = 0; same && i < 4; ++i) same = tensor.size(i) == like.size(i);
+  expect(same, op, ": ", name, ": expected ", shape_of(like), ", got ", shape_of(tensor));
+  expect(tensor.scalar_type() == like.scalar_type(), op, ": ", name, ": expected ",
+         like.scalar_type(), ", got ", tensor.scalar_type());
+  expect(tensor.is_cpu(), op, ": ", name, ": expected on the CPU");
+}
+
+// q has passed nothing yet; it is the gradient of q in the backward of an op without norm.
+void check(const char* op, const Tensor& q, const Tensor& k, Settings& settings) {
+  expect(q.dim() == 4, op, ": q: expected [B, L, H, D], got ", shape_of(q));
+  const ScalarType dtype = q.scalar_type();
+  expect(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16,
+         op, ": q: expected float32, float64 or bfloat16, got ", dtype);
+  check_heads(op, "k", k, q);
+  const int64_t L = q.size(1), H = q.size(2), D = q.size(3);
+  expect(H >= 1 && D >= 1, op, ": q: expected H >= 1 and D >= 1, got ", shape_of(q));
+
+  expect(settings.q_weight.has_value() == settings.k_weight.has_value(), op,
+         ": q_weight and k_weight: expected both or neither");
+  const int64_t width = settings.across ? H * D : D;
+  const auto check_weight = [&](const char* name, MaybeTensor& weight) {
+    if (!weight.has_value()) return;
+    expect(weight->dim() == 1 && weight->size(0) == width, op, ": ", name, ": expected [", width,
+           "], got ", shape_of(*weight));
+    expect(weight->scalar_type() == sum_type(q), op, ": ", name, ": expected ", sum_type(q),
+           ", got ", weight->scalar_type());
+    expect(weight->is_cpu(), op, ": ", name, ": expected on the CPU");
+    weight = torch::stable::contiguous(*weight);
+  };
+  check_weight("q_weight", settings.q_weight);
+  check_weight("k_weight", settings.k_weight);
+
+  expect(settings.cos.has_value() == settings.sin.has_value(), op,
+         ": cos and sin: expected both or neither");
+  if (!settings.cos.has_value()) return;
+  expect(D % 2 == 0, op, ": q: expected an even D for the rotation, got D = ", D);
+  const int64_t P = settings.cos->dim() > 0 ? settings.cos->size(0) : 0;
+  const auto check_table = [&](const char* name, MaybeTensor& table) {
+    expect(table->dim() == 2 && table->size(0) == P && table->size(1) == D / 2, op, ": ", name,
+           ": expected [", P, ", ", D / 2, "], got ", shape_of(*table));
+    expect(table->scalar_type() == sum_type(q), op, ": ", name, ": expected ", sum_type(q),
+           ", got ", table->scalar_type());
+    expect(table->is_cpu(), op, ": ", name, ": expected on the CPU");
+    table = torch::stable::contiguous(*table);
+  };
+  check_table("cos", settings.cos);
+  check_table("sin", settings.sin);
+
+  if (!settings.position.has_value()) {
+    expect(P == L, op, ": cos: expected ", L, " rows, one for each token, got ", P);
+    return;
+  }
+  const Tensor& position = *settings.position;
+  const int64_t A = static_cast<int64_t>(settings.sections.size());
+  int64_t pairs = 0;
+  bool whole = true;
+  for (int64_t n : settings.sections) whole = whole && n >= 0, pairs += n;
+  expect(whole && pairs == D / 2, op, ": sections: expected counts that sum to D/2 = ", D / 2,
+         ", got a sum of ", pairs);
+  expect(position.dim() == 2 && position.size(0) == L && position.size(1) == A, op,
+         ": position: expected [", L, ", ", A, "], got ", shape_of(position));
+  expect(position.scalar_type() == ScalarType::Long, op, ": position: expected int64, got ",
+         position.scalar_type());
+  expect(position.is_cpu(), op, ": position: expected on the CPU");
+  settings.position = torch::stable::contiguous(position);
+  const int64_t* row = static_cast<const int64_t*>(settings.position->const_data_ptr());
+  for (int64_t i = 0; i < L * A; ++i) {
+    expect(row[i] >= 0 && row[i] < P, op,
+           ": position: expected rows 0 .. P - 1 of tables with P = ", P, " rows, got ", row[i]);
+  }
+}
+
+// --- what a task reads ---------------------------------------------------------------------------
+
+// A [B, L, H, D] tensor whose channels are neighbours, read where it stands.
+template <typename Element>
+class Heads {
+ public:
+  explicit Heads(const Tensor& tensor)
+      : tensor_(tensor.size(3) == 1 || tensor.stride(3) == 1 ? tensor
+                                                             : torch::stable::contiguous(tensor)),
+        data_(static_cast<const Element*>(tensor_.const_data_ptr())),
+        L_(tensor.size(1)),
+        clip_stride_(tensor_.stride(0)),
+        token_stride_(tensor_.stride(1)),
+        stride_(tensor_.stride(2)) {}
+  const Element* token(int64_t token) const {
+    return data_ + token / L_ * clip_stride_ + token % L_ * token_stride_;
+  }
+  int64_t stride() const { return stride_; }
+
+ private:
+  Tensor tensor_;
+  const Element* data_;
+  int64_t L_, clip_stride_, token_stride_, stride_;
+};
+
+template <typename Acc>
+const Acc* data_of(const MaybeTensor& tensor) {
+  return tensor.has_value() ? static_cast<const Acc*>(tensor->const_data_ptr()) : nullptr;
+}
+
+// Cosines and sines of one token in the layout that the kernel reads. One per thread.
+template <typename Acc>
+class Turn {
+ public:
+  Turn(const Settings& settings, int64_t D)
+      : settings_(settings),
+        D_(D),
+        from_cos_(data_of<Acc>(settings.cos)),
+        from_sin_(data_of<Acc>(settings.sin)),
+        position_(data_of<int64_t>(settings.position)),
+        memory_(2 * D) {}
+  Rotation rotation() const {
+    if (from_cos_ == nullptr) return Rotation::none;
+    return settings_.half ? Rotation::half : Rotation::interleaved;
+  }
+  void read(int64_t l) {
+    if (from_cos_ == nullptr) return;
+    if (position_ == nullptr) {
+      copy(l, 0, D_ / 2);
+      return;
+    }
+    const int64_t A = static_cast<int64_t>(settings_.sections.size());
+    int64_t pair = 0;
+    for (int64_t axis = 0; axis < A; ++axis) {
+      copy(position_[l * A + axis], pair, pair + settings_.sections[axis]);
+      pair += settings_.sections[axis];
+    }
+  }
+  const Acc* cos() const { return memory_.get(); }
+  const Acc* sin() const { return memory_.get() + D_; }
+
+ private:
+  // Pairs [first, last) from one row of the tables.
+  void copy(int64_t row, int64_t first, int64_t last) {
+    const Acc* from_cos = from_cos_ + row * (D_ / 2);
+    const Acc* from_sin = from_sin_ + row * (D_ / 2);
+    Acc* to_cos = memory_.get();
+    Acc* to_sin = memory_.get() + D_;
+    if (settings_.half) {
+      std::memcpy(to_cos + first, from_cos + first, (last - first) * sizeof(Acc));
+      std::memcpy(to_sin + first, from_sin + first, (last - first) * sizeof(Acc));
+      return;
+    }
+    for (int64_t i = first; i < last; ++i) {
+      to_cos[2 * i] = to_cos[2 * i + 1] = from_cos[i];
+      to_sin[2 * i] = -from_sin[i];
+      to_sin[2 * i + 1] = from_sin[i];
+    }
+  }
+
+  const Settings& settings_;
+  int64_t D_;
+  const Acc* from_cos_;
+  const Acc* from_sin_;
+  const int64_t* position_;
+  AlignedBuffer<Acc> memory_;
+};
+
+int64_t tasks_of(const Tensor& q) {
+  return (q.size(0) * q.size(1) + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+}
+
+int64_t grain_of(const Tensor& q) {
+  return 1 + ELEMENTS_PER_TASK / (BLOCK_TOKENS * q.size(2) * q.size(3));
+}
+
+// --- forward -------------------------------------------------------------------------------------
+
+template <typename In>
+void run_forward(const QkNormRopeKernel<In>& kernel,
+                 const Tensor& q,  // [B, L, H, D]
+                 const Tensor& k,  // [B, L, H, D]
+                 const Settings& settings,
+                 const Tensor& q_out,  // [B, L, H, D]
+                 const Tensor& k_out) {  // [B, L, H, D]
+  using Acc = typename accumulate<In>::type;
+  const int64_t tokens = q.size(0) * q.size(1), L = q.size(1), H = q.size(2), D = q.size(3);
+  const Heads<In> from[] = {Heads<In>(q), Heads<In>(k)};
+  In* to[] = {static_cast<In*>(q_out.mutable_data_ptr()),
+              static_cast<In*>(k_out.mutable_data_ptr())};
+  const Acc* weight[] = {data_of<Acc>(settings.q_weight), data_of<Acc>(settings.k_weight)};
+  torch::stable::parallel_for(0, tasks_of(q), grain_of(q), [&](int64_t first, int64_t last) {
+    Turn<Acc> turn(settings, D);
+    NormRopeToken<In> a;
+    a.H = H;
+    a.D = D;
+    a.across = settings.across && weight[0] != nullptr;
+    a.eps = static_cast<Acc>(settings.eps);
+    a.rotation = turn.rotation();
+    a.cos = turn.cos();
+    a.sin = turn.sin();
+    const int64_t end = last * BLOCK_TOKENS < tokens ? last * BLOCK_TOKENS : tokens;
+    for (int64_t token = first * BLOCK_TOKENS; token < end; ++token) {
+      turn.read(token % L);
+      for (int which = 0; which < 2; ++which) {
+        a.x = from[which].token(token);
+        a.x_stride = from[which].stride();
+        a.weight = weight[which];
+        a.out = to[which] + token * H * D;
+        kernel.forward(a);
+      }
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor> qk_norm_rope(
+    const Tensor& q,  // [B, L, H, D] float32, float64 or bfloat16, any strides
+    const Tensor& k,  // [B, L, H, D] same dtype, any strides
+    const MaybeTensor&
+        q_weight,  // [D], or [H * D] when across, in the dtype of sums; none: no norm
+    const MaybeTensor& k_weight,  // as q_weight
+    const MaybeTensor& cos,  // [P, D/2] in the dtype of sums; none: no rotation
+    const MaybeTensor& sin,  // as cos
+    const MaybeTensor& position,  // [L, A] int64; none: P = L and token l uses row l
+    const std::vector<int64_t> sections,  // [A] pairs of each axis
+    double eps,
+    bool across,
+    bool half) {
+  Settings settings{q_weight, k_weight, cos, sin, position, sections, eps, across, half};
+  check("qk_norm_rope", q, k, settings);
+  Tensor q_out = torch::stable::new_empty(q, q.sizes());
+  Tensor k_out = torch::stable::new_empty(k, k.sizes());
+  if (q.numel() > 0) {
+    with_kernel(q.scalar_type(),
+                [&](const auto& kernel) { run_forward(kernel, q, k, settings, q_out, k_out); });
+  }
+  return {q_out, k_out};
+}
+
+// --- backward ------------------------------------------------------------------------------------
+
+template <typename In>
+void run_backward(const QkNormRopeKernel<In>& kernel,
+                  const Tensor& grad_q,  // [B, L, H, D]
+                  const Tensor& grad_k,  // [B, L, H, D]
+                  const Tensor& q,  // [B, L, H, D]
+                  const Tensor& k,  // [B, L, H, D]
+                  const Settings& settings,
+                  const Tensor& dq,  // [B, L, H, D]
+                  const Tensor& dk,  // [B, L, H, D]
+                  const Tensor& dq_weight,  // [W], zero so far; [0] without a norm
+                  const Tensor& dk_weight) {  // as dq_weight
+  using Acc = typename accumulate<In>::type;
+  const int64_t tokens = q.size(0) * q.size(1), L = q.size(1), H = q.size(2), D = q.size(3);
+  const int64_t W = dq_weight.numel(), tasks = tasks_of(q);
+  const Heads<In> grad[] = {Heads<In>(grad_q), Heads<In>(grad_k)};
+  const Heads<In> from[] = {Heads<In>(q), Heads<In>(k)};
+  In* to[] = {static_cast<In*>(dq.mutable_data_ptr()), static_cast<In*>(dk.mutable_data_ptr())};
+  const Acc* weight[] = {data_of<Acc>(settings.q_weight), data_of<Acc>(settings.k_weight)};
+  const AlignedBuffer<Acc> sums(tasks * 2 * W);  // [tasks, 2, W]
+  torch::stable::parallel_for(0, tasks, grain_of(q), [&](int64_t first, int64_t last) {
+    Turn<Acc> turn(settings, D);
+    const AlignedBuffer<Acc> scratch(H * D);
+    NormRopeTokenBackward<In> a;
+    a.H = H;
+    a.D = D;
+    a.across = settings.across && weight[0] != nullptr;
+    a.eps = static_cast<Acc>(settings.eps);
+    a.rotation = turn.rotation();
+    a.cos = turn.cos();
+    a.sin = turn.sin();
+    a.scratch = scratch.get();
+    for (int64_t task = first; task < last; ++task) {
+      std::memset(sums.get() + task * 2 * W, 0, 2 * W * sizeof(Acc));
+      const int64_t end = (task + 1) * BLOCK_TOKENS < tokens ? (task + 1) * BLOCK_TOKENS : tokens;
+      for (int64_t token = task * BLOCK_TOKENS; token < end; ++token) {
+        turn.read(token % L);
+        for (int which = 0; which < 2; ++which) {
+          a.grad = grad[which].token(token);
+          a.grad_stride = grad[which].stride();
+          a.x = from[which].token(token);
+          a.x_stride = from[which].stride();
+          a.weight = weight[which];
+          a.dx = to[which] + token * H * D;
+          a.sum_weight = sums.get() + (task * 2 + which) * W;
+          kernel.backward(a);
+        }
+      }
+    }
+  });
+  Acc* total[] = {static_cast<Acc*>(dq_weight.mutable_data_ptr()),
+                  static_cast<Acc*>(dk_weight.mutable_data_ptr())};
+  for (int64_t task = 0; task < tasks; ++task) {  // in their order
+    for (int which = 0; which < 2; ++which) {
+      const Acc* sum = sums.get() + (task * 2 + which) * W;
+      for (int64_t i = 0; i < W; ++i) total[which][i] += sum[i];
+    }
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> qk_norm_rope_backward(
+    const Tensor& grad_q,  // [B, L, H, D] any strides
+    const Tensor& grad_k,  // [B, L, H, D] any strides
+    const MaybeTensor& q,  // [B, L, H, D] as the forward read it; none without a norm
+    const MaybeTensor& k,  // [B, L, H, D] as the forward read it; none without a norm
+    const MaybeTensor& q_weight,  // the rest as in the forward
+    const MaybeTensor& k_weight,
+    const MaybeTensor& cos,
+    const MaybeTensor& sin,
+    const MaybeTensor& position,
+    const std::vector<int64_t> sections,
+    double eps,
+    bool across,
+    bool half) {
+  const char* op = "qk_norm_rope_backward";
+  Settings settings{q_weight, k_weight, cos, sin, position, sections, eps, across, half};
+  expect(q.has_value() == q_weight.has_value() && k.has_value() == k_weight.has_value(), op,
+         ": q and k: expected with the weights of a norm, and only with them");
+  const Tensor& from_q = q.has_value() ? *q : grad_q;
+  const Tensor& from_k = k.has_value() ? *k : grad_k;
+  check(op, from_q, from_k, settings);
+  check_heads(op, "grad_q", grad_q, from_q);
+  check_heads(op, "grad_k", grad_k, from_q);
+
+  const int64_t W = !q_weight.has_value() ? 0
+                    : across              ? from_q.size(2) * from_q.size(3)
+                                          : from_q.size(3);
+  Tensor dq = torch::stable::new_empty(from_q, from_q.sizes());
+  Tensor dk = torch::stable::new_empty(from_q, from_q.sizes());
+  Tensor dq_weight = torch::stable::new_zeros(from_q, {W}, sum_type(from_q));
+  Tensor dk_weight = torch::stable::new_zeros(from_q, {W}, sum_type(from_q));
+  if (from_q.numel() > 0) {
+    with_kernel(from_q.scalar_type(), [&](const auto& kernel) {
+      run_backward(kernel, grad_q, grad_k, from_q, from_k, settings, dq, dk, dq_weight, dk_weight);
+    });
+  }
+  return {dq, dk, dq_weight, dk_weight};
+}
+
+}  // namespace
+}  // namespace colaworld
+
+STABLE_TORCH_LIBRARY_IMPL(colaworld, CPU, m) {
+  m.impl("qk_norm_rope", TORCH_BOX(&colaworld::qk_norm_rope));
+  m.impl("qk_norm_rope_backward", TORCH_BOX(&colaworld::qk_norm_rope_backward));
+}

@@ -1,0 +1,70 @@
+// What one compiled variant of the qk_norm_rope kernel offers to its caller.
+// Not here: tensors, threads, memory. The caller owns every buffer.
+
+#pragma once
+
+#include <cstdint>
+
+#include "number.h"
+
+namespace colaworld {
+
+// How the channels of a head are rotated, and what its cosines and sines look like:
+//   none         not at all
+//   interleaved  pairs (0, 1), (2, 3), ...; cos [D] holds each value twice, sin [D] as -s, s
+//   half         pairs (i, i + D/2); cos and sin [D/2]
+enum class Rotation { none, interleaved, half };
+
+// The heads of one token, of q or of k alone. The D channels of a head are neighbours.
+template <typename In>
+struct NormRopeToken {
+  using Acc = typename accumulate<In>::type;
+  int64_t H, D;
+  const In* x;  // [H, D]
+  int64_t x_stride;  // elements from head to head
+  const Acc* weight;  // [D], or [H, D] when across; null: no norm
+  bool across;  // the mean square runs over all heads
+  Acc eps;
+  Rotation rotation;
+  const Acc* cos;
+  const Acc* sin;
+  In* out;  // [H, D] contiguous
+};
+
+template <typename In>
+struct NormRopeTokenBackward {
+  using Acc = typename accumulate<In>::type;
+  int64_t H, D;
+  const In* grad;  // [H, D]
+  int64_t grad_stride;
+  const In* x;  // [H, D]; not read without a norm
+  int64_t x_stride;
+  const Acc* weight;  // [D], or [H, D] when across; null: no norm
+  bool across;
+  Acc eps;
+  Rotation rotation;
+  const Acc* cos;
+  const Acc* sin;
+  Acc* scratch;  // [H, D]
+  In* dx;  // [H, D] contiguous
+  Acc* sum_weight;  // [D], or [H, D] when across; added to; not touched without a norm
+};
+
+template <typename In>
+struct QkNormRopeKernel {
+  void (*forward)(const NormRopeToken<In>&);
+  void (*backward)(const NormRopeTokenBackward<In>&);
+};
+
+struct QkNormRopeKernels {
+  QkNormRopeKernel<float> f32;
+  QkNormRopeKernel<double> f64;
+  QkNormRopeKernel<bfloat16> bf16;
+};
+
+// One per translation unit.
+QkNormRopeKernels qk_norm_rope_baseline();
+QkNormRopeKernels qk_norm_rope_avx2();
+QkNormRopeKernels qk_norm_rope_avx512();
+
+}  // namespace colaworld
