@@ -8,4 +8,5 @@
 
 STABLE_TORCH_LIBRARY(colaworld, m) {
   m.def("vector_quantize(Tensor z, Tensor codebook) -> (Tensor codes, Tensor indices)");
+  m.def("code_statistics(Tensor z, Tensor indices, SymInt K, bool counts) -> Tensor");
 }

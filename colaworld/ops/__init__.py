@@ -9,6 +9,7 @@ from colaworld.ops._dispatch import NoImplementationError, Verdict, explain, for
 from colaworld.ops._native import build_info
 from colaworld.ops._native import reason as why_not_compiled
 from colaworld.ops.adaln import adaln
+from colaworld.ops.code_statistics import code_statistics, update_codebook
 from colaworld.ops.st_attention import st_attention
 from colaworld.ops.vector_quantize import vector_quantize
 
@@ -17,10 +18,12 @@ __all__ = [
     "Verdict",
     "adaln",
     "build_info",
+    "code_statistics",
     "explain",
     "force",
     "names",
     "st_attention",
+    "update_codebook",
     "vector_quantize",
     "why_not_compiled",
 ]

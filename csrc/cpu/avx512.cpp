@@ -4,4 +4,5 @@
 #define COLAWORLD_ISA avx512
 #define COLAWORLD_VECTOR_BYTES 64
 #define COLAWORLD_VECTOR_REGISTERS 32
+#include "code_statistics_kernel.h"
 #include "vector_quantize_kernel.h"

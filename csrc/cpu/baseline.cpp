@@ -4,4 +4,5 @@
 #define COLAWORLD_ISA baseline
 #define COLAWORLD_VECTOR_BYTES 16
 #define COLAWORLD_VECTOR_REGISTERS 16
+#include "code_statistics_kernel.h"
 #include "vector_quantize_kernel.h"
