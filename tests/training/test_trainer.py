@@ -106,7 +106,7 @@ def test_accumulation_equals_one_larger_batch(toy, tmp_path):
             pass
 
         def after_step(self, *, generator):
-            return {}
+            return {}, []
 
     class Halves(toy.ToyLoader):
         def __next__(self):
