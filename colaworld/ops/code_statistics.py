@@ -29,10 +29,11 @@ def _cpu_refuses(facts: _dispatch.Facts) -> str | None:
 
 
 def _cpu(z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
-    if torch.compiler.is_compiling() or _eager.wants_gradient(z):
+    if torch.compiler.is_compiling():
         return torch.ops.colaworld.code_statistics(z, indices, K, counts)
-    with _eager.below_autograd():
-        return torch.ops.colaworld.code_statistics(z, indices, K, counts)
+    if _eager.wants_gradient(z):
+        return _Recorded.apply(z, indices, K, counts)
+    return _Recorded.forward(z, indices, K, counts)
 
 
 def _reference(z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
@@ -61,6 +62,18 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
     (indices,) = ctx.saved_tensors
     return F.embedding(indices, grad[:, : ctx.width]).to(ctx.dtype), None, None, None
+
+
+class _Recorded(torch.autograd.Function):
+    """The cpu implementation in eager mode, with the gradient that is registered on the op."""
+
+    @staticmethod
+    def forward(z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
+        with _eager.below_autograd():
+            return torch.ops.colaworld.code_statistics(z, indices, K, counts)
+
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_backward)
 
 
 if _native.AVAILABLE:

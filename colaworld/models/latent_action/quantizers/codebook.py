@@ -125,7 +125,7 @@ class CodebookQuantizer(Quantizer):
             return {}, []
         packed, reseeds = next(pieces), self._reseeds
         counts = packed[:, -1]
-        self.use.lerp_(counts / counts.sum(), 1 - max(0.9, self.config.decay))
+        self.use.lerp_(counts / counts.sum().clamp(min=1), 1 - max(0.9, self.config.decay))
         self._update(packed)
         self.age += 1
         if not reseeds:
