@@ -9,6 +9,7 @@ from colaworld.ops._dispatch import NoImplementationError, Verdict, explain, for
 from colaworld.ops._native import build_info
 from colaworld.ops._native import reason as why_not_compiled
 from colaworld.ops.adaln import adaln
+from colaworld.ops.code_statistics import code_statistics, update_codebook
 from colaworld.ops.qk_norm_rope import qk_norm_rope
 from colaworld.ops.st_attention import st_attention
 from colaworld.ops.vector_quantize import vector_quantize
@@ -18,11 +19,13 @@ __all__ = [
     "Verdict",
     "adaln",
     "build_info",
+    "code_statistics",
     "explain",
     "force",
     "names",
     "qk_norm_rope",
     "st_attention",
+    "update_codebook",
     "vector_quantize",
     "why_not_compiled",
 ]

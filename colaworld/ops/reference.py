@@ -119,6 +119,21 @@ def frame_rows(table: Tensor, index: Tensor) -> Tensor:
     return F.embedding(index, table)
 
 
+def code_statistics(
+    z: Tensor,  # [N, d]
+    indices: Tensor,  # [N] int64 in [0, K)
+    K: int,
+    counts: bool,
+) -> Tensor:  # [K, d + 1], without counts [K, d]
+    """Per entry the sum of its rows and, in the last column, how many there are."""
+    wide = z.to(compute_dtype(z.dtype))
+    total = wide.new_zeros(K, wide.shape[1]).index_add(0, indices, wide)
+    if not counts:
+        return total
+    count = indices.new_zeros(K).index_add(0, indices, torch.ones_like(indices))
+    return torch.cat([total, count[:, None].to(total.dtype)], dim=1)
+
+
 def adaln(
     x: Tensor,  # [B, T, S, C]
     y: Tensor | None,  # [B, T, S, C]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from colaworld.ops import _dispatch, _native, reference
+from colaworld.ops import _dispatch, _eager, _native, reference
+from colaworld.ops.code_statistics import segmented_sum
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -26,7 +27,11 @@ def _cpu_refuses(facts: _dispatch.Facts) -> str | None:
 
 
 def _cpu(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.ops.colaworld.vector_quantize(z, codebook)
+    if torch.compiler.is_compiling():
+        return torch.ops.colaworld.vector_quantize(z, codebook)
+    if _eager.wants_gradient(codebook):
+        return _Recorded.apply(z, codebook)
+    return _Recorded.forward(z, codebook)
 
 
 def _fake(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,9 +48,20 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, grad_codes: Tensor, _) -> tuple[None, Tensor]:
     (indices,) = ctx.saved_tensors
     # Many rows meet in one entry: sums over them run wide.
-    wide = grad_codes.to(reference.compute_dtype(grad_codes.dtype))
-    total = wide.new_zeros(ctx.entries, wide.shape[1]).index_add(0, indices, wide)
+    total = segmented_sum(grad_codes, indices, ctx.entries)
     return None, total.to(grad_codes.dtype)
+
+
+class _Recorded(torch.autograd.Function):
+    """The cpu implementation in eager mode, with the gradient that is registered on the op."""
+
+    @staticmethod
+    def forward(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+        with _eager.below_autograd():
+            return torch.ops.colaworld.vector_quantize(z, codebook)
+
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_backward)
 
 
 if _native.AVAILABLE:
@@ -73,7 +89,7 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 
     Gradient: `codebook` receives the segmented sum of the gradient of the codes (each code the sum
     over the rows that chose it). `z` receives **none**: choosing an index is not differentiable.
-    A straight-through estimate is composed outside, as `z + (codes - z).detach()`.
+    A straight-through estimate is composed outside, as `codes.detach() + (z - z.detach())`.
 
     Args:
         z: [N, d] rows; any strides, N may be 0.

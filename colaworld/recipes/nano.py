@@ -100,7 +100,9 @@ def _nano(recipe: str, schedule: tuple[str, ...], **changes: object) -> RunConfi
         "phases": PhasesConfig(
             pretrain=_PRETRAIN, warmup=_WARMUP, joint=_JOINT, lam=_LAM_STAGE, world=_WORLD_STAGE
         ),
-        "training": TrainingConfig(batch_size=8, health_window=1024, checkpoint_every=250, sample_every=500),
+        "training": TrainingConfig(
+            batch_size=8, health_window=1024, checkpoint_every=250, sample_every=500
+        ),
         "sampler": SamplerConfig(steps=6, shift=4.0),
         "evaluation": EvaluationConfig(clips=48, horizon=8),
     }

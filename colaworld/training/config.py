@@ -24,7 +24,7 @@ class TrainingConfig:
     max_steps: int | None = None
     """Upper bound on the optimizer steps of EACH phase; None leaves each phase its own length."""
     weight_decay: float = 0.01
-    """AdamW weight decay of matrices; vectors (biases, norms) are never decayed."""
+    """AdamW weight decay of matrices; vectors (biases, norms) and codebooks are never decayed."""
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW moment decays; .99 rather than .999, since a phase may last only hundreds of steps."""
     clip_norm: float = 1.0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from colaworld.contracts import ClipBatch
 
@@ -28,6 +28,10 @@ class ResumeError(RunFolderError):
 
 class UnstableTrainingError(ValueError):
     """Too many updates were skipped (not finite, or a spike): names the last batch."""
+
+
+# Parameters and their rows [M] int64 that were set anew, outside of the optimizer.
+Moved = list[tuple[nn.Parameter, Tensor]]
 
 
 @runtime_checkable
@@ -60,8 +64,16 @@ class Objective(Protocol):
         """
         ...
 
-    def after_step(self, *, generator: torch.Generator) -> dict[str, float]:
-        """After every update that was applied (not after a skipped one); returns more metrics."""
+    def begin_step(self) -> None:
+        """Before the first forward pass of an update: forget what a skipped update left behind."""
+        ...
+
+    def after_step(self, *, generator: torch.Generator) -> tuple[dict[str, float], Moved]:
+        """After every update that was applied (not after a skipped one).
+
+        Returns more metrics, and which rows of which parameters it set anew: the optimizer starts
+        from nothing there.
+        """
         ...
 
 

@@ -22,7 +22,10 @@ from colaworld.contracts import ClipBatch
 from colaworld.data.transforms import random_resized_crop
 from colaworld.flow.loss import masked_velocity_loss
 from colaworld.flow.path import TimeConfig, draw_times, interpolate, target_velocity
+from colaworld.models.latent_action.quantizers import Ranks
 from colaworld.models.world_model import WorldModel
+from colaworld.training import parallel
+from colaworld.training.contracts import Moved
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,12 @@ class _Base:
     def before_phase(self, batches: Callable[[], ClipBatch], *, generator: torch.Generator) -> None:
         """Nothing to prepare."""
 
-    def after_step(self, *, generator: torch.Generator) -> dict[str, float]:
+    def begin_step(self) -> None:
+        """Nothing to forget."""
+
+    def after_step(self, *, generator: torch.Generator) -> tuple[dict[str, float], Moved]:
         """Nothing to update."""
-        return {}
+        return {}, []
 
     def _noised(
         self, frames: Tensor, generator: torch.Generator
@@ -101,6 +107,7 @@ class _LatentActionObjective(_Base):
     def __init__(self, model: WorldModel, config: ObjectiveConfig) -> None:
         super().__init__(model, config)
         self.codebook_size, self.tokens = model.codebook_size, model.tokens
+        model.quantizer.over(Ranks(parallel.all_reduce_sum, parallel.rank(), parallel.world_size()))
 
     @torch.no_grad()
     def before_phase(self, batches: Callable[[], ClipBatch], *, generator: torch.Generator) -> None:
@@ -115,7 +122,10 @@ class _LatentActionObjective(_Base):
             clips += len(batch)
         quantizer.start(torch.cat(latents), generator=generator)
 
-    def after_step(self, *, generator: torch.Generator) -> dict[str, float]:
+    def begin_step(self) -> None:
+        self.model.quantizer.begin_step()
+
+    def after_step(self, *, generator: torch.Generator) -> tuple[dict[str, float], Moved]:
         return self.model.quantizer.after_step(generator=generator)
 
     def _frames(self, batch: ClipBatch, generator: torch.Generator) -> Tensor:
@@ -142,6 +152,7 @@ class ColaObjective(_LatentActionObjective):
         velocity = self.model.velocity(x_t, times, quantized.codes, drop)
         flow = masked_velocity_loss(velocity, target, predict)
         loss = flow + self.config.quantizer_weight * quantized.loss
+        self.model.quantizer.observe(quantized, generator=generator)
         metrics = {"flow": flow.detach(), "quantizer": quantized.loss.detach()}
         return loss, metrics | self._report(quantized.indices)
 
@@ -180,6 +191,7 @@ class ReconstructionObjective(_LatentActionObjective):
         # Pixels in [-1, 1], so that the loss has the scale of the flow loss.
         error = 4 * F.mse_loss(predicted.float(), frames[:, 1:])
         loss = error + self.config.quantizer_weight * quantized.loss
+        self.model.quantizer.observe(quantized, generator=generator)
         metrics = {"reconstruction": error.detach(), "quantizer": quantized.loss.detach()}
         return loss, metrics | self._report(quantized.indices)
 

@@ -1,4 +1,5 @@
-"""AdamW for one phase: a group per part of the model, vectors undecayed, moments by name.
+"""AdamW for one phase: a group per part of the model, vectors and codebooks undecayed, moments by
+name.
 
 A phase has its own optimizer and its own ramp. Parameters that also trained in the phase before
 keep their moments (their scale is still right; starting them from zero would make Adam's first
@@ -39,13 +40,20 @@ class PhaseOptimizer:
         self.phase = phase
         self.parameters: dict[str, nn.Parameter] = {}
         groups = []
+        # A module names in `undecayed` what only looks like a matrix: entries of a codebook are
+        # points, and decay would pull those that nobody chose towards zero.
+        spared = {
+            id(getattr(module, name))
+            for module in model.modules()
+            for name in getattr(module, "undecayed", ())
+        }
         for part in phase.train:
             split: dict[bool, list[nn.Parameter]] = {True: [], False: []}
             for name, parameter in model.get_submodule(part).named_parameters():
                 if any(parameter is known for known in self.parameters.values()):
                     continue  # tied to a parameter of an earlier part, which steps it
                 self.parameters[f"{part}.{name}"] = parameter
-                split[parameter.ndim > 1].append(parameter)
+                split[parameter.ndim > 1 and id(parameter) not in spared].append(parameter)
             for decayed, members in split.items():
                 if members:
                     groups.append(
@@ -89,6 +97,17 @@ class PhaseOptimizer:
         for group in self.adamw.param_groups:
             group["lr"] = group["rate"] * ramp
         self.adamw.step()
+
+    @torch.no_grad()
+    def forget(self, parameter: nn.Parameter, rows: Tensor) -> None:
+        """Zero the moments of rows [M] that were set anew; what is not trained here is ignored.
+
+        The step count stays, so the first update of such a row is (1 - b1) / sqrt(1 - b2) rates
+        long: 1 with the default betas.
+        """
+        for value in self.adamw.state.get(parameter, {}).values():
+            if value.shape == parameter.shape:
+                value[rows] = 0
 
     def moments(self) -> Moments:
         """The state by parameter name (the live tensors, not copies)."""

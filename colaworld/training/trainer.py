@@ -343,6 +343,7 @@ class Trainer:
         if progress.round or parallel.rank():  # another stream after a rollback, and per process
             key = (*key, f"round {progress.round} rank {parallel.rank()}")
         self._optimizer.zero_grad()
+        objective.begin_step()
         scalars: dict[str, list[Tensor]] = {}
         indices, batches = [], []
         for micro in range(training.accumulate):
@@ -390,7 +391,10 @@ class Trainer:
                     list(self._optimizer.parameters.values()), training.clip_norm, norm
                 )
             self._optimizer.step(number)
-            means.update(objective.after_step(generator=generator_for(self.device, *key, "after")))
+            more, moved = objective.after_step(generator=generator_for(self.device, *key, "after"))
+            means.update(more)
+            for parameter, rows in moved:
+                self._optimizer.forget(parameter, rows)
             if self._average is not None:
                 self._average.update(self.model)
             if self._health is not None:

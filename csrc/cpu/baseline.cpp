@@ -5,6 +5,7 @@
 #define COLAWORLD_VECTOR_BYTES 16
 #define COLAWORLD_VECTOR_REGISTERS 16
 #include "adaln_kernel.h"
+#include "code_statistics_kernel.h"
 #include "qk_norm_rope_kernel.h"
 #include "st_attention_kernel.h"
 #include "vector_quantize_kernel.h"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.fx.experimental.proxy_tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 
 from colaworld import ops
 from colaworld.ops import _native, reference
@@ -173,6 +175,112 @@ def test_bfloat16_gradients_are_summed_wide() -> None:
     with ops.force("cpu"):
         ops.vector_quantize(z, codebook)[0].sum().backward()
     assert codebook.grad.item() == 1000
+
+
+@each
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_codebook_gradient_against_float64(name, dtype) -> None:
+    z, codebook = draw(2000, 6, 12, dtype=dtype)
+    grad, _ = draw(2000, 1, 12, seed=1, dtype=dtype)
+    codebook.requires_grad_()
+    with ops.force(name):
+        codes, indices = ops.vector_quantize(z, codebook)
+        codes.backward(grad)
+    expected = torch.zeros(6, 12, dtype=torch.float64).index_add(0, indices, grad.double())
+    plain = codebook.detach().clone().requires_grad_()
+    torch.nn.functional.embedding(indices, plain).backward(grad)
+    off = [
+        (made.double() - expected).norm() / expected.norm() for made in (codebook.grad, plain.grad)
+    ]
+    assert codebook.grad.dtype == dtype and codebook.grad.is_contiguous()
+    assert off[0] <= max(2 * off[1], 1e-6)
+
+
+@needs_cpu
+def test_nothing_is_recorded_that_needs_no_gradient() -> None:
+    z, codebook = draw(5, 3, 2)
+    with ops.force("cpu"):
+        assert not ops.vector_quantize(z.requires_grad_(), codebook)[0].requires_grad
+        codebook.requires_grad_()
+        with torch.no_grad():
+            assert not ops.vector_quantize(z, codebook)[0].requires_grad
+        codes, indices = ops.vector_quantize(z, codebook)
+        assert codes.requires_grad and not indices.requires_grad
+        with torch.inference_mode():
+            assert ops.vector_quantize(z, codebook)[0].is_inference()
+
+
+@needs_cpu
+def test_the_eager_way_is_seen_by_modes_and_transforms() -> None:
+    """Fake tensors, a graph traced without torch.compile, and torch.func's gradient."""
+    z, codebook = draw(9, 4, 3, dtype=torch.float64)
+    with ops.force("cpu"):
+        with torch._subclasses.FakeTensorMode() as mode:
+            fake = [mode.from_tensor(x) for x in (z, codebook)]
+            codes, indices = ops.vector_quantize(*fake)
+            assert codes.shape == (9, 3) and indices.dtype == torch.int64
+
+        def loss(codebook):
+            return ops.vector_quantize(z, codebook)[0].square().sum()
+
+        leaf = codebook.clone().requires_grad_()
+        loss(leaf).backward()
+        torch.testing.assert_close(torch.func.grad(loss)(codebook), leaf.grad)
+        graph = torch.fx.experimental.proxy_tensor.make_fx(loss)(codebook)
+        assert any("vector_quantize" in str(node.target) for node in graph.graph.nodes)
+
+
+@needs_cpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equal_bits_over_runs_and_threads(dtype) -> None:
+    z, codebook = draw(3000, 40, 24, dtype=dtype)
+    before, made = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 1):
+            torch.set_num_threads(count)
+            leaf = codebook.clone().requires_grad_()
+            with ops.force("cpu"):
+                codes, indices = ops.vector_quantize(z, leaf)
+                (codes * z).sum().backward()
+            made.append((codes.detach(), indices, leaf.grad))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in made[1:] for a, b in zip(made[0], other, strict=True))
+
+
+@each
+def test_nothing_is_left_unwritten(name) -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # new memory holds NaN, or the largest integer
+    try:
+        with ops.force(name):
+            for N, K, d in [(0, 3, 2), (13, 5, 3), (100, 33, 17)]:
+                codes, indices = ops.vector_quantize(*draw(N, K, d))
+                assert codes.isfinite().all() and (indices < K).all() and (indices >= 0).all()
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@each
+def test_checkpointing_and_autocast_change_nothing(name) -> None:
+    z, codebook = draw(50, 6, 4)
+
+    def loss(codebook):
+        return (ops.vector_quantize(z, codebook)[0] * z).sum()
+
+    grads = []
+    with ops.force(name):
+        for run in (loss, lambda c: checkpoint(loss, c, use_reentrant=False)):
+            leaf = codebook.clone().requires_grad_()
+            run(leaf).backward()
+            grads.append(leaf.grad)
+        expected = ops.vector_quantize(z, codebook)
+        with torch.autocast("cpu", torch.bfloat16):
+            codes, indices = ops.vector_quantize(z, codebook)
+    assert torch.equal(*grads)
+    assert codes.dtype == torch.float32 and torch.equal(codes, codebook[indices])
+    if name == "cpu":  # the reference's matrix product is autocast's to round
+        assert torch.equal(indices, expected[1])
 
 
 @needs_cpu

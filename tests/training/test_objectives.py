@@ -339,7 +339,8 @@ def test_other_objectives_ask_for_no_batch(name):
 
     objective = OBJECTIVES[name](build(), CONFIG)
     objective.before_phase(never, generator=seeded())
-    assert objective.after_step(generator=seeded()) == {}
+    objective.begin_step()
+    assert objective.after_step(generator=seeded()) == ({}, [])
 
 
 def test_after_step_is_the_quantizers():
@@ -349,5 +350,7 @@ def test_after_step_is_the_quantizers():
         model.quantizer.codebook[3] = 100.0
         model.quantizer.use[3] = 0.0
     objective.loss(batch(), generator=seeded())
-    assert objective.after_step(generator=seeded()) == {"reseeded": 1.0}
+    metrics, moved = objective.after_step(generator=seeded())
+    assert metrics == {"reseeded": 1.0}
+    assert [(p is model.quantizer.codebook, rows.tolist()) for p, rows in moved] == [(True, [3])]
     assert model.quantizer.codebook[3].abs().max() < 50

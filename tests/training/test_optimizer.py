@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from colaworld.models.latent_action.quantizers import QuantizerConfig, build_quantizer
 from colaworld.training.config import TrainingConfig
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.phases import Phase, enter_phase
@@ -103,3 +104,69 @@ def test_parts_without_parameters_are_named():
     phase = Phase("p", "flow", ("c",), 9)
     with pytest.raises(ValueError, match=r"'p'.* c have no parameters"):
         PhaseOptimizer(m, phase, TRAINING)
+
+
+class Codes(nn.Module):
+    undecayed = ("codebook",)
+
+    def __init__(self):
+        super().__init__()
+        self.codebook = nn.Parameter(torch.ones(4, 3))
+        self.other = nn.Parameter(torch.ones(4, 3))
+
+
+def with_codes():
+    m = nn.Module()
+    m.a = nn.Module()
+    m.a.inner = Codes()
+    return m
+
+
+def test_what_a_module_names_undecayed_does_not_decay():
+    m = with_codes()
+    phase = Phase("p", "flow", ("a",), 9, 0.5, 0)
+    optimizer = PhaseOptimizer(m, phase, TRAINING)
+    for parameter in m.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step(1)
+    assert torch.equal(m.a.inner.codebook, torch.ones(4, 3))
+    torch.testing.assert_close(m.a.inner.other.detach(), torch.full((4, 3), 1 - 0.5 * 0.1))
+
+
+def test_no_codebook_of_a_quantizer_decays():
+    for kind, count in [("vq", 1), ("nsvq", 1), ("residual", 2), ("ema", 0)]:
+        m = nn.Module()
+        m.quantizer = build_quantizer(QuantizerConfig(kind=kind), 4)
+        m.matrix = nn.Linear(2, 2)
+        phase = Phase("p", "flow", ("quantizer", "matrix"), 9)
+        groups = PhaseOptimizer(m, phase, TRAINING).adamw.param_groups
+        still = {id(p) for g in groups if not g["weight_decay"] for p in g["params"]}
+        books = [p for n, p in m.quantizer.named_parameters() if n.endswith("codebook")]
+        assert len(books) == count and all(id(p) in still for p in books)
+        assert id(m.matrix.weight) not in still
+
+
+def test_rows_that_moved_begin_again():
+    m = with_codes()
+    optimizer = PhaseOptimizer(m, Phase("p", "flow", ("a",), 9, 0.01, 0), TRAINING)
+    fill(m, 1)
+    optimizer.step(1)
+    before = {name: {k: v.clone() for k, v in s.items()} for name, s in optimizer.moments().items()}
+    optimizer.forget(m.a.inner.codebook, torch.tensor([1, 3]))
+    optimizer.forget(nn.Parameter(torch.ones(2, 2)), torch.tensor([0]))  # trains elsewhere
+    after = optimizer.moments()
+    for kind in ("exp_avg", "exp_avg_sq"):
+        value = after["a.inner.codebook"][kind]
+        assert not value[[1, 3]].any()
+        assert torch.equal(value[[0, 2]], before["a.inner.codebook"][kind][[0, 2]])
+        assert torch.equal(after["a.inner.other"][kind], before["a.inner.other"][kind])
+    assert float(after["a.inner.codebook"]["step"]) == 1
+    # without the old mean a row follows its new gradient alone: (1 - .9) / sqrt(1 - .99) rates,
+    # here times sqrt(1 - .99^2) / (1 - .9^2) for the bias of the second step
+    start = m.a.inner.codebook.detach().clone()
+    fill(m, 2)
+    optimizer.step(2)
+    moved = start - m.a.inner.codebook.detach()
+    length = 0.01 * (0.1 / (1 - 0.9**2)) / (0.01 / (1 - 0.99**2)) ** 0.5
+    expected = length * m.a.inner.codebook.grad.sign()
+    torch.testing.assert_close(moved[[1, 3]], expected[[1, 3]], rtol=1e-4, atol=1e-6)

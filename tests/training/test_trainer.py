@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from colaworld.training.checkpoint import latest_checkpoint
 from colaworld.training.contracts import (
     CheckpointError,
     Objective,
@@ -106,7 +107,7 @@ def test_accumulation_equals_one_larger_batch(toy, tmp_path):
             pass
 
         def after_step(self, *, generator):
-            return {}
+            return {}, []
 
     class Halves(toy.ToyLoader):
         def __next__(self):
@@ -255,6 +256,44 @@ def test_a_bad_update_is_skipped_and_named(toy, tmp_path, caplog, read_run):
     assert "6@5" in caplog.text and "warmup step 3" in caplog.text
     assert torch.equal(seen["idm"], seen["before"])
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_skipped_update_is_forgotten_before_the_next(toy, tmp_path):
+    calls = []
+
+    class Told(toy.ToyObjective):
+        def begin_step(self):
+            calls.append("begin")
+
+        def loss(self, batch, *, generator):
+            calls.append("loss")
+            return super().loss(batch, generator=generator)
+
+        def after_step(self, *, generator):
+            calls.append("after")
+            return super().after_step(generator=generator)
+
+    phase = dataclasses.replace(toy.PHASES[0], steps=3, gate=None)
+    trainer = toy.trainer(tmp_path, phases=[phase])
+    trainer.objectives = {"cola": Told(trainer.model, hook=poison({3: math.nan}))}
+    trainer.run()
+    once = ["begin", "loss", "loss"]
+    assert calls == [*once, "after", *once, *once, "after"]
+
+
+def test_moments_of_rows_that_moved_are_zero_after_the_step(toy, tmp_path):
+    class Moves(toy.ToyObjective):
+        def after_step(self, *, generator):
+            return {}, [(self.model.quantizer.codebook, torch.tensor([2, 5]))]
+
+    phase = dataclasses.replace(toy.PHASES[0], steps=2, gate=None)
+    trainer = toy.trainer(tmp_path, phases=[phase])
+    trainer.objectives = {"cola": Moves(trainer.model)}
+    trainer.run()
+    moments = latest_checkpoint(tmp_path / "checkpoints").tensors("optimizer")
+    for kind in ("exp_avg", "exp_avg_sq"):
+        rows = moments[f"quantizer.codebook/{kind}"].abs().sum(1)
+        assert not rows[[2, 5]].any() and rows.any()
 
 
 def test_a_spike_is_skipped(toy, tmp_path, read_run):

@@ -95,6 +95,9 @@ class ToyObjective:
             self.model.quantizer.codebook.copy_(z[rows] + jitter)
         self.before.append(rows.tolist())
 
+    def begin_step(self):
+        pass
+
     def after_step(self, *, generator):
         quantizer = self.model.quantizer
         dead = (quantizer.unused > 3).nonzero().flatten()
@@ -102,7 +105,7 @@ class ToyObjective:
             rows = torch.randint(len(self.z), (len(dead),), generator=generator)
             quantizer.codebook[dead] = self.z[rows]
             quantizer.unused[dead] = 0
-        return {"reseeded": float(len(dead))}
+        return {"reseeded": float(len(dead))}, [(quantizer.codebook, dead)]
 
 
 class ToyLoader:

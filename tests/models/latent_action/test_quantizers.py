@@ -33,6 +33,16 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def step(quantizer, *batches: torch.Tensor, seed: int = 0, reseeded: float | None = ...) -> None:
+    """An optimiser step of one forward pass per batch; `reseeded` is compared when given."""
+    quantizer.begin_step()
+    for z in batches:
+        quantizer.observe(quantizer(z, generator=seeded()), generator=seeded(seed))
+    metrics, _ = quantizer.after_step(generator=seeded(seed))
+    if reseeded is not ...:
+        assert metrics.get("reseeded") == reseeded
+
+
 def snapshot(quantizer) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in quantizer.state_dict().items()}
 
@@ -105,7 +115,8 @@ def test_evaluation_changes_no_state_and_draws_nothing(kind):
     generator = seeded()
     first = quantizer(latents(5, 1), generator=generator)
     alone = quantizer(latents(5, 1)[:1], generator=generator)
-    assert quantizer.after_step(generator=generator).get("reseeded", 0.0) == 0.0
+    quantizer.observe(first, generator=generator)
+    assert first.seen is None and quantizer.after_step(generator=generator) == ({}, [])
     assert torch.equal(generator.get_state(), seeded().get_state())
     torch.testing.assert_close(alone.codes, first.codes[:1])  # no batch statistics either
     after = quantizer.state_dict()
@@ -125,7 +136,10 @@ def test_resuming_gives_the_same_next_steps(kind):
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-            metrics = quantizer.after_step(generator=seeded(100 + step))
+            quantizer.begin_step()
+            quantizer.observe(made, generator=seeded(200 + step))
+            metrics, moved = quantizer.after_step(generator=seeded(100 + step))
+            assert len(moved) == 0 or metrics["reseeded"] == sum(len(rows) for _, rows in moved)
             rows.append((loss.item(), metrics, made.codes, made.indices))
         return rows
 
@@ -192,6 +206,8 @@ def test_standardise_by_hand():
     layer = Standardise(2, momentum=0.25, eps=0.0)
     z = torch.tensor([[1.0, 10.0], [3.0, 16.0]])  # means 2 and 13; deviations 1 and 3
     torch.testing.assert_close(layer(z), torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+    assert not layer.mean.any()  # a forward pass changes nothing
+    layer.update(*layer.with_moments(z)[1])
     torch.testing.assert_close(layer.mean, torch.tensor([0.5, 3.25]))
     torch.testing.assert_close(layer.scale, torch.tensor([1.0, 0.75 + 0.25 * 3]))
     layer.eval()
@@ -274,11 +290,15 @@ def test_dead_codes_move_onto_latents_when_it_is_time(kind):
     quantizer = unused(kind)
     for step in (1, 2, 3):
         z = latents(40, 1, seed=10 + step)
-        quantizer(z, generator=seeded())
-        metrics = quantizer.after_step(generator=seeded(step))
+        quantizer.observe(quantizer(z, generator=seeded()))
+        metrics, moved = quantizer.after_step(generator=seeded(step))
         if step < 3:  # reseed_every = 3
-            assert metrics == {} and (quantizer.codebook[[2, 5]] > 50).all()
+            assert metrics == {} and moved == [] and (quantizer.codebook[[2, 5]] > 50).all()
     assert metrics == {"reseeded": 2.0}
+    if kind == "ema":  # a buffer: no optimizer knows it
+        assert moved == []
+    else:
+        assert [(p is quantizer.codebook, rows.tolist()) for p, rows in moved] == [(True, [2, 5])]
     rows = {tuple(row) for row in z[:, 0].tolist()}
     for entry in (2, 5):
         assert tuple(quantizer.codebook[entry].tolist()) in rows
@@ -293,8 +313,7 @@ def test_dead_codes_move_onto_latents_when_it_is_time(kind):
 def test_two_dead_codes_do_not_land_on_the_same_latent():
     for seed in range(20):
         quantizer = unused("vq", reseed_every=1)
-        quantizer(latents(2, 1), generator=seeded())
-        assert quantizer.after_step(generator=seeded(seed)) == {"reseeded": 2.0}
+        step(quantizer, latents(2, 1), seed=seed, reseeded=2.0)
         assert not torch.equal(quantizer.codebook[2], quantizer.codebook[5])
 
 
@@ -302,15 +321,14 @@ def test_more_dead_codes_than_latents_is_no_error():
     quantizer = unused("vq", reseed_every=1)
     with torch.no_grad():
         quantizer.use.fill_(0.0)
-    quantizer(latents(2, 1), generator=seeded())
-    assert quantizer.after_step(generator=seeded())["reseeded"] >= 6.0
+    quantizer.observe(quantizer(latents(2, 1), generator=seeded()))
+    assert quantizer.after_step(generator=seeded())[0]["reseeded"] >= 6.0
 
 
 def test_without_reseeding_dead_codes_stay():
     quantizer = unused("vq", reseed=False)
     for _ in range(6):
-        quantizer(latents(40, 1), generator=seeded())
-        assert quantizer.after_step(generator=seeded()) == {}
+        step(quantizer, latents(40, 1), reseeded=None)
     assert (quantizer.codebook[[2, 5]] > 50).all()
 
 
@@ -320,11 +338,10 @@ def test_use_is_smoothed_and_a_step_is_counted_once():
         quantizer.codebook.copy_(torch.tensor([[0.0] * DIM, [10.0] * DIM]))
     z = torch.zeros(4, 1, DIM)
     z[0] = 10.0  # shares .75 and .25
-    quantizer(z)
-    quantizer.after_step()
+    step(quantizer, z)
     expected = torch.tensor([0.9 * 0.5 + 0.1 * 0.75, 0.9 * 0.5 + 0.1 * 0.25])
     torch.testing.assert_close(quantizer.use, expected)
-    assert quantizer.after_step() == {}  # nothing new was seen
+    assert quantizer.after_step() == ({}, [])  # nothing new was seen
     torch.testing.assert_close(quantizer.use, expected)
     assert quantizer.age == 1
 
@@ -348,6 +365,7 @@ def test_latents_pass_until_the_codebook_starts_from_their_clusters(kind):
         made.codes.sum().backward()
         assert torch.equal(given.grad, torch.ones_like(z))
         assert quantizer.continuous
+        quantizer.observe(made)
         quantizer.after_step(generator=seeded(step))
     assert not quantizer.continuous
     centres = torch.stack([z[label == k, 0].mean(0) for k in range(8)])
@@ -362,20 +380,18 @@ def test_the_latest_latents_decide_where_the_codebook_starts():
     quantizer = build("vq", continuous_steps=4, normalise=False)
     old, new = 50 + latents(600, 1), latents(600, 1)
     for z in (old, old, new, new):
-        quantizer(z, generator=seeded())
-        quantizer.after_step(generator=seeded())
+        step(quantizer, z)
     assert quantizer.codebook.abs().max() < 10
 
 
 def test_a_run_resumes_within_the_continuous_stretch():
     whole = build("vq", continuous_steps=4)
     resumed = build("vq", continuous_steps=4, seed=9)
-    for step in range(4):
-        if step == 2:
+    for number in range(4):
+        if number == 2:
             resumed.load_state_dict(snapshot(whole))
         for quantizer in (whole, resumed):
-            quantizer(latents(32, 1, seed=step))
-            quantizer.after_step(generator=seeded(step))
+            step(quantizer, latents(32, 1, seed=number), seed=number)
     assert torch.equal(whole.codebook, resumed.codebook) and not resumed.continuous
 
 
@@ -420,6 +436,7 @@ def test_ema_moves_in_after_step_by_hand():
     z = torch.tensor([1.0, 3.0, 5.0])[:, None, None].expand(3, 1, DIM)
     made = quantizer(z)
     assert made.loss.item() == pytest.approx(0.5 * (1 + 1 + 1) / 3)  # commitment alone
+    quantizer.observe(made)
     assert torch.equal(quantizer.codebook, table)  # not in the forward pass
     quantizer.after_step()
     # counts .75 x 1 + .25 x {1, 2}; totals .75 x {0, 4} + .25 x {1, 3 + 5}

@@ -1,0 +1,230 @@
+"""The contract of all quantizers, their configuration, and the standardisation of latents.
+
+Not here: any quantizer (codebook.py, residual.py, finite.py, continuous.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from colaworld.models.latent_action.quantizers.pending import Pending, Ranks
+
+Kind = Literal["vq", "ema", "nsvq", "fsq", "residual", "gaussian", "none"]
+
+# Parameters whose rows [M] int64 were set anew: what an optimizer remembers of them is void.
+Moved = list[tuple[nn.Parameter, Tensor]]
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """Which quantizer turns the IDM's latents into latent actions, and its health measures."""
+
+    kind: Kind = "vq"
+    """vq: gradient codebook (paper); ema; nsvq; fsq; residual; gaussian (beta-VAE); none."""
+    codebook_size: int = 8
+    """Entries, shared by all tokens of an action (fsq: the product of `levels` instead)."""
+    beta: float = 0.25
+    """Weight of the commitment loss (paper), or of the KL divergence (gaussian)."""
+    estimator: Literal["straight_through", "rotation"] = "straight_through"
+    """vq, ema, residual: how the gradient passes the choice; rotation is Fifty et al. 2024."""
+    normalise: bool = True
+    """Standardise z per channel over the batch (running statistics in evaluation)."""
+    data_start: bool = True
+    """Start the codebook from latents of real clips instead of U(-1/K, 1/K)."""
+    continuous_steps: int = 0
+    """vq, ema, nsvq: steps in which latents pass unquantised, before the codebook starts (0: none).
+    Smooth gradients find the actions first; the codebook then starts from clusters of them."""
+    continuous_noise: float = 0.0
+    """Deviation of the Gaussian noise on them meanwhile, in units of the latents' own: it leaves
+    room for few bits, so that the most useful ones are told first."""
+    reseed: bool = True
+    """Move codes that fell out of use onto latents of the current step."""
+    reseed_below: float = 0.1
+    """A code is dead when its smoothed share of use is below this part of 1/K."""
+    reseed_every: int = 10
+    """Optimiser steps between two re-seedings."""
+    decay: float = 0.99
+    """Smoothing of codebook statistics (ema) and of the use of codes (all)."""
+    levels: tuple[int, ...] = (4, 2)
+    """fsq: values per channel; the latent width d must equal the number of channels."""
+    depth: int = 2
+    """residual: how many codebooks follow each other."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one training forward pass saw, without its graph: for `Quantizer.observe`."""
+
+    latents: Tensor | None = None  # [M, d] what the codebook was searched with
+    indices: Tensor | None = None  # [M] what was found; None while latents pass unquantised
+    moments: tuple[Tensor, Tensor] | None = None  # mean [d] and scale [d] of the batch
+    inner: tuple[Seen, ...] = ()  # of the codebooks of a residual quantizer
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a quantizer returns. `indices` is None when there is no codebook."""
+
+    codes: Tensor  # [..., N, d] float32, differentiable with respect to z
+    indices: Tensor | None  # [..., N] int64
+    loss: Tensor  # scalar: codebook + beta * commitment, or KL
+    seen: Seen | None = None  # in training: what `observe` takes
+
+
+class Standardise(nn.Module):
+    """Standardisation of each channel over the batch, without affine parameters.
+
+    Statistics are those of the batch in training and running ones in evaluation. Each channel has
+    its own scale, so that one large distinction cannot fill the whole space: measured better than
+    one scale for all, on one seed (recipes/EXPERIMENTS.md). `forward` changes nothing; running
+    statistics move by `update`, once per optimiser step.
+    """
+
+    def __init__(self, dim: int, *, momentum: float = 0.05, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z [..., d] standardised, the same shape."""
+        return self.with_moments(z)[0]
+
+    def with_moments(self, z: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """z [..., d] standardised and, in training, the batch's mean and scale without a graph."""
+        if not self.training:
+            return (z - self.mean) / self.scale, None
+        mean, scale = self._statistics(z.reshape(-1, z.shape[-1]))
+        return (z - mean) / scale, (mean.detach(), scale.detach())
+
+    @torch.no_grad()
+    def update(self, mean: Tensor, scale: Tensor) -> None:
+        """Move the running statistics towards a step's mean [d] and scale [d]."""
+        self.mean.lerp_(mean, self.momentum)
+        self.scale.lerp_(scale, self.momentum)
+
+    @torch.no_grad()
+    def start(self, z: Tensor) -> None:
+        """Take the running statistics from z [M, d]."""
+        mean, scale = self._statistics(z)
+        self.mean.copy_(mean)
+        self.scale.copy_(scale)
+
+    def _statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        mean = z.mean(0)
+        return mean, ((z - mean).square().mean(0) + self.eps).sqrt()
+
+
+class Quantizer(nn.Module):
+    """The contract. Subclasses implement `_quantize` and `lookup`; those that learn from what they
+    see also `_observe`, `_pieces` and `_absorb`.
+    """
+
+    codebook_size: int | None = None
+    estimates = False  # whether `config.estimator` has a meaning here
+
+    def __init__(self, config: QuantizerConfig, dim: int) -> None:
+        super().__init__()
+        if config.estimator not in ("straight_through", "rotation"):
+            raise ValueError(
+                "quantizer.estimator: expected 'straight_through' or 'rotation', got "
+                f"{config.estimator!r}"
+            )
+        if config.estimator != "straight_through" and not self.estimates:
+            raise ValueError(
+                f"quantizer.estimator: {config.estimator!r} applies to vq, ema and residual, not to "
+                f"{config.kind!r}; leave it 'straight_through'"
+            )
+        self.config, self.dim = config, dim
+        self.standardise = Standardise(dim) if config.normalise else nn.Identity()
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self.ranks = Ranks()
+        self._pending = Pending(capacity=0)
+
+    def forward(self, z: Tensor, *, generator: torch.Generator | None = None) -> Quantized:
+        """z [..., N, d] -> Quantized. `generator` feeds quantizers that draw noise.
+
+        Changes no state, so it may run again (activation checkpointing).
+        """
+        if z.shape[-1] != self.dim:
+            raise ValueError(f"quantizer: expected z [..., {self.dim}], got {tuple(z.shape)}")
+        with torch.autocast(z.device.type, enabled=False):
+            z, moments = z.float(), None
+            if isinstance(self.standardise, Standardise):
+                z, moments = self.standardise.with_moments(z)
+            made = self._quantize(z, generator)
+        if not self.training:
+            return made
+        return replace(made, seen=replace(made.seen or Seen(), moments=moments))
+
+    def _quantize(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
+        raise TypeError(f"{type(self).__name__} must implement _quantize")
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Codebook entries [..., d] of indices [...]. Raises TypeError without a codebook."""
+        raise TypeError(f"{type(self).__name__} has no codebook to look indices up in")
+
+    def start(self, z: Tensor, *, generator: torch.Generator | None = None) -> None:
+        """Take a start from latents z [M, N, d] of real clips, before the first step.
+
+        Over several processes: from the latents of all, which must be equally many.
+        """
+        self.started.fill_(True)
+        if isinstance(self.standardise, Standardise):
+            self.standardise.start(self.ranks.gather(z.float().reshape(-1, self.dim)))
+
+    def over(self, ranks: Ranks) -> None:
+        """Let `start` and `after_step` count what all these processes saw."""
+        self.ranks = ranks
+
+    def begin_step(self) -> None:
+        """Before the forward passes of an optimiser step: forget what an abandoned step left."""
+        self._pending.clear()
+
+    @torch.no_grad()
+    def observe(self, made: Quantized, *, generator: torch.Generator | None = None) -> None:
+        """Count what a forward pass saw. Once per pass, also of the passes of one optimiser step.
+
+        `generator` draws which latents are kept when there are many. Does nothing for a pass in
+        evaluation.
+        """
+        if made.seen is not None:
+            self._observe(made.seen, generator)
+
+    @torch.no_grad()
+    def after_step(
+        self, *, generator: torch.Generator | None = None
+    ) -> tuple[dict[str, float], Moved]:
+        """Once after every optimiser step: running statistics, dead codes, from what was observed.
+
+        One reduction over processes. Returns metrics, and which rows of which parameters moved.
+        """
+        pieces = self._pieces(generator)
+        if not pieces:
+            return {}, []
+        result = self._absorb(iter(self.ranks.total(pieces)), generator)
+        self.begin_step()
+        return result
+
+    def _observe(self, seen: Seen, generator: torch.Generator | None) -> None:
+        if seen.moments is not None:
+            self._pending.add_moments(*seen.moments)
+
+    def _pieces(self, generator: torch.Generator | None) -> list[Tensor]:
+        """What this process adds to the sum over processes; nothing when nothing was observed."""
+        return [] if self._pending.moments is None else [self._pending.moments]
+
+    def _absorb(
+        self, pieces: Iterator[Tensor], generator: torch.Generator | None
+    ) -> tuple[dict[str, float], Moved]:
+        """Learn from the summed pieces, taking one's own from the front."""
+        if self._pending.moments is not None:
+            moments = next(pieces)
+            mean, scale = moments[:, :-1] / moments[:, -1:]
+            self.standardise.update(mean, scale)
+        return {}, []

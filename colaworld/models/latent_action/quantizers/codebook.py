@@ -1,0 +1,224 @@
+"""Quantizers that own one codebook [K, d]: gradient VQ, EMA VQ, NSVQ.
+
+Not here: several codebooks in a row (residual.py), where one starts (starts.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from colaworld.models.latent_action.quantizers.base import (
+    Moved,
+    Quantized,
+    Quantizer,
+    QuantizerConfig,
+    Seen,
+)
+from colaworld.models.latent_action.quantizers.estimators import ESTIMATORS
+from colaworld.models.latent_action.quantizers.pending import Pending, offered
+from colaworld.models.latent_action.quantizers.starts import cluster_start, spread_start
+from colaworld.ops import code_statistics, update_codebook, vector_quantize
+
+_RECENT = 1024  # latents kept while they pass unquantised, and of a step that re-seeds
+
+
+class CodebookQuantizer(Quantizer):
+    """Search, use of codes, re-seeding; how the codebook learns is the subclass's."""
+
+    learned = True  # the codebook is a parameter (else a buffer)
+    undecayed = ("codebook",)  # parameters the optimizer must not pull towards zero
+
+    def __init__(self, config: QuantizerConfig, dim: int) -> None:
+        super().__init__(config, dim)
+        self.codebook_size = size = config.codebook_size
+        if size < 2:
+            raise ValueError(f"quantizer.codebook_size: expected >= 2, got {size}")
+        table = torch.empty(size, dim).uniform_(-1 / size, 1 / size)
+        if self.learned:
+            self.codebook = nn.Parameter(table)
+        else:
+            self.register_buffer("codebook", table)
+        self.register_buffer("use", torch.full((size,), 1 / size))  # smoothed share of each code
+        self.register_buffer("age", torch.zeros((), dtype=torch.int64))
+        if config.continuous_steps:  # latents of the latest steps, to start the codebook from
+            self.register_buffer("recent", torch.zeros(_RECENT, dim))
+        # Every code may be dead at once, and each wants a latent of its own.
+        self._pending = Pending(capacity=max(_RECENT, size))
+
+    @property
+    def continuous(self) -> bool:
+        """Whether latents still pass unquantised (see `continuous_steps`)."""
+        steps = self.config.continuous_steps
+        return steps > 0 and int(self.age) < steps
+
+    @property
+    def _reseeds(self) -> bool:
+        """Whether the current step ends with a re-seeding."""
+        return self.config.reseed and (int(self.age) + 1) % self.config.reseed_every == 0
+
+    def _quantize(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
+        if not self.continuous:
+            return self._quantize_to_codes(z, generator)
+        seen = Seen(z.detach().reshape(-1, self.dim)) if self.training else None
+        if self.training and self.config.continuous_noise > 0:
+            noise = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
+            z = z + self.config.continuous_noise * noise
+        return Quantized(z, None, z.new_zeros(()), seen)
+
+    def _quantize_to_codes(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
+        raise TypeError(f"{type(self).__name__} must implement _quantize_to_codes")
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        return F.embedding(indices, self.codebook)
+
+    def _search(self, z: Tensor) -> tuple[Tensor, Tensor, Seen | None]:
+        """The nearest codes of z [..., d], their indices [...], what is to be observed."""
+        flat = z.reshape(-1, self.dim)
+        codes, indices = vector_quantize(flat, self.codebook)
+        seen = Seen(flat.detach(), indices) if self.training else None
+        return codes.view_as(z), indices.view(z.shape[:-1]), seen
+
+    @torch.no_grad()
+    def start(self, z: Tensor, *, generator: torch.Generator | None = None) -> None:
+        super().start(z, generator=generator)
+        if self.config.data_start:
+            was = self.training
+            self.eval()
+            flat = self.standardise(z.float()).reshape(-1, self.dim)
+            self.train(was)
+            flat, generator = self.ranks.gather(flat), self.ranks.agreed(generator)
+            self.codebook.copy_(spread_start(flat, self.codebook.shape[0], generator))
+        self._started()
+
+    def _observe(self, seen: Seen, generator: torch.Generator | None) -> None:
+        super()._observe(seen, generator)
+        if seen.indices is not None:
+            size = self.codebook.shape[0]
+            self._pending.add_statistics(code_statistics(seen.latents, seen.indices, size))
+        if seen.indices is None or self._reseeds:
+            self._pending.add_latents(seen.latents, generator)
+
+    def _pieces(self, generator: torch.Generator | None) -> list[Tensor]:
+        pieces, pending = super()._pieces(generator), self._pending
+        if pending.statistics is not None:
+            pieces.append(pending.statistics)
+            if self._reseeds:
+                # Different latents for different codes: equal codes would tie, one stay dead.
+                count, device = len(pending.latents), pending.latents.device
+                order = torch.randperm(count, generator=generator, device=device)
+                pieces.append(pending.offer(self.codebook.shape[0], self.ranks, order=order))
+        elif pending.latents is not None:
+            pieces.append(pending.offer(_RECENT, self.ranks))
+        return pieces
+
+    def _absorb(
+        self, pieces: Iterator[Tensor], generator: torch.Generator | None
+    ) -> tuple[dict[str, float], Moved]:
+        super()._absorb(pieces, generator)
+        if self._pending.statistics is None:
+            if self._pending.latents is not None:
+                self._remember(offered(next(pieces)), generator)
+            return {}, []
+        packed, reseeds = next(pieces), self._reseeds
+        counts = packed[:, -1]
+        self.use.lerp_(counts / counts.sum().clamp(min=1), 1 - max(0.9, self.config.decay))
+        self._update(packed)
+        self.age += 1
+        if not reseeds:
+            return {}, []
+        return self._reseed(offered(next(pieces)))
+
+    def _reseed(self, latents: Tensor) -> tuple[dict[str, float], Moved]:
+        """Dead codes move onto latents [L, d]; the same on every process."""
+        size = self.codebook.shape[0]
+        dead = (self.use < self.config.reseed_below / size).nonzero().squeeze(1)
+        if not len(dead) or not len(latents):
+            return {"reseeded": 0.0}, []
+        fresh = latents[torch.arange(len(dead), device=dead.device) % len(latents)]
+        self.codebook[dead] = fresh
+        self.use[dead] = 1 / size
+        self._reseeded(dead, fresh)
+        moved = [(self.codebook, dead)] if self.learned else []
+        return {"reseeded": float(len(dead))}, moved
+
+    def _remember(self, latents: Tensor, generator: torch.Generator | None) -> None:
+        """A step of the continuous stretch; at its end the codebook starts from what was seen."""
+        rows = len(latents)
+        first = int(self.age) * rows % _RECENT
+        place = (first + torch.arange(rows, device=latents.device)) % _RECENT
+        self.recent[place] = latents
+        self.age += 1
+        if not self.continuous:
+            filled = min(int(self.age) * rows, _RECENT)
+            count, generator = self.codebook.shape[0], self.ranks.agreed(generator)
+            self.codebook.copy_(cluster_start(self.recent[:filled], count, generator))
+            self._started()
+
+    def _started(self) -> None:
+        """A subclass's own statistics after the codebook was set from data."""
+
+    def _update(self, packed: Tensor) -> None:
+        """A subclass's own statistics, from sums and counts [K, d + 1] of the step."""
+
+    def _reseeded(self, dead: Tensor, fresh: Tensor) -> None:
+        """A subclass's own statistics of moved codes."""
+
+
+class GradientVQ(CodebookQuantizer):
+    """Plain VQ with a learned codebook: 1.0 x codebook + beta x commitment (paper's default)."""
+
+    estimates = True
+
+    def _quantize_to_codes(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
+        codes, indices, seen = self._search(z)
+        loss = F.mse_loss(codes, z.detach()) + self.config.beta * F.mse_loss(z, codes.detach())
+        return Quantized(ESTIMATORS[self.config.estimator](z, codes), indices, loss, seen)
+
+
+class EMAVQ(CodebookQuantizer):
+    """Codebook from running means of the latents (van den Oord et al. 2017, appendix A.1)."""
+
+    learned = False
+    estimates = True
+
+    def __init__(self, config: QuantizerConfig, dim: int) -> None:
+        super().__init__(config, dim)
+        self.register_buffer("count", torch.ones(config.codebook_size))
+        self.register_buffer("total", self.codebook.clone())
+
+    def _quantize_to_codes(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
+        codes, indices, seen = self._search(z)
+        loss = self.config.beta * F.mse_loss(z, codes.detach())
+        return Quantized(ESTIMATORS[self.config.estimator](z, codes), indices, loss, seen)
+
+    def _started(self) -> None:
+        self.count.fill_(1.0)
+        self.total.copy_(self.codebook)
+
+    def _update(self, packed: Tensor) -> None:
+        update_codebook(self.codebook, self.count, self.total, packed, decay=self.config.decay)
+
+    def _reseeded(self, dead: Tensor, fresh: Tensor) -> None:
+        self.count[dead] = self.count.mean()
+        self.total[dead] = fresh * self.count[dead][:, None]
+
+
+class NSVQ(CodebookQuantizer):
+    """Noise substitution (Vali & Backstrom 2022): the error's size with a random direction.
+
+    Gradients reach encoder and codebook alike without a straight-through estimate and without
+    auxiliary losses; evaluation uses the plain codes.
+    """
+
+    def _quantize_to_codes(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
+        codes, indices, seen = self._search(z)
+        if not self.training:
+            return Quantized(codes, indices, z.new_zeros(()))
+        noise = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
+        error = (z - codes).norm(dim=-1, keepdim=True)
+        substituted = z + error / (noise.norm(dim=-1, keepdim=True) + 1e-8) * noise
+        return Quantized(substituted, indices, z.new_zeros(()), seen)
