@@ -76,10 +76,10 @@ class World(nn.Module):
         self.model.compile_parts()
 
 
-def settled(config: RunConfig) -> RunConfig:
-    """The recipe with random weights, its codebook in use from the start."""
+def settled(config: RunConfig, *, generator: str | None = None) -> RunConfig:
+    """The recipe with random weights or those of `generator`, its codebook in use from the start."""
     quantizer = replace(config.model.quantizer, continuous_steps=0)
-    return replace(config, model=replace(config.model, quantizer=quantizer), generator=None)
+    return replace(config, model=replace(config.model, quantizer=quantizer), generator=generator)
 
 
 @torch.no_grad()
@@ -132,9 +132,7 @@ def cases(wish: Wish) -> Iterator[Case]:
                 yield _case(what, config, shape, dtype, mode, wish.device)
 
 
-def _case(
-    what: str, config: RunConfig, shape: Shape, dtype: str, mode: str, device: str
-) -> Case:
+def _case(what: str, config: RunConfig, shape: Shape, dtype: str, mode: str, device: str) -> Case:
     wide = torch.float64 if dtype == "float64" else torch.float32
     backward = mode == "fwd_bwd"
 
@@ -217,9 +215,7 @@ def _named(made: nn.Module, out: Tensor, backward: bool) -> dict[str, Tensor]:
     return found
 
 
-def differs(
-    found: dict[str, Tensor], exact: dict[str, Tensor], bound: float
-) -> str | None:
+def differs(found: dict[str, Tensor], exact: dict[str, Tensor], bound: float) -> str | None:
     """What is missing or wrong. Outputs by their own size; gradients by the size of all of them
     together, since one that is nearly zero by itself says nothing."""
     missing = set(exact) - set(found)
@@ -232,4 +228,3 @@ def differs(
         if not gap <= bound * size:
             return f"{name} is off by {gap / (size or 1):.2e}, expected at most {bound:.2e}"
     return None
-

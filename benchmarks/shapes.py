@@ -200,7 +200,9 @@ def step(config: RunConfig) -> Shape:
     """One optimizer step of the recipe's last phase."""
     last = config.scheduled()[-1].name
     sizes = clips(config) | {"accumulate": config.training.accumulate}
-    return Shape(f"{config.recipe}.{last}", sizes, "the phase that a run spends most of its time in")
+    return Shape(
+        f"{config.recipe}.{last}", sizes, "the phase that a run spends most of its time in"
+    )
 
 
 def loader(config: RunConfig) -> list[Shape]:

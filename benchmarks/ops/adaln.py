@@ -14,7 +14,8 @@ from colaworld import ops
 from .. import shapes
 from ..case import Case, Skipped, Unavailable, Wish
 from ..shapes import Shape
-from .definition import Definition, Function, Inputs, cases as cases_of
+from .definition import Definition, Function, Inputs
+from .definition import cases as cases_of
 
 TESTS = ("tests/ops/test_adaln.py", "tests/csrc")
 EPS = 1e-6  # the op's default

@@ -13,7 +13,8 @@ from colaworld.models.layers.rope import rope_tables
 from .. import shapes
 from ..case import Case, Skipped, Wish
 from ..shapes import Shape
-from .definition import Definition, Inputs, cases as cases_of
+from .definition import Definition, Inputs
+from .definition import cases as cases_of
 
 TESTS = ("tests/ops/test_qk_norm_rope.py", "tests/csrc")
 

@@ -14,7 +14,8 @@ from colaworld.models.layers.rope import rope_tables
 from .. import shapes
 from ..case import Case, Skipped, Unavailable, Wish
 from ..shapes import Shape
-from .definition import Definition, Function, Inputs, cases as cases_of, forced
+from .definition import Definition, Function, Inputs, forced
+from .definition import cases as cases_of
 
 TESTS = ("tests/ops/test_st_attention.py", "tests/csrc")
 BACKENDS = {

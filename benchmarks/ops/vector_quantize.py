@@ -13,7 +13,8 @@ from colaworld import ops
 from .. import shapes
 from ..case import Case, Skipped, Unavailable, Wish
 from ..shapes import Shape
-from .definition import FLOORS, Definition, Function, Inputs, cases as cases_of
+from .definition import FLOORS, Definition, Function, Inputs
+from .definition import cases as cases_of
 
 TESTS = ("tests/ops/test_vector_quantize.py", "tests/csrc")
 PACKAGE = "vector-quantize-pytorch"
@@ -66,9 +67,7 @@ def package(shape: Shape, mode: str) -> Function:
     return function
 
 
-def judge(
-    inputs: Inputs, cotangents: dict[str, Tensor], found: dict[str, Tensor]
-) -> str | None:
+def judge(inputs: Inputs, cotangents: dict[str, Tensor], found: dict[str, Tensor]) -> str | None:
     """Codes that are further away than the nearest one, in float64, by more than rounding; codes
     that are not the entry named; a gradient that is not the sum over the rows of an entry."""
     z, codebook = inputs["z"].detach(), inputs["codebook"].detach()
