@@ -76,6 +76,7 @@ def run(
     """Measure everything that is asked for. Raises gate.Red where tests or results are wrong."""
     cases, skipped = listed(suites, wish, only=only)
     for tests in dict.fromkeys(case.tests for case in cases):
+        say(f"gate: running {' '.join(tests)}")
         say(f"gate: {gate.require_green(tests)}")
     stamp = machine.stamp(wish.device)
     rows: list[Row] = []
