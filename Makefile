@@ -6,6 +6,8 @@ TORCH_OPTIONS ?=# for pip, with that: for example an --index-url that holds CPU-
 EXTRAS ?= crafter,tensorboard,dev
 RUN    ?= runs/demo
 PRETRAIN ?= runs/nano-pretrain
+BENCH  ?= ops
+BENCH_PLOTS ?= runs/bench
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.colaworld-installed
@@ -82,11 +84,11 @@ format: setup  ## write what lint asks for
 	@$(BIN)/ruff format .
 	@find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
 
-bench: setup  ## time the ops (their tests first) and write benchmarks/results/
+bench: setup  ## time BENCH (ops; models training data rollout), tests first, into benchmarks/results/
 	@$(BIN)/python -c 'from importlib.metadata import requires; print(*(r.split(";")[0] for r in requires("colaworld") if r.endswith("bench\"")), sep="\n")' \
 	  > $(VENV)/bench.txt || { echo "bench: no colaworld in $(VENV)"; exit 1; }
 	@$(PIP) install -q -c $(VENV)/constraints.txt -r $(VENV)/bench.txt  # the extra `bench`, without a new build
-	@$(BIN)/python -m benchmarks.ops.vector_quantize
+	@$(BIN)/colaworld bench $(BENCH) --json --plot $(BENCH_PLOTS)
 
 clean:  ## remove .venv and what was built; runs/ stays
 	@rm -rf $(VENV) build dist

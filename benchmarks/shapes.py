@@ -1,10 +1,233 @@
-"""The sizes that ops are timed at. Not here: how they are timed."""
+"""Shapes by name: what the recipes need, and a few beyond them with the reason for each.
+
+A benchmark never holds a bare size: it asks this file. Not here: how anything is timed.
+Shape legend: B clips, T frames, S tokens per frame, H heads, D channels per head, C channels.
+"""
 
 from __future__ import annotations
 
-# (N rows, K entries, d width)
-VECTOR_QUANTIZE = (
-    (4096, 32, 32),  # the codebook of the paper's latent actions: few entries, many rows
-    (16384, 1024, 32),  # a codebook the size of the first image tokenizers
-    (16384, 8192, 64),  # where an N x K matrix costs half a gigabyte
-)
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from colaworld.config import from_dict
+from colaworld.models.backbones.stdit3 import STDiT3Config
+from colaworld.models.latent_action.idm import IDMConfig
+from colaworld.recipes import recipe
+from colaworld.recipes.base import RunConfig
+
+# Height and width where a recipe leaves them to the data set: Crafter's map of 7 x 9 cells at 4 px,
+# which the shipped generator was trained on and `colaworld demo` records.
+RECORDED = (28, 36)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes with a name and the reason for being timed."""
+
+    name: str
+    sizes: Mapping[str, int]
+    why: str
+    options: Mapping[str, Any] = field(default_factory=dict)  # keywords of the op, not sizes
+    heavy: bool = False  # too long for every run; timed when named
+
+
+def run_config(name: str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """The recipe called `name`, `overrides` put over it. ConfigError on an unknown name."""
+    config = recipe(name)
+    return from_dict(RunConfig, overrides, base=config) if overrides else config
+
+
+def frame_size(config: RunConfig) -> tuple[int, int]:
+    """(height, width) of a frame in pixels."""
+    return config.data.height or RECORDED[0], config.data.width or RECORDED[1]
+
+
+def family(config: RunConfig) -> str:
+    """What a recipe's shapes are called: "nano" for nano.cola."""
+    return config.recipe.split(".")[0]
+
+
+def clips(config: RunConfig) -> dict[str, int]:
+    """B, T and S of a training step's tokens in the generator."""
+    height, width = frame_size(config)
+    side = config.model.tokenizer.patch
+    _, rows, columns = config.model.backbone.patch
+    tokens = (height // (side * rows)) * (width // (side * columns))
+    return {"B": config.training.batch_size, "T": config.data.frames_per_clip, "S": tokens}
+
+
+def idm_clips(config: RunConfig) -> dict[str, int]:
+    """B, T and S of a training step's tokens in the inverse dynamics model."""
+    height, width = frame_size(config)
+    patch = config.model.idm.patch
+    return clips(config) | {"S": (height // patch) * (width // patch)}
+
+
+# STDiT3-XL/2 at the size its kernels are planned for: 16 latent frames of 256 x 256 px, whose
+# latents of 32 x 32 make 16 x 16 tokens.
+_XL = STDiT3Config.xl2()
+_XL_CLIPS = {"B": 1, "T": 16, "S": 256}
+_XL_HEADS = {"H": _XL.heads, "D": _XL.width // _XL.heads}
+_SPATIAL = {"axis": "spatial", "causal": False, "norm": True, "rope": False}
+_TEMPORAL = {"axis": "temporal", "causal": True, "norm": True, "rope": True}
+
+
+def st_attention(config: RunConfig) -> list[Shape]:
+    """B, T, S, H, D; options axis, causal, norm, rope."""
+    name, model = family(config), config.model
+    heads = {"H": model.backbone.heads, "D": model.backbone.width // model.backbone.heads}
+    temporal = _TEMPORAL | {"causal": model.backbone.causal}
+    shapes = [
+        Shape(f"{name}.spatial", clips(config) | heads, "the generator, each frame", _SPATIAL),
+        Shape(f"{name}.temporal", clips(config) | heads, "the generator, over time", temporal),
+    ]
+    if "idm" in config.parts():
+        inner = {"H": model.idm.heads, "D": model.idm.width // model.idm.heads}
+        sizes = idm_clips(config) | inner
+        shapes += [
+            Shape(f"{name}.idm.spatial", sizes, "the IDM, each frame", _SPATIAL),
+            Shape(f"{name}.idm.temporal", sizes, "the IDM, over time", _TEMPORAL),
+        ]
+    if "conditioner" in config.parts():
+        count = model.conditioner.heads
+        acting = {"S": 1, "H": count, "D": model.backbone.width // count}
+        options = _TEMPORAL | {"norm": False}
+        shapes.append(
+            Shape(f"{name}.actions", clips(config) | acting, "the action sequence", options)
+        )
+    shapes += [
+        Shape("goal.temporal", {"B": 4, "T": 8, "S": 64, "H": 4, "D": 32}, "a goal", _TEMPORAL),
+        Shape("goal.spatial", {"B": 4, "T": 8, "S": 256, "H": 3, "D": 32}, "a goal", _SPATIAL),
+        Shape("stdit3-xl.temporal", _XL_CLIPS | _XL_HEADS, "head dimension 72", _TEMPORAL),
+        Shape("stdit3-xl.spatial", _XL_CLIPS | _XL_HEADS, "head dimension 72", _SPATIAL),
+    ]
+    return shapes
+
+
+def adaln(config: RunConfig) -> list[Shape]:
+    """B, T, S, C; `M` rows of modulation where frames share them by index."""
+    name, model = family(config), config.model
+    size = clips(config) | {"C": model.backbone.width}
+    shapes = [Shape(f"{name}.block", size, "a block of the generator")]
+    if "idm" in config.parts():
+        inner = idm_clips(config) | {"C": model.idm.width}
+        shapes.append(Shape(f"{name}.idm.block", inner, "a block of the IDM"))
+    return [
+        *shapes,
+        # Each clip has two kinds of frames, clean and noised, hence two rows.
+        Shape(f"{name}.block.index", size | {"M": 2 * size["B"]}, "frames share rows by index"),
+        Shape("goal.block", {"B": 4, "T": 8, "S": 64, "C": 128}, "a goal"),
+        Shape("stdit3-xl.block", _XL_CLIPS | {"C": _XL.width}, "memory-bound"),
+    ]
+
+
+def qk_norm_rope(config: RunConfig) -> list[Shape]:
+    """B sequences, L tokens, H, D; options norm, rope, rotation, sections."""
+    name, model = family(config), config.model
+    size = clips(config)
+    heads = {"H": model.backbone.heads, "D": model.backbone.width // model.backbone.heads}
+    plain = {"norm": "head", "rope": False, "rotation": "interleaved", "sections": None}
+    return [
+        Shape(
+            f"{name}.spatial",
+            {"B": size["B"] * size["T"], "L": size["S"], **heads},
+            "prologue of spatial attention",
+            plain,
+        ),
+        Shape(
+            "stdit3-xl.spatial",
+            {"B": _XL_CLIPS["B"] * _XL_CLIPS["T"], "L": _XL_CLIPS["S"], **_XL_HEADS},
+            "head dimension 72, with rotation",
+            plain | {"rope": True},
+        ),
+        Shape(
+            # Wan2.1 1.3B: 12 heads of 128, a norm over all 1536 channels, and positions in time,
+            # height and width that take 44, 42 and 42 channels of a head: 22, 21 and 21 pairs.
+            "wan-1.3b",
+            {"B": 4, "L": 1024, "H": 12, "D": 128},
+            "norm across heads, positions in three axes",
+            plain | {"norm": "across", "rope": True, "sections": (22, 21, 21)},
+        ),
+        Shape(
+            "rotate-half",
+            {"B": 4, "L": 1024, "H": 12, "D": 128},
+            "the other pairing of rotated channels",
+            plain | {"norm": "none", "rope": True, "rotation": "half"},
+        ),
+    ]
+
+
+def vector_quantize(config: RunConfig) -> list[Shape]:
+    """N rows, K entries, d width."""
+    size, model = clips(config), config.model
+    rows = size["B"] * (size["T"] - 1) * model.idm.tokens
+    entries = model.quantizer.codebook_size
+    if model.quantizer.kind == "fsq":
+        entries = math.prod(model.quantizer.levels)
+    paper = IDMConfig.paper()
+    return [
+        Shape(
+            f"{family(config)}.codes",
+            {"N": rows, "K": entries, "d": model.idm.dim},
+            "one training step: calls, not arithmetic",
+        ),
+        Shape("paper.codes", {"N": 4096, "K": 32, "d": paper.dim}, "few entries, many rows"),
+        Shape("goal.codes", {"N": 65536, "K": 1024, "d": 32}, "a goal: an image tokenizer's size"),
+        Shape(
+            "bounded.codes",
+            {"N": 1_000_000, "K": 8192, "d": 8},
+            "an N x K matrix would be 34 GB",
+            heavy=True,
+        ),
+    ]
+
+
+def models(config: RunConfig) -> dict[str, Shape]:
+    """By model: idm, stdit3_pair, world_model. B, T, height, width, and S tokens per frame."""
+    height, width = frame_size(config)
+    name, frame = family(config), {"height": height, "width": width}
+    found = {}
+    if "idm" in config.parts():
+        found["idm"] = Shape(f"{name}.idm", idm_clips(config) | frame, "a training batch")
+    found["stdit3_pair"] = Shape(f"{name}.pair", clips(config), "a spatial and a temporal block")
+    found["world_model"] = Shape(f"{name}.world", clips(config) | frame, "a training batch")
+    return found
+
+
+def step(config: RunConfig) -> Shape:
+    """One optimizer step of the recipe's last phase."""
+    last = config.scheduled()[-1].name
+    sizes = clips(config) | {"accumulate": config.training.accumulate}
+    return Shape(
+        f"{config.recipe}.{last}", sizes, "the phase that a run spends most of its time in"
+    )
+
+
+def loader(config: RunConfig) -> list[Shape]:
+    """Batches from the first one on, and from a cache that holds the set."""
+    height, width = frame_size(config)
+    sizes = clips(config) | {"height": height, "width": width}
+    del sizes["S"]
+    return [
+        Shape(f"{family(config)}.first", sizes, "a fresh loader's first batch: open, decode, cut"),
+        Shape(f"{family(config)}.steady", sizes, "decoded frames are cached"),
+    ]
+
+
+PLANNING_STEPS, PAPER_STEPS = 3, 10  # denoising steps in the paper: when planning, and otherwise
+
+
+def rollout(config: RunConfig) -> list[Shape]:
+    """By denoising steps and batch; T frames are generated after one given frame."""
+    frames = config.evaluation.horizon
+    return [
+        Shape(
+            f"{family(config)}.steps{count}.batch{batch}",
+            {"B": batch, "T": frames, "steps": count},
+            "frames a second, alone and in a batch",
+        )
+        for count in sorted({PLANNING_STEPS, config.sampler.steps, PAPER_STEPS})
+        for batch in sorted({1, config.training.batch_size})
+    ]

@@ -1,57 +1,119 @@
-"""How a call is timed, and what a result row holds.
+"""How a call is timed: in turns with its rivals, on inputs that take turns too.
 
 Providers take turns sample by sample, so that noise of the machine falls on all of them alike.
+Not here: what is called (case.py), what becomes of the times (rows.py).
 """
 
 from __future__ import annotations
 
 import ctypes
-import datetime
 import gc
-import json
 import math
-import platform
 import statistics
-import subprocess
 import time
-from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+Times = tuple[float, float, float]  # ms per call: 20th, 50th and 80th percentile
 SAMPLE_SECONDS = (
     2e-3  # a sample repeats a short call until it lasts this long: clock and loop vanish
 )
+CACHE_FACTOR = 2  # copies of the inputs together are this many times the last-level cache
+_MOST_COPIES = 128  # of tiny inputs; drawing more takes longer than timing them
+_USUAL_CACHE = 32 << 20  # bytes, where the system does not tell
+
+
+def last_level_cache(device: str) -> int:
+    """Bytes of the largest cache that a call may find its inputs in."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        unit = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
+        sizes.append(int(text.rstrip("KM")) * unit)
+    return max(sizes) or _USUAL_CACHE
+
+
+def copies(size: int, device: str) -> int:
+    """How many sets of inputs of `size` bytes take turns, so that a call finds none in a cache."""
+    wanted = math.ceil(CACHE_FACTOR * last_level_cache(device) / max(1, size))
+    return min(max(1, wanted), _MOST_COPIES)
+
+
+class _Turns:
+    """Calls of one provider, one after another, without end."""
+
+    def __init__(self, calls: Sequence[Callable[[], object]]) -> None:
+        self.calls, self.next = calls, 0
+
+    def run(self, repeats: int) -> None:
+        calls, count = self.calls, len(self.calls)
+        for i in range(self.next, self.next + repeats):
+            calls[i % count]()
+        self.next = (self.next + repeats) % count
+
+
+def _seconds(turns: _Turns, repeats: int, device: str) -> float:
+    """Seconds of `repeats` calls, by the device's own clock where it has one."""
+    if not device.startswith("cuda"):
+        start = time.perf_counter()
+        turns.run(repeats)
+        return time.perf_counter() - start
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    first.record()
+    turns.run(repeats)
+    last.record()
+    torch.cuda.synchronize(device)
+    return first.elapsed_time(last) / 1e3
 
 
 def interleaved(
-    calls: Mapping[str, Callable[[], object]], *, samples: int
-) -> dict[str, tuple[float, float, float]]:
-    """Milliseconds per call of each provider: the 20th, 50th and 80th percentile of `samples`."""
+    providers: Mapping[str, Sequence[Callable[[], object]]],
+    *,
+    samples: int,
+    device: str = "cpu",
+    told: Callable[[int], None] = lambda _: None,
+) -> dict[str, Times]:
+    """Milliseconds per call of each provider, over `samples` samples; `told` hears of each."""
+    turns = {name: _Turns(calls) for name, calls in providers.items()}
     repeats = {}
-    for name, call in calls.items():
-        call()  # warm: compilation, caches, pages
-        start = time.perf_counter()
+    for name, turn in turns.items():
+        _seconds(turn, 1, device)  # warm: compilation, caches, pages
+        repeats[name] = max(1, math.ceil(SAMPLE_SECONDS / _seconds(turn, 1, device)))
+    times: dict[str, list[float]] = {name: [] for name in turns}
+    for sample in range(samples):
+        for name, turn in turns.items():
+            seconds = _seconds(turn, repeats[name], device)
+            times[name].append(seconds * 1e3 / repeats[name])
+        told(sample + 1)
+    return {name: percentiles(values) for name, values in times.items()}
+
+
+def percentiles(values: Sequence[float]) -> Times:
+    """The 20th, 50th and 80th percentile; of a single value that value."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    fifths = statistics.quantiles(values, n=5, method="inclusive")
+    return fifths[0], statistics.median(values), fifths[3]
+
+
+def peak_mb(call: Callable[[], object], device: str = "cpu") -> float | None:
+    """MB that one call adds to the memory at its peak.
+
+    On a CPU that of the process, as Linux counts it: None elsewhere, and 0 for a call that finds
+    room in pages already held.
+    """
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
         call()
-        repeats[name] = max(1, math.ceil(SAMPLE_SECONDS / (time.perf_counter() - start)))
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(samples):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            times[name].append((time.perf_counter() - start) * 1e3 / repeats[name])
-    fifths = {name: statistics.quantiles(t, n=5, method="inclusive") for name, t in times.items()}
-    return {
-        name: (fifths[name][0], statistics.median(t), fifths[name][3]) for name, t in times.items()
-    }
-
-
-def peak_mb(call: Callable[[], object]) -> float | None:
-    """MB that one call adds to the resident memory at its peak; None where Linux is not."""
+        torch.cuda.synchronize(device)
+        return round((torch.cuda.max_memory_allocated(device) - held) / 2**20, 1)
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         gc.collect()
@@ -60,7 +122,7 @@ def peak_mb(call: Callable[[], object]) -> float | None:
         return None
     before = _status("VmRSS")
     call()
-    return round((_status("VmHWM") - before) / 1024, 1)
+    return round(max(0, _status("VmHWM") - before) / 1024, 1)
 
 
 def _status(field: str) -> int:
@@ -68,50 +130,3 @@ def _status(field: str) -> int:
         if line.startswith(field + ":"):
             return int(line.split()[1])
     raise KeyError(field)
-
-
-def device_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def versions(*packages: str) -> dict[str, str]:
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str:
-    """Hash of the commit that was timed, "-dirty" appended when tracked files differ from it."""
-    root = Path(__file__).resolve().parents[1]
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip()
-
-    code = ("csrc", "colaworld/ops", "kernels", "benchmarks", "CMakeLists.txt")
-    dirty = git("status", "--porcelain", "--untracked-files=no", "--", *code)
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if dirty else "")
-
-
-def write_rows(name: str, rows: list[dict[str, Any]]) -> Path:
-    """benchmarks/results/<name>.json, one row per line."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-    return path
-
-
-def today() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()

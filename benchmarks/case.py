@@ -1,0 +1,82 @@
+"""What one benchmark is: a value that the command line and pytest-benchmark both run.
+
+Not here: how it is timed (timing.py), which ones there are (ops/, models.py, training.py, ...).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SUITES = ("ops", "models", "training", "data", "rollout")
+DTYPES = ("float32", "bfloat16", "float64")
+MODES = ("fwd", "fwd_bwd")
+
+Call = Callable[[], object]
+Provider = Callable[[], Sequence[Call]]  # makes the calls that take turns; nothing runs before
+
+
+class Unavailable(Exception):
+    """An implementation cannot run here. The message says why; the row is left out."""
+
+
+def require_compiler(device: str) -> None:
+    """Unavailable where torch.compile has nothing to compile with."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    if device.startswith("cpu") and not any(shutil.which(name.split()[0]) for name in names):
+        raise Unavailable(f"torch.compile finds no C++ compiler ({', '.join(names)})")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for. Suites read what concerns them."""
+
+    recipe: str = "nano.cola"
+    """Where shapes and models come from."""
+    dtypes: tuple[str, ...] = ("float32",)
+    device: str = "cpu"
+    samples: int = 20
+    data: Path | None = None
+    """The data set of training and data; None: a small one is recorded."""
+    peak_tflops: float | None = None
+    """What MFU is a share of; None: the GEMM speed that this run measured."""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Values put over the recipe's, as `config.from_dict` takes them (tests make things tiny)."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something that was asked for and is not timed."""
+
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op (or model, step, loader) at one shape, and everyone who can do it."""
+
+    suite: str
+    op: str
+    shape: str  # its name in shapes.py
+    sizes: Mapping[str, int]
+    dtype: str
+    mode: str  # "fwd" or "fwd_bwd"
+    providers: Mapping[str, Provider]  # by the name that the row carries, the baseline first
+    tests: tuple[str, ...] = ()  # what must be green first, relative to the repository
+    judge: Callable[[str], str | None] | None = None  # impl -> what is wrong with its results
+    bytes_moved: int | None = None  # every input and output once
+    flops: int | Callable[[], int] | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)  # of one call: {"clips": 8}
+    details: Callable[[str, float], dict[str, Any]] | None = None  # (impl, p50 ms) -> more fields
+    close: Callable[[], None] = lambda: None
+    rotated_mb: Callable[[], float] | None = None  # inputs that take turns, all copies together
+    heavy: bool = False  # runs only when it is named
+
+    @property
+    def label(self) -> str:
+        return f"{self.op}/{self.shape}/{self.dtype}/{self.mode}"

@@ -1,0 +1,118 @@
+"""The loader: clips a second, from a fresh start and from its cache, against what a step needs.
+
+Not here: what a clip is (colaworld/data), recording (training.py makes the small set).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+
+from colaworld.data.loader import ClipLoader
+from colaworld.recipes.base import RunConfig
+
+from . import shapes
+from .arms import ARMS
+from .case import Call, Case, Provider, Wish
+from .models import settled
+from .shapes import Shape
+from .training import Step, on_data
+
+TESTS = ("tests/data/test_loader.py",)
+_NEED_STEPS = 5  # steps that what a step needs is measured over, after one to warm up
+
+
+def cases(wish: Wish) -> Iterator[Case]:
+    config = shapes.run_config(wish.recipe, wish.overrides)
+    needs = cache(lambda: step_clips_s(config, wish))
+    for shape in shapes.loader(config):
+        yield _case(config, shape, wish, needs)
+
+
+def step_clips_s(config: RunConfig, wish: Wish) -> float:
+    """Clips a second that a training step takes in, on a batch that is already there."""
+    run = on_data(settled(config, generator=config.generator), wish.data)
+    step = Step(run, arm=ARMS["default"], dtype="float32", device=wish.device)
+    try:
+        batch = step.batch()
+        step.batch = lambda: batch  # type: ignore[method-assign]
+        seconds = []
+        for _ in range(_NEED_STEPS + 1):
+            start = time.perf_counter()
+            step()  # returns the loss, so the device is done
+            seconds.append(time.perf_counter() - start)
+    finally:
+        step.close()
+    return len(batch) * config.training.accumulate / statistics.median(seconds[1:])
+
+
+def _case(config: RunConfig, shape: Shape, wish: Wish, needs: Any) -> Case:
+    loaders: dict[str, ClipLoader] = {}
+
+    def loader(workers: int) -> ClipLoader:
+        data = replace(on_data(config, wish.data).data, workers=workers)
+        return ClipLoader(data, batch_size=shape.sizes["B"], seed=config.training.seed)
+
+    def first(workers: int) -> None:
+        fresh = loader(workers)
+        try:
+            next(fresh)
+        finally:
+            fresh.close()
+
+    def provider(name: str, workers: int) -> Provider:
+        def calls() -> Sequence[Call]:
+            if shape.name.endswith(".first"):
+                return [lambda: first(workers)]
+            loaders[name] = loader(workers)
+            for _ in range(-(-len(loaders[name]) // shape.sizes["B"])):  # once round: all cached
+                next(loaders[name])
+            return [lambda: next(loaders[name])]
+
+        return calls
+
+    def judge(name: str) -> str | None:
+        """The batches must not depend on the number of threads."""
+        one, other = loader(0), loader(counts[name])
+        try:
+            for _ in range(2):
+                if not torch.equal(next(one).frames, next(other).frames):
+                    return "its clips are not those of a loader without threads"
+        finally:
+            one.close()
+            other.close()
+        return None
+
+    def details(name: str, p50: float) -> dict[str, Any]:
+        wanted = needs()
+        found = shape.sizes["B"] / p50 * 1e3
+        return {
+            "step_clips_s": float(f"{wanted:.4g}"),
+            "headroom": float(f"{found / wanted:.4g}"),  # above 1: the step never waits
+        }
+
+    def close() -> None:
+        for made in loaders.values():
+            made.close()
+
+    counts = {f"threads:{n}": n for n in dict.fromkeys((0, max(1, config.data.workers)))}
+    return Case(
+        suite="data",
+        op="loader",
+        shape=shape.name,
+        sizes=shape.sizes,
+        dtype="uint8",
+        mode="fwd",
+        providers={name: provider(name, workers) for name, workers in counts.items()},
+        tests=TESTS,
+        judge=judge,
+        counts={"clips": shape.sizes["B"]},
+        details=details,
+        close=close,
+    )

@@ -1,0 +1,112 @@
+"""The machine and the code that were timed: names, versions, commit, and the two roofs.
+
+The roofs are what this machine reaches in this process: the speed of a copy and of a matrix
+product. Everything else is held against them. Not here: the timing itself.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from colaworld import ops
+
+from . import gate, timing
+
+PACKAGES = ("colaworld", "triton", "vector-quantize-pytorch", "flash-attn")
+_CODE = ("csrc", "colaworld", "kernels", "benchmarks", "CMakeLists.txt")
+_COPIED = 1 << 26  # bytes: 64 MB, past any cache of a CPU or GPU and still milliseconds
+_SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices: large enough for full speed there
+
+
+def device_name(device: str = "cpu") -> str:
+    """What a row says about where it ran: processor and instruction set, or the GPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        found = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        name = found[0] if found else name
+    except OSError:  # not Linux: the general name stands
+        name = platform.processor() or platform.machine()
+    built = ops.build_info()
+    return f"{name}, {built['chosen_instruction_set']}" if built else f"{name}, no compiled ops"
+
+
+def versions() -> dict[str, str]:
+    """Python, torch, and those of the packages compared with that are installed."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """Hash of the commit that was timed, "-dirty" appended when tracked files differ from it."""
+    root = gate.repository()
+    if root is None:
+        return "installed"
+
+    def git(*arguments: str) -> str:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError:
+            return ""
+        return done.stdout.strip()
+
+    results = ":(exclude)benchmarks/results"  # rows written by the run before are not code
+    dirty = git("status", "--porcelain", "--untracked-files=no", "--", *_CODE, results)
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if dirty else "")
+
+
+def stamp(device: str) -> dict[str, Any]:
+    """The fields that all rows of a run share."""
+    return {
+        "threads": torch.get_num_threads(),
+        "device": device_name(device),
+        "versions": versions(),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+
+
+def roofs(device: str, dtype: str, *, samples: int) -> list[dict[str, Any]]:
+    """Two measurements, as fields of rows: a device copy (GB/s) and a matrix product (TFLOP/s)."""
+    kind = torch.device(device).type
+    number = getattr(torch, dtype)
+    source = torch.ones(_COPIED // number.itemsize, device=device, dtype=number)
+    target = torch.empty_like(source)
+    side = _SIDE.get(kind, _SIDE["cpu"])
+    a, b = (torch.ones(side, side, device=device, dtype=number) for _ in range(2))
+    with torch.no_grad():
+        times = timing.interleaved(
+            {"copy": [lambda: target.copy_(source)], "matmul": [lambda: torch.mm(a, b)]},
+            samples=samples,
+            device=device,
+        )
+    moved, flops = 2 * _COPIED, 2 * side**3
+    common = {"suite": "machine", "impl": "torch", "dtype": dtype, "mode": "fwd"}
+    found = []
+    for op, shape, sizes, cost in (
+        ("copy", "roof", {"bytes": _COPIED}, {"bytes": moved, "flops": None}),
+        ("matmul", "roof", {"side": side}, {"bytes": None, "flops": flops}),
+    ):
+        p20, p50, p80 = times[op]
+        row = {**common, "op": op, "shape": shape, "sizes": sizes, **cost}
+        row |= {"p20_ms": round(p20, 4), "p50_ms": round(p50, 4), "p80_ms": round(p80, 4)}
+        row["gb_s"] = round(moved / p50 / 1e6, 2) if op == "copy" else None
+        row["tflops"] = round(flops / p50 / 1e9, 4) if op == "matmul" else None
+        found.append(row | {"peak_mb": None})
+    return found

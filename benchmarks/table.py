@@ -1,0 +1,130 @@
+"""Rows on the terminal: one table per op, with the ratio to the two baselines beside each time.
+
+Not here: measuring (run.py), files (rows.py), pictures (plots.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .case import Skipped
+from .rows import Comparison, Row
+
+BASELINES = ("eager", "compile")
+_COLOUR = {"faster": "green", "slower": "red", "noise": "dim"}
+
+
+def baseline(rows: Iterable[Row], row: Row, name: str) -> Row | None:
+    """The row of `name` that was timed in turns with `row`."""
+    same = ("op", "shape", "dtype", "mode", "threads")
+    return next((r for r in rows if r["impl"] == name and all(r[k] == row[k] for k in same)), None)
+
+
+def speedup(rows: Sequence[Row], row: Row, name: str) -> float | None:
+    """How many times faster than `name`; None where it has no row."""
+    other = baseline(rows, row, name)
+    return None if other is None else other["p50_ms"] / row["p50_ms"]
+
+
+def copy_speed(rows: Iterable[Row], dtype: str) -> float | None:
+    """GB/s of a copy in the same run."""
+    found = [r["gb_s"] for r in rows if r["op"] == "copy"]
+    same = [r["gb_s"] for r in rows if r["op"] == "copy" and r["dtype"] == dtype]
+    return next(iter(same + found), None)
+
+
+def show(rows: Sequence[Row], skipped: Sequence[Skipped], console: Console) -> None:
+    """All rows, then what has none and why."""
+    roofs = [row for row in rows if row.get("suite") == "machine"]
+    first = rows[0] if rows else None
+    if first is not None:
+        said = f"{first['device']}, {first['threads']} thread(s), "
+        said += f"torch {first['versions'].get('torch')}, commit {first['commit']}"
+        console.print(escape(said), highlight=False)
+    for row in roofs:
+        what = f"{row['gb_s']} GB/s" if row["op"] == "copy" else f"{row['tflops']} TFLOP/s"
+        console.print(f"roof: {row['op']} {row['dtype']} {what}", highlight=False)
+    timed = [row for row in rows if row not in roofs]
+    for op in dict.fromkeys(row["op"] for row in timed):
+        console.print(_table(op, [row for row in timed if row["op"] == op], rows))
+    for reason in dict.fromkeys((s.label, s.reason) for s in skipped):
+        console.print(f"not timed: {reason[0]}: {reason[1]}", style="yellow", markup=False)
+
+
+def _table(op: str, rows: Sequence[Row], everything: Sequence[Row]) -> Table:
+    table = Table(title=op, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("shape", overflow="fold")
+    table.add_column("impl", overflow="fold")
+    right: list[str] = ["p50 ms", "p20 .. p80", *(f"x {name}" for name in BASELINES)]
+    right += ["GB/s", "% copy"] if any(r["gb_s"] for r in rows) else []
+    right += ["peak MB"]
+    rates = list(dict.fromkeys(name for row in rows for name in row.get("rates", {})))
+    right += [name.replace("_s", "/s") for name in rates]
+    more = [n for n in ("mfu", "step_clips_s", "headroom") if any(n in row for row in rows)]
+    right += more
+    for head in right:
+        table.add_column(head, justify="right", no_wrap=True)
+    if any("split_ms" in row for row in rows):
+        table.add_column("ms of a step", overflow="fold")
+    before = None
+    for row in rows:
+        group = (row["shape"], row["dtype"], row["mode"])
+        if before not in (None, group):
+            table.add_section()
+        sizes = " ".join(f"{k}{v}" for k, v in row["sizes"].items())
+        name = f"{row['shape']} {row['dtype']} {row['mode']}\n[dim]{sizes}[/]"
+        cells = [name if group != before else "", escape(row["impl"]), f"{row['p50_ms']:.4g}"]
+        cells.append(f"{row['p20_ms']:.3g} .. {row['p80_ms']:.3g}")
+        cells += [_ratio(speedup(rows, row, name)) for name in BASELINES]
+        if any(r["gb_s"] for r in rows):
+            roof = copy_speed(everything, row["dtype"])
+            share = f"{row['gb_s'] / roof:.0%}" if roof and row["gb_s"] else ""
+            cells += [_number(row["gb_s"]), share]
+        cells.append(_number(row["peak_mb"]))
+        cells += [_number(row.get("rates", {}).get(rate)) for rate in rates]
+        cells += [_number(row.get(name)) for name in more]
+        if any("split_ms" in r for r in rows):
+            parts = row.get("split_ms", {}).items()
+            cells.append(", ".join(f"{part} {ms:.3g}" for part, ms in parts))
+        table.add_row(*cells)
+        before = group
+    return table
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def show_comparison(found: Comparison, console: Console) -> None:
+    """Ratio per row, marked where it is beyond noise."""
+    if len(found.devices) > 1:
+        console.print(
+            f"rows of different devices ({'; '.join(found.devices)}): ratios are not of code alone",
+            style="yellow",
+            markup=False,
+        )
+    table = Table(title="new / old", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("op", "shape", "impl"):
+        table.add_column(head, overflow="fold")
+    for head in ("old ms", "new ms", "ratio", ""):
+        table.add_column(head, justify="right", no_wrap=True)
+    for change in found.changes:
+        row, style = change.row, _COLOUR[change.verdict]
+        name = f"{row['shape']} {row['dtype']} {row['mode']}"
+        times = (f"{change.old['p50_ms']:.4g}", f"{row['p50_ms']:.4g}", f"{change.ratio:.2f}")
+        said = "within noise" if change.verdict == "noise" else change.verdict
+        table.add_row(row["op"], name, escape(row["impl"]), *times, f"[{style}]{said}[/]")
+    console.print(table)
+    console.print(
+        f"{len(found.changes)} rows compared, {len(found.added)} new, {len(found.gone)} not measured now"
+    )

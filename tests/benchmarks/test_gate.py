@@ -1,0 +1,88 @@
+"""The gate: red tests, or a wrong result of ours, and there is no time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from colaworld.cli.bench import suite
+
+gate, runs, case = suite("gate"), suite("run"), suite("case")
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_good.py").write_text("def test_it(): assert 1 + 1 == 2\n")
+    (tmp_path / "tests" / "test_bad.py").write_text("def test_it(): assert 1 + 1 == 3\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = slow\n")
+    monkeypatch.setattr(gate, "repository", lambda: tmp_path)
+    monkeypatch.setattr(gate, "_green", {})
+    return tmp_path
+
+
+def one(judge=None, tests=()):
+    called = []
+    return called, case.Case(
+        suite="ops",
+        op="toy",
+        shape="any",
+        sizes={"n": 1},
+        dtype="float32",
+        mode="fwd",
+        providers={n: lambda n=n: [lambda: called.append(n)] for n in ("eager", "cpu", "package")},
+        judge=judge,
+        tests=tests,
+    )
+
+
+def test_green_and_red(repository) -> None:
+    assert "1 passed" in gate.require_green(("tests/test_good.py",))
+    with pytest.raises(gate.Red, match=r"no times(.|\n)*assert \(1 \+ 1\) == 3"):
+        gate.require_green(("tests/test_bad.py",))
+    with pytest.raises(gate.Red):  # a test that is gone is no proof
+        gate.require_green(("tests/test_gone.py",))
+
+
+def test_tests_run_once(repository) -> None:
+    gate.require_green(("tests/test_good.py",))
+    (repository / "tests" / "test_good.py").unlink()
+    gate.require_green(("tests/test_good.py",))
+
+
+def test_nothing_is_timed_while_red(repository, monkeypatch) -> None:
+    called, toy = one(tests=("tests/test_bad.py",))
+    monkeypatch.setattr(runs, "listed", lambda *_, **__: ([toy], []))
+    monkeypatch.setattr(runs.machine, "roofs", lambda *_, **__: pytest.fail("timed"))
+    with pytest.raises(gate.Red):
+        runs.run(["ops"], case.Wish(samples=1))
+    assert called == []
+
+
+def test_installed_without_tests_the_judges_stand(monkeypatch) -> None:
+    monkeypatch.setattr(gate, "repository", lambda: None)
+    assert "judged against float64" in gate.require_green(("tests/ops",))
+
+
+def test_a_wrong_result_of_ours_stops_and_of_others_is_left_out() -> None:
+    called, toy = one(judge=lambda name: "off by one" if name == "package" else None)
+    found = runs.measure(toy, case.Wish(samples=1))
+    assert [r["impl"] for r in found.rows] == ["eager", "cpu"] and "package" not in called
+    (skipped,) = found.skipped
+    assert skipped.label.endswith("/package") and "off by one" in skipped.reason
+    for name in ("cpu", "eager"):
+        called, toy = one(judge=lambda impl, name=name: "off by one" if impl == name else None)
+        with pytest.raises(gate.Red, match=rf"toy/any/float32/fwd/{name}: off by one; so no times"):
+            runs.measure(toy, case.Wish(samples=1))
+        assert called == []
+
+
+def test_what_is_not_there_is_named() -> None:
+    def absent():
+        raise case.Unavailable("not installed: pip install 'colaworld[bench]'")
+
+    _, toy = one()
+    toy = replace(toy, providers={**toy.providers, "package": absent})
+    (skipped,) = runs.measure(toy, case.Wish(samples=1)).skipped
+    assert skipped.reason == "not installed: pip install 'colaworld[bench]'"

@@ -1,0 +1,211 @@
+"""The suites end to end at the smallest sizes: rows are whole, results judged, nothing invented."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from colaworld import ops
+from colaworld.cli.bench import suite
+from colaworld.recipes.base import build_trainer
+
+case, runs, rows, shapes = suite("case"), suite("run"), suite("rows"), suite("shapes")
+
+
+def measured(room, wish, green, *, only=("nano",), impls=("eager", "default", "cpu")):
+    found = runs.run([room], wish, only=only, impls=impls)
+    assert green, "the gate was asked"
+    for row in found.rows:
+        assert list(row)[: len(rows.FIELDS) + 1] == ["suite", *rows.FIELDS]
+        assert 0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"]
+    json.dumps(found.rows)
+    assert [r["op"] for r in found.rows[:2]] == ["copy", "matmul"]
+    return found
+
+
+def test_ops(wish, green) -> None:
+    found = measured("ops", wish, green, only=("nano.temporal", "nano.block/", "nano.codes"))
+    seen = {(r["op"], r["impl"], r["mode"]) for r in found.rows[2:]}
+    for op in ("st_attention", "adaln", "vector_quantize"):
+        assert {(op, "eager", "fwd"), (op, "eager", "fwd_bwd")} <= seen
+        for verdict in ops.explain(op, torch.empty(1)):
+            if verdict.name == "cpu" and ops.build_info() is not None:
+                assert (op, "cpu", "fwd_bwd") in seen
+    row = next(r for r in found.rows if r["op"] == "vector_quantize" and r["mode"] == "fwd")
+    assert row["sizes"] == {"N": 12, "K": 8, "d": 8}
+    moved = (2 * 12 * 8 + 8 * 8) * 4 + 12 * 8
+    assert row["bytes"] == moved
+    assert row["gb_s"] == pytest.approx(moved / row["p50_ms"] / 1e6, rel=1e-3)
+
+
+def test_every_op_row_answers_to_float64(wish) -> None:
+    """A judge that says yes to everything would prove nothing: wrong results are found."""
+    definition = suite("ops.definition")
+    for file in suite("ops").FILES:
+        d = file.DEFINITION
+        if not hasattr(ops, d.op):
+            continue
+
+        def wrong(inputs, call=d.call):
+            out = call(inputs)
+            name = next(n for n, t in out.items() if t.is_floating_point())
+            return out | {name: out[name] + 0.01}
+
+        liar = replace(d, others={"liar": lambda shape, mode, wrong=wrong: wrong})
+        shape = getattr(shapes, d.op)(shapes.run_config("nano.cola", wish.overrides))[0]
+        for toy in definition.cases(liar, [shape], wish):
+            assert toy.judge("eager") is None
+            assert toy.judge("liar"), toy.label
+
+
+def test_a_wrong_gradient_is_found(wish) -> None:
+    definition, adaln = suite("ops.definition"), suite("ops").adaln
+
+    class Halved(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad / 2
+
+    def wrong(inputs):
+        return adaln.call(inputs | {"gate": Halved.apply(inputs["gate"])})
+
+    liar = replace(adaln.DEFINITION, others={"liar": lambda shape, mode: wrong})
+    shape = shapes.adaln(shapes.run_config("nano.cola", wish.overrides))[0]
+    forward, backward = definition.cases(liar, [shape], wish)
+    assert forward.judge("liar") is None
+    assert "d gate is off by 5.00e-01" in backward.judge("liar")
+
+
+def test_an_op_that_is_not_there_is_named(wish, monkeypatch) -> None:
+    monkeypatch.delattr(ops, "adaln")
+    (skipped,) = suite("ops").adaln.cases(wish)
+    assert (skipped.label, skipped.reason) == ("adaln", "this version of colaworld has no such op")
+
+
+def test_a_package_that_is_not_there_is_named(wish, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
+    toy = next(iter(suite("ops").vector_quantize.cases(wish)))
+    ((_, found),) = runs.ready(toy, ["vector-quantize-pytorch"])
+    assert "pip install 'colaworld[bench]'" in found.reason
+
+
+def test_heavy_shapes_wait_to_be_named(wish) -> None:
+    cases, skipped = runs.listed(["ops"], wish, only=["vector_quantize"])
+    assert "bounded.codes" not in {c.shape for c in cases}
+    assert any("--only bounded.codes" in s.reason for s in skipped)
+    cases, _ = runs.listed(["ops"], wish, only=["bounded.codes"])
+    assert {c.shape for c in cases} == {"bounded.codes"}
+    with pytest.raises(ValueError, match=r"--only nothing: names nothing; .*vector_quantize/"):
+        runs.listed(["ops"], wish, only=["nothing"])
+    with pytest.raises(ValueError, match="no suite 'op'"):
+        runs.listed(["op"], wish)
+
+
+def test_models(wish, green) -> None:
+    found = measured("models", wish, green)
+    assert {(r["op"], r["impl"]) for r in found.rows[2:]} == {
+        (op, impl) for op in ("idm", "stdit3_pair", "world_model") for impl in ("eager", "default")
+    }
+    for row in found.rows[2:]:
+        assert row["flops"] > 0 and row["rates"]["clips_s"] > 0
+
+
+def test_models_are_judged() -> None:
+    differs = suite("models").differs
+    exact = {"out": torch.ones(4), "d a": torch.ones(4), "d b": torch.zeros(4)}
+    assert differs(exact, exact, 1e-6) is None
+    assert "out is off by 1.00e-02" in differs(exact | {"out": torch.full((4,), 1.01)}, exact, 1e-3)
+    assert "d b is off" in differs(exact | {"d b": torch.full((4,), 0.1)}, exact, 1e-3)
+    assert "no d b" in differs({k: exact[k] for k in ("out", "d a")}, exact, 1e-3)
+    assert differs(exact | {"d a": torch.full((4,), torch.nan)}, exact, 1e-3)
+
+
+def test_training(wish, green) -> None:
+    found = measured("training", replace(wish, peak_tflops=2.0), green, only=())
+    eager, default = found.rows[2:]
+    assert (eager["impl"], default["impl"]) == ("eager", "default")
+    for row in (eager, default):
+        split = row["split_ms"]
+        assert set(split) == set(suite("training").PARTS)
+        assert all(split[part] > 0 for part in split)
+        assert row["peak_tflops"] == 2.0
+        assert row["mfu"] == pytest.approx(row["flops"] / row["p50_ms"] / 1e9 / 2, rel=1e-3)
+        # 2 clips of 4 frames of 4 x 4 tokens
+        assert row["rates"]["tokens_s"] == pytest.approx(64 * row["rates"]["samples_s"], rel=1e-2)
+
+
+def test_the_step_is_that_of_the_loop(tiny, tmp_path) -> None:
+    """Losses of the benchmark's step and of the Trainer, which it is made after, are equal."""
+    training = suite("training")
+    config = shapes.run_config("nano.naive_joint", tiny | {"training": {**tiny["training"]}})
+    config = training.on_data(config, None)
+    config = replace(config, training=replace(config.training, max_steps=3))
+    build_trainer(config, out=tmp_path / "run").run()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    expected = [json.loads(line)["loss"] for line in lines]
+    arm = suite("arms").ARMS["default"]
+    step = training.Step(config, arm=arm, dtype="float32", device="cpu")
+    try:
+        assert [step() for _ in range(3)] == pytest.approx(expected, rel=1e-6)
+    finally:
+        step.close()
+
+
+def test_data(wish, green) -> None:
+    found = measured("data", wish, green, only=(), impls=())
+    assert {(r["shape"], r["impl"]) for r in found.rows[2:]} == {
+        (shape, impl)
+        for shape in ("nano.first", "nano.steady")
+        for impl in ("threads:0", "threads:1")
+    }
+    for row in found.rows[2:]:
+        assert row["headroom"] == pytest.approx(
+            row["rates"]["clips_s"] / row["step_clips_s"], rel=1e-2
+        )
+
+
+def test_rollout(wish, green) -> None:
+    found = measured("rollout", wish, green, only=("steps3.",))
+    assert {(r["shape"], r["impl"]) for r in found.rows[2:]} == {
+        (f"nano.steps3.batch{b}", impl) for b in (1, 2) for impl in ("eager", "default")
+    }
+    for row in found.rows[2:]:
+        frames = row["sizes"]["B"] * 1 / row["p50_ms"] * 1e3
+        assert row["rates"]["frames_s"] == pytest.approx(frames, rel=1e-2)
+
+
+def test_an_implementation_nobody_has_is_an_error(wish, green) -> None:
+    with pytest.raises(ValueError, match=r"--impl fast: nobody of that name; have .*eager"):
+        runs.run(["ops"], wish, only=["nano.codes"], impls=["fast"])
+
+
+def test_pytest_benchmark_runs_the_same_definitions(green, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
+    gate = suite("gate")
+    root = gate.repository()
+    seen: list[str] = []
+
+    class Collect:
+        def pytest_collection_modifyitems(self, items) -> None:
+            seen.extend(item.callspec.id for item in items)
+
+    options = ["-q", "-p", "no:cacheprovider", "--bench-rounds", "1", "--rootdir", str(root)]
+    options += ["-k", "vector_quantize and nano.codes and fwd_bwd and eager", "-m", ""]
+    target = tmp_path / "out.json"
+    options += ["--benchmark-json", str(target), "--import-mode=importlib"]
+    status = pytest.main([str(root / "benchmarks"), *options], plugins=[Collect()])
+    assert status == 0
+    cases, _ = runs.listed(case.SUITES, case.Wish(samples=1))
+    expected = {f"{c.label}/{impl}" for c in cases for impl in c.providers}
+    assert seen and set(seen) <= expected
+    (entry,) = json.loads(target.read_text())["benchmarks"]
+    assert entry["extra_info"]["op"] == "vector_quantize" and entry["extra_info"]["impl"] == "eager"
+    assert green == [suite("ops").vector_quantize.TESTS]
