@@ -43,7 +43,9 @@ class Wish:
     data: Path | None = None
     """The data set of training and data; None: a small one is recorded."""
     peak_tflops: float | None = None
-    """What MFU is a share of; None: the GEMM speed that this run measured."""
+    """What MFU is a share of; None: the matrix products that this run measured."""
+    measured_tflops: Mapping[str, float] = field(default_factory=dict)
+    """Those, by dtype."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Values put over the recipe's, as `config.from_dict` takes them (tests make things tiny)."""
 

@@ -157,14 +157,14 @@ def roofline(rows: Sequence[Row], dtype: str) -> Drawing | None:
 
     drawing = Drawing(width, height, f"roofline, {dtype}")
     drawing.text(16, 26, f"roofline, {dtype}", size=16, bold=True)
-    for power in range(math.ceil(math.log10(low_x)), math.floor(math.log10(high_x)) + 1):
-        x = px(10.0**power)
+    for value in _decades(low_x, high_x):
+        x = px(value)
         drawing.line([(x, top), (x, height - bottom)], _RULE)
-        drawing.text(x, height - bottom + 16, f"{10.0**power:g}", size=11, anchor="middle")
-    for power in range(math.ceil(math.log10(low_y)), math.floor(math.log10(high_y)) + 1):
-        y = py(10.0**power)
+        drawing.text(x, height - bottom + 16, f"{value:g}", size=11, anchor="middle")
+    for value in _decades(low_y, high_y):
+        y = py(value)
         drawing.line([(left, y), (width - right, y)], _RULE)
-        drawing.text(left - 6, y + 4, f"{10.0**power:g}", size=11, anchor="end")
+        drawing.text(left - 6, y + 4, f"{value:g}", size=11, anchor="end")
     middle = (left + width - right) / 2
     said = "floating-point operations per byte that must move"
     drawing.text(middle, height - 10, said, size=12, colour=_SOFT, anchor="middle")
@@ -173,7 +173,7 @@ def roofline(rows: Sequence[Row], dtype: str) -> Drawing | None:
     roof = [(px(start), py(speed * start)), (px(ridge), py(peak)), (px(high_x), py(peak))]
     drawing.line(roof, "#23272d", thick=2)
     drawing.text(px(high_x) + 6, py(peak) + 4, f"matmul {peak:.3g} GFLOP/s", size=11)
-    drawing.text(roof[0][0] + 10, roof[0][1] - 8, f"copy {speed:.3g} GB/s", size=11)
+    drawing.text(roof[0][0] + 10, roof[0][1] + 18, f"copy {speed:.3g} GB/s", size=11)
     best: dict[tuple[str, str, str], tuple[float, float, Row]] = {}
     for x, y, row in place:
         drawing.dot(px(x), py(y), 4, colour(row["impl"]))
@@ -192,6 +192,13 @@ def roofline(rows: Sequence[Row], dtype: str) -> Drawing | None:
         drawing.dot(width - right + 24, y - 4, 4, colour(impl))
         drawing.text(width - right + 34, y, impl, size=11)
     return drawing
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Powers of ten inside [low, high]; of a short stretch twos and fives as well."""
+    steps = (1, 2, 5) if high / low < 300 else (1,)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [s * 10.0**p for p in powers for s in steps if low <= s * 10.0**p <= high]
 
 
 def html(drawings: dict[str, Drawing], rows: Sequence[Row]) -> str:

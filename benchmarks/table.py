@@ -53,8 +53,25 @@ def show(rows: Sequence[Row], skipped: Sequence[Skipped], console: Console) -> N
     timed = [row for row in rows if row not in roofs]
     for op in dict.fromkeys(row["op"] for row in timed):
         console.print(_table(op, [row for row in timed if row["op"] == op], rows))
-    for reason in dict.fromkeys((s.label, s.reason) for s in skipped):
-        console.print(f"not timed: {reason[0]}: {reason[1]}", style="yellow", markup=False)
+    if any("split_ms" in row for row in timed):
+        console.print(_split([row for row in timed if "split_ms" in row]))
+    for said in unavailable(skipped):
+        console.print(f"not timed: {said}", style="yellow", markup=False)
+
+
+def unavailable(skipped: Iterable[Skipped]) -> list[str]:
+    """What has no row and why; the same reason of one implementation said once for all cases."""
+    groups: dict[tuple[str, str], dict[str, None]] = {}
+    for one in skipped:
+        case, _, impl = one.label.rpartition("/")
+        who = impl if case.count("/") == 3 else one.label  # op/shape/dtype/mode/impl
+        groups.setdefault((who, one.reason), {})[one.label] = None
+    return [
+        f"{who} ({len(labels)} cases): {reason}"
+        if len(labels) > 1
+        else f"{next(iter(labels))}: {reason}"
+        for (who, reason), labels in groups.items()
+    ]
 
 
 def _table(op: str, rows: Sequence[Row], everything: Sequence[Row]) -> Table:
@@ -70,8 +87,6 @@ def _table(op: str, rows: Sequence[Row], everything: Sequence[Row]) -> Table:
     right += more
     for head in right:
         table.add_column(head, justify="right", no_wrap=True)
-    if any("split_ms" in row for row in rows):
-        table.add_column("ms of a step", overflow="fold")
     before = None
     for row in rows:
         group = (row["shape"], row["dtype"], row["mode"])
@@ -89,11 +104,24 @@ def _table(op: str, rows: Sequence[Row], everything: Sequence[Row]) -> Table:
         cells.append(_number(row["peak_mb"]))
         cells += [_number(row.get("rates", {}).get(rate)) for rate in rates]
         cells += [_number(row.get(name)) for name in more]
-        if any("split_ms" in r for r in rows):
-            parts = row.get("split_ms", {}).items()
-            cells.append(", ".join(f"{part} {ms:.3g}" for part, ms in parts))
         table.add_row(*cells)
         before = group
+    return table
+
+
+def _split(rows: Sequence[Row]) -> Table:
+    """Milliseconds of each part of a training step."""
+    table = Table(
+        title="parts of a step, ms", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("shape", overflow="fold")
+    table.add_column("impl", overflow="fold")
+    parts = list(dict.fromkeys(part for row in rows for part in row["split_ms"]))
+    for part in parts:
+        table.add_column(part.replace("_", " "), justify="right", no_wrap=True)
+    for row in rows:
+        cells = [_number(row["split_ms"].get(part)) for part in parts]
+        table.add_row(f"{row['shape']} {row['dtype']}", escape(row["impl"]), *cells)
     return table
 
 

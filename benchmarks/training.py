@@ -233,9 +233,9 @@ def _case(config: RunConfig, dtype: str, wish: Wish) -> Case:
 
     def details(name: str, p50: float) -> dict[str, Any]:
         found: dict[str, Any] = {"split_ms": steps[name].split(min(wish.samples, 10))}
-        if wish.peak_tflops:
-            found |= {"peak_tflops": wish.peak_tflops}
-            found["mfu"] = float(f"{flops() / p50 / 1e9 / wish.peak_tflops:.4g}")
+        peak = wish.peak_tflops or wish.measured_tflops.get(dtype)
+        if peak:
+            found |= {"peak_tflops": peak, "mfu": float(f"{flops() / p50 / 1e9 / peak:.4g}")}
         return found
 
     def provider(name: str) -> Provider:

@@ -74,6 +74,7 @@ DEFINITION = Definition(
     draw=draw,
     call=call,
     lead="x",
+    probe=(1, 2, 4, 8),
     differentiable=("x", "y", "gate", "shift", "scale"),
     cost=cost,
     others={"layer_norm": layer_norm},

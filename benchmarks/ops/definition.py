@@ -35,6 +35,7 @@ class Definition:
     draw: Callable[[Shape, torch.Generator], Inputs]  # float32 on the CPU, from the generator
     call: Function  # the public op
     lead: str  # the input that the choice of an implementation looks at
+    probe: tuple[int, ...]  # a small shape of it: enough to ask which implementations there are
     differentiable: tuple[str, ...]  # inputs that receive gradients in fwd_bwd
     cost: Callable[[Shape, str, int], tuple[int, int]]  # (shape, mode, itemsize) -> bytes, flops
     others: Mapping[str, Function | Callable[[Shape, str], Function]] = field(default_factory=dict)
@@ -159,7 +160,7 @@ def _functions(
     def other(name: str) -> Function:
         return definition.others[name](shape, mode)  # type: ignore[call-arg,arg-type,return-value]
 
-    probe = torch.empty((), dtype=dtype)
+    probe = torch.empty(definition.probe, dtype=dtype)
     names = [v.name for v in ops.explain(definition.op, probe) if v.name != "reference"]
     functions: dict[str, Callable[[], Function]] = {"eager": eager, "compile": compiled}
     functions |= {name: (lambda name=name: ours(name)) for name in names}

@@ -61,6 +61,7 @@ DEFINITION = Definition(
     draw=draw,
     call=call,
     lead="q",
+    probe=(1, 4, 1, 8),
     differentiable=("q", "k", "q_weight", "k_weight"),
     cost=cost,
 )

@@ -83,6 +83,7 @@ DEFINITION = Definition(
     draw=draw,
     call=call,
     lead="qkv",
+    probe=(1, 2, 4, 3, 1, 8),
     differentiable=("qkv", "q_weight", "k_weight"),
     cost=cost,
     others={f"sdpa:{name}": pinned(name) for name in BACKENDS},

@@ -119,6 +119,7 @@ DEFINITION = Definition(
     draw=draw,
     call=call,
     lead="z",
+    probe=(4, 8),
     differentiable=("codebook",),
     cost=cost,
     others={"cdist": cdist, PACKAGE: package},

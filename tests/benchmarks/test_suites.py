@@ -30,9 +30,10 @@ def measured(room, wish, green, *, only=("nano",), impls=("eager", "default", "c
 def test_ops(wish, green) -> None:
     found = measured("ops", wish, green, only=("nano.temporal", "nano.block/", "nano.codes"))
     seen = {(r["op"], r["impl"], r["mode"]) for r in found.rows[2:]}
-    for op in ("st_attention", "adaln", "vector_quantize"):
+    for file in (suite("ops").st_attention, suite("ops").adaln, suite("ops").vector_quantize):
+        op = file.DEFINITION.op
         assert {(op, "eager", "fwd"), (op, "eager", "fwd_bwd")} <= seen
-        for verdict in ops.explain(op, torch.empty(1)):
+        for verdict in ops.explain(op, torch.empty(file.DEFINITION.probe)):
             if verdict.name == "cpu" and ops.build_info() is not None:
                 assert (op, "cpu", "fwd_bwd") in seen
     row = next(r for r in found.rows if r["op"] == "vector_quantize" and r["mode"] == "fwd")
