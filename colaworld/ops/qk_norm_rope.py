@@ -73,10 +73,11 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad_q: Tensor, grad_k: Tensor):
+    saved = ctx.saved_tensors  # once: activation checkpointing gives them out a single time
     dq, dk, dq_weight, dk_weight = torch.ops.colaworld.qk_norm_rope_backward(
-        grad_q, grad_k, *ctx.saved_tensors, *ctx.settings
+        grad_q, grad_k, *saved, *ctx.settings
     )
-    if ctx.saved_tensors[2] is None:
+    if saved[2] is None:
         dq_weight = dk_weight = None
     return dq, dk, dq_weight, dk_weight, *(None,) * 7
 
@@ -217,7 +218,7 @@ def _checked_sections(
     if sections is None:
         raise ValueError(f"sections: expected {axes} counts for the {axes} axes of position")
     check_beside("position", position, (L, len(sections)), "q", q)
-    if sum(sections) != pairs or min(sections, default=0) < 0:
+    if sum(sections) != pairs or any(n < 0 for n in sections):
         raise ValueError(
             f"sections: expected counts that sum to D/2 = {pairs}, got {tuple(sections)}"
         )
