@@ -48,9 +48,11 @@ def _cpu(
     q_weight, k_weight, cos, sin = (
         t if t is None else t.to(wide) for t in (q_weight, k_weight, cos, sin)
     )
-    return torch.ops.colaworld.qk_norm_rope(
-        q, k, q_weight, k_weight, cos, sin, position, sections, eps, across, half
-    )
+    # Both record the same gradient. A graph needs it on the op; in eager mode the op's own Python
+    # layer would cost some 100 us a call, more than a small call takes.
+    eager = not torch.compiler.is_compiling()
+    run = _EagerQkNormRope.apply if eager else torch.ops.colaworld.qk_norm_rope
+    return run(q, k, q_weight, k_weight, cos, sin, position, sections, eps, across, half)
 
 
 def _fake(q, k, *_):
@@ -87,6 +89,16 @@ def _no_second_derivative(ctx, *grads):
         "qk_norm_rope: the cpu implementation has no second derivative; compute it within "
         "colaworld.ops.force('reference')"
     )
+
+
+class _EagerQkNormRope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = torch.ops.colaworld.qk_norm_rope(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
 
 
 if _native.AVAILABLE:

@@ -110,9 +110,8 @@ class Table {
   // to[c] = plus + row[c]
   template <typename Acc>
   void read(int64_t frame, int64_t C, Acc plus, Acc* to) const {
-    const int64_t start = index_ != nullptr
-                              ? index_[frame] * stride_[0]
-                              : frame / T_ * stride_[0] + frame % T_ * stride_[1];
+    const int64_t start = index_ != nullptr ? index_[frame] * stride_[0]
+                                            : frame / T_ * stride_[0] + frame % T_ * stride_[1];
     const int64_t step = stride_[index_ != nullptr ? 1 : 2];
     switch (type_) {
       case ScalarType::Float:
@@ -145,7 +144,9 @@ class Table {
   int64_t stride_[3];
 };
 
-std::optional<Table> table_of(const MaybeTensor& tensor, const MaybeTensor& index, const Tensor& x) {
+std::optional<Table> table_of(const MaybeTensor& tensor,
+                              const MaybeTensor& index,
+                              const Tensor& x) {
   if (!tensor.has_value()) return std::nullopt;
   return Table(*tensor, index, x);
 }
@@ -155,7 +156,9 @@ template <typename Acc>
 class FrameRows {
  public:
   explicit FrameRows(int64_t C) : C_(C), memory_(3 * C) {}
-  void read(int64_t frame, const std::optional<Table>& gate, const Table& scale,
+  void read(int64_t frame,
+            const std::optional<Table>& gate,
+            const Table& scale,
             const Table* shift) {
     if (frame == frame_) return;
     frame_ = frame;
@@ -194,17 +197,21 @@ void check_x(const char* op, const Tensor& x) {
 
 void check_y(const char* op, const Tensor& y, const Tensor& x) {
   check_clip(op, "y", y, x);
-  const bool one_width = x.scalar_type() != ScalarType::Double &&
-                         (y.scalar_type() == ScalarType::Float ||
-                          y.scalar_type() == ScalarType::BFloat16);
+  const bool one_width =
+      x.scalar_type() != ScalarType::Double &&
+      (y.scalar_type() == ScalarType::Float || y.scalar_type() == ScalarType::BFloat16);
   expect(y.scalar_type() == x.scalar_type() || one_width, op, ": y: expected ", x.scalar_type(),
          x.scalar_type() == ScalarType::Double ? "" : " or the other of float32 and bfloat16",
          " beside an x of ", x.scalar_type(), ", got ", y.scalar_type());
 }
 
 // M of the tables: rows of the first one when they are indexed, frames otherwise.
-void check_table(const char* op, const char* name, const Tensor& table, const Tensor& x,
-                 const MaybeTensor& index, int64_t M) {
+void check_table(const char* op,
+                 const char* name,
+                 const Tensor& table,
+                 const Tensor& x,
+                 const MaybeTensor& index,
+                 int64_t M) {
   if (index.has_value()) {
     expect(table.dim() == 2 && table.size(0) == M && table.size(1) == x.size(3), op, ": ", name,
            ": expected [", M, ", ", x.size(3), "] as an index is given, got ", shape_of(table));
@@ -230,8 +237,8 @@ MaybeTensor checked_index(const char* op, const MaybeTensor& index, const Tensor
   const Tensor rows = torch::stable::contiguous(*index);
   const int64_t* row = static_cast<const int64_t*>(rows.const_data_ptr());
   for (int64_t i = 0; i < rows.numel(); ++i) {
-    expect(row[i] >= 0 && row[i] < M, op, ": index: expected rows 0 .. M - 1 of tables with M = ",
-           M, " rows, got ", row[i]);
+    expect(row[i] >= 0 && row[i] < M, op,
+           ": index: expected rows 0 .. M - 1 of tables with M = ", M, " rows, got ", row[i]);
   }
   return rows;
 }
@@ -305,8 +312,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> adaln(
   expect(y.has_value() || !gate.has_value(), "adaln: gate: given without a branch y to multiply");
   const MaybeTensor rows = checked_index("adaln", index, x, M);
 
-  Tensor x_out = y.has_value() ? torch::stable::new_empty(x, x.sizes())
-                               : torch::stable::new_empty(x, {0});
+  Tensor x_out =
+      y.has_value() ? torch::stable::new_empty(x, x.sizes()) : torch::stable::new_empty(x, {0});
   Tensor out = torch::stable::new_empty(x, x.sizes());
   Tensor mean = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2)}, sum_type(x));
   Tensor rstd = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2)}, sum_type(x));
@@ -437,8 +444,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaln_backward(
     bool rms) {
   const char* op = "adaln_backward";
   check_x(op, x);
-  for (const auto& [name, grad] : {std::make_pair("grad_x_out", &grad_x_out),
-                                   std::make_pair("grad_out", &grad_out)}) {
+  for (const auto& [name, grad] :
+       {std::make_pair("grad_x_out", &grad_x_out), std::make_pair("grad_out", &grad_out)}) {
     check_clip(op, name, *grad, x);
     expect(grad->scalar_type() == x.scalar_type(), op, ": ", name, ": expected ", x.scalar_type(),
            " as x is, got ", grad->scalar_type());
@@ -448,10 +455,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaln_backward(
   const int64_t M = scale.dim() > 0 ? scale.size(0) : 0;
   check_table(op, "scale", scale, x, index, M);
   if (gate.has_value()) check_table(op, "gate", *gate, x, index, M);
-  for (const auto& [name, per_row] : {std::make_pair("mean", &mean), std::make_pair("rstd", &rstd)}) {
-    expect(per_row->is_cpu() && per_row->is_contiguous() &&
-               per_row->scalar_type() == sum_type(x) && per_row->dim() == 3 &&
-               per_row->numel() * x.size(3) == x.numel(),
+  for (const auto& [name, per_row] :
+       {std::make_pair("mean", &mean), std::make_pair("rstd", &rstd)}) {
+    expect(per_row->is_cpu() && per_row->is_contiguous() && per_row->scalar_type() == sum_type(x) &&
+               per_row->dim() == 3 && per_row->numel() * x.size(3) == x.numel(),
            op, ": ", name, ": expected what the forward returned, got ", shape_of(*per_row));
   }
   const MaybeTensor rows = checked_index(op, index, x, M);
@@ -459,8 +466,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaln_backward(
   Tensor dx = torch::stable::new_empty(x, x.sizes());
   Tensor dshift = torch::stable::new_empty(x, scale.sizes(), sum_type(x));
   Tensor dscale = torch::stable::new_empty(x, scale.sizes(), sum_type(x));
-  Tensor dy = y.has_value() ? torch::stable::new_empty(*y, x.sizes())
-                            : torch::stable::new_empty(x, {0});
+  Tensor dy =
+      y.has_value() ? torch::stable::new_empty(*y, x.sizes()) : torch::stable::new_empty(x, {0});
   Tensor dgate = y.has_value() ? torch::stable::new_empty(x, scale.sizes(), sum_type(x))
                                : torch::stable::new_empty(x, {0}, sum_type(x));
   if (x.numel() == 0) {

@@ -131,8 +131,8 @@ void check(const char* op, const Tensor& q, const Tensor& k, Settings& settings)
   settings.position = torch::stable::contiguous(position);
   const int64_t* row = static_cast<const int64_t*>(settings.position->const_data_ptr());
   for (int64_t i = 0; i < L * A; ++i) {
-    expect(row[i] >= 0 && row[i] < P, op, ": position: expected rows 0 .. P - 1 of tables with P = ",
-           P, " rows, got ", row[i]);
+    expect(row[i] >= 0 && row[i] < P, op,
+           ": position: expected rows 0 .. P - 1 of tables with P = ", P, " rows, got ", row[i]);
   }
 }
 
@@ -274,7 +274,8 @@ void run_forward(const QkNormRopeKernel<In>& kernel,
 std::tuple<Tensor, Tensor> qk_norm_rope(
     const Tensor& q,  // [B, L, H, D] float32, float64 or bfloat16, any strides
     const Tensor& k,  // [B, L, H, D] same dtype, any strides
-    const MaybeTensor& q_weight,  // [D], or [H * D] when across, in the dtype of sums; none: no norm
+    const MaybeTensor&
+        q_weight,  // [D], or [H * D] when across, in the dtype of sums; none: no norm
     const MaybeTensor& k_weight,  // as q_weight
     const MaybeTensor& cos,  // [P, D/2] in the dtype of sums; none: no rotation
     const MaybeTensor& sin,  // as cos
@@ -381,8 +382,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> qk_norm_rope_backward(
   check_heads(op, "grad_q", grad_q, from_q);
   check_heads(op, "grad_k", grad_k, from_q);
 
-  const int64_t W = !q_weight.has_value() ? 0 : across ? from_q.size(2) * from_q.size(3)
-                                                       : from_q.size(3);
+  const int64_t W = !q_weight.has_value() ? 0
+                    : across              ? from_q.size(2) * from_q.size(3)
+                                          : from_q.size(3);
   Tensor dq = torch::stable::new_empty(from_q, from_q.sizes());
   Tensor dk = torch::stable::new_empty(from_q, from_q.sizes());
   Tensor dq_weight = torch::stable::new_zeros(from_q, {W}, sum_type(from_q));

@@ -46,8 +46,7 @@ inline typename simd<Acc>::vec swap_pairs(typename simd<Acc>::vec x) {
 }
 
 template <typename In, typename Acc = typename accumulate<In>::type>
-inline typename simd<Acc>::vec sum_of_squares(const In* x, int64_t D,
-                                              typename simd<Acc>::vec sum) {
+inline typename simd<Acc>::vec sum_of_squares(const In* x, int64_t D, typename simd<Acc>::vec sum) {
   columns<Acc>(D, [&](int64_t j, const auto how) __attribute__((always_inline)) {
     const auto v = how.load(x + j);
     sum += how.keep(v * v);

@@ -114,15 +114,27 @@ inline void store_first(In* to, typename simd<typename accumulate<In>::type>::ve
   for (int64_t i = 0; i < n; ++i) to[i] = narrow<In>(lane[i]);
 }
 
-// Sum over the lanes, always in the same order: by halves.
+template <typename Acc, int64_t n>
+struct simd_part {
+  typedef Acc vec __attribute__((vector_size(n * sizeof(Acc))));
+};
+
+// Sum over n lanes, always in the same order: by halves. Unrolled by hand, since the compiler
+// keeps a loop over halves as a loop, in memory.
+template <typename Acc, int64_t n>
+inline Acc sum_by_halves(typename simd_part<Acc, n>::vec x) {
+  if constexpr (n == 2) {
+    return x[0] + x[1];
+  } else {
+    typename simd_part<Acc, n / 2>::vec half[2];
+    std::memcpy(half, &x, sizeof(x));
+    return sum_by_halves<Acc, n / 2>(half[0] + half[1]);
+  }
+}
+
 template <typename Acc>
 inline Acc sum_of_lanes(typename simd<Acc>::vec x) {
-  Acc lane[simd<Acc>::lanes];
-  std::memcpy(lane, &x, sizeof(x));
-  for (int64_t half = simd<Acc>::lanes / 2; half > 0; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) lane[i] += lane[i + half];
-  }
-  return lane[0];
+  return sum_by_halves<Acc, simd<Acc>::lanes>(x);
 }
 
 template <typename Acc>
