@@ -46,7 +46,10 @@ def _cpu(
     gate, shift, scale = (
         t if t is None or t.dtype in _CPU_DTYPES else t.to(wide) for t in (gate, shift, scale)
     )
-    x_out, out, _, _ = torch.ops.colaworld.adaln(x, y, gate, shift, scale, index, eps, rms)
+    # Both record the same gradient. A graph needs it on the op; in eager mode the op's own Python
+    # layer would cost some 100 us a call, more than a small call takes.
+    run = torch.ops.colaworld.adaln if torch.compiler.is_compiling() else _EagerAdaln.apply
+    x_out, out, _, _ = run(x, y, gate, shift, scale, index, eps, rms)
     return (x if y is None else x_out), out
 
 
@@ -78,10 +81,11 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad_x_out: Tensor | None, grad_out: Tensor | None, *_):
     x, y, gate, scale, index, mean, rstd = ctx.saved_tensors
-    none = x.new_zeros(()).expand(x.shape)
     # Without a y, the first output is empty: what flows through x itself, autograd adds.
-    grad_x_out = none if grad_x_out is None or ctx.y_dtype is None else grad_x_out
-    grad_out = none if grad_out is None else grad_out
+    if grad_x_out is None or ctx.y_dtype is None:
+        grad_x_out = x.new_zeros(()).expand(x.shape)
+    if grad_out is None:
+        grad_out = x.new_zeros(()).expand(x.shape)
     dx, dy, dgate, dshift, dscale = torch.ops.colaworld.adaln_backward(
         grad_x_out, grad_out, x, y, gate, scale, index, mean, rstd, ctx.rms
     )
@@ -98,6 +102,16 @@ def _no_second_derivative(ctx, *grads):
         "adaln: the cpu implementation has no second derivative; compute it within "
         "colaworld.ops.force('reference')"
     )
+
+
+class _EagerAdaln(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = torch.ops.colaworld.adaln(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
 
 
 if _native.AVAILABLE:

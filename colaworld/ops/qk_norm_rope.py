@@ -48,9 +48,11 @@ def _cpu(
     q_weight, k_weight, cos, sin = (
         t if t is None else t.to(wide) for t in (q_weight, k_weight, cos, sin)
     )
-    return torch.ops.colaworld.qk_norm_rope(
-        q, k, q_weight, k_weight, cos, sin, position, sections, eps, across, half
-    )
+    # Both record the same gradient. A graph needs it on the op; in eager mode the op's own Python
+    # layer would cost some 100 us a call, more than a small call takes.
+    eager = not torch.compiler.is_compiling()
+    run = _EagerQkNormRope.apply if eager else torch.ops.colaworld.qk_norm_rope
+    return run(q, k, q_weight, k_weight, cos, sin, position, sections, eps, across, half)
 
 
 def _fake(q, k, *_):
@@ -73,10 +75,11 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad_q: Tensor, grad_k: Tensor):
+    saved = ctx.saved_tensors  # once: activation checkpointing gives them out a single time
     dq, dk, dq_weight, dk_weight = torch.ops.colaworld.qk_norm_rope_backward(
-        grad_q, grad_k, *ctx.saved_tensors, *ctx.settings
+        grad_q, grad_k, *saved, *ctx.settings
     )
-    if ctx.saved_tensors[2] is None:
+    if saved[2] is None:
         dq_weight = dk_weight = None
     return dq, dk, dq_weight, dk_weight, *(None,) * 7
 
@@ -86,6 +89,16 @@ def _no_second_derivative(ctx, *grads):
         "qk_norm_rope: the cpu implementation has no second derivative; compute it within "
         "colaworld.ops.force('reference')"
     )
+
+
+class _EagerQkNormRope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = torch.ops.colaworld.qk_norm_rope(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
 
 
 if _native.AVAILABLE:
@@ -217,7 +230,7 @@ def _checked_sections(
     if sections is None:
         raise ValueError(f"sections: expected {axes} counts for the {axes} axes of position")
     check_beside("position", position, (L, len(sections)), "q", q)
-    if sum(sections) != pairs or min(sections, default=0) < 0:
+    if sum(sections) != pairs or any(n < 0 for n in sections):
         raise ValueError(
             f"sections: expected counts that sum to D/2 = {pairs}, got {tuple(sections)}"
         )

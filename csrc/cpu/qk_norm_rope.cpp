@@ -318,7 +318,7 @@ void run_backward(const QkNormRopeKernel<In>& kernel,
   const AlignedBuffer<Acc> sums(tasks * 2 * W);  // [tasks, 2, W]
   torch::stable::parallel_for(0, tasks, grain_of(q), [&](int64_t first, int64_t last) {
     Turn<Acc> turn(settings, D);
-    const AlignedBuffer<Acc> scratch(H * D);
+    const AlignedBuffer<Acc> scratch(H * D + D);
     NormRopeTokenBackward<In> a;
     a.H = H;
     a.D = D;
@@ -328,6 +328,7 @@ void run_backward(const QkNormRopeKernel<In>& kernel,
     a.cos = turn.cos();
     a.sin = turn.sin();
     a.scratch = scratch.get();
+    a.token_sum = scratch.get() + H * D;
     for (int64_t task = first; task < last; ++task) {
       std::memset(sums.get() + task * 2 * W, 0, 2 * W * sizeof(Acc));
       const int64_t end = (task + 1) * BLOCK_TOKENS < tokens ? (task + 1) * BLOCK_TOKENS : tokens;
@@ -346,14 +347,15 @@ void run_backward(const QkNormRopeKernel<In>& kernel,
       }
     }
   });
-  Acc* total[] = {static_cast<Acc*>(dq_weight.mutable_data_ptr()),
-                  static_cast<Acc*>(dk_weight.mutable_data_ptr())};
-  for (int64_t task = 0; task < tasks; ++task) {  // in their order
-    for (int which = 0; which < 2; ++which) {
-      const Acc* sum = sums.get() + (task * 2 + which) * W;
-      for (int64_t i = 0; i < W; ++i) total[which][i] += sum[i];
-    }
+  // The tasks in their order; in double, as there may be thousands.
+  std::vector<double> total(2 * W, 0.0);
+  for (int64_t task = 0; task < tasks; ++task) {
+    const Acc* sum = sums.get() + task * 2 * W;
+    for (int64_t i = 0; i < 2 * W; ++i) total[i] += sum[i];
   }
+  Acc* to_weight[] = {static_cast<Acc*>(dq_weight.mutable_data_ptr()),
+                      static_cast<Acc*>(dk_weight.mutable_data_ptr())};
+  for (int64_t i = 0; i < 2 * W; ++i) to_weight[i / W][i % W] = static_cast<Acc>(total[i]);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> qk_norm_rope_backward(

@@ -46,6 +46,7 @@ struct NormRopeTokenBackward {
   const Acc* cos;
   const Acc* sin;
   Acc* scratch;  // [H, D]
+  Acc* token_sum;  // [D] scratch
   In* dx;  // [H, D] contiguous
   Acc* sum_weight;  // [D], or [H, D] when across; added to; not touched without a norm
 };

@@ -46,8 +46,7 @@ inline typename simd<Acc>::vec swap_pairs(typename simd<Acc>::vec x) {
 }
 
 template <typename In, typename Acc = typename accumulate<In>::type>
-inline typename simd<Acc>::vec sum_of_squares(const In* x, int64_t D,
-                                              typename simd<Acc>::vec sum) {
+inline typename simd<Acc>::vec sum_of_squares(const In* x, int64_t D, typename simd<Acc>::vec sum) {
   columns<Acc>(D, [&](int64_t j, const auto how) __attribute__((always_inline)) {
     const auto v = how.load(x + j);
     sum += how.keep(v * v);
@@ -172,6 +171,12 @@ inline void norm_rope_token_backward(const NormRopeTokenBackward<In>& a) {
   using Acc = typename accumulate<In>::type;
   using vec = typename simd<Acc>::vec;
   const int64_t H = a.H, D = a.D;
+  // Heads that share a weight are added up within the token first: a chain of additions over every
+  // head of every token of a task would round more than plain torch does.
+  Acc* const sum_weight = Norm && !a.across ? a.token_sum : a.sum_weight;
+  if (Norm && !a.across) {
+    for (int64_t j = 0; j < D; ++j) a.token_sum[j] = 0;
+  }
   Acc r = 1;
   vec sum{};
   if (Norm && a.across) {
@@ -187,7 +192,7 @@ inline void norm_rope_token_backward(const NormRopeTokenBackward<In>& a) {
       sum = vec{};
     }
     sum = unturn_head<rotation, Norm>(a, a.grad + h * a.grad_stride, x, a.weight + place, r,
-                                      a.scratch + place, a.sum_weight + place, a.dx + h * D, sum);
+                                      a.scratch + place, sum_weight + place, a.dx + h * D, sum);
     if (Norm && !a.across) {
       finish_head(x, a.scratch, D, r, sum_of_lanes<Acc>(sum) / Acc(D), a.dx + h * D);
     }
@@ -197,6 +202,9 @@ inline void norm_rope_token_backward(const NormRopeTokenBackward<In>& a) {
     for (int64_t h = 0; h < H; ++h) {
       finish_head(a.x + h * a.x_stride, a.scratch + h * D, D, r, mean, a.dx + h * D);
     }
+  }
+  if (Norm && !a.across) {
+    for (int64_t j = 0; j < D; ++j) a.sum_weight[j] += a.token_sum[j];
   }
 }
 

@@ -120,39 +120,28 @@ inline void store_first(In* to, typename simd<typename accumulate<In>::type>::ve
 #endif
 #endif
 
-// Sum over the lanes, always in the same order: by halves.
-#if defined(COLAWORLD_SHUFFLES)
-template <int N, typename Vec>
-inline auto sum_of_halves(Vec x) {
-  if constexpr (N == 2) {
+template <typename Acc, int64_t n>
+struct simd_part {
+  typedef Acc vec __attribute__((vector_size(n * sizeof(Acc))));
+};
+
+// Sum over n lanes, always in the same order: by halves. Unrolled by hand, since the compiler
+// keeps a loop over halves as a loop, in memory.
+template <typename Acc, int64_t n>
+inline Acc sum_by_halves(typename simd_part<Acc, n>::vec x) {
+  if constexpr (n == 2) {
     return x[0] + x[1];
-  } else if constexpr (N == 4) {
-    return sum_of_halves<2>(__builtin_shufflevector(x, x, 0, 1) +
-                            __builtin_shufflevector(x, x, 2, 3));
-  } else if constexpr (N == 8) {
-    return sum_of_halves<4>(__builtin_shufflevector(x, x, 0, 1, 2, 3) +
-                            __builtin_shufflevector(x, x, 4, 5, 6, 7));
   } else {
-    static_assert(N == 16);
-    return sum_of_halves<8>(__builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
-                            __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15));
+    typename simd_part<Acc, n / 2>::vec half[2];
+    std::memcpy(half, &x, sizeof(x));
+    return sum_by_halves<Acc, n / 2>(half[0] + half[1]);
   }
 }
+
 template <typename Acc>
 inline Acc sum_of_lanes(typename simd<Acc>::vec x) {
-  return sum_of_halves<simd<Acc>::lanes>(x);
+  return sum_by_halves<Acc, simd<Acc>::lanes>(x);
 }
-#else
-template <typename Acc>
-inline Acc sum_of_lanes(typename simd<Acc>::vec x) {
-  Acc lane[simd<Acc>::lanes];
-  std::memcpy(lane, &x, sizeof(x));
-  for (int64_t half = simd<Acc>::lanes / 2; half > 0; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) lane[i] += lane[i + half];
-  }
-  return lane[0];
-}
-#endif
 
 template <typename Acc>
 inline Acc max_of_lanes(typename simd<Acc>::vec x) {

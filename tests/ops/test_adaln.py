@@ -20,8 +20,8 @@ each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, tor
 NAMES = ("x_out", "out", "dx", "dy", "dgate", "dshift", "dscale")
 
 # Below these an error is rounding, whatever plain torch happens to reach: four units in the last
-# place of the result's dtype.
-FLOOR = {torch.float64: 4 * 2.0**-53, torch.float32: 4 * 2.0**-24, torch.bfloat16: 4 * 2.0**-9}
+# place of the result's dtype. In float64 plain torch is the measure itself, which rounds as well.
+FLOOR = {torch.float64: 1e-13, torch.float32: 4 * 2.0**-24, torch.bfloat16: 4 * 2.0**-9}
 
 
 def inputs(B=2, T=3, S=2, C=4, dtype=torch.float64, requires_grad=False):
@@ -115,7 +115,8 @@ def all_of(name, tensors, index, grads, *, wide=False, **kwargs):
     with ops.force(name):
         outputs = ops.adaln(x, y, gate=gate, shift=shift, scale=scale, index=index, **kwargs)
     grads = [g.to(o.dtype) for g, o in zip(grads, outputs, strict=True)]
-    return [*outputs, *torch.autograd.grad(outputs, [x, y, gate, shift, scale], grads)]
+    found = torch.autograd.grad(outputs, [x, y, gate, shift, scale], grads)
+    return [*(o.detach() for o in outputs), *found]
 
 
 def distance(got, wanted) -> float:
@@ -429,7 +430,7 @@ def test_compiles_as_one_graph(name, indexed) -> None:
         for backend in (count, "aot_eager"):
             torch._dynamo.reset()
             compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=backend)
-            for shape in [(2, 3, 2, 4), (3, 2, 5, 6)]:
+            for shape in [(2, 3, 7, 4), (3, 2, 8, 6)]:  # no two equal: they would be one symbol
                 tensors, index, grads = leaves(*shape, dtype=torch.float32, indexed=indexed)
                 results = []
                 for function in (call, compiled):

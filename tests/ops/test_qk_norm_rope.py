@@ -21,8 +21,8 @@ each_norm = pytest.mark.parametrize("norm", ["head", "across", "none"])
 each_rotation = pytest.mark.parametrize("rotation", ["interleaved", "half", None])
 
 # Below these an error is rounding, whatever plain torch happens to reach: four units in the last
-# place of the result's dtype.
-FLOOR = {torch.float64: 4 * 2.0**-53, torch.float32: 4 * 2.0**-24, torch.bfloat16: 4 * 2.0**-9}
+# place of the result's dtype. In float64 plain torch is the measure itself, which rounds as well.
+FLOOR = {torch.float64: 1e-13, torch.float32: 4 * 2.0**-24, torch.bfloat16: 4 * 2.0**-9}
 POSITIONS = 7  # rows of the tables when a position is given
 
 
@@ -132,7 +132,7 @@ def test_a_known_token(name) -> None:
 @each_norm
 @each_rotation
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 35, 3, 8), (1, 3, 2, 72), (1, 70, 1, 46)])
+@pytest.mark.parametrize("shape", [(3, 7, 2, 2), (2, 35, 3, 8), (1, 3, 2, 72), (1, 70, 1, 46)])
 def test_outputs_and_each_gradient(norm, rotation, dtype, shape) -> None:
     case = leaves(*shape, norm=norm, rotation=rotation, axes=3, dtype=dtype)
     exact = all_of("reference", *case, wide=True)
@@ -407,7 +407,7 @@ def test_compiles_as_one_graph(name, norm, axes) -> None:
         for backend in (count, "aot_eager"):
             torch._dynamo.reset()
             call = torch.compile(ops.qk_norm_rope, fullgraph=True, dynamic=True, backend=backend)
-            for shape in [(2, 3, 2, 12), (3, 5, 4, 12)]:
+            for shape in [(2, 4, 5, 12), (3, 9, 8, 12)]:  # no two equal: they would be one symbol
                 tensors, rest, grads = leaves(*shape, norm=norm, axes=axes)
                 results = []
                 for function in (ops.qk_norm_rope, call):
