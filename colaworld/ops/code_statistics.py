@@ -33,7 +33,8 @@ def _cpu(z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
         return torch.ops.colaworld.code_statistics(z, indices, K, counts)
     if _eager.wants_gradient(z):
         return _Recorded.apply(z, indices, K, counts)
-    return _Recorded.forward(z, indices, K, counts)
+    with _eager.below_autograd():
+        return torch.ops.colaworld.code_statistics(z, indices, K, counts)
 
 
 def _reference(z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
@@ -68,11 +69,12 @@ class _Recorded(torch.autograd.Function):
     """The cpu implementation in eager mode, with the gradient that is registered on the op."""
 
     @staticmethod
-    def forward(z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
+    def forward(ctx, z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
         with _eager.below_autograd():
-            return torch.ops.colaworld.code_statistics(z, indices, K, counts)
+            output = torch.ops.colaworld.code_statistics(z, indices, K, counts)
+        _setup_context(ctx, (z, indices, K, counts), output)
+        return output
 
-    setup_context = staticmethod(_setup_context)
     backward = staticmethod(_backward)
 
 

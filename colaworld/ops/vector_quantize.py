@@ -31,7 +31,8 @@ def _cpu(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ops.colaworld.vector_quantize(z, codebook)
     if _eager.wants_gradient(codebook):
         return _Recorded.apply(z, codebook)
-    return _Recorded.forward(z, codebook)
+    with _eager.below_autograd():
+        return torch.ops.colaworld.vector_quantize(z, codebook)
 
 
 def _fake(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,11 +57,12 @@ class _Recorded(torch.autograd.Function):
     """The cpu implementation in eager mode, with the gradient that is registered on the op."""
 
     @staticmethod
-    def forward(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx, z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         with _eager.below_autograd():
-            return torch.ops.colaworld.vector_quantize(z, codebook)
+            output = torch.ops.colaworld.vector_quantize(z, codebook)
+        _setup_context(ctx, (z, codebook), output)
+        return output
 
-    setup_context = staticmethod(_setup_context)
     backward = staticmethod(_backward)
 
 

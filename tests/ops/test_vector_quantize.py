@@ -211,8 +211,8 @@ def test_nothing_is_recorded_that_needs_no_gradient() -> None:
 
 
 @needs_cpu
-def test_the_eager_way_is_seen_by_modes_and_transforms() -> None:
-    """Fake tensors, a graph traced without torch.compile, and torch.func's gradient."""
+def test_the_eager_way_is_seen_by_modes() -> None:
+    """Fake tensors, and a graph traced without torch.compile."""
     z, codebook = draw(9, 4, 3, dtype=torch.float64)
     with ops.force("cpu"):
         with torch._subclasses.FakeTensorMode() as mode:
@@ -223,9 +223,6 @@ def test_the_eager_way_is_seen_by_modes_and_transforms() -> None:
         def loss(codebook):
             return ops.vector_quantize(z, codebook)[0].square().sum()
 
-        leaf = codebook.clone().requires_grad_()
-        loss(leaf).backward()
-        torch.testing.assert_close(torch.func.grad(loss)(codebook), leaf.grad)
         graph = torch.fx.experimental.proxy_tensor.make_fx(loss)(codebook)
         assert any("vector_quantize" in str(node.target) for node in graph.graph.nodes)
 
