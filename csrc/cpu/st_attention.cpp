@@ -195,6 +195,9 @@ void run_backward(const StAttentionKernel<In>& kernel,
   const In* x = static_cast<const In*>(qkv.const_data_ptr());
   const In* g = static_cast<const In*>(grad.const_data_ptr());
   In* dx = static_cast<In*>(dqkv.mutable_data_ptr());
+  const auto grad_at = [&](int64_t pair) {
+    return g + of.start(pair, grad.stride(0), grad.stride(1), grad.stride(2), grad.stride(3));
+  };
   std::vector<double> partial(tasks * 2 * D, 0.0);
   const int64_t b = qkv.stride(0), t = qkv.stride(1), s = qkv.stride(2), h = qkv.stride(4);
   const auto at = [&](int64_t pair) { return x + of.start(pair, b, t, s, h); };
@@ -208,10 +211,10 @@ void run_backward(const StAttentionKernel<In>& kernel,
       double* sums = partial.data() + task * 2 * D;
       const int64_t end = (task + 1) * of.pairs / tasks;
       for (int64_t pair = task * of.pairs / tasks; pair < end; ++pair) {
-        const In* grad_here =
-            g + of.start(pair, grad.stride(0), grad.stride(1), grad.stride(2), grad.stride(3));
-        kernel.backward(of.call, at(pair), pair + 1 < end ? at(pair + 1) : nullptr, grad_here,
-                        scratch.get(), dx + of.start(pair, 3), sums, sums + D);
+        const bool more = pair + 1 < end;
+        kernel.backward(of.call, at(pair), more ? at(pair + 1) : nullptr, grad_at(pair),
+                        more ? grad_at(pair + 1) : nullptr, scratch.get(), dx + of.start(pair, 3),
+                        sums, sums + D);
       }
     }
   });

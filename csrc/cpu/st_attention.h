@@ -56,6 +56,7 @@ struct StAttentionKernel {
                    const In* x,  // the queries of position 0
                    const In* next,  // those of the pair that comes next, or null
                    const In* grad,  // of the output at position 0
+                   const In* next_grad,  // that of the pair that comes next
                    Acc* scratch,  // 64-byte aligned
                    In* dx,  // the queries of position 0
                    double* dq_weight,  // [D], added to

@@ -36,9 +36,11 @@ namespace st_attention {
 // Two panels of scores (P and dP) should leave room in a second-level cache of 512 KB and more.
 constexpr int64_t SCORE_BYTES = 256 * 1024;
 
-// Where rows lie far apart the processor does not guess the next ones; short sequences name them
-// while they work. More than this would push out what is in use.
+// Rows lie too far apart for the processor to guess the next ones, so they are named in advance:
+// those of the next pair by a pair of at most this size, which leaves room for what is in use,
 constexpr int64_t FETCH_BYTES = 32 * 1024;
+// and else this many rows of its own, some hundred nanoseconds of work.
+constexpr int64_t ROWS_AHEAD = 8;
 
 // A row of scratch: whole vectors, and whole fours for the transpose.
 template <typename Acc>
@@ -152,21 +154,67 @@ inline void softmax_backward(Acc* p,  // [keys, width]
   }
 }
 
-// n rows as they are, widened.
+// A row as it is, widened.
 template <typename In>
-inline void widen_rows(const Row<typename accumulate<In>::type>& row,
-                       const In* from,
-                       int64_t from_row,
-                       int64_t n,
-                       typename accumulate<In>::type* to,
-                       int64_t stride) {
-  for (int64_t l = 0; l < n; ++l) {
-    for (int64_t i = 0; i < row.vectors; ++i) {
-      const int64_t at = row.start(i);
-      store<typename accumulate<In>::type>(to + l * stride + at, row.read(from + l * from_row, at));
-    }
+inline void widen_row(const Row<typename accumulate<In>::type>& row,
+                      const In* from,
+                      typename accumulate<In>::type* to) {
+  for (int64_t i = 0; i < row.vectors; ++i) {
+    const int64_t at = row.start(i);
+    store<typename accumulate<In>::type>(to + at, row.read(from, at));
   }
 }
+
+// What the rows of one (sequence, head) are read with.
+template <typename In>
+struct Reader {
+  using Acc = typename accumulate<In>::type;
+
+  const StAttentionCall<In>& call;
+  const In* x;
+  const In* next;  // null: no next pair, or too large a one
+  Row<Acc> row;
+  int64_t stride;
+  int64_t bytes;
+
+  Reader(const StAttentionCall<In>& of, const In* at, const In* after)
+      : call(of),
+        x(at),
+        next(after),
+        row(of.D),
+        stride(padded<Acc>(of.D)),
+        bytes(of.D * static_cast<int64_t>(sizeof(In))) {
+    if (3 * call.L * bytes > FETCH_BYTES) next = nullptr;
+  }
+
+  const Acc* table(const Acc* of, int64_t l) const { return of ? of + l * stride : nullptr; }
+
+  Acc key(int64_t l, Acc* to) const {
+    return prepare(row, x + call.x_part + l * call.x_row, call.k_weight, table(call.cos, l),
+                   table(call.sin, l), call.eps, Acc(1), to);
+  }
+  Acc query(int64_t l, Acc* to) const {
+    return prepare(row, x + l * call.x_row, call.q_weight, table(call.cos, l), table(call.sin, l),
+                   call.eps, call.scale, to);
+  }
+  void value(int64_t l, Acc* to) const { widen_row(row, x + 2 * call.x_part + l * call.x_row, to); }
+
+  __attribute__((always_inline)) void fetch_for_key(int64_t l) const {
+    if (next != nullptr) {
+      for (int64_t part = 0; part < 3; ++part) {
+        fetch(next + l * call.x_row + part * call.x_part, bytes);
+      }
+    } else if (l + ROWS_AHEAD < call.L) {
+      fetch(x + (l + ROWS_AHEAD) * call.x_row + call.x_part, bytes);
+      fetch(x + (l + ROWS_AHEAD) * call.x_row + 2 * call.x_part, bytes);
+    }
+  }
+  __attribute__((always_inline)) void fetch_for_query(int64_t l) const {
+    if (next == nullptr && l + ROWS_AHEAD < call.L) {
+      fetch(x + (l + ROWS_AHEAD) * call.x_row, bytes);
+    }
+  }
+};
 
 // Zeros in the rows up to the next multiple of four, which the transpose reads.
 template <typename Acc>
@@ -183,12 +231,10 @@ void forward(const StAttentionCall<In>& call,
              typename accumulate<In>::type* scratch,
              In* out) {
   using Acc = typename accumulate<In>::type;
-  const int64_t D = call.D, stride = padded<Acc>(D), most = panel<Acc>(call.L);
+  const Reader<In> reader(call, x, next);
+  const Row<Acc>& row = reader.row;
+  const int64_t D = call.D, stride = reader.stride, most = panel<Acc>(call.L);
   const int64_t all_keys = call.causal ? last : call.L;
-  const int64_t vectors = (D + simd<Acc>::lanes - 1) / simd<Acc>::lanes;
-  const Row<Acc> row(D);
-  const int64_t bytes = D * static_cast<int64_t>(sizeof(In));
-  if (3 * call.L * bytes > FETCH_BYTES) next = nullptr;
   Pool<Acc> pool{scratch};
   Acc* keys = pool.take(call.L, stride);
   Acc* values = pool.take(call.L, stride);
@@ -198,24 +244,18 @@ void forward(const StAttentionCall<In>& call,
   Acc* scores = pool.take(call.L, most);
   Acc* inverse = pool.take(1, most);
 
-  const auto table = [stride](const Acc* of, int64_t l) { return of ? of + l * stride : nullptr; };
   for (int64_t l = 0; l < all_keys; ++l) {
-    if (next != nullptr) {
-      const In* row_ahead = next + l * call.x_row;
-      for (int64_t part = 0; part < 3; ++part) fetch(row_ahead + part * call.x_part, bytes);
-      fetch_to_write(out + l * call.out_row, bytes);
-    }
-    prepare(row, x + call.x_part + l * call.x_row, call.k_weight, table(call.cos, l),
-            table(call.sin, l), call.eps, Acc(1), keys + l * stride);
+    reader.fetch_for_key(l);
+    reader.key(l, keys + l * stride);
+    reader.value(l, values + l * stride);
   }
-  widen_rows(row, x + 2 * call.x_part, call.x_row, all_keys, values, stride);
-
   for (int64_t q0 = first; q0 < last; q0 += most) {
     const int64_t n = last - q0 < most ? last - q0 : most;
     const int64_t width = padded<Acc>(n), span = call.causal ? q0 + n : call.L;
     for (int64_t l = 0; l < n; ++l) {
-      prepare(row, x + (q0 + l) * call.x_row, call.q_weight, table(call.cos, q0 + l),
-              table(call.sin, q0 + l), call.eps, call.scale, queries + l * stride);
+      reader.fetch_for_query(q0 + l);
+      fetch_to_write(out + (q0 + l) * call.out_row, reader.bytes);
+      reader.query(q0 + l, queries + l * stride);
     }
     clear_to_four(queries, n, stride);
     transpose(queries, n, D, stride, width, turned);
@@ -224,10 +264,10 @@ void forward(const StAttentionCall<In>& call,
     softmax(scores, span, width, q0, call.causal ? q0 + 1 : span, inverse);
     if (call.causal) {
       multiply<Acc, true, Terms::up_to_row>(
-          {scores, width, values, stride, n, span, q0, results, stride, false}, vectors);
+          {scores, width, values, stride, n, span, q0, results, stride, false}, row.vectors);
     } else {
       multiply<Acc, true, Terms::all>(
-          {scores, width, values, stride, n, span, 0, results, stride, false}, vectors);
+          {scores, width, values, stride, n, span, 0, results, stride, false}, row.vectors);
     }
     for (int64_t l = 0; l < n; ++l) {
       In* to = out + (q0 + l) * call.out_row;
@@ -244,17 +284,16 @@ void backward(const StAttentionCall<In>& call,
               const In* x,
               const In* next,
               const In* grad,
+              const In* next_grad,
               typename accumulate<In>::type* scratch,
               In* dx,
               double* dq_weight,
               double* dk_weight) {
   using Acc = typename accumulate<In>::type;
   constexpr int64_t lanes = simd<Acc>::lanes;
-  const int64_t L = call.L, D = call.D, stride = padded<Acc>(D), most = panel<Acc>(L);
-  const int64_t vectors = (D + lanes - 1) / lanes;
-  const Row<Acc> row(D);
-  const int64_t bytes = D * static_cast<int64_t>(sizeof(In));
-  if (3 * call.L * bytes > FETCH_BYTES) next = nullptr;
+  const Reader<In> reader(call, x, next);
+  const Row<Acc>& row = reader.row;
+  const int64_t L = call.L, D = call.D, stride = reader.stride, most = panel<Acc>(L);
   Pool<Acc> pool{scratch};
   Acc* keys = pool.take(L, stride);
   Acc* values = pool.take(L, stride);
@@ -276,28 +315,24 @@ void backward(const StAttentionCall<In>& call,
   std::memset(dq_sum, 0, stride * sizeof(Acc));
   std::memset(dk_sum, 0, stride * sizeof(Acc));
 
-  const auto table = [stride](const Acc* of, int64_t l) { return of ? of + l * stride : nullptr; };
   for (int64_t l = 0; l < L; ++l) {
-    if (next != nullptr) {
-      const In* row_ahead = next + l * call.x_row;
-      for (int64_t part = 0; part < 3; ++part) {
-        fetch(row_ahead + part * call.x_part, bytes);
-        fetch_to_write(dx + l * call.dx_row + part * call.dx_part, bytes);
-      }
-    }
-    k_rms[l] = prepare(row, x + call.x_part + l * call.x_row, call.k_weight, table(call.cos, l),
-                       table(call.sin, l), call.eps, Acc(1), keys + l * stride);
+    reader.fetch_for_key(l);
+    if (reader.next != nullptr) fetch(next_grad + l * call.grad_row, reader.bytes);
+    k_rms[l] = reader.key(l, keys + l * stride);
+    reader.value(l, values + l * stride);
   }
-  widen_rows(row, x + 2 * call.x_part, call.x_row, L, values, stride);
 
   for (int64_t q0 = 0; q0 < L; q0 += most) {
     const int64_t n = L - q0 < most ? L - q0 : most;
     const int64_t width = padded<Acc>(n), span = call.causal ? q0 + n : L;
     for (int64_t l = 0; l < n; ++l) {
-      q_rms[l] = prepare(row, x + (q0 + l) * call.x_row, call.q_weight, table(call.cos, q0 + l),
-                         table(call.sin, q0 + l), call.eps, call.scale, queries + l * stride);
+      reader.fetch_for_query(q0 + l);
+      for (int64_t part = 0; part < 3; ++part) {
+        fetch_to_write(dx + (q0 + l) * call.dx_row + part * call.dx_part, reader.bytes);
+      }
+      q_rms[l] = reader.query(q0 + l, queries + l * stride);
+      widen_row(row, grad + (q0 + l) * call.grad_row, grads + l * stride);
     }
-    widen_rows(row, grad + q0 * call.grad_row, call.grad_row, n, grads, stride);
     clear_to_four(queries, n, stride);
     clear_to_four(grads, n, stride);
     transpose(queries, n, D, stride, width, turned_queries);
@@ -314,31 +349,31 @@ void backward(const StAttentionCall<In>& call,
     const int64_t before = call.causal ? q0 : L;
     const bool add = q0 > 0;
     multiply<Acc, false, Terms::all>({p, width, grads, stride, before, n, 0, dvalues, stride, add},
-                                     vectors);
+                                     row.vectors);
     multiply<Acc, false, Terms::all>({dp, width, queries, stride, before, n, 0, dkeys, stride, add},
-                                     vectors);
+                                     row.vectors);
     if (call.causal) {
       multiply<Acc, false, Terms::from_row>(
           {p + q0 * width, width, grads, stride, n, n, 0, dvalues + q0 * stride, stride, false},
-          vectors);
+          row.vectors);
       multiply<Acc, false, Terms::from_row>(
           {dp + q0 * width, width, queries, stride, n, n, 0, dkeys + q0 * stride, stride, false},
-          vectors);
+          row.vectors);
       multiply<Acc, true, Terms::up_to_row>(
-          {dp, width, keys, stride, n, span, q0, dqueries, stride, false}, vectors);
+          {dp, width, keys, stride, n, span, q0, dqueries, stride, false}, row.vectors);
     } else {
       multiply<Acc, true, Terms::all>(
-          {dp, width, keys, stride, n, span, 0, dqueries, stride, false}, vectors);
+          {dp, width, keys, stride, n, span, 0, dqueries, stride, false}, row.vectors);
     }
     for (int64_t l = 0; l < n; ++l) {
       pull_back(row, x + (q0 + l) * call.x_row, dqueries + l * stride, call.q_weight,
-                table(call.cos, q0 + l), table(call.sin, q0 + l), q_rms[l], call.scale, held,
-                dx + (q0 + l) * call.dx_row, dq_sum);
+                reader.table(call.cos, q0 + l), reader.table(call.sin, q0 + l), q_rms[l],
+                call.scale, held, dx + (q0 + l) * call.dx_row, dq_sum);
     }
   }
   for (int64_t l = 0; l < L; ++l) {
     pull_back(row, x + call.x_part + l * call.x_row, dkeys + l * stride, call.k_weight,
-              table(call.cos, l), table(call.sin, l), k_rms[l], Acc(1), held,
+              reader.table(call.cos, l), reader.table(call.sin, l), k_rms[l], Acc(1), held,
               dx + call.dx_part + l * call.dx_row, dk_sum);
     for (int64_t i = 0; i < row.vectors; ++i) {
       const int64_t at = row.start(i);
