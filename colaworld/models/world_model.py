@@ -22,7 +22,9 @@ from colaworld.models.conditioning import ActionConditioner, ConditionerConfig
 from colaworld.models.latent_action.fdm import FDMConfig, ForwardDynamicsModel
 from colaworld.models.latent_action.idm import IDMConfig, InverseDynamicsModel
 from colaworld.models.latent_action.quantizers import Quantized, QuantizerConfig, build_quantizer
+from colaworld.models.layers.attention import use_backend
 from colaworld.models.tokenizers.pixels import PixelTokenizer, PixelTokenizerConfig
+from colaworld.ops import AttentionBackend
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class ModelConfig:
     """The path from actions into the generator."""
     fdm: FDMConfig = field(default_factory=FDMConfig)
     """The forward model of the two-stage baseline; built only where a phase trains it."""
+    attention: AttentionBackend = "auto"
+    """auto; fused (one kernel with norm and rotation inside); sdpa; flex; flash (flash-attn)."""
     window: int = 4
     """Frames the generator sees at once in a rollout; normally the clip length of training."""
 
@@ -82,6 +86,7 @@ class WorldModel(nn.Module):
             )
         if "fdm" in parts:
             self.fdm = ForwardDynamicsModel(config.fdm, dim=dim)
+        use_backend(self, config.attention)
 
     @property
     def codebook_size(self) -> int | None:

@@ -9,15 +9,23 @@ from colaworld.ops._dispatch import NoImplementationError, Verdict, explain, for
 from colaworld.ops._native import build_info
 from colaworld.ops._native import reason as why_not_compiled
 from colaworld.ops.adaln import adaln
+from colaworld.ops.attention_backends import BACKENDS as ATTENTION_BACKENDS
+from colaworld.ops.attention_backends import Backend as AttentionBackend
+from colaworld.ops.attention_backends import BackendUnavailableError
+from colaworld.ops.attention_backends import missing as attention_backend_missing
 from colaworld.ops.code_statistics import code_statistics, update_codebook
 from colaworld.ops.qk_norm_rope import qk_norm_rope
 from colaworld.ops.st_attention import st_attention
 from colaworld.ops.vector_quantize import vector_quantize
 
 __all__ = [
+    "ATTENTION_BACKENDS",
+    "AttentionBackend",
+    "BackendUnavailableError",
     "NoImplementationError",
     "Verdict",
     "adaln",
+    "attention_backend_missing",
     "build_info",
     "code_statistics",
     "explain",

@@ -113,18 +113,30 @@ def select(op: str, tensor: Tensor) -> Callable[..., object]:
 
     Raises NoImplementationError with each implementation's reason when the forced one refuses.
     """
+    return pick(op, tensor).run
+
+
+def pick(op: str, tensor: Tensor, *, fused: bool = False) -> Implementation:
+    """The implementation that runs `op` for a call led by `tensor`; `fused`: not the reference.
+
+    Raises NoImplementationError with each implementation's reason when there is none.
+    """
     facts = facts_of(tensor)
-    chosen = choose(_REGISTRY[op], facts, _forced)
+    candidates = [i for i in _REGISTRY[op] if not (fused and i.name == "reference")]
+    chosen = choose(candidates, facts, _forced)
     if chosen is None:
         raise NoImplementationError(_complaint(op, facts))
-    return chosen.run
+    return chosen
 
 
 def _complaint(op: str, facts: Facts) -> str:
+    wanted, remedy = "no fused implementation", "Ask for another backend"
+    if _forced is not None:
+        wanted = f"the forced implementation {_forced!r}"
+        remedy = f"Unset {VARIABLE} or leave the force() block to let colaworld choose"
     lines = [
-        f"{op}: the forced implementation {_forced!r} cannot run for a {facts.dtype} tensor of "
-        f"shape {tuple(facts.shape)} on {facts.device}. Unset {VARIABLE} or leave the force() block "
-        "to let colaworld choose. Every implementation:"
+        f"{op}: {wanted} {'cannot' if _forced else 'can'} run for a {facts.dtype} tensor of "
+        f"shape {tuple(facts.shape)} on {facts.device}. {remedy}. Every implementation:"
     ]
     have = {i.name: i.refuses(facts) or "can run" for i in _REGISTRY[op]}
     lines += [f"  {name}: {have.get(name, f'not written for {op}')}" for name in NAMES]

@@ -7,7 +7,7 @@ Shape legend: B clips, T frames, S locations, L tokens, H heads, D channels per 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,11 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return rotated.flatten(-2).to(x.dtype)
 
 
+def sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> Tensor:
+    """Scaled dot-product attention on [N, H, L, D]."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+
+
 def st_attention(
     qkv: Tensor,  # [B, T, S, 3, H, D]
     q_weight: Tensor | None,  # [D]
@@ -53,6 +58,7 @@ def st_attention(
     causal: bool,
     eps: float,
     scale: float,
+    attend: Callable[..., Tensor] = sdpa,  # what runs between norm and output
 ) -> Tensor:  # [B, T, S, H, D]
     """Attention along one axis of a clip, every index of the other axis on its own."""
     B, T, S = qkv.shape[:3]
@@ -69,7 +75,7 @@ def st_attention(
     # [sequences, H, L, D] for the attention kernel, then back.
     order = (0, 2, 3, 1, 4) if temporal else (0, 1, 3, 2, 4)
     q, k, v = (x.permute(order).flatten(0, 1) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+    out = attend(q, k, v, causal=causal, scale=scale)
     out = out.unflatten(0, (B, S if temporal else T))
     return out.permute((0, 3, 1, 2, 4) if temporal else (0, 1, 3, 2, 4)).contiguous()
 

@@ -7,13 +7,15 @@ must know of the compiled op. The meaning is in `reference.py`, the CPU kernel i
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from colaworld.ops import _dispatch, _native, reference
+from colaworld.ops import _dispatch, _native, attention_backends, reference
 from colaworld.ops._checks import check_beside
+from colaworld.ops.attention_backends import Backend
 
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -132,6 +134,7 @@ def st_attention(
     eps: float = 1e-6,
     rope: tuple[Tensor, Tensor] | None = None,
     scale: float | None = None,
+    backend: Backend = "auto",
 ) -> Tensor:
     """Self-attention along one axis, with q/k norm and rotary embedding inside.
 
@@ -145,12 +148,15 @@ def st_attention(
         rope: (cos, sin), each [L, D/2] with L = T (temporal) or S (spatial), applied after the
             norm to interleaved pairs; None for no rotation.
         scale: factor on the scores; 1 / sqrt(D) when None.
+        backend: "auto", "fused", "sdpa", "flex" or "flash" (`attention_backends.py`). The last three
+            are what is named, whatever COLAWORLD_OPS or `force` say.
 
     Returns:
         [B, T, S, H, D] in the dtype of qkv, contiguous.
 
     Raises:
-        ValueError: an argument of a wrong shape, device or value; a forced implementation refuses.
+        ValueError: an argument of a wrong shape, device or value; a forced implementation refuses,
+            or the named backend cannot run.
 
     Source: scaled dot-product attention (Vaswani et al. 2017, section 3.2.1); rotary embedding (Su
     et al. 2021, equation 34); normalised queries and keys (Henry et al. 2020) with RMSNorm.
@@ -174,7 +180,14 @@ def st_attention(
         cos, sin = rope
         check_beside("rope cos", cos, (length, D // 2), "qkv", qkv)
         check_beside("rope sin", sin, (length, D // 2), "qkv", qkv)
-    run = _dispatch.select("st_attention", qkv)
+    if backend in ("auto", "fused"):
+        chosen = _dispatch.pick("st_attention", qkv, fused=backend == "fused")
+        run = chosen.run
+        if backend == "auto" and not torch.compiler.is_compiling():
+            attention_backends.tell_once(chosen.name, axis, qkv.device.type, qkv.dtype)
+    else:
+        attend = attention_backends.attend(backend, qkv)
+        run = functools.partial(reference.st_attention, attend=attend)
     return run(
         qkv,
         q_weight,

@@ -13,6 +13,7 @@ from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.fdm import FDMConfig
 from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.latent_action.quantizers import QuantizerConfig
+from colaworld.models.layers.attention import AxialAttention
 from colaworld.models.world_model import ModelConfig, WorldModel
 
 SMALL = ModelConfig(
@@ -222,3 +223,14 @@ def test_rollout_without_actions_needs_a_length(randomised):
     for frames in (None, 1):
         with pytest.raises(ValueError, match=rf"without codes needs frames >= 2, got {frames}"):
             model.rollout(history, None, generator=seeded(), frames=frames)
+
+
+def test_an_attention_backend_is_chosen_by_name_for_every_layer(monkeypatch) -> None:
+    config = ModelConfig(attention="sdpa")
+    layers = [m for m in WorldModel(config).modules() if isinstance(m, AxialAttention)]
+    assert layers and {layer.backend for layer in layers} == {"sdpa"}
+    with pytest.raises(ValueError, match=r"attention: expected one of auto, .* got 'fast'"):
+        WorldModel(ModelConfig(attention="fast"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"colaworld\[flash\]"):
+        WorldModel(ModelConfig(attention="flash"))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from colaworld.models.layers.rope import rope_tables
-from colaworld.ops import st_attention
+from colaworld.ops import AttentionBackend, attention_backend_missing, st_attention
 
 
 class QKNorm(nn.Module):
@@ -36,6 +36,7 @@ class AxialAttention(nn.Module):
         super().__init__()
         if width % heads or (width // heads) % 2:
             raise ValueError(f"width {width} / heads {heads} must be an even whole number")
+        self.backend: AttentionBackend = "auto"
         self.heads, self.axis, self.causal, self.rope_theta = heads, axis, causal, rope_theta
         self.qkv = nn.Linear(width, 3 * width)
         self.q_norm = QKNorm(width // heads)
@@ -59,5 +60,19 @@ class AxialAttention(nn.Module):
             q_weight=self.q_norm.weight,
             k_weight=self.k_norm.weight,
             rope=rope,
+            backend=self.backend,
         )
         return self.proj(out.reshape(B, T, S, C))
+
+
+def use_backend(model: nn.Module, backend: AttentionBackend) -> None:
+    """Every axial attention within `model` runs on `backend`.
+
+    Raises ValueError on an unknown name or a package that is not installed.
+    """
+    reason = attention_backend_missing(backend)
+    if reason is not None:
+        raise ValueError(reason)
+    for module in model.modules():
+        if isinstance(module, AxialAttention):
+            module.backend = backend

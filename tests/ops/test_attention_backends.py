@@ -1,0 +1,110 @@
+"""Attention backends by name: the same attention from each, and clear words from those that cannot."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import types
+
+import pytest
+import torch
+
+from colaworld import ops
+from colaworld.ops import attention_backends
+
+
+def arguments(generator, *, causal=True, axis="temporal"):
+    qkv = torch.randn(2, 5, 6, 3, 2, 16, generator=generator)
+    angles = torch.rand(5 if axis == "temporal" else 6, 8, generator=generator)
+    weight = torch.rand(16, generator=generator) + 0.5
+    return qkv, {
+        "axis": axis,
+        "causal": causal,
+        "q_weight": weight,
+        "k_weight": weight,
+        "rope": (angles.cos(), angles.sin()),
+    }
+
+
+@pytest.mark.parametrize("axis", ["temporal", "spatial"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+def test_every_backend_is_the_same_attention(backend, causal, axis, generator) -> None:
+    qkv, options = arguments(generator, causal=causal, axis=axis)
+    with ops.force("reference"):
+        wanted = ops.st_attention(qkv.double(), **options)
+    got = ops.st_attention(qkv, **options, backend=backend)
+    assert got.is_contiguous()
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(ops.build_info() is None, reason=f"no compiled ops: {ops.why_not_compiled()}")
+def test_fused_is_the_kernel_and_says_when_there_is_none(generator) -> None:
+    qkv, options = arguments(generator)
+    with ops.force("cpu"):
+        wanted = ops.st_attention(qkv, **options)
+    assert torch.equal(ops.st_attention(qkv, **options, backend="fused"), wanted)
+    with pytest.raises(
+        ops.NoImplementationError, match=r"no fused implementation can run (.|\n)*cpu: "
+    ):
+        ops.st_attention(qkv.half(), **options, backend="fused")
+
+
+def test_a_named_backend_wins_over_force(generator, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        attention_backends.reference,
+        "sdpa",
+        lambda q, k, v, **_: seen.append(q.shape) or torch.zeros_like(q),
+    )
+    qkv, options = arguments(generator)
+    with ops.force("reference"):
+        out = ops.st_attention(qkv, **options, backend="sdpa")
+    assert seen == [(12, 2, 5, 16)] and not out.any()
+
+
+def test_flash_is_called_in_its_own_order(generator, monkeypatch) -> None:
+    """flash_attn_func takes [N, L, H, D]; a stand-in shows that it gets it, on any device."""
+
+    def flash_attn_func(q, k, v, *, causal, softmax_scale):
+        assert q.shape == (12, 5, 2, 16)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return attention_backends.reference.sdpa(
+            q, k, v, causal=causal, scale=softmax_scale
+        ).transpose(1, 2)
+
+    module = types.ModuleType("flash_attn")
+    module.flash_attn_func = flash_attn_func
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    qkv, options = arguments(generator)
+    attend = attention_backends._flash
+    monkeypatch.setattr(attention_backends, "attend", lambda backend, qkv: attend)
+    got = ops.st_attention(qkv, **options, backend="flash")
+    monkeypatch.undo()
+    torch.testing.assert_close(got, ops.st_attention(qkv, **options, backend="sdpa"))
+
+
+def test_what_cannot_run_says_why(generator, monkeypatch) -> None:
+    qkv, options = arguments(generator)
+    with pytest.raises(
+        ValueError, match="expected one of auto, fused, sdpa, flex, flash, got 'fa'"
+    ):
+        ops.st_attention(qkv, **options, backend="fa")
+    monkeypatch.setattr(attention_backends.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ops.BackendUnavailableError, match=r"pip install 'colaworld\[flash\]'"):
+        ops.st_attention(qkv, **options, backend="flash")
+    monkeypatch.setattr(attention_backends.importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(ops.BackendUnavailableError, match=r"runs on CUDA devices, .* on cpu"):
+        ops.st_attention(qkv, **options, backend="flash")
+    with pytest.raises(ops.BackendUnavailableError, match="'flex' has no backward on the CPU"):
+        ops.st_attention(qkv.requires_grad_(), **options, backend="flex")
+
+
+def test_auto_says_once_what_it_took(generator, caplog) -> None:
+    attention_backends.tell_once.cache_clear()
+    qkv, options = arguments(generator)
+    with caplog.at_level(logging.INFO), ops.force("reference"):
+        for _ in range(3):
+            ops.st_attention(qkv, **options)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == ["attention 'auto' on cpu, torch.float32, temporal axis: reference"]
