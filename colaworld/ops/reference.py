@@ -69,7 +69,7 @@ def st_attention(
         k = rms_norm(k, k_weight, eps=eps)
     if cos is not None and sin is not None:
         # One table row per position on the axis; the other axis and the heads share it.
-        shape = (T, 1, 1, -1) if temporal else (S, 1, -1)
+        shape = (T, 1, 1, cos.shape[1]) if temporal else (S, 1, cos.shape[1])
         cos, sin = cos.reshape(shape), sin.reshape(shape)
         q, k = rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)
     # [sequences, H, L, D] for the attention kernel, then back.
