@@ -15,7 +15,7 @@ BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/nul
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all demo demo-long nano-pretrain lint format bench clean
+.PHONY: help setup test test-all demo demo-long nano-pretrain sanitize lint format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,17 @@ nano-pretrain: setup  ## train the shipped nano video generator again
 	  --episodes 600 --steps 100 --seed 1000 --behaviour sticky-random --repeat 0.3 --start varied --workers 2
 	@$(BIN)/colaworld train nano.pretrain --data $(PRETRAIN)/data --out $(PRETRAIN)/run --training.compile --resume
 	@$(BIN)/python -m colaworld.recipes.weights $(PRETRAIN)/run
+
+# The op tests on a build that finds every access outside of memory and every undefined operation.
+SANITIZED := build/sanitize
+sanitize: setup  ## the op tests once, on a build with AddressSanitizer and UBSan (gcc or clang)
+	@$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN)/ninja)" \
+	  -DCMAKE_BUILD_TYPE=Release -DCOLAWORLD_SANITIZE=ON -DPython_EXECUTABLE="$(abspath $(BIN)/python)" \
+	  -Dpybind11_DIR="$$($(BIN)/pybind11-config --cmakedir)" -DSKBUILD_PROJECT_VERSION_FULL=sanitize > $(SANITIZED).log || \
+	  { cat $(SANITIZED).log; exit 1; }
+	@$(BIN)/cmake --build $(SANITIZED)
+	@ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
+	  COLAWORLD_NATIVE_LIBRARY="$(abspath $(SANITIZED))/_native.so" $(BIN)/python -m pytest -q -x tests/ops -m "not slow" -k "not compile"
 
 lint: setup  ## ruff and clang-format, changing nothing
 	@$(BIN)/ruff check .

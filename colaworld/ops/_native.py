@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 VARIABLE = "COLAWORLD_NO_EXTENSION"
+LIBRARY = "COLAWORLD_NATIVE_LIBRARY"  # another build of the library: one with sanitizers
 
 
 class BrokenExtensionError(ImportError):
@@ -26,16 +27,17 @@ def _load() -> str | None:
     if os.environ.get(VARIABLE, "0").lower() not in ("", "0", "false", "no", "off"):
         return f"the extension is switched off ({VARIABLE} is set)"
     spec = importlib.util.find_spec("colaworld._native")
-    if spec is None or spec.origin is None:
+    path = os.environ.get(LIBRARY) or (spec.origin if spec else None)
+    if path is None:
         return (
             "the extension is not built; with a C++ compiler, torch, scikit-build-core, pybind11 "
             "and ninja at hand: pip install --no-build-isolation -e ."
         )
     try:
-        torch.ops.load_library(spec.origin)
+        torch.ops.load_library(path)
     except OSError as error:
         raise BrokenExtensionError(
-            f"colaworld's compiled ops are at {spec.origin} but do not load: {error}\n"
+            f"colaworld's compiled ops are at {path} but do not load: {error}\n"
             "Likely causes:\n"
             f"  - this torch ({torch.__version__}) is older than 2.11, or was replaced by one whose "
             "C++ library differs: rebuild with pip install --no-build-isolation -e .\n"

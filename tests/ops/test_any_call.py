@@ -1,12 +1,10 @@
 """Random calls of every op: a result equal to the reference's or a clear error, never a crash.
 
-Each call has random sizes (0 included), strides, dtypes and now and then a wrong argument. The whole
-of it (10 000 calls) is slow; every run takes a part.
+Each call has random sizes (0 included), strides, dtypes and now and then a wrong argument.
 """
 
 from __future__ import annotations
 
-import os
 import random
 
 import pytest
@@ -168,13 +166,6 @@ def run(seeds: range) -> dict[str, int]:
     return seen
 
 
-def test_some_calls() -> None:
-    seen = run(range(500))
-    assert seen["equal"] > 250 and seen["refused"] > 25, seen
-
-
-@pytest.mark.slow
 def test_ten_thousand_calls() -> None:
-    seen = run(range(500, 500 + int(os.environ.get("COLAWORLD_ANY_CALLS", "10000"))))
-    print(seen)
-    assert seen["equal"] > 0
+    seen = run(range(10_000))
+    assert seen["equal"] > 5_000 and seen["refused"] > 500, seen
