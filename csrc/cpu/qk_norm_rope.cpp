@@ -1,6 +1,6 @@
-// qk_norm_rope on the CPU: checks, memory, threads, and the row of the rotation tables that each
-// token uses. The arithmetic on a token is in qk_norm_rope_kernel.h, compiled once per instruction
-// set and chosen here at run time.
+// qk_norm_rope on the CPU: checks, memory, threads. What a task reads is in qk_norm_rope_tokens.h;
+// the arithmetic on a token is in qk_norm_rope_kernel.h, compiled once per instruction set and
+// chosen here at run time.
 
 #include <cstdint>
 #include <cstring>
@@ -17,13 +17,14 @@
 #include "buffer.h"
 #include "choose.h"
 #include "qk_norm_rope.h"
+#include "qk_norm_rope_tokens.h"
 
 namespace colaworld {
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-using MaybeTensor = std::optional<Tensor>;
+using namespace qk_norm_rope_tokens;
 
 // Tokens of one task. Their sums for the weights cost two rows of traffic, about a hundredth of the
 // work; the number does not depend on the threads, so neither does any sum.
@@ -48,19 +49,6 @@ ScalarType sum_type(const Tensor& q) {
 }
 
 // --- checks --------------------------------------------------------------------------------------
-
-// What both ops are told beside q and k.
-struct Settings {
-  MaybeTensor q_weight;  // [D], or [H * D] when across
-  MaybeTensor k_weight;
-  MaybeTensor cos;  // [P, D/2]
-  MaybeTensor sin;
-  MaybeTensor position;  // [L, A] int64
-  std::vector<int64_t> sections;  // [A], sum D/2
-  double eps;
-  bool across;
-  bool half;
-};
 
 void check_heads(const char* op, const char* name, const Tensor& tensor, const Tensor& like) {
   bool same = tensor.dim() == 4;
@@ -135,94 +123,6 @@ void check(const char* op, const Tensor& q, const Tensor& k, Settings& settings)
            ": position: expected rows 0 .. P - 1 of tables with P = ", P, " rows, got ", row[i]);
   }
 }
-
-// --- what a task reads ---------------------------------------------------------------------------
-
-// A [B, L, H, D] tensor whose channels are neighbours, read where it stands.
-template <typename Element>
-class Heads {
- public:
-  explicit Heads(const Tensor& tensor)
-      : tensor_(tensor.size(3) == 1 || tensor.stride(3) == 1 ? tensor
-                                                             : torch::stable::contiguous(tensor)),
-        data_(static_cast<const Element*>(tensor_.const_data_ptr())),
-        L_(tensor.size(1)),
-        clip_stride_(tensor_.stride(0)),
-        token_stride_(tensor_.stride(1)),
-        stride_(tensor_.stride(2)) {}
-  const Element* token(int64_t token) const {
-    return data_ + token / L_ * clip_stride_ + token % L_ * token_stride_;
-  }
-  int64_t stride() const { return stride_; }
-
- private:
-  Tensor tensor_;
-  const Element* data_;
-  int64_t L_, clip_stride_, token_stride_, stride_;
-};
-
-template <typename Acc>
-const Acc* data_of(const MaybeTensor& tensor) {
-  return tensor.has_value() ? static_cast<const Acc*>(tensor->const_data_ptr()) : nullptr;
-}
-
-// Cosines and sines of one token in the layout that the kernel reads. One per thread.
-template <typename Acc>
-class Turn {
- public:
-  Turn(const Settings& settings, int64_t D)
-      : settings_(settings),
-        D_(D),
-        from_cos_(data_of<Acc>(settings.cos)),
-        from_sin_(data_of<Acc>(settings.sin)),
-        position_(data_of<int64_t>(settings.position)),
-        memory_(2 * D) {}
-  Rotation rotation() const {
-    if (from_cos_ == nullptr) return Rotation::none;
-    return settings_.half ? Rotation::half : Rotation::interleaved;
-  }
-  void read(int64_t l) {
-    if (from_cos_ == nullptr) return;
-    if (position_ == nullptr) {
-      copy(l, 0, D_ / 2);
-      return;
-    }
-    const int64_t A = static_cast<int64_t>(settings_.sections.size());
-    int64_t pair = 0;
-    for (int64_t axis = 0; axis < A; ++axis) {
-      copy(position_[l * A + axis], pair, pair + settings_.sections[axis]);
-      pair += settings_.sections[axis];
-    }
-  }
-  const Acc* cos() const { return memory_.get(); }
-  const Acc* sin() const { return memory_.get() + D_; }
-
- private:
-  // Pairs [first, last) from one row of the tables.
-  void copy(int64_t row, int64_t first, int64_t last) {
-    const Acc* from_cos = from_cos_ + row * (D_ / 2);
-    const Acc* from_sin = from_sin_ + row * (D_ / 2);
-    Acc* to_cos = memory_.get();
-    Acc* to_sin = memory_.get() + D_;
-    if (settings_.half) {
-      std::memcpy(to_cos + first, from_cos + first, (last - first) * sizeof(Acc));
-      std::memcpy(to_sin + first, from_sin + first, (last - first) * sizeof(Acc));
-      return;
-    }
-    for (int64_t i = first; i < last; ++i) {
-      to_cos[2 * i] = to_cos[2 * i + 1] = from_cos[i];
-      to_sin[2 * i] = -from_sin[i];
-      to_sin[2 * i + 1] = from_sin[i];
-    }
-  }
-
-  const Settings& settings_;
-  int64_t D_;
-  const Acc* from_cos_;
-  const Acc* from_sin_;
-  const int64_t* position_;
-  AlignedBuffer<Acc> memory_;
-};
 
 int64_t tasks_of(const Tensor& q) {
   return (q.size(0) * q.size(1) + BLOCK_TOKENS - 1) / BLOCK_TOKENS;

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -417,6 +421,51 @@ def test_compiles_as_one_graph(name, norm, axes) -> None:
                     results.append([*outputs, *found])
                 torch.testing.assert_close(results[0], results[1])
     assert len(graphs) == 1
+
+
+@needs_cpu
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set(isa) -> None:
+    # Sizes around every border: rows shorter than a vector of 2, 4, 8 and 16 lanes, whole and with
+    # a rest.
+    program = """
+import torch
+from colaworld import ops
+g = torch.Generator().manual_seed(0)
+bounds = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 3e-2}
+for dtype in bounds:
+  for size in (2, 4, 6, 8, 12, 16, 18, 24, 40, 72):
+    draw = lambda *shape: torch.randn(*shape, generator=g).to(dtype)
+    tensors = [draw(1, 3, 2, size), draw(1, 3, 2, size), draw(size), draw(size)]
+    angle = torch.rand(3, size // 2, generator=g)
+    rope = (angle.cos(), angle.sin())
+    results = []
+    for which in ("cpu", "reference"):
+        found = []
+        for rotation in ("interleaved", "half"):
+            q, k, a, b = inputs = [t.clone().requires_grad_() for t in tensors]
+            with ops.force(which):
+                outputs = ops.qk_norm_rope(
+                    q, k, q_weight=a, k_weight=b, rope=rope, rotation=rotation, eps=0.1
+                )
+            found += [*outputs, *torch.autograd.grad(outputs, inputs, tensors[:2])]
+        results.append(found)
+    for name, e, p in zip(range(12), *results, strict=True):
+        e, p = e.double(), p.double()
+        assert (e - p).norm() <= bounds[dtype] * p.norm().clamp_min(1), (name, dtype, size)
+print("done")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "COLAWORLD_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "got '" + isa + "'" in done.stderr:
+        pytest.skip(f"this processor or build does not offer {isa}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["done"]
 
 
 def test_explain_names_the_cpu() -> None:
