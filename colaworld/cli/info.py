@@ -22,7 +22,12 @@ from colaworld import ops
 
 PACKAGES = ("torch", "triton", "numpy", "av", "pyarrow", "safetensors", "tensorboard", "crafter")
 # A small call of each op: the shape decides nothing today, but the dtype and the device do.
-EXAMPLES = {"st_attention": (1, 2, 4, 3, 1, 8), "vector_quantize": (4, 8), "adaln": (1, 2, 4, 8)}
+EXAMPLES = {
+    "st_attention": (1, 2, 4, 3, 1, 8),
+    "vector_quantize": (4, 8),
+    "code_statistics": (4, 8),
+    "adaln": (1, 2, 4, 8),
+}
 VARIABLES = (
     "COLAWORLD_OPS",
     "COLAWORLD_NO_EXTENSION",
