@@ -13,7 +13,7 @@ from colaworld.cli import info
 def test_json_tells_what_explain_tells(capsys) -> None:
     assert info.run(["--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert {row["op"] for row in told["ops"]} == {"st_attention", "vector_quantize", "adaln"}
+    assert {row["op"] for row in told["ops"]} == set(ops.names())
     on_cpu = [r for r in told["ops"] if r["op"] == "vector_quantize" and r["device"] == "cpu"]
     expected = ops.explain("vector_quantize", torch.empty(4, 8))
     assert [(r["implementation"], r["would_run"], r["reason"]) for r in on_cpu] == [
@@ -27,7 +27,7 @@ def test_the_table_names_each_op_and_a_forced_choice(capsys) -> None:
     with ops.force("reference"):
         assert info.run([]) == 0
     text = capsys.readouterr().out
-    for name in ("st_attention", "vector_quantize", "adaln", f"torch {torch.__version__}"):
+    for name in (*ops.names(), f"torch {torch.__version__}"):
         assert name in text
     if ops.build_info() is not None:
         assert "'reference' is" in text  # the table may fold the rest of the reason
