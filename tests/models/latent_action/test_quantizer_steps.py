@@ -283,3 +283,17 @@ def test_two_processes_learn_what_one_would_from_both():
         quantizer.over(Ranks(lambda _: parts[0] + parts[1], rank, 2))
         quantizer.after_step()
         assert_equal_states(quantizer, alone)
+
+
+@pytest.mark.parametrize(
+    ("kind", "estimator"),
+    [("vq", "straight_through"), ("ema", "rotation"), ("residual", "rotation")],
+)
+def test_a_compiled_pass_is_one_graph_and_is_observed_like_another(kind, estimator):
+    torch._dynamo.reset()
+    plain, compiled = build(kind, estimator=estimator), build(kind, estimator=estimator)
+    run = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    for quantizer, call in ((plain, plain), (compiled, run)):
+        quantizer.observe(call(latents(20)))
+        quantizer.after_step(generator=seeded())
+    assert_equal_states(plain, compiled)
