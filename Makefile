@@ -15,7 +15,7 @@ BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/nul
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all demo demo-long nano-pretrain sanitize lint format bench clean
+.PHONY: help setup test test-all demo demo-long nano-pretrain sanitize cuda-check gpu gpu-quick lint format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,15 @@ sanitize: setup  ## the op tests once, on a build with AddressSanitizer and UBSa
 	@$(BIN)/cmake --build $(SANITIZED)
 	@ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
 	  COLAWORLD_NATIVE_LIBRARY="$(abspath $(SANITIZED))/_native.so" $(BIN)/python -m pytest -q -x tests/ops -m "not slow" -k "not compile"
+
+cuda-check: setup  ## without a GPU: every GPU kernel compiled ahead of time, its resources compared
+	@$(BIN)/python -m colaworld.benchmarks.resources
+
+gpu: setup  ## with a GPU: tests, sanitizer, times of everything that runs on one (9 minutes)
+	@$(BIN)/python -m colaworld.benchmarks.gpu
+
+gpu-quick: setup  ## the same, tests and ops alone (3 minutes)
+	@$(BIN)/python -m colaworld.benchmarks.gpu --quick
 
 lint: setup  ## ruff and clang-format, changing nothing
 	@$(BIN)/ruff check .
