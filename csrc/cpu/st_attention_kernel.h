@@ -28,6 +28,7 @@
 #include "st_attention.h"
 #include "st_attention_product.h"
 #include "st_attention_rows.h"
+#include "st_attention_softmax.h"
 
 namespace colaworld {
 namespace COLAWORLD_ISA {
@@ -68,7 +69,7 @@ int64_t forward_scratch(int64_t L, int64_t D) {
 template <typename Acc>
 int64_t backward_scratch(int64_t L, int64_t D) {
   const int64_t stride = padded<Acc>(D), width = panel<Acc>(L);
-  return (4 * L + 5 * width + 3) * stride + (2 * L + 2) * width + padded<Acc>(L);
+  return (4 * L + 5 * width + 2) * stride + (2 * L + 2) * width + padded<Acc>(L);
 }
 
 // Hands out rows of scratch, every one on a vector's border.
@@ -81,78 +82,6 @@ struct Pool {
     return here;
   }
 };
-
-// Lanes of vector v of a panel that starts at query q0 and may see key k.
-template <typename Acc>
-inline typename simd<Acc>::ivec visible(int64_t q0, int64_t v, int64_t k) {
-  using Int = typename simd<Acc>::Int;
-  typename simd<Acc>::ivec lane;
-  for (int64_t i = 0; i < simd<Acc>::lanes; ++i) lane[i] = static_cast<Int>(i);
-  return lane + static_cast<Int>(q0 + v * simd<Acc>::lanes - k) >= 0;
-}
-
-// exp(score - maximum) in place and 1 / sum. From key `masked` on, a query q sees keys up to q
-// only.
-template <typename Acc>
-inline void softmax(Acc* scores,  // [keys, width]
-                    int64_t keys,
-                    int64_t width,
-                    int64_t q0,
-                    int64_t masked,
-                    Acc* inverse) {  // [width]
-  using vec = typename simd<Acc>::vec;
-  constexpr int64_t L = simd<Acc>::lanes;
-  const vec lowest = broadcast<Acc>(-static_cast<Acc>(__builtin_inf()));
-  for (int64_t v = 0; v * L < width; ++v) {
-    Acc* column = scores + v * L;
-    vec most = lowest;
-    for (int64_t k = 0; k < masked; ++k) most = maximum<Acc>(load(column + k * width), most);
-    for (int64_t k = masked; k < keys; ++k) {
-      const vec s = visible<Acc>(q0, v, k) != 0 ? load(column + k * width) : lowest;
-      store<Acc>(column + k * width, s);
-      most = maximum<Acc>(s, most);
-    }
-    vec sum{};
-    for (int64_t k = 0; k < keys; ++k) {
-      const vec e = exponential<Acc>(load(column + k * width) - most);
-      store<Acc>(column + k * width, e);
-      sum += e;
-    }
-    store<Acc>(inverse + v * L, 1 / sum);
-  }
-}
-
-// P = e / sum and dS = P * (dP - sum of P * dP), both in place.
-template <typename Acc>
-inline void softmax_backward(Acc* p,  // [keys, width]
-                             Acc* dp,  // [keys, width]
-                             int64_t keys,
-                             int64_t width,
-                             int64_t q0,
-                             int64_t masked,
-                             const Acc* inverse) {  // [width]
-  using vec = typename simd<Acc>::vec;
-  constexpr int64_t L = simd<Acc>::lanes;
-  for (int64_t v = 0; v * L < width; ++v) {
-    const vec factor = load(inverse + v * L);
-    vec sum{};
-    for (int64_t k = 0; k < keys; ++k) {
-      const int64_t at = k * width + v * L;
-      const vec here = load(p + at) * factor;
-      vec d = load(dp + at);
-      if (k >= masked) {
-        d = visible<Acc>(q0, v, k) != 0 ? d : vec{};
-        store<Acc>(dp + at, d);
-      }
-      store<Acc>(p + at, here);
-      sum += here * d;
-    }
-    for (int64_t k = 0; k < keys; ++k) {
-      const int64_t at = k * width + v * L;
-      store<Acc>(dp + at, load(p + at) * (load(dp + at) - sum));
-    }
-  }
-}
 
 // A row as it is, widened.
 template <typename In>
@@ -279,6 +208,15 @@ void forward(const StAttentionCall<In>& call,
   }
 }
 
+// Adds what a few rows summed to the double sums, and starts again.
+template <typename Acc>
+inline void hand_over(Acc* sums, int64_t D, double* to) {
+  for (int64_t d = 0; d < D; ++d) {
+    to[d] += static_cast<double>(sums[d]);
+    sums[d] = 0;
+  }
+}
+
 template <typename In>
 void backward(const StAttentionCall<In>& call,
               const In* x,
@@ -305,15 +243,13 @@ void backward(const StAttentionCall<In>& call,
   Acc* turned_queries = pool.take(most, stride);  // [stride, width]
   Acc* turned_grads = pool.take(most, stride);  // [stride, width]
   Acc* held = pool.take(1, stride);
-  Acc* dq_sum = pool.take(1, stride);
-  Acc* dk_sum = pool.take(1, stride);
+  Acc* sums = pool.take(1, stride);
   Acc* p = pool.take(L, most);
   Acc* dp = pool.take(L, most);
   Acc* inverse = pool.take(1, most);
   Acc* q_rms = pool.take(1, most);
   Acc* k_rms = pool.take(1, padded<Acc>(L));
-  std::memset(dq_sum, 0, stride * sizeof(Acc));
-  std::memset(dk_sum, 0, stride * sizeof(Acc));
+  std::memset(sums, 0, stride * sizeof(Acc));
 
   for (int64_t l = 0; l < L; ++l) {
     reader.fetch_for_key(l);
@@ -368,21 +304,19 @@ void backward(const StAttentionCall<In>& call,
     for (int64_t l = 0; l < n; ++l) {
       pull_back(row, x + (q0 + l) * call.x_row, dqueries + l * stride, call.q_weight,
                 reader.table(call.cos, q0 + l), reader.table(call.sin, q0 + l), q_rms[l],
-                call.scale, held, dx + (q0 + l) * call.dx_row, dq_sum);
+                call.scale, held, dx + (q0 + l) * call.dx_row, sums);
     }
+    hand_over(sums, D, dq_weight);
   }
   for (int64_t l = 0; l < L; ++l) {
     pull_back(row, x + call.x_part + l * call.x_row, dkeys + l * stride, call.k_weight,
               reader.table(call.cos, l), reader.table(call.sin, l), k_rms[l], Acc(1), held,
-              dx + call.dx_part + l * call.dx_row, dk_sum);
+              dx + call.dx_part + l * call.dx_row, sums);
     for (int64_t i = 0; i < row.vectors; ++i) {
       const int64_t at = row.start(i);
       row.write(dx + 2 * call.dx_part + l * call.dx_row, at, load(dvalues + l * stride + at));
     }
-  }
-  for (int64_t d = 0; d < D; ++d) {
-    dq_weight[d] += static_cast<double>(dq_sum[d]);
-    dk_weight[d] += static_cast<double>(dk_sum[d]);
+    if ((l + 1) % most == 0 || l + 1 == L) hand_over(sums, D, dk_weight);
   }
 }
 

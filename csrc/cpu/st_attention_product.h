@@ -6,8 +6,9 @@
 //   ...
 //
 // A is read across (a row's terms are neighbours) or down (a term's rows are neighbours: A is the
-// transpose of what lies in memory), so nothing is turned around for it. Every sum runs over its
-// terms in ascending order, whatever the tile it falls into. Not here: packing, softmax, attention.
+// transpose of what lies in memory), so nothing is turned around for it. The order in which a
+// sum runs over its terms does not depend on the tile it falls into. Not here: packing, softmax,
+// attention.
 
 #pragma once
 
@@ -23,6 +24,8 @@ namespace st_attention {
 // one in 16; without FMA a product needs one more.
 constexpr int ROWS = COLAWORLD_VECTOR_REGISTERS == 32 ? 8 : 4;
 constexpr int VECTORS = COLAWORLD_VECTOR_BYTES == 16 && COLAWORLD_VECTOR_REGISTERS == 16 ? 2 : 3;
+// Long sums are sums of sums over this many terms: the rounding of one grows with its length.
+constexpr int64_t TERMS_PER_SUM = 256;
 
 // Which terms a row of C sums. Terms that are left out are never multiplied: a NaN there stays out.
 enum class Terms {
@@ -70,7 +73,7 @@ inline void tile(const Acc* a,  // DOWN ? [terms, a_stride] : [R, a_stride]
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 3
     for (int v = 0; v < V; ++v) {
-      sum[r][v] = add ? *reinterpret_cast<const vec*>(c + r * c_stride + v * L) : vec{};
+      sum[r][v] = vec{};
     }
   }
   if constexpr (TERMS == Terms::from_row) {
@@ -91,7 +94,10 @@ inline void tile(const Acc* a,  // DOWN ? [terms, a_stride] : [R, a_stride]
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 3
-    for (int v = 0; v < V; ++v) *reinterpret_cast<vec*>(c + r * c_stride + v * L) = sum[r][v];
+    for (int v = 0; v < V; ++v) {
+      vec* to = reinterpret_cast<vec*>(c + r * c_stride + v * L);
+      *to = add ? *to + sum[r][v] : sum[r][v];
+    }
   }
 }
 
@@ -114,15 +120,23 @@ inline int64_t rows_of(const Product<Acc>& p, int64_t row, int64_t column) {
   for (; row + R <= p.rows; row += R) {
     const Acc* a = DOWN ? p.a + row : p.a + row * p.a_stride;
     const Acc* b = p.b + column;
+    Acc* c = p.c + row * p.c_stride + column;
+    bool add = p.add;
     int64_t terms = p.terms;
     if constexpr (TERMS == Terms::up_to_row) terms = p.base + row;
     if constexpr (TERMS == Terms::from_row) {
-      terms -= row + R;
+      terms -= row + R;  // a panel of queries: few enough for one sum
       a += DOWN ? row * p.a_stride : row;
       b += row * p.b_stride;
+    } else {
+      for (; terms > TERMS_PER_SUM; terms -= TERMS_PER_SUM, add = true) {
+        tile<Acc, R, V, DOWN, Terms::all>(a, p.a_stride, b, p.b_stride, TERMS_PER_SUM, c,
+                                          p.c_stride, add);
+        a += DOWN ? TERMS_PER_SUM * p.a_stride : TERMS_PER_SUM;
+        b += TERMS_PER_SUM * p.b_stride;
+      }
     }
-    tile<Acc, R, V, DOWN, TERMS>(a, p.a_stride, b, p.b_stride, terms,
-                                 p.c + row * p.c_stride + column, p.c_stride, p.add);
+    tile<Acc, R, V, DOWN, TERMS>(a, p.a_stride, b, p.b_stride, terms, c, p.c_stride, add);
   }
   return row;
 }

@@ -1,4 +1,7 @@
-"""st_attention against attention written out by hand in float64."""
+"""st_attention, every implementation, against attention written out by hand in float64.
+
+Not here: what only the compiled op has to prove (test_st_attention_cpu.py).
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,22 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from colaworld import ops
+from colaworld.ops import _native
+
+CPU = pytest.param(
+    "cpu", marks=pytest.mark.skipif(not _native.AVAILABLE, reason=str(_native.reason()))
+)
+
+
+@pytest.fixture(params=["reference", CPU], autouse=True)
+def implementation(request):
+    """Every test of this file runs on every implementation."""
+    with ops.force(request.param):
+        yield request.param
 
 
 def by_hand(qkv, axis, causal, q_weight, k_weight, eps, angles, scale):
@@ -77,7 +92,11 @@ def test_default_scale_is_one_over_root_d(generator) -> None:
     torch.testing.assert_close(a, ops.st_attention(qkv, axis="spatial", scale=1 / math.sqrt(9)))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # it stays the same for all
+)
 @given(
     shape=st.tuples(*[st.integers(0, 2)] + [st.integers(1, 5)] * 2 + [st.integers(1, 3)] * 2),
     axis=st.sampled_from(["spatial", "temporal"]),
