@@ -57,6 +57,14 @@ __device__ __forceinline__ float max_of(float x, float y) { return fmaxf(x, y); 
 __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
 __device__ __forceinline__ void stop() { __trap(); }
 
+// The same value, and nothing that was made of it before is still in registers: recomputed where it
+// is cheaper than to hold.
+template <typename Value>
+__device__ __forceinline__ Value opaque(Value x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // 8 or 4 bytes of global memory. Volatile: rows that are read twice are meant to be read twice (the
 // second time near the core) instead of being held in registers in between.
 __device__ __forceinline__ uint2 read_two(const void* from) {
@@ -91,7 +99,7 @@ __device__ __forceinline__ float widen(fp16 x) {
 // The 8 x 8 tile of 16-bit numbers that a warp holds, a word a lane, transposed.
 __device__ __forceinline__ uint32_t transposed(uint32_t x) {
   uint32_t y;
-  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
   return y;
 }
 
@@ -112,7 +120,7 @@ struct words<bf16> {
   }
   static __device__ __forceinline__ void multiply(
       float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
         "{%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
@@ -121,7 +129,7 @@ struct words<bf16> {
                                                   uint32_t a0,
                                                   uint32_t a1,
                                                   uint32_t b0) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
         "{%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a0), "r"(a1), "r"(b0));
@@ -141,7 +149,7 @@ struct words<fp16> {
   }
   static __device__ __forceinline__ void multiply(
       float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
         "{%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
@@ -150,7 +158,7 @@ struct words<fp16> {
                                                   uint32_t a0,
                                                   uint32_t a1,
                                                   uint32_t b0) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
         "{%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a0), "r"(a1), "r"(b0));

@@ -14,7 +14,7 @@ namespace st_attention {
 template <typename E, int D, int R, typename Launch>
 auto with(bool back, Launch&& launch) {
   using Memory = Tables<D, R>;
-  if (back) return launch(backward<E, D, R>, WARPS, Memory::bytes(!holds(D, R, true)));
+  if (back) return launch(backward<E, D, R>, WARPS, Memory::bytes(true));
   return launch(forward<E, D, R>, WARPS, Memory::bytes(false));
 }
 

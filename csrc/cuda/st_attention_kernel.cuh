@@ -28,7 +28,7 @@ constexpr float LOG2_E = 1.4426950408889634f;
 // Whether the rows of a sequence fit into registers; R row blocks of 8. Chosen so that nothing
 // spills on any architecture that is compiled.
 COLAWORLD_BOTH constexpr bool holds(int D, int R, bool backward) {
-  return R == 2 ? !backward || D <= 72 : !backward && D <= 72;
+  return R == 2 ? !backward || D <= 96 : !backward && D <= 72;
 }
 
 // The shared memory of a block: what its warps look up, then what they sum.
@@ -38,7 +38,7 @@ struct Tables {
   float2* turns;  // [R * P, LANES] (cos, sin) of the pair that a lane holds in a row and block
   float2* q_weight;  // [P, 4] of the pair that a quad's lane holds
   float2* k_weight;  // [P, 4]
-  float2* sums;  // [WARPS, 2, P, LANES], backward of rows that are not held
+  float2* sums;  // [WARPS, 2, P, LANES], backward only
 
   static constexpr int size = R * P * LANES + 2 * P * 4;
   static_assert(size * 8 >= WARPS * 2 * D * 4, "the last sums take the place of the tables");
@@ -189,6 +189,11 @@ struct Rows {
     if constexpr (HOLD) {
 #pragma unroll
       for (int c = 0; c < CHUNKS; ++c) {
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+          held[c][r][0] = opaque(held[c][r][0]);
+          held[c][r][1] = opaque(held[c][r][1]);
+        }
         prepare_chunk<E, D, R>(held[c], c, weight, turns, rms, lane);
       }
     }
@@ -370,7 +375,7 @@ __global__ void __launch_bounds__(WARPS* LANES) forward(const StAttentionCall ca
   tables.fill(call);
   const int lane = threadIdx.x % LANES;
   const int64_t step = call.S * call.H * D;  // of the output
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * WARPS;
+  const unsigned stride = gridDim.x * WARPS;
   for (int64_t pair = static_cast<int64_t>(blockIdx.x) * WARPS + threadIdx.x / LANES;
        pair < call.pairs; pair += stride) {
     const Place at = place_of(pair, call.S, call.H);
@@ -391,30 +396,20 @@ __global__ void __launch_bounds__(WARPS* LANES) forward(const StAttentionCall ca
   }
 }
 
-// The gradient of a weight as one lane sees it: in registers, or in its place in shared memory.
-template <int P, bool HOLD>
+// The gradient of a weight as one lane sees it, in a place of its own in shared memory: in registers
+// it would cost two to four numbers for each of P blocks, and with them a third of the warps.
+template <int P>
 struct WeightSum {
-  float held[HOLD ? P : 1][2];
   float2* place;  // [P, LANES], from this lane on
 
-  __device__ __forceinline__ explicit WeightSum(float2* sums) : held{}, place(sums) {
-    if constexpr (!HOLD) {
-      for (int p = 0; p < P; ++p) place[p * LANES] = make_float2(0.f, 0.f);
-    }
+  __device__ __forceinline__ explicit WeightSum(float2* sums) : place(sums) {
+    for (int p = 0; p < P; ++p) place[p * LANES] = make_float2(0.f, 0.f);
   }
-  __device__ __forceinline__ void add(int p, float even, float odd) {
-    if constexpr (HOLD) {
-      held[p][0] += even;
-      held[p][1] += odd;
-    } else {
-      const float2 was = place[p * LANES];
-      place[p * LANES] = make_float2(was.x + even, was.y + odd);
-    }
+  __device__ __forceinline__ void add(int p, float2 x) {
+    const float2 was = place[p * LANES];
+    place[p * LANES] = make_float2(was.x + x.x, was.y + x.y);
   }
-  __device__ __forceinline__ float2 get(int p) const {
-    if constexpr (HOLD) return make_float2(held[p][0], held[p][1]);
-    return place[p * LANES];
-  }
+  __device__ __forceinline__ float2 get(int p) const { return place[p * LANES]; }
 };
 
 // From the gradient a x of prepared rows to that of the rows as they came:
@@ -426,7 +421,7 @@ __device__ __forceinline__ void pull_back(const uint32_t (&a)[R / 2][R / 2][4],
                                           bool norm,
                                           uint16_t* to,
                                           int64_t step,
-                                          WeightSum<D / 8, HOLD>& dweight) {
+                                          WeightSum<D / 8>& dweight) {
   const int lane = x.lane;
   const Rows<E, D, R, HOLD> raw(prepared.from, prepared.step, prepared.T, lane);
   const float(&rms)[R] = prepared.rms;
@@ -467,7 +462,7 @@ __device__ __forceinline__ void pull_back(const uint32_t (&a)[R / 2][R / 2][4],
           sum = make_float2(sum.x + even, sum.y + odd);
           mean[r] += even * w.x + odd * w.y;
         }
-        dweight.add(p, sum.x, sum.y);
+        dweight.add(p, sum);
       }
     }
 #pragma unroll
@@ -534,9 +529,9 @@ __device__ __forceinline__ void softmax_backward(float (&s)[R / 2][R][4],
 }
 
 // Nothing is saved by the forward pass: scores are computed again. Gradients of the weights stay in
-// registers until the block has done its last pair.
+// shared memory until the block has done its last pair.
 template <typename E, int D, int R>
-__global__ void __launch_bounds__(WARPS* LANES) backward(const StAttentionCall call) {
+__global__ void __launch_bounds__(WARPS* LANES, R == 2 && D <= 72 ? 3 : 1) backward(const StAttentionCall call) {
   constexpr int P = D / 8;
   constexpr bool HOLD = holds(D, R, true);
   using Here = Rows<E, D, R, HOLD>;
@@ -544,10 +539,10 @@ __global__ void __launch_bounds__(WARPS* LANES) backward(const StAttentionCall c
   tables.fill(call);
   const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, T = call.T;
   const int64_t part = call.H * D, step = call.S * 3 * part;  // of the gradient
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * WARPS;
+  const unsigned stride = gridDim.x * WARPS;
   const bool q_norm = call.q_weight != nullptr, k_norm = call.k_weight != nullptr;
   float2* sums_here = tables.sums + warp * 2 * P * LANES + lane;
-  WeightSum<P, HOLD> dq_weight(sums_here), dk_weight(sums_here + P * LANES);
+  WeightSum<P> dq_weight(sums_here), dk_weight(sums_here + P * LANES);
   for (int64_t pair = static_cast<int64_t>(blockIdx.x) * WARPS + warp; pair < call.pairs;
        pair += stride) {
     const Place at = place_of(pair, call.S, call.H);
@@ -557,8 +552,8 @@ __global__ void __launch_bounds__(WARPS* LANES) backward(const StAttentionCall c
                                 at.s * call.grad_s + at.h * call.grad_h;
     uint16_t* to = static_cast<uint16_t*>(call.out) + at.b * T * step + at.s * 3 * part + at.h * D;
     Here q(from, call.x_t, T, lane), k(from + call.x_part, call.x_t, T, lane);
-    const Here grad(from_grad, call.grad_t, T, lane);
     q.prepare(tables.q_weight, tables.turns, q_norm, call.eps);
+    const Here grad(from_grad, call.grad_t, T, lane);
     k.prepare(tables.k_weight, tables.turns, k_norm, call.eps);
     float s[R / 2][R][4], ds[R / 2][R][4];
     score(q, k, s);
@@ -580,7 +575,7 @@ __global__ void __launch_bounds__(WARPS* LANES) backward(const StAttentionCall c
   // Over the rows that a lane's channels lie in, then over the warps, in their order.
   float* sums = reinterpret_cast<float*>(shared_memory());  // [WARPS, 2, D]
   sync_block();  // the tables are not needed any more
-#pragma unroll HOLD ? P : 1
+#pragma unroll 1
   for (int p = 0; p < P; ++p) {
     const int channel = channel_of<D>(p, quad_of(lane));
 #pragma unroll

@@ -198,6 +198,11 @@ inline float max_of(float x, float y) { return std::fmax(x, y); }
 inline float infinity() { return INFINITY; }
 inline void stop() { simt::fail("stop", ""); }
 
+template <typename Value>
+Value opaque(Value x) {
+  return x;
+}
+
 inline uint2 read_two(const void* from) {
   if (reinterpret_cast<uintptr_t>(from) % 8 != 0) simt::fail("read_two: not on 8 bytes", "");
   uint2 x;

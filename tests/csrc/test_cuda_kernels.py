@@ -26,35 +26,35 @@ ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 FLOORS = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 HEAD_DIMS = (64, 72, 96, 128)
 
-P, I, L, F, B = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_bool
+POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 
 
-def fields(**names: str) -> list[tuple[str, type]]:
-    """ctypes fields in the order given, from strings of names of each type."""
-    types = {"P": P, "I": I, "L": L, "F": F, "B": B}
-    return [(name, types[kind[0]]) for kind, text in names.items() for name in text.split()]
+def fields(*named: tuple[type, str]) -> list[tuple[str, type]]:
+    """ctypes fields from a type and the names that have it."""
+    return [(name, kind) for kind, names in named for name in names.split()]
 
 
+# The structs of csrc/cuda/*.h; the library is asked for their sizes.
 class StAttentionCall(ctypes.Structure):
     _fields_ = fields(
-        P1="x",
-        L1="x_b x_t x_s x_part x_h",
-        P2="grad",
-        L2="grad_b grad_t grad_s grad_h",
-        P3="out q_weight k_weight cos sin partial",
-        L3="pairs S H",
-        I1="T D",
-        F1="eps scale",
-        B1="causal",
+        (POINTER, "x"),
+        (LONG, "x_b x_t x_s x_part x_h"),
+        (POINTER, "grad"),
+        (LONG, "grad_b grad_t grad_s grad_h"),
+        (POINTER, "out q_weight k_weight cos sin partial"),
+        (LONG, "pairs S H"),
+        (INT, "T D"),
+        (ctypes.c_float, "eps scale"),
+        (ctypes.c_bool, "causal"),
     )
 
 
 class VectorQuantizeCall(ctypes.Structure):
-    _fields_ = fields(P1="z codebook codes indices", L1="N K d")
+    _fields_ = fields((POINTER, "z codebook codes indices"), (LONG, "N K d"))
 
 
 class CodeStatisticsCall(ctypes.Structure):
-    _fields_ = fields(P1="z indices partial out", L1="N K d width")
+    _fields_ = fields((POINTER, "z indices partial out"), (LONG, "N K d width"))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     )
     assert done.returncode == 0, done.stderr
     loaded = ctypes.CDLL(str(library))
-    loaded.host_code_statistics_parts.restype = L
+    loaded.host_code_statistics_parts.restype = LONG
     for struct, name in [
         (StAttentionCall, "st_attention"),
         (VectorQuantizeCall, "vector_quantize"),
@@ -86,7 +86,17 @@ def pointer(tensor: Tensor | None) -> int | None:
 
 
 def attend(
-    kernels, qkv, q_weight=None, k_weight=None, cos=None, sin=None, *, causal, scale, grad=None, blocks=2
+    kernels,
+    qkv,
+    q_weight=None,
+    k_weight=None,
+    cos=None,
+    sin=None,
+    *,
+    causal,
+    scale,
+    grad=None,
+    blocks=2,
 ):
     """The kernel's output, or with `grad` the gradients (qkv, q_weight, k_weight)."""
     B_, T, S, _, H, D = qkv.shape
@@ -105,17 +115,19 @@ def attend(
         scale=scale,
         causal=causal,
     )
-    for i, name in enumerate("x_b x_t x_s x_part x_h".split()):
+    for i, name in enumerate(["x_b", "x_t", "x_s", "x_part", "x_h"]):
         setattr(call, name, qkv.stride(i))
     out = torch.full((B_, T, S, H, D), torch.nan, dtype=qkv.dtype)
     if grad is not None:
         out = torch.full((B_, T, S, 3, H, D), torch.nan, dtype=qkv.dtype)
         call.grad = pointer(grad)
-        for i, name in enumerate("grad_b grad_t grad_s grad_h".split()):
+        for i, name in enumerate(["grad_b", "grad_t", "grad_s", "grad_h"]):
             setattr(call, name, grad.stride(i))
     partial = torch.full((blocks, 2, D), torch.nan)
     call.out, call.partial = pointer(out), pointer(partial)
-    kernels.host_st_attention(ELEMENTS[qkv.dtype], ctypes.byref(call), int(grad is not None), blocks)
+    kernels.host_st_attention(
+        ELEMENTS[qkv.dtype], ctypes.byref(call), int(grad is not None), blocks
+    )
     if grad is None:
         return out
     dq_weight, dk_weight = partial.sum(0)
@@ -245,7 +257,9 @@ def quantize(kernels, z, codebook, rows_per_thread=4):
 @pytest.mark.parametrize(
     "dtype, rows", [(torch.float32, 4), (torch.float32, 8), (torch.bfloat16, 4), (torch.float16, 4)]
 )
-@pytest.mark.parametrize("shape", [(1, 1, 1), (70, 65, 33), (65, 130, 7), (3, 64, 40), (130, 5, 32)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (70, 65, 33), (65, 130, 7), (3, 64, 40), (130, 5, 32)]
+)
 def test_vector_quantize(kernels, dtype, rows, shape) -> None:
     N, K, d = shape
     z, codebook = draw((N, d), dtype), draw((K, d), dtype, seed=1)
@@ -318,7 +332,7 @@ def test_every_channel_has_one_holder(kernels, D) -> None:
 
 @pytest.mark.parametrize("S, H", [(1, 1), (7, 3), (256, 16), (5, 2**33)])
 def test_pairs_are_counted_heads_first(kernels, S, H) -> None:
-    place = (L * 3)()
+    place = (LONG * 3)()
     for pair in (0, 1, H - 1, H, 3 * S * H + 2 * H, 2**31 + 5, 2**32 - 1, 2**32, 2**40 + 12345):
-        kernels.host_place_of(L(pair), L(S), L(H), place)
+        kernels.host_place_of(LONG(pair), LONG(S), LONG(H), place)
         assert list(place) == [pair // H // S, pair // H % S, pair % H]
