@@ -2,7 +2,7 @@
 
 Plain Python, evaluated once per call in eager mode and once per trace under `torch.compile`. Every
 implementation has one predicate that answers both "can it?" and "why not?"; `choose` is a pure
-function of (device, dtype, shape, strides). Nothing is decided by trying and catching.
+function of (device, dtype, shape, strides, axis). Nothing is decided by trying and catching.
 Not here: the kernels themselves, and loading the compiled library (`_native.py`).
 """
 
@@ -28,6 +28,7 @@ class Facts:
     dtype: torch.dtype
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    axis: str | None = None  # st_attention: "spatial" or "temporal"; None where none is named
 
 
 @dataclass(frozen=True)
@@ -103,25 +104,28 @@ def choose(
     return None
 
 
-def facts_of(tensor: Tensor) -> Facts:
-    """What a choice may know of `tensor`."""
-    return Facts(tensor.device.type, tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))
+def facts_of(tensor: Tensor, axis: str | None = None) -> Facts:
+    """What a choice may know of a call led by `tensor`."""
+    shape, strides = tuple(tensor.shape), tuple(tensor.stride())
+    return Facts(tensor.device.type, tensor.dtype, shape, strides, axis)
 
 
-def select(op: str, tensor: Tensor) -> Callable[..., object]:
+def select(op: str, tensor: Tensor, *, axis: str | None = None) -> Callable[..., object]:
     """The function that runs `op` for a call led by `tensor`.
 
     Raises NoImplementationError with each implementation's reason when the forced one refuses.
     """
-    return pick(op, tensor).run
+    return pick(op, tensor, axis=axis).run
 
 
-def pick(op: str, tensor: Tensor, *, fused: bool = False) -> Implementation:
+def pick(
+    op: str, tensor: Tensor, *, axis: str | None = None, fused: bool = False
+) -> Implementation:
     """The implementation that runs `op` for a call led by `tensor`; `fused`: not the reference.
 
     Raises NoImplementationError with each implementation's reason when there is none.
     """
-    facts = facts_of(tensor)
+    facts = facts_of(tensor, axis)
     candidates = [i for i in _REGISTRY[op] if not (fused and i.name == "reference")]
     chosen = choose(candidates, facts, _forced)
     if chosen is None:
@@ -143,11 +147,11 @@ def _complaint(op: str, facts: Facts) -> str:
     return "\n".join(lines)
 
 
-def explain(op: str, tensor: Tensor) -> tuple[Verdict, ...]:
+def explain(op: str, tensor: Tensor, *, axis: str | None = None) -> tuple[Verdict, ...]:
     """For each implementation of `op`: would it run for a call led by `tensor`, and if not, why."""
     if op not in _REGISTRY:
         raise ValueError(f"op: expected one of {', '.join(_REGISTRY)}, got {op!r}")
-    facts = facts_of(tensor)
+    facts = facts_of(tensor, axis)
     chosen = choose(_REGISTRY[op], facts, _forced)
     verdicts = []
     for implementation in _REGISTRY[op]:

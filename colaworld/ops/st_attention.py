@@ -2,7 +2,7 @@
 
 The public function: checks, the choice of an implementation, and what autograd and the compiler
 must know of the compiled op. The meaning is in `reference.py`, the CPU kernel in
-`csrc/cpu/st_attention_kernel.h`.
+`csrc/cpu/st_attention_kernel.h`, the CUDA kernels in `csrc/cuda/st_attention*_kernel.cuh`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from colaworld.ops import _dispatch, _native, attention_backends, reference
+from colaworld.ops import _cuda, _dispatch, _native, attention_backends, reference
 from colaworld.ops._checks import check_beside
 from colaworld.ops.attention_backends import Backend
 
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+# Of the CUDA kernels: they hold a whole sequence, and 16-bit heads in tiles without padding.
+_CUDA_LONGEST = 32
+_CUDA_HEAD_DIMS = (64, 72, 96, 128)
 
 
 def _cpu_refuses(facts: _dispatch.Facts) -> str | None:
@@ -30,7 +33,25 @@ def _cpu_refuses(facts: _dispatch.Facts) -> str | None:
     return None
 
 
-def _cpu(
+def _cuda_refuses(facts: _dispatch.Facts) -> str | None:
+    reason = _cuda.refuses(facts)
+    if reason is not None:
+        return reason
+    if facts.axis == "spatial":
+        return "the axis is spatial, it attends over time only"
+    T, D = facts.shape[1], facts.shape[5]
+    if T > _CUDA_LONGEST:
+        return f"there are {T} frames, it takes at most {_CUDA_LONGEST}"
+    if facts.dtype == torch.float32:
+        if D % 8 or not 8 <= D <= 128:
+            return f"the heads have {D} channels, in float32 it takes multiples of 8 up to 128"
+    elif D not in _CUDA_HEAD_DIMS:
+        return f"the heads have {D} channels, it takes 64, 72, 96 and 128"
+    return None
+
+
+# The compiled op: the dispatcher goes by the device, so this is "cpu" and "cuda" alike.
+def _compiled(
     qkv: Tensor,  # [B, T, S, 3, H, D]
     q_weight: Tensor | None,  # [D]
     k_weight: Tensor | None,  # [D]
@@ -100,7 +121,7 @@ def _setup_no_second(ctx, inputs, output) -> None:
 
 def _no_second(ctx, *_) -> None:
     raise RuntimeError(
-        "st_attention: the cpu implementation has no second derivative; compute it within "
+        "st_attention: the compiled op has no second derivative; compute it within "
         'colaworld.ops.force("reference")'
     )
 
@@ -118,7 +139,8 @@ if _native.AVAILABLE:
 _dispatch.register(
     "st_attention",
     (
-        _dispatch.Implementation("cpu", _cpu, _cpu_refuses),
+        _dispatch.Implementation("cuda", _compiled, _cuda_refuses),
+        _dispatch.Implementation("cpu", _compiled, _cpu_refuses),
         _dispatch.Implementation("reference", reference.st_attention, _dispatch.always),
     ),
 )
@@ -181,7 +203,7 @@ def st_attention(
         check_beside("rope cos", cos, (length, D // 2), "qkv", qkv)
         check_beside("rope sin", sin, (length, D // 2), "qkv", qkv)
     if backend in ("auto", "fused"):
-        chosen = _dispatch.pick("st_attention", qkv, fused=backend == "fused")
+        chosen = _dispatch.pick("st_attention", qkv, axis=axis, fused=backend == "fused")
         run = chosen.run
         if backend == "auto" and not torch.compiler.is_compiling():
             attention_backends.tell_once(chosen.name, axis, qkv.device.type, qkv.dtype)

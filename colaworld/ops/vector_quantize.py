@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from colaworld.ops import _dispatch, _eager, _native, reference
+from colaworld.ops import _cuda, _dispatch, _eager, _native, reference
 from colaworld.ops.code_statistics import segmented_sum
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -26,7 +26,8 @@ def _cpu_refuses(facts: _dispatch.Facts) -> str | None:
     return None
 
 
-def _cpu(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+# The dispatcher goes by the device, so this is "cpu" and "cuda" alike.
+def _compiled(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling():
         return torch.ops.colaworld.vector_quantize(z, codebook)
     if _eager.wants_gradient(codebook):
@@ -54,7 +55,7 @@ def _backward(ctx, grad_codes: Tensor, _) -> tuple[None, Tensor]:
 
 
 class _Recorded(torch.autograd.Function):
-    """The cpu implementation in eager mode, with the gradient that is registered on the op."""
+    """The compiled op in eager mode, with the gradient that is registered on the op."""
 
     @staticmethod
     def forward(ctx, z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,7 +76,8 @@ if _native.AVAILABLE:
 _dispatch.register(
     "vector_quantize",
     (
-        _dispatch.Implementation("cpu", _cpu, _cpu_refuses),
+        _dispatch.Implementation("cuda", _compiled, _cuda.refuses),
+        _dispatch.Implementation("cpu", _compiled, _cpu_refuses),
         _dispatch.Implementation("reference", reference.vector_quantize, _dispatch.always),
     ),
 )

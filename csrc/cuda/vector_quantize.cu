@@ -1,0 +1,82 @@
+// vector_quantize and code_statistics on CUDA: grids and launches. The arithmetic is in
+// vector_quantize_kernel.cuh and code_statistics_kernel.cuh. Not here: tensors
+// (vector_quantize_cuda.cpp).
+
+#include "vector_quantize.h"
+
+#include "code_statistics_kernel.cuh"
+#include "launch.cuh"
+#include "vector_quantize_kernel.cuh"
+
+namespace colaworld {
+namespace cuda {
+namespace {
+
+// From so many rows on a thread takes 8 rows instead of 4, which halves the reads from shared memory
+// and still leaves a block for every processor of the largest GPUs.
+constexpr int64_t MANY_ROWS = 1 << 15;
+
+template <typename In, int M>
+const char* search(const VectorQuantizeCall& call, void* stream) {
+  namespace kernels = vector_quantize_kernels;
+  const int64_t rows = kernels::SIDE * M, blocks = (call.N + rows - 1) / rows;
+  return launch(kernels::assign<In, M>, blocks, kernels::THREADS, kernels::bytes(M), stream, call);
+}
+
+template <typename In>
+const char* search(const VectorQuantizeCall& call, void* stream) {
+  return call.N >= MANY_ROWS ? search<In, 8>(call, stream) : search<In, 4>(call, stream);
+}
+
+template <typename In>
+const char* add(const CodeStatisticsCall& call, const CodeStatisticsPlan& plan, void* stream) {
+  namespace kernels = code_statistics_kernels;
+  const int bytes = kernels::WARPS * plan.per_warp * (plan.columns + 1) * 4;
+  return launch(kernels::add<In>, plan.parts * plan.ranges * plan.slices,
+                kernels::WARPS * LANES, bytes, stream, call, plan);
+}
+
+}  // namespace
+
+const char* vector_quantize(Element element, const VectorQuantizeCall& call, void* stream) {
+  switch (element) {
+    case Element::float32:
+      return search<float>(call, stream);
+    case Element::bfloat16:
+      return search<bf16>(call, stream);
+    default:
+      return search<fp16>(call, stream);
+  }
+}
+
+CodeStatisticsPlan code_statistics_plan(int64_t N, int64_t K, int64_t d, int64_t width) {
+  return code_statistics_kernels::plan(N, K, d, width);
+}
+
+const char* code_statistics(Element element,
+                            const CodeStatisticsCall& call,
+                            const CodeStatisticsPlan& plan,
+                            void* stream) {
+  const char* error = nullptr;
+  switch (element) {
+    case Element::float32:
+      error = add<float>(call, plan, stream);
+      break;
+    case Element::bfloat16:
+      error = add<bf16>(call, plan, stream);
+      break;
+    default:
+      error = add<fp16>(call, plan, stream);
+  }
+  if (error != nullptr || plan.parts == 1) return error;
+  constexpr int THREADS = 256;
+  const int64_t size = call.K * call.width, blocks = (size + THREADS - 1) / THREADS;
+  return launch(code_statistics_kernels::merge<float>,
+                blocks < code_statistics_kernels::MOST_BLOCKS
+                    ? blocks
+                    : code_statistics_kernels::MOST_BLOCKS,
+                THREADS, 0, stream, call.partial, plan.parts, size, call.out);
+}
+
+}  // namespace cuda
+}  // namespace colaworld

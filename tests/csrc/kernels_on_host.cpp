@@ -1,0 +1,73 @@
+// The CUDA kernels as functions on CPU memory, for test_cuda_kernels.py: simt.h runs them.
+// Not here: launch code (.cu), which needs the CUDA runtime, and tensors.
+
+#include "code_statistics_kernel.cuh"
+#include "st_attention_choose.h"
+#include "vector_quantize_kernel.cuh"
+
+using namespace colaworld::cuda;
+
+extern "C" {
+
+// Sizes of the structs, so that their Python twins cannot drift.
+int size_of_st_attention_call() { return sizeof(StAttentionCall); }
+int size_of_vector_quantize_call() { return sizeof(VectorQuantizeCall); }
+int size_of_code_statistics_call() { return sizeof(CodeStatisticsCall); }
+
+void host_st_attention(int element, const StAttentionCall* call, int backward, int blocks) {
+  st_attention_choose(static_cast<Element>(element), call->T, call->D, backward != 0,
+                      [&](auto kernel, int warps, int bytes) {
+                        simt::launch(blocks, warps * LANES, bytes, [&] { kernel(*call); });
+                      });
+}
+
+void host_vector_quantize(int element, const VectorQuantizeCall* call, int rows_per_thread) {
+  namespace kernels = vector_quantize_kernels;
+  const auto run = [&](auto kernel, int m) {
+    const int64_t rows = kernels::SIDE * m;
+    simt::launch((call->N + rows - 1) / rows, kernels::THREADS, kernels::bytes(m),
+                 [&] { kernel(*call); });
+  };
+  if (element == 0 && rows_per_thread == 4) run(kernels::assign<float, 4>, 4);
+  if (element == 0 && rows_per_thread == 8) run(kernels::assign<float, 8>, 8);
+  if (element == 1) run(kernels::assign<bf16, 4>, 4);
+  if (element == 2) run(kernels::assign<fp16, 4>, 4);
+}
+
+int64_t host_code_statistics_parts(const CodeStatisticsCall* call) {
+  return code_statistics_kernels::plan(call->N, call->K, call->d, call->width).parts;
+}
+
+void host_code_statistics(int element, const CodeStatisticsCall* call) {
+  namespace kernels = code_statistics_kernels;
+  const CodeStatisticsPlan plan = kernels::plan(call->N, call->K, call->d, call->width);
+  const auto run = [&](auto kernel) {
+    simt::launch(plan.parts * plan.ranges * plan.slices, kernels::WARPS * LANES,
+                 kernels::WARPS * plan.per_warp * (plan.columns + 1) * 4,
+                 [&] { kernel(*call, plan); });
+  };
+  if (element == 0) run(kernels::add<float>);
+  if (element == 1) run(kernels::add<bf16>);
+  if (element == 2) run(kernels::add<fp16>);
+  if (plan.parts > 1) {
+    simt::launch(3, 32, 0, [&] {
+      kernels::merge(call->partial, plan.parts, call->K * call->width, call->out);
+    });
+  }
+}
+
+// layout.h
+int host_channel_of(int D, int p, int quad) {
+  if (D == 64) return channel_of<64>(p, quad);
+  if (D == 72) return channel_of<72>(p, quad);
+  if (D == 96) return channel_of<96>(p, quad);
+  return channel_of<128>(p, quad);
+}
+void host_place_of(int64_t pair, int64_t S, int64_t H, int64_t* place) {
+  const Place at = place_of(pair, S, H);
+  place[0] = at.b;
+  place[1] = at.s;
+  place[2] = at.h;
+}
+
+}  // extern "C"
