@@ -28,3 +28,40 @@ class Configuration:
     # argument -> a power of two that divides its value, as the launcher would find at run time
     divisible: Mapping[str, int] = field(default_factory=dict)
     label: str = ""  # how the row is called in a table of resources
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How one kernel is laid out on the GPU."""
+
+    num_warps: int
+    reason: str
+    num_stages: int = 1
+
+
+def pick(table: Mapping[tuple, Blocks], arch: int | None, *key: object) -> Blocks:
+    """The row of an architecture, or the one for any (None) where it has none of its own."""
+    return table.get((arch, *key)) or table[(None, *key)]
+
+
+# st_attention, temporal: (architecture, pass, TP, DP, bytes of a number). A warp holds TP * DP / 32
+# numbers of every tile in each lane: more than 32 of them and the backward pass spills.
+ST_ATTENTION: dict[tuple, Blocks] = {
+    (None, direction, TP, DP, size): Blocks(
+        num_warps=max(1, TP * DP // (512 if direction == "backward" else 1024)),
+        reason="fewest warps without a spill",
+    )
+    for direction in ("forward", "backward")
+    for TP in (16, 32)
+    for DP in (16, 32, 64, 128)
+    for size in (2, 4, 8)
+}
+
+# qk_norm_rope: (architecture, pass, numbers of a padded token).
+QK_NORM_ROPE: dict[tuple, Blocks] = {
+    (None, direction, size): Blocks(
+        num_warps=min(16, max(1, size // 512)), reason="16 numbers of every tile in a lane"
+    )
+    for direction in ("forward", "backward")
+    for size in (1 << power for power in range(4, 15))
+}
