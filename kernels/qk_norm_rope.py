@@ -14,7 +14,7 @@ anything of colaworld.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -374,22 +374,36 @@ def padded_token(H: int, D: int) -> tuple[int, int]:
 
 
 def _constants(
-    q: Tensor, q_weight, cos, sections, *, across: bool, half: bool
+    H: int,
+    D: int,
+    dtype: torch.dtype,
+    *,
+    norm: bool,
+    across: bool,
+    rope: bool,
+    half: bool,
+    sections: Sequence[int],
+    unit: int,
 ) -> dict[str, object]:
     """What a kernel is compiled for."""
-    H, D = q.shape[2:]
     HP, PP = padded_token(H, D)
     return {
         "D": D,
-        "NORM": q_weight is not None,
+        "NORM": norm,
         "ACROSS": across,
-        "ROPE": cos is not None,
-        "HALF": half and cos is not None,  # which channels are a pair matters to a rotation alone
+        "ROPE": rope,
+        "HALF": half and rope,  # which channels are a pair matters to a rotation alone
         "SECTIONS": tuple(sections),
+        "UNIT": unit,
         "HP": HP,
         "PP": PP,
-        "WIDE": launch.wide_of(q.dtype),
+        "WIDE": launch.wide_of(dtype),
     }
+
+
+def _blocks(direction: str, arch: int | None, constants: dict[str, object]) -> tuning.Blocks:
+    size = constants["HP"] * 2 * constants["PP"]
+    return tuning.pick(tuning.QK_NORM_ROPE, arch, direction, max(16, size))
 
 
 def _readable(x: Tensor | None, instead: Tensor) -> Tensor:
@@ -426,23 +440,25 @@ def qk_norm_rope(
     outs = q.new_empty(q.shape), k.new_empty(k.shape)
     if q.numel() == 0:
         return outs
-    constants = _constants(q, q_weight, cos, sections, across=across, half=half)
+    options = {
+        "norm": q_weight is not None,
+        "across": across,
+        "rope": cos is not None,
+        "half": half,
+        "sections": sections,
+    }
     q, k = _readable(q, q), _readable(k, k)
     q_weight, k_weight = (q if w is None else w.contiguous() for w in (q_weight, k_weight))
     cos, sin, position, P = _tables(cos, sin, position, q)
     strides = (*q.stride()[:3], *k.stride()[:3])
     unit = launch.unit_of(strides)
-    blocks = tuning.pick(
-        tuning.QK_NORM_ROPE,
-        launch.architecture(q),
-        "forward",
-        max(16, constants["HP"] * 2 * constants["PP"]),
-    )
+    constants = _constants(*q.shape[2:], q.dtype, unit=unit, **options)
+    blocks = _blocks("forward", launch.architecture(q), constants)
     with launch.on_device_of(q):
         forward_kernel[(B * L,)](
             q, k, *outs, q_weight, k_weight, cos, sin, position, eps, L, H, P,
             *(stride // unit for stride in strides),
-            **constants, UNIT=unit, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+            **constants, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
         )  # fmt: skip
     return outs
 
@@ -472,7 +488,13 @@ def qk_norm_rope_backward(
     if grad_q.numel() == 0:
         zero = grad_q.new_zeros(width, dtype=wide) if norm else None
         return *outs, zero, zero if zero is None else zero.clone()
-    constants = _constants(grad_q, q_weight, cos, sections, across=across, half=half)
+    options = {
+        "norm": norm,
+        "across": across,
+        "rope": cos is not None,
+        "half": half,
+        "sections": sections,
+    }
     steps = max(1, B * L // PROGRAMS)
     programs = triton.cdiv(B * L, steps)
     partial = grad_q.new_empty((programs, 2, width), dtype=wide)
@@ -482,19 +504,62 @@ def qk_norm_rope_backward(
     cos, sin, position, P = _tables(cos, sin, position, q)
     strides = (*q.stride()[:3], *k.stride()[:3])
     unit = launch.unit_of(strides)
-    blocks = tuning.pick(
-        tuning.QK_NORM_ROPE,
-        launch.architecture(q),
-        "backward",
-        max(16, constants["HP"] * 2 * constants["PP"]),
-    )
+    constants = _constants(*q.shape[2:], q.dtype, unit=unit, **options)
+    blocks = _blocks("backward", launch.architecture(q), constants)
     with launch.on_device_of(q):
         backward_kernel[(programs,)](
             grad_q, grad_k, q, k, *outs, partial, q_weight, k_weight, cos, sin, position, eps,
             B * L, steps, L, H, P, *(stride // unit for stride in strides),
-            **constants, UNIT=unit, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+            **constants, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
         )  # fmt: skip
     if not norm:
         return *outs, None, None
     dqw, dkw = partial.sum(0)
     return *outs, dqw, dkw
+
+
+# (H, D, dtypes, norm, rope, half, pairs of each axis): what is shipped, so what must not spill.
+_SHIPPED = (
+    (16, 72, ("bf16", "fp16", "fp32"), "head", False, False, ()),  # STDiT3-XL, spatial
+    (16, 72, ("bf16",), "head", True, False, ()),
+    (12, 64, ("bf16", "fp32"), "head", True, False, ()),  # latent action model
+    (12, 64, ("bf16",), "none", True, False, ()),
+    (16, 96, ("bf16",), "head", True, False, ()),
+    (12, 128, ("bf16", "fp32"), "across", True, False, (22, 21, 21)),  # Wan 2.1, 1.3 B
+    (40, 128, ("bf16",), "across", True, False, (22, 21, 21)),  # Wan 2.1, 14 B
+    (16, 128, ("bf16",), "head", True, True, ()),
+)
+
+
+def configurations(arch: int | None = None) -> Iterator[tuning.Configuration]:
+    """Every kernel as it is shipped for an architecture."""
+    tables = {"QW": "fp32", "KW": "fp32", "COS": "fp32", "SIN": "fp32", "POSITION": "i64"}
+    for H, D, dtypes, norm, rope, half, sections in _SHIPPED:
+        for name in dtypes:
+            constants = _constants(
+                H,
+                D,
+                torch.float32,
+                norm=norm != "none",
+                across=norm == "across",
+                rope=rope,
+                half=half,
+                sections=sections,
+                unit=launch.VECTOR,
+            )
+            turned = ("half" if half else "interleaved") if rope else "no rotation"
+            for direction, kernel, tensors in (
+                ("forward", forward_kernel, ("Q", "K", "Q_OUT", "K_OUT")),
+                ("backward", backward_kernel, ("GRAD_Q", "GRAD_K", "Q", "K", "DQ", "DK")),
+            ):
+                pointers = {**dict.fromkeys(tensors, name), **tables}
+                if direction == "backward":
+                    pointers["DW"] = "fp32"
+                yield tuning.configuration(
+                    f"qk_norm_rope {direction} {H}x{D} {norm}, {turned} {name}",
+                    kernel,
+                    _blocks(direction, arch, constants),
+                    constants,
+                    pointers=pointers,
+                    floats=("eps",),
+                )

@@ -15,6 +15,8 @@ anything of colaworld.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
@@ -307,27 +309,37 @@ PROGRAMS = 4096  # about; of the backward pass. 10 and more for each place on an
 # partial sums at head dim 72, under 1 % of what the pass moves at 8 x 16 x 256 tokens.
 
 
-def _constants(qkv: Tensor, q_weight, k_weight, cos, causal: bool) -> dict[str, object]:
+def _constants(
+    T: int,
+    D: int,
+    dtype: torch.dtype,
+    *,
+    causal: bool,
+    q_norm: bool,
+    k_norm: bool,
+    rope: bool,
+    unit: int,
+) -> dict[str, object]:
     """What a kernel is compiled for."""
-    T, D = qkv.shape[1], qkv.shape[5]
     return {
         "D": D,
         "CAUSAL": causal,
-        "Q_NORM": q_weight is not None,
-        "K_NORM": k_weight is not None,
-        "ROPE": cos is not None,
+        "Q_NORM": q_norm,
+        "K_NORM": k_norm,
+        "ROPE": rope,
+        "UNIT": unit,
         "TP": 16 if T <= 16 else 32,
         "DP": max(16, triton.next_power_of_2(D)),
-        "PRECISION": launch.precision_of(qkv.dtype),
-        "WIDE": launch.wide_of(qkv.dtype),
+        "PRECISION": launch.precision_of(dtype),
+        "WIDE": launch.wide_of(dtype),
     }
 
 
-def _blocks(direction: str, qkv: Tensor, constants: dict[str, object]) -> tuning.Blocks:
-    arch = launch.architecture(qkv)
-    return tuning.pick(
-        tuning.ST_ATTENTION, arch, direction, constants["TP"], constants["DP"], qkv.itemsize
-    )
+def _blocks(
+    direction: str, arch: int | None, constants: dict[str, object], dtype: torch.dtype
+) -> tuning.Blocks:
+    key = (direction, constants["TP"], constants["DP"], dtype.itemsize)
+    return tuning.pick(tuning.ST_ATTENTION, arch, *key)
 
 
 def _readable(qkv: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
@@ -352,15 +364,21 @@ def temporal_attention(
     out = qkv.new_empty((B, T, S, H, D))
     if out.numel() == 0:
         return out
-    constants = _constants(qkv, q_weight, k_weight, cos, causal)
+    options = {
+        "causal": causal,
+        "q_norm": q_weight is not None,
+        "k_norm": k_weight is not None,
+        "rope": cos is not None,
+    }
     qkv, q_weight, k_weight, cos, sin = _readable(qkv, q_weight, k_weight, cos, sin)
     unit = launch.unit_of(qkv.stride()[:5])
     strides = (stride // unit for stride in qkv.stride()[:5])
-    blocks = _blocks("forward", qkv, constants)
+    constants = _constants(T, D, qkv.dtype, unit=unit, **options)
+    blocks = _blocks("forward", launch.architecture(qkv), constants, qkv.dtype)
     with launch.on_device_of(qkv):
         forward_kernel[(B * S * H,)](
             qkv, out, q_weight, k_weight, cos, sin, scale, eps, T, S, H, *strides,
-            **constants, UNIT=unit, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+            **constants, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
         )  # fmt: skip
     return out
 
@@ -389,19 +407,71 @@ def temporal_attention_backward(
     if dqkv.numel() == 0:
         dqw, dkw = (None if w is None else qkv.new_zeros(D, dtype=wide) for w in weights)
         return dqkv, dqw, dkw
-    constants = _constants(qkv, q_weight, k_weight, cos, causal)
+    options = {
+        "causal": causal,
+        "q_norm": q_weight is not None,
+        "k_norm": k_weight is not None,
+        "rope": cos is not None,
+    }
     steps = max(1, B * S * H // PROGRAMS)
     programs = triton.cdiv(B * S, steps) * H
     partial = qkv.new_empty((programs, 2, D), dtype=wide)
     qkv, grad, q_weight, k_weight, cos, sin = _readable(qkv, grad, q_weight, k_weight, cos, sin)
     unit = launch.unit_of(qkv.stride()[:5])
     strides = (stride // unit for stride in qkv.stride()[:5])
-    blocks = _blocks("backward", qkv, constants)
+    constants = _constants(T, D, qkv.dtype, unit=unit, **options)
+    blocks = _blocks("backward", launch.architecture(qkv), constants, qkv.dtype)
     with launch.on_device_of(qkv):
         backward_kernel[(programs,)](
             grad, qkv, dqkv, partial, q_weight, k_weight, cos, sin, scale, eps, B * S, steps,
             T, S, H, *strides,
-            **constants, UNIT=unit, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+            **constants, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
         )  # fmt: skip
     dqw, dkw = (None if w is None else partial[:, i].sum(0) for i, w in enumerate(weights))
     return dqkv, dqw, dkw
+
+
+# (H, D, longest T, dtypes, causal, norm, rope): what is shipped, so what must compile without a spill.
+_SHIPPED = (
+    (16, 72, 16, ("bf16", "fp16", "fp32"), False, True, True),  # STDiT3-XL
+    (16, 72, 32, ("bf16", "fp32"), False, True, True),
+    (16, 72, 16, ("bf16",), True, True, True),
+    (12, 64, 16, ("bf16", "fp16", "fp32"), False, True, True),  # latent action model
+    (12, 64, 32, ("bf16",), False, True, True),
+    (12, 64, 16, ("bf16", "fp32"), True, True, True),
+    (12, 64, 16, ("bf16",), True, False, True),  # causal readers without a norm
+    (16, 96, 16, ("bf16",), False, True, True),
+    (12, 128, 16, ("bf16",), False, True, True),
+    (12, 128, 32, ("bf16",), False, True, True),
+)
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def configurations(arch: int | None = None) -> Iterator[tuning.Configuration]:
+    """Every kernel as it is shipped for an architecture; H and T are arguments, not constants.
+
+    So a row with T <= 16 stands for T = 5, 8 and 16 alike.
+    """
+    tables = {"QW": "fp32", "KW": "fp32", "COS": "fp32", "SIN": "fp32"}
+    for H, D, T, dtypes, causal, norm, rope in _SHIPPED:
+        for name in dtypes:
+            dtype = _DTYPES[name]
+            constants = _constants(
+                T, D, dtype, causal=causal, q_norm=norm, k_norm=norm, rope=rope, unit=launch.VECTOR
+            )
+            of = f"{H}x{D} T<={T} {name}{' causal' if causal else ''}{'' if norm else ' no norm'}"
+            for direction, kernel, tensors in (
+                ("forward", forward_kernel, ("QKV", "OUT")),
+                ("backward", backward_kernel, ("GRAD", "QKV", "DQKV")),
+            ):
+                pointers = {**dict.fromkeys(tensors, name), **tables}
+                if direction == "backward":
+                    pointers["DW"] = "fp32"
+                yield tuning.configuration(
+                    f"st_attention {direction} {of}",
+                    kernel,
+                    _blocks(direction, arch, constants, dtype),
+                    constants,
+                    pointers=pointers,
+                    floats=("scale", "eps"),
+                )

@@ -30,6 +30,34 @@ class Configuration:
     label: str = ""  # how the row is called in a table of resources
 
 
+def configuration(
+    label: str,
+    kernel: Callable,
+    blocks: Blocks,
+    constants: Mapping[str, object],
+    *,
+    pointers: Mapping[str, str],
+    floats: tuple[str, ...] = (),
+) -> Configuration:
+    """A Configuration from what is known by name; every other argument is a 32-bit integer.
+
+    `pointers`: argument -> dtype of its numbers; their addresses are multiples of 16 bytes, as those
+    of whole tensors are. Integers are taken to be divisible by nothing, the worst case.
+    """
+    signature = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in pointers:
+            signature[name] = "*" + pointers[name]
+        else:
+            signature[name] = "fp32" if name in floats else "i32"
+    divisible = dict.fromkeys(pointers, 16)
+    return Configuration(
+        kernel, signature, dict(constants), blocks.num_warps, blocks.num_stages, divisible, label
+    )
+
+
 @dataclass(frozen=True)
 class Blocks:
     """How one kernel is laid out on the GPU."""

@@ -52,7 +52,7 @@ def define(
     fake: Callable[..., object],
     *,
     backward: Callable[..., object],
-    setup_context: Callable[..., object],
+    setup_context: Callable[..., object] | None = None,
 ) -> None:
     """Define the op `colaworld::<name>`: schema, kernel, fake and gradient on one op.
 
@@ -67,3 +67,15 @@ def define(
     torch.library.impl(op, tuple(devices), run)
     torch.library.register_fake(op, fake)
     torch.library.register_autograd(op, backward, setup_context=setup_context)
+
+
+def no_second_derivative(op: str) -> Callable[..., object]:
+    """The gradient of the backward op of `op`: an error that says what to do."""
+
+    def backward(ctx, *_):
+        raise NotImplementedError(
+            f"{op}: the triton implementation has no second derivative; compute it within "
+            'colaworld.ops.force("reference")'
+        )
+
+    return backward
