@@ -271,13 +271,55 @@ def _backward_one(
 
 
 @triton.jit
-def _store_partial(
-    DW, dwa, dwb, h, H, D: tl.constexpr, ACROSS: tl.constexpr, HALF: tl.constexpr, PP: tl.constexpr
+def _backward_of(
+    GRAD,
+    X,
+    DX,
+    DW,  # start of the partial sums of this program, [D], or [H * D] when across
+    W,
+    COS,
+    SIN,
+    POSITION,
+    eps,
+    first,
+    last,
+    L,
+    H,
+    P,
+    stride_b,
+    stride_l,
+    stride_h,
+    D: tl.constexpr,
+    NORM: tl.constexpr,
+    ACROSS: tl.constexpr,
+    ROPE: tl.constexpr,
+    HALF: tl.constexpr,
+    SECTIONS: tl.constexpr,
+    UNIT: tl.constexpr,
+    HP: tl.constexpr,
+    PP: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
-    """What a program found, to its row of the partial sums: [D], or [H * D] when across."""
-    if ACROSS:
+    """Queries, or keys, of tokens first .. last - 1, one after the other."""
+    h = tl.arange(0, HP)[:, None]
+    dwa = tl.zeros((HP, PP), WIDE)
+    dwb = tl.zeros((HP, PP), WIDE)
+    for at in range(first, last):
+        b = (at // L).to(tl.int64)
+        token = at % L
+        cos, sin = _angles(COS, SIN, POSITION, token, P, D, PP, ROPE, SECTIONS, WIDE)
+        out_row = (tl.cast(at, tl.int64) * H + h) * D
+        row = b * stride_b * UNIT + token.to(tl.int64) * stride_l * UNIT
+        row = row + h.to(tl.int64) * stride_h * UNIT
+        more_a, more_b = _backward_one(
+            GRAD, X, DX, W, row, out_row, h, H, cos, sin, eps,
+            D, NORM, ACROSS, ROPE, HALF, PP, WIDE,
+        )  # fmt: skip
+        dwa += more_a
+        dwb += more_b
+    if NORM and ACROSS:
         _store_pairs(DW, h * D, h < H, dwa, dwb, D, PP, HALF)
-    else:
+    elif NORM:
         row = tl.zeros((1, 1), tl.int32)
         dwa = tl.sum(dwa, 0, keep_dims=True)
         dwb = tl.sum(dwb, 0, keep_dims=True)
@@ -321,51 +363,26 @@ def backward_kernel(
     PP: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    h = tl.arange(0, HP)[:, None]
-    wide_h = h.to(tl.int64)
+    # All queries, then all keys: the sums of one weight alone are in registers at a time.
     first = tl.program_id(0) * steps
-    dqwa = tl.zeros((HP, PP), WIDE)
-    dqwb = tl.zeros((HP, PP), WIDE)
-    dkwa = tl.zeros((HP, PP), WIDE)
-    dkwb = tl.zeros((HP, PP), WIDE)
-    for at in range(first, tl.minimum(first + steps, tokens)):
-        b = (at // L).to(tl.int64)
-        token = at % L
-        cos, sin = _angles(COS, SIN, POSITION, token, P, D, PP, ROPE, SECTIONS, WIDE)
-        out_row = (tl.cast(at, tl.int64) * H + h) * D
-        row = (
-            b * q_stride_b * UNIT
-            + token.to(tl.int64) * q_stride_l * UNIT
-            + wide_h * q_stride_h * UNIT
-        )
-        dwa, dwb = _backward_one(
-            GRAD_Q, Q, DQ, QW, row, out_row, h, H, cos, sin, eps,
-            D, NORM, ACROSS, ROPE, HALF, PP, WIDE,
-        )  # fmt: skip
-        dqwa += dwa
-        dqwb += dwb
-        row = (
-            b * k_stride_b * UNIT
-            + token.to(tl.int64) * k_stride_l * UNIT
-            + wide_h * k_stride_h * UNIT
-        )
-        dwa, dwb = _backward_one(
-            GRAD_K, K, DK, KW, row, out_row, h, H, cos, sin, eps,
-            D, NORM, ACROSS, ROPE, HALF, PP, WIDE,
-        )  # fmt: skip
-        dkwa += dwa
-        dkwb += dwb
-    if NORM:
-        width = H * D if ACROSS else D
-        partial = DW + tl.program_id(0).to(tl.int64) * 2 * width
-        _store_partial(partial, dqwa, dqwb, h, H, D, ACROSS, HALF, PP)
-        _store_partial(partial + width, dkwa, dkwb, h, H, D, ACROSS, HALF, PP)
+    last = tl.minimum(first + steps, tokens)
+    width = H * D if ACROSS else D
+    partial = DW + tl.program_id(0).to(tl.int64) * 2 * width
+    _backward_of(
+        GRAD_Q, Q, DQ, partial, QW, COS, SIN, POSITION, eps, first, last, L, H, P,
+        q_stride_b, q_stride_l, q_stride_h,
+        D, NORM, ACROSS, ROPE, HALF, SECTIONS, UNIT, HP, PP, WIDE,
+    )  # fmt: skip
+    _backward_of(
+        GRAD_K, K, DK, partial + width, KW, COS, SIN, POSITION, eps, first, last, L, H, P,
+        k_stride_b, k_stride_l, k_stride_h,
+        D, NORM, ACROSS, ROPE, HALF, SECTIONS, UNIT, HP, PP, WIDE,
+    )  # fmt: skip
 
 
-PROGRAMS = (
-    2048  # about; of the backward pass: 8 and more for each place on an H200, while the partial
-)
-# sums stay a few per cent of what the pass moves (25 MB at Wan's 1536 channels, of 600 MB).
+# Programs of the backward pass, about: 8 and more for each place on an H200, while the partial sums
+# stay a few per cent of what the pass moves (25 MB of 600 at Wan's 1536 channels).
+PROGRAMS = 2048
 
 
 def padded_token(H: int, D: int) -> tuple[int, int]:

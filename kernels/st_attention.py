@@ -305,8 +305,9 @@ def backward_kernel(
         tl.store(partial + D, dkw, mask=c < D)
 
 
-PROGRAMS = 4096  # about; of the backward pass. 10 and more for each place on an H200, and 2.4 MB of
-# partial sums at head dim 72, under 1 % of what the pass moves at 8 x 16 x 256 tokens.
+# Programs of the backward pass, about: 10 and more for each place on an H200, and 2.4 MB of partial
+# sums at head dim 72, under 1 % of what the pass moves at 8 x 16 x 256 tokens.
+PROGRAMS = 4096
 
 
 def _constants(
