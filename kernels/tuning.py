@@ -72,12 +72,19 @@ def pick(table: Mapping[tuple, Blocks], arch: int | None, *key: object) -> Block
     return table.get((arch, *key)) or table[(None, *key)]
 
 
-# st_attention, temporal: (architecture, pass, TP, DP, bytes of a number). A warp holds TP * DP / 32
-# numbers of every tile in each lane: more than 32 of them and the backward pass spills.
+def _temporal_warps(direction: str, TP: int, DP: int, size: int) -> int:
+    """The fewest warps that do not spill: each lane holds TP * DP / 32 / warps numbers of a tile."""
+    if direction == "forward" and DP <= 64 and size < 4:
+        return max(1, TP * DP // 1024)
+    if direction == "backward" and size >= 4:
+        return max(1, TP * DP // 256)  # three products for one, and operands twice as wide
+    return max(1, TP * DP // 512)
+
+
+# st_attention, temporal: (architecture, pass, TP, DP, bytes of a number).
 ST_ATTENTION: dict[tuple, Blocks] = {
     (None, direction, TP, DP, size): Blocks(
-        num_warps=max(1, TP * DP // (512 if direction == "backward" else 1024)),
-        reason="fewest warps without a spill",
+        _temporal_warps(direction, TP, DP, size), "fewest warps without a spill; not timed"
     )
     for direction in ("forward", "backward")
     for TP in (16, 32)
