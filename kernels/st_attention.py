@@ -4,7 +4,7 @@ One read of qkv and one write of the result: the op is bound by memory, everythi
 stays in registers. Nothing is saved for the backward pass but qkv and the weights; it computes the
 rest again. A tile is one location and one head,
 
-    x [TP, DP]      T padded to TP = 16 or 32 rows, D padded to DP = 16 .. 128 channels
+    x [TP, D0 | D1]      T padded to TP = 16 or 32 rows; D padded to two powers of two, 72 to 64 + 16
 
 so no number of one location is ever multiplied with one of another, not even with a zero: a NaN
 stays where it is. Rows and channels of padding are read as 0 and never written. Sums run in float32
@@ -28,125 +28,211 @@ LOG2_E = tl.constexpr(1.4426950408889634)  # the hardware has a power of two, no
 
 MAX_FRAMES = 32  # rows of a tile; longer sequences are what flash attention is for
 MAX_CHANNELS = 128
+LARGEST_OFFSET = 2**31 - 1  # of 32 bits, which cost half the registers and additions of 64
 
 
 @triton.jit
-def _turn(x, cos, sin, TP: tl.constexpr, DP: tl.constexpr):
-    """Rotate the channel pairs (0, 1), (2, 3), ... of x [TP, DP]; cos, sin [TP, DP / 2]."""
-    even, odd = tl.split(tl.reshape(x, (TP, DP // 2, 2)))
-    turned = tl.join(even * cos - odd * sin, odd * cos + even * sin)
-    return tl.reshape(turned, (TP, DP))
-
-
-@triton.jit
-def _inverse_rms(x, there, eps, D: tl.constexpr):
-    """1 / sqrt(mean(x^2) + eps) [TP, 1]; 0 in rows of padding, whatever eps is."""
-    return tl.where(there, 1 / tl.sqrt(tl.sum(x * x, 1, keep_dims=True) / D + eps), 0.0)
-
-
-@triton.jit
-def _weight(W, D: tl.constexpr, DP: tl.constexpr, NORM: tl.constexpr, WIDE: tl.constexpr):
-    """[1, DP], or nothing to read when there is no norm."""
-    if NORM:
-        d = tl.arange(0, DP)[None, :]
-        weight = tl.load(W + d, mask=d < D, other=0.0).to(WIDE)
-    else:
-        weight = 0.0
-    return weight
-
-
-@triton.jit
-def _table(
-    TABLE,  # [T, D / 2]
-    T,
+def _load(
+    BASE,
+    rows,  # [TP, 1], offsets from BASE of the first channel of each row
+    there,  # [TP, 1]
     D: tl.constexpr,
-    TP: tl.constexpr,
-    DP: tl.constexpr,
-    ROPE: tl.constexpr,
+    D0: tl.constexpr,
+    D1: tl.constexpr,
+):
+    """The two parts of a tile, [TP, D0] and [TP, D1]; 0 where there is only padding."""
+    d = tl.arange(0, D0)[None, :]
+    x0 = tl.load(BASE + (rows + d), mask=there & (d < D), other=0.0)
+    x1 = x0  # what nobody reads when there is one part alone
+    if D1 > 0:
+        d = D0 + tl.arange(0, D1)[None, :]
+        x1 = tl.load(BASE + (rows + d), mask=there & (d < D), other=0.0)
+    return x0, x1
+
+
+@triton.jit
+def _store(BASE, rows, there, x0, x1, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr):
+    """The inverse of _load, in the dtype that BASE points to."""
+    narrow = BASE.dtype.element_ty
+    d = tl.arange(0, D0)[None, :]
+    tl.store(BASE + (rows + d), x0.to(narrow), mask=there & (d < D))
+    if D1 > 0:
+        d = D0 + tl.arange(0, D1)[None, :]
+        tl.store(BASE + (rows + d), x1.to(narrow), mask=there & (d < D))
+
+
+@triton.jit
+def _row_sum(x0, x1, D1: tl.constexpr):
+    """[TP, 1] from the two parts of a tile."""
+    total = tl.sum(x0, 1, keep_dims=True)
+    if D1 > 0:
+        total += tl.sum(x1, 1, keep_dims=True)
+    return total
+
+
+@triton.jit
+def _against(a0, a1, b0, b1, D1: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr):
+    """a b' [TP, TP] of two tiles."""
+    product = tl.dot(a0, tl.trans(b0), input_precision=PRECISION, out_dtype=WIDE)
+    if D1 > 0:
+        product = tl.dot(a1, tl.trans(b1), product, input_precision=PRECISION, out_dtype=WIDE)
+    return product
+
+
+@triton.jit
+def _times(p, x0, x1, D1: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr):
+    """p x of [TP, TP] and a tile: a tile, wide."""
+    y0 = tl.dot(p, x0, input_precision=PRECISION, out_dtype=WIDE)
+    y1 = y0
+    if D1 > 0:
+        y1 = tl.dot(p, x1, input_precision=PRECISION, out_dtype=WIDE)
+    return y0, y1
+
+
+@triton.jit
+def _turn_part(x, cos, sin):
+    """Rotate the channel pairs (0, 1), (2, 3), ... of x [TP, DX]; cos, sin [TP, DX / 2]."""
+    even, odd = tl.split(tl.reshape(x, (x.shape[0], x.shape[1] // 2, 2)))
+    turned = tl.join(even * cos - odd * sin, odd * cos + even * sin)
+    return tl.reshape(turned, (x.shape[0], x.shape[1]))
+
+
+@triton.jit
+def _table_part(
+    TABLE, t, T, D: tl.constexpr, START: tl.constexpr, DX: tl.constexpr, WIDE: tl.constexpr
+):
+    """Columns of the channels START .. START + DX - 1 of a table [T, D / 2]: [TP, DX / 2]."""
+    pair = START // 2 + tl.arange(0, DX // 2)[None, :]
+    at = t * (D // 2) + pair
+    return tl.load(TABLE + at, mask=(t < T) & (pair < D // 2), other=0.0).to(WIDE)
+
+
+@triton.jit
+def _turn(
+    x0,  # [TP, D0]
+    x1,  # [TP, D1]
+    COS,  # [T, D / 2]
+    SIN,  # [T, D / 2]
+    T,
+    BACK: tl.constexpr,
+    D: tl.constexpr,
+    D0: tl.constexpr,
+    D1: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """[TP, DP / 2], or nothing to read when there is no rotation."""
-    if ROPE:
-        t = tl.arange(0, TP)[:, None]
-        pair = tl.arange(0, DP // 2)[None, :]
-        at = t * (D // 2) + pair
-        table = tl.load(TABLE + at, mask=(t < T) & (pair < D // 2), other=0.0).to(WIDE)
-    else:
-        table = 0.0
-    return table
+    """Rotate a tile, or turn it BACK. The tables are read anew each time: they stay in the cache,
+    and registers are what limits how many tiles an SM works on at once."""
+    t = tl.arange(0, x0.shape[0])[:, None]
+    cos = _table_part(COS, t, T, D, 0, D0, WIDE)
+    sin = _table_part(SIN, t, T, D, 0, D0, WIDE)
+    x0 = _turn_part(x0, cos, -sin if BACK else sin)
+    if D1 > 0:
+        cos = _table_part(COS, t, T, D, D0, D1, WIDE)
+        sin = _table_part(SIN, t, T, D, D0, D1, WIDE)
+        x1 = _turn_part(x1, cos, -sin if BACK else sin)
+    return x0, x1
 
 
 @triton.jit
-def _prepare(
-    x,  # [TP, DP]
-    weight,  # [1, DP]
-    cos,  # [TP, DP / 2]
-    sin,  # [TP, DP / 2]
+def _weight(W, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, WIDE: tl.constexpr):
+    """[1, D0] and [1, D1]."""
+    w0, w1 = _load(W, tl.zeros((1, 1), tl.int32), tl.full((1, 1), True, tl.int1), D, D0, D1)
+    return w0.to(WIDE), w1.to(WIDE)
+
+
+@triton.jit
+def _inverse_rms(x0, x1, there, eps, D: tl.constexpr, D1: tl.constexpr):
+    """1 / sqrt(mean(x^2) + eps) [TP, 1]; 0 in rows of padding, whatever eps is."""
+    return tl.where(there, 1 / tl.sqrt(_row_sum(x0 * x0, x1 * x1, D1) / D + eps), 0.0)
+
+
+@triton.jit
+def _prepared(
+    BASE,
+    rows,  # [TP, 1], offsets of queries, or keys
+    W,
+    COS,
+    SIN,
+    T,
     there,  # [TP, 1]
     eps,
-    D: tl.constexpr,
-    TP: tl.constexpr,
-    DP: tl.constexpr,
     NORM: tl.constexpr,
     ROPE: tl.constexpr,
+    D: tl.constexpr,
+    D0: tl.constexpr,
+    D1: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
-    """Norm, then rotation: what enters the scores."""
+    """Read, norm, then rotation: what enters the scores, in the dtype that was read."""
+    narrow = BASE.dtype.element_ty
+    x0, x1 = _load(BASE, rows, there, D, D0, D1)
+    x0 = x0.to(WIDE)
+    x1 = x1.to(WIDE)
     if NORM:
-        x = x * _inverse_rms(x, there, eps, D) * weight
+        inverse = _inverse_rms(x0, x1, there, eps, D, D1)
+        w0, w1 = _weight(W, D, D0, D1, WIDE)
+        x0 = x0 * inverse * w0
+        if D1 > 0:
+            x1 = x1 * inverse * w1
     if ROPE:
-        x = _turn(x, cos, sin, TP, DP)
-    return x
+        x0, x1 = _turn(x0, x1, COS, SIN, T, False, D, D0, D1, WIDE)
+    return x0.to(narrow), x1.to(narrow)
 
 
 @triton.jit
-def _unprepare(
-    g,  # [TP, DP], gradient of what _prepare returned
-    x,  # [TP, DP], what _prepare was given
-    weight,  # [1, DP]
-    cos,  # [TP, DP / 2]
-    sin,  # [TP, DP / 2]
+def _unprepared(
+    g0,  # [TP, D0], gradient of what _prepared returned
+    g1,  # [TP, D1]
+    BASE,
+    rows,  # [TP, 1], offsets of what _prepared read
+    W,
+    COS,
+    SIN,
+    T,
     there,  # [TP, 1]
     eps,
-    D: tl.constexpr,
-    TP: tl.constexpr,
-    DP: tl.constexpr,
     NORM: tl.constexpr,
     ROPE: tl.constexpr,
+    D: tl.constexpr,
+    D0: tl.constexpr,
+    D1: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
-    """Gradients of x [TP, DP] and of the weight [DP]: back through the rotation, then the norm.
+    """Gradients of a tile and of the weight [D0], [D1]: back through the rotation, then the norm.
 
     With n = x r, r = 1 / sqrt(mean(x^2) + eps) and h = g w: dw = sum_t g n, dx = r (h - n mean(h n)).
     """
+    dw0 = 0.0
+    dw1 = 0.0
     if ROPE:
-        g = _turn(g, cos, -sin, TP, DP)
+        g0, g1 = _turn(g0, g1, COS, SIN, T, True, D, D0, D1, WIDE)
     if NORM:
-        inverse = _inverse_rms(x, there, eps, D)
-        normed = x * inverse
-        dweight = tl.sum(g * normed, 0)
-        g = g * weight
-        g = inverse * (g - normed * (tl.sum(g * normed, 1, keep_dims=True) / D))
-    else:
-        dweight = tl.zeros((DP,), g.dtype)
-    return g, dweight
+        x0, x1 = _load(BASE, rows, there, D, D0, D1)
+        x0 = x0.to(WIDE)
+        x1 = x1.to(WIDE)
+        inverse = _inverse_rms(x0, x1, there, eps, D, D1)
+        x0 = x0 * inverse
+        x1 = x1 * inverse
+        w0, w1 = _weight(W, D, D0, D1, WIDE)
+        dw0 = tl.sum(g0 * x0, 0)
+        g0 = g0 * w0
+        if D1 > 0:
+            dw1 = tl.sum(g1 * x1, 0)
+            g1 = g1 * w1
+        mean = _row_sum(g0 * x0, g1 * x1, D1) / D
+        g0 = inverse * (g0 - x0 * mean)
+        if D1 > 0:
+            g1 = inverse * (g1 - x1 * mean)
+    return g0, g1, dw0, dw1
 
 
 @triton.jit
-def _softmax_of_scores(
-    q,  # [TP, DP]
-    k,  # [TP, DP]
-    T,
-    scale,
-    TP: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """[TP, TP] wide. Every row sees at least key 0, rows of padding too: no row is 0 / 0."""
-    key = tl.arange(0, TP)[None, :]
+def _softmax(scores, T, scale, CAUSAL: tl.constexpr):
+    """Weights [TP, TP] of raw scores. Every row sees key 0, rows of padding too: none is 0 / 0."""
+    key = tl.arange(0, scores.shape[1])[None, :]
     keep = key < T
     if CAUSAL:
-        keep = keep & (key <= tl.arange(0, TP)[:, None])
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=WIDE)
+        keep = keep & (key <= tl.arange(0, scores.shape[0])[:, None])
     scores = tl.where(keep, scores * (scale * LOG2_E), -float("inf"))
     p = tl.exp2(scores - tl.max(scores, 1, keep_dims=True))
     return p / tl.sum(p, 1, keep_dims=True)
@@ -170,14 +256,16 @@ def forward_kernel(
     stride_s,
     stride_3,
     stride_h,
-    D: tl.constexpr,
     CAUSAL: tl.constexpr,
     Q_NORM: tl.constexpr,
     K_NORM: tl.constexpr,
     ROPE: tl.constexpr,
     UNIT: tl.constexpr,
+    OFFSET: tl.constexpr,
     TP: tl.constexpr,
-    DP: tl.constexpr,
+    D: tl.constexpr,
+    D0: tl.constexpr,
+    D1: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -188,28 +276,18 @@ def forward_kernel(
     b = (location // S).to(tl.int64)
     s = (location % S).to(tl.int64)
     t = tl.arange(0, TP)[:, None]
-    d = tl.arange(0, DP)[None, :]
     there = t < T
-    mask = there & (d < D)
-    t = t.to(tl.int64)
-
-    at = QKV + b * stride_b * UNIT + s * stride_s * UNIT + h * stride_h * UNIT
-    at = at + t * stride_t * UNIT + d
+    rows = t.to(OFFSET) * stride_t * UNIT
     part = tl.cast(stride_3, tl.int64) * UNIT
-    narrow = QKV.dtype.element_ty
-    q = tl.load(at, mask=mask, other=0.0).to(WIDE)
-    k = tl.load(at + part, mask=mask, other=0.0).to(WIDE)
-    v = tl.load(at + 2 * part, mask=mask, other=0.0)
-    cos = _table(COS, T, D, TP, DP, ROPE, WIDE)
-    sin = _table(SIN, T, D, TP, DP, ROPE, WIDE)
-    qw = _weight(QW, D, DP, Q_NORM, WIDE)
-    q = _prepare(q, qw, cos, sin, there, eps, D, TP, DP, Q_NORM, ROPE).to(narrow)
-    kw = _weight(KW, D, DP, K_NORM, WIDE)
-    k = _prepare(k, kw, cos, sin, there, eps, D, TP, DP, K_NORM, ROPE).to(narrow)
-    p = _softmax_of_scores(q, k, T, scale, TP, CAUSAL, PRECISION, WIDE)
-    out = tl.dot(p.to(narrow), v, input_precision=PRECISION, out_dtype=WIDE)
-    to = OUT + ((b * T * S + s) * H + h) * D + t * S * (H * D) + d
-    tl.store(to, out.to(narrow), mask=mask)
+    Q = QKV + (b * stride_b * UNIT + s * stride_s * UNIT + h * stride_h * UNIT)
+    q0, q1 = _prepared(Q, rows, QW, COS, SIN, T, there, eps, Q_NORM, ROPE, D, D0, D1, WIDE)
+    K = Q + part
+    k0, k1 = _prepared(K, rows, KW, COS, SIN, T, there, eps, K_NORM, ROPE, D, D0, D1, WIDE)
+    v0, v1 = _load(K + part, rows, there, D, D0, D1)
+    p = _softmax(_against(q0, q1, k0, k1, D1, PRECISION, WIDE), T, scale, CAUSAL)
+    out0, out1 = _times(p.to(v0.dtype), v0, v1, D1, PRECISION, WIDE)
+    to = OUT + ((b * T * S + s) * H + h) * D
+    _store(to, t.to(OFFSET) * S * (H * D), there, out0, out1, D, D0, D1)
 
 
 @triton.jit
@@ -234,80 +312,88 @@ def backward_kernel(
     stride_s,
     stride_3,
     stride_h,
-    D: tl.constexpr,
     CAUSAL: tl.constexpr,
     Q_NORM: tl.constexpr,
     K_NORM: tl.constexpr,
     ROPE: tl.constexpr,
     UNIT: tl.constexpr,
+    OFFSET: tl.constexpr,
     TP: tl.constexpr,
-    DP: tl.constexpr,
+    D: tl.constexpr,
+    D0: tl.constexpr,
+    D1: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     program = tl.program_id(0)
     first = program // H * steps
     h = (program % H).to(tl.int64)
-    d = tl.arange(0, DP)[None, :]
-    row = tl.arange(0, TP)[:, None]
-    there = row < T
-    mask = there & (d < D)
-    t = row.to(tl.int64)
+    t = tl.arange(0, TP)[:, None]
+    there = t < T
+    rows = t.to(OFFSET) * stride_t * UNIT
+    out_rows = t.to(OFFSET) * S * (H * D)
     part = tl.cast(stride_3, tl.int64) * UNIT
     narrow = QKV.dtype.element_ty
-    dqw = tl.zeros((DP,), WIDE)
-    dkw = tl.zeros((DP,), WIDE)
+    E1: tl.constexpr = D1 if D1 > 0 else 1  # a row of no channels still needs a shape
+    dqw0 = tl.zeros((D0,), WIDE)
+    dqw1 = tl.zeros((E1,), WIDE)
+    dkw0 = tl.zeros((D0,), WIDE)
+    dkw1 = tl.zeros((E1,), WIDE)
     for location in range(first, tl.minimum(first + steps, locations)):
         b = (location // S).to(tl.int64)
         s = (location % S).to(tl.int64)
-        at = QKV + b * stride_b * UNIT + s * stride_s * UNIT + h * stride_h * UNIT
-        at = at + t * stride_t * UNIT + d
-        q = tl.load(at, mask=mask, other=0.0).to(WIDE)
-        k = tl.load(at + part, mask=mask, other=0.0).to(WIDE)
-        v = tl.load(at + 2 * part, mask=mask, other=0.0)
-        grad = GRAD + ((b * T * S + s) * H + h) * D + t * S * (H * D) + d
-        g = tl.load(grad, mask=mask, other=0.0)
-        cos = _table(COS, T, D, TP, DP, ROPE, WIDE)
-        sin = _table(SIN, T, D, TP, DP, ROPE, WIDE)
-        qw = _weight(QW, D, DP, Q_NORM, WIDE)
-        q = _prepare(q, qw, cos, sin, there, eps, D, TP, DP, Q_NORM, ROPE).to(narrow)
-        kw = _weight(KW, D, DP, K_NORM, WIDE)
-        k = _prepare(k, kw, cos, sin, there, eps, D, TP, DP, K_NORM, ROPE).to(narrow)
-        p = _softmax_of_scores(q, k, T, scale, TP, CAUSAL, PRECISION, WIDE)
+        Q = QKV + (b * stride_b * UNIT + s * stride_s * UNIT + h * stride_h * UNIT)
+        K = Q + part
+        q0, q1 = _prepared(Q, rows, QW, COS, SIN, T, there, eps, Q_NORM, ROPE, D, D0, D1, WIDE)
+        k0, k1 = _prepared(K, rows, KW, COS, SIN, T, there, eps, K_NORM, ROPE, D, D0, D1, WIDE)
+        p = _softmax(_against(q0, q1, k0, k1, D1, PRECISION, WIDE), T, scale, CAUSAL)
 
-        to = DQKV + ((b * T * S + s) * 3 * H + h) * D + t * S * (3 * H * D) + d
-        dp = tl.dot(g, tl.trans(v), input_precision=PRECISION, out_dtype=WIDE)
-        dv = tl.dot(tl.trans(p.to(narrow)), g, input_precision=PRECISION, out_dtype=WIDE)
-        tl.store(to + 2 * H * D, dv.to(narrow), mask=mask)
+        DQ = DQKV + ((b * T * S + s) * 3 * H + h) * D
+        DK = DQ + H * D
+        g0, g1 = _load(GRAD + ((b * T * S + s) * H + h) * D, out_rows, there, D, D0, D1)
+        dv0, dv1 = _times(tl.trans(p.to(narrow)), g0, g1, D1, PRECISION, WIDE)
+        _store(DK + H * D, 3 * out_rows, there, dv0, dv1, D, D0, D1)
+        v0, v1 = _load(K + part, rows, there, D, D0, D1)
+        dp = _against(g0, g1, v0, v1, D1, PRECISION, WIDE)
         ds = (p * (dp - tl.sum(p * dp, 1, keep_dims=True)) * scale).to(narrow)
 
-        # What stands in the cache is read again rather than held: registers are what limits how
-        # many tiles an SM works on at once.
-        dq = tl.dot(ds, k, input_precision=PRECISION, out_dtype=WIDE)
-        q_raw = tl.load(at, mask=mask, other=0.0).to(WIDE)
-        cos = _table(COS, T, D, TP, DP, ROPE, WIDE)
-        sin = _table(SIN, T, D, TP, DP, ROPE, WIDE)
-        dq, dw = _unprepare(dq, q_raw, qw, cos, sin, there, eps, D, TP, DP, Q_NORM, ROPE)
-        tl.store(to, dq.to(narrow), mask=mask)
-        dqw += dw
-        dk = tl.dot(tl.trans(ds), q, input_precision=PRECISION, out_dtype=WIDE)
-        k_raw = tl.load(at + part, mask=mask, other=0.0).to(WIDE)
-        cos = _table(COS, T, D, TP, DP, ROPE, WIDE)
-        sin = _table(SIN, T, D, TP, DP, ROPE, WIDE)
-        dk, dw = _unprepare(dk, k_raw, kw, cos, sin, there, eps, D, TP, DP, K_NORM, ROPE)
-        tl.store(to + H * D, dk.to(narrow), mask=mask)
-        dkw += dw
-    c = tl.arange(0, DP)
-    partial = DW + program.to(tl.int64) * (2 * D) + c
+        # q and k are read again below rather than held, as the tables are.
+        dq0, dq1 = _times(ds, k0, k1, D1, PRECISION, WIDE)
+        dq0, dq1, dw0, dw1 = _unprepared(
+            dq0, dq1, Q, rows, QW, COS, SIN, T, there, eps, Q_NORM, ROPE, D, D0, D1, WIDE
+        )
+        _store(DQ, 3 * out_rows, there, dq0, dq1, D, D0, D1)
+        dqw0 += dw0
+        dqw1 += dw1
+        dk0, dk1 = _times(tl.trans(ds), q0, q1, D1, PRECISION, WIDE)
+        dk0, dk1, dw0, dw1 = _unprepared(
+            dk0, dk1, K, rows, KW, COS, SIN, T, there, eps, K_NORM, ROPE, D, D0, D1, WIDE
+        )
+        _store(DK, 3 * out_rows, there, dk0, dk1, D, D0, D1)
+        dkw0 += dw0
+        dkw1 += dw1
+    here = tl.full((1, 1), True, tl.int1)
+    row = tl.zeros((1, 1), tl.int32)
+    sums = DW + program.to(tl.int64) * (2 * D)
     if Q_NORM:
-        tl.store(partial, dqw, mask=c < D)
+        _store(sums, row, here, dqw0[None, :], dqw1[None, :], D, D0, D1)
     if K_NORM:
-        tl.store(partial + D, dkw, mask=c < D)
+        _store(sums + D, row, here, dkw0[None, :], dkw1[None, :], D, D0, D1)
 
 
 # Programs of the backward pass, about: 10 and more for each place on an H200, and 2.4 MB of partial
 # sums at head dim 72, under 1 % of what the pass moves at 8 x 16 x 256 tokens.
 PROGRAMS = 4096
+
+
+def parts_of(D: int) -> tuple[int, int]:
+    """(D0, D1), powers of two that hold D channels, at least 16 as tensor cores want; D1 may be 0.
+
+    72 channels are 64 + 16 with 10 % of padding, where 128 alone would have 44 %, in registers too.
+    """
+    whole = max(16, triton.next_power_of_2(D))
+    rest = max(16, triton.next_power_of_2(max(1, D - whole // 2)))
+    return (whole // 2, rest) if rest < whole // 2 else (whole, 0)
 
 
 def _constants(
@@ -320,17 +406,21 @@ def _constants(
     k_norm: bool,
     rope: bool,
     unit: int,
+    offset: tl.dtype = tl.int32,
 ) -> dict[str, object]:
     """What a kernel is compiled for."""
+    D0, D1 = parts_of(D)
     return {
-        "D": D,
         "CAUSAL": causal,
         "Q_NORM": q_norm,
         "K_NORM": k_norm,
         "ROPE": rope,
         "UNIT": unit,
+        "OFFSET": offset,
         "TP": 16 if T <= 16 else 32,
-        "DP": max(16, triton.next_power_of_2(D)),
+        "D": D,
+        "D0": D0,
+        "D1": D1,
         "PRECISION": launch.precision_of(dtype),
         "WIDE": launch.wide_of(dtype),
     }
@@ -339,8 +429,15 @@ def _constants(
 def _blocks(
     direction: str, arch: int | None, constants: dict[str, object], dtype: torch.dtype
 ) -> tuning.Blocks:
-    key = (direction, constants["TP"], constants["DP"], dtype.itemsize)
+    width = constants["D0"] + constants["D1"]
+    key = (direction, constants["TP"], width, dtype.itemsize)
     return tuning.pick(tuning.ST_ATTENTION, arch, *key)
+
+
+def _offset_of(qkv: Tensor) -> tl.dtype:
+    """What holds an offset within one location and head; a location's own is always 64 bits."""
+    T, S, _, H, D = qkv.shape[1:]
+    return tl.int32 if T * max(qkv.stride(1), S * 3 * H * D) <= LARGEST_OFFSET else tl.int64
 
 
 def _readable(qkv: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
@@ -374,7 +471,7 @@ def temporal_attention(
     qkv, q_weight, k_weight, cos, sin = _readable(qkv, q_weight, k_weight, cos, sin)
     unit = launch.unit_of(qkv.stride()[:5])
     strides = (stride // unit for stride in qkv.stride()[:5])
-    constants = _constants(T, D, qkv.dtype, unit=unit, **options)
+    constants = _constants(T, D, qkv.dtype, unit=unit, offset=_offset_of(qkv), **options)
     blocks = _blocks("forward", launch.architecture(qkv), constants, qkv.dtype)
     with launch.on_device_of(qkv):
         forward_kernel[(B * S * H,)](
@@ -420,7 +517,7 @@ def temporal_attention_backward(
     qkv, grad, q_weight, k_weight, cos, sin = _readable(qkv, grad, q_weight, k_weight, cos, sin)
     unit = launch.unit_of(qkv.stride()[:5])
     strides = (stride // unit for stride in qkv.stride()[:5])
-    constants = _constants(T, D, qkv.dtype, unit=unit, **options)
+    constants = _constants(T, D, qkv.dtype, unit=unit, offset=_offset_of(qkv), **options)
     blocks = _blocks("backward", launch.architecture(qkv), constants, qkv.dtype)
     with launch.on_device_of(qkv):
         backward_kernel[(programs,)](

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import triton
+
 ARCHITECTURES = (80, 90, 100)  # A100, H100 and H200, B200: what the resource table is made for
 
 
@@ -72,23 +74,22 @@ def pick(table: Mapping[tuple, Blocks], arch: int | None, *key: object) -> Block
     return table.get((arch, *key)) or table[(None, *key)]
 
 
-def _temporal_warps(direction: str, TP: int, DP: int, size: int) -> int:
-    """The fewest warps that do not spill: each lane holds TP * DP / 32 / warps numbers of a tile."""
-    if direction == "forward" and DP <= 64 and size < 4:
-        return max(1, TP * DP // 1024)
+def _temporal_warps(direction: str, TP: int, width: int, size: int) -> int:
+    """The fewest warps that do not spill: a lane holds TP * width / 32 / warps numbers of a tile."""
+    numbers = TP * triton.next_power_of_2(width)
     if direction == "backward" and size >= 4:
-        return max(1, TP * DP // 256)  # three products for one, and operands twice as wide
-    return max(1, TP * DP // 512)
+        return max(1, numbers // 256)  # three products for one, and operands twice as wide
+    return max(1, numbers // 512)
 
 
-# st_attention, temporal: (architecture, pass, TP, DP, bytes of a number).
+# st_attention, temporal: (architecture, pass, TP, padded channels, bytes of a number).
 ST_ATTENTION: dict[tuple, Blocks] = {
-    (None, direction, TP, DP, size): Blocks(
-        _temporal_warps(direction, TP, DP, size), "fewest warps without a spill; not timed"
+    (None, direction, TP, width, size): Blocks(
+        _temporal_warps(direction, TP, width, size), "fewest warps without a spill; not timed"
     )
     for direction in ("forward", "backward")
     for TP in (16, 32)
-    for DP in (16, 32, 64, 128)
+    for width in (16, 32, 48, 64, 80, 96, 128)
     for size in (2, 4, 8)
 }
 
