@@ -62,6 +62,23 @@ def _store(BASE, rows, there, x0, x1, D: tl.constexpr, D0: tl.constexpr, D1: tl.
 
 
 @triton.jit
+def _once(x, PIN: tl.constexpr):
+    """x, computed once. The compiler would rather compute a chain of cheap operations again for each
+    layout that is asked of its result, and hold every copy in registers; it does not look past this.
+    """
+    if PIN:
+        if x.dtype.primitive_bitwidth == 16:
+            x = tl.inline_asm_elementwise(
+                "mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2
+            )
+        else:
+            x = tl.inline_asm_elementwise(
+                "mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=1
+            )
+    return x
+
+
+@triton.jit
 def _row_sum(x0, x1, D1: tl.constexpr):
     """[TP, 1] from the two parts of a tile."""
     total = tl.sum(x0, 1, keep_dims=True)
@@ -162,6 +179,7 @@ def _prepared(
     D0: tl.constexpr,
     D1: tl.constexpr,
     WIDE: tl.constexpr,
+    PIN: tl.constexpr,
 ):
     """Read, norm, then rotation: what enters the scores, in the dtype that was read."""
     narrow = BASE.dtype.element_ty
@@ -176,7 +194,10 @@ def _prepared(
             x1 = x1 * inverse * w1
     if ROPE:
         x0, x1 = _turn(x0, x1, COS, SIN, T, False, D, D0, D1, WIDE)
-    return x0.to(narrow), x1.to(narrow)
+    x0 = _once(x0.to(narrow), PIN)
+    if D1 > 0:
+        x1 = _once(x1.to(narrow), PIN)
+    return x0, x1
 
 
 @triton.jit
@@ -197,6 +218,7 @@ def _unprepared(
     D0: tl.constexpr,
     D1: tl.constexpr,
     WIDE: tl.constexpr,
+    PIN: tl.constexpr,
 ):
     """Gradients of a tile and of the weight [D0], [D1]: back through the rotation, then the norm.
 
@@ -206,6 +228,9 @@ def _unprepared(
     dw1 = 0.0
     if ROPE:
         g0, g1 = _turn(g0, g1, COS, SIN, T, True, D, D0, D1, WIDE)
+        g0 = _once(g0, PIN)
+        if D1 > 0:
+            g1 = _once(g1, PIN)
     if NORM:
         x0, x1 = _load(BASE, rows, there, D, D0, D1)
         x0 = x0.to(WIDE)
@@ -224,6 +249,24 @@ def _unprepared(
         if D1 > 0:
             g1 = inverse * (g1 - x1 * mean)
     return g0, g1, dw0, dw1
+
+
+@triton.jit
+def _add_to(SUMS, dw0, dw1, more, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr):
+    """Add [D0], [D1] to what stands in SUMS [D], or put them there when there is no more before.
+
+    SUMS belongs to this program alone and stays in the cache; in registers it would cost a sixth of
+    them, in every warp. The barrier lets each lane see what another wrote the last time.
+    """
+    tl.debug_barrier()
+    more = tl.full((1,), 1, tl.int32) * more > 0
+    d = tl.arange(0, D0)
+    before = tl.load(SUMS + d, mask=(d < D) & more, other=0.0)
+    tl.store(SUMS + d, before + dw0, mask=d < D)
+    if D1 > 0:
+        d = D0 + tl.arange(0, D1)
+        before = tl.load(SUMS + d, mask=(d < D) & more, other=0.0)
+        tl.store(SUMS + d, before + dw1, mask=d < D)
 
 
 @triton.jit
@@ -268,6 +311,7 @@ def forward_kernel(
     D1: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
+    PIN: tl.constexpr,
 ):
     # Heads run fastest: neighbouring programs share the cache lines that their rows straddle.
     program = tl.program_id(0)
@@ -280,9 +324,9 @@ def forward_kernel(
     rows = t.to(OFFSET) * stride_t * UNIT
     part = tl.cast(stride_3, tl.int64) * UNIT
     Q = QKV + (b * stride_b * UNIT + s * stride_s * UNIT + h * stride_h * UNIT)
-    q0, q1 = _prepared(Q, rows, QW, COS, SIN, T, there, eps, Q_NORM, ROPE, D, D0, D1, WIDE)
+    q0, q1 = _prepared(Q, rows, QW, COS, SIN, T, there, eps, Q_NORM, ROPE, D, D0, D1, WIDE, PIN)
     K = Q + part
-    k0, k1 = _prepared(K, rows, KW, COS, SIN, T, there, eps, K_NORM, ROPE, D, D0, D1, WIDE)
+    k0, k1 = _prepared(K, rows, KW, COS, SIN, T, there, eps, K_NORM, ROPE, D, D0, D1, WIDE, PIN)
     v0, v1 = _load(K + part, rows, there, D, D0, D1)
     p = _softmax(_against(q0, q1, k0, k1, D1, PRECISION, WIDE), T, scale, CAUSAL)
     out0, out1 = _times(p.to(v0.dtype), v0, v1, D1, PRECISION, WIDE)
@@ -324,6 +368,7 @@ def backward_kernel(
     D1: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
+    PIN: tl.constexpr,
 ):
     program = tl.program_id(0)
     first = program // H * steps
@@ -334,18 +379,14 @@ def backward_kernel(
     out_rows = t.to(OFFSET) * S * (H * D)
     part = tl.cast(stride_3, tl.int64) * UNIT
     narrow = QKV.dtype.element_ty
-    E1: tl.constexpr = D1 if D1 > 0 else 1  # a row of no channels still needs a shape
-    dqw0 = tl.zeros((D0,), WIDE)
-    dqw1 = tl.zeros((E1,), WIDE)
-    dkw0 = tl.zeros((D0,), WIDE)
-    dkw1 = tl.zeros((E1,), WIDE)
+    sums = DW + program.to(tl.int64) * (2 * D)
     for location in range(first, tl.minimum(first + steps, locations)):
         b = (location // S).to(tl.int64)
         s = (location % S).to(tl.int64)
         Q = QKV + (b * stride_b * UNIT + s * stride_s * UNIT + h * stride_h * UNIT)
         K = Q + part
-        q0, q1 = _prepared(Q, rows, QW, COS, SIN, T, there, eps, Q_NORM, ROPE, D, D0, D1, WIDE)
-        k0, k1 = _prepared(K, rows, KW, COS, SIN, T, there, eps, K_NORM, ROPE, D, D0, D1, WIDE)
+        q0, q1 = _prepared(Q, rows, QW, COS, SIN, T, there, eps, Q_NORM, ROPE, D, D0, D1, WIDE, PIN)
+        k0, k1 = _prepared(K, rows, KW, COS, SIN, T, there, eps, K_NORM, ROPE, D, D0, D1, WIDE, PIN)
         p = _softmax(_against(q0, q1, k0, k1, D1, PRECISION, WIDE), T, scale, CAUSAL)
 
         DQ = DQKV + ((b * T * S + s) * 3 * H + h) * D
@@ -360,25 +401,18 @@ def backward_kernel(
         # q and k are read again below rather than held, as the tables are.
         dq0, dq1 = _times(ds, k0, k1, D1, PRECISION, WIDE)
         dq0, dq1, dw0, dw1 = _unprepared(
-            dq0, dq1, Q, rows, QW, COS, SIN, T, there, eps, Q_NORM, ROPE, D, D0, D1, WIDE
+            dq0, dq1, Q, rows, QW, COS, SIN, T, there, eps, Q_NORM, ROPE, D, D0, D1, WIDE, PIN
         )
         _store(DQ, 3 * out_rows, there, dq0, dq1, D, D0, D1)
-        dqw0 += dw0
-        dqw1 += dw1
+        if Q_NORM:
+            _add_to(sums, dw0, dw1, location - first, D, D0, D1)
         dk0, dk1 = _times(tl.trans(ds), q0, q1, D1, PRECISION, WIDE)
         dk0, dk1, dw0, dw1 = _unprepared(
-            dk0, dk1, K, rows, KW, COS, SIN, T, there, eps, K_NORM, ROPE, D, D0, D1, WIDE
+            dk0, dk1, K, rows, KW, COS, SIN, T, there, eps, K_NORM, ROPE, D, D0, D1, WIDE, PIN
         )
         _store(DK, 3 * out_rows, there, dk0, dk1, D, D0, D1)
-        dkw0 += dw0
-        dkw1 += dw1
-    here = tl.full((1, 1), True, tl.int1)
-    row = tl.zeros((1, 1), tl.int32)
-    sums = DW + program.to(tl.int64) * (2 * D)
-    if Q_NORM:
-        _store(sums, row, here, dqw0[None, :], dqw1[None, :], D, D0, D1)
-    if K_NORM:
-        _store(sums + D, row, here, dkw0[None, :], dkw1[None, :], D, D0, D1)
+        if K_NORM:
+            _add_to(sums + D, dw0, dw1, location - first, D, D0, D1)
 
 
 # Programs of the backward pass, about: 10 and more for each place on an H200, and 2.4 MB of partial
@@ -407,6 +441,7 @@ def _constants(
     rope: bool,
     unit: int,
     offset: tl.dtype = tl.int32,
+    pin: bool = True,
 ) -> dict[str, object]:
     """What a kernel is compiled for."""
     D0, D1 = parts_of(D)
@@ -423,6 +458,7 @@ def _constants(
         "D1": D1,
         "PRECISION": launch.precision_of(dtype),
         "WIDE": launch.wide_of(dtype),
+        "PIN": pin,
     }
 
 
@@ -471,7 +507,9 @@ def temporal_attention(
     qkv, q_weight, k_weight, cos, sin = _readable(qkv, q_weight, k_weight, cos, sin)
     unit = launch.unit_of(qkv.stride()[:5])
     strides = (stride // unit for stride in qkv.stride()[:5])
-    constants = _constants(T, D, qkv.dtype, unit=unit, offset=_offset_of(qkv), **options)
+    constants = _constants(
+        T, D, qkv.dtype, unit=unit, offset=_offset_of(qkv), pin=qkv.is_cuda, **options
+    )
     blocks = _blocks("forward", launch.architecture(qkv), constants, qkv.dtype)
     with launch.on_device_of(qkv):
         forward_kernel[(B * S * H,)](
@@ -517,7 +555,9 @@ def temporal_attention_backward(
     qkv, grad, q_weight, k_weight, cos, sin = _readable(qkv, grad, q_weight, k_weight, cos, sin)
     unit = launch.unit_of(qkv.stride()[:5])
     strides = (stride // unit for stride in qkv.stride()[:5])
-    constants = _constants(T, D, qkv.dtype, unit=unit, offset=_offset_of(qkv), **options)
+    constants = _constants(
+        T, D, qkv.dtype, unit=unit, offset=_offset_of(qkv), pin=qkv.is_cuda, **options
+    )
     blocks = _blocks("backward", launch.architecture(qkv), constants, qkv.dtype)
     with launch.on_device_of(qkv):
         backward_kernel[(programs,)](
