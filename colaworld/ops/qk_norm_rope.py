@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from colaworld.ops import _dispatch, _native, reference
+from colaworld.ops import _dispatch, _eager, _native, _triton, reference
 from colaworld.ops._checks import check_beside
 
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -109,10 +109,127 @@ if _native.AVAILABLE:
     )
     torch.library.register_autograd("colaworld::qk_norm_rope_backward", _no_second_derivative)
 
+_PADDED_TOKEN = 16384  # the largest tile of kernels/qk_norm_rope.py: all heads of one token
+
+
+def _triton_refuses(facts: _dispatch.Facts) -> str | None:
+    reason = _triton.refuses(facts)
+    if reason is not None:
+        return reason
+    H, D = facts.shape[2:]
+    size = _power_of_two(H) * _power_of_two(D)
+    if size > _PADDED_TOKEN:
+        return f"H x D = {H} x {D} is {size} in powers of two, it takes {_PADDED_TOKEN} at most"
+    return None
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest that is not below n."""
+    power = 1
+    while power < n:
+        power *= 2
+    return power
+
+
+def _triton_kernel(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    position: Tensor | None,
+    sections: Sequence[int],
+    *,
+    eps: float,
+    across: bool,
+    half: bool,
+) -> tuple[Tensor, Tensor]:
+    if position is not None and cos is not None:
+        reference._check_rows("position", position, "P", cos)
+    tensors = (q, k, q_weight, k_weight, cos, sin, position)
+    options = (list(sections), eps, across, half)
+    if torch.compiler.is_compiling():
+        return torch.ops.colaworld.qk_norm_rope_triton(*tensors, *options)
+    if _eager.wants_gradient(*(x for x in tensors if x is not None)):
+        return _RecordedTriton.apply(*tensors, *options)
+    return _RecordedTriton.forward(*tensors, *options)
+
+
+def _launch(
+    q, k, q_weight, k_weight, cos, sin, position, sections, eps, across, half
+) -> tuple[Tensor, Tensor]:
+    from colaworld.kernels import qk_norm_rope as kernels
+
+    options = {"eps": eps, "across": across, "half": half}
+    return kernels.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, position, sections, **options)
+
+
+def _launch_backward(
+    grad_q, grad_k, q, k, q_weight, k_weight, cos, sin, position, sections, eps, across, half
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from colaworld.kernels import qk_norm_rope as kernels
+
+    options = {"eps": eps, "across": across, "half": half}
+    dq, dk, dq_weight, dk_weight = kernels.qk_norm_rope_backward(
+        grad_q, grad_k, q, k, q_weight, k_weight, cos, sin, position, sections, **options
+    )
+    if q_weight is None:
+        dq_weight, dk_weight = (
+            grad_q.new_empty(0, dtype=reference.compute_dtype(grad_q.dtype)) for _ in range(2)
+        )
+    return dq, dk, dq_weight, dk_weight
+
+
+def _triton_backward(ctx, grad_q: Tensor, grad_k: Tensor):
+    saved = ctx.saved_tensors  # once: activation checkpointing gives them out a single time
+    dq, dk, dq_weight, dk_weight = torch.ops.colaworld.qk_norm_rope_triton_backward(
+        grad_q, grad_k, *saved, *ctx.settings
+    )
+    q_weight, k_weight = saved[2:4]
+    dq_weight = None if q_weight is None else dq_weight.to(q_weight.dtype)
+    dk_weight = None if k_weight is None else dk_weight.to(k_weight.dtype)
+    return dq, dk, dq_weight, dk_weight, *(None,) * 7
+
+
+class _RecordedTriton(torch.autograd.Function):
+    """The Triton kernel in eager mode, with the gradient that is registered on the op."""
+
+    @staticmethod
+    def forward(*inputs) -> tuple[Tensor, Tensor]:
+        with _eager.below_autograd():
+            return torch.ops.colaworld.qk_norm_rope_triton(*inputs)
+
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_triton_backward)
+
+
+_NORM_AND_ROTATION = (
+    "Tensor? q_weight, Tensor? k_weight, Tensor? cos, Tensor? sin, Tensor? position, "
+    "int[] sections, float eps, bool across, bool half"
+)
+_triton.define(
+    "qk_norm_rope_triton",
+    f"(Tensor q, Tensor k, {_NORM_AND_ROTATION}) -> (Tensor q_out, Tensor k_out)",
+    _launch,
+    _fake,
+    backward=_triton_backward,
+    setup_context=_setup_context,
+)
+_triton.define(
+    "qk_norm_rope_triton_backward",
+    f"(Tensor grad_q, Tensor grad_k, Tensor? q, Tensor? k, {_NORM_AND_ROTATION}) -> "
+    "(Tensor dq, Tensor dk, Tensor dq_weight, Tensor dk_weight)",
+    _launch_backward,
+    _fake_backward,
+    backward=_triton.no_second_derivative("qk_norm_rope"),
+)
+
 _dispatch.register(
     "qk_norm_rope",
     (
         _dispatch.Implementation("cpu", _cpu, _cpu_refuses),
+        _dispatch.Implementation("triton", _triton_kernel, _triton_refuses),
         _dispatch.Implementation("reference", reference.qk_norm_rope, _dispatch.always),
     ),
 )

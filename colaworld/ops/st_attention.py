@@ -1,8 +1,9 @@
 """`st_attention`: attention along the spatial or the temporal axis of a clip.
 
 The public function: checks, the choice of an implementation, and what autograd and the compiler
-must know of the compiled op. The meaning is in `reference.py`, the CPU kernel in
-`csrc/cpu/st_attention_kernel.h`, the CUDA kernels in `csrc/cuda/st_attention*_kernel.cuh`.
+must know of the compiled op and of its Triton twin. The meaning is in `reference.py`, the CPU kernel
+in `csrc/cpu/st_attention_kernel.h`, the CUDA kernels in `csrc/cuda/st_attention*_kernel.cuh`, the
+Triton kernels in `kernels/st_attention.py`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,18 @@ import functools
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from colaworld.ops import _cuda, _dispatch, _native, attention_backends, reference
+from colaworld.ops import (
+    _cuda,
+    _dispatch,
+    _eager,
+    _native,
+    _triton,
+    attention_backends,
+    reference,
+)
 from colaworld.ops._checks import check_beside
 from colaworld.ops.attention_backends import Backend
 
@@ -63,21 +73,38 @@ def _compiled(
     eps: float,
     scale: float,
 ) -> Tensor:  # [B, T, S, H, D]
-    if cos is not None and sin is not None and (cos.requires_grad or sin.requires_grad):
-        # The kernel has no gradient for the tables: norm and rotation run outside of it.
-        q, k, v = qkv.unbind(3)
-        if q_weight is not None:
-            q = reference.rms_norm(q, q_weight, eps=eps)
-        if k_weight is not None:
-            k = reference.rms_norm(k, k_weight, eps=eps)
-        shape = (-1, 1, 1, cos.shape[1]) if temporal else (-1, 1, cos.shape[1])
-        cos, sin = cos.reshape(shape), sin.reshape(shape)
-        q, k = (reference.rotate_pairs(x, cos, sin) for x in (q, k))
-        qkv = torch.stack((q, k, v), 3)
+    if _tables_want_gradient(cos, sin):
+        qkv = _prepared_outside(qkv, q_weight, k_weight, cos, sin, temporal=temporal, eps=eps)
         q_weight = k_weight = cos = sin = None
     return torch.ops.colaworld.st_attention(
         qkv, q_weight, k_weight, cos, sin, temporal, causal, eps, scale
     )
+
+
+def _tables_want_gradient(cos: Tensor | None, sin: Tensor | None) -> bool:
+    return cos is not None and sin is not None and (cos.requires_grad or sin.requires_grad)
+
+
+def _prepared_outside(
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    temporal: bool,
+    eps: float,
+) -> Tensor:
+    """qkv after norm and rotation, for kernels that have no gradient for the tables."""
+    q, k, v = qkv.unbind(3)
+    if q_weight is not None:
+        q = reference.rms_norm(q, q_weight, eps=eps)
+    if k_weight is not None:
+        k = reference.rms_norm(k, k_weight, eps=eps)
+    shape = (-1, 1, 1, cos.shape[1]) if temporal else (-1, 1, cos.shape[1])
+    cos, sin = cos.reshape(shape), sin.reshape(shape)
+    q, k = (reference.rotate_pairs(x, cos, sin) for x in (q, k))
+    return torch.stack((q, k, v), 3)
 
 
 def _fake(qkv, q_weight, k_weight, cos, sin, temporal, causal, eps, scale) -> Tensor:
@@ -136,11 +163,163 @@ if _native.AVAILABLE:
         "colaworld::st_attention_backward", _no_second, setup_context=_setup_no_second
     )
 
+# Triton: one kernel for a short temporal axis; norm and rotation ahead of the attention that torch
+# chooses for everything else.
+
+_FRAMES, _CHANNELS = 32, 128  # the largest tile of kernels/st_attention.py
+
+
+def _triton_kernel(
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    *,
+    temporal: bool,
+    causal: bool,
+    eps: float,
+    scale: float,
+) -> Tensor:
+    T, D = qkv.shape[1], qkv.shape[5]
+    if _tables_want_gradient(cos, sin):
+        qkv = _prepared_outside(qkv, q_weight, k_weight, cos, sin, temporal=temporal, eps=eps)
+        q_weight = k_weight = cos = sin = None
+    inputs = (qkv, q_weight, k_weight, cos, sin)
+    if not temporal or T > _FRAMES or D > _CHANNELS:
+        return _prologue_and_attention(*inputs, temporal, causal, eps, scale)
+    if torch.compiler.is_compiling():
+        return torch.ops.colaworld.st_attention_triton(*inputs, temporal, causal, eps, scale)
+    if _eager.wants_gradient(*(x for x in inputs if x is not None)):
+        return _RecordedTriton.apply(*inputs, temporal, causal, eps, scale)
+    return _RecordedTriton.forward(*inputs, temporal, causal, eps, scale)
+
+
+def _prologue_and_attention(
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    temporal: bool,
+    causal: bool,
+    eps: float,
+    scale: float,
+) -> Tensor:
+    """qk_norm_rope, then torch's attention; autograd goes through the pieces.
+
+    On the spatial axis every operand is a view: q and k of what the prologue wrote, v of qkv itself.
+    A temporal axis is not next to the channels, so there q, k and v are copied once.
+    """
+    B, T, S = qkv.shape[:3]
+    parts = qkv.unbind(3)
+    if temporal:
+        parts = (x.transpose(1, 2) for x in parts)
+    q, k, v = (x.flatten(0, 1) for x in parts)  # each [sequences, L, H, D]
+    if (q_weight is None) != (k_weight is None):  # the prologue has a norm for both or for none
+        if q_weight is not None:
+            q = reference.rms_norm(q, q_weight, eps=eps)
+        if k_weight is not None:
+            k = reference.rms_norm(k, k_weight, eps=eps)
+        q_weight = k_weight = None
+    if q_weight is not None or cos is not None:
+        prologue = _dispatch.select("qk_norm_rope", q)
+        tables = (None, None) if cos is None else (cos.detach(), sin.detach())
+        q, k = prologue(
+            q, k, q_weight, k_weight, *tables, None, (), eps=eps, across=False, half=False
+        )
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale).transpose(1, 2)
+    out = out.unflatten(0, (B, S if temporal else T))
+    return (out.transpose(1, 2) if temporal else out).contiguous()
+
+
+def _launch(qkv, q_weight, k_weight, cos, sin, temporal, causal, eps, scale) -> Tensor:
+    from colaworld.kernels import st_attention as kernels
+
+    _check_tile("st_attention_triton", qkv, temporal)
+    return kernels.temporal_attention(
+        qkv, q_weight, k_weight, cos, sin, causal=causal, eps=eps, scale=scale
+    )
+
+
+def _launch_backward(
+    grad, qkv, q_weight, k_weight, cos, sin, temporal, causal, eps, scale
+) -> tuple[Tensor, Tensor, Tensor]:
+    from colaworld.kernels import st_attention as kernels
+
+    _check_tile("st_attention_triton_backward", qkv, temporal)
+    dqkv, *dweights = kernels.temporal_attention_backward(
+        grad, qkv, q_weight, k_weight, cos, sin, causal=causal, eps=eps, scale=scale
+    )
+    dq_weight, dk_weight = (
+        qkv.new_empty((0,)) if weight is None else dweight.to(weight.dtype)
+        for weight, dweight in zip((q_weight, k_weight), dweights, strict=True)
+    )
+    return dqkv, dq_weight, dk_weight
+
+
+def _check_tile(op: str, qkv: Tensor, temporal: bool) -> None:
+    """The op stands below the public function: what no kernel was written for stops here."""
+    if not temporal:
+        raise ValueError(
+            f"{op}: temporal: expected True, got False; the kernel has no spatial axis"
+        )
+    if qkv.ndim != 6 or qkv.shape[3] != 3 or qkv.shape[1] > _FRAMES or qkv.shape[5] > _CHANNELS:
+        raise ValueError(
+            f"{op}: qkv: expected [B, T, S, 3, H, D] with T <= {_FRAMES} and D <= {_CHANNELS}, "
+            f"got {list(qkv.shape)}"
+        )
+
+
+def _triton_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    qkv, q_weight, k_weight, cos, sin = ctx.saved_tensors
+    dqkv, dq_weight, dk_weight = torch.ops.colaworld.st_attention_triton_backward(
+        grad, qkv, q_weight, k_weight, cos, sin, *ctx.options
+    )
+    dq_weight = None if q_weight is None else dq_weight
+    dk_weight = None if k_weight is None else dk_weight
+    return dqkv, dq_weight, dk_weight, None, None, None, None, None, None
+
+
+class _RecordedTriton(torch.autograd.Function):
+    """The Triton kernel in eager mode, with the gradient that is registered on the op."""
+
+    @staticmethod
+    def forward(*inputs) -> Tensor:
+        with _eager.below_autograd():
+            return torch.ops.colaworld.st_attention_triton(*inputs)
+
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_triton_backward)
+
+
+_ARGUMENTS = (
+    "Tensor qkv, Tensor? q_weight, Tensor? k_weight, Tensor? cos, Tensor? sin, bool temporal, "
+    "bool causal, float eps, float scale"
+)
+_triton.define(
+    "st_attention_triton",
+    f"({_ARGUMENTS}) -> Tensor",
+    _launch,
+    _fake,
+    backward=_triton_backward,
+    setup_context=_setup_context,
+)
+_triton.define(
+    "st_attention_triton_backward",
+    f"(Tensor grad, {_ARGUMENTS}) -> (Tensor dqkv, Tensor dq_weight, Tensor dk_weight)",
+    _launch_backward,
+    _fake_backward,
+    backward=_triton.no_second_derivative("st_attention"),
+)
+
 _dispatch.register(
     "st_attention",
     (
         _dispatch.Implementation("cuda", _compiled, _cuda_refuses),
         _dispatch.Implementation("cpu", _compiled, _cpu_refuses),
+        _dispatch.Implementation("triton", _triton_kernel, _triton.refuses),
         _dispatch.Implementation("reference", reference.st_attention, _dispatch.always),
     ),
 )
