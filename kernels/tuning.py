@@ -1,0 +1,113 @@
+"""Block sizes of the Triton kernels: one plain table for each op, each row with its reason.
+
+Nothing is tuned while a program runs: every rank and every run takes the same kernels, and a CUDA
+graph can be captured at the first call. A row that a measurement chose names that measurement.
+Not here: the kernels (the file of their op), and the choice between Triton and something else
+(`colaworld.ops`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+ARCHITECTURES = (80, 90, 100)  # A100, H100 and H200, B200: what the resource table is made for
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One kernel as it is shipped: all that is needed to compile it without running it."""
+
+    kernel: Callable  # the @triton.jit function
+    signature: Mapping[
+        str, str
+    ]  # argument -> "*bf16", "i32", "fp32", ...; "constexpr" for constants
+    constants: Mapping[str, object]  # argument -> value, those marked "constexpr"
+    num_warps: int
+    num_stages: int
+    # argument -> a power of two that divides its value, as the launcher would find at run time
+    divisible: Mapping[str, int] = field(default_factory=dict)
+    label: str = ""  # how the row is called in a table of resources
+
+
+def configuration(
+    label: str,
+    kernel: Callable,
+    blocks: Blocks,
+    constants: Mapping[str, object],
+    *,
+    pointers: Mapping[str, str],
+    floats: tuple[str, ...] = (),
+) -> Configuration:
+    """A Configuration from what is known by name; every other argument is a 32-bit integer.
+
+    `pointers`: argument -> dtype of its numbers; their addresses are multiples of 16 bytes, as those
+    of whole tensors are. Integers are taken to be divisible by nothing, the worst case.
+    """
+    signature = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in pointers:
+            signature[name] = "*" + pointers[name]
+        else:
+            signature[name] = "fp32" if name in floats else "i32"
+    divisible = dict.fromkeys(pointers, 16)
+    return Configuration(
+        kernel, signature, dict(constants), blocks.num_warps, blocks.num_stages, divisible, label
+    )
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How one kernel is laid out on the GPU."""
+
+    num_warps: int
+    reason: str
+    num_stages: int = 1
+
+
+def pick(table: Mapping[tuple, Blocks], arch: int | None, *key: object) -> Blocks:
+    """The row of an architecture, or the one for any (None) where it has none of its own."""
+    return table.get((arch, *key)) or table[(None, *key)]
+
+
+def _temporal_warps(direction: str, TP: int, DP: int, size: int) -> int:
+    """The fewest warps that do not spill: each lane holds TP * DP / 32 / warps numbers of a tile."""
+    if direction == "forward" and DP <= 64 and size < 4:
+        return max(1, TP * DP // 1024)
+    if direction == "backward" and size >= 4:
+        return max(1, TP * DP // 256)  # three products for one, and operands twice as wide
+    return max(1, TP * DP // 512)
+
+
+# st_attention, temporal: (architecture, pass, TP, DP, bytes of a number).
+ST_ATTENTION: dict[tuple, Blocks] = {
+    (None, direction, TP, DP, size): Blocks(
+        _temporal_warps(direction, TP, DP, size), "fewest warps without a spill; not timed"
+    )
+    for direction in ("forward", "backward")
+    for TP in (16, 32)
+    for DP in (16, 32, 64, 128)
+    for size in (2, 4, 8)
+}
+
+# qk_norm_rope: (architecture, pass, numbers of a padded token).
+QK_NORM_ROPE: dict[tuple, Blocks] = {
+    (None, direction, size): Blocks(
+        num_warps=min(16, max(1, size // 512)), reason="16 numbers of every tile in a lane"
+    )
+    for direction in ("forward", "backward")
+    for size in (1 << power for power in range(4, 15))
+}
+
+# adaln: (architecture, pass, numbers of a padded row). Backward holds seven rows at once, three of
+# them running sums, so it spreads a row over twice the lanes.
+ADALN: dict[tuple, Blocks] = {
+    (None, direction, size): Blocks(
+        num_warps=min(16, max(1, size // (512 if direction == "forward" else 256))),
+        reason=f"{16 if direction == 'forward' else 8} numbers of every row in a lane",
+    )
+    for direction in ("forward", "backward")
+    for size in (1 << power for power in range(14))
+}
