@@ -188,6 +188,7 @@ def backward_kernel(
     GATED: tl.constexpr,
     INDEXED: tl.constexpr,
     RMS: tl.constexpr,
+    REREAD: tl.constexpr,  # the modulation at every row, from the cache, instead of once
     CP: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -198,11 +199,12 @@ def backward_kernel(
     c = tl.arange(0, CP)
     inside = c < C
     at, found = _frame_row(INDEX, frame, T, M, scale_stride_b, scale_stride_t, INDEXED)
-    factor = 1 + _modulation(SCALE, at, c, inside, SCALE_STEP, WIDE)
-    factor = tl.where(found, factor, float("nan"))
+    if not REREAD:
+        factor = 1 + _modulation(SCALE, at, c, inside, SCALE_STEP, WIDE)
     if GATED:
-        at, found = _frame_row(INDEX, frame, T, M, gate_stride_b, gate_stride_t, INDEXED)
-        gate = _modulation(GATE, at, c, inside, GATE_STEP, WIDE)
+        gate_at, _ = _frame_row(INDEX, frame, T, M, gate_stride_b, gate_stride_t, INDEXED)
+        if not REREAD:
+            gate = _modulation(GATE, gate_at, c, inside, GATE_STEP, WIDE)
         dgate = tl.zeros((CP,), WIDE)
     dshift = tl.zeros((CP,), WIDE)
     dscale = tl.zeros((CP,), WIDE)
@@ -221,7 +223,9 @@ def backward_kernel(
             h = tl.where(inside, (x - tl.load(MEAN + per_row)) * rstd, 0.0)
         dshift += g
         dscale += g * h
-        u = tl.where(inside, g * factor, 0.0)
+        if REREAD:
+            factor = 1 + _modulation(SCALE, at, c, inside, SCALE_STEP, WIDE)
+        u = tl.where(inside, g * tl.where(found, factor, float("nan")), 0.0)
         along = tl.sum(u * h, 0) / C
         if RMS:
             dx += (u - h * along) * rstd
@@ -233,6 +237,8 @@ def backward_kernel(
             source = _clip_row(b, t, s, y_stride_b, y_stride_t, y_stride_s)
             y = tl.load(Y + source + c * Y_STEP, mask=inside, other=0.0).to(WIDE)
             dgate += dx * y
+            if REREAD:
+                gate = _modulation(GATE, gate_at, c, inside, GATE_STEP, WIDE)
             tl.store(DY + target, (dx * gate).to(DY.dtype.element_ty), mask=inside)
     parts: tl.constexpr = 3 if GATED else 2
     partial = PARTIAL + tl.program_id(0).to(tl.int64) * (parts * C) + c
@@ -284,6 +290,7 @@ FORWARD_ROWS = 4  # of a program: the modulation, 3 rows in float32, is read onc
 # Row blocks of the backward pass, about: 8 programs and more for each multiprocessor of an H200. A
 # block has at least 8 rows, so that its partial sums (3 rows in float32) stay well below what it moves.
 BACKWARD_PROGRAMS, FEWEST_ROWS = 2048, 8
+HELD_CHANNELS = 4096  # above, gate and scale beside three running sums no longer fit in registers
 SUM_TILE = {"ROWS": 16, "COLUMNS": 128}  # 16 numbers in each lane of 4 warps
 
 
@@ -410,6 +417,7 @@ def modulate_backward(
             "GATED": gated,
             "INDEXED": indexed,
             "RMS": rms,
+            "REREAD": C > HELD_CHANNELS,
             "CP": triton.next_power_of_2(C),
             "WIDE": launch.wide_of(x.dtype),
         }
@@ -493,6 +501,8 @@ def configurations(arch: int | None = None) -> Iterator[tuning.Configuration]:
             constants = {name: 1 for name in kernel.arg_names if name.endswith("_STEP")} | shared
             if direction == "forward":
                 constants |= {"BRANCH": branch, "EPS": 1e-6}
+            else:
+                constants |= {"REREAD": C > HELD_CHANNELS}
             made = tuning.configuration(
                 f"adaln {direction} C={C} {dtype} {how}",
                 kernel,
