@@ -19,9 +19,8 @@ from collections.abc import Iterator, Sequence
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from colaworld.kernels import launch, tuning
+from torch import Tensor
 
 MAX_TOKEN = (
     16384  # padded numbers of a tile: 32 of each lane in 16 warps, twice in the backward pass

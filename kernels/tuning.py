@@ -101,3 +101,39 @@ QK_NORM_ROPE: dict[tuple, Blocks] = {
     for direction in ("forward", "backward")
     for size in (1 << power for power in range(4, 15))
 }
+
+# adaln: (architecture, pass, numbers of a padded row). Backward holds seven rows at once, three of
+# them running sums, so it spreads a row over twice the lanes.
+ADALN: dict[tuple, Blocks] = {
+    (None, direction, size): Blocks(
+        num_warps=min(16, max(1, size // (512 if direction == "forward" else 256))),
+        reason=f"{16 if direction == 'forward' else 8} numbers of every row in a lane",
+    )
+    for direction in ("forward", "backward")
+    for size in (1 << power for power in range(14))
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile(Blocks):
+    """Blocks of a search: how many rows against how many entries at once."""
+
+    BN: int
+    BK: int
+
+
+# vector_quantize: (architecture, search, rows, channels of a chunk, bytes of a number).
+VECTOR_QUANTIZE: dict[tuple, Tile] = {
+    (None, search, rows, DB, size): Tile(
+        BN=32 if rows == "few" else 128,
+        BK=32 if search == "exact" else 64,
+        # Both halves of 128 x 64 float32 numbers spill in 4 warps.
+        num_warps=8 if (search, rows, DB, size) == ("tensor cores", "many", 64, 4) else 4,
+        num_stages=1 if search == "exact" else 2,
+        reason="few rows: a program for each multiprocessor; many: an entry is read for 128 rows",
+    )
+    for search in ("tensor cores", "exact")
+    for rows in ("few", "many")
+    for DB in (16, 32, 64)
+    for size in (2, 4)
+}

@@ -1,16 +1,19 @@
 """`adaln`: gated residual, norm and per-frame modulation (adaptive layer norm).
 
-The public function: checks and the choice of an implementation. The meaning is in `reference.py`.
+The public function: checks, the choice of an implementation, and what autograd and the compiler must
+know of the compiled op and of its Triton twin. The meaning is in `reference.py`, the kernels in
+`csrc/cpu/adaln_kernel.h` and `kernels/adaln.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from colaworld.ops import _dispatch, _native, reference
+from colaworld.ops import _dispatch, _eager, _native, _triton, reference
 from colaworld.ops._checks import check_beside
 
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -80,13 +83,17 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad_x_out: Tensor | None, grad_out: Tensor | None, *_):
+    return _gradients(torch.ops.colaworld.adaln_backward, ctx, grad_x_out, grad_out)
+
+
+def _gradients(run: Callable[..., tuple[Tensor, ...]], ctx, grad_x_out, grad_out):
     x, y, gate, scale, index, mean, rstd = ctx.saved_tensors
     # Without a y, the first output is empty: what flows through x itself, autograd adds.
     if grad_x_out is None or ctx.y_dtype is None:
         grad_x_out = x.new_zeros(()).expand(x.shape)
     if grad_out is None:
         grad_out = x.new_zeros(()).expand(x.shape)
-    dx, dy, dgate, dshift, dscale = torch.ops.colaworld.adaln_backward(
+    dx, dy, dgate, dshift, dscale = run(
         grad_x_out, grad_out, x, y, gate, scale, index, mean, rstd, ctx.rms
     )
     if gate is None:
@@ -120,10 +127,105 @@ if _native.AVAILABLE:
     torch.library.register_autograd("colaworld::adaln", _backward, setup_context=_setup_context)
     torch.library.register_autograd("colaworld::adaln_backward", _no_second_derivative)
 
+# Triton: a launch forward, two or three backward.
+
+_CHANNELS = 8192  # the widest row that kernels/adaln.py keeps in registers
+
+
+def _triton_refuses(facts: _dispatch.Facts) -> str | None:
+    reason = _triton.refuses(facts)
+    if reason is None and not 1 <= facts.shape[-1] <= _CHANNELS:
+        reason = f"C is {facts.shape[-1]}, it takes 1 to {_CHANNELS} channels"
+    return reason
+
+
+def _triton_kernel(
+    x: Tensor,
+    y: Tensor | None,
+    gate: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    index: Tensor | None,
+    *,
+    eps: float,
+    rms: bool,
+) -> tuple[Tensor, Tensor]:
+    inputs = (x, y, gate, shift, scale, index, eps, rms)
+    if torch.compiler.is_compiling():
+        x_out, out, _, _ = torch.ops.colaworld.adaln_triton(*inputs)
+    elif _eager.wants_gradient(*(t for t in inputs[:5] if t is not None)):
+        x_out, out, _, _ = _RecordedTriton.apply(*inputs)
+    else:
+        with _eager.below_autograd():
+            x_out, out, _, _ = torch.ops.colaworld.adaln_triton(*inputs)
+    return (x if y is None else x_out), out
+
+
+def _check_row(op: str, x: Tensor) -> None:
+    """The op stands below the public function: what no kernel was written for stops here."""
+    if x.ndim != 4 or not 1 <= x.shape[3] <= _CHANNELS:
+        raise ValueError(
+            f"{op}: x: expected [B, T, S, C] with 1 <= C <= {_CHANNELS}, got {list(x.shape)}"
+        )
+
+
+def _launch(x, y, gate, shift, scale, index, eps, rms):
+    from colaworld.kernels import adaln as kernels
+
+    _check_row("adaln_triton", x)
+    return kernels.modulate(x, y, gate, shift, scale, index, eps=eps, rms=rms)
+
+
+def _launch_backward(grad_x_out, grad_out, x, y, gate, scale, index, mean, rstd, rms):
+    from colaworld.kernels import adaln as kernels
+
+    _check_row("adaln_triton_backward", x)
+    return kernels.modulate_backward(
+        grad_x_out, grad_out, x, y, gate, scale, index, mean, rstd, rms=rms
+    )
+
+
+def _triton_backward(ctx, grad_x_out: Tensor | None, grad_out: Tensor | None, *_):
+    return _gradients(torch.ops.colaworld.adaln_triton_backward, ctx, grad_x_out, grad_out)
+
+
+class _RecordedTriton(torch.autograd.Function):
+    """The Triton kernel in eager mode, with the gradient that is registered on the op."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        with _eager.below_autograd():
+            output = torch.ops.colaworld.adaln_triton(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_triton_backward)
+
+
+_triton.define(
+    "adaln_triton",
+    "(Tensor x, Tensor? y, Tensor? gate, Tensor shift, Tensor scale, Tensor? index, float eps, "
+    "bool rms) -> (Tensor x_out, Tensor out, Tensor mean, Tensor rstd)",
+    _launch,
+    _fake,
+    backward=_triton_backward,
+    setup_context=_setup_context,
+)
+_triton.define(
+    "adaln_triton_backward",
+    "(Tensor grad_x_out, Tensor grad_out, Tensor x, Tensor? y, Tensor? gate, Tensor scale, "
+    "Tensor? index, Tensor mean, Tensor rstd, bool rms) -> (Tensor dx, Tensor dy, Tensor dgate, "
+    "Tensor dshift, Tensor dscale)",
+    _launch_backward,
+    _fake_backward,
+    backward=_triton.no_second_derivative("adaln"),
+)
+
 _dispatch.register(
     "adaln",
     (
         _dispatch.Implementation("cpu", _cpu, _cpu_refuses),
+        _dispatch.Implementation("triton", _triton_kernel, _triton_refuses),
         _dispatch.Implementation("reference", reference.adaln, _dispatch.always),
     ),
 )
@@ -158,7 +260,8 @@ def adaln(
 
     Raises:
         ValueError: an argument of a wrong shape, device or value (an index outside of 0 .. M - 1
-            included); a forced implementation refuses.
+            included; the triton implementation does not wait for its values, and such a frame
+            becomes NaN); a forced implementation refuses.
 
     Source: DiT's adaLN-Zero block (Peebles and Xie 2023, section 3.2), here with one modulation
     per frame instead of one per sample.

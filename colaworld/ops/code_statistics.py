@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from colaworld.ops import _cuda, _dispatch, _eager, _native, reference
+from colaworld.ops import _cuda, _dispatch, _eager, _native, _triton, reference
 from colaworld.ops._checks import check_beside
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -85,11 +85,66 @@ if _native.AVAILABLE:
         "colaworld::code_statistics", _backward, setup_context=_setup_context
     )
 
+# Triton: one launch for a small table, two or a sort and two otherwise.
+
+_CHANNELS = 4096  # a row of sums stays in the registers of one program
+
+
+def _triton_refuses(facts: _dispatch.Facts) -> str | None:
+    reason = _triton.refuses(facts)
+    if reason is None and facts.shape[-1] > _CHANNELS:
+        reason = f"d is {facts.shape[-1]}, it takes up to {_CHANNELS} channels"
+    return reason
+
+
+def _triton_kernel(z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
+    if torch.compiler.is_compiling():
+        return torch.ops.colaworld.code_statistics_triton(z, indices, K, counts)
+    if _eager.wants_gradient(z):
+        return _RecordedTriton.apply(z, indices, K, counts)
+    with _eager.below_autograd():
+        return torch.ops.colaworld.code_statistics_triton(z, indices, K, counts)
+
+
+def _launch(z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
+    from colaworld.kernels import vector_quantize as kernels
+
+    if z.ndim != 2 or not 1 <= z.shape[1] <= _CHANNELS or indices.shape != z.shape[:1] or K < 1:
+        raise ValueError(
+            f"code_statistics_triton: expected z [N, d] with 1 <= d <= {_CHANNELS}, indices [N] and "
+            f"K >= 1, got {list(z.shape)}, {list(indices.shape)} and {K}"
+        )
+    return kernels.sums(z, indices, K, counts=counts)
+
+
+class _RecordedTriton(torch.autograd.Function):
+    """The Triton kernels in eager mode, with the gradient that is registered on the op."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
+        with _eager.below_autograd():
+            output = torch.ops.colaworld.code_statistics_triton(z, indices, K, counts)
+        _setup_context(ctx, (z, indices, K, counts), output)
+        return output
+
+    backward = staticmethod(_backward)
+
+
+_triton.define(
+    "code_statistics_triton",
+    "(Tensor z, Tensor indices, SymInt K, bool counts) -> Tensor",
+    _launch,
+    _fake,
+    backward=_backward,
+    setup_context=_setup_context,
+)
+
 _dispatch.register(
     "code_statistics",
     (
         _dispatch.Implementation("cuda", _compiled, _cuda.refuses),
         _dispatch.Implementation("cpu", _compiled, _cpu_refuses),
+        _dispatch.Implementation("triton", _triton_kernel, _triton_refuses),
         _dispatch.Implementation("reference", _reference, _dispatch.always),
     ),
 )
@@ -116,7 +171,7 @@ def code_statistics(z: Tensor, indices: Tensor, K: int) -> Tensor:
 
     Raises:
         ValueError: an argument of a wrong shape, dtype, device or value (on a GPU a wrong index is
-            torch's own device-side error); a forced implementation refuses.
+            torch's own device-side error, and triton leaves such a row out); a forced implementation refuses.
 
     Source: the sums of van den Oord et al. 2017, appendix A.1, equations for n_i and m_i.
     """
@@ -156,7 +211,8 @@ def update_codebook(
     entry without rows does not divide by zero. Everything read is `packed` and the running state:
     processes that hold equal states and reduced the same `packed` end with equal codebooks.
 
-    Plain PyTorch, without a kernel: it is K x d work beside the N x K x d of the search.
+    Where `code_statistics` runs on Triton, so does this, in one or two launches; elsewhere it is plain
+    PyTorch: it is K x d work beside the N x K x d of the search.
 
     Args:
         codebook: [K, d] entries, overwritten.
@@ -181,6 +237,14 @@ def update_codebook(
         raise ValueError(f"decay: expected in [0, 1], got {decay}")
     if not eps > 0:
         raise ValueError(f"eps: expected > 0, got {eps}")
+    tables = (codebook, count, total)
+    same = all(t.dtype == packed.dtype and t.is_contiguous() for t in tables)
+    if same and not torch.compiler.is_compiling():
+        if _dispatch.pick("code_statistics", packed).name == "triton":
+            from colaworld.kernels import vector_quantize as kernels
+
+            kernels.update(codebook, count, total, packed, decay=decay, eps=eps)
+            return
     count.lerp_(packed[:, d].to(count.dtype), 1 - decay)
     total.lerp_(packed[:, :d].to(total.dtype), 1 - decay)
     mass = count.sum()

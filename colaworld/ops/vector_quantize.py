@@ -1,6 +1,8 @@
 """`vector_quantize`: the nearest entry of a codebook for each row.
 
-The public function: checks and the choice of an implementation. The meaning is in `reference.py`.
+The public function: checks, the choice of an implementation, and what autograd and the compiler must
+know of the compiled op and of its Triton twin. The meaning is in `reference.py`, the kernels in
+`csrc/cpu/vector_quantize_kernel.h` and `kernels/vector_quantize.py`.
 Not here: the straight-through estimator, losses and codebook updates (the quantizer modules).
 """
 
@@ -9,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from colaworld.ops import _cuda, _dispatch, _eager, _native, reference
+from colaworld.ops import _cuda, _dispatch, _eager, _native, _triton, reference
 from colaworld.ops.code_statistics import segmented_sum
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -73,11 +75,61 @@ if _native.AVAILABLE:
         "colaworld::vector_quantize", _backward, setup_context=_setup_context
     )
 
+# Triton: one launch forward; backward is the segmented sum of whatever implementation sums there.
+
+
+def _triton_kernel(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    if torch.compiler.is_compiling():
+        return torch.ops.colaworld.vector_quantize_triton(z, codebook)
+    if _eager.wants_gradient(codebook):
+        return _RecordedTriton.apply(z, codebook)
+    with _eager.below_autograd():
+        return torch.ops.colaworld.vector_quantize_triton(z, codebook)
+
+
+def _launch(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    from colaworld.kernels import vector_quantize as kernels
+
+    if z.ndim != 2 or codebook.ndim != 2 or z.shape[1] != codebook.shape[1] or not codebook.numel():
+        raise ValueError(
+            "vector_quantize_triton: expected z [N, d] and codebook [K, d] with K, d >= 1, got "
+            f"{list(z.shape)} and {list(codebook.shape)}"
+        )
+    if z.dtype != codebook.dtype:
+        raise ValueError(
+            f"vector_quantize_triton: codebook: expected {z.dtype} as z is, got {codebook.dtype}"
+        )
+    return kernels.nearest(z, codebook)
+
+
+class _RecordedTriton(torch.autograd.Function):
+    """The Triton kernel in eager mode, with the gradient that is registered on the op."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+        with _eager.below_autograd():
+            output = torch.ops.colaworld.vector_quantize_triton(z, codebook)
+        _setup_context(ctx, (z, codebook), output)
+        return output
+
+    backward = staticmethod(_backward)
+
+
+_triton.define(
+    "vector_quantize_triton",
+    "(Tensor z, Tensor codebook) -> (Tensor codes, Tensor indices)",
+    _launch,
+    _fake,
+    backward=_backward,
+    setup_context=_setup_context,
+)
+
 _dispatch.register(
     "vector_quantize",
     (
         _dispatch.Implementation("cuda", _compiled, _cuda.refuses),
         _dispatch.Implementation("cpu", _compiled, _cpu_refuses),
+        _dispatch.Implementation("triton", _triton_kernel, _triton.refuses),
         _dispatch.Implementation("reference", reference.vector_quantize, _dispatch.always),
     ),
 )
@@ -87,7 +139,8 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest code of each row in Euclidean distance.
 
     Scores are |e|^2 / 2 - z . e, in float32 (float64 for float64 inputs), so a code within rounding
-    of the nearest may be chosen. The lowest index wins among equal scores; a row that holds NaN gets
+    of the nearest may be chosen (on tensor cores too, where triton makes a float32 product of three
+    tf32 products). The lowest index wins among equal scores; a row that holds NaN gets
     index 0. The cpu implementation gives equal entries equal scores; in the reference the matrix
     product may round equal columns differently, so any one of several equal entries may be named.
 
