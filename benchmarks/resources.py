@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from colaworld import ops
+
 RESULTS = Path(__file__).parent / "results" / "resources.json"
 TRITON_FILES = ("st_attention", "qk_norm_rope", "adaln", "vector_quantize")
 # Shared memory that one block may use, in bytes (CUDA C++ Programming Guide, compute capabilities).
@@ -93,8 +95,9 @@ def _compile(configuration: Any, arch: int) -> Row:
 
 def cuda_rows() -> Iterator[Row]:
     """The kernels within the compiled library; none where it was built without CUDA."""
+    built = ops.build_info()
     spec = importlib.util.find_spec("colaworld._native")
-    if spec is None or spec.origin is None:
+    if built is None or not built["cuda"] or spec is None or spec.origin is None:
         return
     listing = _cuobjdump("-lelf", spec.origin)
     for arch in sorted({int(found) for found in re.findall(r"sm_(\d+)", listing)}):
@@ -144,6 +147,8 @@ def _cuobjdump(*arguments: str) -> str:
         raise FileNotFoundError(
             f"{tool} cannot be run ({error}); it comes with triton and with the CUDA toolkit"
         ) from error
+    if done.returncode != 0:
+        raise RuntimeError(f"{tool} {' '.join(arguments)}: {done.stderr.strip() or done.stdout}")
     return done.stdout
 
 

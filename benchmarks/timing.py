@@ -115,8 +115,8 @@ def peak_mb(call: Callable[[], object], device: str = "cpu") -> float | None:
         torch.cuda.synchronize(device)
         return round((torch.cuda.max_memory_allocated(device) - held) / 2**20, 1)
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
         gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     except OSError:
         return None

@@ -146,6 +146,7 @@ class Step:
         marks, training, seconds = self.marks, self.config.training, self.marks.seconds
         self.number += 1
         key = (training.seed, self.phase.name, self.number)
+        self.objective.begin_step()
         self.optimizer.zero_grad()
         losses = []
         for micro in range(training.accumulate):

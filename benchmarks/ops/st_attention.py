@@ -17,7 +17,12 @@ from ..shapes import Shape
 from .definition import Definition, Function, Inputs, forced
 from .definition import cases as cases_of
 
-TESTS = ("tests/ops/test_st_attention.py", "tests/csrc")
+TESTS = (
+    "tests/ops/test_st_attention.py",
+    "tests/ops/test_st_attention_cpu.py",
+    "tests/ops/test_st_attention_op.py",
+    "tests/csrc",
+)
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "math": SDPBackend.MATH,

@@ -16,7 +16,7 @@ from ..shapes import Shape
 from .definition import FLOORS, Definition, Function, Inputs
 from .definition import cases as cases_of
 
-TESTS = ("tests/ops/test_vector_quantize.py", "tests/csrc")
+TESTS = ("tests/ops/test_vector_quantize.py", "tests/ops/test_code_statistics.py", "tests/csrc")
 PACKAGE = "vector-quantize-pytorch"
 _JUDGED_ROWS = 256  # at a time, so that the float64 distances stay small at any N and K
 _ROUNDING = {"float32": 2.0**-23, "bfloat16": 2.0**-23, "float64": 2.0**-51}  # of a sum's terms

@@ -47,9 +47,10 @@ def run(argv: list[str]) -> int:
     recipe = options.recipe or ("nano.cola_long" if options.long else "nano.cola")
     if options.recipe and options.long:
         raise ConfigError("--long is the recipe nano.cola_long: give either --long or --recipe")
-    if (out / "config.yaml").is_file() and (there := read_config(out).recipe) != recipe:
+    there = read_config(out) if (out / "config.yaml").is_file() else None
+    if there is not None and there.recipe != recipe:
         raise ConfigError(
-            f"--out {out}: holds a run of {there}, asked for {recipe}; name another --out, or "
+            f"--out {out}: holds a run of {there.recipe}, asked for {recipe}; name another --out, or "
             "delete that folder"
         )
     began = time.monotonic()
@@ -66,7 +67,9 @@ def run(argv: list[str]) -> int:
     if options.max_steps is not None:
         arguments += ["--training.max-steps", str(options.max_steps)]
     finished = out / "weights" / "model.safetensors"
-    if not finished.is_file():
+    # A look at two steps is not the run that was asked for later.
+    whole = there is None or there.training.max_steps == options.max_steps
+    if not (finished.is_file() and whole):
         resume = ["--resume"] if (out / "checkpoints").is_dir() else []
         done = _verb("train", train.run, [*arguments, *resume])
         if done or not finished.is_file():  # interrupted: saved, and the command was printed

@@ -135,7 +135,9 @@ def pick(
 
 def _complaint(op: str, facts: Facts) -> str:
     wanted, remedy = "no fused implementation", "Ask for another backend"
-    if _forced is not None:
+    if _forced == "reference":
+        wanted = "a fused implementation was asked for while 'reference' is forced; none"
+    elif _forced is not None:
         wanted = f"the forced implementation {_forced!r}"
         remedy = f"Unset {VARIABLE} or leave the force() block to let colaworld choose"
     lines = [

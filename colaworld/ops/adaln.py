@@ -44,7 +44,15 @@ def _cpu(
 ) -> tuple[Tensor, Tensor]:
     wide = reference.compute_dtype(x.dtype)
     # The kernel reads a y of the dtype of x, and float32 beside bfloat16 either way round.
-    if y is not None and y.dtype != x.dtype and {x.dtype, y.dtype} != {wide, torch.bfloat16}:
+    if (
+        y is not None
+        and y.dtype != x.dtype
+        and {x.dtype, y.dtype}
+        != {
+            torch.float32,
+            torch.bfloat16,
+        }
+    ):
         y = y.to(wide)
     gate, shift, scale = (
         t if t is None or t.dtype in _CPU_DTYPES else t.to(wide) for t in (gate, shift, scale)

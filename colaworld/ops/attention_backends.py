@@ -53,13 +53,18 @@ def missing(backend: str) -> str | None:
     return None
 
 
-def attend(backend: str, qkv: Tensor) -> Attend:
+def attend(backend: str, qkv: Tensor, *weights: Tensor | None) -> Attend:
     """The function that runs `backend` ("sdpa", "flex" or "flash") for this qkv.
 
     Raises BackendUnavailableError with the reason.
     """
     reason = missing(backend)
-    if reason is None and backend == "flex" and qkv.device.type == "cpu" and _wants_grad(qkv):
+    if (
+        reason is None
+        and backend == "flex"
+        and qkv.device.type == "cpu"
+        and _wants_grad(qkv, *weights)
+    ):
         reason = "attention 'flex' has no backward on the CPU; use 'auto', 'fused' or 'sdpa'"
     if reason is None and backend == "flash":
         if qkv.device.type != "cuda":
@@ -71,8 +76,8 @@ def attend(backend: str, qkv: Tensor) -> Attend:
     return {"sdpa": reference.sdpa, "flex": _flex, "flash": _flash}[backend]
 
 
-def _wants_grad(qkv: Tensor) -> bool:
-    return qkv.requires_grad and torch.is_grad_enabled()
+def _wants_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> Tensor:

@@ -387,7 +387,7 @@ def st_attention(
         if backend == "auto" and not torch.compiler.is_compiling():
             attention_backends.tell_once(chosen.name, axis, qkv.device.type, qkv.dtype)
     else:
-        attend = attention_backends.attend(backend, qkv)
+        attend = attention_backends.attend(backend, qkv, q_weight, k_weight)
         run = functools.partial(reference.st_attention, attend=attend)
     return run(
         qkv,

@@ -133,7 +133,7 @@ def cola() -> RunConfig:
 
 
 def cola_long() -> RunConfig:
-    """The same with about four times the steps: an hour on two cores."""
+    """The same with about four times the steps: an hour on two cores, as estimated."""
     config = _nano("nano.cola_long", ("warmup", "joint"))
     phases = replace(config.phases, joint=replace(_JOINT, steps=7000, cooldown_steps=1500))
     return replace(config, phases=phases)

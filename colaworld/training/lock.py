@@ -12,7 +12,8 @@ from colaworld.training.contracts import RunFolderError
 class FolderLock:
     """Holds `folder` until `close` or until the process ends, however it ends.
 
-    The lock is on the folder itself: no file is left behind.
+    The lock is on the folder itself: no file is left behind. On a network file system it may hold for
+    the processes of one machine only.
 
     Raises:
         RunFolderError: another process holds the folder.
@@ -32,4 +33,5 @@ class FolderLock:
 
     def close(self) -> None:
         """Let the folder go."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # a forked worker may hold a copy of it
         os.close(self._descriptor)

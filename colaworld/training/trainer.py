@@ -172,7 +172,8 @@ class Trainer:
         self._lock: FolderLock | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FolderLock(self.out)
+            if parallel.rank() == 0:
+                self._lock = FolderLock(self.out)
             checkpoints.sweep(folder)
             latest = checkpoints.latest_checkpoint(folder)
             if latest is not None and not self.resume:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -55,6 +56,21 @@ def test_each_verb_is_called_once_and_what_is_there_is_reused(
     assert main(["demo", "--out", str(tmp_path)]) == 0
     assert [name for name, _ in called] == ["evaluate"]  # its result is not there yet
     assert "reusing the trained world" in capsys.readouterr().out
+
+
+def test_a_look_of_two_steps_is_not_taken_for_the_whole(tmp_path, monkeypatch) -> None:
+    config = recipe("nano.cola")
+    look = replace(config, training=replace(config.training, max_steps=2))
+    (tmp_path / "config.yaml").write_text(to_yaml(look))
+    for name in ("data/meta/info.json", "weights/model.safetensors", "checkpoints/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    called = []
+    monkeypatch.setattr(demo.train, "run", lambda argv: called.append(argv) or 0)
+    monkeypatch.setattr(demo.evaluate, "run", lambda argv: 0)
+    assert main(["demo", "--out", str(tmp_path), "--max-steps", "2"]) == 0 and not called
+    assert main(["demo", "--out", str(tmp_path)]) == 0
+    assert [argv[-1] for argv in called] == ["--resume"]
 
 
 @pytest.mark.slow

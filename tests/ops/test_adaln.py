@@ -559,3 +559,17 @@ def test_the_compiled_op_checks_for_itself() -> None:
         back(x, x, x_out, y, gate, scale, None, mean[:1], rstd, False)
     with pytest.raises(ValueError, match="adaln_backward: y and gate: expected both or neither"):
         back(x, x, x_out, y, None, scale, None, mean, rstd, False)
+
+
+@pytest.mark.parametrize("branch", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stream", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_branch_of_another_dtype(stream, branch, generator) -> None:
+    """Under autocast the branch is narrower than the stream, whatever that is."""
+    x = torch.randn(1, 2, 3, 8, generator=generator).to(stream)
+    y = torch.randn(1, 2, 3, 8, generator=generator).to(branch)
+    shift, scale = (torch.randn(1, 2, 8, generator=generator).to(stream) for _ in range(2))
+    got = ops.adaln(x, y, shift=shift, scale=scale)
+    with ops.force("reference"):
+        wanted = ops.adaln(x, y, shift=shift, scale=scale)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b)

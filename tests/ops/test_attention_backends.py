@@ -78,7 +78,7 @@ def test_flash_is_called_in_its_own_order(generator, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", module)
     qkv, options = arguments(generator)
     attend = attention_backends._flash
-    monkeypatch.setattr(attention_backends, "attend", lambda backend, qkv: attend)
+    monkeypatch.setattr(attention_backends, "attend", lambda *_: attend)
     got = ops.st_attention(qkv, **options, backend="flash")
     monkeypatch.undo()
     torch.testing.assert_close(got, ops.st_attention(qkv, **options, backend="sdpa"))
@@ -96,8 +96,13 @@ def test_what_cannot_run_says_why(generator, monkeypatch) -> None:
     monkeypatch.setattr(attention_backends.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(ops.BackendUnavailableError, match=r"runs on CUDA devices, .* on cpu"):
         ops.st_attention(qkv, **options, backend="flash")
-    with pytest.raises(ops.BackendUnavailableError, match="'flex' has no backward on the CPU"):
-        ops.st_attention(qkv.requires_grad_(), **options, backend="flex")
+    for leaf in (qkv, options["q_weight"]):
+        leaf.requires_grad_()
+        with pytest.raises(ops.BackendUnavailableError, match="'flex' has no backward on the CPU"):
+            ops.st_attention(qkv, **options, backend="flex")
+        leaf.requires_grad_(False)
+    with ops.force("reference"), pytest.raises(ValueError, match="while 'reference' is forced"):
+        ops.st_attention(qkv, **options, backend="fused")
 
 
 def test_auto_says_once_what_it_took(generator, caplog) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -36,3 +37,19 @@ def test_a_second_process_is_refused_until_the_first_one_dies(tmp_path) -> None:
     FolderLock(tmp_path).close()
     FolderLock(tmp_path).close()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_forked_child_does_not_keep_the_folder(tmp_path) -> None:
+    lock = FolderLock(tmp_path)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:  # waits for the parent, with a copy of the lock's descriptor
+        os.close(writer)
+        os.read(reader, 1)
+        os._exit(0)
+    try:
+        lock.close()
+        FolderLock(tmp_path).close()
+    finally:
+        os.close(writer)
+        os.waitpid(child, 0)

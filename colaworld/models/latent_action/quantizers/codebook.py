@@ -46,6 +46,7 @@ class CodebookQuantizer(Quantizer):
         self.register_buffer("age", torch.zeros((), dtype=torch.int64))
         if config.continuous_steps:  # latents of the latest steps, to start the codebook from
             self.register_buffer("recent", torch.zeros(_RECENT, dim))
+            self.register_buffer("kept", torch.zeros((), dtype=torch.int64))  # rows written to it
         # Every code may be dead at once, and each wants a latent of its own.
         self._pending = Pending(capacity=max(_RECENT, size))
 
@@ -147,13 +148,18 @@ class CodebookQuantizer(Quantizer):
 
     def _remember(self, latents: Tensor, generator: torch.Generator | None) -> None:
         """A step of the continuous stretch; at its end the codebook starts from what was seen."""
-        rows = len(latents)
-        first = int(self.age) * rows % _RECENT
-        place = (first + torch.arange(rows, device=latents.device)) % _RECENT
+        latents = latents[-_RECENT:]
+        place = (int(self.kept) + torch.arange(len(latents), device=latents.device)) % _RECENT
         self.recent[place] = latents
+        self.kept += len(latents)
         self.age += 1
         if not self.continuous:
-            filled = min(int(self.age) * rows, _RECENT)
+            filled = min(int(self.kept), _RECENT)
+            if filled == 0:
+                raise ValueError(
+                    "quantizer: no finite latent was seen in continuous_steps, so the codebook "
+                    "cannot start; the latent action model has diverged"
+                )
             count, generator = self.codebook.shape[0], self.ranks.agreed(generator)
             self.codebook.copy_(cluster_start(self.recent[:filled], count, generator))
             self._started()
