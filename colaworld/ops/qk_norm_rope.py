@@ -334,7 +334,7 @@ def _checked_sections(
     if sections is None:
         raise ValueError(f"sections: expected {axes} counts for the {axes} axes of position")
     check_beside("position", position, (L, len(sections)), "q", q)
-    if sum(sections) != pairs or min(sections, default=0) < 0:
+    if sum(sections) != pairs or any(n < 0 for n in sections):
         raise ValueError(
             f"sections: expected counts that sum to D/2 = {pairs}, got {tuple(sections)}"
         )
