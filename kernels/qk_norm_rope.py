@@ -530,8 +530,8 @@ def qk_norm_rope_backward(
         )  # fmt: skip
     if not norm:
         return *outs, None, None
-    dqw, dkw = partial.sum(0)
-    return *outs, dqw, dkw
+    # Two tensors, not two views of one: the op's outputs do not share memory.
+    return *outs, partial[:, 0].sum(0), partial[:, 1].sum(0)
 
 
 # (H, D, dtypes, norm, rope, half, pairs of each axis): what is shipped, so what must not spill.

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import triton
-
 ARCHITECTURES = (80, 90, 100)  # A100, H100 and H200, B200: what the resource table is made for
 
 
@@ -74,19 +72,28 @@ def pick(table: Mapping[tuple, Blocks], arch: int | None, *key: object) -> Block
     return table.get((arch, *key)) or table[(None, *key)]
 
 
-def _temporal_warps(direction: str, TP: int, width: int, size: int) -> int:
-    """The fewest warps that do not spill: a lane holds TP * width / 32 / warps numbers of a tile."""
-    numbers = TP * triton.next_power_of_2(width)
-    if direction == "backward" and size >= 4:
-        return max(1, numbers // 256)  # three products for one, and operands twice as wide
-    return max(1, numbers // 512)
+def _temporal(direction: str, TP: int, width: int, size: int) -> Blocks:
+    """A matrix instruction has 16 rows, so a warp for each 16 rows of a tile is what fits; a second
+    one computes the same products and only shares what surrounds them. Each row is the smallest
+    number of warps that does not spill on any architecture; none has been timed on a GPU.
+    """
+    reason = "a warp for each 16 rows"
+    more = 1
+    if size >= 4:
+        more = 4 if direction == "backward" or width > 64 else 2
+        reason = "float32: three products for one, operands twice as wide"
+    elif direction == "backward" and width > 64:
+        more, reason = 2, "one warp spills 56 bytes at 72 channels"
+    elif direction == "backward" and TP == 32:
+        more, reason = 2, "one warp for each 16 rows spills 8 bytes at 64 channels"
+    elif width > 96:
+        more, reason = 2, "one warp needs all 255 registers at 128 channels"
+    return Blocks(more * TP // 16, reason)
 
 
 # st_attention, temporal: (architecture, pass, TP, padded channels, bytes of a number).
 ST_ATTENTION: dict[tuple, Blocks] = {
-    (None, direction, TP, width, size): Blocks(
-        _temporal_warps(direction, TP, width, size), "fewest warps without a spill; not timed"
-    )
+    (None, direction, TP, width, size): _temporal(direction, TP, width, size)
     for direction in ("forward", "backward")
     for TP in (16, 32)
     for width in (16, 32, 48, 64, 80, 96, 128)

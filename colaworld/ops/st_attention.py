@@ -167,6 +167,7 @@ if _native.AVAILABLE:
 # chooses for everything else.
 
 _FRAMES, _CHANNELS = 32, 128  # the largest tile of kernels/st_attention.py
+_CHANNELS_OF_FLOAT32 = 64  # beyond, the backward pass in float32 does not fit into the registers
 
 
 def _triton_kernel(
@@ -181,18 +182,25 @@ def _triton_kernel(
     eps: float,
     scale: float,
 ) -> Tensor:
-    T, D = qkv.shape[1], qkv.shape[5]
     if _tables_want_gradient(cos, sin):
         qkv = _prepared_outside(qkv, q_weight, k_weight, cos, sin, temporal=temporal, eps=eps)
         q_weight = k_weight = cos = sin = None
     inputs = (qkv, q_weight, k_weight, cos, sin)
-    if not temporal or T > _FRAMES or D > _CHANNELS:
+    if not (temporal and _tile_fits(qkv)):
         return _prologue_and_attention(*inputs, temporal, causal, eps, scale)
     if torch.compiler.is_compiling():
         return torch.ops.colaworld.st_attention_triton(*inputs, temporal, causal, eps, scale)
     if _eager.wants_gradient(*(x for x in inputs if x is not None)):
         return _RecordedTriton.apply(*inputs, temporal, causal, eps, scale)
     return _RecordedTriton.forward(*inputs, temporal, causal, eps, scale)
+
+
+def _tile_fits(qkv: Tensor) -> bool:
+    """Whether the kernel of the temporal axis is the way for such a qkv."""
+    T, D = qkv.shape[1], qkv.shape[5]
+    if qkv.is_cuda and qkv.dtype == torch.float32 and D > _CHANNELS_OF_FLOAT32:
+        return False
+    return T <= _FRAMES and D <= _CHANNELS
 
 
 def _prologue_and_attention(

@@ -1,0 +1,53 @@
+"""qk_norm_rope in Triton: the checks beside this file, and what needs neither GPU nor interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from colaworld import ops
+
+pytest.importorskip("triton", reason="triton comes with a CUDA build of torch")
+
+
+def test_under_the_interpreter(run_checks) -> None:
+    run_checks("qk_norm_rope", interpreted=True)
+
+
+def test_on_the_gpu(run_checks, cuda) -> None:
+    run_checks("qk_norm_rope", interpreted=False)
+
+
+def test_every_shipped_configuration_is_named_once() -> None:
+    from colaworld.kernels import qk_norm_rope as kernels
+
+    found = list(kernels.configurations(90))
+    assert len({c.label for c in found}) == len(found)
+    for c in found:
+        assert set(c.signature) == set(c.kernel.arg_names), c.label
+        constants = {name for name, kind in c.signature.items() if kind == "constexpr"}
+        assert constants == set(c.constants), c.label
+        assert c.constants["HP"] * 2 * c.constants["PP"] <= kernels.MAX_TOKEN, c.label
+
+
+def test_a_cuda_tensor_takes_triton_even_where_there_is_no_gpu() -> None:
+    """Fake tensors, without gradients: autograd itself asks for the device."""
+    with FakeTensorMode(), ops.force("triton"):
+        qkv = torch.empty(2, 5, 3, 16, 72, device="cuda", dtype=torch.bfloat16)
+        weight = torch.empty(72, device="cuda", dtype=torch.bfloat16)
+        q, k, _ = qkv.unbind(2)
+        for out in ops.qk_norm_rope(q, k, q_weight=weight, k_weight=weight):
+            assert out.shape == (2, 5, 16, 72)
+            assert out.dtype == torch.bfloat16
+            assert out.device.type == "cuda"
+            assert out.is_contiguous()
+        arguments = (q, k, q, k, weight, weight, None, None, None, (), 1e-6, False, False)
+        found = torch.ops.colaworld.qk_norm_rope_triton_backward(*arguments)
+        assert [tuple(x.shape) for x in found] == [(2, 5, 16, 72)] * 2 + [(72,)] * 2
+
+
+def test_why_not() -> None:
+    q = torch.ones(1, 1, 1, 2)
+    reasons = {v.name: v.reason for v in ops.explain("qk_norm_rope", q)}
+    assert reasons["triton"] in ("the tensors are on cpu, it needs cuda", "cpu comes first")
