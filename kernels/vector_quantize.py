@@ -451,9 +451,7 @@ def _sums_by_sort(
         z, order, starts, pieces, K, z.stride(0), **constants, **tile, STEPS=steps, num_warps=4
     )
     summed = {name: constants[name] for name in ("D", "DP", "WIDE")}
-    entries_kernel[(K,)](
-        pieces, starts, out, **summed, **tile, COUNTS=int(counts), num_warps=4
-    )
+    entries_kernel[(K,)](pieces, starts, out, **summed, **tile, COUNTS=int(counts), num_warps=4)
 
 
 def update(
@@ -498,9 +496,7 @@ def configurations(arch: int | None = None) -> Iterator[tuning.Configuration]:
             of = f"K={K} d={D} {name}"
             for exact in (False, True) if name == "fp32" else (False,):
                 for rows, N in (("few", 1), ("many", FEW_ROWS + 1)):
-                    constants, tile = _assign_constants(
-                        N, K, D, _DTYPES[name], arch, exact=exact
-                    )
+                    constants, tile = _assign_constants(N, K, D, _DTYPES[name], arch, exact=exact)
                     how = f"{rows} rows{' exact' if exact else ''}"
                     yield _configuration(
                         f"vector_quantize {of} {how}", assign_kernel, tile, constants, name

@@ -1,0 +1,44 @@
+"""How the Triton kernels are checked where there is a GPU and where there is none.
+
+`checks_<op>.py` beside a test file holds the checks themselves; they run in a process of their own,
+
+    under Triton's interpreter, on the CPU      TRITON_INTERPRET=1, which Triton reads at its import
+    natively, on a GPU                          the same checks, with bfloat16 for float64
+
+so that neither mode leaks into the other tests. To run them by hand:
+TRITON_INTERPRET=1 python -m pytest tests/kernels/checks_st_attention.py
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def run_checks() -> Callable[..., None]:
+    """run_checks("st_attention", interpreted=True): fails with the end of what the checks printed."""
+    if find_spec("triton") is None:
+        pytest.skip("triton is not installed; it comes with a CUDA build of torch")
+
+    def run(op: str, *, interpreted: bool) -> None:
+        path = HERE / f"checks_{op}.py"
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        environment.pop("COLAWORLD_OPS", None)  # the checks force what they check
+        if interpreted:
+            environment["TRITON_INTERPRET"] = "1"
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(path)]
+        done = subprocess.run(
+            command, cwd=HERE.parents[1], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{path.name}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+
+    return run
