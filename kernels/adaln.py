@@ -187,7 +187,7 @@ def backward_kernel(
     GATED: tl.constexpr,
     INDEXED: tl.constexpr,
     RMS: tl.constexpr,
-    REREAD: tl.constexpr,  # the modulation at every row, from the cache, instead of once
+    LATE: tl.constexpr,  # dy and dgate in a second walk over the rows, from dx as it was written
     CP: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -198,16 +198,17 @@ def backward_kernel(
     c = tl.arange(0, CP)
     inside = c < C
     at, found = _frame_row(INDEX, frame, T, M, scale_stride_b, scale_stride_t, INDEXED)
-    if not REREAD:
-        factor = 1 + _modulation(SCALE, at, c, inside, SCALE_STEP, WIDE)
+    factor = 1 + _modulation(SCALE, at, c, inside, SCALE_STEP, WIDE)
+    factor = tl.where(found, factor, float("nan"))
     if GATED:
-        gate_at, _ = _frame_row(INDEX, frame, T, M, gate_stride_b, gate_stride_t, INDEXED)
-        if not REREAD:
-            gate = _modulation(GATE, gate_at, c, inside, GATE_STEP, WIDE)
-        dgate = tl.zeros((CP,), WIDE)
+        at, found = _frame_row(INDEX, frame, T, M, gate_stride_b, gate_stride_t, INDEXED)
+        if not LATE:
+            gate = _modulation(GATE, at, c, inside, GATE_STEP, WIDE)
+            dgate = tl.zeros((CP,), WIDE)
     dshift = tl.zeros((CP,), WIDE)
     dscale = tl.zeros((CP,), WIDE)
-    for s in range(first, tl.minimum(first + rows, S)):
+    last = tl.minimum(first + rows, S)
+    for s in range(first, last):
         per_row = tl.cast(frame, tl.int64) * S + s
         source = _clip_row(b, t, s, x_stride_b, x_stride_t, x_stride_s)
         x = tl.load(X + source + c * X_STEP, mask=inside, other=0.0).to(WIDE)
@@ -222,28 +223,32 @@ def backward_kernel(
             h = tl.where(inside, (x - tl.load(MEAN + per_row)) * rstd, 0.0)
         dshift += g
         dscale += g * h
-        if REREAD:
-            factor = 1 + _modulation(SCALE, at, c, inside, SCALE_STEP, WIDE)
-        u = tl.where(inside, g * tl.where(found, factor, float("nan")), 0.0)
+        u = tl.where(inside, g * factor, 0.0)
         along = tl.sum(u * h, 0) / C
-        if RMS:
-            dx += (u - h * along) * rstd
-        else:
-            dx += (u - tl.sum(u, 0) / C - h * along) * rstd
+        mean = 0.0 if RMS else tl.sum(u, 0) / C
+        dx += (u - mean - h * along) * rstd
         target = per_row * C + c
         tl.store(DX + target, dx.to(DX.dtype.element_ty), mask=inside)
-        if GATED:
+        if GATED and not LATE:
             source = _clip_row(b, t, s, y_stride_b, y_stride_t, y_stride_s)
             y = tl.load(Y + source + c * Y_STEP, mask=inside, other=0.0).to(WIDE)
             dgate += dx * y
-            if REREAD:
-                gate = _modulation(GATE, gate_at, c, inside, GATE_STEP, WIDE)
             tl.store(DY + target, (dx * gate).to(DY.dtype.element_ty), mask=inside)
-    parts: tl.constexpr = 3 if GATED else 2
-    partial = PARTIAL + tl.program_id(0).to(tl.int64) * (parts * C) + c
+    partial = PARTIAL + tl.program_id(0).to(tl.int64) * ((3 if GATED else 2) * C) + c
     tl.store(partial, dshift, mask=inside)
     tl.store(partial + C, dscale, mask=inside)
     if GATED:
+        if LATE:
+            tl.debug_barrier()  # what follows reads the rows of dx that were written above
+            gate = _modulation(GATE, at, c, inside, GATE_STEP, WIDE)
+            dgate = tl.zeros((CP,), WIDE)
+            for s in range(first, last):
+                target = (tl.cast(frame, tl.int64) * S + s) * C + c
+                dx = tl.load(DX + target, mask=inside, other=0.0).to(WIDE)
+                source = _clip_row(b, t, s, y_stride_b, y_stride_t, y_stride_s)
+                y = tl.load(Y + source + c * Y_STEP, mask=inside, other=0.0).to(WIDE)
+                dgate += dx * y
+                tl.store(DY + target, (dx * gate).to(DY.dtype.element_ty), mask=inside)
         tl.store(partial + 2 * C, dgate, mask=inside)
 
 
@@ -289,7 +294,7 @@ FORWARD_ROWS = 4  # of a program: the modulation, 3 rows in float32, is read onc
 # Row blocks of the backward pass, about: 8 programs and more for each multiprocessor of an H200. A
 # block has at least 8 rows, so that its partial sums (3 rows in float32) stay well below what it moves.
 BACKWARD_PROGRAMS, FEWEST_ROWS = 2048, 8
-HELD_CHANNELS = 4096  # above, gate and scale beside three running sums no longer fit in registers
+HELD_CHANNELS = 4096  # above, three running sums, gate and scale do not fit in registers at once
 SUM_TILE = {"ROWS": 16, "COLUMNS": 128}  # 16 numbers in each lane of 4 warps
 
 
@@ -416,7 +421,7 @@ def modulate_backward(
             "GATED": gated,
             "INDEXED": indexed,
             "RMS": rms,
-            "REREAD": C > HELD_CHANNELS,
+            "LATE": C > HELD_CHANNELS,
             "CP": triton.next_power_of_2(C),
             "WIDE": launch.wide_of(x.dtype),
         }
@@ -501,7 +506,7 @@ def configurations(arch: int | None = None) -> Iterator[tuning.Configuration]:
             if direction == "forward":
                 constants |= {"BRANCH": branch, "EPS": 1e-6}
             else:
-                constants |= {"REREAD": C > HELD_CHANNELS}
+                constants |= {"LATE": C > HELD_CHANNELS}
             made = tuning.configuration(
                 f"adaln {direction} C={C} {dtype} {how}",
                 kernel,

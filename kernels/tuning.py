@@ -134,8 +134,8 @@ VECTOR_QUANTIZE: dict[tuple, Tile] = {
     (None, search, rows, DB, size): Tile(
         BN=32 if rows == "few" else 128,
         BK=32 if search == "exact" else 64,
-        # Both halves of 128 x 64 float32 numbers spill in 4 warps.
-        num_warps=8 if (search, rows, DB, size) == ("tensor cores", "many", 64, 4) else 4,
+        # The two halves of 128 x 32 float32 numbers and more spill in 4 warps.
+        num_warps=8 if search == "tensor cores" and rows == "many" and DB * size > 64 else 4,
         num_stages=1 if search == "exact" else 2,
         reason="few rows: a program for each multiprocessor; many: an entry is read for 128 rows",
     )

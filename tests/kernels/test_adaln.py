@@ -1,0 +1,57 @@
+"""adaln in Triton: the checks beside this file, and what needs neither GPU nor interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from colaworld import ops
+
+pytest.importorskip("triton", reason="triton comes with a CUDA build of torch")
+
+
+def test_under_the_interpreter(run_checks) -> None:
+    run_checks("adaln", interpreted=True)
+
+
+def test_on_the_gpu(run_checks, cuda) -> None:
+    run_checks("adaln", interpreted=False)
+
+
+def test_every_shipped_configuration_is_named_once() -> None:
+    from colaworld.kernels import adaln as kernels
+
+    found = list(kernels.configurations(90))
+    assert len({c.label for c in found}) == len(found)
+    assert {1152, 768, 1536, 8192} <= {c.constants.get("C") for c in found}
+    assert {c.kernel for c in found} == {
+        kernels.forward_kernel, kernels.backward_kernel, kernels.sum_kernel
+    }  # fmt: skip
+    for c in found:
+        assert set(c.signature) == set(c.kernel.arg_names), c.label
+        constants = {name for name, kind in c.signature.items() if kind == "constexpr"}
+        assert constants == set(c.constants), c.label
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_cuda_tensor_takes_triton_even_where_there_is_no_gpu(dtype, indexed) -> None:
+    """Fake tensors: what is traced. A torch without CUDA cannot record them, so backward is called."""
+    with FakeTensorMode(), ops.force("triton"):
+        x = torch.empty(2, 3, 16, 1152, device="cuda", dtype=dtype)
+        m = torch.empty((4, 1152) if indexed else (2, 3, 1152), device="cuda")
+        index = torch.empty(2, 3, device="cuda", dtype=torch.int64) if indexed else None
+        x_out, out = ops.adaln(x, x, gate=m, shift=m, scale=m, index=index)
+        assert x_out.shape == out.shape == x.shape and out.dtype == dtype
+        row = x.new_empty(2, 3, 16, dtype=torch.float32)
+        dx, dy, *tables = torch.ops.colaworld.adaln_triton_backward(
+            x, x, x, x, m, m, index, row, row, False
+        )
+        assert dx.shape == dy.shape == x.shape and dx.dtype == dtype and dx.device.type == "cuda"
+        assert all(t.shape == m.shape and t.dtype == torch.float32 for t in tables)
+
+
+def test_why_not() -> None:
+    reasons = {v.name: v.reason for v in ops.explain("adaln", torch.zeros(1, 1, 1, 2))}
+    assert reasons["triton"] in ("the tensors are on cpu, it needs cuda", "cpu comes first")
