@@ -19,6 +19,7 @@ namespace cuda {
 namespace code_statistics_kernels {
 
 constexpr int WARPS = 8;  // of a thread block
+constexpr int RESIDENT = 4;  // blocks on a processor: what the tables leave room for
 constexpr int MOST_COLUMNS = 128;  // of a slice: 4 a lane
 constexpr int TABLE = 12288;  // numbers in the tables of a block: 48 kB, which needs no permission
 constexpr int64_t ROWS_PER_PART = 64;  // at least
@@ -43,19 +44,19 @@ COLAWORLD_BOTH CodeStatisticsPlan plan(int64_t N, int64_t K, int64_t d, int64_t 
 }
 
 template <typename In>
-__global__ void __launch_bounds__(WARPS* LANES)
+__global__ void __launch_bounds__(WARPS* LANES, RESIDENT)
     add(const CodeStatisticsCall call, const CodeStatisticsPlan plan) {
   const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, stride = plan.columns + 1;
   const int64_t block = blockIdx.x, slice = block % plan.slices;
   const int64_t range = block / plan.slices % plan.ranges;
   const int64_t part = block / plan.slices / plan.ranges;
-  const int64_t begin = call.N / plan.parts * part +
-                        (part < call.N % plan.parts ? part : call.N % plan.parts);
+  const int64_t begin =
+      call.N / plan.parts * part + (part < call.N % plan.parts ? part : call.N % plan.parts);
   const int64_t end = begin + call.N / plan.parts + (part < call.N % plan.parts ? 1 : 0);
   const int64_t first = (range * WARPS + warp) * plan.per_warp;  // entry
   const int64_t channel = slice * plan.columns;
-  const int columns = static_cast<int>(call.d - channel < plan.columns ? call.d - channel
-                                                                       : plan.columns);
+  const int columns =
+      static_cast<int>(call.d - channel < plan.columns ? call.d - channel : plan.columns);
   const bool counts = slice == 0 && call.width > call.d;
   const bool watches = block % (plan.slices * plan.ranges) == 0 && warp == 0;
   const In* z = static_cast<const In*>(call.z) + channel;

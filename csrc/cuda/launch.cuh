@@ -12,8 +12,8 @@ namespace cuda {
 
 constexpr int FREE_SHARED_MEMORY = 48 * 1024;  // more must be asked for, kernel by kernel
 
-// Null, or the runtime's words for what went wrong. Nothing waits for the GPU, nothing is allocated:
-// launches may be captured into a CUDA graph.
+// Null, or the runtime's words for what went wrong. Nothing waits for the GPU, nothing is
+// allocated: launches may be captured into a CUDA graph.
 inline const char* message_of(cudaError_t error) {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

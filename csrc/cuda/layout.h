@@ -41,7 +41,8 @@ struct Place {
 };
 
 COLAWORLD_BOTH Place place_of(int64_t pair, int64_t S, int64_t H) {
-  if ((static_cast<uint64_t>(pair | S | H) >> 32) == 0) {  // 64-bit divisions cost ten times as much
+  if ((static_cast<uint64_t>(pair | S | H) >> 32) ==
+      0) {  // 64-bit divisions cost ten times as much
     const uint32_t n = static_cast<uint32_t>(pair), heads = static_cast<uint32_t>(H);
     const uint32_t sequence = n / heads, places = static_cast<uint32_t>(S);
     return {sequence / places, sequence % places, n % heads};

@@ -31,15 +31,12 @@ __global__ void __launch_bounds__(SUM_COLUMNS* SUM_ROWS)
   weights[column] = total;
 }
 
-const char* run(Element element,
-                const StAttentionCall& call,
-                bool backward,
-                int64_t blocks,
-                void* stream) {
-  return st_attention_choose(
-      element, call.T, call.D, backward, [&](auto kernel, int warps, int bytes) {
-        return launch(kernel, blocks, warps * LANES, bytes, stream, call);
-      });
+const char* run(
+    Element element, const StAttentionCall& call, bool backward, int64_t blocks, void* stream) {
+  return st_attention_choose(element, call.T, call.D, backward,
+                             [&](auto kernel, int warps, int bytes) {
+                               return launch(kernel, blocks, warps * LANES, bytes, stream, call);
+                             });
 }
 
 }  // namespace
@@ -56,13 +53,13 @@ const char* st_attention_blocks(Element element,
                                 const StAttentionCall& call,
                                 bool backward,
                                 int64_t* blocks) {
-  return st_attention_choose(
-      element, call.T, call.D, backward, [&](auto kernel, int warps, int bytes) {
-        const char* error = resident(kernel, warps * LANES, bytes, blocks);
-        const int64_t enough = (call.pairs + warps - 1) / warps;
-        if (enough < *blocks) *blocks = enough;
-        return error;
-      });
+  return st_attention_choose(element, call.T, call.D, backward,
+                             [&](auto kernel, int warps, int bytes) {
+                               const char* error = resident(kernel, warps * LANES, bytes, blocks);
+                               const int64_t enough = (call.pairs + warps - 1) / warps;
+                               if (enough < *blocks) *blocks = enough;
+                               return error;
+                             });
 }
 
 const char* st_attention_forward(Element element,

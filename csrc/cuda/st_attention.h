@@ -10,8 +10,6 @@
 namespace colaworld {
 namespace cuda {
 
-
-
 // Temporal attention of T positions at each of B * S places and H heads. Strides in elements; the D
 // channels of a row are neighbours, rows start on 8 bytes.
 struct StAttentionCall {
@@ -40,17 +38,23 @@ bool st_attention_takes(Element element, int64_t T, int64_t D);
 
 // Thread blocks of a launch on the current device: they share out the pairs among themselves.
 // A message when the device cannot be asked.
-const char* st_attention_blocks(Element element, const StAttentionCall& call, bool backward,
+const char* st_attention_blocks(Element element,
+                                const StAttentionCall& call,
+                                bool backward,
                                 int64_t* blocks);
 
 // Each returns null, or what went wrong with the launch.
-const char* st_attention_forward(Element element, const StAttentionCall& call, int64_t blocks,
+const char* st_attention_forward(Element element,
+                                 const StAttentionCall& call,
+                                 int64_t blocks,
                                  void* stream);
-const char* st_attention_backward(Element element, const StAttentionCall& call, int64_t blocks,
+const char* st_attention_backward(Element element,
+                                  const StAttentionCall& call,
+                                  int64_t blocks,
                                   void* stream);
 // weights [2, D] = the sum of partial [blocks, 2, D], always in the same order.
-const char* st_attention_sum(const float* partial, int64_t blocks, int D, float* weights,
-                             void* stream);
+const char* st_attention_sum(
+    const float* partial, int64_t blocks, int D, float* weights, void* stream);
 
 }  // namespace cuda
 }  // namespace colaworld

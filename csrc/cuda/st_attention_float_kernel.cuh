@@ -1,9 +1,9 @@
 // Temporal attention for float32: one warp, which is one thread block, per (place, head).
 //
 // Products are exact float32 multiply-adds. Tensor cores would need three TF32 products for each to
-// keep float32's accuracy, and at T <= 32 the memory, not the arithmetic, sets the time: at head dim
-// 72 and T = 16 a pair moves 18 kB and takes 37 000 multiply-adds. Rows lie in shared memory, four
-// numbers of padding apart; any D that is a multiple of 8 up to 128 works.
+// keep float32's accuracy, and at T <= 32 the memory, not the arithmetic, sets the time: at head
+// dim 72 and T = 16 a pair moves 18 kB and takes 37 000 multiply-adds. Rows lie in shared memory,
+// four numbers of padding apart; any D that is a multiple of 8 up to 128 works.
 //
 // Not here: 16-bit numbers (st_attention_kernel.cuh), launches (st_attention.cu).
 
@@ -19,6 +19,9 @@ namespace st_attention_float {
 
 constexpr float LOG2_E = 1.4426950408889634f;
 constexpr int MOST_CHANNELS = 128;
+// Blocks on a processor that the compiler plans for. Shared memory holds about ten at T = 16, D =
+// 72: registers need not be saved, and spilled, for more.
+constexpr int RESIDENT = 12;
 
 // Shared memory of a block: forward q, k, v and p; backward the gradient and ds as well.
 constexpr int bytes(int rows, int D, bool backward) {
@@ -56,7 +59,8 @@ struct Warp {
     if (weight == nullptr) return make_float2(1.f, 1.f);
     return make_float2(weight[channel], weight[channel + 1]);
   }
-  // Calls do(local row n, row r, channel) for the pairs of channels that this lane reads and writes.
+  // Calls do(local row n, row r, channel) for the pairs of channels that this lane reads and
+  // writes.
   template <typename Do>
   __device__ __forceinline__ void each_pair(Do&& act) const {
 #pragma unroll
@@ -115,8 +119,7 @@ struct Warp {
       const float4 x = *reinterpret_cast<const float4*>(a + row * stride + d);
 #pragma unroll
       for (int j = 0; j < COLUMNS; ++j) {
-        const float4 y =
-            *reinterpret_cast<const float4*>(b + (part * COLUMNS + j) * stride + d);
+        const float4 y = *reinterpret_cast<const float4*>(b + (part * COLUMNS + j) * stride + d);
         s[j] += x.x * y.x + x.y * y.y + x.z * y.z + x.w * y.w;
       }
     }
@@ -225,7 +228,7 @@ struct Warp {
 };
 
 template <int ROWS>
-__global__ void __launch_bounds__(LANES) forward(const StAttentionCall call) {
+__global__ void __launch_bounds__(LANES, RESIDENT) forward(const StAttentionCall call) {
   const Warp<ROWS> warp(call);
   const int size = ROWS * warp.stride;
   float* q = reinterpret_cast<float*>(shared_memory());
@@ -233,8 +236,8 @@ __global__ void __launch_bounds__(LANES) forward(const StAttentionCall call) {
   const int64_t step = call.S * call.H * call.D;
   for (int64_t pair = blockIdx.x; pair < call.pairs; pair += gridDim.x) {
     const Place at = place_of(pair, call.S, call.H);
-    const float* from = static_cast<const float*>(call.x) + at.b * call.x_b + at.s * call.x_s +
-                        at.h * call.x_h;
+    const float* from =
+        static_cast<const float*>(call.x) + at.b * call.x_b + at.s * call.x_s + at.h * call.x_h;
     float* to =
         static_cast<float*>(call.out) + at.b * call.T * step + (at.s * call.H + at.h) * call.D;
     warp.read(from, call.x_t, q);
@@ -256,7 +259,7 @@ __global__ void __launch_bounds__(LANES) forward(const StAttentionCall call) {
 }
 
 template <int ROWS>
-__global__ void __launch_bounds__(LANES) backward(const StAttentionCall call) {
+__global__ void __launch_bounds__(LANES, RESIDENT) backward(const StAttentionCall call) {
   const Warp<ROWS> warp(call);
   const int size = ROWS * warp.stride, D = call.D;
   float* q = reinterpret_cast<float*>(shared_memory());
@@ -266,12 +269,11 @@ __global__ void __launch_bounds__(LANES) backward(const StAttentionCall call) {
   float dq_weight[MOST_CHANNELS / LANES] = {}, dk_weight[MOST_CHANNELS / LANES] = {};
   for (int64_t pair = blockIdx.x; pair < call.pairs; pair += gridDim.x) {
     const Place at = place_of(pair, call.S, call.H);
-    const float* from = static_cast<const float*>(call.x) + at.b * call.x_b + at.s * call.x_s +
-                        at.h * call.x_h;
+    const float* from =
+        static_cast<const float*>(call.x) + at.b * call.x_b + at.s * call.x_s + at.h * call.x_h;
     const float* from_grad = static_cast<const float*>(call.grad) + at.b * call.grad_b +
                              at.s * call.grad_s + at.h * call.grad_h;
-    float* to =
-        static_cast<float*>(call.out) + at.b * call.T * step + at.s * 3 * part + at.h * D;
+    float* to = static_cast<float*>(call.out) + at.b * call.T * step + at.s * 3 * part + at.h * D;
     warp.read(from, call.x_t, q);
     warp.read(from + call.x_part, call.x_t, k);
     warp.read(from + 2 * call.x_part, call.x_t, v);

@@ -31,6 +31,13 @@ COLAWORLD_BOTH constexpr bool holds(int D, int R, bool backward) {
   return R == 2 ? !backward || D <= 96 : !backward && D <= 72;
 }
 
+// Blocks on a processor that the compiler plans for: as many as leave every kernel the registers
+// that it needs (168 for 3 blocks, 128 for 4) and no reason to spill for one more.
+COLAWORLD_BOTH constexpr int resident(int D, int R, bool backward) {
+  if (!holds(D, R, backward)) return R == 2 ? 4 : backward ? 2 : 3;
+  return R == 4 || D > 96 || (backward && D > 72) ? 2 : 3;
+}
+
 // The shared memory of a block: what its warps look up, then what they sum.
 template <int D, int R>
 struct Tables {
@@ -238,14 +245,14 @@ __device__ __forceinline__ void score(const Rows<E, D, R, HOLD>& a,
       for (int e = 0; e < 4; ++e) s[i][j][e] = 0.f;
     }
   }
-#pragma unroll Rows<E, D, R, HOLD>::UNROLL
+#pragma unroll Rows < E, D, R, HOLD> ::UNROLL
   for (int c = 0; c < a.CHUNKS; ++c) {
     uint32_t x[R][2], y[R][2];
     a.get(c, x);
     b.get(c, y);
 #pragma unroll
     for (int i = 0; i < R / 2; ++i) {
-      const uint32_t(&u)[2] = x[2 * i], (&v)[2] = x[2 * i + 1];
+      const uint32_t (&u)[2] = x[2 * i], (&v)[2] = x[2 * i + 1];
 #pragma unroll
       for (int j = 0; j < R; ++j) {
         if (D % 16 != 0 && c == D / 16) {
@@ -356,7 +363,7 @@ __device__ __forceinline__ void multiply_and_write(const uint32_t (&a)[R / 2][R 
                                                    const Rows<E, D, R, HOLD>& rows,
                                                    uint16_t* to,
                                                    int64_t step) {
-#pragma unroll Rows<E, D, R, HOLD>::UNROLL
+#pragma unroll Rows < E, D, R, HOLD> ::UNROLL
   for (int c = 0; c < rows.CHUNKS; ++c) {
     uint32_t x[R][2];
     float y[2][R / 2][4] = {};
@@ -368,7 +375,8 @@ __device__ __forceinline__ void multiply_and_write(const uint32_t (&a)[R / 2][R 
 }
 
 template <typename E, int D, int R>
-__global__ void __launch_bounds__(WARPS* LANES) forward(const StAttentionCall call) {
+__global__ void __launch_bounds__(WARPS* LANES, resident(D, R, false))
+    forward(const StAttentionCall call) {
   constexpr bool HOLD = holds(D, R, false);
   using Here = Rows<E, D, R, HOLD>;
   const Tables<D, R> tables;
@@ -379,8 +387,8 @@ __global__ void __launch_bounds__(WARPS* LANES) forward(const StAttentionCall ca
   for (int64_t pair = static_cast<int64_t>(blockIdx.x) * WARPS + threadIdx.x / LANES;
        pair < call.pairs; pair += stride) {
     const Place at = place_of(pair, call.S, call.H);
-    const uint16_t* from = static_cast<const uint16_t*>(call.x) + at.b * call.x_b +
-                           at.s * call.x_s + at.h * call.x_h;
+    const uint16_t* from =
+        static_cast<const uint16_t*>(call.x) + at.b * call.x_b + at.s * call.x_s + at.h * call.x_h;
     uint16_t* to =
         static_cast<uint16_t*>(call.out) + at.b * call.T * step + (at.s * call.H + at.h) * D;
     Here q(from, call.x_t, call.T, lane), k(from + call.x_part, call.x_t, call.T, lane);
@@ -396,8 +404,9 @@ __global__ void __launch_bounds__(WARPS* LANES) forward(const StAttentionCall ca
   }
 }
 
-// The gradient of a weight as one lane sees it, in a place of its own in shared memory: in registers
-// it would cost two to four numbers for each of P blocks, and with them a third of the warps.
+// The gradient of a weight as one lane sees it, in a place of its own in shared memory: in
+// registers it would cost two to four numbers for each of P blocks, and with them a third of the
+// warps.
 template <int P>
 struct WeightSum {
   float2* place;  // [P, LANES], from this lane on
@@ -424,12 +433,12 @@ __device__ __forceinline__ void pull_back(const uint32_t (&a)[R / 2][R / 2][4],
                                           WeightSum<D / 8>& dweight) {
   const int lane = x.lane;
   const Rows<E, D, R, HOLD> raw(prepared.from, prepared.step, prepared.T, lane);
-  const float(&rms)[R] = prepared.rms;
+  const float (&rms)[R] = prepared.rms;
   float mean[R];
 #pragma unroll
   for (int r = 0; r < R; ++r) mean[r] = 0.f;
   // The gradient of a block, turned back and not yet weighted.
-  const auto turned_back = [&](const uint32_t(&of)[R][2], int p, float(&y)[R / 2][4]) {
+  const auto turned_back = [&](const uint32_t (&of)[R][2], int p, float (&y)[R / 2][4]) {
     multiply<E, R>(a, of, p % 2, y);
 #pragma unroll
     for (int r = 0; r < R; ++r) {
@@ -441,7 +450,7 @@ __device__ __forceinline__ void pull_back(const uint32_t (&a)[R / 2][R / 2][4],
     }
   };
   if (norm) {
-#pragma unroll Rows<E, D, R, HOLD>::UNROLL
+#pragma unroll Rows < E, D, R, HOLD> ::UNROLL
     for (int c = 0; c < raw.CHUNKS; ++c) {
       uint32_t of[R][2], were[R][2];
       x.get(c, of);
@@ -468,7 +477,7 @@ __device__ __forceinline__ void pull_back(const uint32_t (&a)[R / 2][R / 2][4],
 #pragma unroll
     for (int r = 0; r < R; ++r) mean[r] = sum_of_quad(mean[r]) / D;
   }
-#pragma unroll Rows<E, D, R, HOLD>::UNROLL
+#pragma unroll Rows < E, D, R, HOLD> ::UNROLL
   for (int c = 0; c < raw.CHUNKS; ++c) {
     uint32_t of[R][2], were[R][2];
     float y[2][R / 2][4] = {};
@@ -495,12 +504,8 @@ __device__ __forceinline__ void pull_back(const uint32_t (&a)[R / 2][R / 2][4],
 // ds = p (dp - sum p dp) scale in the place of dp. Padding rows and what is not seen are exactly
 // zero, whatever stands there.
 template <int R>
-__device__ __forceinline__ void softmax_backward(float (&s)[R / 2][R][4],
-                                                 float (&ds)[R / 2][R][4],
-                                                 float scale,
-                                                 int T,
-                                                 bool causal,
-                                                 int lane) {
+__device__ __forceinline__ void softmax_backward(
+    float (&s)[R / 2][R][4], float (&ds)[R / 2][R][4], float scale, int T, bool causal, int lane) {
 #pragma unroll
   for (int r = 0; r < R; ++r) {
     const int row = 8 * r + row_of(lane), i = r / 2;
@@ -531,7 +536,8 @@ __device__ __forceinline__ void softmax_backward(float (&s)[R / 2][R][4],
 // Nothing is saved by the forward pass: scores are computed again. Gradients of the weights stay in
 // shared memory until the block has done its last pair.
 template <typename E, int D, int R>
-__global__ void __launch_bounds__(WARPS* LANES, R == 2 && D <= 72 ? 3 : 1) backward(const StAttentionCall call) {
+__global__ void __launch_bounds__(WARPS* LANES, resident(D, R, true))
+    backward(const StAttentionCall call) {
   constexpr int P = D / 8;
   constexpr bool HOLD = holds(D, R, true);
   using Here = Rows<E, D, R, HOLD>;
@@ -546,8 +552,8 @@ __global__ void __launch_bounds__(WARPS* LANES, R == 2 && D <= 72 ? 3 : 1) backw
   for (int64_t pair = static_cast<int64_t>(blockIdx.x) * WARPS + warp; pair < call.pairs;
        pair += stride) {
     const Place at = place_of(pair, call.S, call.H);
-    const uint16_t* from = static_cast<const uint16_t*>(call.x) + at.b * call.x_b +
-                           at.s * call.x_s + at.h * call.x_h;
+    const uint16_t* from =
+        static_cast<const uint16_t*>(call.x) + at.b * call.x_b + at.s * call.x_s + at.h * call.x_h;
     const uint16_t* from_grad = static_cast<const uint16_t*>(call.grad) + at.b * call.grad_b +
                                 at.s * call.grad_s + at.h * call.grad_h;
     uint16_t* to = static_cast<uint16_t*>(call.out) + at.b * T * step + at.s * 3 * part + at.h * D;

@@ -12,8 +12,8 @@ namespace colaworld {
 namespace cuda {
 namespace {
 
-// From so many rows on a thread takes 8 rows instead of 4, which halves the reads from shared memory
-// and still leaves a block for every processor of the largest GPUs.
+// From so many rows on a thread takes 8 rows instead of 4, which halves the reads from shared
+// memory and still leaves a block for every processor of the largest GPUs.
 constexpr int64_t MANY_ROWS = 1 << 15;
 
 template <typename In, int M>
@@ -32,8 +32,8 @@ template <typename In>
 const char* add(const CodeStatisticsCall& call, const CodeStatisticsPlan& plan, void* stream) {
   namespace kernels = code_statistics_kernels;
   const int bytes = kernels::WARPS * plan.per_warp * (plan.columns + 1) * 4;
-  return launch(kernels::add<In>, plan.parts * plan.ranges * plan.slices,
-                kernels::WARPS * LANES, bytes, stream, call, plan);
+  return launch(kernels::add<In>, plan.parts * plan.ranges * plan.slices, kernels::WARPS * LANES,
+                bytes, stream, call, plan);
 }
 
 }  // namespace
@@ -71,11 +71,10 @@ const char* code_statistics(Element element,
   if (error != nullptr || plan.parts == 1) return error;
   constexpr int THREADS = 256;
   const int64_t size = call.K * call.width, blocks = (size + THREADS - 1) / THREADS;
-  return launch(code_statistics_kernels::merge<float>,
-                blocks < code_statistics_kernels::MOST_BLOCKS
-                    ? blocks
-                    : code_statistics_kernels::MOST_BLOCKS,
-                THREADS, 0, stream, call.partial, plan.parts, size, call.out);
+  return launch(
+      code_statistics_kernels::merge<float>,
+      blocks < code_statistics_kernels::MOST_BLOCKS ? blocks : code_statistics_kernels::MOST_BLOCKS,
+      THREADS, 0, stream, call.partial, plan.parts, size, call.out);
 }
 
 }  // namespace cuda

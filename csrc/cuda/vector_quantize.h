@@ -1,5 +1,5 @@
-// What the CUDA kernels of vector_quantize and code_statistics offer to their caller: plain pointers
-// and a stream. Not here: tensors, memory. The caller owns every buffer.
+// What the CUDA kernels of vector_quantize and code_statistics offer to their caller: plain
+// pointers and a stream. Not here: tensors, memory. The caller owns every buffer.
 
 #pragma once
 

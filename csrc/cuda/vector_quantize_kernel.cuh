@@ -77,8 +77,7 @@ __global__ void __launch_bounds__(THREADS) assign(const VectorQuantizeCall call)
             *reinterpret_cast<const float4*>(entries + c * (ENTRIES + PAD) + 4 * along);
 #pragma unroll
         for (int m = 0; m < M; m += 4) {
-          const float4 x =
-              *reinterpret_cast<const float4*>(rows + c * (ROWS + PAD) + M * down + m);
+          const float4 x = *reinterpret_cast<const float4*>(rows + c * (ROWS + PAD) + M * down + m);
           const float four[4] = {x.x, x.y, x.z, x.w};
 #pragma unroll
           for (int n = 0; n < 4; ++n) {

@@ -79,11 +79,13 @@ inline uint64_t progress = 0;
 inline const std::function<void()>* body = nullptr;
 
 [[noreturn]] inline void fail(const char* what, const char* other) {
-  std::fprintf(stderr, "simt: block %u thread %u: %s%s\n", block_index.x, thread_index.x, what, other);
+  std::fprintf(stderr, "simt: block %u thread %u: %s%s\n", block_index.x, thread_index.x, what,
+               other);
   std::abort();
 }
 
-inline void meet(Meeting& meeting, uint64_t& count, const char* what, int member, const Message* message) {
+inline void meet(
+    Meeting& meeting, uint64_t& count, const char* what, int member, const Message* message) {
   const uint64_t n = count++;
   if (meeting.arrivals % meeting.members == 0) meeting.what[n % 2] = what;
   if (std::strcmp(meeting.what[n % 2], what) != 0) fail(what, ": others are elsewhere");
@@ -110,7 +112,10 @@ inline void start() {
 }
 
 // Runs `kernel` for every block, one after the other. Shared memory starts as NaN.
-inline void launch(unsigned grid, unsigned block_threads, size_t bytes, const std::function<void()>& kernel) {
+inline void launch(unsigned grid,
+                   unsigned block_threads,
+                   size_t bytes,
+                   const std::function<void()>& kernel) {
   body = &kernel;
   grid_size = {grid};
   block_size = {block_threads};
@@ -232,7 +237,8 @@ inline float of_bits(uint32_t bits) {
 inline float widen(float x) { return x; }
 inline float widen(bf16 x) { return of_bits(static_cast<uint32_t>(x.bits) << 16); }
 inline float widen(fp16 x) {
-  const uint32_t sign = (x.bits & 0x8000u) << 16, exponent = x.bits >> 10 & 31, fraction = x.bits & 1023;
+  const uint32_t sign = (x.bits & 0x8000u) << 16, exponent = x.bits >> 10 & 31,
+                 fraction = x.bits & 1023;
   if (exponent == 31) return of_bits(sign | 0x7f800000u | fraction << 13);
   const float size = exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
                                    : std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
@@ -278,7 +284,9 @@ struct words {
   static float2 unpack(uint32_t x) {
     return {widen(E{static_cast<uint16_t>(x)}), widen(E{static_cast<uint16_t>(x >> 16)})};
   }
-  static uint32_t pack(float first, float second) { return narrow<E>(first) | narrow<E>(second) << 16; }
+  static uint32_t pack(float first, float second) {
+    return narrow<E>(first) | narrow<E>(second) << 16;
+  }
 
   // The fragments of mma.sync.m16n8kK as the PTX manual draws them.
   static void product(float (&c)[4], const simt::Message* all, int K, int b_at) {
@@ -297,8 +305,8 @@ struct words {
       c[n] = static_cast<float>(sum);
     }
   }
-  static void multiply(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                       uint32_t b1) {
+  static void multiply(
+      float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
     product(c, simt::exchange("multiply 16", {{a0, a1, a2, a3, b0, b1}}), 16, 4);
   }
   static void multiply(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
