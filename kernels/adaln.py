@@ -217,10 +217,8 @@ def backward_kernel(
         source = _clip_row(b, t, s, grad_x_stride_b, grad_x_stride_t, grad_x_stride_s)
         dx = tl.load(GRAD_X + source + c * GRAD_X_STEP, mask=inside, other=0.0).to(WIDE)
         rstd = tl.load(RSTD + per_row)
-        if RMS:
-            h = x * rstd
-        else:
-            h = tl.where(inside, (x - tl.load(MEAN + per_row)) * rstd, 0.0)
+        centre = 0.0 if RMS else tl.load(MEAN + per_row)
+        h = tl.where(inside, (x - centre) * rstd, 0.0)
         dshift += g
         dscale += g * h
         u = tl.where(inside, g * factor, 0.0)

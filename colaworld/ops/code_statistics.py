@@ -238,13 +238,13 @@ def update_codebook(
     if not eps > 0:
         raise ValueError(f"eps: expected > 0, got {eps}")
     tables = (codebook, count, total)
+    plain = torch.compiler.is_compiling() or _triton_refuses(_dispatch.facts_of(packed)) is not None
     same = all(t.dtype == packed.dtype and t.is_contiguous() for t in tables)
-    if same and not torch.compiler.is_compiling():
-        if _dispatch.pick("code_statistics", packed).name == "triton":
-            from colaworld.kernels import vector_quantize as kernels
+    if not plain and same and _dispatch.pick("code_statistics", packed).name == "triton":
+        from colaworld.kernels import vector_quantize as kernels
 
-            kernels.update(codebook, count, total, packed, decay=decay, eps=eps)
-            return
+        kernels.update(codebook, count, total, packed, decay=decay, eps=eps)
+        return
     count.lerp_(packed[:, d].to(count.dtype), 1 - decay)
     total.lerp_(packed[:, :d].to(total.dtype), 1 - decay)
     mass = count.sum()

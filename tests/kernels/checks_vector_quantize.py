@@ -64,9 +64,12 @@ def way_to_sum(monkeypatch, request):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("exact", [False, True])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (63, 17, 5), (37, 150, 33), (9, 20, 70)])
-def test_finds_the_nearest(dtype, exact, shape) -> None:
+@pytest.mark.parametrize(
+    ("shape", "exact"),
+    [((1, 1, 1), True), ((63, 17, 5), True), ((63, 17, 5), False), ((37, 150, 33), False),
+     ((9, 20, 70), False)],
+)  # fmt: skip
+def test_finds_the_nearest(dtype, shape, exact) -> None:
     z, codebook = draw(*shape, dtype=dtype)
     codes, indices = kernels.nearest(z, codebook, exact=exact)
     assert codes.dtype == dtype and codes.shape == z.shape
@@ -84,8 +87,9 @@ def test_a_large_tile_finds_the_same(monkeypatch) -> None:
     assert torch.equal(few, many)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(N=st.integers(0, 40), K=st.integers(1, 70), d=st.integers(1, 20), seed=st.integers(0, 99))
+# An interpreted program takes milliseconds, and the sums take one for each entry.
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(N=st.integers(0, 40), K=st.integers(1, 20), d=st.integers(1, 20), seed=st.integers(0, 99))
 def test_any_size(N, K, d, seed) -> None:
     z, codebook = draw(N, K, d, seed=seed)
     with ops.force("triton"):
@@ -208,7 +212,7 @@ def test_nothing_is_left_unwritten(way, way_to_sum) -> None:
     way_to_sum(way)
     torch.use_deterministic_algorithms(True)  # new memory holds NaN, or the largest integer
     try:
-        for N, K, d in [(0, 3, 2), (13, 5, 3), (40, 90, 17)]:
+        for N, K, d in [(0, 3, 2), (13, 5, 3), (20, 30, 17)]:
             z, codebook = draw(N, K, d)
             codes, indices = kernels.nearest(z, codebook)
             assert codes.isfinite().all() and (indices < K).all() and (indices >= 0).all()
@@ -219,7 +223,7 @@ def test_nothing_is_left_unwritten(way, way_to_sum) -> None:
 
 
 @pytest.mark.parametrize("alone", [True, False])
-@pytest.mark.parametrize("decay", [0.0, 0.3, 0.99, 1.0])
+@pytest.mark.parametrize("decay", [0.0, 0.99])
 def test_update(alone, decay, monkeypatch) -> None:
     monkeypatch.setattr(kernels, "UPDATE_ALONE", 1 << 15 if alone else 0)
     monkeypatch.setattr(kernels, "UPDATE_TILE", 32)
@@ -356,7 +360,7 @@ def test_a_million_rows_in_bounded_memory() -> None:
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     with ops.force("triton"):
-        codes, indices = ops.vector_quantize(z, codebook)
+        _, indices = ops.vector_quantize(z, codebook)
         packed = ops.code_statistics(z, indices, 8192)
     peak = torch.cuda.max_memory_allocated() - before
     assert peak < 1 << 30, peak  # an N x K matrix would be 34 GB
