@@ -23,8 +23,9 @@ from dataclasses import replace
 import torch
 import triton
 import triton.language as tl
-from colaworld.kernels import launch, tuning
 from torch import Tensor
+
+from colaworld.kernels import launch, tuning
 
 MAX_CHANNELS = 8192  # a row stays in registers: 16 numbers of it in each lane of 16 warps
 

@@ -19,8 +19,9 @@ from collections.abc import Iterator, Sequence
 import torch
 import triton
 import triton.language as tl
-from colaworld.kernels import launch, tuning
 from torch import Tensor
+
+from colaworld.kernels import launch, tuning
 
 MAX_TOKEN = (
     16384  # padded numbers of a tile: 32 of each lane in 16 warps, twice in the backward pass

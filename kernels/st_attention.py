@@ -20,8 +20,9 @@ from collections.abc import Iterator
 import torch
 import triton
 import triton.language as tl
-from colaworld.kernels import launch, tuning
 from torch import Tensor
+
+from colaworld.kernels import launch, tuning
 
 LOG2_E = tl.constexpr(1.4426950408889634)  # the hardware has a power of two, not of e
 

@@ -22,8 +22,9 @@ from dataclasses import replace
 import torch
 import triton
 import triton.language as tl
-from colaworld.kernels import launch, tuning
 from torch import Tensor
+
+from colaworld.kernels import launch, tuning
 
 # --- nearest entry -------------------------------------------------------------------------------
 

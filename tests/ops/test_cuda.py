@@ -7,13 +7,18 @@ compiled graphs, CUDA graphs, sizes beyond 2^31.
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from colaworld import ops
-from colaworld.ops import _cuda, _dispatch, _native, reference, st_attention
+from colaworld.ops import _cuda, _dispatch, _native, reference
+
+# Within the package this name is the function.
+st_attention = importlib.import_module("colaworld.ops.st_attention")
 
 built = pytest.mark.skipif(
     not _cuda.ARCHITECTURES,

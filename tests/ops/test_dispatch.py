@@ -56,7 +56,7 @@ def test_a_forced_choice_that_cannot_run_lists_every_reason() -> None:
     message = str(error.value)
     assert "'triton' cannot run" in message
     assert "  reference: can run" in message
-    assert "  triton: not written for vector_quantize" in message
+    assert "  triton: " in message and "triton: can run" not in message  # the CPU, or not installed
     assert "  cpu: " in message and "cpu: can run" not in message  # float16, or not built
 
 
