@@ -6,6 +6,7 @@ Reads facts and prints them; changes nothing.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -16,19 +17,22 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from torch._subclasses import FakeTensorMode
 
 import colaworld
 from colaworld import ops
 
 PACKAGES = ("torch", "triton", "numpy", "av", "pyarrow", "safetensors", "tensorboard", "crafter")
-# A small call of each op: the shape decides nothing today, but the dtype and the device do.
-EXAMPLES = {
-    "st_attention": (1, 2, 4, 3, 1, 8),
-    "qk_norm_rope": (1, 4, 1, 8),
-    "adaln": (1, 2, 4, 8),
-    "vector_quantize": (4, 8),
-    "code_statistics": (4, 8),
-}
+# A call of each op as the models make it: (op, axis, shape of its leading tensor).
+EXAMPLES = (
+    ("st_attention", "temporal", (1, 16, 4, 3, 16, 72)),
+    ("st_attention", "spatial", (1, 16, 4, 3, 16, 72)),
+    ("qk_norm_rope", None, (1, 4, 16, 72)),
+    ("adaln", None, (1, 2, 4, 1152)),
+    ("vector_quantize", None, (4, 32)),
+    ("code_statistics", None, (4, 32)),
+)
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 VARIABLES = (
     "COLAWORLD_OPS",
     "COLAWORLD_NO_EXTENSION",
@@ -62,21 +66,34 @@ def _devices() -> list[dict[str, Any]]:
     return devices
 
 
-def collect() -> dict[str, Any]:
-    """Everything `colaworld info` tells, as plain values that JSON takes."""
-    kinds = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    table = [
-        {
-            "op": op,
-            "device": kind,
-            "implementation": verdict.name,
-            "would_run": verdict.would_run,
-            "reason": verdict.reason,
-        }
-        for op in ops.names()
-        for kind in kinds
-        for verdict in ops.explain(op, torch.empty(EXAMPLES[op], device=kind))
-    ]
+def _explained(device: str, dtype: str) -> list[dict[str, Any]]:
+    """What each op would run. A device that is not here is asked about with fake tensors."""
+    here = device == "cpu" or torch.cuda.is_available()
+    with contextlib.nullcontext() if here else FakeTensorMode():
+        return [
+            {
+                "op": op,
+                "axis": axis,
+                "device": device,
+                "dtype": dtype,
+                "implementation": verdict.name,
+                "would_run": verdict.would_run,
+                "reason": verdict.reason,
+            }
+            for op, axis, shape in EXAMPLES
+            for verdict in ops.explain(
+                op, torch.empty(shape, device=device, dtype=getattr(torch, dtype)), axis=axis
+            )
+        ]
+
+
+def collect(device: str | None = None, dtype: str = "float32") -> dict[str, Any]:
+    """Everything `colaworld info` tells, as plain values that JSON takes.
+
+    `device`: what the ops are asked about, here or not; None for every kind that is here.
+    """
+    kinds = [device] if device else ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    table = [row for kind in kinds for row in _explained(kind, dtype)]
     return {
         "colaworld": colaworld.__version__,
         "python": platform.python_version(),
@@ -89,7 +106,7 @@ def collect() -> dict[str, Any]:
     }
 
 
-def _print(info: dict[str, Any]) -> None:
+def _print(info: dict[str, Any], *, explain: bool = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -119,12 +136,21 @@ def _print(info: dict[str, Any]) -> None:
         console.print(f"cuda       {architectures or 'none'} ({extension['cuda_note']})")
     for name, value in info["environment"].items():
         console.print(f"variable   {name}={value}", markup=False)
-    table = Table(title="ops (float32)", title_justify="left")
+    if explain:
+        for row in info["ops"]:
+            call = f"{row['op']}{' ' + row['axis'] if row['axis'] else ''} on {row['device']}"
+            verdict = "runs" if row["would_run"] else row["reason"]
+            console.print(
+                f"{call}: {row['implementation']}: {verdict}", markup=False, soft_wrap=True
+            )
+        return
+    dtype = info["ops"][0]["dtype"]
+    table = Table(title=f"ops ({dtype})", title_justify="left")
     for column in ("op", "device", "implementation", "runs", "why not"):
         table.add_column(column, overflow="fold")
     previous = None
     for row in info["ops"]:
-        call = (row["op"], row["device"])
+        call = (f"{row['op']} {row['axis'] or ''}".strip(), row["device"])
         names = call if call != previous else ("", "")
         previous = call
         runs = "[green]yes[/]" if row["would_run"] else "no"
@@ -139,11 +165,20 @@ def run(argv: Sequence[str]) -> int:
         description="Versions, devices, what was compiled, and what each op would run.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="ask about this device, whether or not it is here"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of the tensors asked about"
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="a line for each implementation, in full"
+    )
     arguments = parser.parse_args(list(argv))
-    info = collect()
+    info = collect(arguments.device, arguments.dtype)
     if arguments.json:
         json.dump(info, sys.stdout, indent=2)
         print()
     else:
-        _print(info)
+        _print(info, explain=arguments.explain)
     return 0

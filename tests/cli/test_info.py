@@ -15,7 +15,7 @@ def test_json_tells_what_explain_tells(capsys) -> None:
     told = json.loads(capsys.readouterr().out)
     assert {row["op"] for row in told["ops"]} == set(ops.names())
     on_cpu = [r for r in told["ops"] if r["op"] == "vector_quantize" and r["device"] == "cpu"]
-    expected = ops.explain("vector_quantize", torch.empty(4, 8))
+    expected = ops.explain("vector_quantize", torch.empty(4, 32))
     assert [(r["implementation"], r["would_run"], r["reason"]) for r in on_cpu] == [
         (v.name, v.would_run, v.reason) for v in expected
     ]
@@ -31,3 +31,13 @@ def test_the_table_names_each_op_and_a_forced_choice(capsys) -> None:
         assert name in text
     if ops.build_info() is not None:
         assert "'reference' is" in text  # the table may fold the rest of the reason
+
+
+def test_a_device_that_is_not_here_can_be_asked_about(capsys) -> None:
+    assert info.run(["--device", "cuda", "--dtype", "bfloat16", "--explain"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    asked = [line for line in lines if " on cuda: " in line]
+    assert len([line for line in asked if line.endswith(": runs")]) == len(info.EXAMPLES)
+    for name in ("st_attention temporal", "st_attention spatial", "adaln"):
+        (reason,) = [line for line in asked if line.startswith(f"{name} on cuda: cpu: ")]
+        assert "cuda" in reason.split("cpu: ")[1]  # where the tensors are
