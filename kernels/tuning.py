@@ -100,6 +100,11 @@ ST_ATTENTION: dict[tuple, Blocks] = {
     for size in (2, 4, 8)
 }
 
+ST_ATTENTION |= {
+    (100, "backward", 16, width, 2): Blocks(2, "one warp spills 16 bytes at 64 channels on sm_100")
+    for width in (48, 64)
+}
+
 # qk_norm_rope: (architecture, pass, numbers of a padded token).
 QK_NORM_ROPE: dict[tuple, Blocks] = {
     (None, direction, size): Blocks(
