@@ -344,7 +344,9 @@ def _rows(tensor: Tensor) -> Tensor:
 def _assign_constants(
     N: int, K: int, D: int, dtype: torch.dtype, arch: int | None, *, exact: bool
 ) -> tuple[dict[str, object], tuning.Blocks]:
-    DB = min(CHUNK, max(16, triton.next_power_of_2(D)))
+    # More channels than one chunk: a float32 chunk of half the size leaves room for the next one.
+    widest = CHUNK // 2 if D > CHUNK and dtype.itemsize >= 4 else CHUNK
+    DB = min(widest, max(16, triton.next_power_of_2(D)))
     rows = "few" if N <= FEW_ROWS else "many"
     search = "exact" if exact else "tensor cores"
     tile = tuning.pick(tuning.VECTOR_QUANTIZE, arch, search, rows, DB, min(4, dtype.itemsize))
