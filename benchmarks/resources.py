@@ -132,7 +132,8 @@ def _plain(mangled: str) -> str:
         done = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True)
     except OSError:
         return mangled
-    return done.stdout.strip().removeprefix("void ").split("(")[0]
+    plain = done.stdout.strip().replace("(anonymous namespace)::", "")
+    return plain.removeprefix("void ").split("(")[0]
 
 
 def _cuobjdump(*arguments: str) -> str:
