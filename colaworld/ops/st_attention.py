@@ -239,7 +239,10 @@ def _prologue_and_attention(
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale).transpose(1, 2)
     out = out.unflatten(0, (B, S if temporal else T))
-    return (out.transpose(1, 2) if temporal else out).contiguous()
+    out = out.transpose(1, 2) if temporal else out
+    # Contiguous, without a copy where the attention left it so; unlike contiguous(), reshape can be
+    # traced for a CUDA tensor where torch was built without CUDA.
+    return out.reshape(-1).view(out.shape)
 
 
 def _launch(qkv, q_weight, k_weight, cos, sin, temporal, causal, eps, scale) -> Tensor:
@@ -258,7 +261,7 @@ def _launch_backward(
 
     _check_tile("st_attention_triton_backward", qkv, temporal)
     dqkv, *dweights = kernels.temporal_attention_backward(
-        grad, qkv, q_weight, k_weight, cos, sin, causal=causal, eps=eps, scale=scale
+        grad.to(qkv.dtype), qkv, q_weight, k_weight, cos, sin, causal=causal, eps=eps, scale=scale
     )
     dq_weight, dk_weight = (
         qkv.new_empty((0,)) if weight is None else dweight.to(weight.dtype)

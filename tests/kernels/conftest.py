@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -42,3 +43,43 @@ def run_checks() -> Callable[..., None]:
         assert done.returncode == 0, f"{path.name}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
 
     return run
+
+
+@pytest.fixture
+def compile_only(monkeypatch) -> Callable[[ModuleType], list]:
+    """compile_only(kernels): from now on a launch in that file compiles for sm_90 and runs nothing.
+
+    Returns the list that the compiled kernels will stand in. Needs no GPU: the driver is a stand-in.
+    """
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    class Driver:
+        def get_current_target(self):
+            return GPUTarget("cuda", 90, 32)
+
+        def get_current_device(self):
+            return 0
+
+        def get_current_stream(self, device):
+            return 0
+
+    compiled = []
+
+    class Launch:
+        def __init__(self, kernel) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            def run(*arguments, **options) -> None:
+                compiled.append(self.kernel.warmup(*arguments, grid=grid, **options))
+
+            return run
+
+    def replace(kernels: ModuleType) -> list:
+        for name in ("forward_kernel", "backward_kernel"):
+            monkeypatch.setattr(kernels, name, Launch(getattr(kernels, name)))
+        return compiled
+
+    monkeypatch.setattr(driver, "_active", Driver())
+    return replace

@@ -47,6 +47,31 @@ def test_a_cuda_tensor_takes_triton_even_where_there_is_no_gpu() -> None:
         assert [tuple(x.shape) for x in found] == [(2, 5, 16, 72)] * 2 + [(72,)] * 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "across", "sections"),
+    [
+        ((2, 5, 16, 72), False, ()),
+        ((1, 1, 1, 64), False, (32,)),
+        ((1, 4, 12, 128), True, (22, 21, 21)),
+    ],
+)
+def test_what_a_call_compiles(compile_only, shape, across, sections) -> None:
+    """The launcher's own view of the arguments (ones, multiples of 16) goes through the compiler."""
+    from colaworld.kernels import qk_norm_rope as kernels
+
+    compiled = compile_only(kernels)
+    B, L, H, D = shape
+    q = torch.empty(B, L, 3, H, D, dtype=torch.bfloat16)[:, :, 0]
+    weight, table = torch.empty(H * D if across else D), torch.empty(L, D // 2)
+    position = torch.zeros(L, len(sections), dtype=torch.int64) if sections else None
+    rest = (weight, weight, table, table, position, sections)
+    options = {"eps": 1e-6, "across": across, "half": False}
+    kernels.qk_norm_rope(q, q, *rest, **options)
+    kernels.qk_norm_rope_backward(q.contiguous(), q.contiguous(), q, q, *rest, **options)
+    assert [k.metadata.name for k in compiled] == ["forward_kernel", "backward_kernel"]
+
+
 def test_why_not() -> None:
     q = torch.ones(1, 1, 1, 2)
     reasons = {v.name: v.reason for v in ops.explain("qk_norm_rope", q)}

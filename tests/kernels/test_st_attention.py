@@ -32,9 +32,10 @@ def test_every_shipped_configuration_is_named_once() -> None:
         assert constants == set(c.constants), c.label
 
 
+@pytest.mark.parametrize("axis", ["temporal", "spatial"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_cuda_tensor_takes_triton_even_where_there_is_no_gpu(dtype) -> None:
-    """Fake tensors: what is traced, with a device that need not be there.
+def test_a_cuda_tensor_takes_triton_even_where_there_is_no_gpu(axis, dtype) -> None:
+    """One graph, traced with fake tensors on a device that need not be there.
 
     Without gradients: autograd itself asks for the device, in a torch that has none.
     """
@@ -45,29 +46,53 @@ def test_a_cuda_tensor_takes_triton_even_where_there_is_no_gpu(dtype) -> None:
         return graph.forward
 
     def run(qkv, weight):
-        return ops.st_attention(qkv, axis="temporal", q_weight=weight, k_weight=weight)
+        return ops.st_attention(qkv, axis=axis, q_weight=weight, k_weight=weight)
 
     torch.compiler.reset()
     with FakeTensorMode(), ops.force("triton"):
         qkv = torch.empty(2, 5, 4, 3, 16, 72, device="cuda", dtype=dtype)
         weight = torch.empty(72, device="cuda")
-        for out in (
-            run(qkv, weight),
-            torch.compile(run, fullgraph=True, backend=keep)(qkv, weight),
-        ):
-            assert out.shape == (2, 5, 4, 16, 72)
-            assert out.dtype == dtype
-            assert out.device.type == "cuda"
-            assert out.is_contiguous()
-        arguments = (qkv, weight, weight, None, None, True, False, 1e-6, 0.1)
-        found = torch.ops.colaworld.st_attention_triton_backward(out, *arguments)
-        assert [tuple(x.shape) for x in found] == [qkv.shape, (72,), (72,)]
-        assert found[1].dtype == torch.float32
+        out = torch.compile(run, fullgraph=True, backend=keep)(qkv, weight)
+        assert out.shape == (2, 5, 4, 16, 72)
+        assert out.dtype == dtype
+        assert out.device.type == "cuda"
+        assert out.is_contiguous()
     (graph,) = graphs
-    targets = [node.target for node in graph.graph.nodes if node.op == "call_function"]
-    assert torch.ops.colaworld.st_attention_triton in targets or (
-        torch.ops.colaworld.st_attention_triton.default in targets
-    )
+    targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    op = "st_attention_triton" if axis == "temporal" else "qk_norm_rope_triton"
+    assert any(f"colaworld.{op}" in target for target in targets), targets
+
+
+def test_the_fake_of_the_gradient() -> None:
+    with FakeTensorMode():
+        qkv = torch.empty(2, 5, 4, 3, 16, 72, device="cuda", dtype=torch.bfloat16)
+        grad = torch.empty(2, 5, 4, 16, 72, device="cuda", dtype=torch.bfloat16)
+        weight = torch.empty(72, device="cuda")
+        arguments = (grad, qkv, weight, None, None, None, True, False, 1e-6, 0.1)
+        found = torch.ops.colaworld.st_attention_triton_backward(*arguments)
+        assert [tuple(x.shape) for x in found] == [qkv.shape, (72,), (0,)]
+        assert [x.dtype for x in found] == [torch.bfloat16, torch.float32, torch.bfloat16]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(2, 5, 4, 3, 16, 72), (1, 1, 1, 3, 1, 64)])
+def test_what_a_call_compiles(compile_only, shape) -> None:
+    """The launcher's own view of the arguments (ones, multiples of 16) goes through the compiler."""
+    from colaworld.kernels import st_attention as kernels
+
+    compiled = compile_only(kernels)
+    T, D = shape[1], shape[5]
+    qkv, weight, table = (
+        torch.empty(shape, dtype=torch.bfloat16), torch.empty(D), torch.empty(T, D // 2)
+    )  # fmt: skip
+    rest = (weight, None, table, table)
+    options = {"causal": True, "eps": 1e-6, "scale": 1.0}
+    kernels.temporal_attention(qkv, *rest, **options)
+    kernels.temporal_attention_backward(qkv[:, :, :, 0], qkv, *rest, **options)
+    assert [k.metadata.name for k in compiled] == ["forward_kernel", "backward_kernel"]
+    for k in compiled:
+        assert "ld.global.v4" in k.asm["ptx"], "16 bytes at once"
+        assert "mma.sync" in k.asm["ptx"], "tensor cores"
 
 
 def test_why_not() -> None:
