@@ -1,0 +1,55 @@
+"""Keys and values of frames a generator has already seen, so that a new frame costs one frame.
+
+Exact only where no frame attends to a later one: the caller may cache clean history under causal
+attention, nothing else. Not here: attention itself, nor when a rollout caches (flow/rollout).
+Shape legend: B clips, T frames held, S tokens per frame, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class LayerCache:
+    """What one attention layer holds; keys are normed and rotated, ready for the product."""
+
+    keys: Tensor | None = None  # [B, T, S, H, D]
+    values: Tensor | None = None  # [B, T, S, H, D]
+
+    def joined(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What is held, then the given [B, t, S, H, D]; a cache of one clip serves any number."""
+        if self.keys is None or self.values is None:
+            return keys, values
+        held = [x.expand(keys.shape[0], *x.shape[1:]) for x in (self.keys, self.values)]
+        return torch.cat([held[0], keys], dim=1), torch.cat([held[1], values], dim=1)
+
+
+class KVCache:
+    """One `LayerCache` per attention layer that looks along time, and how many frames they hold."""
+
+    def __init__(self, layers: int) -> None:
+        self.layers = [LayerCache() for _ in range(layers)]
+        self.frames = 0
+
+    def advance(self, frames: int) -> None:
+        """Called once by the generator after every layer has stored that many frames."""
+        self.frames += frames
+
+    def repeat_interleave(self, count: int) -> KVCache:
+        """Each clip's history `count` times in a row; for one clip without copying."""
+        copy = KVCache(len(self.layers))
+        copy.frames = self.frames
+        for mine, new in zip(self.layers, copy.layers, strict=True):
+            if mine.keys is not None and mine.values is not None:
+                new.keys, new.values = (_repeat(x, count) for x in (mine.keys, mine.values))
+        return copy
+
+
+def _repeat(x: Tensor, count: int) -> Tensor:
+    if x.shape[0] == 1:
+        return x.expand(count, *x.shape[1:])
+    return x.repeat_interleave(count, dim=0)
