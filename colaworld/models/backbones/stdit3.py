@@ -28,6 +28,8 @@ TIME_SCALE = 1000.0  # STDiT3 embeds times in [0, 1000]
 class STDiT3Config:
     """Sizes of the generator. `xl2()` gives the published layout."""
 
+    kind: Literal["stdit3"] = "stdit3"
+    """Which generator this is; the recipe decides it."""
     depth: int = 4
     """Pairs of one spatial and one temporal block."""
     width: int = 96
