@@ -87,6 +87,8 @@ def check_window(model: ModelConfig, *, frames: int, most_history: int) -> None:
         raise ConfigError(
             f"model.window: expected at least 2, one given frame and one to predict, got {window}"
         )
+    _check_stride("model.window", window, model.tokenizer.temporal_stride)
+    latent = latent_frames(window, model.tokenizer.temporal_stride)
     if window != frames:
         log.warning(
             "model.window is %d, clips of training have %d frames: rollouts and inferred actions "

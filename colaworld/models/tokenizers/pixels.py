@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 class PixelTokenizerConfig:
     """Space-to-depth: each patch of pixels becomes the channels of one latent location."""
 
-    kind: Literal["pixels"] = "pixels"
+    kind: Literal["pixels"] = field(default="pixels", kw_only=True)
     """Which tokenizer this is; the recipe decides it."""
     patch: int = 2
     """Pixels per side of a patch; latents have 3 * patch^2 channels."""
