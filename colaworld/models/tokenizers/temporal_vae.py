@@ -65,7 +65,13 @@ class CausalConv3d(nn.Module):
     """A 3-D convolution whose padding in time is all in front, so that nothing sees the future."""
 
     def __init__(
-        self, channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, bias: bool = True
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         side = kernel // 2
