@@ -1,6 +1,6 @@
-"""Open-Sora's temporal autoencoder: 4 frames of 2-D latents to one, causal, space untouched.
+"""Open-Sora's temporal autoencoder: 4 frames of 2-D latents to one, space untouched.
 
-Every module stands where Open-Sora v1.2 has it (`temporal_vae.*` of the published weights).
+Its convolutions see the past alone; its GroupNorms average over all frames they are given. Every module stands where Open-Sora v1.2 has it (`temporal_vae.*` of the published weights).
 Not here: the 2-D autoencoder (image_vae.py), chunks, scale and shift (opensora_vae.py).
 Shape legend: B clips, C channels, T frames, H W latent locations.
 
