@@ -207,6 +207,8 @@ class LatentCache:
         try:
             with path.open("rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))
+                if length > path.stat().st_size:
+                    raise ValueError(f"a header of {length} bytes")
                 entry = json.loads(file.read(length))["latents"]
             offset = 8 + length + entry["data_offsets"][0]
             shape = tuple(entry["shape"])

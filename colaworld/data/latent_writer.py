@@ -195,7 +195,8 @@ class _Work:
                 runs.add(episode, first)
         stored = torch.cat(latents) if latents else torch.empty((0, *shape), dtype=dtype)
         tensors = {"latents": stored, "runs": torch.tensor(runs.rows).reshape(-1, 4).long()}
-        about = {"tokenizer": header["key"]["tokenizer"], "layout": header["layout"]}
+        # One entry: safetensors writes several in an order that differs from run to run.
+        about = {"tokenizer": header["key"]["tokenizer"]}
 
         def fill(temporary: Path) -> None:
             save_file(tensors, temporary, metadata=about)
