@@ -20,8 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from colaworld.models.tokenizers.hub import local_folder
 from colaworld.models.tokenizers.image_vae import posterior
-from colaworld.models.tokenizers.published import local_folder
 from colaworld.models.tokenizers.vae import (
     VAE,
     DType,

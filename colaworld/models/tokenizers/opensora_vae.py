@@ -24,8 +24,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from colaworld.models.backbones.weights import load_weights
+from colaworld.models.tokenizers.hub import local_folder
 from colaworld.models.tokenizers.image_vae import ImageVAE, posterior
-from colaworld.models.tokenizers.published import load_weights
 from colaworld.models.tokenizers.temporal_vae import TemporalVAE
 from colaworld.models.tokenizers.vae import (
     VAE,
@@ -134,7 +135,7 @@ class OpenSoraVAE(VAE):
             self.register_buffer(name, value)
         self._freeze()
         if config.path and not self.scale.is_meta:
-            load_weights(self, config.path)
+            load_weights(self, local_folder(config.path, patterns=["*.safetensors", "*.json"]))
 
     @torch.no_grad()
     def encode_published(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -247,36 +246,19 @@ def test_stored_weights_come_back(vae, tmp_path, frames) -> None:
     assert not any(p.requires_grad for p in again.parameters())
 
 
-def test_shards_are_read_through_their_index(vae, tmp_path, frames) -> None:
-    state = vae.state_dict()
-    names = sorted(state)
-    shards = {"a-1.safetensors": names[::2], "a-2.safetensors": names[1::2]}
-    for file, keys in shards.items():
-        save_file({k: state[k] for k in keys}, tmp_path / file)
-    with pytest.raises(ValueError, match=r"one index, found a-1\.safetensors, a-2\.safetensors"):
-        OpenSoraVAE(replace(TINY, path=str(tmp_path)))
-    weight_map = {key: file for file, keys in shards.items() for key in keys}
-    (tmp_path / "a.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    x = frames(1)
-    assert torch.equal(OpenSoraVAE(replace(TINY, path=str(tmp_path))).encode(x), vae.encode(x))
-
-
 def test_weights_that_do_not_fit_are_named(vae, tmp_path) -> None:
     state = vae.state_dict()
     file = tmp_path / "model.safetensors"
     for change, told in (
-        ({"shift": None}, "missing: shift"),
-        ({"extra.weight": torch.zeros(1)}, "left over: extra.weight"),
-        ({"scale": torch.ones(1, 3, 1, 1, 1)}, r"misshapen: scale \(expected \[1, 4.*got \[1, 3"),
+        ({"shift": None}, "missing shift"),
+        ({"extra.weight": torch.zeros(1)}, "left over extra.weight"),
+        ({"scale": torch.ones(1, 3, 1, 1, 1)}, r"scale: expected \[1, 4.*got \[1, 3"),
     ):
         changed = {k: v for k, v in {**state, **change}.items() if v is not None}
         save_file(changed, file)
         with pytest.raises(ValueError, match=told):
             OpenSoraVAE(replace(TINY, path=str(file)))
-    file.write_bytes(b"not safetensors")
-    with pytest.raises(ValueError, match=r"model\.safetensors: cannot be read as safetensors"):
-        OpenSoraVAE(replace(TINY, path=str(file)))
-    with pytest.raises(ValueError, match="no such file or folder"):
+    with pytest.raises(ValueError, match=r"gone.deep: no such file or folder; give the folder"):
         OpenSoraVAE(replace(TINY, path=str(tmp_path / "gone" / "deep")))
 
 
