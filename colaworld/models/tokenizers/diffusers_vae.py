@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from colaworld.models.backbones.weights import Layout, load_weights
 from colaworld.models.tokenizers.hub import local_folder
 from colaworld.models.tokenizers.image_vae import posterior
 from colaworld.models.tokenizers.vae import (
@@ -32,6 +33,9 @@ from colaworld.models.tokenizers.vae import (
 )
 
 _CLASSES = {"kl": "AutoencoderKL", "wan": "AutoencoderKLWan", "tiny": "AutoencoderTiny"}
+_STEM = "diffusion_pytorch_model"
+_FILE = f"{_STEM}.safetensors"
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _PUBLISHED = {"kl": (4, 1, 8), "wan": (16, 4, 8), "tiny": (4, 1, 8)}  # C, temporal, spatial
 
 
@@ -218,8 +222,10 @@ def _load(config: DiffusersVAEConfig) -> nn.Module:
             "weights, or to OWNER/NAME on the Hugging Face hub (model.tokenizer.path)"
         )
     kind = getattr(_diffusers(), _CLASSES[config.family])
-    patterns = [f"{config.subfolder}/*"] if config.subfolder else ["*.json", "*.safetensors"]
-    folder = local_folder(config.path, patterns=patterns) / config.subfolder
+    prefix = f"{config.subfolder}/" if config.subfolder else ""
+    wanted = ("config.json", _FILE, f"{_STEM}-*.safetensors", f"{_STEM}.safetensors.index.json")
+    root = local_folder(config.path, patterns=[prefix + name for name in wanted])
+    folder = root / config.subfolder
     if not (folder / "config.json").is_file():
         inner = sorted(p.parent.name for p in folder.glob("*/config.json"))
         hint = f"; it has such folders: {', '.join(inner)} (set subfolder)" if inner else ""
@@ -230,19 +236,14 @@ def _load(config: DiffusersVAEConfig) -> nn.Module:
             f"{folder}/config.json is of {stored['_class_name']}, but family {config.family!r} is "
             f"{kind.__name__}; set model.tokenizer.family"
         )
-    try:
-        module, told = kind.from_pretrained(
-            folder,
-            use_safetensors=True,  # never a pickle
-            local_files_only=True,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"{folder}: {kind.__name__} cannot be loaded from there: {error}"
-        ) from error
-    wrong = {k: v for k, v in told.items() if v}
-    if wrong:
-        raise ValueError(f"{folder}: these are not the weights of its config.json: {wrong}")
+    module = kind.from_config(stored)
+    whole = folder / _FILE  # beside it there may be half-precision variants of other names
+    load_weights(module, whole if whole.is_file() else folder, Layout(rename=_rename))
     return module
+
+
+def _rename(key: str) -> str:
+    """Attention's names in checkpoints of early releases of diffusers -> today's."""
+    for old, new in _OLD_NAMES.items():
+        key = key.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
+    return key
