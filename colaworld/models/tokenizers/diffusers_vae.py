@@ -236,7 +236,10 @@ def _load(config: DiffusersVAEConfig) -> nn.Module:
             f"{folder}/config.json is of {stored['_class_name']}, but family {config.family!r} is "
             f"{kind.__name__}; set model.tokenizer.family"
         )
-    module = kind.from_config(stored)
+    if torch.empty(0).is_meta:  # a caller that plans on the meta device: sizes, no weights
+        return kind.from_config(stored)
+    with torch.device("meta"):  # nothing is drawn at random that is read next
+        module = kind.from_config(stored)
     whole = folder / _FILE  # beside it there may be half-precision variants of other names
     load_weights(module, whole if whole.is_file() else folder, Layout(rename=_rename))
     return module

@@ -18,11 +18,12 @@ therefore not bit for bit what training saw as the head of a longer clip.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from colaworld.models.backbones.weights import load_weights
 from colaworld.models.tokenizers.hub import local_folder
@@ -112,16 +113,23 @@ class OpenSoraVAE(VAE):
     def __init__(self, config: OpenSoraVAEConfig | None = None) -> None:
         config = config or OpenSoraVAEConfig()
         super().__init__(config)
-        self.spatial_vae = torch.nn.ModuleDict(
-            {
-                "module": ImageVAE(
-                    channels=config.channels,
-                    widths=config.image_widths,
-                    layers=config.image_layers,
-                    groups=config.groups,
-                )
-            }
+        # What will be read need not be drawn at random first. A caller that plans on the meta
+        # device gets sizes and no weights.
+        read = bool(config.path) and not torch.empty(0).is_meta
+        with torch.device("meta") if read else contextlib.nullcontext():
+            self._build(config)
+        if read:
+            load_weights(self, local_folder(config.path, patterns=["*.safetensors", "*.json"]))
+        self._freeze()
+
+    def _build(self, config: OpenSoraVAEConfig) -> None:
+        image = ImageVAE(
+            channels=config.channels,
+            widths=config.image_widths,
+            layers=config.image_layers,
+            groups=config.groups,
         )
+        self.spatial_vae = nn.ModuleDict({"module": image})
         self.temporal_vae = TemporalVAE(
             channels=config.channels,
             width=config.temporal_width,
@@ -133,9 +141,6 @@ class OpenSoraVAE(VAE):
         for name in ("scale", "shift"):
             value = torch.tensor(getattr(config, name)).view(1, -1, 1, 1, 1)
             self.register_buffer(name, value)
-        self._freeze()
-        if config.path and not self.scale.is_meta:
-            load_weights(self, local_folder(config.path, patterns=["*.safetensors", "*.json"]))
 
     @torch.no_grad()
     def encode_published(
