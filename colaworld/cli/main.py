@@ -17,6 +17,7 @@ VERBS = {
     "demo": "the whole method on a small real data set",
     "evaluate": "measure a run on held-out episodes and write its report",
     "sample": "roll a start frame forward under chosen latent actions",
+    "export": "write a finished run as a model for others",
     "bench": "time ops, models, training, data and rollout, with their proof",
     "info": "what is installed, compiled and used",
 }
