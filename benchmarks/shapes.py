@@ -52,7 +52,7 @@ def family(config: RunConfig) -> str:
 def clips(config: RunConfig) -> dict[str, int]:
     """B, T and S of a training step's tokens in the generator."""
     height, width = frame_size(config)
-    side = config.model.tokenizer.patch
+    side = config.model.tokenizer.spatial_stride
     _, rows, columns = config.model.backbone.patch
     tokens = (height // (side * rows)) * (width // (side * columns))
     return {"B": config.training.batch_size, "T": config.data.frames_per_clip, "S": tokens}

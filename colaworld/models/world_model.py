@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from colaworld.contracts import LatentActions, Rollout
 from colaworld.flow.rollout import rollout
 from colaworld.flow.samplers import SamplerConfig, Velocity, guided
-from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
+from colaworld.models.backbones import BackboneConfig, build_backbone
+from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ActionConditioner, ConditionerConfig
 from colaworld.models.latent_action.fdm import FDMConfig, ForwardDynamicsModel
 from colaworld.models.latent_action.idm import IDMConfig, InverseDynamicsModel
 from colaworld.models.latent_action.quantizers import Quantized, QuantizerConfig, build_quantizer
 from colaworld.models.layers.attention import use_backend
-from colaworld.models.tokenizers.pixels import PixelTokenizer, PixelTokenizerConfig
+from colaworld.models.tokenizers import TokenizerConfig, build_tokenizer
+from colaworld.models.tokenizers.pixels import PixelTokenizerConfig
 from colaworld.ops import AttentionBackend
 
 
@@ -31,9 +33,9 @@ from colaworld.ops import AttentionBackend
 class ModelConfig:
     """Every size of the model."""
 
-    tokenizer: PixelTokenizerConfig = field(default_factory=PixelTokenizerConfig)
+    tokenizer: TokenizerConfig = field(default_factory=PixelTokenizerConfig)
     """Pixels to latents."""
-    backbone: STDiT3Config = field(default_factory=STDiT3Config)
+    backbone: BackboneConfig = field(default_factory=STDiT3Config)
     """The video generator."""
     idm: IDMConfig = field(default_factory=IDMConfig)
     """The inverse dynamics model."""
@@ -63,13 +65,13 @@ class WorldModel(nn.Module):
         known = {"idm", "quantizer", "conditioner", "fdm"}
         if set(parts) - known:
             raise ValueError(f"parts: expected a subset of {sorted(known)}, got {parts}")
-        self.tokenizer = PixelTokenizer(config.tokenizer)
-        if self.tokenizer.channels != config.backbone.in_channels:
+        self.tokenizer = build_tokenizer(config.tokenizer)
+        self.backbone = build_backbone(config.backbone)
+        if self.tokenizer.channels != self.backbone.channels:
             raise ValueError(
-                f"backbone.in_channels is {config.backbone.in_channels}, the tokenizer makes "
-                f"{self.tokenizer.channels} channels (3 * patch^2)"
+                f"the generator takes latents of {self.backbone.channels} channels "
+                f"(model.backbone.in_channels), the tokenizer makes {self.tokenizer.channels}"
             )
-        self.backbone = STDiT3(config.backbone)
         dim, tokens = config.idm.dim, config.idm.tokens
         if "idm" in parts:
             self.idm = InverseDynamicsModel(config.idm)

@@ -33,7 +33,7 @@ class ObjectiveConfig:
     """How clips are turned into a loss."""
 
     history: tuple[int, int] = (1, 3)
-    """Fewest and most clean history frames of a clip; the rest is noised and predicted."""
+    """Fewest and most clean latent frames of history of a clip; the rest is noised and predicted."""
     times: TimeConfig = field(default_factory=TimeConfig)
     """Diffusion times of the noised frames."""
     augment: bool = True

@@ -10,7 +10,7 @@ Shape legend: B clips, T latent frames, S = h * w / 4 tokens per frame, C width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -28,6 +28,8 @@ TIME_SCALE = 1000.0  # STDiT3 embeds times in [0, 1000]
 class STDiT3Config:
     """Sizes of the generator. `xl2()` gives the published layout."""
 
+    kind: Literal["stdit3"] = field(default="stdit3", kw_only=True)
+    """Which generator this is; the recipe decides it."""
     depth: int = 4
     """Pairs of one spatial and one temporal block."""
     width: int = 96
