@@ -13,7 +13,7 @@ G parts of a clip that share a modulation: 1, T or N.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -35,8 +35,8 @@ TIME_SHIFT = 3.0  # Wan 2.1's shift of noise levels at 480p; the same for clips 
 class WanConfig:
     """Sizes of the generator. `wan_1_3b()` and `wan_14b()` give the published layouts."""
 
-    kind: Literal["wan"] = "wan"
-    """Which generator this is."""
+    kind: Literal["wan"] = field(default="wan", kw_only=True)
+    """Which generator this is; the recipe decides it."""
     layers: int = 4
     """Blocks."""
     heads: int = 3
@@ -45,7 +45,7 @@ class WanConfig:
     """Channels of a head; the width of a token is heads * head_dim."""
     ffn: int = 384
     """Hidden width of the MLP."""
-    channels: int = 12
+    in_channels: int = 12
     """Channels of a latent (Wan's own VAE: 16)."""
     patch: tuple[int, int, int] = (1, 2, 2)
     """Latent frames, rows and columns of one token."""
@@ -81,12 +81,12 @@ class WanConfig:
     @staticmethod
     def wan_1_3b() -> WanConfig:
         """Wan2.1-T2V-1.3B without its text path."""
-        return WanConfig(layers=30, heads=12, head_dim=128, ffn=8960, channels=16)
+        return WanConfig(layers=30, heads=12, head_dim=128, ffn=8960, in_channels=16)
 
     @staticmethod
     def wan_14b() -> WanConfig:
         """Wan2.1-T2V-14B without its text path."""
-        return WanConfig(layers=40, heads=40, head_dim=128, ffn=13_824, channels=16)
+        return WanConfig(layers=40, heads=40, head_dim=128, ffn=13_824, in_channels=16)
 
 
 class TwoLinears(nn.Module):
@@ -142,11 +142,11 @@ class Wan(nn.Module):
         if config.patch[0] != 1:
             raise ValueError(f"Wan: the temporal patch must be 1, got {config.patch[0]}")
         self.sections = grid_sections(config.head_dim)
-        width, values = config.width, config.channels * config.patch[1] * config.patch[2]
-        self.width, self.channels, self.patch = width, config.channels, config.patch
+        width, values = config.width, config.in_channels * config.patch[1] * config.patch[2]
+        self.width, self.channels, self.patch = width, config.in_channels, config.patch
         self.modulated_blocks = config.layers
         self.patch_embedding = nn.Conv3d(
-            config.channels, width, kernel_size=config.patch, stride=config.patch
+            config.in_channels, width, kernel_size=config.patch, stride=config.patch
         )
         self.condition_embedder = ConditionEmbedder(config)
         self.blocks = nn.ModuleList(

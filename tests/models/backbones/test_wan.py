@@ -13,13 +13,13 @@ import torch
 
 from colaworld.models.backbones.wan import Wan, WanConfig
 
-SMALL = WanConfig(layers=2, heads=2, head_dim=12, ffn=40, channels=3, freq_dim=16, text_width=10)
+SMALL = WanConfig(layers=2, heads=2, head_dim=12, ffn=40, in_channels=3, freq_dim=16, text_width=10)
 WITH_TEXT = replace(SMALL, text="full")
 
 
 def clip(config: WanConfig, *, frames: int = 4, rows: int = 4, columns: int = 6, batch: int = 1):
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(batch, config.channels, frames, rows, columns, generator=generator)
+    x = torch.randn(batch, config.in_channels, frames, rows, columns, generator=generator)
     times = torch.rand(batch, frames, generator=generator)
     shape = (batch, frames, config.layers, 6 * config.width)
     return x, times, 0.3 * torch.randn(shape, generator=generator)

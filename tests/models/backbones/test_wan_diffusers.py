@@ -37,15 +37,17 @@ def sized(layers: int, heads: int, head_dim: int, ffn: int, **named: Any) -> Wan
 
 
 CASES = {
-    "one token per frame": Case(sized(1, 1, 12, 20, channels=3, text_width=7), (1, 2, 2), 1, 1),
-    "odd grid": Case(sized(2, 3, 20, 50, channels=5, freq_dim=34, text_width=9), (3, 10, 6), 2, 7),
-    "wide heads": Case(sized(2, 2, 128, 300, channels=16, text_width=64), (5, 6, 14), 1, 11),
-    "a row": Case(sized(3, 5, 18, 31, channels=4, text_width=6, eps=1e-5), (7, 2, 18), 2, 3),
+    "one token per frame": Case(sized(1, 1, 12, 20, in_channels=3, text_width=7), (1, 2, 2), 1, 1),
+    "odd grid": Case(
+        sized(2, 3, 20, 50, in_channels=5, freq_dim=34, text_width=9), (3, 10, 6), 2, 7
+    ),
+    "wide heads": Case(sized(2, 2, 128, 300, in_channels=16, text_width=64), (5, 6, 14), 1, 11),
+    "a row": Case(sized(3, 5, 18, 31, in_channels=4, text_width=6, eps=1e-5), (7, 2, 18), 2, 3),
     "no norm before text": Case(
-        sized(2, 2, 24, 40, channels=4, text_width=6, cross_attn_norm=False), (2, 6, 6), 1, 5
+        sized(2, 2, 24, 40, in_channels=4, text_width=6, cross_attn_norm=False), (2, 6, 6), 1, 5
     ),
     "patches of 1 x 3": Case(
-        sized(2, 2, 16, 40, channels=2, text_width=6, patch=(1, 1, 3)), (3, 3, 9), 1, 5
+        sized(2, 2, 16, 40, in_channels=2, text_width=6, patch=(1, 1, 3)), (3, 3, 9), 1, 5
     ),
 }
 
@@ -60,8 +62,8 @@ def published():
             patch_size=config.patch,
             num_attention_heads=config.heads,
             attention_head_dim=config.head_dim,
-            in_channels=config.channels,
-            out_channels=config.channels,
+            in_channels=config.in_channels,
+            out_channels=config.in_channels,
             text_dim=config.text_width,
             freq_dim=config.freq_dim,
             ffn_dim=config.ffn,
@@ -87,7 +89,7 @@ def pair(case: Case, published, randomised):
 
 def inputs(case: Case):
     generator = torch.Generator().manual_seed(3)
-    x = torch.randn(case.batch, case.config.channels, *case.size, generator=generator)
+    x = torch.randn(case.batch, case.config.in_channels, *case.size, generator=generator)
     words = torch.randn(case.batch, case.words, case.config.text_width, generator=generator)
     _, ph, pw = case.config.patch
     tokens = (case.size[1] // ph) * (case.size[2] // pw)
@@ -193,7 +195,7 @@ def test_original_names_are_read_by_diffusers_as_ours(published):
     assert all(converted[key] is state[key] for key in state)
 
 
-SMALL_FOR_NAMES = sized(2, 1, 12, 20, channels=3, text_width=7)
+SMALL_FOR_NAMES = sized(2, 1, 12, 20, in_channels=3, text_width=7)
 
 
 def test_null_caption_is_the_published_padding(published, randomised):
