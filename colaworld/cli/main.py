@@ -12,7 +12,7 @@ from colaworld.cli.errors import FORESEEN, tell
 
 VERBS = {
     "record": "film a simulator into a data set",
-    "data": "look at a data set: colaworld data inspect PATH",
+    "data": "look at a data set, or encode it: colaworld data inspect, data encode",
     "train": "run a recipe",
     "demo": "the whole method on a small real data set",
     "evaluate": "measure a run on held-out episodes and write its report",
