@@ -55,9 +55,7 @@ def check_frames(
     if height % needs_h == 0 and width % needs_w == 0:
         return
     good_h, good_w = (max(n, n * round(v / n)) for v, n in ((height, needs_h), (width, needs_w)))
-    whose = (
-        f"the generator's are {patch * rows}x{patch * columns} px (the tokenizer's {patch} x "
-    )
+    whose = f"the generator's are {patch * rows}x{patch * columns} px (the tokenizer's {patch} x "
     whose += f"model.backbone.patch {rows}x{columns})"
     if "idm" in parts:
         whose += f", the IDM's {idm}x{idm} px (model.idm.patch)"

@@ -28,6 +28,22 @@ class LayerCache:
         return torch.cat([held[0], keys], dim=1), torch.cat([held[1], values], dim=1)
 
 
+@dataclass(frozen=True)
+class CacheView:
+    """What one attention layer is handed: its own entry, how many frames it holds, what to do."""
+
+    layer: LayerCache
+    frames: int
+    store: bool  # add the given frames
+
+    def extended(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values to attend to, [B, frames + t, S, H, D]; kept if `store`."""
+        keys, values = self.layer.joined(keys, values)
+        if self.store:
+            self.layer.keys, self.layer.values = keys, values
+        return keys, values
+
+
 class KVCache:
     """One `LayerCache` per attention layer that looks along time.
 
@@ -38,6 +54,10 @@ class KVCache:
     def __init__(self, layers: int) -> None:
         self.layers = [LayerCache() for _ in range(layers)]
         self.frames = 0
+
+    def view(self, layer: int, *, store: bool) -> CacheView:
+        """For the attention layer of this number."""
+        return CacheView(self.layers[layer], self.frames, store)
 
     def advance(self, frames: int) -> None:
         """Called once by the generator after every layer has stored that many frames."""
