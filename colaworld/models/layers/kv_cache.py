@@ -30,14 +30,14 @@ class LayerCache:
 
 @dataclass(frozen=True)
 class CacheView:
-    """What one attention layer is handed: its own entry, how many frames it holds, what to do."""
+    """What one attention layer is handed: its own entry, how many frames came before, what to do."""
 
     layer: LayerCache
     frames: int
     store: bool  # add the given frames
 
     def extended(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values to attend to, [B, frames + t, S, H, D]; kept if `store`."""
+        """All keys and values to attend to, [B, held + t, S, H, D]; kept if `store`."""
         keys, values = self.layer.joined(keys, values)
         if self.store:
             self.layer.keys, self.layer.values = keys, values
