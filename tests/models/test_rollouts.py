@@ -121,16 +121,17 @@ def test_guidance_in_one_pass_is_guidance_in_two(build, cache):
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_keep_changes_frames_behind_the_window_only(build, guidance):
-    for passes, chunk in (("one", 1), ("two", 2)):
-        model = build(4)
-        frames, codes = drawn(history=2, new=6)
+    for passes, chunk, window in (("one", 1, 4), ("two", 2, 5)):
+        model = build(window)
+        frames, codes = drawn(history=2, new=window + 2)
         sampler = replace(TWO, guidance=guidance, guidance_passes=passes)
         exact, kept = (
             latents_of(model, frames, codes, replace(sampler, slide=slide), chunk=chunk)
             for slide in ("exact", "keep")
         )
-        moved = (exact - kept).abs().amax((0, 1, 3, 4))
-        assert moved[:2].max() <= 1e-5 and (moved[2:] > 1e-6).all()  # frames 4 .. 7
+        moved = (exact - kept).abs().amax((0, 1, 3, 4))  # of frames 2 ..
+        same = 2  # with chunks of two the third frame comes along with one behind the window
+        assert moved[:same].max() <= 1e-5 and (moved[same + 1 :] > 1e-5).all(), moved
 
 
 class Counting:
