@@ -55,7 +55,7 @@ class Remembered:
         level: float = 0.0,
     ) -> None:
         if slide not in ("exact", "keep"):
-            raise ValueError(f"sampler.slide: expected 'exact' or 'keep', got {slide!r}")
+            raise ValueError(f"sampler.slide: expected one of exact, keep, got {slide!r}")
         self.steer, self.new_memory = steer, new_memory
         self.slide, self.level = slide, level
         self.memory = new_memory()

@@ -124,26 +124,32 @@ def context(model: WorldModel, sampler: SamplerConfig, *, conditioned: bool) -> 
     Raises ValueError where `cache` is "on" and the generator cannot be cached, and on values that
     a setting does not have.
     """
-    if sampler.cache not in ("auto", "on", "off"):
-        raise ValueError(f"sampler.cache: expected 'auto', 'on' or 'off', got {sampler.cache!r}")
-    guidance, passes = sampler.guidance, sampler.guidance_passes
+    for name, allowed in (("cache", ("auto", "on", "off")), ("slide", ("exact", "keep"))):
+        if getattr(sampler, name) not in allowed:
+            raise ValueError(
+                f"sampler.{name}: expected one of {', '.join(allowed)}, got "
+                f"{getattr(sampler, name)!r}"
+            )
+    guidance, passes, level = sampler.guidance, sampler.guidance_passes, sampler.history_noise
 
     def steered(codes: Tensor) -> Steered:
         return steer(model, codes if conditioned else None, guidance=guidance, passes=passes)
 
     pair = conditioned and guidance != 1.0 and passes == "two"
+    new = model.backbone.new_cache
 
     def memory() -> Memory:
-        new = model.backbone.new_cache
         return TwoMemories(new(), new()) if pair else new()
 
-    if sampler.cache != "off":
-        try:
-            return Remembered(steered, memory, slide=sampler.slide, level=sampler.history_noise)
-        except ValueError as refusal:
-            if sampler.cache == "on":
-                raise ValueError(f"sampler.cache is on: {refusal}") from refusal
-    return Recomputed(steered, level=sampler.history_noise)
+    if sampler.cache == "off":
+        return Recomputed(steered, level=level)
+    try:
+        new()
+    except ValueError as refusal:
+        if sampler.cache == "on":
+            raise ValueError(f"sampler.cache is on: {refusal}") from refusal
+        return Recomputed(steered, level=level)
+    return Remembered(steered, memory, slide=sampler.slide, level=level)
 
 
 def roll(

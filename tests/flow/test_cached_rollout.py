@@ -244,5 +244,5 @@ def test_candidates_with_noise_of_their_own_differ_under_equal_actions():
 
 
 def test_an_unknown_slide_is_named():
-    with pytest.raises(ValueError, match=r"sampler.slide: expected 'exact' or 'keep', got 'fast'"):
+    with pytest.raises(ValueError, match=r"sampler.slide: expected one of exact, keep, got 'fast'"):
         Remembered(Toy(), ToyMemory, slide="fast")

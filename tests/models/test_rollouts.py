@@ -295,8 +295,8 @@ def test_a_generator_that_sees_the_future_is_rolled_out_without_a_cache(build):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"cache": "yes"}, r"sampler.cache: expected 'auto', 'on' or 'off', got 'yes'"),
-        ({"slide": "fast"}, r"sampler.slide: expected 'exact' or 'keep', got 'fast'"),
+        ({"cache": "yes"}, r"sampler.cache: expected one of auto, on, off, got 'yes'"),
+        ({"slide": "fast"}, r"sampler.slide: expected one of exact, keep, got 'fast'"),
         ({"guidance_passes": "2"}, r"sampler.guidance_passes: expected 'one' or 'two', got '2'"),
         ({"history_noise": -0.1}, r"sampler.history_noise: expected a time in \[0, 1\), got -0.1"),
     ],
