@@ -61,13 +61,14 @@ class WorldModel(nn.Module):
         config: ModelConfig | None = None,
         *,
         parts: tuple[str, ...] = ("idm", "quantizer", "conditioner"),
+        tokenizer: nn.Module | None = None,  # one made already, in place of config.tokenizer
     ) -> None:
         super().__init__()
         self.config = config = config or ModelConfig()
         known = {"idm", "quantizer", "conditioner", "fdm"}
         if set(parts) - known:
             raise ValueError(f"parts: expected a subset of {sorted(known)}, got {parts}")
-        self.tokenizer = build_tokenizer(config.tokenizer)
+        self.tokenizer = build_tokenizer(config.tokenizer) if tokenizer is None else tokenizer
         self.backbone = build_backbone(config.backbone)
         if self.tokenizer.channels != self.backbone.channels:
             raise ValueError(
