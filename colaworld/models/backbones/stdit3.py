@@ -211,8 +211,10 @@ class STDiT3(nn.Module):
         device: torch.device,
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Time embedding [B, T, C]; with an x_mask also the mask and the noised frames' [B, C]."""
-        rate = torch.as_tensor(self.config.fps if fps is None else fps, device=device)
-        rate = self.fps_embedder(rate.float().expand(B))
+        rate = self.config.fps if fps is None else fps
+        if not isinstance(rate, Tensor):
+            rate = torch.full((), rate, device=device)  # filled there: no copy from the host
+        rate = self.fps_embedder(rate.to(device).float().expand(B))
         if timestep.shape not in ((B,), (B, T)):
             raise ValueError(
                 f"STDiT3: timestep: expected [{B}] or [{B}, {T}], got {list(timestep.shape)}"
