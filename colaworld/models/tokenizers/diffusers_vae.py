@@ -36,6 +36,16 @@ _CLASSES = {"kl": "AutoencoderKL", "wan": "AutoencoderKLWan", "tiny": "Autoencod
 _STEM = "diffusion_pytorch_model"
 _FILE = f"{_STEM}.safetensors"
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_DEFAULTS: dict[str, dict[str, Any]] = {  # arguments of the published models, for planning
+    "kl": {
+        "block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": 2,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+    },
+    "wan": {},
+    "tiny": {},
+}
 _PUBLISHED = {"kl": (4, 1, 8), "wan": (16, 4, 8), "tiny": (4, 1, 8)}  # C, temporal, spatial
 
 
@@ -222,6 +232,10 @@ def _load(config: DiffusersVAEConfig) -> nn.Module:
             "weights, or to OWNER/NAME on the Hugging Face hub (model.tokenizer.path)"
         )
     kind = getattr(_diffusers(), _CLASSES[config.family])
+    if torch.empty(0).is_meta:  # a caller that plans on the meta device: sizes, no weights
+        file = Path(config.path).expanduser() / config.subfolder / "config.json"
+        stored = json.loads(file.read_text()) if file.is_file() else _DEFAULTS[config.family]
+        return kind.from_config(stored)
     prefix = f"{config.subfolder}/" if config.subfolder else ""
     wanted = ("config.json", _FILE, f"{_STEM}-*.safetensors", f"{_STEM}.safetensors.index.json")
     root = local_folder(config.path, patterns=[prefix + name for name in wanted])
@@ -236,8 +250,6 @@ def _load(config: DiffusersVAEConfig) -> nn.Module:
             f"{folder}/config.json is of {stored['_class_name']}, but family {config.family!r} is "
             f"{kind.__name__}; set model.tokenizer.family"
         )
-    if torch.empty(0).is_meta:  # a caller that plans on the meta device: sizes, no weights
-        return kind.from_config(stored)
     with torch.device("meta"):  # nothing is drawn at random that is read next
         module = kind.from_config(stored)
     whole = folder / _FILE  # beside it there may be half-precision variants of other names

@@ -36,6 +36,7 @@ from colaworld.models.tokenizers.vae import (
     check_frames,
     check_vae_config,
     in_passes,
+    no_autocast,
     to_pixels,
 )
 
@@ -152,14 +153,14 @@ class OpenSoraVAE(VAE):
         left over its frames / stride, rounded up. `decode_published` goes back.
         """
         check_frames(frames, self.spatial_stride)
-        with torch.autocast(frames.device.type, enabled=False):
+        with no_autocast(frames):
             lengths = self._published_chunks(frames.shape[1])
             return self._encode_chunks(frames, lengths, generator)
 
     @torch.no_grad()
     def decode_published(self, latents: Tensor, frames: int) -> Tensor:
         """The inverse of `encode_published`: [B, C, T', h, w] -> [B, frames, 3, H, W] in [0, 1]."""
-        with torch.autocast(latents.device.type, enabled=False):
+        with no_autocast(latents):
             return self._decode_chunks(latents.float(), self._published_chunks(frames))
 
     def _published_chunks(self, frames: int) -> list[int]:

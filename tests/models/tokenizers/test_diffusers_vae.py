@@ -230,16 +230,18 @@ def test_modules_that_do_not_fit(build) -> None:
 
 
 @needs_diffusers
-def test_the_published_sizes_of_each_family() -> None:
-    from diffusers import AutoencoderKLWan, AutoencoderTiny
-
-    for family, kind in (("wan", AutoencoderKLWan), ("tiny", AutoencoderTiny)):
-        with torch.device("meta"):
-            module = kind()
-        made = DiffusersVAE(DiffusersVAEConfig(family=family), module=module)
-        config = DiffusersVAEConfig(family=family)
-        for name in ("channels", "temporal_stride", "spatial_stride"):
-            assert getattr(config, name) == getattr(made, name), (family, name)
+@pytest.mark.parametrize(
+    ("family", "elements"), [("kl", 83_653_863), ("tiny", 2_445_063), ("wan", 126_892_531)]
+)
+def test_a_plan_on_the_meta_device_fetches_nothing(family, elements) -> None:
+    config = DiffusersVAEConfig(family=family, path="Someone/vae")
+    with torch.device("meta"):
+        planned = DiffusersVAE(config)
+        z = planned.encode(torch.empty(1, 5, 3, 16, 16))
+    for name in ("channels", "temporal_stride", "spatial_stride"):
+        assert getattr(config, name) == getattr(planned, name), name
+    assert z.is_meta and z.shape == (1, config.channels, 2 if family == "wan" else 5, 2, 2)
+    assert sum(p.numel() for p in planned.parameters()) == elements
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch, tmp_path) -> None:
