@@ -108,7 +108,7 @@ class VAE(nn.Module):
 
     def _freeze(self) -> None:
         for network in self.children():  # scale and shift, which are ours, stay in float32
-            network.to(self.dtype)
+            nn.Module.to(network, self.dtype)  # diffusers' own `to` warns about nothing
         self.requires_grad_(False)
         super().train(False)
 

@@ -53,7 +53,7 @@ def build(randomised):
     def make(family, **options) -> DiffusersVAE:
         config = DiffusersVAEConfig(family=family, **options)
         made = DiffusersVAE(config, module=ARGUMENTS[family])
-        return randomised(made, scale=0.3)
+        return randomised(made, scale=0.2)
 
     return make
 
