@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from colaworld.models.backbones.weights import Layout, load_weights
-from colaworld.models.tokenizers.hub import local_folder
+from colaworld.models.hub import local_folder
 from colaworld.models.tokenizers.image_vae import posterior
 from colaworld.models.tokenizers.vae import (
     VAE,
@@ -53,7 +53,7 @@ _PUBLISHED = {"kl": (4, 1, 8), "wan": (16, 4, 8), "tiny": (4, 1, 8)}  # C, tempo
 class DiffusersVAEConfig:
     """An autoencoder of the diffusers package."""
 
-    kind: Literal["diffusers_vae"] = "diffusers_vae"
+    kind: Literal["diffusers_vae"] = field(default="diffusers_vae", kw_only=True)
     """Which tokenizer this is; the recipe decides it."""
     family: Literal["kl", "wan", "tiny"] = "kl"
     """kl: AutoencoderKL, per frame; tiny: AutoencoderTiny, per frame; wan: AutoencoderKLWan."""
@@ -238,7 +238,7 @@ def _load(config: DiffusersVAEConfig) -> nn.Module:
         return kind.from_config(stored)
     prefix = f"{config.subfolder}/" if config.subfolder else ""
     wanted = ("config.json", _FILE, f"{_STEM}-*.safetensors", f"{_STEM}.safetensors.index.json")
-    root = local_folder(config.path, patterns=[prefix + name for name in wanted])
+    root = local_folder(config.path, patterns=tuple(prefix + name for name in wanted))
     folder = root / config.subfolder
     if not (folder / "config.json").is_file():
         inner = sorted(p.parent.name for p in folder.glob("*/config.json"))

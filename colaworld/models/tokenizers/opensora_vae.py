@@ -19,14 +19,14 @@ therefore not bit for bit what training saw as the head of a longer clip.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from colaworld.models.backbones.weights import load_weights
-from colaworld.models.tokenizers.hub import local_folder
+from colaworld.models.hub import local_folder
 from colaworld.models.tokenizers.image_vae import ImageVAE, posterior
 from colaworld.models.tokenizers.temporal_vae import TemporalVAE
 from colaworld.models.tokenizers.vae import (
@@ -45,7 +45,7 @@ from colaworld.models.tokenizers.vae import (
 class OpenSoraVAEConfig:
     """Open-Sora VAE v1.2; the sizes are the published ones."""
 
-    kind: Literal["opensora_vae"] = "opensora_vae"
+    kind: Literal["opensora_vae"] = field(default="opensora_vae", kw_only=True)
     """Which tokenizer this is; the recipe decides it."""
     path: str = ""
     """Its weights: a folder or .safetensors file, else the name of a repository on the Hugging
@@ -120,7 +120,7 @@ class OpenSoraVAE(VAE):
         with torch.device("meta") if read else contextlib.nullcontext():
             self._build(config)
         if read:
-            load_weights(self, local_folder(config.path, patterns=["*.safetensors", "*.json"]))
+            load_weights(self, local_folder(config.path))
         self._freeze()
 
     def _build(self, config: OpenSoraVAEConfig) -> None:
