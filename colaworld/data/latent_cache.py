@@ -62,7 +62,7 @@ class LatentKey:
         sizes = {_relative(p, source.path): _size(p) for p in paths}
         data: dict[str, Any] = {
             "source": source.kind,
-            "camera": config.camera,
+            "camera": getattr(source, "camera", None),  # the one in use, named or not
             "split": config.split,
             "holdout": config.holdout if config.split != "all" else None,
             "episodes": len(source.episodes),
