@@ -12,12 +12,13 @@ from colaworld.cli.errors import FORESEEN, tell
 
 VERBS = {
     "record": "film a simulator into a data set",
-    "data": "look at a data set: colaworld data inspect PATH",
+    "data": "look at a data set, or encode it: colaworld data inspect, data encode",
     "train": "run a recipe",
     "demo": "the whole method on a small real data set",
     "plan-memory": "does a recipe fit on a card, and what to change where it does not",
     "evaluate": "measure a run on held-out episodes and write its report",
     "sample": "roll a start frame forward under chosen latent actions",
+    "export": "write a finished run as a model for others",
     "bench": "time ops, models, training, data and rollout, with their proof",
     "info": "what is installed, compiled and used",
 }

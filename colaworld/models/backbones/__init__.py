@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from colaworld.models.backbones.base import Backbone
+from colaworld.models.backbones.published import published_config
 from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
 
 BackboneConfig = STDiT3Config
+
+__all__ = ["Backbone", "BackboneConfig", "build_backbone", "published_config"]
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:

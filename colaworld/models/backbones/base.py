@@ -10,6 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from colaworld.models.backbones.weights import Layout
 from colaworld.models.layers.kv_cache import KVCache
 
 
@@ -42,6 +43,10 @@ class Backbone(Protocol):
 
     def new_cache(self) -> KVCache:
         """An empty cache for this generator. Raises ValueError where it cannot be used exactly."""
+        ...
+
+    def layout(self) -> Layout:
+        """How the keys of its published weights become those of the module."""
         ...
 
     def time_shift(self, frames: int, rows: int, columns: int) -> float:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from colaworld.models.backbones.stdit3_layers import FinalLayer, PatchEmbedding, STDiT3Block
+from colaworld.models.backbones.weights import Layout
 from colaworld.models.layers.cross_attention import CaptionEmbedder
 from colaworld.models.layers.embeddings import ScalarEmbedder, grid_embedding
 from colaworld.models.layers.kv_cache import KVCache
@@ -210,8 +211,10 @@ class STDiT3(nn.Module):
         device: torch.device,
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Time embedding [B, T, C]; with an x_mask also the mask and the noised frames' [B, C]."""
-        rate = torch.as_tensor(self.config.fps if fps is None else fps, device=device)
-        rate = self.fps_embedder(rate.float().expand(B))
+        rate = self.config.fps if fps is None else fps
+        if not isinstance(rate, Tensor):
+            rate = torch.full((), rate, device=device)  # filled there: no copy from the host
+        rate = self.fps_embedder(rate.to(device).float().expand(B))
         if timestep.shape not in ((B,), (B, T)):
             raise ValueError(
                 f"STDiT3: timestep: expected [{B}] or [{B}, {T}], got {list(timestep.shape)}"
@@ -312,6 +315,15 @@ class STDiT3(nn.Module):
             store=store,
         )
         return out[:, : self.channels]
+
+    def layout(self) -> Layout:
+        """See `backbones.base.Backbone.layout`: `hpcai-tech/OpenSora-STDiT-v3`."""
+        head_dim = self.width // self.config.heads
+        pair = torch.arange(0, head_dim, 2, dtype=torch.float64)
+        return Layout(
+            drop=("y_embedder.*", "*.cross_attn.*") if self.config.text == "removed" else (),
+            constants={"rope.freqs": 10_000.0 ** (-pair / head_dim)},
+        )
 
     def new_cache(self) -> KVCache:
         """See `backbones.base.Backbone.new_cache`."""

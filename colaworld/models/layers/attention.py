@@ -77,9 +77,9 @@ class AxialAttention(nn.Module):
     def _after(self, qkv: Tensor, cache: CacheView) -> Tensor:
         """Attention of new frames [B, t, S, 3, H, D] to the cached ones and themselves."""
         B, T, S, D = *qkv.shape[:3], qkv.shape[-1]
-        held = cache.frames
-        tables = rope_tables(held + T, D, theta=self.rope_theta, device=qkv.device)
-        rope = tuple(table[held:].repeat_interleave(S, 0) for table in tables)
+        first = cache.frames  # position of the first new frame
+        tables = rope_tables(first + T, D, theta=self.rope_theta, device=qkv.device)
+        rope = tuple(table[first:].repeat_interleave(S, 0) for table in tables)
         q, k, v = qkv.flatten(1, 2).unbind(2)  # [B, t S, H, D]
         q, k = qk_norm_rope(
             q, k, q_weight=self.q_norm.weight, k_weight=self.k_norm.weight, rope=rope
@@ -91,7 +91,8 @@ class AxialAttention(nn.Module):
         # One new frame sees all there is; of several, each the cached ones and those up to itself.
         seen = None
         if T > 1:
-            seen = torch.ones(T, held + T, dtype=torch.bool, device=qkv.device).tril(held)
+            there = keys.shape[-2]  # fewer than first + T where the first were forgotten
+            seen = torch.ones(T, there, dtype=torch.bool, device=qkv.device).tril(there - T)
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
         return out.unflatten(0, (B, S)).permute(0, 3, 1, 2, 4)
 

@@ -30,14 +30,14 @@ class LayerCache:
 
 @dataclass(frozen=True)
 class CacheView:
-    """What one attention layer is handed: its own entry, how many frames it holds, what to do."""
+    """What one attention layer is handed: its own entry, how many frames came before, what to do."""
 
     layer: LayerCache
     frames: int
     store: bool  # add the given frames
 
     def extended(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values to attend to, [B, frames + t, S, H, D]; kept if `store`."""
+        """All keys and values to attend to, [B, held + t, S, H, D]; kept if `store`."""
         keys, values = self.layer.joined(keys, values)
         if self.store:
             self.layer.keys, self.layer.values = keys, values
@@ -45,7 +45,11 @@ class CacheView:
 
 
 class KVCache:
-    """One `LayerCache` per attention layer that looks along time, and how many frames they hold."""
+    """One `LayerCache` per attention layer that looks along time.
+
+    `frames` is how many have been stored so far, which is the position of the next one; the layers
+    hold as many unless the first were forgotten.
+    """
 
     def __init__(self, layers: int) -> None:
         self.layers = [LayerCache() for _ in range(layers)]
@@ -58,6 +62,19 @@ class KVCache:
     def advance(self, frames: int) -> None:
         """Called once by the generator after every layer has stored that many frames."""
         self.frames += frames
+
+    def forget(self, frames: int) -> None:
+        """The first `frames` of those held leave; the others keep their values and positions.
+
+        What stays was computed while the forgotten frames were seen: not the same as encoding it
+        anew. Raises ValueError on more frames than are held.
+        """
+        for layer in self.layers:
+            held = 0 if layer.keys is None else layer.keys.shape[1]
+            if not 0 <= frames <= held:
+                raise ValueError(f"KVCache.forget: expected 0 .. {held} frames, got {frames}")
+            if layer.keys is not None and layer.values is not None:
+                layer.keys, layer.values = layer.keys[:, frames:], layer.values[:, frames:]
 
     def repeat_interleave(self, count: int) -> KVCache:
         """Each clip's history `count` times in a row; for one clip without copying."""
