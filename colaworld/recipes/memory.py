@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from colaworld.config import ConfigError
 from colaworld.contracts import ClipBatch
@@ -175,15 +175,35 @@ def _model(config: RunConfig, cached_latents: bool) -> WorldModel:
     statistics are tables of codebook size and are left out.
     """
     quantizer = replace(config.model.quantizer, continuous_steps=0, reseed=False)
-    tokenizer = _tokenizer(config)
-    if cached_latents:
-        tokenizer = _Cached(tokenizer)
-    model = WorldModel(
-        replace(config.model, quantizer=quantizer), parts=config.parts(), tokenizer=tokenizer
-    )
+    sizes = replace(config.model, quantizer=quantizer)
+    with unset_fake_temporarily(), torch.device("meta"):
+        tokenizer = _tokenizer(config)
+        if cached_latents:
+            tokenizer = _Cached(tokenizer)
+        model = WorldModel(sizes, parts=config.parts(), tokenizer=tokenizer)
+    _on_cpu(model)
     if hasattr(model, "quantizer"):
         model.quantizer.observe = _not_observed  # type: ignore[method-assign]
     return model
+
+
+def _on_cpu(model: nn.Module) -> None:
+    """Parameters and buffers of the meta device become fake ones of the CPU, tied ones tied.
+
+    Built there and not as fakes at once, since a module of fakes cannot be cast (`module.to`).
+    """
+    made: dict[int, tuple[Tensor, Tensor]] = {}  # the old one too: its id must not be used again
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, old in held.items():
+                if old is None:
+                    continue
+                if id(old) not in made:
+                    new = torch.empty(old.shape, dtype=old.dtype, device="cpu")
+                    if isinstance(old, nn.Parameter):
+                        new = nn.Parameter(new, old.requires_grad)
+                    made[id(old)] = old, new
+                held[name] = made[id(old)][1]
 
 
 def _not_observed(*_: object, **__: object) -> None:

@@ -179,7 +179,7 @@ def test_wrong_calls(capsys) -> None:
 
 def test_nothing_is_allocated(sized) -> None:
     """A run that would take a hundred times this process's memory is planned in it."""
-    config = sized(batch_size=4096, autocast="none")
+    config = sized(batch_size=16_384, autocast="none")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     (joint,) = plan_memory(config, phases=("joint",), device="cpu")
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
