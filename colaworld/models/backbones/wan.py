@@ -224,10 +224,8 @@ class Wan(nn.Module):
             added = base
             if modulation is not None:
                 added = base + modulation[:, :, index if modulation.shape[2] > 1 else 0]
-            layer = None if cache is None else cache.layers[index]
-            h, y, gate = block(
-                h, y, gate, added, rotation, caption, frames=T, cache=layer, store=store
-            )
+            view = None if cache is None else cache.view(index, store=store)
+            h, y, gate = block(h, y, gate, added, rotation, caption, frames=T, cache=view)
         if cache is not None and store:
             cache.advance(T)
         table = self.scale_shift_table.to(base.dtype)[:, None]
