@@ -15,17 +15,18 @@ import torch
 import tyro
 
 from colaworld.cli.progress import bar
-from colaworld.cli.train import choose_device, data_flag
-from colaworld.config import from_command_line
+from colaworld.cli.train import choose_device, data_flag, take
+from colaworld.config import from_command_line, load_yaml
 from colaworld.data.clips import ClipSet
 from colaworld.data.latent_cache import LatentCache
 from colaworld.data.latent_writer import write_latents
 from colaworld.models.tokenizers import build_tokenizer
 from colaworld.recipes import RECIPES, recipe
 from colaworld.recipes.base import RunConfig
+from colaworld.recipes.presets import with_preset
 from colaworld.recipes.runs import read_config
 
-_USAGE = """usage: colaworld data encode RECIPE|RUN --data PATH --out DIR [--FIELD VALUE ...]
+_USAGE = """usage: colaworld data encode RECIPE|RUN --data PATH --out DIR [--config FILE] [--FIELD VALUE ...]
 
 Takes every option of training, so that data and tokenizer are the same. A call that was broken off
 goes on where it stopped. Several processes started by torchrun each take a share.
@@ -61,10 +62,17 @@ def run(argv: list[str]) -> int:
         names = "\n".join(f"  {name}" for name in RECIPES)
         print(f"{_USAGE}\nrecipes:\n{names}", file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
-    stored = _config(argv[0])
+    name, rest = argv[0], data_flag(argv[1:])
+    files, rest = take(rest, "--config")
+    presets, rest = take(rest, "--preset")
+    stored = _config(name)
+    for preset in presets:
+        stored = with_preset(stored, preset)
+    for file in files:
+        stored = load_yaml(file, RunConfig, base=stored)
     options = from_command_line(
-        EncodeOptions(name=argv[0], run=replace(stored, data=replace(stored.data, split="all"))),
-        data_flag(argv),
+        EncodeOptions(name=name, run=replace(stored, data=replace(stored.data, split="all"))),
+        [name, *rest],
         program="colaworld data encode",
         description="Encode a data set once, for training runs to read its latents.",
     )
