@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from colaworld.models.backbones.wan import Wan, WanConfig
+from colaworld.models.layers.attention import use_backend
 
 SMALL = WanConfig(layers=2, heads=2, head_dim=14, ffn=40, in_channels=3, freq_dim=16, text_width=10)
 WITH_TEXT = replace(SMALL, text="full")
@@ -494,3 +495,11 @@ def test_sizes_that_are_refused():
         Wan(replace(SMALL, patch=(2, 2, 2)))
     with pytest.raises(ValueError, match=r"head_dim: expected an even number of 6 at least"):
         Wan(replace(SMALL, head_dim=4))
+
+
+def test_a_backend_it_does_not_have_is_refused() -> None:
+    model = Wan(WanConfig(layers=1))
+    use_backend(model, "sdpa")
+    use_backend(model, "auto")
+    with pytest.raises(ValueError, match=r"WanSelfAttention runs on sdpa alone, got 'fused'"):
+        use_backend(model, "fused")
