@@ -368,6 +368,20 @@ def test_what_does_not_fit_is_named(build):
         next(stream)
 
 
+@pytest.mark.parametrize("cache", ["on", "off"])
+def test_a_compiled_generator_is_not_compiled_for_every_length(build, cache):
+    model = build(12)
+    frames, codes = drawn(history=1, new=13)
+    sampler = replace(TWO, cache=cache)
+    expected = latents_of(model, frames, codes, sampler)
+    torch.compiler.reset()
+    model.backbone.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    assert_equal(latents_of(model, frames, codes, sampler), expected)
+    assert graphs["unique_graphs"] == before
+
+
 class Waits(TorchDispatchMode):
     """Counts reads of a tensor's value by Python, and tensors made from Python's numbers by copy:
     on a device the first waits and the second cannot be captured in a CUDA graph."""
