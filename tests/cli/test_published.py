@@ -143,14 +143,12 @@ def through_the_command_line(world: World, tmp_path: Path, capsys, steps: int) -
     name, where = publish_tokenizer(world, tmp_path / "tokenizer")
     shape = ["--data", str(data), "--data.height", str(SIDE), "--data.width", str(SIDE)]
     shape += ["--data.frames-per-clip", str(FRAMES), "--data.holdout", "0.34"]
-    sizes = [flag.replace("--model.tokenizer", "--tokenizer") for flag in world.flags]
-    at = [i for i, flag in enumerate(sizes) if flag.startswith("--tokenizer")]
-    encode = ["data", "encode", world.recipe, *shape, f"--{name}", where]
-    encode += [*(sizes[at[0] :] if at else []), "--out", str(tmp_path / "latents")]
+    shape += [*world.flags, f"--model.{name}", where]
+    encode = ["data", "encode", world.recipe, *shape, "--out", str(tmp_path / "latents")]
     assert main(encode) == 0, capsys.readouterr()
 
-    call = ["train", world.recipe, *shape, "--generator", str(generator), *world.flags]
-    call += [f"--model.{name}", where, "--latents", str(tmp_path / "latents")]
+    call = ["train", world.recipe, *shape, "--generator", str(generator)]
+    call += ["--latents", str(tmp_path / "latents")]
     call += ["--objective.no-augment", "--objective.history", "1", "1"]
     call += ["--model.window", str(FRAMES), "--training.batch-size", "2"]
     call += ["--training.accumulate", "1", "--training.max-steps", str(steps)]
