@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from colaworld.contracts import ClipBatch
+from colaworld.contracts import ClipBatch, Moved
 
 
 class RunFolderError(ValueError):
@@ -28,10 +28,6 @@ class ResumeError(RunFolderError):
 
 class UnstableTrainingError(ValueError):
     """Too many updates were skipped (not finite, or a spike): names the last batch."""
-
-
-# Parameters and their rows [M] int64 that were set anew, outside of the optimizer.
-Moved = list[tuple[nn.Parameter, Tensor]]
 
 
 @runtime_checkable

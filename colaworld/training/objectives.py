@@ -18,14 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from colaworld.contracts import ClipBatch
+from colaworld.contracts import ClipBatch, Moved
 from colaworld.data.transforms import random_resized_crop
 from colaworld.flow.loss import masked_velocity_loss
 from colaworld.flow.path import TimeConfig, draw_times, interpolate, target_velocity
 from colaworld.models.latent_action.quantizers import Ranks
 from colaworld.models.world_model import WorldModel
 from colaworld.training import parallel
-from colaworld.training.contracts import Moved
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from collections.abc import Callable
 
 from colaworld.models.latent_action.quantizers.base import (
     Kind,
-    Moved,
     Quantized,
     Quantizer,
     QuantizerConfig,
@@ -69,7 +68,6 @@ __all__ = [
     "GaussianLatent",
     "GradientVQ",
     "Kind",
-    "Moved",
     "NoQuantizer",
     "Quantized",
     "Quantizer",

@@ -12,12 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from colaworld.contracts import Moved
 from colaworld.models.latent_action.quantizers.pending import Pending, Ranks
 
 Kind = Literal["vq", "ema", "nsvq", "fsq", "residual", "gaussian", "none"]
-
-# Parameters whose rows [M] int64 were set anew: what an optimizer remembers of them is void.
-Moved = list[tuple[nn.Parameter, Tensor]]
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from colaworld.contracts import Moved
 from colaworld.models.latent_action.quantizers.base import (
-    Moved,
     Quantized,
     Quantizer,
     QuantizerConfig,

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from colaworld.contracts import Moved
 from colaworld.models.latent_action.quantizers.base import (
-    Moved,
     Quantized,
     Quantizer,
     QuantizerConfig,
