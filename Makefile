@@ -75,7 +75,7 @@ nano-pretrain: setup  ## train the shipped nano video generator again
 
 # The op tests on a build that finds every access outside of memory and every undefined operation.
 SANITIZED := build/sanitize
-sanitize: setup  ## the op tests once, on a build with AddressSanitizer and UBSan (gcc or clang)
+sanitize: setup  ## the op tests once, on a build with AddressSanitizer and UBSan (gcc)
 	@$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN)/ninja)" \
 	  -DCMAKE_BUILD_TYPE=Release -DCOLAWORLD_SANITIZE=ON -DPython_EXECUTABLE="$(abspath $(BIN)/python)" \
 	  -Dpybind11_DIR="$$($(BIN)/pybind11-config --cmakedir)" -DSKBUILD_PROJECT_VERSION_FULL=sanitize > $(SANITIZED).log || \
