@@ -2,7 +2,7 @@
 
 A block is an entry of a module list called `blocks` or `..._blocks` that a part of the model holds
 itself: those of the generator, the IDM, the conditioner, the forward model. Names in checkpoints do
-not change, since only the blocks' `forward` is replaced. Not here: compiling whole parts
+not change, since only the blocks' `forward` is replaced. Not here: which parts are worth compiling whole
 (`WorldModel.compile_parts`), or anything inside a block (models).
 
     none      forward keeps what every layer of every block needs for its gradient
@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from colaworld.training.config import TrainingConfig
 
 
 def blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -56,6 +58,25 @@ def compile_blocks(model: nn.Module, *, backend: str | Callable[..., Any] = "ind
         return functools.partial(_compiled, graph, forward)
 
     return _replace(model, compiled, what="compile")
+
+
+def wrap_blocks(model: nn.Module, training: TrainingConfig) -> None:
+    """Compile and recompute in place, as `training` says, so that names in checkpoints do not change.
+
+    For "full" a model says by `compile_parts()` what is worth compiling; without one every part
+    is, which torch refuses for a part that is a bare layer of its own (a Linear, say).
+    """
+    if training.compile == "blocks":
+        compile_blocks(model)
+    if training.recompute == "blocks":
+        recompute_blocks(model)
+    if training.compile != "full":
+        return
+    if hasattr(model, "compile_parts"):
+        model.compile_parts()
+        return
+    for child in model.children():
+        child.compile(fullgraph=True)
 
 
 def _replace(

@@ -9,7 +9,7 @@
 
 A checkpoint is written into a hidden sibling, synced, and renamed; state.json comes last and lists
 the others, so a folder without a valid one is not a checkpoint. Nothing is ever unpickled.
-Not here: what the state means (trainer.py) or reading weights of other projects (models).
+Not here: what the state means (trainer.py, phase_state.py) or reading weights of other projects (models).
 """
 
 from __future__ import annotations

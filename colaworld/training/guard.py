@@ -1,6 +1,6 @@
 """Which updates to skip: a loss or gradient that is not finite, or a spike of the loss.
 
-Not here: what a skip means for the run (trainer.py). The guard counts, and says when to give up.
+Not here: what a skip means for the run (step.py). The guard counts, and says when to give up.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One process in a run folder at a time. Not here: what the folder holds (trainer.py)."""
+"""One process in a run folder at a time. Not here: what the folder holds (run_folder.py)."""
 
 from __future__ import annotations
 

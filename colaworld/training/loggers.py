@@ -1,6 +1,6 @@
 """Where a run is written down: metrics.jsonl always, TensorBoard and the console on top.
 
-A row is one optimizer step as a dict; not here: what is in it (trainer.py, meters.py).
+A row is one optimizer step as a dict; not here: what is in it (step.py, meters.py).
 """
 
 from __future__ import annotations

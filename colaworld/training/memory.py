@@ -7,7 +7,7 @@
     count.peak, count.at_peak                bytes at the moment when they were most
 
 `MemoryCount` follows the storages that operators return until they die; `trace_step` is the step of
-trainer.py without its loop. What lives only inside an operator (the scratch of a kernel) is not seen.
+step.py without its batches. What lives only inside an operator (the scratch of a kernel) is not seen.
 Not here: how a run becomes a model and a batch, or what to change when it does not fit (recipes).
 """
 

@@ -3,7 +3,7 @@ name.
 
 A phase has its own optimizer and its own ramp. Parameters that also trained in the phase before
 keep their moments (their scale is still right; starting them from zero would make Adam's first
-steps large), newly thawed ones begin without. Not here: clipping, skipping (trainer.py, guard.py).
+steps large), newly thawed ones begin without. Not here: clipping, skipping (step.py, guard.py).
 """
 
 from __future__ import annotations

@@ -71,9 +71,9 @@ def two_steps(config: RunConfig, name: str) -> None:
             to_yaml(config),
         )
         enter_phase(model, phase)
-        trainer._begin(phase, objective)
+        state = trainer._begin(phase, objective)
         for _ in range(2):
-            trainer._step(phase, objective)
+            trainer._step(state)
 
 
 def main() -> None:

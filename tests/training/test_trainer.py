@@ -390,7 +390,7 @@ def test_rollback_restores_the_healthy_weights(toy, tmp_path):
 
     def spy(phase, objective):
         seen.append({k: v.clone() for k, v in trainer.model.state_dict().items()})
-        begin(phase, objective)
+        return begin(phase, objective)
 
     trainer._begin = spy
     keep = dataclasses.replace(toy.TRAINING, keep_checkpoints=99)

@@ -1,0 +1,140 @@
+"""What lives as long as one phase: its optimizer, guard, gate, alarm, health meter and average.
+
+Made fresh when a phase begins, or as a checkpoint had it. It says what of it is saved, measures
+health, and answers what gate and alarm make of it. Not here: a step (step.py), the order of things
+and what a rollback does (trainer.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from colaworld.training.checkpoint import Checkpoint
+from colaworld.training.config import TrainingConfig
+from colaworld.training.contracts import Objective
+from colaworld.training.ema import WeightAverage
+from colaworld.training.gate import CollapseAlarm, WarmupGate
+from colaworld.training.guard import LossGuard
+from colaworld.training.meters import HealthMeter
+from colaworld.training.optimizer import Moments, PhaseOptimizer
+from colaworld.training.phases import Phase
+from colaworld.training.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+class PhaseState:
+    """The parts of one phase. Those it does without are None.
+
+    Args:
+        model: already thawed and frozen for `phase`.
+        phase: which one.
+        objective: whose codebook, if it has one, is watched.
+        training: settings of the loop.
+        moments: what the optimizer begins with, by parameter name; copied.
+        restored: the checkpoint that the phase continues from, or None to begin anew.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        phase: Phase,
+        objective: Objective,
+        training: TrainingConfig,
+        *,
+        moments: Moments,
+        restored: Checkpoint | None = None,
+    ) -> None:
+        self.model, self.phase = model, phase
+        self.objective, self.training = objective, training
+        self.optimizer = PhaseOptimizer(model, phase, training, moments=moments)
+        self.guard = LossGuard(training)
+        self.gate = WarmupGate(phase.gate) if phase.gate else None
+        self.alarm = CollapseAlarm(phase.alarm) if phase.alarm else None
+        self.health: HealthMeter | None = None
+        if objective.codebook_size is not None and objective.tokens is not None:
+            self.health = HealthMeter(
+                objective.codebook_size, objective.tokens, training.health_window
+            )
+        self.average: WeightAverage | None = None
+        if training.ema_decay:
+            self.average = WeightAverage(model, training.ema_decay)
+        if restored is not None:
+            self._restore(restored)
+
+    # -- saved and restored ----------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but tensors, as JSON values, by the keys of a checkpoint's state."""
+        return {
+            "guard": self.guard.state_dict(),
+            "gate": self.gate.state_dict() if self.gate else None,
+            "alarm": self.alarm.state_dict() if self.alarm else None,
+            "health": self.health.state_dict() if self.health else None,
+            "ema_updates": self.average.updates if self.average else 0,
+        }
+
+    def moments(self) -> dict[str, Tensor]:
+        """The optimizer's state as a checkpoint names it, "<parameter>/<kind>"."""
+        return {
+            f"{parameter}/{kind}": value
+            for parameter, state in self.optimizer.moments().items()
+            for kind, value in state.items()
+        }
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        self.guard.load_state_dict(state["guard"])
+        for part, name in ((self.gate, "gate"), (self.alarm, "alarm"), (self.health, "health")):
+            if part is not None and state[name] is not None:
+                part.load_state_dict(state[name])
+        if self.average is not None:
+            self.average.load(checkpoint.tensors("ema"), state["ema_updates"])
+
+    # -- health, gate, alarm ---------------------------------------------------------------
+
+    def check_health(self, progress: Progress, row: dict[str, Any], *, last: bool) -> str | None:
+        """Measure health when due, open the gate, raise the alarm. Returns the alarm's action.
+
+        `row` receives the health; an open gate ends the phase in `progress`.
+        """
+        if self.health is None:
+            return None
+        step = progress.step
+        if not (step == 1 or last or step % self.training.health_every == 0):
+            row["codebook"] = self.health.latest
+            return None
+        row["codebook"] = self.health.measure()
+        if not self.health.full or row["codebook"] is None:
+            return None
+        entropy = row["codebook"]["entropy_normalised"]
+        if self.gate is not None and self.gate.update(step, entropy):
+            progress.over = "gate"
+        action = self.alarm.update(entropy) if self.alarm is not None else None
+        if action is not None:
+            log.warning(
+                "%s step %d: the codebook is collapsing (normalised entropy %.3f, under %.3f for "
+                "%d checks): %s",
+                self.phase.name,
+                step,
+                entropy,
+                self.phase.alarm.floor,
+                self.phase.alarm.checks,
+                action,
+            )
+        return None if action == "warn" else action
+
+    def healthy(self, phases: Sequence[Phase]) -> bool:
+        """Whether a rollback may go back to now: no codebook, or entropy above the alarm floor.
+
+        A phase without an alarm answers to the highest floor of all `phases`.
+        """
+        if self.health is None or self.health.latest is None:
+            return True
+        floors = [p.alarm.floor for p in phases if p.alarm]
+        floor = self.phase.alarm.floor if self.phase.alarm else max(floors, default=0.0)
+        return self.health.latest["entropy_normalised"] >= floor
