@@ -29,9 +29,6 @@ namespace COLAWORLD_ISA {
 // over, and four sums hide the latency of an addition.
 constexpr int64_t ADALN_ROWS = 4;
 
-inline float square_root(float x) { return __builtin_sqrtf(x); }
-inline double square_root(double x) { return __builtin_sqrt(x); }
-
 // R rows from row `first` on; Branch: there is a y.
 template <int64_t R, bool Branch, typename In, typename Y>
 inline void adaln_forward_rows(const AdalnForwardRows<In, Y>& a, int64_t first) {
@@ -73,7 +70,7 @@ inline void adaln_forward_rows(const AdalnForwardRows<In, Y>& a, int64_t first) 
     }
   });
   for (int64_t r = 0; r < R; ++r) {
-    rstd[r] = Acc(1) / square_root(sum_of_lanes<Acc>(squares[r]) / Acc(C) + a.eps);
+    rstd[r] = inverse_root(sum_of_lanes<Acc>(squares[r]) / Acc(C) + a.eps);
     a.mean[first + r] = mean[r];
     a.rstd[first + r] = rstd[r];
   }

@@ -37,9 +37,7 @@ struct OverlappingVector : WholeVector<Acc> {
   ivec fresh;  // all bits of the lanes that were not seen before
 
   explicit OverlappingVector(int64_t n) {  // the last n lanes are fresh
-    ivec lane;
-    for (int64_t i = 0; i < simd<Acc>::lanes; ++i) lane[i] = static_cast<Int>(i);
-    fresh = lane >= static_cast<Int>(simd<Acc>::lanes - n);
+    fresh = lane_numbers<Acc>() >= static_cast<Int>(simd<Acc>::lanes - n);
   }
   vec keep(vec x) const { return fresh ? x : vec{}; }
 };

@@ -22,29 +22,6 @@
 namespace colaworld {
 namespace COLAWORLD_ISA {
 
-inline float inverse_root(float x) { return 1.0f / __builtin_sqrtf(x); }
-inline double inverse_root(double x) { return 1.0 / __builtin_sqrt(x); }
-
-// (x0, x1, x2, x3, ...) -> (x1, x0, x3, x2, ...)
-template <typename Acc>
-inline typename simd<Acc>::vec swap_pairs(typename simd<Acc>::vec x) {
-#if defined(__clang__)
-  if constexpr (simd<Acc>::lanes == 2) {
-    return __builtin_shufflevector(x, x, 1, 0);
-  } else if constexpr (simd<Acc>::lanes == 4) {
-    return __builtin_shufflevector(x, x, 1, 0, 3, 2);
-  } else if constexpr (simd<Acc>::lanes == 8) {
-    return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
-  } else {
-    return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
-  }
-#else
-  typename simd<Acc>::ivec neighbour;
-  for (int64_t i = 0; i < simd<Acc>::lanes; ++i) neighbour[i] = i ^ 1;
-  return __builtin_shuffle(x, neighbour);
-#endif
-}
-
 template <typename In, typename Acc = typename accumulate<In>::type>
 inline typename simd<Acc>::vec sum_of_squares(const In* x, int64_t D, typename simd<Acc>::vec sum) {
   columns<Acc>(D, [&](int64_t j, const auto how) __attribute__((always_inline)) {

@@ -143,14 +143,70 @@ inline Acc sum_of_lanes(typename simd<Acc>::vec x) {
   return sum_by_halves<Acc, simd<Acc>::lanes>(x);
 }
 
+// Each lane's own number.
 template <typename Acc>
-inline Acc max_of_lanes(typename simd<Acc>::vec x) {
-  Acc lane[simd<Acc>::lanes];
-  std::memcpy(lane, &x, sizeof(x));
-  Acc best = lane[0];
-  for (int64_t i = 1; i < simd<Acc>::lanes; ++i) best = lane[i] > best ? lane[i] : best;
-  return best;
+inline typename simd<Acc>::ivec lane_numbers() {
+  typename simd<Acc>::ivec lane;
+  for (int64_t i = 0; i < simd<Acc>::lanes; ++i) {
+    lane[i] = static_cast<typename simd<Acc>::Int>(i);
+  }
+  return lane;
 }
+
+// (x0, x1, x2, x3, ...) -> (x1, x0, x3, x2, ...)
+template <typename Acc>
+inline typename simd<Acc>::vec swap_pairs(typename simd<Acc>::vec x) {
+#if defined(COLAWORLD_SHUFFLES)
+  constexpr int64_t L = simd<Acc>::lanes;
+  if constexpr (L == 2) {
+    return __builtin_shufflevector(x, x, 1, 0);
+  } else if constexpr (L == 4) {
+    return __builtin_shufflevector(x, x, 1, 0, 3, 2);
+  } else if constexpr (L == 8) {
+    return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
+  } else {
+    static_assert(L == 16, "a vector has 2, 4, 8 or 16 lanes");
+    return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+  }
+#else
+  return __builtin_shuffle(x, lane_numbers<Acc>() ^ 1);
+#endif
+}
+
+// to[p * to_stride + q] = from[q * from_stride + p] for p, q < 4.
+template <typename Acc>
+__attribute__((always_inline)) inline void transpose_four(const Acc* from,
+                                                          int64_t from_stride,
+                                                          Acc* to,
+                                                          int64_t to_stride) {
+#if defined(COLAWORLD_SHUFFLES)
+  using four = typename simd_part<Acc, 4>::vec;
+  four r0, r1, r2, r3;
+  std::memcpy(&r0, from, sizeof(four));
+  std::memcpy(&r1, from + from_stride, sizeof(four));
+  std::memcpy(&r2, from + 2 * from_stride, sizeof(four));
+  std::memcpy(&r3, from + 3 * from_stride, sizeof(four));
+  const four low01 = __builtin_shufflevector(r0, r1, 0, 4, 1, 5);
+  const four low23 = __builtin_shufflevector(r2, r3, 0, 4, 1, 5);
+  const four high01 = __builtin_shufflevector(r0, r1, 2, 6, 3, 7);
+  const four high23 = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
+  r0 = __builtin_shufflevector(low01, low23, 0, 1, 4, 5);
+  r1 = __builtin_shufflevector(low01, low23, 2, 3, 6, 7);
+  r2 = __builtin_shufflevector(high01, high23, 0, 1, 4, 5);
+  r3 = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
+  std::memcpy(to, &r0, sizeof(four));
+  std::memcpy(to + to_stride, &r1, sizeof(four));
+  std::memcpy(to + 2 * to_stride, &r2, sizeof(four));
+  std::memcpy(to + 3 * to_stride, &r3, sizeof(four));
+#else
+  for (int64_t p = 0; p < 4; ++p) {
+    for (int64_t q = 0; q < 4; ++q) to[p * to_stride + q] = from[q * from_stride + p];
+  }
+#endif
+}
+
+inline float inverse_root(float x) { return 1.0f / __builtin_sqrtf(x); }
+inline double inverse_root(double x) { return 1.0 / __builtin_sqrt(x); }
 
 template <typename Acc>
 inline typename simd<Acc>::vec maximum(typename simd<Acc>::vec a, typename simd<Acc>::vec b) {

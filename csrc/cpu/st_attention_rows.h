@@ -17,9 +17,6 @@ namespace colaworld {
 namespace COLAWORLD_ISA {
 namespace st_attention {
 
-inline float root(float x) { return __builtin_sqrtf(x); }
-inline double root(double x) { return __builtin_sqrt(x); }
-
 // Rounded as if it had been stored.
 template <typename In>
 inline typename simd<typename accumulate<In>::type>::vec rounded(
@@ -31,23 +28,6 @@ inline typename simd<typename accumulate<In>::type>::vec rounded(
     store<In>(stored, x);
     return load(stored);
   }
-}
-
-// (x0, x1, x2, x3, ...) -> (x1, x0, x3, x2, ...)
-template <typename Acc>
-inline typename simd<Acc>::vec swapped(typename simd<Acc>::vec x) {
-  constexpr int64_t L = simd<Acc>::lanes;
-#if defined(COLAWORLD_SHUFFLES)
-  if constexpr (L == 2) return __builtin_shufflevector(x, x, 1, 0);
-  if constexpr (L == 4) return __builtin_shufflevector(x, x, 1, 0, 3, 2);
-  if constexpr (L == 8) return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
-  if constexpr (L == 16) {
-    return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
-  }
-#endif
-  typename simd<Acc>::vec out{};
-  for (int64_t i = 0; i < L; ++i) out[i] = x[i ^ 1];
-  return out;
 }
 
 // Where the vectors of a row of D numbers start.
@@ -117,13 +97,13 @@ inline typename accumulate<In>::type prepare(
       const vec v = row.once(i, row.read(x, row.start(i)));
       squares += v * v;
     }
-    rms = 1 / root(sum_of_lanes<Acc>(squares) / static_cast<Acc>(row.D) + eps);
+    rms = inverse_root(sum_of_lanes<Acc>(squares) / static_cast<Acc>(row.D) + eps);
   }
   for (int64_t i = 0; i < row.vectors; ++i) {
     const int64_t at = row.start(i);
     vec v = row.read(x, at);
     if (weight != nullptr) v = rounded<In>(rounded<In>(v * rms) * load(weight + at));
-    if (cos != nullptr) v = rounded<In>(v * load(cos + at) + swapped<Acc>(v) * load(sin + at));
+    if (cos != nullptr) v = rounded<In>(v * load(cos + at) + swap_pairs<Acc>(v) * load(sin + at));
     store<Acc>(z + at, v * factor);
   }
   return rms;
@@ -148,7 +128,7 @@ inline void pull_back(const Row<typename accumulate<In>::type>& row,
   for (int64_t i = 0; i < row.vectors; ++i) {
     const int64_t at = row.start(i);
     vec dy = load(dz + at) * factor;
-    if (cos != nullptr) dy = dy * load(cos + at) - swapped<Acc>(dy) * load(sin + at);
+    if (cos != nullptr) dy = dy * load(cos + at) - swap_pairs<Acc>(dy) * load(sin + at);
     if (weight == nullptr) {
       row.write(dx, at, dy);
       continue;
@@ -177,35 +157,11 @@ inline void transpose(const Acc* from,  // [rows, stride]
                       int64_t stride,
                       int64_t width,
                       Acc* to) {  // [columns, width]
-  typedef Acc four __attribute__((vector_size(4 * sizeof(Acc))));
+  using four = typename simd_part<Acc, 4>::vec;
   int64_t i = 0;
   for (; i < rows; i += 4) {
     for (int64_t j = 0; j < columns; j += 4) {
-      const Acc* a = from + i * stride + j;
-      Acc* b = to + j * width + i;
-#if defined(COLAWORLD_SHUFFLES)
-      four r0, r1, r2, r3;
-      std::memcpy(&r0, a, sizeof(four));
-      std::memcpy(&r1, a + stride, sizeof(four));
-      std::memcpy(&r2, a + 2 * stride, sizeof(four));
-      std::memcpy(&r3, a + 3 * stride, sizeof(four));
-      const four low01 = __builtin_shufflevector(r0, r1, 0, 4, 1, 5);
-      const four low23 = __builtin_shufflevector(r2, r3, 0, 4, 1, 5);
-      const four high01 = __builtin_shufflevector(r0, r1, 2, 6, 3, 7);
-      const four high23 = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
-      r0 = __builtin_shufflevector(low01, low23, 0, 1, 4, 5);
-      r1 = __builtin_shufflevector(low01, low23, 2, 3, 6, 7);
-      r2 = __builtin_shufflevector(high01, high23, 0, 1, 4, 5);
-      r3 = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
-      std::memcpy(b, &r0, sizeof(four));
-      std::memcpy(b + width, &r1, sizeof(four));
-      std::memcpy(b + 2 * width, &r2, sizeof(four));
-      std::memcpy(b + 3 * width, &r3, sizeof(four));
-#else
-      for (int64_t p = 0; p < 4; ++p) {
-        for (int64_t q = 0; q < 4; ++q) b[p * width + q] = a[q * stride + p];
-      }
-#endif
+      transpose_four(from + i * stride + j, stride, to + j * width + i, width);
     }
   }
   const four zero{};

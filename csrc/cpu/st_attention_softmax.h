@@ -16,9 +16,7 @@ namespace st_attention {
 template <typename Acc>
 inline typename simd<Acc>::ivec visible(int64_t q0, int64_t v, int64_t k) {
   using Int = typename simd<Acc>::Int;
-  typename simd<Acc>::ivec lane;
-  for (int64_t i = 0; i < simd<Acc>::lanes; ++i) lane[i] = static_cast<Int>(i);
-  return lane + static_cast<Int>(q0 + v * simd<Acc>::lanes - k) >= 0;
+  return lane_numbers<Acc>() + static_cast<Int>(q0 + v * simd<Acc>::lanes - k) >= 0;
 }
 
 // exp(score - maximum) in place and 1 / sum. From key `masked` on, a query q sees keys up to q

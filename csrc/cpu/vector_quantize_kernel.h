@@ -158,51 +158,22 @@ inline int64_t nearest_of_lanes(const Acc* score, const typename simd<Acc>::Int*
   }
 }
 
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define COLAWORLD_TURNS_BY_FOUR
-// Four rows by four columns, to[j * R + r] = from[r * d + j], in registers.
-template <typename Acc, int R>
-inline void turn_by_four(const Acc* from, int64_t d, Acc* to) {
-  typedef Acc four __attribute__((vector_size(4 * sizeof(Acc))));
-  four a, b, c, e;
-  std::memcpy(&a, from, sizeof(four));
-  std::memcpy(&b, from + d, sizeof(four));
-  std::memcpy(&c, from + 2 * d, sizeof(four));
-  std::memcpy(&e, from + 3 * d, sizeof(four));
-  const four ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-  const four ce_low = __builtin_shufflevector(c, e, 0, 4, 1, 5);
-  const four ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  const four ce_high = __builtin_shufflevector(c, e, 2, 6, 3, 7);
-  a = __builtin_shufflevector(ab_low, ce_low, 0, 1, 4, 5);
-  b = __builtin_shufflevector(ab_low, ce_low, 2, 3, 6, 7);
-  c = __builtin_shufflevector(ab_high, ce_high, 0, 1, 4, 5);
-  e = __builtin_shufflevector(ab_high, ce_high, 2, 3, 6, 7);
-  std::memcpy(to, &a, sizeof(four));
-  std::memcpy(to + R, &b, sizeof(four));
-  std::memcpy(to + 2 * R, &c, sizeof(four));
-  std::memcpy(to + 3 * R, &e, sizeof(four));
-}
-#endif
-#endif
-
 // R rows of z become [d, R], widened, so that the inner loop reads them with one pointer.
 template <typename In, int R>
 inline void turn(const In* z, int64_t d, typename accumulate<In>::type* to) {
   int64_t done = 0;  // columns whose rows up to `quads` are in place
   int quads = 0;
-#if defined(COLAWORLD_TURNS_BY_FOUR)
   if constexpr (std::is_same_v<In, typename accumulate<In>::type>) {
     quads = R / 4 * 4;
     if (quads > 0) {
       for (; done + 4 <= d; done += 4) {
 #pragma GCC unroll 4
-        for (int r = 0; r + 4 <= R; r += 4)
-          turn_by_four<In, R>(z + r * d + done, d, to + done * R + r);
+        for (int r = 0; r + 4 <= R; r += 4) {
+          transpose_four(z + r * d + done, d, to + done * R + r, R);
+        }
       }
     }
   }
-#endif
   for (int64_t j = 0; j < d; ++j) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -235,8 +206,7 @@ void assign(const In* z,
   int64_t tile = TILE_BYTES / (d * COLAWORLD_VECTOR_BYTES) / 2 * 2;
   if (tile < 2) tile = 2;
 
-  ivec lane_numbers;
-  for (int64_t lane = 0; lane < L; ++lane) lane_numbers[lane] = static_cast<Int>(lane);
+  const ivec lane = lane_numbers<Acc>();
   vec best[SPAN];
   ivec where[SPAN];
   for (int64_t start = first; start < last; start += SPAN) {
@@ -271,7 +241,7 @@ void assign(const In* z,
       }
     }
     for (int64_t i = 0; i < n; ++i) {
-      const ivec candidates = where[i] * static_cast<Int>(L) + lane_numbers;
+      const ivec candidates = where[i] * static_cast<Int>(L) + lane;
       Acc lane_score[L];
       Int lane_index[L];
       std::memcpy(lane_score, &best[i], sizeof(vec));
