@@ -286,6 +286,30 @@ def test_dtypes_of_weights_and_tables_may_differ() -> None:
 
 
 @needs_cpu
+@each_norm
+@each_rotation
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_bfloat16_rounds_once_and_the_reference_up_to_three_times(norm, rotation, seed) -> None:
+    tensors, rest, grads = leaves(
+        2, 20, 3, 72, norm=norm, rotation=rotation, dtype=torch.bfloat16, seed=seed
+    )
+    exact = all_of("reference", tensors, rest, grads, wide=True)
+    plain, ours = (all_of(n, tensors, rest, grads) for n in ("reference", "cpu"))
+    roundings = (0 if norm == "none" else 2) + (rotation is not None)
+    for name in ("q_out", "k_out"):
+        e = exact[name]
+        unit = 2.0**-8 * e.abs()
+        if rotation is not None:  # it mixes a pair, and what was rounded before with it
+            pairs = e.unflatten(-1, (2, -1) if rotation == "half" else (-1, 2))
+            axis = -2 if rotation == "half" else -1
+            unit = 2.0**-8 * pairs.norm(dim=axis, keepdim=True).expand_as(pairs).flatten(-2)
+        slack = unit / 64  # the float32 arithmetic before a rounding, and products of roundings
+        gap_of_ours, gap_of_plain = (x[name].double() - e for x in (ours, plain))
+        assert (gap_of_ours.abs() <= unit + slack).all(), name
+        assert (gap_of_plain.abs() <= roundings * unit + slack).all(), name
+
+
+@needs_cpu
 def test_autocast_changes_nothing() -> None:
     tensors, rest, grads = leaves(1, 3, 2, 8)
     plain = all_of("cpu", tensors, rest, grads)
