@@ -42,6 +42,7 @@ def _cpu(
     eps: float,
     rms: bool,
 ) -> tuple[Tensor, Tensor]:
+    _eager.refuse_transforms("adaln", x, y, gate, shift, scale, constant=(index,))
     wide = reference.compute_dtype(x.dtype)
     # The kernel reads a y of the dtype of x, and float32 beside bfloat16 either way round.
     if (
@@ -59,7 +60,7 @@ def _cpu(
     )
     # Both record the same gradient. A graph needs it on the op; in eager mode the op's own Python
     # layer would cost some 100 us a call, more than a small call takes.
-    run = torch.ops.colaworld.adaln if torch.compiler.is_compiling() else _EagerAdaln.apply
+    run = torch.ops.colaworld.adaln if _eager.through_dispatcher() else _EagerAdaln.apply
     x_out, out, _, _ = run(x, y, gate, shift, scale, index, eps, rms)
     return (x if y is None else x_out), out
 
@@ -158,8 +159,9 @@ def _triton_kernel(
     eps: float,
     rms: bool,
 ) -> tuple[Tensor, Tensor]:
+    _eager.refuse_transforms("adaln", x, y, gate, shift, scale, constant=(index,))
     inputs = (x, y, gate, shift, scale, index, eps, rms)
-    if torch.compiler.is_compiling():
+    if _eager.through_dispatcher():
         x_out, out, _, _ = torch.ops.colaworld.adaln_triton(*inputs)
     elif _eager.wants_gradient(*(t for t in inputs[:5] if t is not None)):
         x_out, out, _, _ = _RecordedTriton.apply(*inputs)

@@ -30,7 +30,8 @@ def _cpu_refuses(facts: _dispatch.Facts) -> str | None:
 
 # The dispatcher goes by the device, so this is "cpu" and "cuda" alike.
 def _compiled(z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
-    if torch.compiler.is_compiling():
+    _eager.refuse_transforms("code_statistics", z, constant=(indices,))
+    if _eager.through_dispatcher():
         return torch.ops.colaworld.code_statistics(z, indices, K, counts)
     if _eager.wants_gradient(z):
         return _Recorded.apply(z, indices, K, counts)
@@ -98,7 +99,8 @@ def _triton_refuses(facts: _dispatch.Facts) -> str | None:
 
 
 def _triton_kernel(z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
-    if torch.compiler.is_compiling():
+    _eager.refuse_transforms("code_statistics", z, constant=(indices,))
+    if _eager.through_dispatcher():
         return torch.ops.colaworld.code_statistics_triton(z, indices, K, counts)
     if _eager.wants_gradient(z):
         return _RecordedTriton.apply(z, indices, K, counts)

@@ -44,13 +44,14 @@ def _cpu(
     across: bool,
     half: bool,
 ) -> tuple[Tensor, Tensor]:
+    _eager.refuse_transforms("qk_norm_rope", q, k, q_weight, k_weight, constant=(cos, sin))
     wide = reference.compute_dtype(q.dtype)
     q_weight, k_weight, cos, sin = (
         t if t is None else t.to(wide) for t in (q_weight, k_weight, cos, sin)
     )
     # Both record the same gradient. A graph needs it on the op; in eager mode the op's own Python
     # layer would cost some 100 us a call, more than a small call takes.
-    eager = not torch.compiler.is_compiling()
+    eager = not _eager.through_dispatcher()
     run = _EagerQkNormRope.apply if eager else torch.ops.colaworld.qk_norm_rope
     return run(q, k, q_weight, k_weight, cos, sin, position, sections, eps, across, half)
 
@@ -145,6 +146,7 @@ def _triton_kernel(
     across: bool,
     half: bool,
 ) -> tuple[Tensor, Tensor]:
+    _eager.refuse_transforms("qk_norm_rope", q, k, q_weight, k_weight, constant=(cos, sin))
     if position is not None and cos is not None:
         reference._check_rows("position", position, "P", cos)
     tensors = (q, k, q_weight, k_weight, cos, sin, position)

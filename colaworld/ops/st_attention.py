@@ -73,12 +73,19 @@ def _compiled(
     eps: float,
     scale: float,
 ) -> Tensor:  # [B, T, S, H, D]
+    _refuse_transforms(qkv, q_weight, k_weight, cos, sin)
     if _tables_want_gradient(cos, sin):
         qkv = _prepared_outside(qkv, q_weight, k_weight, cos, sin, temporal=temporal, eps=eps)
         q_weight = k_weight = cos = sin = None
     return torch.ops.colaworld.st_attention(
         qkv, q_weight, k_weight, cos, sin, temporal, causal, eps, scale
     )
+
+
+def _refuse_transforms(*tensors: Tensor | None) -> None:
+    # torch's fused attention has no forward mode of its own.
+    way = " (forward mode: and torch.nn.attention.sdpa_kernel(SDPBackend.MATH))"
+    _eager.refuse_transforms("st_attention", *tensors, beside=way)
 
 
 def _tables_want_gradient(cos: Tensor | None, sin: Tensor | None) -> bool:
@@ -182,6 +189,7 @@ def _triton_kernel(
     eps: float,
     scale: float,
 ) -> Tensor:
+    _refuse_transforms(qkv, q_weight, k_weight, cos, sin)
     if _tables_want_gradient(cos, sin):
         qkv = _prepared_outside(qkv, q_weight, k_weight, cos, sin, temporal=temporal, eps=eps)
         q_weight = k_weight = cos = sin = None

@@ -30,7 +30,8 @@ def _cpu_refuses(facts: _dispatch.Facts) -> str | None:
 
 # The dispatcher goes by the device, so this is "cpu" and "cuda" alike.
 def _compiled(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    if torch.compiler.is_compiling():
+    _eager.refuse_transforms("vector_quantize", codebook, constant=(z,))
+    if _eager.through_dispatcher():
         return torch.ops.colaworld.vector_quantize(z, codebook)
     if _eager.wants_gradient(codebook):
         return _Recorded.apply(z, codebook)
@@ -79,7 +80,8 @@ if _native.AVAILABLE:
 
 
 def _triton_kernel(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    if torch.compiler.is_compiling():
+    _eager.refuse_transforms("vector_quantize", codebook, constant=(z,))
+    if _eager.through_dispatcher():
         return torch.ops.colaworld.vector_quantize_triton(z, codebook)
     if _eager.wants_gradient(codebook):
         return _RecordedTriton.apply(z, codebook)
