@@ -1,7 +1,7 @@
 """No time without proof: runs the tests of an op before it is timed.
 
-In an installed package there is no tests folder; then the judges of the cases (results against the
-float64 reference, which run in any case) are what stands before a time.
+In an installed package there is no tests folder; then the judges of the cases (results against a
+reference, which run in any case) are what stands before a time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def require_green(tests: tuple[str, ...]) -> str:
     """
     root = repository()
     if root is None or not tests:
-        return "no tests folder here: every result is judged against float64 before it is timed"
+        return "no tests folder here: every result is judged by its suite's reference before it is timed"
     if tests not in _green:
         _green[tests] = _run(root, tests)
     return _green[tests]

@@ -103,8 +103,9 @@ def run(argv: list[str], *, overrides: dict[str, Any] | None = None) -> int:
         args=named_json(argv),
         prog="colaworld bench",
         description=(
-            "Times with their proof: the tests of what is timed run first, results are judged "
-            "against float64, and nothing is printed while either is wrong."
+            "Times with their proof: the tests of what is timed run first, results are judged (ops "
+            "and models against float64, training and rollout against a plain run in the same "
+            "dtype), and nothing is printed while either is wrong."
         ),
     )
     rows, table = suite("rows"), suite("table")
