@@ -33,6 +33,7 @@ def test_times_writes_compares_and_plots(green, tmp_path, capsys, monkeypatch) -
     assert {(r["op"], r["impl"]) for r in rows} == {
         ("copy", "torch"),
         ("matmul", "torch"),
+        ("code_statistics", "eager"),
         ("vector_quantize", "eager"),
         ("vector_quantize", "cdist"),
     }
