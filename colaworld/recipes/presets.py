@@ -46,7 +46,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "80": Preset(8),  # 48.4, world
         "141": Preset(16),  # 74.6, world
     },
-    # None for 24 GB: weights, gradients and moments of 1.4 B parameters alone are 20.6 GiB.
+    # None for 24 GB: weights, gradients and moments of 1.4 B parameters alone are 20.5 GiB.
     "wan.cola": {
         "48": Preset(16, recompute="blocks"),  # 39.2, joint
         "80": Preset(4),  # 50.5, joint
