@@ -133,7 +133,9 @@ def evaluate_run(
         possible = _longest_horizon(heldout, history)
         if possible < horizon:
             log.info("held-out episodes are short: %d frames are predicted", possible)
-        asked = min(horizon, possible)
+        stride = config.model.tokenizer.temporal_stride
+        # Rollouts go on by whole latent frames.
+        asked = max(stride, min(horizon, possible) // stride * stride)
         data = replace(data, frames_per_clip=history + asked)
     check_frames(
         config.model,
