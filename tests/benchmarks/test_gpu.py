@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, rows
+from benchmarks import gate, gpu, rows
 
 
 def listed(**options) -> list:
@@ -87,6 +89,27 @@ def test_the_rest_goes_on_and_nothing_begins_without_time(monkeypatch) -> None:
     assert wrong == ["first: ended with 1"]
     assert ran == [("first", 60), ("second", 50)]
     assert left_out == ["tool: not here", "third: 3 s of 100 are left"]
+
+
+@pytest.mark.parametrize(("strict", "code"), [("0", 0), ("1", 1)])
+def test_a_skip_on_a_gpu_is_a_failure_but_for_memory(tmp_path, strict, code) -> None:
+    root = gate.repository()
+    if root is None:
+        pytest.skip("an installed package has no tests folder")
+    (tmp_path / "conftest.py").write_text((root / "tests" / "gpu" / "conftest.py").read_text())
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "def test_missing(): pytest.skip('triton refuses: not here')\n"
+        "def test_small(): pytest.skip('needs 40 GB of free GPU memory, 8 are free')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        cwd=tmp_path, env={**os.environ, "FAIL_WITHOUT_CUDA": strict}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout
+    failed = "FAIL_WITHOUT_CUDA is set, and test_missing was skipped: Skipped: triton refuses"
+    assert (failed in done.stdout) == (strict == "1")
+    assert ("1 failed, 1 skipped" in done.stdout) == (strict == "1")
 
 
 def test_only_what_this_run_wrote_is_reported(tmp_path, row, capsys) -> None:
