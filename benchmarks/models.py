@@ -119,7 +119,7 @@ def draw(what: str, config: RunConfig, shape: Shape, seed: int) -> tuple[Tensor,
     frames = torch.rand(B, T, 3, height, width, generator=g)
     if what == "idm":
         return (frames,)
-    side, channels = config.model.tokenizer.patch, config.model.backbone.in_channels
+    side, channels = config.model.tokenizer.spatial_stride, config.model.backbone.in_channels
     latents = torch.randn(B, channels, T, height // side, width // side, generator=g)
     return frames, latents, torch.rand(B, T, generator=g)
 

@@ -1,4 +1,10 @@
-"""Generated frames a second, by denoising steps and batch.
+"""Generated frames a second, by denoising steps and batch; what remembering and sharing save.
+
+    rollout      whole videos, by the ops' implementations
+    next_frame   one more frame behind some: recomputed (no cache), exact and keep (flow/
+                 cached_rollout.py says what they run)
+    candidates   many ways on from one history: alone (one rollout after another), in one batch
+                 with the history repeated, and sharing it
 
 Not here: how good the frames are (colaworld/evaluation). Compilation is left out: a rollout's window
 grows with every frame, and each length would be a graph of its own.
@@ -14,6 +20,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from colaworld.flow.rollout import Rolling
+from colaworld.models.rolling import context
 from colaworld.models.world_model import WorldModel
 from colaworld.recipes.base import RunConfig
 
@@ -23,7 +31,12 @@ from .case import Call, Case, Provider, Wish
 from .models import World, build
 from .shapes import Shape
 
-TESTS = ("tests/flow", "tests/models/test_world_model.py", "tests/ops")
+TESTS = (
+    "tests/flow",
+    "tests/models/test_world_model.py",
+    "tests/models/test_rollouts.py",
+    "tests/ops",
+)
 NAMES = ("eager", "default")
 # Largest relative difference from the eager video: each step feeds the next one's input.
 BOUNDS = {"float32": 1e-3, "bfloat16": 1e-1, "float64": 1e-5}
@@ -41,9 +54,15 @@ def cases(wish: Wish) -> Iterator[Case]:
         assert isinstance(made, World)
         return made.model.to(wish.device)
 
-    for shape in shapes.rollout(config):
-        for dtype in wish.dtypes:
-            yield _case(config, shape, dtype, wish.device, model)
+    for makes, listed in (
+        (_case, shapes.rollout(config)),
+        (_next_frame, shapes.next_frame(config)),
+        (_candidates, shapes.candidates(config)),
+    ):
+        for shape in listed:
+            for dtype in wish.dtypes:
+                if makes is not _candidates or "conditioner" in config.parts():
+                    yield makes(config, shape, dtype, wish.device, model)
 
 
 def _case(config: RunConfig, shape: Shape, dtype: str, device: str, model) -> Case:
@@ -80,10 +99,7 @@ def _case(config: RunConfig, shape: Shape, dtype: str, device: str, model) -> Ca
         return made.frames
 
     def judge(name: str) -> str | None:
-        gap = ((video(name).double() - expected()).norm() / expected().norm()).item()
-        if gap <= BOUNDS[dtype]:
-            return None
-        return f"its video is off by {gap:.2e}, expected at most {BOUNDS[dtype]:.2e}"
+        return _gap(video(name), expected(), dtype)
 
     def provider(name: str) -> Provider:
         def calls() -> Sequence[Call]:
@@ -103,3 +119,156 @@ def _case(config: RunConfig, shape: Shape, dtype: str, device: str, model) -> Ca
         judge=judge,
         counts={"frames": B * T},
     )
+
+
+def _in_window(model: WorldModel, window: int, dtype: torch.dtype) -> WorldModel:
+    """The same weights, seeing `window` frames at once."""
+    made = copy.deepcopy(model).to(dtype)
+    made.config = replace(made.config, window=window)
+    return made
+
+
+def _wide(dtype: str) -> torch.dtype:
+    return torch.float64 if dtype == "float64" else torch.float32
+
+
+def _drawn(config: RunConfig, *shape: int, device: str, dtype: str) -> Tensor:
+    """Latent actions [*shape, N, d]; zeros without tokens where a recipe has no actions."""
+    g = torch.Generator().manual_seed(1)
+    sizes = (1, 1)
+    if "conditioner" in config.parts():
+        sizes = (config.model.idm.tokens, config.model.idm.dim)
+    return torch.randn(*shape, *sizes, generator=g).to(device, _wide(dtype))
+
+
+REMEMBERING = {
+    "recomputed": {"cache": "off"},
+    "exact": {"cache": "on", "slide": "exact"},
+    "keep": {"cache": "on", "slide": "keep"},
+}
+
+
+def _next_frame(config: RunConfig, shape: Shape, dtype: str, device: str, model) -> Case:
+    """A call is one `Rolling.step`, each from the same state."""
+    held, window = shape.sizes["h"], shape.sizes["W"]
+    conditioned = "conditioner" in config.parts()
+
+    @cache
+    def world() -> WorldModel:
+        return _in_window(model(), window, _wide(dtype))
+
+    def step(name: str) -> Call:
+        sampler = replace(config.sampler, steps=shape.sizes["steps"], **REMEMBERING[name])
+        g = torch.Generator(device=device).manual_seed(0)
+        channels, side = world().tokenizer.channels, world().tokenizer.spatial_stride
+        height, width = shapes.frame_size(config)
+        size = (1, channels, held - 1, height // side, width // side)
+        latents = torch.randn(*size, generator=g, device=device, dtype=_wide(dtype))
+        codes = _drawn(config, 1, held, device=device, dtype=dtype)
+        with torch.no_grad(), autocast(device, dtype):
+            rolling = Rolling(
+                context(world(), sampler, conditioned=conditioned),
+                latents,
+                codes[:, : held - 2],
+                window=window,
+                config=sampler,
+                generator=g,
+            )
+            rolling.step(codes[:, held - 2 : held - 1])  # frame `held`: made, not yet remembered
+        state = g.get_state()
+
+        def call() -> Tensor:
+            g.set_state(state)
+            fresh = copy.copy(rolling)
+            fresh.context = copy.copy(rolling.context)
+            if name != "recomputed":
+                fresh.context.memory = rolling.context.memory.repeat_interleave(1)
+            with torch.no_grad(), autocast(device, dtype):
+                return fresh.step(codes[:, held - 1 :])
+
+        return call
+
+    expected = cache(lambda: step("recomputed")().double())
+
+    def judge(name: str) -> str | None:
+        if name == "keep" and held >= window:
+            return None  # is another video by its definition
+        return _gap(step(name)(), expected(), dtype)
+
+    return Case(
+        suite="rollout",
+        op="next_frame",
+        shape=shape.name,
+        sizes=shape.sizes,
+        dtype=dtype,
+        mode="fwd",
+        providers={name: lambda name=name: [step(name)] for name in REMEMBERING},
+        tests=TESTS,
+        judge=judge,
+        counts={"frames": 1},
+    )
+
+
+def _candidates(config: RunConfig, shape: Shape, dtype: str, device: str, model) -> Case:
+    count, given, frames = (shape.sizes[name] for name in ("n", "h", "T"))
+    sampler = replace(config.sampler, steps=shape.sizes["steps"], guidance=1.0)
+
+    @cache
+    def world() -> WorldModel:
+        return _in_window(model(), shape.sizes["W"], _wide(dtype))
+
+    @cache
+    def inputs() -> tuple[Tensor, Tensor, Tensor]:
+        g = torch.Generator().manual_seed(0)
+        height, width = shapes.frame_size(config)
+        history = torch.rand(1, given, 3, height, width, generator=g).to(device, _wide(dtype))
+        past = _drawn(config, 1, given - 1, device=device, dtype=dtype)
+        return history, past, _drawn(config, 1, count, frames, device=device, dtype=dtype)
+
+    def video(name: str) -> Tensor:
+        history, past, codes = inputs()
+        whole = torch.cat([past.expand(count, -1, -1, -1), codes[0]], dim=1)
+
+        def rolled(history: Tensor, codes: Tensor) -> Tensor:
+            g = torch.Generator(device=device).manual_seed(0)
+            return world().rollout(history, codes, generator=g, sampler=sampler).generated
+
+        with autocast(device, dtype):
+            if name == "alone":
+                return torch.cat([rolled(history, codes) for codes in whole.split(1)])
+            if name == "batch":
+                return rolled(history.expand(count, -1, -1, -1, -1), whole)
+            g = torch.Generator(device=device).manual_seed(0)
+            return world().rollout_candidates(
+                history, codes, history_codes=past, generator=g, sampler=sampler
+            )[0]
+
+    expected = cache(lambda: video("alone").double())
+
+    def judge(name: str) -> str | None:
+        if name == "batch":
+            return None  # every row draws noise of its own there: other videos
+        return _gap(video(name), expected(), dtype)
+
+    return Case(
+        suite="rollout",
+        op="candidates",
+        shape=shape.name,
+        sizes=shape.sizes,
+        dtype=dtype,
+        mode="fwd",
+        providers={
+            name: lambda name=name: [lambda: video(name)] for name in ("alone", "batch", "shared")
+        },
+        tests=TESTS,
+        judge=judge,
+        counts={"frames": count * frames},
+        heavy=shape.heavy,
+    )
+
+
+def _gap(made: Tensor, expected: Tensor, dtype: str) -> str | None:
+    gap = ((made.double() - expected).norm() / expected.norm()).item()
+    if gap <= BOUNDS[dtype]:
+        return None
+    return f"it is off by {gap:.2e}, expected at most {BOUNDS[dtype]:.2e}"

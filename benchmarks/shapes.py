@@ -52,7 +52,7 @@ def family(config: RunConfig) -> str:
 def clips(config: RunConfig) -> dict[str, int]:
     """B, T and S of a training step's tokens in the generator."""
     height, width = frame_size(config)
-    side = config.model.tokenizer.patch
+    side = config.model.tokenizer.spatial_stride
     _, rows, columns = config.model.backbone.patch
     tokens = (height // (side * rows)) * (width // (side * columns))
     return {"B": config.training.batch_size, "T": config.data.frames_per_clip, "S": tokens}
@@ -245,6 +245,30 @@ def rollout(config: RunConfig) -> list[Shape]:
         )
         for count in sorted({PLANNING_STEPS, config.sampler.steps, PAPER_STEPS})
         for batch in sorted({1, config.training.batch_size})
+    ]
+
+
+def next_frame(config: RunConfig) -> list[Shape]:
+    """One more frame behind h frames of a video, in a window of W latent frames."""
+    window = 16  # the latent frames that STDiT3's kernels are planned for
+    return [
+        Shape(
+            f"{family(config)}.behind{held}",
+            {"B": 1, "h": held, "W": window, "steps": PLANNING_STEPS},
+            "the window has slid" if held >= window else "the window fills up",
+        )
+        for held in (2, 4, 8, window - 1, window)
+    ]
+
+
+def candidates(config: RunConfig) -> list[Shape]:
+    """n ways on from one history of h frames, T frames each; as in VP2: 2 given, horizon 10."""
+    size = {"B": 1, "n": 64, "h": 2, "T": 10, "steps": PLANNING_STEPS}
+    return [
+        Shape(
+            f"{family(config)}.slides", size | {"W": config.model.window}, "as trained", {}, True
+        ),
+        Shape(f"{family(config)}.fits", size | {"W": 12}, "the window holds it all", {}, True),
     ]
 
 

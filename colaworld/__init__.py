@@ -1,13 +1,23 @@
 """colaworld: latent action models trained through a video diffusion transformer.
 
-Importing the package loads no room; each is imported by name (`colaworld.ops`, ...).
+Importing the package loads no room; each is imported by name (`colaworld.ops`, ...). Here by name:
+`from_pretrained`, which loads published generators and exported worlds (`recipes/pretrained.py`).
 """
 
 from __future__ import annotations
 
+import importlib
 from importlib.metadata import PackageNotFoundError, version
 
 try:
     __version__ = version("colaworld")
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0.0.0+source"
+
+_LAZY = {"from_pretrained": "colaworld.recipes.pretrained"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'colaworld' has no attribute {name!r}")

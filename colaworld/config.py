@@ -1,6 +1,7 @@
 """Dataclass <-> dict <-> YAML <-> command line, strict in every direction.
 
-A configuration is a nested dataclass that lives beside the thing it configures; this file only
+A configuration is a nested dataclass that lives beside the thing it configures; where one of several
+may stand (a union of dataclasses), a field `kind` in each tells them apart. This file only
 moves it between forms. Every mistake names the key, what was expected and what came.
 """
 
@@ -75,8 +76,11 @@ def _convert(hint: Any, value: Any, path: str, before: Any) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
+        options = [a for a in args if a is not type(None)]
+        if len(options) > 1 and all(dataclasses.is_dataclass(a) for a in options):
+            return _convert(_of_kind(options, value, path, before), value, path, before)
         errors = []
-        for option in (a for a in args if a is not type(None)):
+        for option in options:
             try:
                 return _convert(option, value, path, before)
             except ConfigError as error:
@@ -110,6 +114,18 @@ def _convert(hint: Any, value: Any, path: str, before: Any) -> Any:
     if hint is Any or (isinstance(value, hint) and not (hint is int and isinstance(value, bool))):
         return value
     raise ConfigError(f"{path}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+
+
+def _of_kind(options: list[Any], value: Any, path: str, before: Any) -> Any:
+    """Which of several dataclasses a mapping means: its `kind`, else what stood there before."""
+    known = {option.kind: option for option in options}
+    default = type(before) if type(before) in options else options[0]
+    kind = value.get("kind", default.kind) if isinstance(value, Mapping) else default.kind
+    if kind not in known:
+        raise ConfigError(
+            f"{path}.kind: expected one of {', '.join(map(repr, known))}, got {kind!r}"
+        )
+    return known[kind]
 
 
 def load_yaml(path: str | Path, cls: type[T], *, base: T | None = None) -> T:

@@ -55,6 +55,7 @@ class ClipBatch:
     episode: Tensor  # [B] int64: which episode each clip was cut from
     start: Tensor  # [B] int64: index of the clip's first frame within its episode
     actions: Tensor | None = None  # [B, T-1] int64 (discrete) | [B, T-1, A] float32 (continuous)
+    latents: Tensor | None = None  # [B, C, T', h, w] float: what a tokenizer made of the frames
 
     def __post_init__(self) -> None:
         f = self.frames
@@ -75,10 +76,25 @@ class ClipBatch:
                 f"ClipBatch.actions: expected [{f.shape[0]}, {f.shape[1] - 1}, ...] "
                 f"(one per transition), got {tuple(self.actions.shape)}",
             )
+        z = self.latents
+        if z is not None:
+            _expect(
+                z.ndim == 5 and z.shape[0] == f.shape[0] and 1 <= z.shape[2] <= f.shape[1],
+                f"ClipBatch.latents: expected [{f.shape[0]}, C, T', h, w] with 1 <= T' <= "
+                f"{f.shape[1]}, got {tuple(z.shape)}",
+            )
+            _expect(
+                z.is_floating_point(), f"ClipBatch.latents: expected a float dtype, got {z.dtype}"
+            )
 
     def __repr__(self) -> str:
-        actions = None if self.actions is None else list(self.actions.shape)
-        return f"ClipBatch(frames={list(self.frames.shape)}, actions={actions})"
+        shapes = {
+            name: None if value is None else list(value.shape)
+            for name, value in (("frames", self.frames), ("actions", self.actions))
+        }
+        if self.latents is not None:
+            shapes["latents"] = list(self.latents.shape)
+        return f"ClipBatch({', '.join(f'{name}={shape}' for name, shape in shapes.items())})"
 
     def __len__(self) -> int:
         return self.frames.shape[0]
@@ -95,6 +111,7 @@ class ClipBatch:
             episode=move(self.episode),
             start=move(self.start),
             actions=move(self.actions),
+            latents=move(self.latents),
         )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..case import Case, Skipped, Wish
-from . import adaln, qk_norm_rope, st_attention, vector_quantize
+from . import adaln, code_statistics, qk_norm_rope, st_attention, vector_quantize
 
-FILES = (st_attention, adaln, qk_norm_rope, vector_quantize)
+FILES = (st_attention, adaln, qk_norm_rope, vector_quantize, code_statistics)
 
 
 def cases(wish: Wish) -> Iterator[Case | Skipped]:

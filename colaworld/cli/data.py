@@ -1,6 +1,6 @@
 """`colaworld data inspect PATH`: what a data set holds, what is wrong with it, and a contact sheet.
 
-Not here: looking (data/inspection.py); this file only prints.
+Not here: looking (data/inspection.py), `colaworld data encode` (encode.py); this file only prints.
 """
 
 from __future__ import annotations
@@ -107,7 +107,15 @@ def print_inspection(found: Inspection) -> None:
 
 def run(argv: list[str]) -> int:
     """`colaworld data inspect PATH ...`. Returns 0, or 1 where something in the set is wrong."""
-    usage = "usage: colaworld data inspect PATH [--sheet FILE]; see colaworld data inspect --help"
+    usage = (
+        "usage: colaworld data inspect PATH [--sheet FILE]; see colaworld data inspect --help\n"
+        "       colaworld data encode RECIPE|RUN --data PATH --out DIR; see colaworld data encode "
+        "--help"
+    )
+    if argv[:1] == ["encode"]:
+        from colaworld.cli.encode import run as encode  # needs the recipes, which inspect does not
+
+        return encode(argv[1:])
     if argv[:1] in ([], ["-h"], ["--help"]):
         print(usage, file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2

@@ -12,11 +12,13 @@ from colaworld.cli.errors import FORESEEN, tell
 
 VERBS = {
     "record": "film a simulator into a data set",
-    "data": "look at a data set: colaworld data inspect PATH",
+    "data": "look at a data set, or encode it: colaworld data inspect, data encode",
     "train": "run a recipe",
     "demo": "the whole method on a small real data set",
+    "plan-memory": "does a recipe fit on a card, and what to change where it does not",
     "evaluate": "measure a run on held-out episodes and write its report",
     "sample": "roll a start frame forward under chosen latent actions",
+    "export": "write a finished run as a model for others",
     "bench": "time ops, models, training, data and rollout, with their proof",
     "info": "what is installed, compiled and used",
 }
@@ -24,7 +26,7 @@ VERBS = {
 
 def usage() -> str:
     """What `colaworld` without a verb prints."""
-    verbs = "\n".join(f"  {verb:10} {what}" for verb, what in VERBS.items())
+    verbs = "\n".join(f"  {verb:12} {what}" for verb, what in VERBS.items())
     return (
         "usage: colaworld VERB [OPTIONS]\n\n"
         "Teach a video generator to be controlled, from video alone.\n\n"
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"colaworld: no verb {verb!r}.{hint}\n\n{usage()}", end="", file=sys.stderr)
         return 2
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    module = importlib.import_module(f"colaworld.cli.{verb}")
+    module = importlib.import_module(f"colaworld.cli.{verb.replace('-', '_')}")
     try:
         return int(module.run(rest) or 0)
     except KeyboardInterrupt:

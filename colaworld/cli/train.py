@@ -19,20 +19,23 @@ import tyro
 from colaworld.config import ConfigError, from_command_line, load_yaml
 from colaworld.recipes import RECIPES, recipe
 from colaworld.recipes.base import RunConfig, build_trainer
+from colaworld.recipes.presets import with_preset
 from colaworld.recipes.runs import read_config
 from colaworld.training.checkpoint import find_checkpoints
 from colaworld.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-_USAGE = """usage: colaworld train RECIPE --data PATH --out DIR [--resume] [--config FILE] [--FIELD VALUE ...]
+_USAGE = """usage: colaworld train RECIPE --data PATH --out DIR [--resume] [--preset GB] [--config FILE]
+                       [--FIELD VALUE ...]
 
 recipes:
 {recipes}
 
 `colaworld train RECIPE --help` lists every field. Fields given on the command line win over those
 of --config FILE (YAML), which win over the recipe's. `--training.max-steps N` caps each phase.
---resume goes on with the run in DIR, from its own config.yaml.
+--resume goes on with the run in DIR, from its own config.yaml. --preset 24|48|80|141 fits a recipe of
+a published generator into a card of so many GB (colaworld plan-memory).
 """
 
 
@@ -86,9 +89,12 @@ def parse(argv: list[str]) -> TrainOptions:
     name, *rest = argv
     base = recipe(name)
     rest = data_flag(rest)
-    files, rest = _take(rest, "--config")
+    files, rest = take(rest, "--config")
+    presets, rest = take(rest, "--preset")
+    for preset in presets:
+        base = with_preset(base, preset)
     config = base
-    folders, _ = _take(rest, "--out")
+    folders, _ = take(rest, "--out")
     folder = Path(folders[-1]) if folders else Path("runs") / name
     if "--resume" in rest and (folder / "config.yaml").is_file():
         saved = read_config(folder)
@@ -125,7 +131,7 @@ def data_flag(arguments: list[str]) -> list[str]:
     return spelled
 
 
-def _take(arguments: list[str], flag: str) -> tuple[list[str], list[str]]:
+def take(arguments: list[str], flag: str) -> tuple[list[str], list[str]]:
     """(values given for `flag`, as `--flag X` or `--flag=X`, the other arguments)."""
     values: list[str] = []
     rest: list[str] = []

@@ -167,6 +167,10 @@ class ClipSet:
         """Steps on an episode's clock from a clip's first frame to its last, both counted."""
         return windows.span(self.config.frames_per_clip, self._timing[episode].stride)
 
+    def stride(self, episode: int) -> int:
+        """Steps on an episode's clock from one frame of a clip to the next."""
+        return self._timing[episode].stride
+
     def piece_bytes(self, piece: windows.Piece) -> int:
         return 3 * self.height * self.width * (piece.stop - piece.first)
 

@@ -19,10 +19,11 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from colaworld.contracts import ActionSpec, ClipBatch
 from colaworld.data.clips import ClipSet, DataConfig
@@ -32,7 +33,24 @@ from colaworld.data.windows import Piece, disjoint_starts
 log = logging.getLogger(__name__)
 _BATCHES_AHEAD = 3  # finished batches that wait for the training step
 
-__all__ = ["ClipLoader", "DataConfig", "DataError", "iterate_once"]
+__all__ = ["ClipLoader", "DataConfig", "DataError", "LatentSource", "iterate_once"]
+
+
+class LatentSource(Protocol):
+    """Latents of clips, by episode and start on its clock; latent_cache.py has them on disk."""
+
+    @property
+    def order(self) -> str | None:
+        """What the order of clips depends on, since some are not there; None: all are."""
+        ...
+
+    def has(self, episode: int, start: int) -> bool:
+        """Whether there are latents of the clip. Those without are passed over."""
+        ...
+
+    def clip(self, episode: int, start: int) -> Tensor:
+        """[C, T', h, w]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +64,7 @@ class ClipLoader:
     """Endless iterator of ClipBatch, the same for the same (config, batch_size, seed, rank).
 
     Ranks read disjoint pieces. `with_actions` adds real actions (evaluation only); DataError if
-    there are none. `close()` stops the threads (they are daemons, so a process can end without it).
+    there are none. `latents` fills each batch's latents. `close()` stops the threads (they are daemons, so a process can end without it).
     """
 
     def __init__(
@@ -58,6 +76,7 @@ class ClipLoader:
         rank: int = 0,
         world_size: int = 1,
         with_actions: bool = False,
+        latents: LatentSource | None = None,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(
@@ -66,6 +85,7 @@ class ClipLoader:
             )
         self.config, self.batch_size, self.seed = config, batch_size, seed
         self.rank, self.world_size, self.with_actions = rank, world_size, with_actions
+        self.latents = latents
         self.clips = ClipSet(config)
         if len(self.clips.pieces) < world_size:
             raise DataError(
@@ -104,8 +124,8 @@ class ClipLoader:
         batch, self._epoch, self._position = self._fetcher.next()
         return batch
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the next batch begins: plain integers, ready for JSON."""
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch begins: a few plain values, ready for JSON."""
         return {
             "epoch": self._epoch,
             "position": self._position,
@@ -113,6 +133,7 @@ class ClipLoader:
             "rank": self.rank,
             "world_size": self.world_size,
             "clips": sum(p.starts for p in self.clips.pieces),
+            "latents": None if self.latents is None else self.latents.order,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -121,7 +142,7 @@ class ClipLoader:
         Raises ValueError if the order would not be the same: another seed, sharding or data set.
         """
         now = self.state_dict()
-        for name in ("seed", "rank", "world_size", "clips"):
+        for name in ("seed", "rank", "world_size", "clips", "latents"):
             if state.get(name) != now[name]:
                 raise ValueError(
                     f"ClipLoader: the state was taken with {name}={state.get(name)}, this loader "
@@ -192,7 +213,8 @@ class ClipLoader:
         passed = 0
         for step in walk or self._walk(epoch, position):
             epoch, position, piece, start = step
-            if clips.clip(clips.decoded(piece), piece, start, frames[len(chosen)]):
+            stored = self.latents is None or self.latents.has(piece.episode, start)
+            if stored and clips.clip(clips.decoded(piece), piece, start, frames[len(chosen)]):
                 chosen.append((piece, start))
                 passed = 0
                 if len(chosen) == size:
@@ -204,12 +226,17 @@ class ClipLoader:
                         f"{self.config.path}: no clip of {self.config.frames_per_clip} frames "
                         "without a scene cut was found in a whole pass; lower frames_per_clip or "
                         "stride, or set scene_cut_threshold to 0"
+                        + ("" if self.latents is None else f"; or {self.latents} has none of them")
                     )
-        return _batch(clips, frames, chosen, self.with_actions), epoch, position
+        return _batch(clips, frames, chosen, self.with_actions, self.latents), epoch, position
 
 
 def _batch(
-    clips: ClipSet, frames: np.ndarray, chosen: list[tuple[Piece, int]], with_actions: bool
+    clips: ClipSet,
+    frames: np.ndarray,
+    chosen: list[tuple[Piece, int]],
+    with_actions: bool,
+    latents: LatentSource | None = None,
 ) -> ClipBatch:
     actions = None
     if with_actions:
@@ -219,6 +246,9 @@ def _batch(
         episode=torch.tensor([p.episode for p, _ in chosen], dtype=torch.int64),
         start=torch.tensor([clips.frame_index(p.episode, s) for p, s in chosen], dtype=torch.int64),
         actions=actions,
+        latents=None
+        if latents is None
+        else torch.stack([latents.clip(p.episode, s) for p, s in chosen]),
     )
 
 

@@ -117,6 +117,14 @@ def table(result: Mapping[str, Any]) -> str:
     """One run: the five numbers with 95 % intervals and what to compare them with."""
     rows = [["", "held-out", "compare with"]]
     rows += [[h.name, h.text(), h.note] for h in headlines(result)]
+    text = result.get("text")
+    if text is not None:
+        null, removed = text["loss_null_caption"], text["loss_removed"]
+        share = f"{100 * (removed / null - 1):+.1f} %" if null else "-"
+        note = (
+            f"null caption {null:.4f} ({share}), velocity changed by {100 * text['change']:.1f} %"
+        )
+        rows.append(["flow loss without cross-attention", f"{removed:.4f}", note])
     counts = result["counts"]
     return (
         _columns(rows)

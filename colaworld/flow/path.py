@@ -20,8 +20,9 @@ class TimeConfig:
     """Mean of the normal before the logistic function."""
     std: float = 1.0
     """Its deviation."""
-    shift: float = 1.0
-    """r in t' = r t / (1 + (r - 1) t); above 1 moves times toward noise."""
+    shift: float | None = 1.0
+    """r in t' = r t / (1 + (r - 1) t); above 1 moves times toward noise. None: as the generator was
+    pre-trained, for clips of this size."""
 
 
 def per_frame(times: Tensor) -> Tensor:
@@ -35,11 +36,17 @@ def shift_times(times: Tensor, shift: float) -> Tensor:
 
 
 def draw_times(
-    clips: int, config: TimeConfig, *, generator: torch.Generator, device: torch.device | str
+    clips: int,
+    config: TimeConfig,
+    *,
+    generator: torch.Generator,
+    device: torch.device | str,
+    own_shift: float = 1.0,
 ) -> Tensor:
-    """One time per clip, [clips] in (0, 1)."""
+    """One time per clip, [clips] in (0, 1). `own_shift` stands for a shift of None."""
+    shift = own_shift if config.shift is None else config.shift
     normal = torch.randn(clips, generator=generator, device=device)
-    return shift_times(torch.sigmoid(config.mean + config.std * normal), config.shift)
+    return shift_times(torch.sigmoid(config.mean + config.std * normal), shift)
 
 
 def interpolate(x0: Tensor, noise: Tensor, times: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """Samplers of rectified flow. They take a velocity function and know no model.
 
 velocity(x [B, C, T, h, w], times [B, T]) -> [B, C, T, h, w], pointing from noise to data.
+Nothing here waits for the device: the loop's length is a Python number, the times stay tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -20,7 +20,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How a clip is generated from noise."""
+    """How frames are generated from noise, and how a rollout remembers the frames before them."""
 
     steps: int = 10
     """Denoising steps (paper: 10, for planning 3)."""
@@ -30,6 +30,24 @@ class SamplerConfig:
     """Above 1 spends more steps near noise (same formula as in training)."""
     guidance: float = 1.0
     """Classifier-free guidance on the action; 1 = off (paper: 4.0, planning 1)."""
+    guidance_passes: Literal["one", "two"] = "one"
+    """one: both velocities of guidance as one batch of twice the clips; two: half the memory."""
+    history_noise: float = 0.0
+    """Time in [0, 1) to which frames already seen are noised, and which the generator is told."""
+    cache: Literal["auto", "on", "off"] = "auto"
+    """Keep keys and values of frames already seen: where the generator allows it, always, never."""
+    slide: Literal["exact", "keep"] = "exact"
+    """When the window slides, encode what stays anew (as without a cache), or keep what is held."""
+
+    @staticmethod
+    def paper() -> SamplerConfig:
+        """As the paper samples video: 10 steps, guidance 4."""
+        return SamplerConfig(steps=10, guidance=4.0)
+
+    @staticmethod
+    def planning() -> SamplerConfig:
+        """As the paper samples while planning: 3 steps, no guidance."""
+        return SamplerConfig(steps=3, guidance=1.0)
 
 
 def time_grid(steps: int, shift: float, device: torch.device | str) -> Tensor:
@@ -39,8 +57,10 @@ def time_grid(steps: int, shift: float, device: torch.device | str) -> Tensor:
     return shift_times(torch.linspace(1, 0, steps + 1, device=device), shift)
 
 
-def sample(velocity: Velocity, x: Tensor, generated: Tensor, config: SamplerConfig) -> Tensor:
-    """Integrate from noise to data on the frames where `generated` [T] is True.
+def sample(
+    velocity: Velocity, x: Tensor, generated: Tensor | None, config: SamplerConfig
+) -> Tensor:
+    """Integrate from noise to data on the frames where `generated` [T] is True; None: on all.
 
     `x` [B, C, T, h, w] holds noise in the generated frames and clean latents in the others,
     which stay as they are, at time 0. Raises ValueError on an unknown method, steps < 1 or a mask
@@ -48,6 +68,8 @@ def sample(velocity: Velocity, x: Tensor, generated: Tensor, config: SamplerConf
     """
     if config.method not in ("euler", "heun"):
         raise ValueError(f"sampler.method: expected 'euler' or 'heun', got {config.method!r}")
+    if generated is None:
+        generated = torch.ones(x.shape[2], dtype=torch.bool, device=x.device)
     if generated.shape != (x.shape[2],):
         raise ValueError(f"sample: expected generated [{x.shape[2]}], got {tuple(generated.shape)}")
     mask = generated.to(x.device)
@@ -57,11 +79,12 @@ def sample(velocity: Velocity, x: Tensor, generated: Tensor, config: SamplerConf
         return (mask * time).expand(x.shape[0], -1)
 
     grid = time_grid(config.steps, config.shift, x.device)
-    for now, then in pairwise(grid):
+    for index in range(config.steps):
+        now, then = grid[index], grid[index + 1]
         step = now - then
         v = velocity(x, at(now))
         moved_on = torch.where(moved, x + step * v, x)
-        if config.method == "heun" and then > 0:
+        if config.method == "heun" and index + 1 < config.steps:  # the last one lands on time 0
             v = (v + velocity(moved_on, at(then))) / 2
             moved_on = torch.where(moved, x + step * v, x)
         x = moved_on
@@ -76,5 +99,16 @@ def guided(conditional: Velocity, unconditional: Velocity, scale: float) -> Velo
     def velocity(x: Tensor, times: Tensor) -> Tensor:
         base = unconditional(x, times)
         return base + scale * (conditional(x, times) - base)
+
+    return velocity
+
+
+def guided_in_one(both: Velocity, scale: float) -> Velocity:
+    """`guided` with one call: `both` takes 2 B clips, the first B of them under the condition."""
+
+    def velocity(x: Tensor, times: Tensor) -> Tensor:
+        v = both(torch.cat([x, x]), torch.cat([times, times]))
+        conditional, base = v.chunk(2)
+        return base + scale * (conditional - base)
 
     return velocity

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 
 from colaworld.config import ConfigError
-from colaworld.recipes import nano
+from colaworld.recipes import nano, opensora, wan
 from colaworld.recipes.base import RunConfig
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
@@ -16,6 +16,9 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "nano.two_stage": nano.two_stage,
     "nano.naive_joint": nano.naive_joint,
     "nano.frozen_world": nano.frozen_world,
+    "opensora.cola": opensora.cola,
+    "opensora.two_stage": opensora.two_stage,
+    "wan.cola": wan.cola,
 }
 
 

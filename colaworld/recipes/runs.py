@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,13 +19,17 @@ from torch import Tensor
 
 from colaworld import __version__
 from colaworld.config import ConfigError, load_yaml
-from colaworld.contracts import LatentActions, Rollout
+from colaworld.contracts import ClipBatch, LatentActions, Rollout
 from colaworld.data.loader import ClipSet, DataConfig, DataError, iterate_once
-from colaworld.evaluation.evaluate import Evaluation, run_evaluation
+from colaworld.evaluation.contracts import to_float
+from colaworld.evaluation.evaluate import Evaluation, EvaluationConfig, collect, run_evaluation
+from colaworld.evaluation.text_effect import text_effect
 from colaworld.flow.samplers import SamplerConfig
+from colaworld.models.backbones import build_backbone
 from colaworld.models.world_model import WorldModel
 from colaworld.recipes.base import RunConfig, build_model
 from colaworld.recipes.sizes import check_frames
+from colaworld.recipes.weights import load_generator
 from colaworld.training.checkpoint import latest_checkpoint, load_strictly, load_weights
 
 log = logging.getLogger(__name__)
@@ -139,17 +143,47 @@ def evaluate_run(
         frames=data.frames_per_clip,
     )
     spec = heldout.source.action_spec
-    batches = iterate_once(
-        data, batch_size=config.evaluation.batch_size, with_actions=spec is not None
-    )
-    return run_evaluation(
+
+    def batches() -> Iterator[ClipBatch]:
+        return iterate_once(
+            data, batch_size=config.evaluation.batch_size, with_actions=spec is not None
+        )
+
+    text = None
+    if config.evaluation.text_effect:  # first, since a generator without text is told at once
+        text = _text_effect(stored, world.model, batches(), config.evaluation, device)
+    found = run_evaluation(
         world,
-        batches,
+        batches(),
         spec,
         replace(config.evaluation, horizon=asked),
         progress,
         device=device,
     )
+    return found if text is None else replace(found, result=found.result | {"text": text})
+
+
+def _text_effect(
+    config: RunConfig,
+    model: WorldModel,
+    batches: Iterator[ClipBatch],
+    asked: EvaluationConfig,
+    device: str,
+) -> dict[str, Any]:
+    """The generator this run started from, with the null caption and without cross-attention."""
+    if config.generator is None:
+        raise ConfigError(
+            "evaluation.text_effect: this run started from random weights, there is no pre-trained "
+            "generator to measure"
+        )
+    velocities = []
+    for text in ("null", "removed"):
+        generator = build_backbone(replace(config.model.backbone, text=text))
+        load_generator(generator, config.generator)
+        velocities.append(generator.to(device).eval().velocity)
+    frames = collect(batches, clips=asked.clips).frames.split(asked.batch_size)
+    latents = torch.cat([model.tokenizer.encode(to_float(part, device)) for part in frames])
+    return text_effect(*velocities, latents, batch_size=asked.batch_size, seed=asked.seed)
 
 
 def _check_heldout(trained: DataConfig, asked: DataConfig) -> None:

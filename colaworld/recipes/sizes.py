@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 from colaworld.config import ConfigError
+from colaworld.models.tokenizers.base import latent_frames
 from colaworld.models.world_model import ModelConfig
 
 log = logging.getLogger(__name__)
@@ -46,16 +47,15 @@ def check_frames(
             f"data.frames_per_clip: expected at least 2, since an action lies between two frames, "
             f"got {frames}"
         )
+    _check_stride("data.frames_per_clip", frames, model.tokenizer.temporal_stride)
     _, rows, columns = model.backbone.patch
-    patch = model.tokenizer.patch
+    patch = model.tokenizer.spatial_stride
     idm = model.idm.patch if "idm" in parts else 1
     needs_h, needs_w = (math.lcm(patch * n, idm) for n in (rows, columns))
     if height % needs_h == 0 and width % needs_w == 0:
         return
     good_h, good_w = (max(n, n * round(v / n)) for v, n in ((height, needs_h), (width, needs_w)))
-    whose = (
-        f"the generator's are {patch * rows}x{patch * columns} px (model.tokenizer.patch {patch} x "
-    )
+    whose = f"the generator's are {patch * rows}x{patch * columns} px (the tokenizer's {patch} x "
     whose += f"model.backbone.patch {rows}x{columns})"
     if "idm" in parts:
         whose += f", the IDM's {idm}x{idm} px (model.idm.patch)"
@@ -66,18 +66,27 @@ def check_frames(
     )
 
 
+def _check_stride(name: str, frames: int, stride: int) -> None:
+    try:
+        latent_frames(frames, stride)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
 def check_window(model: ModelConfig, *, frames: int, most_history: int) -> None:
     """ConfigError on a window that cannot roll out; a warning where it is not what was trained.
 
     Args:
-        frames: length of a training clip.
-        most_history: most clean frames that training shows before those to predict.
+        frames: length of a training clip, in pixel frames.
+        most_history: most clean latent frames that training shows before those to predict.
     """
     window = model.window
     if window < 2:
         raise ConfigError(
             f"model.window: expected at least 2, one given frame and one to predict, got {window}"
         )
+    _check_stride("model.window", window, model.tokenizer.temporal_stride)
+    latent = latent_frames(window, model.tokenizer.temporal_stride)
     if window != frames:
         log.warning(
             "model.window is %d, clips of training have %d frames: rollouts and inferred actions "
@@ -87,11 +96,11 @@ def check_window(model: ModelConfig, *, frames: int, most_history: int) -> None:
             window,
             frames,
         )
-    elif most_history < window - 1:
+    elif most_history < latent - 1:
         log.warning(
-            "rollouts go on from up to %d clean frames (model.window - 1), training shows at most "
+            "rollouts go on from up to %d clean latent frames (model.window), training shows at most "
             "%d (objective.history); set the second number of --objective.history to %d",
-            window - 1,
+            latent - 1,
             most_history,
-            window - 1,
+            latent - 1,
         )

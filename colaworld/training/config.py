@@ -33,8 +33,12 @@ class TrainingConfig:
     """Decay of the averaged weights (restarted with every phase); 0 keeps no average."""
     autocast: Literal["auto", "none", "bf16"] = "auto"
     """Arithmetic of the forward pass: "auto" is bf16 on a GPU and float32 on a CPU."""
-    compile: bool = False
-    """Compile the parts of the model with torch.compile, as full graphs."""
+    compile: Literal["no", "full", "blocks", True, False] = "no"
+    """torch.compile: "full" compiles each part of the model as one graph, "blocks" one block of
+    each kind (28 equal blocks cost one compilation). True and False: full and no, as before."""
+    recompute: Literal["none", "blocks"] = "none"
+    """Keep only the inputs of each block for the backward pass and run it again there: a small part
+    of the memory, about a third more work, the same gradients bit for bit."""
     checkpoint_every: int = 500
     """Optimizer steps between checkpoints; one is always written at the end of a phase."""
     keep_checkpoints: int = 2
@@ -61,6 +65,13 @@ class TrainingConfig:
     """Processes to train on; only 1 works so far."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.compile, bool):
+            object.__setattr__(self, "compile", "full" if self.compile else "no")
+        for name, known in (
+            ("compile", ("no", "full", "blocks")),
+            ("recompute", ("none", "blocks")),
+        ):
+            self._expect(getattr(self, name) in known, name, f"one of {', '.join(known)}")
         for name in (
             "batch_size",
             "accumulate",

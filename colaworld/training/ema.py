@@ -43,6 +43,10 @@ class WeightAverage:
         """A whole state_dict of `model` in which averaged parameters replace the live ones."""
         return {**model.state_dict(), **self._shadow}
 
+    def tensors(self) -> list[Tensor]:
+        """The averages themselves."""
+        return list(self._shadow.values())
+
     def load(self, weights: Mapping[str, Tensor], updates: int) -> None:
         """Restore from `weights()` and the count of updates."""
         self.updates = updates

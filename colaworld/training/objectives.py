@@ -33,7 +33,7 @@ class ObjectiveConfig:
     """How clips are turned into a loss."""
 
     history: tuple[int, int] = (1, 3)
-    """Fewest and most clean history frames of a clip; the rest is noised and predicted."""
+    """Fewest and most clean latent frames of history of a clip; the rest is noised and predicted."""
     times: TimeConfig = field(default_factory=TimeConfig)
     """Diffusion times of the noised frames."""
     augment: bool = True
@@ -84,7 +84,13 @@ class _Base:
         device = x0.device
         given = torch.randint(low, high + 1, (clips, 1), generator=generator, device=device)
         predict = torch.arange(length, device=device) >= given  # [B, T]
-        time = draw_times(clips, self.config.times, generator=generator, device=device)
+        time = draw_times(
+            clips,
+            self.config.times,
+            generator=generator,
+            device=device,
+            own_shift=self.model.backbone.time_shift(length, *x0.shape[3:]),
+        )
         times = time[:, None] * predict
         noise = torch.randn(x0.shape, generator=generator, device=device)
         return interpolate(x0, noise, times), times, target_velocity(x0, noise), predict

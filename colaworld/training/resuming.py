@@ -24,7 +24,9 @@ FREE = (
     "tensorboard",
     "out",
     "resume",
+    "recompute",  # the same gradients bit for bit
 )
+_FORMERLY = {"training.compile": {False: "no", True: "full"}}  # values of older configurations
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -43,7 +45,11 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def _bound(config_yaml: str) -> dict[str, Any]:
     """Flat key -> value of everything that may not change."""
     values = yaml.safe_load(config_yaml) or {}
-    return {k: v for k, v in _leaves(values) if k.rsplit(".", 1)[-1] not in FREE}
+    bound = {k: v for k, v in _leaves(values) if k.rsplit(".", 1)[-1] not in FREE}
+    for key, meanings in _FORMERLY.items():
+        if isinstance(bound.get(key), bool):
+            bound[key] = meanings[bound[key]]
+    return bound
 
 
 def config_sha256(config_yaml: str) -> str:

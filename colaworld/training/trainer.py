@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from colaworld.contracts import ClipBatch
 from colaworld.training import checkpoint as checkpoints
 from colaworld.training import parallel
+from colaworld.training.blocks import compile_blocks, recompute_blocks
 from colaworld.training.checkpoint import Checkpoint
 from colaworld.training.config import TrainingConfig
 from colaworld.training.contracts import (
@@ -150,8 +151,7 @@ class Trainer:
                 return self._result("finished", where)
             assert self._console is not None
             self._console.skip_to(self._steps_behind())
-            if self.training.compile:
-                self._compile()
+            self._wrap_blocks()
             with StopRequest() as request:
                 while True:
                     ending = self._run_phase(request)
@@ -301,6 +301,7 @@ class Trainer:
         """Everything that lives as long as the phase, fresh or as the checkpoint had it."""
         training = self.training
         self._optimizer = PhaseOptimizer(self.model, phase, training, moments=self._moments)
+        self._moments = {}  # the optimizer has copies; these would take their memory twice
         self._guard = LossGuard(training)
         self._gate = WarmupGate(phase.gate) if phase.gate else None
         self._alarm = CollapseAlarm(phase.alarm) if phase.alarm else None
@@ -612,12 +613,18 @@ class Trainer:
         self._tensorboard.video(f"rollout/{phase.name}", frames, self.progress.global_step)
         enter_phase(self.model, phase)
 
-    def _compile(self) -> None:
-        """Compile in place, so that names in checkpoints do not change.
+    def _wrap_blocks(self) -> None:
+        """Compile and recompute in place, so that names in checkpoints do not change.
 
-        A model says by `compile_parts()` what is worth compiling; without one every part is, which
-        torch refuses for a part that is a bare layer of its own (a Linear, say).
+        For "full" a model says by `compile_parts()` what is worth compiling; without one every part
+        is, which torch refuses for a part that is a bare layer of its own (a Linear, say).
         """
+        if self.training.compile == "blocks":
+            compile_blocks(self.model)
+        if self.training.recompute == "blocks":
+            recompute_blocks(self.model)
+        if self.training.compile != "full":
+            return
         if hasattr(self.model, "compile_parts"):
             self.model.compile_parts()
             return

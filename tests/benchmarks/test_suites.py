@@ -30,7 +30,12 @@ def measured(room, wish, green, *, only=("nano",), impls=("eager", "default", "c
 def test_ops(wish, green) -> None:
     found = measured("ops", wish, green, only=("nano.temporal", "nano.block/", "nano.codes"))
     seen = {(r["op"], r["impl"], r["mode"]) for r in found.rows[2:]}
-    for file in (suite("ops").st_attention, suite("ops").adaln, suite("ops").vector_quantize):
+    for file in (
+        suite("ops").st_attention,
+        suite("ops").adaln,
+        suite("ops").vector_quantize,
+        suite("ops").code_statistics,
+    ):
         op = file.DEFINITION.op
         assert {(op, "eager", "fwd"), (op, "eager", "fwd_bwd")} <= seen
         for verdict in ops.explain(op, torch.empty(file.DEFINITION.probe)):

@@ -232,7 +232,7 @@ def test_a_wrong_file_names_file_and_key(text, says, tmp_path, scene, tiny, cola
         ),
         (
             ["nano.cola", "--data", "SCENE", "--data.height", "30", "--data.width", "33"],
-            "the generator's are 4x4 px (model.tokenizer.patch 2 x model.backbone.patch 2x2), the "
+            "the generator's are 4x4 px (the tokenizer's 2 x model.backbone.patch 2x2), the "
             "IDM's 4x4 px (model.idm.patch); height must be a multiple of 4 and width of 4: set "
             "data.height and data.width, for example --data.height 32 --data.width 32",
         ),

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from colaworld.flow.samplers import SamplerConfig, guided, sample, time_grid
+from colaworld.flow.samplers import SamplerConfig, guided, guided_in_one, sample, time_grid
 
 MEAN, DEVIATION = 1.5, 0.4
 
@@ -93,3 +94,55 @@ def test_guidance_by_formula():
         raise AssertionError("guidance 1 needs no unconditional velocity")
 
     assert guided(conditional, never, 1.0) is conditional
+
+
+def test_guidance_in_one_call_is_guidance_in_two(generator):
+    x, times = torch.randn(2, 1, 3, 2, 2, generator=generator), torch.rand(2, 3)
+    calls = []
+
+    def both(x, times):
+        calls.append((x.shape[0], times.shape[0]))
+        strength = torch.tensor([3.0, 3.0, 1.0, 1.0]).view(4, 1, 1, 1, 1)
+        return strength * x + times[:, None, :, None, None]
+
+    made = guided_in_one(both, 4.0)(x, times)
+    assert calls == [(4, 4)]
+    told = times[:, None, :, None, None]
+    expected = guided(lambda x, t: 3 * x + told, lambda x, t: x + told, 4.0)(x, times)
+    torch.testing.assert_close(made, expected)
+
+
+def test_what_the_paper_samples_with():
+    assert (SamplerConfig.paper().steps, SamplerConfig.paper().guidance) == (10, 4.0)
+    assert (SamplerConfig.planning().steps, SamplerConfig.planning().guidance) == (3, 1.0)
+
+
+def test_all_frames_are_generated_without_a_mask(generator):
+    x = torch.randn(1, 2, 3, 2, 2, generator=generator)
+    for method in ("euler", "heun"):
+        config = SamplerConfig(steps=3, method=method)
+        expected = sample(gaussian_velocity, x, torch.ones(3).bool(), config)
+        assert torch.equal(sample(gaussian_velocity, x, None, config), expected)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would wait for a device: a tensor's value read by Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
+            self.reads += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["euler", "heun"])
+def test_no_step_waits_for_the_device(method):
+    with Waits() as waits:
+        sample(gaussian_velocity, torch.ones(1, 1, 2, 1, 1), None, SamplerConfig(3, method=method))
+    assert waits.reads == 0
+    with waits:  # that the count can fail
+        assert bool(torch.ones(()) > 0)
+    assert waits.reads == 1

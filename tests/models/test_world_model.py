@@ -61,7 +61,7 @@ def test_parts_are_the_direct_children_and_own_every_parameter():
 
 def test_tokenizer_and_generator_must_agree_on_channels():
     wrong = replace(SMALL, backbone=replace(SMALL.backbone, in_channels=4))
-    with pytest.raises(ValueError, match=r"in_channels is 4, the tokenizer makes 12 channels"):
+    with pytest.raises(ValueError, match=r"latents of 4 channels .*the tokenizer makes 12"):
         build(wrong)
 
 

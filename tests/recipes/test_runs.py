@@ -9,9 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from colaworld.config import ConfigError, to_yaml
 from colaworld.data.errors import DataError
+from colaworld.evaluation.tables import table
+from colaworld.models.backbones import build_backbone
+from colaworld.models.backbones.weights import WeightsError
 from colaworld.recipes import runs
 from colaworld.recipes.base import build_trainer, check_generator_data
 from colaworld.training.checkpoint import CheckpointError, latest_checkpoint
@@ -143,3 +147,33 @@ def test_the_commit_is_unknown_without_git(monkeypatch) -> None:
 
     monkeypatch.setattr(subprocess, "run", absent)
     assert runs.commit() == "unknown"
+
+
+def test_what_removing_cross_attention_costs_is_measured(tiny, tmp_path) -> None:
+    """Paired, through the generator's own file; a generator without text says so."""
+    config = tiny()
+    text = replace(config.model.backbone, text="full", caption_width=6, caption_length=3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        generator = build_backbone(text)
+        for parameter in generator.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    save_file(dict(generator.state_dict()), tmp_path / "generator.safetensors")
+    small = replace(text, text="removed")
+    config = replace(
+        config,
+        generator=str(tmp_path / "generator.safetensors"),
+        model=replace(config.model, backbone=small),
+    )
+    assert build_trainer(config, out=tmp_path / "run").run().status == "finished"
+    asked = replace(config, evaluation=replace(config.evaluation, text_effect=True))
+    found = runs.evaluate_run(tmp_path / "run", config=asked).result
+    assert found["text"]["change"] > 0.01
+    assert found["text"]["loss_removed"] != found["text"]["loss_null_caption"]
+    assert "flow loss without cross-attention" in table(found)
+    assert "flow loss" not in table({**found, "text": None})
+
+    plain = build_backbone(small)
+    save_file(dict(plain.state_dict()), tmp_path / "generator.safetensors")
+    with pytest.raises(WeightsError, match=r"missing .*cross_attn"):
+        runs.evaluate_run(tmp_path / "run", config=asked)

@@ -70,9 +70,9 @@ def test_every_misfit_names_its_key_and_changes_nothing(stored, tmp_path):
     with pytest.raises(WeightsError) as caught:
         load_generator(backbone, str(tmp_path / "g.safetensors"))
     for part in (
-        "g.safetensors does not fit the backbone",
+        "g.safetensors does not fit the STDiT3",
         "missing t_block.1.bias",
-        "left over rope.freqs",
+        "rope.freqs: not the values",
         "final_layer.linear.bias: expected [48], got [7]",
     ):
         assert part in str(caught.value)

@@ -2,24 +2,26 @@
 
 One class from nano (1.0 M parameters) to XL/2 (1.2 B): module names are those of the published
 weights, so that they load key for key. What CoLA-World changes: temporal attention may be causal,
-cross-attention may be removed (it is here: see `text`), every frame has its own diffusion time,
-and an additive modulation per frame and block carries the latent action.
+the text path may be removed, every frame has its own diffusion time, and an additive modulation per
+frame and block carries the latent action. Not here: the layers (stdit3_layers.py).
 
 Shape legend: B clips, T latent frames, S = h * w / 4 tokens per frame, C width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colaworld.models.layers.attention import AxialAttention
+from colaworld.models.backbones.stdit3_layers import FinalLayer, PatchEmbedding, STDiT3Block
+from colaworld.models.backbones.weights import Layout
+from colaworld.models.layers.cross_attention import CaptionEmbedder
 from colaworld.models.layers.embeddings import ScalarEmbedder, grid_embedding
-from colaworld.models.layers.mlp import MLP
-from colaworld.ops import adaln
+from colaworld.models.layers.kv_cache import KVCache
 
 TIME_SCALE = 1000.0  # STDiT3 embeds times in [0, 1000]
 
@@ -28,6 +30,8 @@ TIME_SCALE = 1000.0  # STDiT3 embeds times in [0, 1000]
 class STDiT3Config:
     """Sizes of the generator. `xl2()` gives the published layout."""
 
+    kind: Literal["stdit3"] = field(default="stdit3", kw_only=True)
+    """Which generator this is; the recipe decides it."""
     depth: int = 4
     """Pairs of one spatial and one temporal block."""
     width: int = 96
@@ -48,8 +52,14 @@ class STDiT3Config:
     """Pixels per side of one latent location, for the position embedding's scale."""
     causal: bool = True
     """Temporal attention sees no later frame (CoLA-World)."""
-    text: Literal["removed"] = "removed"
-    """Cross-attention to a caption; CoLA-World removes it."""
+    text: Literal["removed", "null", "full"] = "removed"
+    """Cross-attention to a caption: removed (CoLA-World), fed with the null caption, or with one."""
+    caption_width: int = 4096
+    """Channels of a caption's features (T5-XXL)."""
+    caption_length: int = 300
+    """Tokens of the null caption."""
+    fps: float = 0.0
+    """Frame rate the generator is told when a call names none."""
 
     @staticmethod
     def nano() -> STDiT3Config:
@@ -62,8 +72,8 @@ class STDiT3Config:
         return STDiT3Config(depth=6, width=256, heads=8)
 
     @staticmethod
-    def xl2() -> STDiT3Config:
-        """STDiT3-XL/2 of Open-Sora v1.2 without its text path."""
+    def xl2(*, text: Literal["removed", "null", "full"] = "removed") -> STDiT3Config:
+        """STDiT3-XL/2 of Open-Sora v1.2; without its text path, as CoLA-World uses it."""
         return STDiT3Config(
             depth=28,
             width=1152,
@@ -72,80 +82,21 @@ class STDiT3Config:
             predict_sigma=True,
             input_sq_size=512,
             pixels_per_latent=8,
+            text=text,
+            fps=24.0,
         )
 
-
-class PatchEmbedding(nn.Module):
-    """Conv3d whose kernel equals its stride; its `proj` has the published key."""
-
-    def __init__(self, patch: tuple[int, int, int], channels: int, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv3d(channels, width, kernel_size=patch, stride=patch)
-
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
-        # As one matrix product: the same numbers as the convolution, several times faster on a CPU.
-        B, C, T, H, W = x_BCTHW.shape
-        pt, ph, pw = self.proj.kernel_size
-        x = x_BCTHW.reshape(B, C, T // pt, pt, H // ph, ph, W // pw, pw)
-        x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(
-            B, T // pt, (H // ph) * (W // pw), C * pt * ph * pw
-        )
-        return nn.functional.linear(x, self.proj.weight.flatten(1), self.proj.bias)
-
-
-class STDiT3Block(nn.Module):
-    """Attention and MLP, each modulated and gated per frame.
-
-    The MLP's gated residual is left pending (`y`, `gate`) and added by the next `adaln`, which
-    fuses gate, residual, norm and modulation into one pass over the tokens.
-    """
-
-    def __init__(self, config: STDiT3Config, *, temporal: bool) -> None:
-        super().__init__()
-        width = config.width
-        self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
-        self.attn = AxialAttention(
-            width,
-            config.heads,
-            axis="temporal" if temporal else "spatial",
-            causal=temporal and config.causal,
-            rope_theta=10_000.0 if temporal else None,
-            zero_init=temporal,
-        )
-        self.mlp = MLP(width, int(width * config.mlp_ratio), zero_init=True)
-
-    def forward(
-        self,
-        x: Tensor,  # [B, T, S, C]
-        y: Tensor | None,  # [B, T, S, C] pending branch of the block before
-        gate: Tensor | None,  # [B, T, C] its gate
-        modulation: Tensor,  # [B, T, 6 * C]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        B, T, _ = modulation.shape
-        six = (self.scale_shift_table + modulation.view(B, T, 6, -1)).unbind(2)
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = six
-        x, h = adaln(x, y, gate=gate, shift=shift_attn, scale=scale_attn)
-        x, h = adaln(x, self.attn(h), gate=gate_attn, shift=shift_mlp, scale=scale_mlp)
-        return x, self.mlp(h), gate_mlp
-
-
-class FinalLayer(nn.Module):
-    """Norm, modulation by the time embedding, projection to the pixels of a patch."""
-
-    def __init__(self, width: int, values: int) -> None:
-        super().__init__()
-        self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
-        self.linear = nn.Linear(width, values)
-
-    def forward(self, x: Tensor, y: Tensor, gate: Tensor, time: Tensor) -> Tensor:
-        shift, scale = (self.scale_shift_table + time[:, :, None]).unbind(2)
-        _, h = adaln(x, y, gate=gate, shift=shift, scale=scale)
-        return self.linear(h)
+    @staticmethod
+    def large(*, text: Literal["removed", "null", "full"] = "removed") -> STDiT3Config:
+        """STDiT3-3B/2 of Open-Sora v1.2."""
+        return replace(STDiT3Config.xl2(text=text), width=1872, heads=26)
 
 
 def _starts_at_zero(name: str) -> bool:
     """Which linear layers are zero at the start (their constructors set it), as published."""
     if name == "fps_embedder.mlp.2" or name.endswith(".mlp.fc2"):
+        return True
+    if name.endswith(".cross_attn.proj"):
         return True
     return name.startswith("temporal_blocks.") and name.endswith(".attn.proj")
 
@@ -159,12 +110,14 @@ class STDiT3(nn.Module):
         if config.patch[0] != 1:
             raise ValueError(f"STDiT3: the temporal patch must be 1, got {config.patch[0]}")
         width = config.width
-        self.width, self.channels = width, config.in_channels
+        self.width, self.channels, self.patch = width, config.in_channels, config.patch
         self.modulated_blocks = 2 * config.depth
         self.x_embedder = PatchEmbedding(config.patch, config.in_channels, width)
         self.t_embedder = ScalarEmbedder(width)
         self.fps_embedder = ScalarEmbedder(width, zero_init=True)
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        if config.text != "removed":
+            self.y_embedder = CaptionEmbedder(config.caption_width, width, config.caption_length)
         self.spatial_blocks = nn.ModuleList(
             STDiT3Block(config, temporal=False) for _ in range(config.depth)
         )
@@ -193,34 +146,47 @@ class STDiT3(nn.Module):
         x: Tensor,  # [B, C, T, h, w] latents
         timestep: Tensor,  # [B] or [B, T] in [0, 1000]
         *,
-        fps: Tensor | float = 0.0,
-        modulation: Tensor | None = None,  # [B, T, 1 | 2 * depth, 6 * width]
+        fps: Tensor | float | None = None,
+        height: Tensor | float | None = None,
+        width: Tensor | float | None = None,
+        x_mask: Tensor | None = None,
+        caption: Tensor | None = None,
+        caption_mask: Tensor | None = None,
+        modulation: Tensor | None = None,
+        cache: KVCache | None = None,
+        store: bool = False,
     ) -> Tensor:
-        """[B, out_channels, T, h, w] float32; the first `in_channels` are the velocity.
+        """The published forward pass, with what a world model adds.
 
-        Raises ValueError on latents or a modulation of a wrong shape.
+        Args:
+            x: h and w that are no multiples of the patch are filled up with zeros, and cut again.
+            timestep: one per clip, or one per frame.
+            fps: frame rate, one number or [B]; None: the config's.
+            height, width: pixels, one number or [B] of equal ones (the position embedding is scaled
+                by the first); None: from the latents.
+            x_mask: [B, T] bool, with timestep [B]: False holds a frame clean, at time 0.
+            caption: [B, L, caption_width] features; None: the null caption. Only with text.
+            caption_mask: [B, L], True (or 1): this token exists.
+            modulation: [B, T, 1 | 2 * depth, 6 * C], added to each block's time modulation.
+            cache, store: see `backbones.base.Backbone.velocity`.
+
+        Returns:
+            [B, out_channels, T, h, w] float32; the first `in_channels` are the velocity.
+
+        Raises:
+            ValueError: an argument of a wrong shape, or one that this configuration does not take.
         """
-        B, C, T, H, W = x.shape
-        _, ph, pw = self.config.patch
-        if self.channels != C or H % ph or W % pw:
+        if x.ndim != 5 or x.shape[1] != self.channels:
             raise ValueError(
-                f"STDiT3: expected latents [B, {self.channels}, T, h, w] with h and w multiples of "
-                f"{ph} and {pw}, got {tuple(x.shape)}"
+                f"STDiT3: expected latents [B, {self.channels}, T, h, w], got {list(x.shape)}"
             )
+        B, _, T, H, W = x.shape
         if modulation is not None:
             self._check_modulation(modulation, B, T)
-        rows, columns = H // ph, W // pw
-        dtype = self.x_embedder.proj.weight.dtype
-        if timestep.ndim == 1:
-            timestep = timestep[:, None].expand(B, T)
-        rate = torch.as_tensor(fps, device=x.device, dtype=torch.float32).expand(B)
-        time = self.t_embedder(timestep) + self.fps_embedder(rate)[:, None]  # [B, T, C]
+        time, noised = self._time(timestep, x_mask, fps, B, T, x.device)
         base = self.t_block(time)  # [B, T, 6 C]
-
-        pixels = self.config.pixels_per_latent
-        scale = (H * pixels * W * pixels) ** 0.5 / self.config.input_sq_size
-        position = grid_embedding(rows, columns, self.width, scale=scale, device=x.device)
-        h = self.x_embedder(x.to(dtype)) + position.to(dtype)
+        text = self._caption(caption, caption_mask, B)
+        h = self._tokens(x, height, width)
 
         y = gate = None
         for pair in range(self.config.depth):
@@ -229,10 +195,95 @@ class STDiT3(nn.Module):
                 if modulation is not None:
                     index = 2 * pair + slot if modulation.shape[2] > 1 else 0
                     added = base + modulation[:, :, index]
-                h, y, gate = blocks[pair](h, y, gate, added)
-        out = self.final_layer(h, y, gate, time).float()
-        out = out.view(B, T, rows, columns, ph, pw, self.out_channels)
-        return out.permute(0, 6, 1, 2, 4, 3, 5).reshape(B, self.out_channels, T, H, W)
+                view = cache.view(pair, store=store) if cache is not None and slot == 1 else None
+                h, y, gate = blocks[pair](h, y, gate, added, *text, view)
+        if cache is not None and store:
+            cache.advance(T)
+        return self._pixels(self.final_layer(h, y, gate, time, noised).float(), H, W)
+
+    def _time(
+        self,
+        timestep: Tensor,
+        x_mask: Tensor | None,
+        fps: Tensor | float | None,
+        B: int,
+        T: int,
+        device: torch.device,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Time embedding [B, T, C]; with an x_mask also the mask and the noised frames' [B, C]."""
+        rate = self.config.fps if fps is None else fps
+        if not isinstance(rate, Tensor):
+            rate = torch.full((), rate, device=device)  # filled there: no copy from the host
+        rate = self.fps_embedder(rate.to(device).float().expand(B))
+        if timestep.shape not in ((B,), (B, T)):
+            raise ValueError(
+                f"STDiT3: timestep: expected [{B}] or [{B}, {T}], got {list(timestep.shape)}"
+            )
+        if x_mask is None:
+            if timestep.ndim == 1:
+                timestep = timestep[:, None].expand(B, T)
+            return self.t_embedder(timestep) + rate[:, None], None
+        if timestep.ndim != 1 or x_mask.shape != (B, T):
+            raise ValueError(
+                f"STDiT3: x_mask: expected [{B}, {T}] beside a timestep [{B}], got "
+                f"{list(x_mask.shape)} beside {list(timestep.shape)}"
+            )
+        mask = x_mask.bool()
+        clean = self.t_embedder(torch.zeros_like(timestep)) + rate
+        other = self.t_embedder(timestep) + rate
+        return torch.where(mask[..., None], other[:, None], clean[:, None]), (mask, other)
+
+    def _caption(
+        self, caption: Tensor | None, mask: Tensor | None, B: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if caption is not None and self.config.text != "full":
+            raise ValueError(
+                f"STDiT3: a caption was given, but text is {self.config.text!r}; build it with "
+                "text='full'"
+            )
+        if self.config.text == "removed":
+            return None, None
+        embedded = self.y_embedder(caption, B)
+        if mask is None:
+            return embedded, None
+        if caption is None or mask.shape != embedded.shape[:2]:
+            raise ValueError(
+                f"STDiT3: caption_mask: expected {list(embedded.shape[:2])} beside a caption, got "
+                f"{list(mask.shape)}"
+            )
+        return embedded, mask.bool()
+
+    def _tokens(
+        self, x: Tensor, height: Tensor | float | None, width: Tensor | float | None
+    ) -> Tensor:
+        """Latents to tokens with their position, [B, T, S, C]."""
+        _, ph, pw = self.patch
+        H, W = x.shape[3:]
+        pixels = self.config.pixels_per_latent
+        size = [
+            H * pixels if height is None else float(torch.as_tensor(height).flatten()[0]),
+            W * pixels if width is None else float(torch.as_tensor(width).flatten()[0]),
+        ]
+        if H % ph or W % pw:
+            x = F.pad(x, (0, -W % pw, 0, -H % ph))
+        position = grid_embedding(
+            -(-H // ph),
+            -(-W // pw),
+            self.width,
+            scale=(size[0] * size[1]) ** 0.5 / self.config.input_sq_size,
+            device=x.device,
+        )
+        dtype = self.x_embedder.proj.weight.dtype
+        return self.x_embedder(x.to(dtype)) + position.to(dtype)
+
+    def _pixels(self, tokens: Tensor, H: int, W: int) -> Tensor:
+        """[B, T, S, ph * pw * out_channels] -> [B, out_channels, T, H, W]."""
+        _, ph, pw = self.patch
+        B, T = tokens.shape[:2]
+        rows, columns = -(-H // ph), -(-W // pw)
+        out = tokens.view(B, T, rows, columns, ph, pw, self.out_channels)
+        out = out.permute(0, 6, 1, 2, 4, 3, 5)
+        return out.reshape(B, self.out_channels, T, rows * ph, columns * pw)[..., :H, :W]
 
     def _check_modulation(self, modulation: Tensor, B: int, T: int) -> None:
         slots, values = self.modulated_blocks, 6 * self.width
@@ -243,8 +294,47 @@ class STDiT3(nn.Module):
             )
 
     def velocity(
-        self, latents: Tensor, times: Tensor, *, modulation: Tensor | None = None, fps: float = 0.0
+        self,
+        latents: Tensor,
+        times: Tensor,
+        *,
+        modulation: Tensor | None = None,
+        fps: Tensor | float | None = None,
+        text: Tensor | None = None,
+        cache: KVCache | None = None,
+        store: bool = False,
     ) -> Tensor:
         """See `backbones.base.Backbone.velocity`."""
-        out = self(latents, times * TIME_SCALE, fps=fps, modulation=modulation)
+        out = self(
+            latents,
+            times * TIME_SCALE,
+            fps=fps,
+            caption=text,
+            modulation=modulation,
+            cache=cache,
+            store=store,
+        )
         return out[:, : self.channels]
+
+    def layout(self) -> Layout:
+        """See `backbones.base.Backbone.layout`: `hpcai-tech/OpenSora-STDiT-v3`."""
+        head_dim = self.width // self.config.heads
+        pair = torch.arange(0, head_dim, 2, dtype=torch.float64)
+        return Layout(
+            drop=("y_embedder.*", "*.cross_attn.*") if self.config.text == "removed" else (),
+            constants={"rope.freqs": 10_000.0 ** (-pair / head_dim)},
+        )
+
+    def new_cache(self) -> KVCache:
+        """See `backbones.base.Backbone.new_cache`."""
+        if not self.config.causal:
+            raise ValueError(
+                "STDiT3: a cache needs causal temporal attention (model.backbone.causal)"
+            )
+        return KVCache(self.config.depth)
+
+    def time_shift(self, frames: int, rows: int, columns: int) -> float:
+        """See `backbones.base.Backbone.time_shift`; grows with the square root of what there is to
+        see, against the reference resolution and one frame (Open-Sora v1.2)."""
+        pixels = rows * columns * self.config.pixels_per_latent**2
+        return (pixels / self.config.input_sq_size**2 * frames) ** 0.5

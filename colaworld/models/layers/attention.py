@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from colaworld.models.layers.kv_cache import CacheView
 from colaworld.models.layers.rope import rope_tables
-from colaworld.ops import AttentionBackend, attention_backend_missing, st_attention
+from colaworld.ops import (
+    AttentionBackend,
+    attention_backend_missing,
+    qk_norm_rope,
+    st_attention,
+)
 
 
 class QKNorm(nn.Module):
@@ -45,10 +52,13 @@ class AxialAttention(nn.Module):
         if zero_init:
             nn.init.zeros_(self.proj.weight)
 
-    def forward(self, x_BTSC: Tensor) -> Tensor:
+    def forward(self, x_BTSC: Tensor, cache: CacheView | None = None) -> Tensor:
+        """With a `cache` (temporal and causal only) the frames follow those it holds."""
         B, T, S, C = x_BTSC.shape
         head_dim = C // self.heads
         qkv = self.qkv(x_BTSC).view(B, T, S, 3, self.heads, head_dim)
+        if cache is not None:
+            return self.proj(self._after(qkv, cache).reshape(B, T, S, C))
         rope = None
         if self.rope_theta is not None:
             length = T if self.axis == "temporal" else S
@@ -63,6 +73,28 @@ class AxialAttention(nn.Module):
             backend=self.backend,
         )
         return self.proj(out.reshape(B, T, S, C))
+
+    def _after(self, qkv: Tensor, cache: CacheView) -> Tensor:
+        """Attention of new frames [B, t, S, 3, H, D] to the cached ones and themselves."""
+        B, T, S, D = *qkv.shape[:3], qkv.shape[-1]
+        first = cache.frames  # position of the first new frame
+        tables = rope_tables(first + T, D, theta=self.rope_theta, device=qkv.device)
+        rope = tuple(table[first:].repeat_interleave(S, 0) for table in tables)
+        q, k, v = qkv.flatten(1, 2).unbind(2)  # [B, t S, H, D]
+        q, k = qk_norm_rope(
+            q, k, q_weight=self.q_norm.weight, k_weight=self.k_norm.weight, rope=rope
+        )
+        keys, values = cache.extended(k.unflatten(1, (T, S)), v.unflatten(1, (T, S)))
+        q, keys, values = (
+            x.permute(0, 2, 3, 1, 4).flatten(0, 1) for x in (q.unflatten(1, (T, S)), keys, values)
+        )
+        # One new frame sees all there is; of several, each the cached ones and those up to itself.
+        seen = None
+        if T > 1:
+            there = keys.shape[-2]  # fewer than first + T where the first were forgotten
+            seen = torch.ones(T, there, dtype=torch.bool, device=qkv.device).tril(there - T)
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
+        return out.unflatten(0, (B, S)).permute(0, 3, 1, 2, 4)
 
 
 def use_backend(model: nn.Module, backend: AttentionBackend) -> None:

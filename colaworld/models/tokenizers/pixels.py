@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 class PixelTokenizerConfig:
     """Space-to-depth: each patch of pixels becomes the channels of one latent location."""
 
+    kind: Literal["pixels"] = field(default="pixels", kw_only=True)
+    """Which tokenizer this is; the recipe decides it."""
     patch: int = 2
     """Pixels per side of a patch; latents have 3 * patch^2 channels."""
     mean: float = 0.0
@@ -19,17 +22,35 @@ class PixelTokenizerConfig:
     std: float = 0.5
     """Divided by; pixels of natural video in [-1, 1] have a deviation near this value."""
 
+    @property
+    def channels(self) -> int:
+        """Channels of a latent."""
+        return 3 * self.patch**2
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels per side of one latent location."""
+        return self.patch
+
+    @property
+    def temporal_stride(self) -> int:
+        """Actions that lead into one latent frame."""
+        return 1
+
 
 class PixelTokenizer(nn.Module):
     """Lossless; latents are clamped to the pixel range only when decoded."""
 
-    temporal_stride = 1
-
     def __init__(self, config: PixelTokenizerConfig | None = None) -> None:
         super().__init__()
         self.config = config or PixelTokenizerConfig()
-        self.spatial_stride = self.config.patch
-        self.channels = 3 * self.config.patch**2
+        self.channels = self.config.channels
+        self.spatial_stride = self.config.spatial_stride
+        self.temporal_stride = self.config.temporal_stride
+
+    def fingerprint(self) -> str:
+        """See `tokenizers.base.Tokenizer.fingerprint`; there are no weights, so this is readable."""
+        return f"pixels patch={self.config.patch} mean={self.config.mean} std={self.config.std}"
 
     def encode(self, frames: Tensor) -> Tensor:
         """[B, T, 3, H, W] in [0, 1] -> [B, C, T, H / patch, W / patch]."""

@@ -5,19 +5,16 @@ Only safetensors are read. Not here: published layouts of other projects.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
+from colaworld.models.backbones.weights import WeightsError, load_weights
+
 SHIPPED = Path(__file__).parent
-_PREFIX = "backbone."
-
-
-class WeightsError(ValueError):
-    """Weights that cannot be used: names the file and the keys."""
+_PREFIX = "backbone."  # of the generator in the weights of a whole run
+_OTHER_PARTS = ("idm.*", "quantizer.*", "conditioner.*", "fdm.*", "tokenizer.*")
 
 
 def find_generator(name: str) -> Path:
@@ -43,24 +40,9 @@ def find_generator(name: str) -> Path:
 
 def load_generator(backbone: nn.Module, name: str) -> None:
     """Load a generator strictly: leftovers, gaps and wrong shapes are errors that name keys."""
-    path = find_generator(name)
-    try:
-        stored = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a readable safetensors file: {error}") from None
-    inside = {k[len(_PREFIX) :]: v for k, v in stored.items() if k.startswith(_PREFIX)}
-    stored = inside or stored
-    wanted = backbone.state_dict()
-    problems = [f"missing {key}" for key in wanted if key not in stored]
-    problems += [f"left over {key}" for key in stored if key not in wanted]
-    problems += [
-        f"{key}: expected {list(wanted[key].shape)}, got {list(stored[key].shape)}"
-        for key in wanted
-        if key in stored and stored[key].shape != wanted[key].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise WeightsError(
-            f"{path} does not fit the backbone of this config: {'; '.join(problems[:8])}{more}"
-        )
-    backbone.load_state_dict({key: value.to(torch.float32) for key, value in stored.items()})
+    path, layout = find_generator(name), backbone.layout()
+
+    def inside(key: str) -> str:
+        return layout.rename(key.removeprefix(_PREFIX))
+
+    load_weights(backbone, path, replace(layout, rename=inside, drop=layout.drop + _OTHER_PARTS))

@@ -120,7 +120,7 @@ def test_unpatchify_puts_every_value_in_its_place():
     values = torch.arange(B * T * rows * columns * 32.0).view(B, T, rows * columns, 32)
 
     class Known(nn.Module):
-        def forward(self, x, y, gate, time):
+        def forward(self, x, y, gate, time, noised):
             assert x.shape == (B, T, rows * columns, 24)
             return values
 
@@ -333,15 +333,9 @@ def test_one_time_per_clip_is_that_time_in_every_frame(randomised):
         torch.testing.assert_close(model(x, time, fps=rates), each)
 
 
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((1, 3, 4, 4, 4), r"expected latents \[B, 4, T, h, w\] .* got \(1, 3, 4, 4, 4\)"),
-        ((1, 4, 4, 5, 4), r"multiples of 2 and 2, got \(1, 4, 4, 5, 4\)"),
-    ],
-)
-def test_latents_that_do_not_fit(shape, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("shape", [(1, 3, 4, 4, 4), (1, 4, 4, 4)])
+def test_latents_that_do_not_fit(shape):
+    with pytest.raises(ValueError, match=r"expected latents \[B, 4, T, h, w\], got \[1, "):
         STDiT3(SMALL)(torch.zeros(shape), torch.zeros(1))
 
 

@@ -1,0 +1,113 @@
+"""colaworld data encode: the latents of a data set, once, for training runs to read.
+
+Not here: encoding itself and what is stored (data/latent_writer.py), the tokenizers (models).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from colaworld.cli.progress import bar
+from colaworld.cli.train import choose_device, data_flag
+from colaworld.config import from_command_line
+from colaworld.data.clips import ClipSet, DataConfig
+from colaworld.data.latent_cache import LatentCache
+from colaworld.data.latent_writer import write_latents
+from colaworld.models.tokenizers import TokenizerConfig, build_tokenizer
+from colaworld.models.tokenizers.pixels import PixelTokenizerConfig
+from colaworld.recipes import RECIPES, recipe
+from colaworld.recipes.base import RunConfig
+from colaworld.recipes.runs import read_config
+
+_USAGE = """usage: colaworld data encode RECIPE|RUN --data PATH --out DIR [--FIELD VALUE ...]
+
+Tokenizer and data settings are those of the recipe or run folder; give the --data.* options that
+training gets. A call that was broken off goes on where it stopped. Started once per process by
+torchrun, each takes its share.
+"""
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """Options of `colaworld data encode`."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """A recipe, or the folder of a run."""
+    out: Path = Path("latents")
+    """The cache: key.json, index.parquet and shards of safetensors."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """In which latents are stored. Half precision halves the space and rounds them."""
+    every: int = 1
+    """Tokenizers with a temporal stride: only clips that start at multiples of this many frames."""
+    batch_size: int = 8
+    """Clips (with a temporal stride) or frames encoded at once."""
+    shard_mb: float = 256.0
+    """Megabytes of a file; held in memory while it is made."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Videos and clips, as in training; all episodes unless --data.split says otherwise."""
+    tokenizer: TokenizerConfig = field(default_factory=PixelTokenizerConfig)
+    """Pixels to latents, as in training."""
+
+
+def run(argv: list[str]) -> int:
+    """Encode what is missing; prints what the cache then holds."""
+    if not argv or argv[0] in ("-h", "--help"):
+        names = "\n".join(f"  {name}" for name in RECIPES)
+        print(f"{_USAGE}\nrecipes:\n{names}", file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 2
+    config = _config(argv[0])
+    options = from_command_line(
+        EncodeOptions(
+            name=argv[0],
+            data=replace(config.data, split="all"),
+            tokenizer=config.model.tokenizer,
+        ),
+        data_flag(argv),
+        program="colaworld data encode",
+        description="Encode a data set once, for training runs to read its latents.",
+    )
+    rank, world_size = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
+    device = choose_device(options.device)
+    clips = ClipSet(options.data)
+    with torch.random.fork_rng(devices=[]):  # as in training, where a tokenizer has random weights
+        torch.manual_seed(config.training.seed)
+        tokenizer = build_tokenizer(options.tokenizer).to(device)
+    fingerprint = tokenizer.fingerprint()
+    with bar("encoding") as progress:
+        done = write_latents(
+            options.out,
+            clips,
+            tokenizer.encode,
+            tokenizer=fingerprint,
+            temporal_stride=tokenizer.temporal_stride,
+            dtype=options.dtype,
+            every=options.every,
+            batch_size=options.batch_size,
+            shard_mb=options.shard_mb,
+            rank=rank,
+            world_size=world_size,
+            device=device,
+            progress=lambda made, total: progress(made, total, "latents"),
+        )
+    left_out = f", {done.left_out} left out (broken, or over a scene cut)" if done.left_out else ""
+    print(f"encoded {done.entries} latents into {done.shards} files{left_out}")
+    if done.complete:
+        print(f"complete: {LatentCache.open(options.out, clips, tokenizer=fingerprint)}")
+    else:
+        print(f"{options.out}: other processes have shards left to write")
+    return 0
+
+
+def _config(name: str) -> RunConfig:
+    if name not in RECIPES and Path(name).is_dir():
+        return read_config(Path(name))
+    return recipe(name)

@@ -1,0 +1,292 @@
+"""Latents of a data set on disk: which ones they are, and reading them.
+
+    DIR/key.json                 what the latents are of: data, transform, tokenizer; their layout
+    DIR/shard_000000.safetensors "latents" [n, ...], and "runs": which frames or clips they are of
+    DIR/index.parquet            all runs, and the size of every shard; written last
+
+Two layouts. A tokenizer without temporal stride makes one latent per frame, whatever clip it is in:
+`frame` stores each frame once and slices clips of any length out of them. With a stride, the
+latents of a clip depend on where it starts: `clip` stores those of each clip (episode, start).
+
+Reading maps the shards into memory, needs no lock, and returns bit for bit what was stored: what
+the tokenizer gave, or, in half precision, that value rounded (float16 keeps 11 bits of it and ends
+at 65504, bfloat16 keeps 8 bits and float32's range).
+Not here: encoding (latent_writer.py), any tokenizer: it is a function and a fingerprint.
+Shape legend: C channels, T' latent frames, h w latent locations. Frames are counted on an episode's
+clock, as in clips.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from colaworld.data.clips import ClipSet
+from colaworld.data.errors import DataError
+
+FORMAT = 1  # raised when the layout or the meaning of a field changes
+KEY, INDEX = "key.json", "index.parquet"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.int16}  # numpy has no bf16
+
+
+@dataclass(frozen=True)
+class LatentKey:
+    """What latents are of. Three parts, each compared by its hash, and shown where they differ."""
+
+    data: Mapping[str, Any]  # source, episodes, files and sizes; which clips, in layout clip
+    transform: Mapping[str, Any]  # crop, size, fps, stride
+    tokenizer: str  # its fingerprint
+
+    @classmethod
+    def of(cls, clips: ClipSet, *, tokenizer: str, per_clip: bool, every: int = 1) -> LatentKey:
+        """The key of latents of `clips`; `every`: only clips that start at multiples of it."""
+        config, source = clips.config, clips.source
+        files = [
+            (e.name, e.frames, e.fps, e.height, e.width, _relative(e.path, source.path))
+            for e in source.episodes
+        ]
+        paths = sorted({e.path for e in source.episodes})
+        sizes = {_relative(p, source.path): _size(p) for p in paths}
+        data: dict[str, Any] = {
+            "source": source.kind,
+            "camera": config.camera,
+            "split": config.split,
+            "holdout": config.holdout if config.split != "all" else None,
+            "episodes": len(source.episodes),
+            "frames": sum(e.frames for e in source.episodes),
+            "bytes": sum(size or 0 for size in sizes.values()),
+            "files": _hash([files, sizes]),
+        }
+        if per_clip:
+            data["windows"] = {
+                "frames_per_clip": config.frames_per_clip,
+                "every": every,
+                "scene_cut_threshold": config.scene_cut_threshold,
+            }
+        transform = {
+            "crop": config.crop if isinstance(config.crop, str) else list(config.crop),
+            "height": clips.height,
+            "width": clips.width,
+            "fps": config.fps,
+            "stride": config.stride,
+        }
+        return cls(data, transform, tokenizer)
+
+    def hashes(self) -> dict[str, str]:
+        """One hash per part."""
+        return {name: _hash(value) for name, value in asdict(self).items()}
+
+    def differences(self, other: LatentKey) -> list[str]:
+        """A line per part that differs, with both hashes and, where it is known, what differs."""
+        lines = []
+        mine, theirs = self.hashes(), other.hashes()
+        for part in mine:
+            if mine[part] == theirs[part]:
+                continue
+            a, b = getattr(self, part), getattr(other, part)
+            if isinstance(a, Mapping) and isinstance(b, Mapping):
+                names = [k for k in {**a, **b} if a.get(k) != b.get(k)]
+                what = ", ".join(f"{k} {a.get(k)} -> {b.get(k)}" for k in names)
+            else:
+                what = f"{a} -> {b}"
+            lines.append(f"{part} changed (hash {mine[part]} -> {theirs[part]}): {what}")
+        return lines
+
+
+class LatentCache:
+    """Latents of the clips of a set, as `ClipLoader(latents=...)` wants them. Thread-safe."""
+
+    def __init__(self, root: Path, clips: ClipSet, header: Mapping[str, Any]) -> None:
+        """Use `open`."""
+        self.root, self.clips = root, clips
+        self.layout: str = header["layout"]  # "frame" or "clip"
+        self.dtype = DTYPES[header["dtype"]]
+        self.every: int = header["every"]
+        self.shape: tuple[int, ...] = tuple(header["shape"])  # of an entry: [C, (T',) h, w]
+        self._stored = np.dtype(_STORED[header["dtype"]])
+        self._runs, self._sizes = _read_index(root / INDEX)
+        self._check_sizes()
+        self._order = self._runs[:, 0] << 32 | self._runs[:, 1]  # episode, first: sorted
+        self._maps: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, root: Path | str, clips: ClipSet, *, tokenizer: str) -> LatentCache:
+        """The cache in `root`, if it is complete and of these clips and this tokenizer.
+
+        Args:
+            root: the folder it was written into.
+            clips: the set that is trained on. Its split may be a part of what was written.
+            tokenizer: fingerprint of the tokenizer whose latents are wanted.
+
+        Raises:
+            DataError: no cache, not complete, of something else (says which of data, transform and
+                tokenizer changed, with both hashes), or a damaged shard (names the file).
+        """
+        root = Path(root)
+        header = read_header(root)
+        if header is None:
+            raise DataError(f"{root}: no latent cache there (no {KEY}); encode the data set first")
+        check_key(root, header, clips, tokenizer=tokenizer)
+        if not (root / INDEX).is_file():
+            done = len(list(root.glob("shard_*.safetensors")))
+            raise DataError(
+                f"{root}: the latent cache is not complete ({done} of {header['shards']} shards); "
+                "encode again with the same settings: it goes on where it stopped"
+            )
+        return cls(root, clips, header)
+
+    def __len__(self) -> int:
+        """Entries: frames in layout frame, clips in layout clip."""
+        return int(self._runs[:, 2].sum())
+
+    def __repr__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"LatentCache({len(self)} {self.layout}s of {list(self.shape)} {kind}, {self.root})"
+
+    @property
+    def order(self) -> str | None:
+        """What a loader's order depends on: None where every clip is here."""
+        return None if self.every == 1 else f"every {self.every}"
+
+    def has(self, episode: int, start: int) -> bool:
+        """Whether the clip that starts there, on the episode's clock, is stored."""
+        return all(place is not None for place in self._places(episode, start))
+
+    def clip(self, episode: int, start: int) -> Tensor:
+        """The latents [C, T', h, w] of a clip, as they were stored; a copy. KeyError if not there."""
+        found = self._places(episode, start)
+        if None in found:
+            raise KeyError(f"{self.root}: no latents of episode {episode} from frame {start} on")
+        rows = [self._map(shard)[row] for shard, row in found]  # type: ignore[misc]
+        joined = rows[0].copy() if self.layout == "clip" else np.stack(rows, axis=1)
+        made = torch.from_numpy(joined)
+        return made.view(torch.bfloat16) if self.dtype == torch.bfloat16 else made
+
+    def _places(self, episode: int, start: int) -> list[tuple[int, int] | None]:
+        """Shard and row of each entry that a clip needs; None where there is none."""
+        if self.layout == "clip":
+            return [self._place(episode, start)]
+        stride = self.clips.stride(episode)
+        frames = range(start, start + stride * self.clips.config.frames_per_clip, stride)
+        return [self._place(episode, frame) for frame in frames]
+
+    def _place(self, episode: int, first: int) -> tuple[int, int] | None:
+        at = int(np.searchsorted(self._order, episode << 32 | first, "right")) - 1
+        if at < 0 or self._runs[at, 0] != episode:
+            return None
+        _, begin, count, shard, row = self._runs[at].tolist()
+        offset, between = divmod(first - begin, self.every)
+        return None if between or offset >= count else (shard, row + offset)
+
+    def _map(self, shard: int) -> np.ndarray:
+        """The latents of a shard [n, ...], mapped, not read. Mapped once and kept."""
+        found = self._maps.get(shard)
+        if found is None:
+            with self._lock:
+                found = self._maps.get(shard)
+                if found is None:
+                    found = self._maps[shard] = self._open_shard(shard)
+        return found
+
+    def _open_shard(self, shard: int) -> np.ndarray:
+        path = self.root / shard_name(shard)
+        try:
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                if length > path.stat().st_size:
+                    raise ValueError(f"a header of {length} bytes")
+                entry = json.loads(file.read(length))["latents"]
+            offset = 8 + length + entry["data_offsets"][0]
+            shape = tuple(entry["shape"])
+            if shape[1:] != self.shape:
+                raise ValueError(f"entries of {list(shape[1:])}, not {list(self.shape)}")
+            return np.memmap(path, self._stored, "r", offset=offset, shape=shape)
+        except (OSError, ValueError, KeyError, struct.error) as error:
+            raise _damaged(path, str(error)) from None
+
+    def _check_sizes(self) -> None:
+        for number, size in enumerate(self._sizes):
+            path = self.root / shard_name(number)
+            found = _size(path)
+            if found != size:
+                raise _damaged(path, f"expected {size} bytes, found {found}")
+
+
+def shard_name(number: int) -> str:
+    return f"shard_{number:06d}.safetensors"
+
+
+def read_header(root: Path) -> dict[str, Any] | None:
+    """key.json, or None where there is none. DataError if it is not that of a latent cache."""
+    path = root / KEY
+    if not path.exists():
+        return None
+    try:
+        header = json.loads(path.read_text())
+        if header["format"] != FORMAT:
+            raise ValueError(f"format {header['format']}, this release reads {FORMAT}")
+        LatentKey(**header["key"])
+        return header
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not the key of a latent cache: {error!r}") from None
+
+
+def check_key(root: Path, header: Mapping[str, Any], clips: ClipSet, *, tokenizer: str) -> None:
+    """DataError, saying what changed, if the cache is not of these clips and this tokenizer."""
+    stored = LatentKey(**header["key"])
+    per_clip = header["layout"] == "clip"
+    wanted = LatentKey.of(clips, tokenizer=tokenizer, per_clip=per_clip, every=header["every"])
+    if stored.data.get("split") == "all":  # holds every share
+        data = {**wanted.data, "split": "all", "holdout": None}
+        wanted = LatentKey(data, wanted.transform, tokenizer)
+    changed = stored.differences(wanted)
+    if changed:
+        listed = "\n".join(f"  {line}" for line in changed)
+        raise DataError(
+            f"{root}: these latents are of something else:\n{listed}\n"
+            "undo the change, or encode again into another folder (or delete this one)"
+        )
+
+
+def _read_index(path: Path) -> tuple[np.ndarray, list[int]]:
+    """Runs [m, 5] int64: episode, first, count, shard, row; and the bytes of each shard."""
+    try:
+        table = pq.read_table(path)
+        names = ("episode", "first", "count", "shard", "row")
+        runs = np.stack([table[name].to_numpy() for name in names], axis=1).astype(np.int64)
+        return runs, json.loads(table.schema.metadata[b"shard_bytes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own are among these
+        raise _damaged(path, str(error)) from None
+
+
+def _damaged(path: Path, why: str) -> DataError:
+    return DataError(
+        f"{path}: damaged: {why}; delete it and {path.parent / INDEX}, and encode again with the "
+        "same settings: only what is missing is done"
+    )
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _relative(path: Path, root: Path) -> str:
+    return os.path.relpath(path, root)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,385 @@
+"""Encode a data set once: latents of every frame or clip into the folder latent_cache.py reads.
+
+What is stored is cut into shards of equal length by position alone, so ranks share them without
+talking, a killed run goes on at the first shard that is missing (also with another number of
+ranks), and two runs over the same data write the same bytes. A shard is written beside its name,
+synced and renamed: under its name it is whole. Whoever finds all shards done writes the index.
+Not here: reading, or any tokenizer: `encode` is a function, the tokenizer a fingerprint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from colaworld.data import latent_cache
+from colaworld.data.clips import ClipSet
+from colaworld.data.errors import DataError
+from colaworld.data.latent_cache import INDEX, KEY, LatentKey, shard_name
+from colaworld.data.windows import Piece
+
+log = logging.getLogger(__name__)
+Encode = Callable[[Tensor], Tensor]  # float [n, T, 3, H, W] in [0, 1] -> latents [n, C, T', h, w]
+Progress = Callable[[int, int], None]  # entries done, entries in all, of this rank
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a call of `write_latents` did."""
+
+    shards: int  # written by this call
+    entries: int  # frames or clips in them
+    left_out: int  # those of broken pieces, or clips over a scene cut
+    complete: bool  # whether the cache can be opened now; else other ranks are still at work
+
+
+def write_latents(
+    root: Path | str,
+    clips: ClipSet,
+    encode: Encode,
+    *,
+    tokenizer: str,
+    temporal_stride: int,
+    dtype: str = "float32",
+    every: int = 1,
+    batch_size: int = 8,
+    shard_mb: float = 256.0,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Written:
+    """Write what is missing of the latents of `clips` into the folder `root`.
+
+    Args:
+        root: the cache; it may exist, whole or in part, of the same key and settings.
+        clips: the set. With `split="all"` the cache serves training and evaluation.
+        encode: frames on `device` to latents; called without gradient.
+        tokenizer: its fingerprint.
+        temporal_stride: of the tokenizer. 1: each frame is stored once; else each clip.
+        dtype: float32, float16 or bfloat16, in which latents are stored.
+        every: only clips that start at multiples of this many frames (not for stride 1). Storing
+            all takes frames_per_clip times the work of encoding the video once.
+        batch_size: frames (stride 1) or clips given to `encode` at once.
+        shard_mb: megabytes of a shard; held in memory while it is made.
+        rank, world_size: which share of the shards is written here.
+
+    Raises:
+        ValueError: an argument that cannot be used.
+        DataError: the folder holds latents of something else, the disk is full, or latents are not
+            finite in `dtype`.
+    """
+    if dtype not in latent_cache.DTYPES:
+        known = ", ".join(latent_cache.DTYPES)
+        raise ValueError(f"write_latents: dtype: expected one of {known}, got {dtype!r}")
+    if not 0 <= rank < world_size or min(batch_size, every, temporal_stride) < 1 or shard_mb <= 0:
+        raise ValueError(
+            "write_latents: expected 0 <= rank < world_size, batch_size, every and temporal_stride "
+            f">= 1 and shard_mb > 0, got rank={rank}, world_size={world_size}, batch_size="
+            f"{batch_size}, every={every}, temporal_stride={temporal_stride}, shard_mb={shard_mb}"
+        )
+    per_clip = temporal_stride > 1
+    if every > 1 and not per_clip:
+        raise ValueError(
+            "write_latents: every: a tokenizer without temporal stride has one latent per frame, "
+            f"and clips of any start share them; expected 1, got {every}"
+        )
+    work = _Work(Path(root), clips, encode, per_clip, every, batch_size, torch.device(device), rank)
+    return work.write(work.header(tokenizer, dtype, shard_mb), world_size, progress)
+
+
+@dataclass(frozen=True)
+class _Work:
+    root: Path
+    clips: ClipSet
+    encode: Encode
+    per_clip: bool
+    every: int
+    batch_size: int
+    device: torch.device
+    rank: int
+
+    def header(self, tokenizer: str, dtype: str, shard_mb: float) -> dict[str, Any]:
+        """key.json: the one that is there, checked, or a new one, written."""
+        settings = {
+            "layout": "clip" if self.per_clip else "frame",
+            "dtype": dtype,
+            "every": self.every,
+        }
+        found = latent_cache.read_header(self.root)
+        if found is None:
+            entry = self._try_one(latent_cache.DTYPES[dtype])
+            per_shard = max(1, int(shard_mb * 1e6 / (entry.numel() * entry.element_size())))
+            total = sum(len(entries) for _, entries in self._entries())
+            key = LatentKey.of(
+                self.clips, tokenizer=tokenizer, per_clip=self.per_clip, every=self.every
+            )
+            header = {
+                "format": latent_cache.FORMAT,
+                **settings,
+                "shape": list(entry.shape),
+                "entries_per_shard": per_shard,
+                "shards": -(-total // per_shard),
+                "key": asdict(key),
+                "hashes": key.hashes(),
+            }
+            text = json.dumps(header, indent=1)
+
+            def fill(path: Path) -> None:
+                path.write_text(text)
+
+            _appear(self.root / KEY, fill, len(text), mark=self.rank)
+            found = latent_cache.read_header(self.root)
+            assert found is not None
+        for name, value in settings.items():
+            if found[name] != value:
+                raise DataError(
+                    f"{self.root / KEY}: the latents there are stored with {name} "
+                    f"{found[name]!r}, {value!r} was asked; use another folder, or the same {name}"
+                )
+        latent_cache.check_key(self.root, found, self.clips, tokenizer=tokenizer)
+        return found
+
+    def write(self, header: dict[str, Any], world_size: int, progress: Progress | None) -> Written:
+        total, rank = header["shards"], self.rank
+        mine = range(total * rank // world_size, total * (rank + 1) // world_size)
+        parts = self._shards(header["entries_per_shard"])
+        assert len(parts) == total
+        sizes = {k: sum(len(entries) for _, entries in parts[k]) for k in mine}
+        done = shards = entries = left_out = 0
+        for number in mine:
+            path = self.root / shard_name(number)
+            if not _is_whole(path):
+                if path.exists():
+                    log.warning("%s is damaged and encoded again", path)
+                (self.root / INDEX).unlink(missing_ok=True)  # it will not be that of this shard
+                made = self._write_shard(path, parts[number], header)
+                shards, entries = shards + 1, entries + made
+                left_out += sizes[number] - made
+            done += sizes[number]
+            if progress is not None:
+                progress(done, sum(sizes.values()))
+        complete = (self.root / INDEX).is_file() or self._write_index(total)
+        return Written(shards, entries, left_out, complete)
+
+    def _write_shard(
+        self, path: Path, parts: list[tuple[Piece, range]], header: dict[str, Any]
+    ) -> int:
+        """Encode and store one shard. Returns its entries."""
+        dtype, shape = latent_cache.DTYPES[header["dtype"]], tuple(header["shape"])
+        latents, runs = [], _Runs(self.every)
+        for names, frames in self._batches(parts):
+            made = self._encoded(frames, dtype, names)
+            if tuple(made.shape[1:]) != shape:
+                raise DataError(
+                    f"{self.root}: latents of {list(shape)} each are stored there, the tokenizer "
+                    f"now gives {list(made.shape[1:])}"
+                )
+            latents.append(made)
+            for episode, first in names:
+                runs.add(episode, first)
+        stored = torch.cat(latents) if latents else torch.empty((0, *shape), dtype=dtype)
+        tensors = {"latents": stored, "runs": torch.tensor(runs.rows).reshape(-1, 4).long()}
+        # One entry: safetensors writes several in an order that differs from run to run.
+        about = {"tokenizer": header["key"]["tokenizer"]}
+
+        def fill(temporary: Path) -> None:
+            save_file(tensors, temporary, metadata=about)
+
+        _appear(path, fill, stored.nbytes)
+        return len(stored)
+
+    def _encoded(
+        self, frames: np.ndarray, dtype: torch.dtype, names: list[tuple[int, int]]
+    ) -> Tensor:
+        """uint8 [n, T, 3, H, W] -> entries [n, C, T', h, w] or, per frame, [n, C, h, w]."""
+        with torch.no_grad():
+            x = torch.from_numpy(frames).to(self.device).float().div_(255)
+            z = self.encode(x)
+        if z.ndim != 5 or z.shape[0] != len(frames) or not (self.per_clip or z.shape[2] == 1):
+            wanted = "T'" if self.per_clip else "1"
+            raise ValueError(
+                f"write_latents: encode: expected latents [{len(frames)}, C, {wanted}, h, w] of "
+                f"frames {list(frames.shape)}, got {list(z.shape)}"
+            )
+        z = (z if self.per_clip else z[:, :, 0]).to(dtype).cpu().contiguous()
+        bad = ~torch.isfinite(z.float()).flatten(1).all(1)
+        if bad.any():
+            episode, first = names[int(bad.nonzero()[0])]
+            raise DataError(
+                f"{self.root}: latents of {self.clips.source.episodes[episode].name} from frame "
+                f"{first} on are not finite as {dtype}; float16 ends at 65504: use bfloat16 or "
+                "float32, or check the tokenizer"
+            )
+        return z
+
+    def _try_one(self, dtype: torch.dtype) -> Tensor:
+        """The first entry, encoded: what shape entries have."""
+        for names, frames in self._batches(list(self._entries())):
+            return self._encoded(frames[:1], dtype, names)[0]
+        raise DataError(f"{self.clips.config.path}: there is no clip to encode")
+
+    def _entries(self) -> Iterator[tuple[Piece, range]]:
+        """What each piece is to store: its own frames, or the starts of its clips."""
+        last = {p.episode: p for p in self.clips.pieces}  # pieces come in order
+        for piece in self.clips.pieces:
+            stop = piece.first + piece.starts  # what follows belongs to the next piece
+            if self.per_clip:
+                yield piece, range(-(-piece.first // self.every) * self.every, stop, self.every)
+            else:
+                yield (
+                    piece,
+                    range(piece.first, piece.stop if piece is last[piece.episode] else stop),
+                )
+
+    def _shards(self, per_shard: int) -> list[list[tuple[Piece, range]]]:
+        """All entries in order, `per_shard` in each shard but the last."""
+        shards: list[list[tuple[Piece, range]]] = [[]]
+        room = per_shard
+        for piece, entries in self._entries():
+            while entries:
+                if not room:
+                    shards.append([])
+                    room = per_shard
+                part, entries = entries[:room], entries[room:]
+                shards[-1].append((piece, part))
+                room -= len(part)
+        return shards
+
+    def _batches(
+        self, parts: list[tuple[Piece, range]]
+    ) -> Iterator[tuple[list[tuple[int, int]], np.ndarray]]:
+        """(episode, first) of each entry, and their frames [n, T, 3, H, W]; T = 1 per frame."""
+        length = self.clips.config.frames_per_clip if self.per_clip else 1
+        frames = np.empty(
+            (self.batch_size, length, 3, self.clips.height, self.clips.width), np.uint8
+        )
+        names: list[tuple[int, int]] = []
+        for piece, decoded, entries in self._decoded(parts):
+            for first in entries:
+                if self.per_clip:
+                    if not self.clips.clip(decoded, piece, first, frames[len(names)]):
+                        continue
+                elif decoded.usable:
+                    frames[len(names), 0] = decoded.frames[first - piece.first]
+                else:
+                    continue
+                names.append((piece.episode, first))
+                if len(names) == self.batch_size:
+                    yield names, frames
+                    frames, names = np.empty_like(frames), []
+        if names:
+            yield names, frames[: len(names)]
+
+    def _decoded(self, parts: list[tuple[Piece, range]]) -> Iterator[tuple[Piece, Any, range]]:
+        """Each part with its frames; the next piece is decoded while this one is encoded."""
+        if self.clips.config.workers == 0:
+            for piece, entries in parts:
+                yield piece, self.clips.decoded(piece), entries
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
+            coming = pool.submit(self.clips.decoded, parts[0][0]) if parts else None
+            for i, (piece, entries) in enumerate(parts):
+                assert coming is not None
+                decoded = coming.result()
+                if i + 1 < len(parts):
+                    coming = pool.submit(self.clips.decoded, parts[i + 1][0])
+                yield piece, decoded, entries
+
+    def _write_index(self, shards: int) -> bool:
+        """The index, if all shards are there. Two ranks may both write it: it is the same."""
+        paths = [self.root / shard_name(number) for number in range(shards)]
+        if not all(_is_whole(path) for path in paths):
+            return False
+        rows = []
+        for number, path in enumerate(paths):
+            with safe_open(path, framework="np") as stored:
+                runs = stored.get_tensor("runs")
+            episode, first, count, row = runs.T
+            rows.append(np.stack([episode, first, count, np.full_like(row, number), row], axis=1))
+        joined = np.concatenate(rows)
+        joined = joined[np.lexsort((joined[:, 1], joined[:, 0]))]
+        names = ("episode", "first", "count", "shard", "row")
+        sizes = json.dumps([path.stat().st_size for path in paths])
+        table = pa.table({name: joined[:, i] for i, name in enumerate(names)})
+        table = table.replace_schema_metadata({"shard_bytes": sizes})
+
+        def fill(path: Path) -> None:
+            pq.write_table(table, path)
+
+        _appear(self.root / INDEX, fill, table.nbytes, mark=self.rank)
+        return True
+
+
+class _Runs:
+    """Entries that follow each other, as rows (episode, first, count, row of the first)."""
+
+    def __init__(self, every: int) -> None:
+        self.every, self.entries = every, 0
+        self.rows: list[list[int]] = []
+
+    def add(self, episode: int, first: int) -> None:
+        last = self.rows[-1] if self.rows else None
+        if last and last[0] == episode and first == last[1] + last[2] * self.every:
+            last[2] += 1
+        else:
+            self.rows.append([episode, first, 1, self.entries])
+        self.entries += 1
+
+
+def _appear(path: Path, fill: Callable[[Path], None], need: int, *, mark: int = 0) -> None:
+    """Let `fill(temporary)` write a file, then make it appear at `path`, whole, in one rename.
+
+    `mark`: the rank, for files that several ranks may write at the same time. A temporary file that
+    a killed process leaves is written over by the next.
+    """
+    temporary = path.with_name(f".writing{mark}_{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fill(temporary)
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+        raise DataError(
+            f"{path}: cannot be written (it needs {need / 1e6:.1f} MB, {free / 1e6:.1f} MB are "
+            f"free there): {error}. What was written before is whole: make room or make the folder "
+            "writable, and run the same again"
+        ) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a shard is there and as long as its own header says."""
+    try:
+        with safe_open(path, framework="np") as stored:  # checks the length against the header
+            return {"latents", "runs"} <= set(stored.keys())
+    except (OSError, SafetensorError):
+        return False

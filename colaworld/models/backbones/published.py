@@ -1,0 +1,58 @@
+"""config.json of published generators -> our configurations. Not here: their keys (each class)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from colaworld.models.backbones.stdit3 import STDiT3Config
+from colaworld.models.backbones.weights import WeightsError
+
+Text = Literal["removed", "null", "full"]
+
+
+def published_config(
+    described: Mapping[str, Any], *, text: Text = "removed", causal: bool = True, source: str = ""
+) -> STDiT3Config:
+    """The configuration of what a config.json describes.
+
+    Raises WeightsError on something else, or a setting this library does not have.
+    """
+    names = [described.get("_class_name"), described.get("model_type")]
+    names += described.get("architectures") or []
+    if "STDiT3" in names:
+        return _stdit3(described, text, causal, source)
+    raise WeightsError(
+        f"{source}/config.json describes {' '.join(str(n) for n in names if n) or 'no known model'}; "
+        "known: STDiT3, WanTransformer3DModel, and worlds exported by colaworld"
+    )
+
+
+def require(described: Mapping[str, Any], wanted: Mapping[str, Any], source: str) -> None:
+    """WeightsError where a setting is there and is another than the one implemented here."""
+    for key, value in wanted.items():
+        found = described.get(key, value)
+        found = tuple(found) if isinstance(found, list) else found
+        if found != value:
+            raise WeightsError(
+                f"{source}/config.json: {key} is {found!r}; only {value!r} is supported"
+            )
+
+
+def _stdit3(described: Mapping[str, Any], text: Text, causal: bool, source: str) -> STDiT3Config:
+    require(described, {"qk_norm": True, "patch_size": (1, 2, 2)}, source)
+    return STDiT3Config(
+        depth=described.get("depth", 28),
+        width=described.get("hidden_size", 1152),
+        heads=described.get("num_heads", 16),
+        mlp_ratio=float(described.get("mlp_ratio", 4.0)),
+        in_channels=described.get("in_channels", 4),
+        predict_sigma=described.get("pred_sigma", True),
+        input_sq_size=described.get("input_sq_size", 512),
+        pixels_per_latent=8,
+        causal=causal,
+        text=text,
+        caption_width=described.get("caption_channels", 4096),
+        caption_length=described.get("model_max_length", 300),
+        fps=24.0,
+    )

@@ -1,0 +1,121 @@
+"""The two attentions of a Wan block, with the key names of diffusers' WanTransformer3DModel.
+
+Self-attention runs over all tokens of a clip, or block-causally: a token sees its own frame and
+the earlier ones. Cross-attention reads a caption. Not here: norms, modulation and residuals of the
+block around them (`wan.py`).
+
+Shape legend: B clips, T frames, S tokens per frame, N = T S tokens, H heads, D head dim, C = H D.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from colaworld.models.layers.kv_cache import LayerCache
+from colaworld.ops import qk_norm_rope
+from colaworld.ops.reference import rms_norm
+
+# (cos, sin) [P, D / 2], positions [N, 3] int64, pairs per axis: what `qk_norm_rope` takes
+Rotation = tuple[tuple[Tensor, Tensor], Tensor, tuple[int, int, int]]
+
+
+class NormWeight(nn.Module):
+    """Holds the weight of an RMSNorm across all heads; the norm itself happens in the op."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+
+class _Projections(nn.Module):
+    """What both attentions hold; `to_out` is a list because the published key is `to_out.0`."""
+
+    def __init__(self, heads: int, head_dim: int, eps: float) -> None:
+        super().__init__()
+        width = heads * head_dim
+        self.heads, self.eps = heads, eps
+        self.to_q, self.to_k = nn.Linear(width, width), nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.norm_q, self.norm_k = NormWeight(width), NormWeight(width)
+
+    def split(self, x: Tensor) -> Tensor:
+        """[B, L, C] -> [B, L, H, D]."""
+        return x.unflatten(2, (self.heads, -1))
+
+
+class WanSelfAttention(_Projections):
+    """Attention among the tokens of a clip, rotated by frame, row and column."""
+
+    def __init__(self, heads: int, head_dim: int, *, eps: float, causal: bool) -> None:
+        super().__init__(heads, head_dim, eps)
+        self.causal = causal
+
+    def forward(
+        self,
+        x: Tensor,  # [B, N, C]
+        rotation: Rotation,
+        *,
+        frames: int,
+        cache: LayerCache | None = None,  # of the frames before these
+        store: bool = False,
+    ) -> Tensor:  # [B, N, C]
+        tables, position, sections = rotation
+        v = self.split(self.to_v(x))
+        q, k = qk_norm_rope(
+            self.split(self.to_q(x)),
+            self.split(self.to_k(x)),
+            q_weight=self.norm_q.weight,
+            k_weight=self.norm_k.weight,
+            eps=self.eps,
+            norm="across",
+            rope=tables,
+            position=position,
+            sections=sections,
+        )
+        if cache is not None:
+            keys, values = cache.joined(*(y.unflatten(1, (frames, -1)) for y in (k, v)))
+            if store:
+                cache.keys, cache.values = keys, values
+            k, v = keys.flatten(1, 2), values.flatten(1, 2)
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))  # [B, H, N, D]
+        if self.causal:
+            out = block_causal(q, k, v, frames)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out[0](out.transpose(1, 2).flatten(2))
+
+
+class WanCrossAttention(_Projections):
+    """Every token reads the caption; neither is rotated."""
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:  # [B, N, C], [B, L, C] -> [B, N, C]
+        q = rms_norm(self.to_q(x), self.norm_q.weight, eps=self.eps)
+        k = rms_norm(self.to_k(text), self.norm_k.weight, eps=self.eps)
+        q, k, v = (self.split(y).transpose(1, 2) for y in (q, k, self.to_v(text)))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out[0](out.transpose(1, 2).flatten(2))
+
+
+def block_causal(
+    q: Tensor,  # [B, H, T S, D]
+    k: Tensor,  # [B, H, (P + T) S, D], P frames come before those of q
+    v: Tensor,  # [B, H, (P + T) S, D]
+    frames: int,  # T
+) -> Tensor:  # [B, H, T S, D]
+    """Attention in which the tokens of a frame see that frame and all earlier ones.
+
+    frame    keys seen          one product per frame over what it sees: no mask is made,
+      0      P | 0              half of the full product is computed, and what a frame gets
+      1      P | 0 1            cannot depend on a later one, not even in the last bit
+      2      P | 0 1 2
+    """
+    per_frame = q.shape[2] // frames
+    before = k.shape[2] - q.shape[2]
+    parts = []
+    for frame, queries in enumerate(q.split(per_frame, dim=2)):
+        seen = before + (frame + 1) * per_frame
+        parts.append(F.scaled_dot_product_attention(queries, k[:, :, :seen], v[:, :, :seen]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)

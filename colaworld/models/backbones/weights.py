@@ -1,0 +1,183 @@
+"""Reads weights in a published layout into a module: strict, tensor by tensor, safetensors only.
+
+A file is read through its header first, so that a missing, renamed or misshapen key is an error
+before any number is touched; then one tensor at a time goes to its device and dtype, with no second
+copy of the model in memory. Not here: where files come from (recipes) or what a layout's keys mean
+(beside each generator).
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+INDEX = "*.safetensors.index.json"
+_SHOWN = 8  # keys in an error
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be used: names the file and the keys."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How stored keys become those of a module, and which may be left out on purpose."""
+
+    rename: Callable[[str], str] = lambda key: key
+    """From a stored key to the module's."""
+    drop: tuple[str, ...] = ()
+    """Patterns (after renaming) of stored keys that the module does without: an explicit list."""
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+    """Stored keys that the module computes; what is stored must be these values."""
+
+
+def files_of(path: Path) -> list[Path]:
+    """The safetensors files of a folder (one, or the shards its index names) or the file itself.
+
+    Raises WeightsError: nothing there, several candidates, or a shard that is missing.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise WeightsError(f"{path}: no such file or folder")
+    indices = sorted(path.glob(INDEX))
+    if len(indices) == 1:
+        try:
+            names = json.loads(indices[0].read_text())["weight_map"].values()
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise WeightsError(f"{indices[0]}: not an index of shards: {error!r}") from None
+        shards = [path / name for name in dict.fromkeys(names)]
+        gone = [shard.name for shard in shards if not shard.is_file()]
+        if gone:
+            raise WeightsError(f"{path}: shards named by {indices[0].name} are missing: {gone}")
+        return shards
+    found = sorted(path.glob("*.safetensors"))
+    if len(found) == 1:
+        return found
+    pickled = [p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+    if not found and pickled:
+        raise WeightsError(
+            f"{path}: holds {', '.join(sorted(pickled))}, but only safetensors are read: a pickle "
+            "runs code when it is opened; convert it first (safetensors.torch.save_file)"
+        )
+    names = ", ".join(p.name for p in (*indices, *found)) or "nothing of the kind"
+    raise WeightsError(f"{path}: expected one .safetensors file or one {INDEX}, found {names}")
+
+
+def load_weights(
+    module: nn.Module,
+    path: Path | str,
+    layout: Layout | None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Fill every parameter and buffer of `module` from `path`, or change nothing.
+
+    Args:
+        module: may be on the meta device; then its tensors are created on `device`, else those that
+            exist are filled in place.
+        path: a safetensors file, or a folder with one or with shards and their index.
+        layout: how stored keys relate to the module's; None: they are the same.
+        device: of meta tensors; None: the CPU.
+        dtype: of meta tensors, for floating-point ones; None: as stored.
+
+    Raises:
+        WeightsError: an unreadable file; keys that are missing, left over or of another shape; a
+            constant of another value.
+    """
+    path, layout = Path(path), layout or Layout()
+    wanted = module.state_dict(keep_vars=True)
+    sources: dict[str, tuple[Path, str]] = {}
+    problems: list[str] = []
+    for file in files_of(path):
+        for stored, shape in _header(file).items():
+            key = layout.rename(stored)
+            name = stored if key == stored else f"{stored} ({key})"
+            if key in sources:
+                problems.append(f"{name} twice, in {sources[key][0].name} and {file.name}")
+            elif key in wanted:
+                sources[key] = (file, stored)
+                if shape != list(wanted[key].shape):
+                    problems.append(f"{name}: expected {list(wanted[key].shape)}, got {shape}")
+            elif key in layout.constants:
+                problems += _constant(file, stored, layout.constants[key])
+            elif not any(fnmatch.fnmatchcase(key, pattern) for pattern in layout.drop):
+                problems.append(f"left over {name}{_near(key, wanted)}")
+    problems = [f"missing {key}" for key in wanted if key not in sources] + problems
+    if problems:
+        more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise WeightsError(
+            f"{path} does not fit the {type(module).__name__} of this config: "
+            f"{'; '.join(problems[:_SHOWN])}{more}"
+        )
+    by_file: dict[Path, list[tuple[str, str]]] = {}
+    for key, (file, stored) in sources.items():
+        by_file.setdefault(file, []).append((key, stored))
+    for file, keys in by_file.items():
+        with safe_open(file, framework="pt") as opened:
+            for key, stored in keys:
+                _place(module, key, wanted[key], opened.get_tensor(stored), device, dtype)
+    still = [name for name, value in module.named_buffers() if value.device.type == "meta"]
+    if still:
+        raise WeightsError(
+            f"{type(module).__name__}: {', '.join(still)} are stored nowhere; build the module on a "
+            "real device, not on meta"
+        )
+
+
+def _header(file: Path) -> dict[str, list[int]]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file}: not a readable safetensors file: {error}") from None
+
+
+def _constant(file: Path, stored: str, expected: Tensor) -> list[str]:
+    with safe_open(file, framework="pt") as opened:
+        found = opened.get_tensor(stored)
+    if found.shape != expected.shape:
+        return [f"{stored}: expected {list(expected.shape)}, got {list(found.shape)}"]
+    # Half precision keeps eight bits of it.
+    tolerance = 1e-5 if found.dtype in (torch.float32, torch.float64) else 2.0**-7
+    if not torch.allclose(found.double(), expected.double(), rtol=tolerance, atol=0):
+        return [f"{stored}: not the values that this generator computes"]
+    return []
+
+
+def _near(key: str, wanted: Sequence[str] | Mapping[str, Tensor]) -> str:
+    near = difflib.get_close_matches(key, list(wanted), n=1, cutoff=0.9)
+    return f" (expected {near[0]}?)" if near else ""
+
+
+def _place(
+    module: nn.Module,
+    key: str,
+    old: Tensor,
+    value: Tensor,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> None:
+    if old.device.type != "meta":
+        with torch.no_grad():
+            old.copy_(value)
+        return
+    if dtype is not None and value.is_floating_point():
+        value = value.to(dtype)
+    # A tensor that stays as stored would be a window into the file: the copy makes it ours.
+    value = value.to(device or "cpu", copy=True)
+    owner_name, _, name = key.rpartition(".")
+    owner = module.get_submodule(owner_name)
+    if isinstance(old, nn.Parameter):
+        owner.register_parameter(name, nn.Parameter(value, requires_grad=old.requires_grad))
+    else:
+        owner.register_buffer(name, value)

@@ -1,0 +1,248 @@
+"""Autoencoders of the diffusers package as tokenizers: `kl` and `tiny` per frame, `wan` for video.
+
+    kl    AutoencoderKL      Stable Diffusion, SDXL ...   latents scaled by the config's scale, shift
+    tiny  AutoencoderTiny    TAESD ...                    the same, about 20 times cheaper
+    wan   AutoencoderKLWan   Wan2.1                       time / 4, mean and deviation per channel
+
+Needs diffusers (pip install colaworld[vae]), imported where it is used: it takes seconds.
+Not here: the networks themselves, or Open-Sora's autoencoder, which is our own (opensora_vae.py).
+Shape legend: B clips, T frames, C channels, H W pixels, T' h w latents.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from colaworld.models.tokenizers.hub import local_folder
+from colaworld.models.tokenizers.image_vae import posterior
+from colaworld.models.tokenizers.vae import (
+    VAE,
+    DType,
+    Posterior,
+    check_vae_config,
+    in_passes,
+    to_pixels,
+)
+
+_CLASSES = {"kl": "AutoencoderKL", "wan": "AutoencoderKLWan", "tiny": "AutoencoderTiny"}
+_PUBLISHED = {"kl": (4, 1, 8), "wan": (16, 4, 8), "tiny": (4, 1, 8)}  # C, temporal, spatial
+
+
+@dataclass(frozen=True)
+class DiffusersVAEConfig:
+    """An autoencoder of the diffusers package."""
+
+    kind: Literal["diffusers_vae"] = "diffusers_vae"
+    """Which tokenizer this is; the recipe decides it."""
+    family: Literal["kl", "wan", "tiny"] = "kl"
+    """kl: AutoencoderKL, per frame; tiny: AutoencoderTiny, per frame; wan: AutoencoderKLWan."""
+    path: str = ""
+    """A folder with config.json and safetensors weights, else OWNER/NAME on the Hugging Face hub."""
+    subfolder: str = ""
+    """Where within it, for example vae of a whole pipeline."""
+    posterior: Posterior = "mean"
+    """mean of the encoded distribution, or a sample of it. (tiny has no distribution.)"""
+    seed: int = 0
+    """Of the noise of a sample, where no generator is given."""
+    dtype: DType = "float32"
+    """What it computes in."""
+    frames_per_pass: int = 8
+    """kl, tiny: frames that go through at once. wan: its own 4 frames of one clip."""
+    scale: float | None = None
+    """kl, tiny: factor on the latents in place of the stored scaling_factor."""
+
+    def __post_init__(self) -> None:
+        if self.family not in _CLASSES:
+            raise ValueError(
+                f"DiffusersVAEConfig.family: expected one of {', '.join(_CLASSES)}, "
+                f"got {self.family!r}"
+            )
+        check_vae_config(self, "DiffusersVAEConfig")
+        if self.scale is not None and (self.family == "wan" or self.scale <= 0):
+            raise ValueError(
+                "DiffusersVAEConfig.scale: expected a positive factor for kl or tiny, or none (wan "
+                f"has a deviation per channel), got {self.scale} for {self.family}"
+            )
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent."""
+        return self._sizes()[0]
+
+    @property
+    def temporal_stride(self) -> int:
+        """Actions that lead into one latent frame."""
+        return self._sizes()[1]
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels per side of one latent location."""
+        return self._sizes()[2]
+
+    def _sizes(self) -> tuple[int, int, int]:
+        """From config.json where it is on this machine, else those of the published models."""
+        file = Path(self.path).expanduser() / self.subfolder / "config.json"
+        if not self.path or not file.is_file():
+            return _PUBLISHED[self.family]
+        return _sizes(self.family, json.loads(file.read_text()))
+
+
+class DiffusersVAE(VAE):
+    """See the module's docstring.
+
+    `module` is used in place of `config.path`: one of diffusers' modules, or the arguments to make
+    one with random weights.
+    """
+
+    not_hashed = (*VAE.not_hashed, "subfolder")
+
+    def __init__(
+        self, config: DiffusersVAEConfig, *, module: nn.Module | Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(config)
+        name = _CLASSES[config.family]
+        if module is None:
+            module = _load(config)
+        elif isinstance(module, Mapping):
+            module = getattr(_diffusers(), name)(**module)
+        if type(module).__name__ != name:
+            raise ValueError(
+                f"diffusers_vae: family {config.family!r} is {name}, got {type(module).__name__}"
+            )
+        self.vae = module
+        stored: Mapping[str, Any] = module.config  # type: ignore[assignment]
+        self.channels, self.temporal_stride, self.spatial_stride = _sizes(config.family, stored)
+        if config.family == "wan":
+            if self.temporal_stride != 4:
+                raise ValueError(
+                    "diffusers_vae: AutoencoderKLWan encodes 4 frames at a time whatever its "
+                    f"config says; got a temporal stride of {self.temporal_stride}"
+                )
+            mean, std = stored["latents_mean"], stored["latents_std"]
+            for key, values in (("latents_mean", mean), ("latents_std", std)):
+                if len(values) != self.channels:
+                    raise ValueError(
+                        f"diffusers_vae: {key} in its config has {len(values)} values, expected "
+                        f"one for each of {self.channels} channels (z_dim)"
+                    )
+        else:
+            factor = config.scale or stored["scaling_factor"]
+            mean = [stored.get("shift_factor") or 0.0] * self.channels
+            std = [1 / factor] * self.channels
+        place = (1, -1, 1, 1, 1)
+        self.register_buffer("mean", torch.tensor(mean).view(place), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(place), persistent=False)
+        self._freeze()
+
+    def _identity(self) -> Any:
+        # Names that diffusers adds (_class_name, _name_or_path, version) say nothing of latents.
+        return {k: v for k, v in self.vae.config.items() if not k.startswith("_")}
+
+    def _encode(self, frames: Tensor, generator: torch.Generator | None) -> Tensor:
+        B, T, _, H, W = frames.shape
+        family, s = self.config.family, self.spatial_stride
+        if family == "wan":
+            latent = 1 + (T - 1) // self.temporal_stride
+            noise = self._noise(B, (self.channels, latent, H // s, W // s), generator, frames)
+            z = in_passes(self._video_moments, frames, 1)
+            z = posterior(z, noise)
+        else:
+            size = self.config.frames_per_pass
+            z = in_passes(self._image_moments, frames.flatten(0, 1), size, fill=True)
+            if family == "kl":
+                noise = self._noise(B, (T, self.channels, H // s, W // s), generator, frames)
+                z = posterior(z, None if noise is None else noise.flatten(0, 1))
+            z = z.unflatten(0, (B, T)).transpose(1, 2)
+        return (z.float() - self.mean) / self.std
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        z = (latents * self.std + self.mean).to(self.dtype)
+        if self.config.family == "wan":
+
+            def video(one: Tensor) -> Tensor:
+                return to_pixels(self.vae.decode(one, return_dict=False)[0].transpose(1, 2))
+
+            return in_passes(video, z, 1)
+
+        def image(part: Tensor) -> Tensor:
+            return to_pixels(self.vae.decode(part, return_dict=False)[0])
+
+        B, T = z.shape[0], z.shape[2]
+        flat = in_passes(image, z.transpose(1, 2).flatten(0, 1), self.config.frames_per_pass)
+        return flat.unflatten(0, (B, T))
+
+    def _video_moments(self, frames: Tensor) -> Tensor:
+        """[1, T, 3, H, W] -> [1, 2 C, T', h, w]; it walks through time 4 frames at a time itself."""
+        video = self._to_network(frames).transpose(1, 2)
+        return self.vae.encode(video, return_dict=False)[0].parameters
+
+    def _image_moments(self, frames: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, 2 C, h, w] (kl) or [N, C, h, w] (tiny)."""
+        made = self.vae.encode(self._to_network(frames), return_dict=False)[0]
+        return made if self.config.family == "tiny" else made.parameters
+
+
+def _sizes(family: str, stored: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Channels, temporal and spatial stride of a module with this config.json."""
+    if family == "wan":
+        patch = stored.get("patch_size") or 1
+        widths = stored.get("dim_mult", (1, 2, 4, 4))
+        temporal = stored.get("temperal_downsample", (False, True, True))  # diffusers' spelling
+        return stored.get("z_dim", 16), 2 ** sum(temporal), 2 ** (len(widths) - 1) * patch
+    key = "block_out_channels" if family == "kl" else "encoder_block_out_channels"
+    widths = stored.get(key, (64, 64, 64, 64) if family == "tiny" else (64,))
+    return stored.get("latent_channels", 4), 1, 2 ** (len(widths) - 1)
+
+
+def _diffusers() -> Any:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ImportError(
+            "autoencoders of the diffusers package need it: pip install colaworld[vae]"
+        ) from error
+    return diffusers
+
+
+def _load(config: DiffusersVAEConfig) -> nn.Module:
+    if not config.path:
+        raise ValueError(
+            "DiffusersVAEConfig.path is empty: set it to a folder with config.json and safetensors "
+            "weights, or to OWNER/NAME on the Hugging Face hub (model.tokenizer.path)"
+        )
+    kind = getattr(_diffusers(), _CLASSES[config.family])
+    patterns = [f"{config.subfolder}/*"] if config.subfolder else ["*.json", "*.safetensors"]
+    folder = local_folder(config.path, patterns=patterns) / config.subfolder
+    if not (folder / "config.json").is_file():
+        inner = sorted(p.parent.name for p in folder.glob("*/config.json"))
+        hint = f"; it has such folders: {', '.join(inner)} (set subfolder)" if inner else ""
+        raise ValueError(f"{folder}: expected a config.json of {kind.__name__} there{hint}")
+    stored = json.loads((folder / "config.json").read_text())
+    if stored.get("_class_name", kind.__name__) != kind.__name__:
+        raise ValueError(
+            f"{folder}/config.json is of {stored['_class_name']}, but family {config.family!r} is "
+            f"{kind.__name__}; set model.tokenizer.family"
+        )
+    try:
+        module, told = kind.from_pretrained(
+            folder,
+            use_safetensors=True,  # never a pickle
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{folder}: {kind.__name__} cannot be loaded from there: {error}"
+        ) from error
+    wrong = {k: v for k, v in told.items() if v}
+    if wrong:
+        raise ValueError(f"{folder}: these are not the weights of its config.json: {wrong}")
+    return module

@@ -1,0 +1,301 @@
+"""Does a run fit on a card? Its memory by phase, and what to switch on where it does not.
+
+A phase's real training step is traced on tensors without storage (training/memory.py), so that the
+answer for a billion parameters takes seconds and no memory. Not here: presets (presets.py), or the
+table a person reads (cli/plan_memory.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from colaworld.config import ConfigError
+from colaworld.contracts import ClipBatch
+from colaworld.models.layers.attention import AxialAttention
+from colaworld.models.tokenizers import build_tokenizer
+from colaworld.models.tokenizers.base import latent_frames
+from colaworld.models.world_model import WorldModel
+from colaworld.recipes.base import RunConfig
+from colaworld.recipes.sizes import check_frames, check_heads
+from colaworld.training.blocks import recompute_blocks
+from colaworld.training.memory import Kind, MemoryCount, trace_step
+from colaworld.training.objectives import OBJECTIVES
+from colaworld.training.phases import Phase, check_phases
+
+GIB = 2**30
+_GRANULARITY = 512  # bytes; what CUDA's allocator rounds up to
+
+# What a card called N GB has for tensors, of N GiB. Cards differ: with error correction on GDDR6
+# the driver shows 45.0 of "48" (L40S) and 22.5 of "24" (A10), of "80" 79.2 (A100).
+_SHOWN = 0.94
+_CONTEXT = 1 * GIB  # CUDA context, cuBLAS and cuDNN workspaces, compiled kernels
+_SPLIT = 0.05  # of what is left: blocks the allocator holds and cannot use
+
+
+@dataclass(frozen=True)
+class PhaseMemory:
+    """Bytes of one phase at the moment of its step when they are most."""
+
+    phase: str
+    """Its name."""
+    parameters: int
+    """Of all parts, trained and frozen, with buffers; the tokenizer's too."""
+    gradients: int
+    """Those that exist at that moment."""
+    optimizer: int
+    """AdamW's two moments."""
+    average: int
+    """The averaged weights."""
+    activations: int
+    """All else: what autograd keeps, casts of weights, the batch."""
+    tokenizer: int
+    """Alone: its weights and what encoding a batch takes at most. Not a part of the sum."""
+
+    @property
+    def total(self) -> int:
+        """The peak: the sum of the kinds."""
+        return self.parameters + self.gradients + self.optimizer + self.average + self.activations
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A change, and the largest phase of the run with it."""
+
+    flags: str
+    """What to add to the command."""
+    cost: str
+    """What it costs."""
+    total: int
+    """Bytes."""
+    config: RunConfig
+    """The run with it."""
+    cached: bool = False
+    """Whether latents come from a cache."""
+
+
+def usable(gigabytes: float) -> int:
+    """Bytes for tensors on a card that is sold as so many GB. See the constants for what is off."""
+    return math.floor((gigabytes * GIB * _SHOWN - _CONTEXT) * (1 - _SPLIT))
+
+
+def plan_memory(
+    config: RunConfig,
+    *,
+    phases: tuple[str, ...] | None = None,
+    device: str = "cuda",
+    cached_latents: bool = False,
+) -> tuple[PhaseMemory, ...]:
+    """The memory of each phase of a run (or of those named), without allocating it.
+
+    Args:
+        config: the run; nothing of its data or weights is read unless the size of frames is not set.
+        phases: names of phases; None for the run's schedule.
+        device: "cuda" counts what a GPU would hold: bf16 under `auto`, rounded up blocks, queries
+            and keys that its spatial attention keeps. "cpu" counts what a CPU would.
+        cached_latents: latents are read from a cache; the tokenizer is not on the device.
+
+    Raises:
+        ConfigError: sizes that do not fit each other, or frames whose size nobody said.
+    """
+    if device not in ("cuda", "cpu"):
+        raise ValueError(f"device: expected 'cuda' or 'cpu', got {device!r}")
+    names = config.schedule if phases is None else phases
+    return tuple(
+        _phase_memory(config, getattr(config.phases, name), device, cached_latents)
+        for name in names
+    )
+
+
+def _phase_memory(
+    config: RunConfig, phase: Phase, device: str, cached_latents: bool
+) -> PhaseMemory:
+    height, width = _frame_size(config)
+    parts, training = config.parts(), config.training
+    check_heads(config.model, parts)
+    frames = config.data.frames_per_clip
+    check_frames(config.model, parts, height=height, width=width, frames=frames)
+    granularity = _GRANULARITY if device == "cuda" else 1
+    with FakeTensorMode(), MemoryCount(granularity=granularity) as count:
+        model = _model(config, cached_latents)
+        if device == "cuda":
+            _keep_queries_and_keys(model)
+        objective = OBJECTIVES[phase.objective](model, replace(config.objective, augment=False))
+        check_phases([phase], model, [phase.objective])
+        if training.recompute == "blocks":
+            recompute_blocks(model)
+        clips = training.batch_size
+        number = torch.zeros(clips, dtype=torch.int64)
+        shape = (clips, frames, 3, height, width)
+        batch = ClipBatch(torch.empty(shape, dtype=torch.uint8), episode=number, start=number)
+        tokenizer = _tokenizer_peak(model, batch, count)
+        bf16 = training.autocast == "bf16" or (training.autocast == "auto" and device == "cuda")
+        trace_step(count, model, objective, phase, training, batch, autocast=bf16)
+        at: dict[Kind, int] = count.at_peak
+        return PhaseMemory(
+            phase.name,
+            at["parameters"],
+            at["gradients"],
+            at["optimizer"],
+            at["average"],
+            at["activations"],
+            tokenizer,
+        )
+
+
+def _frame_size(config: RunConfig) -> tuple[int, int]:
+    data = config.data
+    if data.height is not None and data.width is not None:
+        return data.height, data.width
+    if data.path is None:
+        raise ConfigError(
+            "data.height, data.width: not set in this recipe (frames as recorded); name the size "
+            "with --data.height and --data.width, or a data set with --data.path"
+        )
+    from colaworld.data.clips import ClipSet
+
+    clips = ClipSet(data)
+    return clips.height, clips.width
+
+
+def _model(config: RunConfig, cached_latents: bool) -> WorldModel:
+    """The run's model with weights that are only shapes.
+
+    A quantizer that looks at values (which codes are dead, how old it is) would stop the trace; its
+    statistics are tables of codebook size and are left out.
+    """
+    quantizer = replace(config.model.quantizer, continuous_steps=0, reseed=False)
+    tokenizer = _tokenizer(config)
+    if cached_latents:
+        tokenizer = _Cached(tokenizer)
+    model = WorldModel(
+        replace(config.model, quantizer=quantizer), parts=config.parts(), tokenizer=tokenizer
+    )
+    if hasattr(model, "quantizer"):
+        model.quantizer.observe = _not_observed  # type: ignore[method-assign]
+    return model
+
+
+def _not_observed(*_: object, **__: object) -> None:
+    """In place of `Quantizer.observe`."""
+
+
+def _tokenizer(config: RunConfig) -> nn.Module:
+    """The run's tokenizer without reading its weights."""
+    return build_tokenizer(config.model.tokenizer)  # type: ignore[return-value]
+
+
+class _Cached(nn.Module):
+    """In place of a tokenizer whose latents are read from a cache: only their shape."""
+
+    def __init__(self, tokenizer: nn.Module) -> None:
+        super().__init__()
+        for name in ("channels", "temporal_stride", "spatial_stride"):
+            setattr(self, name, getattr(tokenizer, name))
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames [B, T, 3, H, W] -> empty latents [B, C, T', h, w]."""
+        B, T, _, H, W = frames.shape
+        length, stride = latent_frames(T, self.temporal_stride), self.spatial_stride
+        return frames.new_empty(B, self.channels, length, H // stride, W // stride)
+
+
+def _tokenizer_peak(model: WorldModel, batch: ClipBatch, count: MemoryCount) -> int:
+    """Bytes of the tokenizer's weights and of encoding the batch, at most."""
+    frames = torch.empty(batch.frames.shape)
+    count.begin()
+    before = count.peak
+    model.tokenizer.encode(frames)
+    weights = [*model.tokenizer.parameters(), *model.tokenizer.buffers()]
+    return count.peak - before + sum(t.untyped_storage().nbytes() for t in weights)
+
+
+class _Keep(torch.autograd.Function):
+    """Identity that keeps a tensor until its gradient has passed."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, kept: Tensor) -> Tensor:
+        ctx.save_for_backward(kept)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def _keep_queries_and_keys(model: nn.Module) -> None:
+    """On a GPU the spatial axis keeps its normed queries and keys; the CPU's kernel makes them anew."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not output.requires_grad:
+            return output
+        return _Keep.apply(output, output.new_empty((2, *output.shape)))
+
+    for module in model.modules():
+        if isinstance(module, AxialAttention) and module.axis == "spatial":
+            module.register_forward_hook(hook)
+
+
+# -- what to switch on ------------------------------------------------------------------------
+
+_FEW_CLIPS = 4  # a pass with fewer leaves much of a card idle, so recomputing comes before it
+
+
+def advise(config: RunConfig, limit: int) -> Iterator[Advice]:
+    """Changes in order of what they cost, each on top of those before, until the run fits.
+
+    Each is tried on the phase that needs most. The clips of an update stay as many. Nothing is
+    given where the run fits as it is; the `total` of the last says whether it does with all.
+    """
+    now = max(plan_memory(config), key=lambda memory: memory.total)
+    total, cached = now.total, False
+    while total > limit:
+        step = _next_change(config, cached)
+        if step is None:
+            return
+        flags, cost, config, cached = step
+        total = plan_memory(config, phases=(now.phase,), cached_latents=cached)[0].total
+        yield Advice(flags, cost, total, config, cached)
+
+
+def _next_change(config: RunConfig, cached: bool) -> tuple[str, str, RunConfig, bool] | None:
+    """The cheapest change that is left: flags, cost, the run with it, whether latents are cached."""
+    training, tokenizer = config.training, config.model.tokenizer
+
+    def trained(**changes: object) -> RunConfig:
+        return replace(config, training=replace(training, **changes))  # type: ignore[arg-type]
+
+    if training.autocast == "none":
+        return "--training.autocast bf16", "bf16 products", trained(autocast="bf16"), cached
+    if getattr(tokenizer, "dtype", "bfloat16") == "float32" and not cached:
+        half = replace(config.model, tokenizer=replace(tokenizer, dtype="bfloat16"))  # type: ignore[call-arg, type-var]
+        flag = "--model.tokenizer.dtype bfloat16"
+        return flag, "latents in bf16 steps", replace(config, model=half), cached
+    if training.batch_size > _FEW_CLIPS:
+        return *_halved(config), cached
+    if training.recompute == "none":
+        flag = "--training.recompute blocks"
+        return flag, "a third more work", trained(recompute="blocks"), cached
+    if training.batch_size > 1:
+        return *_halved(config), cached
+    if tokenizer.kind != "pixels" and not cached:
+        cost = "disk; no random crops (objective.augment)"
+        return "a cache of latents", cost, config, True
+    if training.ema_decay:
+        return "--training.ema-decay 0", "no averaged weights", trained(ema_decay=0.0), cached
+    return None
+
+
+def _halved(config: RunConfig) -> tuple[str, str, RunConfig]:
+    """Half the clips in a pass (or the next fewer that divide them), more passes."""
+    training = config.training
+    clips = training.batch_size * training.accumulate
+    fewer = next(n for n in range(training.batch_size // 2, 0, -1) if clips % n == 0)
+    smaller = replace(training, batch_size=fewer, accumulate=clips // fewer)
+    flags = f"--training.batch-size {fewer} --training.accumulate {clips // fewer}"
+    return flags, "smaller products", replace(config, training=smaller)

@@ -1,0 +1,97 @@
+"""The README.md of an exported world: what it is, how healthy its codebook is, how to load it.
+
+Plain text from values; a number that was not measured is said to be missing. Not here: files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from colaworld.recipes.base import RunConfig
+
+_MISSING = "not evaluated: run `colaworld evaluate` before the export"
+
+
+def model_card(
+    described: Mapping[str, Any], config: RunConfig, evaluation: Mapping[str, Any] | None
+) -> str:
+    """Markdown with the metadata block that hubs read."""
+    model, frames = config.model, described["frames"]
+    size = f"{frames['height']}x{frames['width']}" if frames.get("height") else "as recorded"
+    codes = getattr(model.quantizer, "codebook_size", None)
+    return f"""---
+library_name: colaworld
+tags: [world-model, latent-action, video-generation]
+---
+# A controllable video generator ({config.recipe})
+
+Trained with colaworld {described["colaworld"]} after CoLA-World (arXiv 2510.26433): latent actions are
+inferred from video alone, through the generator they steer.
+
+| | |
+|---|---|
+| generator | {described["generator"] or "trained from random weights"} ({model.backbone.kind}, width {model.backbone.width}) |
+| phases | {", ".join(config.schedule)} |
+| latent action | {model.idm.tokens} token(s) of {model.idm.dim} numbers, quantizer `{model.quantizer.kind}`, {codes} codes |
+| frames | {size} pixels, clips of {frames["frames_per_clip"]} frames, every {frames["stride"]} |
+| sampler | {config.sampler.steps} steps, guidance {config.sampler.guidance:g} |
+
+## Codebook health
+{_health(evaluation)}
+
+## Control on held-out video
+{_control(evaluation)}
+
+## Use
+```python
+import colaworld
+world = colaworld.from_pretrained("PATH OR HUB ID")
+actions = world.infer_actions(frames)  # [B, T, 3, H, W] in [0, 1]
+video = world.rollout(frames[:, :1], actions.codes, generator=torch.Generator().manual_seed(0))
+```
+The weights take over the licence of the generator and of the videos they were trained on.
+"""
+
+
+def _health(evaluation: Mapping[str, Any] | None) -> str:
+    health = (evaluation or {}).get("codebook")
+    if not health:
+        return _MISSING
+    lines = [
+        "| | utilisation | most used code | entropy / log K | perplexity |",
+        "|---|---|---|---|---|",
+    ]
+    named = [(f"token {i}", part) for i, part in enumerate(health["positions"])]
+    for name, part in [*named, ("tokens together", health["joint"])]:
+        lines.append(
+            f"| {name} | {part['utilisation']:.2f} | {part['max_usage']:.2f} | "
+            f"{part['entropy_normalised']:.2f} | {part['perplexity']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _control(evaluation: Mapping[str, Any] | None) -> str:
+    if not evaluation or "delta_psnr" not in evaluation:
+        return _MISSING
+    lines = []
+    for name, gain in evaluation["delta_psnr"].items():
+        lines.append(
+            f"- inferred actions over {name} ones: {gain['mean']:.2f} dB "
+            f"[{gain['low']:.2f}, {gain['high']:.2f}]"
+        )
+    probe = evaluation.get("probe")
+    if probe and probe.get("kind") == "accuracy":
+        score = probe["score"]
+        lines.append(
+            f"- linear probe of real actions: {score['mean']:.2f} [{score['low']:.2f}, "
+            f"{score['high']:.2f}], chance {probe['chance']:.2f}, pixel difference "
+            f"{probe['pixel_difference']:.2f}"
+        )
+    counts = evaluation.get("counts", {})
+    if counts:
+        lines.append(
+            f"\n{counts['clips']} clips of {counts['episodes']} episodes, {counts['horizon']} frames "
+            "ahead; 95 % intervals over episodes."
+        )
+    return "\n".join(lines)

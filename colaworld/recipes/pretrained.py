@@ -1,0 +1,257 @@
+"""Weights in and out: published generators, and trained worlds exported for others.
+
+    from_pretrained(folder | file | hub id)  ->  a generator, or a trained world
+    export_run(run, folder)                  ->  config.json, safetensors (in shards), a model card
+
+Only safetensors are read and written. The hub is asked only when a hub id is given.
+Not here: keys of published layouts (models/backbones), the text of the card (model_card.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from colaworld import __version__
+from colaworld.config import VERSION, ConfigError, from_dict, to_dict
+from colaworld.models.backbones import BackboneConfig, build_backbone, published_config
+from colaworld.models.backbones.weights import WeightsError, files_of, load_weights
+from colaworld.recipes.base import RunConfig, build_model
+from colaworld.recipes.model_card import model_card
+from colaworld.recipes.runs import TrainedWorld, read_config
+from colaworld.training.checkpoint import write_folder
+
+SHARD_GB = 5.0  # what hubs and file systems carry comfortably in one file
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def from_pretrained(
+    source: str | Path,
+    *,
+    config: BackboneConfig | None = None,
+    text: Literal["removed", "null", "full"] = "removed",
+    causal: bool = True,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> nn.Module | TrainedWorld:
+    """A pre-trained generator in its published layout, or an exported world.
+
+    Args:
+        source: a folder with config.json and safetensors (shards too), a safetensors file (needs
+            `config`), the folder of a finished run, or a hub id such as
+            "hpcai-tech/OpenSora-STDiT-v3".
+        config: of a generator; None: read from config.json.
+        text: a generator's cross-attention: removed (CoLA-World), fed with the null caption, or
+            with captions. Exported worlds have their own.
+        causal: a generator's attention sees no later frame (CoLA-World).
+        device, dtype: where each tensor goes, one at a time; dtype None: as stored.
+        revision: of the hub id.
+
+    Returns:
+        A generator (`models.backbones.base.Backbone`), or a `TrainedWorld` with `infer_actions`,
+        `lookup` and `rollout`, in evaluation mode.
+
+    Raises:
+        WeightsError: nothing readable there; keys missing, left over or of another shape.
+        ConfigError: a config.json that describes something else.
+    """
+    folder = _find(source, revision)
+    described = None if config is not None or folder.is_file() else _described(folder)
+    if described is not None and "model" in described:
+        return _world(folder, described, device, dtype)
+    if config is None:
+        if described is None:
+            raise WeightsError(f"{folder}: no config.json says what this is; pass config=")
+        config = published_config(described, text=text, causal=causal, source=str(folder))
+    with torch.device("meta"):
+        generator = build_backbone(config)
+    load_weights(generator, folder, generator.layout(), device=device, dtype=dtype)
+    return generator.eval()
+
+
+def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
+    """Write a finished run for others, at once or not at all.
+
+    What is personal to a machine (paths) stays out. Returns `out`. Raises ConfigError on a run that
+    is not finished, an `out` that is something else, or a shard size that is not positive.
+    """
+    config = read_config(run)
+    weights = run / "weights" / "model.safetensors"
+    if not weights.is_file():
+        raise ConfigError(
+            f"{run} is not finished: it has no weights/model.safetensors; train it to its end"
+        )
+    if "conditioner" not in config.parts():
+        raise ConfigError(
+            f"{run} is a run of {config.recipe}, a generator without latent actions; its "
+            "weights/model.safetensors can be used as `generator` as it is"
+        )
+    if not shard_gb > 0:
+        raise ConfigError(f"--shard-gb: expected a size above 0, got {shard_gb}")
+    if out.exists() and not (out / "config.json").is_file() and any(out.iterdir()):
+        raise ConfigError(f"--out {out}: exists and is no exported model; name another folder")
+    described = {
+        "colaworld": __version__,
+        "config_version": VERSION,
+        "recipe": config.recipe,
+        "generator": _public_name(config.generator),
+        "model": to_dict(config.model),
+        "sampler": to_dict(config.sampler),
+        "schedule": list(config.schedule),
+        "frames": _frames(run, config),
+    }
+    evaluation = _json(run / "evaluation.json") if (run / "evaluation.json").is_file() else None
+
+    def fill(temporary: Path) -> None:
+        _save_shards(weights, temporary, int(shard_gb * 1e9))
+        (temporary / "config.json").write_text(json.dumps(described, indent=1) + "\n")
+        (temporary / "README.md").write_text(model_card(described, config, evaluation))
+
+    write_folder(out, fill, weights.stat().st_size)
+    return out
+
+
+def push_to_hub(
+    folder: Path, repo_id: str, *, private: bool = True, token: str | None = None
+) -> str:
+    """Upload an exported folder; returns its address. Needs the extra `hub` and a login."""
+    if not _HUB_ID.fullmatch(repo_id):
+        raise ConfigError(f"--push: expected OWNER/NAME, got {repo_id!r}")
+    api = _hub().HfApi(token=token)
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    return str(api.upload_folder(repo_id=repo_id, folder_path=str(folder)))
+
+
+def _world(
+    folder: Path, described: dict[str, Any], device: torch.device | str, dtype: torch.dtype | None
+) -> TrainedWorld:
+    known = {k: described[k] for k in ("recipe", "schedule", "model", "sampler") if k in described}
+    config = from_dict(RunConfig, known, where=f"{folder}/config.json")
+    model = build_model(config, weights=False)
+    if not hasattr(model, "conditioner"):
+        raise ConfigError(
+            f"{folder}: a generator without latent actions; pass config= to load it as one"
+        )
+    load_weights(model, folder)
+    model = model.to(device) if dtype is None else model.to(device, dtype)
+    return TrainedWorld(model.eval(), config.sampler)
+
+
+def _find(source: str | Path, revision: str | None) -> Path:
+    """A local path; or the hub's copy of what an id names, fetched once."""
+    path = Path(source)
+    if path.exists():
+        for inside in ("weights", "transformer"):  # a run, a diffusers pipeline
+            if (path / inside / "config.json").is_file():
+                return path / inside
+        return path
+    if not _HUB_ID.fullmatch(str(source)):
+        raise WeightsError(
+            f"{source}: no such file or folder, and not a hub id (OWNER/NAME) either"
+        )
+    hub = _hub()
+    try:
+        fetched = hub.snapshot_download(
+            str(source), revision=revision, allow_patterns=["*.json", "*.safetensors"]
+        )
+    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+        raise WeightsError(
+            f"{source}: no such local path, and the hub did not give it: {error}. Offline: download "
+            "it elsewhere and pass the folder"
+        ) from error
+    return _find(fetched, None)
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ImportError(
+            "a hub id needs the package huggingface_hub: pip install 'colaworld[hub]', or pass a "
+            "local folder"
+        ) from None
+    return huggingface_hub
+
+
+def _described(folder: Path) -> dict[str, Any] | None:
+    """config.json of a folder; a run's own holds the configuration one level down."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    described = _json(path)
+    inner = described.get("config")
+    return inner if isinstance(inner, dict) and "model" in inner else described
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected an object, got {type(value).__name__}")
+    return value
+
+
+def _public_name(generator: str | None) -> str | None:
+    """A hub id or a shipped name as it is, of a path only the last part."""
+    if generator is None or generator == "nano":
+        return generator
+    local = Path(generator)
+    return local.name if local.is_absolute() or local.exists() else generator
+
+
+def _frames(run: Path, config: RunConfig) -> dict[str, Any]:
+    """What the world was trained to see."""
+    data = config.data
+    found = {"frames_per_clip": data.frames_per_clip, "stride": data.stride, "crop": data.crop}
+    found |= {"height": data.height, "width": data.width, "fps": data.fps}
+    if data.height is None and (run / "evaluation.json").is_file():
+        counts = _json(run / "evaluation.json").get("counts", {})
+        found |= {k: counts[k] for k in ("height", "width") if k in counts}
+    return found
+
+
+def _save_shards(weights: Path, folder: Path, most: int) -> None:
+    """Copy tensors into files of at most `most` bytes each (a larger tensor has one of its own)."""
+    parts: list[list[str]] = [[]]
+    room = most
+    total = 0
+    with safe_open(weights, framework="pt") as opened:
+        for key in opened.keys():  # noqa: SIM118
+            piece = opened.get_slice(key)
+            size = _bytes(piece.get_shape(), piece.get_dtype())
+            if parts[-1] and size > room:
+                parts.append([])
+                room = most
+            parts[-1].append(key)
+            room -= size
+            total += size
+        if len(parts) == 1:
+            save_file({k: opened.get_tensor(k) for k in parts[0]}, folder / "model.safetensors")
+            return
+        where = {}
+        for number, keys in enumerate(parts, 1):
+            name = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+            save_file({k: opened.get_tensor(k) for k in keys}, folder / name)
+            where |= dict.fromkeys(keys, name)
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+    files_of(folder)  # what was written can be found again
+
+
+def _bytes(shape: list[int], dtype: str) -> int:
+    """Bytes of a stored tensor; safetensors calls dtypes F32, BF16, I64, BOOL, ..."""
+    bits = re.search(r"\d+", dtype)
+    count = 1
+    for n in shape:
+        count *= n
+    return count * (int(bits.group()) // 8 if bits else 1)

@@ -1,0 +1,85 @@
+"""Blocks of a model: recomputed in the backward pass, or compiled one by one.
+
+A block is an entry of a module list called `blocks` or `..._blocks` that a part of the model holds
+itself: those of the generator, the IDM, the conditioner, the forward model. Names in checkpoints do
+not change, since only the blocks' `forward` is replaced. Not here: compiling whole parts
+(`WorldModel.compile_parts`), or anything inside a block (models).
+
+    none      forward keeps what every layer of every block needs for its gradient
+    blocks    forward keeps the inputs of the blocks; backward runs each block again before it
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The blocks of all parts of `model`, by name."""
+    found = {}
+    for part_name, part in model.named_children():
+        for list_name, members in part.named_children():
+            named = list_name == "blocks" or list_name.endswith("_blocks")
+            if named and isinstance(members, nn.ModuleList):
+                for index, block in enumerate(members):
+                    found[f"{part_name}.{list_name}.{index}"] = block
+    return found
+
+
+def recompute_blocks(model: nn.Module) -> int:
+    """Keep only the inputs of each block for the backward pass. Returns how many blocks.
+
+    Gradients are the same bits. A block must not draw random numbers or change state; ours do
+    neither. Without gradients nothing changes. Raises ValueError where there is nothing to do.
+    """
+    return _replace(
+        model, lambda forward: functools.partial(_recomputed, forward), what="recompute"
+    )
+
+
+def compile_blocks(model: nn.Module, *, backend: str | Callable[..., Any] = "inductor") -> int:
+    """torch.compile each block as a full graph of fixed shapes. Returns how many blocks.
+
+    Blocks of one kind and shape share one graph, so that 28 cost the compilation of one. Calls
+    without gradients (previews, inferred actions) run as they are: their shapes change all the
+    time. To recompute as well, call `recompute_blocks` afterwards.
+    """
+
+    def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+        graph = torch.compile(forward, fullgraph=True, dynamic=False, backend=backend)
+        return functools.partial(_compiled, graph, forward)
+
+    return _replace(model, compiled, what="compile")
+
+
+def _replace(
+    model: nn.Module, made_of: Callable[[Callable[..., Any]], Callable[..., Any]], *, what: str
+) -> int:
+    found = blocks(model)
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__}: nothing to {what}: expected parts with a module list called "
+            "blocks or ..._blocks, found none"
+        )
+    for block in found.values():
+        block.forward = made_of(block.forward)
+    return len(found)
+
+
+def _recomputed(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*inputs, **options)
+    # Nothing random happens inside, so no state of a generator has to be kept and set back.
+    return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
+
+
+def _compiled(
+    graph: Callable[..., Any], forward: Callable[..., Any], *inputs: Any, **options: Any
+) -> Any:
+    return (graph if torch.is_grad_enabled() else forward)(*inputs, **options)

@@ -1,0 +1,83 @@
+"""`colaworld data encode`: a cache that training's own clips find, in one process or several."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from colaworld.cli import record
+from colaworld.cli.main import main
+from colaworld.data.clips import ClipSet
+from colaworld.data.latent_cache import LatentCache
+from colaworld.data.loader import ClipLoader
+from colaworld.models.tokenizers import build_tokenizer
+from colaworld.models.tokenizers.opensora_vae import OpenSoraVAE, OpenSoraVAEConfig
+from colaworld.recipes import recipe
+
+
+def _recorded(path):
+    record.run(["scene", "--out", str(path), "--episodes", "3", "--steps", "14"])
+    return path
+
+
+def test_a_recipes_latents(tmp_path, capsys) -> None:
+    data, out = _recorded(tmp_path / "set"), tmp_path / "latents"
+    call = ["data", "encode", "nano.cola", "--data", str(data), "--out", str(out)]
+    assert main(call) == 0
+    assert "42 frames of [12, 16, 16] float32" in capsys.readouterr().out
+    config = recipe("nano.cola")
+    tokenizer = build_tokenizer(config.model.tokenizer)
+    trained = replace(config.data, path=data, workers=0)
+    cache = LatentCache.open(out, ClipSet(trained), tokenizer=tokenizer.fingerprint())
+    batch = next(ClipLoader(trained, batch_size=2, seed=0, latents=cache))
+    assert torch.equal(batch.latents, tokenizer.encode(batch.frames.float().div_(255)))
+    assert main(call) == 0 and "encoded 0 latents into 0 files" in capsys.readouterr().out
+    assert main([*call, "--model.tokenizer.patch", "4"]) != 0
+    assert main([*call, "--tokenizer.patch", "4"]) == 2
+    assert "tokenizer changed (hash" in capsys.readouterr().err
+
+
+def test_two_processes_and_a_learned_tokenizer(tmp_path, capsys, monkeypatch) -> None:
+    data, out = _recorded(tmp_path / "set"), tmp_path / "latents"
+    file = tmp_path / "run" / "config.yaml"
+    file.parent.mkdir()
+    tiny = OpenSoraVAEConfig(
+        image_widths=(4, 8),
+        image_layers=1,
+        temporal_width=4,
+        temporal_multipliers=(1, 1, 2),
+        temporal_halve=(True, True),
+        temporal_layers=1,
+        groups=2,
+    )
+    config = recipe("nano.cola")
+    model = replace(config.model, tokenizer=tiny)
+    clips = replace(config.data, path=data, frames_per_clip=5, workers=0)
+    config = replace(config, model=model, data=clips)
+    from colaworld.config import to_yaml
+
+    file.write_text(to_yaml(config))
+    call = ["data", "encode", str(file.parent), "--out", str(out), "--every", "2"]
+    call += ["--shard-mb", "0.02", "--dtype", "bfloat16"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, told in (("0", "other processes have shards left"), ("1", "complete: LatentCache")):
+        monkeypatch.setenv("RANK", rank)
+        assert main(call) == 0
+        assert told in capsys.readouterr().out
+    torch.manual_seed(config.training.seed)
+    tokenizer = OpenSoraVAE(tiny)
+    cache = LatentCache.open(out, ClipSet(clips), tokenizer=tokenizer.fingerprint())
+    assert len(cache) == 15 and cache.dtype == torch.bfloat16
+    batch = next(ClipLoader(clips, batch_size=3, seed=0, latents=cache))
+    wanted = tokenizer.encode(batch.frames.float().div_(255)).to(torch.bfloat16)
+    assert torch.equal(batch.latents, wanted)
+
+
+def test_wrong_calls(tmp_path, capsys) -> None:
+    assert main(["data", "encode"]) == 2 and "recipes:" in capsys.readouterr().err
+    assert main(["data", "encode", "--help"]) == 0
+    assert main(["data", "encode", "nano.colla", "--data", "x"]) == 2
+    assert "nano.cola" in capsys.readouterr().err
+    assert main(["data", "encode", "nano.cola", "--data", str(tmp_path / "none")]) == 2
+    assert "no such folder" in capsys.readouterr().err

@@ -1,0 +1,248 @@
+"""Remembered frames: the same video as recomputed ones, at the cost of the new frames alone.
+
+The toy generator has two layers of causal attention with weights that depend on the distance, so
+that what a frame holds depends on every earlier one; its memory is real. In float64.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from colaworld.flow.cached_rollout import Remembered
+from colaworld.flow.rollout import Recomputed, Rolling, rollout
+from colaworld.flow.samplers import SamplerConfig
+
+
+class ToyMemory:
+    """What each layer has stored, and how many frames ever were."""
+
+    def __init__(self) -> None:
+        self.layers = [[], []]
+        self.seen = 0
+
+    def forget(self, frames):
+        self.layers = [layer[frames:] for layer in self.layers]
+
+    def repeat_interleave(self, count):
+        copy = ToyMemory()
+        copy.layers = [[x.repeat_interleave(count, 0) for x in layer] for layer in self.layers]
+        copy.seen = self.seen
+        return copy
+
+
+class Toy:
+    """`steer` of a rollout; `passes` counts (clips, frames) of each call of the generator.
+
+    shallow: one layer that holds nothing of the actions, so that nothing a frame holds depends on
+    the window: then forgetting a frame is all there is to a window that slides.
+    """
+
+    def __init__(self, *, stride: int = 1, shallow: bool = False) -> None:
+        self.stride, self.shallow, self.passes = stride, shallow, []
+
+    def __call__(self, codes):
+        packed = codes.flatten(2).unflatten(1, (-1, self.stride)).flatten(2)
+        weights = torch.linspace(0.5, 1.5, packed.shape[2], dtype=packed.dtype)
+        action = (packed @ weights).cumsum(1) / 2  # [B, T - 1]
+        told = torch.cat([action.new_full((codes.shape[0], 1), 0.7), action], 1)
+
+        def velocity(x, times, *, first=0, memory=None, store=False):
+            self.passes.append((x.shape[0], x.shape[2]))
+            memory = memory or ToyMemory()
+            assert len(memory.layers[0]) == first, "the memory is not what comes before"
+            layers = [list(layer) for layer in memory.layers]
+            out = []
+            for t in range(x.shape[2]):
+                m = told[:, first + t, None, None, None]
+                seen = x[:, :, t] if self.shallow else x[:, :, t] + m
+                h = torch.tanh(seen + 0.3 * times[:, t, None, None, None])
+                layers[0].append(h)
+                h = h + self.attend(layers[0])
+                if not self.shallow:
+                    layers[1].append(torch.tanh(h))
+                    h = h + self.attend(layers[1])
+                out.append(h + 0.2 * m - 0.5 * x[:, :, t])
+            if store:
+                memory.layers, memory.seen = layers, memory.seen + x.shape[2]
+            return torch.stack(out, 2)
+
+        return velocity
+
+    @staticmethod
+    def attend(layer):
+        weights = [0.8**distance for distance in reversed(range(len(layer)))]
+        return sum(w * x for w, x in zip(weights, layer, strict=True)) / sum(weights)
+
+
+def drawn(*, history: int, new: int, stride: int = 1, clips: int = 2):
+    g = torch.Generator().manual_seed(0)
+    latents = torch.randn(clips, 3, history, 2, 2, generator=g, dtype=torch.float64)
+    steps = stride * (history + new - 1)
+    return latents, torch.randn(clips, steps, 1, 2, generator=g, dtype=torch.float64)
+
+
+def roll(context, latents, codes, *, window, chunk=1, stride=1, seed=3, **config):
+    return rollout(
+        context,
+        latents,
+        codes,
+        window=window,
+        config=SamplerConfig(steps=2, **config),
+        generator=torch.Generator().manual_seed(seed),
+        stride=stride,
+        chunk=chunk,
+    )
+
+
+def close(made, expected):
+    torch.testing.assert_close(made, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("history", [1, 3, 7])
+@pytest.mark.parametrize(
+    ("window", "chunk"), [(w, c) for w, c in itertools.product((2, 3, 5, 9), (1, 2, 3)) if c < w]
+)
+def test_exact_is_what_recomputing_gives(window, chunk, history):
+    latents, codes = drawn(history=history, new=7)
+    for more in ({}, {"method": "heun"}, {"history_noise": 0.2}):
+        level = more.get("history_noise", 0.0)
+        expected = roll(
+            Recomputed(Toy(), level=level), latents, codes, window=window, chunk=chunk, **more
+        )
+        context = Remembered(Toy(), ToyMemory, level=level)
+        made = roll(context, latents, codes, window=window, chunk=chunk, **more)
+        close(made, expected)
+        assert (expected[:, :, history:] - latents[:, :, -1:]).abs().min() > 1e-6
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+def test_exact_with_several_actions_per_frame(stride):
+    latents, codes = drawn(history=2, new=6, stride=stride)
+    expected, made = (
+        roll(context, latents, codes, window=4, stride=stride)
+        for context in (
+            Recomputed(Toy(stride=stride)),
+            Remembered(Toy(stride=stride), ToyMemory),
+        )
+    )
+    close(made, expected)
+
+
+def test_keep_is_exact_until_the_window_slides_and_then_not():
+    latents, codes = drawn(history=2, new=8)
+    exact, kept = (
+        roll(Remembered(Toy(), ToyMemory, slide=slide), latents, codes, window=5)
+        for slide in ("exact", "keep")
+    )
+    close(kept[:, :, :5], exact[:, :, :5])
+    moved = (kept - exact).abs().amax((0, 1, 3, 4))
+    assert (moved[5:] > 1e-4).all()
+
+
+@pytest.mark.parametrize(("window", "chunk"), [(2, 1), (4, 1), (4, 2), (5, 3)])
+def test_keep_is_exact_where_no_frame_holds_what_left(window, chunk):
+    """Then only the bookkeeping could differ: which frames are held, and where they stand."""
+    latents, codes = drawn(history=3, new=9)
+    exact, kept = (
+        roll(context, latents, codes, window=window, chunk=chunk)
+        for context in (
+            Recomputed(Toy(shallow=True)),
+            Remembered(Toy(shallow=True), ToyMemory, slide="keep"),
+        )
+    )
+    close(kept, exact)
+
+
+def frames_per_round(slide: str, *, history: int, new: int, window: int, chunk: int = 1):
+    toy = Toy()
+    context = Remembered(toy, ToyMemory, slide=slide)
+    latents, codes = drawn(history=history, new=new)
+    rolling = Rolling(
+        context,
+        latents,
+        codes[:, : history - 1],
+        window=window,
+        config=SamplerConfig(steps=3),
+        generator=torch.Generator().manual_seed(0),
+    )
+    counts = []
+    for part in codes[:, history - 1 :].split(chunk, dim=1):
+        toy.passes.clear()
+        rolling.step(part)
+        counts.append(sum(frames for _, frames in toy.passes))
+    return counts
+
+
+def test_a_new_frame_costs_one_frame_up_to_the_window():
+    """3 steps: 3 frames denoised, 1 stored; the first round stores the history."""
+    for slide in ("exact", "keep"):
+        for history in (1, 2, 5, 11):
+            counts = frames_per_round(slide, history=history, new=12 - history, window=12)
+            assert counts == [history + 3] + [1 + 3] * (11 - history)
+
+
+def test_cost_after_the_window_is_constant():
+    filled, slid = [1 + 3] * 4, 5
+    assert frames_per_round("keep", history=1, new=9, window=5) == filled + [1 + 3] * slid
+    assert frames_per_round("exact", history=1, new=9, window=5) == filled + [4 + 3] * slid
+    assert frames_per_round("keep", history=9, new=2, window=5) == [4 + 3, 1 + 3]
+    # Chunks of two: the window holds three clean frames and two new ones.
+    assert frames_per_round("exact", history=1, new=8, window=5, chunk=2) == [
+        1 + 6,
+        2 + 6,
+        3 + 6,
+        3 + 6,
+    ]
+
+
+@pytest.mark.parametrize("window", [3, 9])
+@pytest.mark.parametrize("remembered", [True, False])
+def test_candidates_are_the_rollouts_they_would_be_alone(remembered, window):
+    latents, codes = drawn(history=3, new=4)
+    other = codes + 0.5
+    toy = Toy()
+    context = Remembered(toy, ToyMemory) if remembered else Recomputed(toy)
+    rolling = Rolling(
+        context,
+        latents,
+        codes[:, :2],
+        window=window,
+        config=SamplerConfig(steps=2),
+        generator=torch.Generator().manual_seed(3),
+        candidates=2,
+    )
+    both = torch.stack([codes, other], 1)[:, :, 2:].flatten(0, 1)  # [B n, 4, N, d]
+    made = torch.cat([rolling.step(part) for part in both.split(1, dim=1)], 2).unflatten(0, (2, 2))
+    if remembered:  # the history went through once, with one row for each clip
+        assert toy.passes[0] == (2, min(3, window - 1))
+        assert all(clips == 4 for clips, _ in toy.passes[1:])
+    for index, mine in enumerate((codes, other)):
+        mine = torch.cat([codes[:, :2], mine[:, 2:]], 1)
+        alone = roll(Remembered(Toy(), ToyMemory), latents, mine, window=window)
+        close(made[:, index], alone[:, :, 3:])
+
+
+def test_candidates_with_noise_of_their_own_differ_under_equal_actions():
+    latents, codes = drawn(history=1, new=2, clips=1)
+    for shared, equal in ((True, True), (False, False)):
+        rolling = Rolling(
+            Remembered(Toy(), ToyMemory),
+            latents,
+            codes[:, :0],
+            window=4,
+            config=SamplerConfig(steps=2, history_noise=0.1),
+            generator=torch.Generator().manual_seed(0),
+            candidates=2,
+            shared_noise=shared,
+        )
+        for part in codes.expand(2, -1, -1, -1).split(1, dim=1):
+            made = rolling.step(part)
+            assert torch.equal(made[0], made[1]) is equal
+
+
+def test_an_unknown_slide_is_named():
+    with pytest.raises(ValueError, match=r"sampler.slide: expected one of exact, keep, got 'fast'"):
+        Remembered(Toy(), ToyMemory, slide="fast")

@@ -1,0 +1,255 @@
+"""Published generators come in, trained worlds go out and come back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import colaworld
+from colaworld.config import ConfigError
+from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
+from colaworld.models.backbones.weights import WeightsError
+from colaworld.recipes import pretrained
+from colaworld.recipes.base import build_trainer
+from colaworld.recipes.runs import load_world
+from colaworld.training.checkpoint import CheckpointError
+
+# What the published repository says of itself, at a size that fits a test.
+PUBLISHED = {
+    "_name_or_path": "hpcai-tech/OpenSora-STDiT-v3",
+    "architectures": ["STDiT3"],
+    "model_type": "STDiT3",
+    "depth": 2,
+    "hidden_size": 24,
+    "num_heads": 2,
+    "mlp_ratio": 4.0,
+    "patch_size": [1, 2, 2],
+    "in_channels": 4,
+    "pred_sigma": True,
+    "qk_norm": True,
+    "input_sq_size": 512,
+    "caption_channels": 10,
+    "model_max_length": 5,
+}
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    trainer = build_trainer(tiny(), out=tmp_path / "run")
+    assert trainer.run().status == "finished"
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def generator(tmp_path):
+    """A folder as the published generator is: config.json beside one file of weights."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    config = replace(
+        STDiT3Config(depth=2, width=24, heads=2, in_channels=4, predict_sigma=True),
+        text="full",
+        caption_width=10,
+        caption_length=5,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        stored = dict(STDiT3(config).state_dict())
+    stored["rope.freqs"] = 10_000.0 ** (-torch.arange(0, 12, 2) / 12)
+    save_file(stored, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(PUBLISHED))
+    return folder, stored
+
+
+def test_a_published_generator(generator) -> None:
+    folder, stored = generator
+    model = colaworld.from_pretrained(folder)
+    assert isinstance(model, STDiT3) and not model.training
+    assert model.config.causal and model.config.text == "removed" and model.config.fps == 24.0
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, stored[key]), key
+    assert set(stored) - set(model.state_dict()) == {
+        key for key in stored if "cross_attn" in key or key.startswith(("y_embedder", "rope"))
+    }
+    whole = colaworld.from_pretrained(str(folder), text="full", causal=False, dtype=torch.bfloat16)
+    assert not whole.config.causal and whole.y_embedder.y_embedding.shape == (5, 10)
+    assert {p.dtype for p in whole.parameters()} == {torch.bfloat16}
+
+
+def test_a_file_needs_a_config(generator) -> None:
+    folder, stored = generator
+    with pytest.raises(WeightsError, match=r"no config\.json says what this is; pass config="):
+        colaworld.from_pretrained(folder / "model.safetensors")
+    config = replace(STDiT3Config.xl2(), depth=2, width=24, heads=2)
+    model = colaworld.from_pretrained(folder / "model.safetensors", config=config)
+    assert torch.equal(model.t_block[1].bias, stored["t_block.1.bias"])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"qk_norm": False}, WeightsError, r"qk_norm is False; only True is supported"),
+        ({"patch_size": [2, 2, 2]}, WeightsError, r"patch_size is \(2, 2, 2\)"),
+        (
+            {"architectures": ["Other"], "model_type": "o"},
+            WeightsError,
+            r"describes o Other; known",
+        ),
+        (
+            {"hidden_size": 48},
+            WeightsError,
+            r"final_layer.linear.weight: expected \[32, 48\], got \[32, 24\]",
+        ),
+    ],
+)
+def test_a_config_that_is_not_ours(change, error, message, generator) -> None:
+    folder, _ = generator
+    (folder / "config.json").write_text(json.dumps(PUBLISHED | change))
+    with pytest.raises(error, match=message):
+        colaworld.from_pretrained(folder)
+
+
+def test_a_config_that_is_no_json(generator) -> None:
+    folder, _ = generator
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json: not readable JSON"):
+        colaworld.from_pretrained(folder)
+
+
+def test_neither_a_path_nor_a_hub_id(tmp_path) -> None:
+    with pytest.raises(WeightsError, match=r"no such file or folder, and not a hub id"):
+        colaworld.from_pretrained(tmp_path / "no" / "such" / "place")
+
+
+def test_the_hub_is_asked_for_an_id_alone(generator, monkeypatch) -> None:
+    folder, _ = generator
+    asked = []
+
+    class Hub:
+        class errors:
+            HfHubHTTPError = RuntimeError
+
+        @staticmethod
+        def snapshot_download(name, **options):
+            asked.append((name, options))
+            if name == "no/model":
+                raise OSError("offline")
+            return str(folder)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
+    assert isinstance(colaworld.from_pretrained("some/model", revision="v1"), STDiT3)
+    (name, options) = asked[0]
+    assert name == "some/model" and options["revision"] == "v1"
+    assert "*.bin" not in options["allow_patterns"]
+    colaworld.from_pretrained(folder)
+    assert len(asked) == 1
+    with pytest.raises(WeightsError, match=r"no/model: .*offline\. Offline: download it"):
+        colaworld.from_pretrained("no/model")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match=r"colaworld\[hub\]"):
+        colaworld.from_pretrained("some/model")
+
+
+@pytest.mark.parametrize("shard_gb", [5.0, 1e-4])
+def test_an_exported_world_is_the_run(run, shard_gb, tmp_path) -> None:
+    out = pretrained.export_run(run, tmp_path / "out", shard_gb=shard_gb)
+    shards = sorted(out.glob("*.safetensors"))
+    assert (len(shards) > 1) == (shard_gb < 1)
+    if shard_gb < 1:
+        assert all(shard.stat().st_size < 1.2e5 for shard in shards[:-1])
+    world, _ = load_world(run)
+    back = colaworld.from_pretrained(out)
+    ours, theirs = world.model.state_dict(), back.model.state_dict()
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    assert back.sampler == world.sampler
+    frames = torch.rand(1, 4, 3, 24, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(back.infer_actions(frames).codes, world.infer_actions(frames).codes)
+    assert pretrained.export_run(run, out) == out  # again, over an export
+
+
+def test_a_finished_run_loads_as_it_is(run) -> None:
+    world = colaworld.from_pretrained(run)
+    stored = load_file(run / "weights" / "model.safetensors")
+    found = world.model.state_dict()
+    assert set(found) == set(stored)
+    assert all(torch.equal(found[key], value) for key, value in stored.items())
+
+
+def test_nothing_of_the_machine_is_exported(run, tmp_path) -> None:
+    out = pretrained.export_run(run, tmp_path / "out")
+    for name in ("config.json", "README.md"):
+        text = (out / name).read_text()
+        assert str(tmp_path) not in text and "films" not in text
+
+
+def test_the_card_says_what_was_measured_and_what_was_not(run, tmp_path) -> None:
+    card = (pretrained.export_run(run, tmp_path / "a") / "README.md").read_text()
+    assert card.count("not evaluated: run `colaworld evaluate`") == 2
+    part = {"utilisation": 0.5, "max_usage": 0.25, "entropy_normalised": 0.75, "perplexity": 3.0}
+    found = {
+        "codebook": {"positions": [part], "joint": part},
+        "delta_psnr": {"random": {"mean": 2.5, "low": 1.5, "high": 3.5}},
+        "counts": {"clips": 4, "episodes": 2, "horizon": 3, "height": 24, "width": 32},
+    }
+    (run / "evaluation.json").write_text(json.dumps(found))
+    card = (pretrained.export_run(run, tmp_path / "b") / "README.md").read_text()
+    assert "| token 0 | 0.50 | 0.25 | 0.75 | 3.00 |" in card
+    assert "inferred actions over random ones: 2.50 dB [1.50, 3.50]" in card
+    assert "4 clips of 2 episodes, 3 frames ahead" in card and "24x32 pixels" in card
+
+
+def test_what_cannot_be_exported(run, tiny, tmp_path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    with pytest.raises(ConfigError, match=r"--out .*full: exists and is no exported model"):
+        pretrained.export_run(run, tmp_path / "full")
+    assert (tmp_path / "full" / "thesis.tex").read_text() == "x"
+    with pytest.raises(ConfigError, match=r"--shard-gb: expected a size above 0, got 0"):
+        pretrained.export_run(run, tmp_path / "out", shard_gb=0)
+    shutil.rmtree(run / "weights")
+    with pytest.raises(ConfigError, match=r"is not finished"):
+        pretrained.export_run(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_the_old_export(run, tmp_path, monkeypatch) -> None:
+    out = pretrained.export_run(run, tmp_path / "out")
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+
+    def full(tensors, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pretrained, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"cannot be written.*No space left"):
+        pretrained.export_run(run, out)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_upload_needs_a_name_and_a_package(run, tmp_path, monkeypatch) -> None:
+    with pytest.raises(ConfigError, match=r"--push: expected OWNER/NAME, got 'mine'"):
+        pretrained.push_to_hub(tmp_path, "mine")
+    called = []
+
+    class Hub:
+        class HfApi:
+            def __init__(self, token):
+                called.append(token)
+
+            def create_repo(self, name, **options):
+                called.append((name, options))
+
+            def upload_folder(self, **options):
+                called.append(options)
+                return "the address"
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
+    assert pretrained.push_to_hub(tmp_path, "me/world") == "the address"
+    assert called[1] == ("me/world", {"private": True, "exist_ok": True})
+    assert called[2] == {"repo_id": "me/world", "folder_path": str(tmp_path)}
