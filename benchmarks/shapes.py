@@ -297,11 +297,13 @@ def card_ops(*, quick: bool) -> list[tuple[str, str, str]]:
         ("st_attention", "stdit3-xl.b8.temporal", "bfloat16"),
         ("adaln", "stdit3-xl.b8.block", "bfloat16"),
         ("vector_quantize", "lam.codes", "float32"),
+        ("code_statistics", "lam.codes", "float32"),
         ("qk_norm_rope", "stdit3-xl.b8.spatial", "bfloat16"),
     ]
     if not quick:
         found += [
             ("vector_quantize", "bounded.codes", "float32"),
+            ("code_statistics", "bounded.codes", "float32"),
             ("st_attention", "stdit3-xl.b8.spatial", "bfloat16"),
             ("qk_norm_rope", "wan-1.3b", "bfloat16"),
             ("vector_quantize", "goal.codes", "float32"),
