@@ -154,7 +154,8 @@ def resources() -> dict[tuple[int, str], dict[str, int]]:
             architecture = int(match[1])
         elif match := re.match(r"\s*Function (\w+):", line):
             kernel = match[1]
-        elif match := re.findall(r"([A-Z]+)(?:\[\d\])?:(\d+)", line):
+        elif "REG:" in line:
+            match = re.findall(r"([A-Z]+):(\d+)", line)
             found[architecture, kernel] = {name: int(value) for name, value in match}
     return found
 
