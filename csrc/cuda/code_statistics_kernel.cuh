@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(WARPS* LANES, RESIDENT)
     const int64_t index = n + lane < end ? call.indices[n + lane] : -1;
     if (watches && n + lane < end && (index < 0 || index >= call.K)) stop();
     const int64_t local = index - first;
-    const bool mine = local >= 0 && local < plan.per_warp && index < call.K;
+    const bool mine = local >= 0 && local < plan.per_warp;
     uint32_t left = ballot(mine);
     while (left != 0) {
       int from[AHEAD], entry[AHEAD];
