@@ -80,17 +80,33 @@ def _of_copy(op: str, shape: str, mode: str) -> Callable:
     return reached
 
 
+# The joint step, with as many clips as everybody had memory for.
+_CLIPS = (8, 4, 2, 1)
+
+
 def _step(rivals: Sequence[str]) -> Callable:
-    where = {"op": "step", "shape": "xl.joint", "mode": "fwd_bwd"}
-    return _over(rivals, ("default", "default+compile"), **where)
+    def reached(rows: Sequence[Row]) -> float | None:
+        for clips in _CLIPS:
+            where = {"op": "step", "shape": f"xl.b{clips}.joint", "mode": "fwd_bwd"}
+            value = _over(rivals, ("default", "default+compile"), **where)(rows)
+            if value is not None:
+                return value
+        return None
+
+    return reached
 
 
 def _saved(rows: Sequence[Row]) -> float | None:
-    """GB of activations that a step of ours holds less than the eager one."""
-    theirs, ours = (_one(rows, op="step", impl=impl) for impl in ("eager", "default"))
-    if theirs is None or ours is None:
-        return None
-    return (theirs["activation_mb"] - ours["activation_mb"]) / 1024
+    """GB of activations that a step of 8 clips of ours holds less than the eager one; where eager did
+    not fit, from fewer clips, since activations go with their number."""
+    for clips in _CLIPS:
+        theirs, ours = (
+            _one(rows, op="step", shape=f"xl.b{clips}.joint", impl=impl)
+            for impl in ("eager", "default")
+        )
+        if theirs is not None and ours is not None:
+            return (theirs["activation_mb"] - ours["activation_mb"]) / 1024 * 8 / clips
+    return None
 
 
 def _microseconds(rows: Sequence[Row]) -> float | None:

@@ -111,6 +111,7 @@ def test_a_head_of_an_odd_number_of_channels() -> None:
     check((1, 4, 2, 1, 7), torch.float32, rope=False)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     shape=st.tuples(
@@ -231,6 +232,7 @@ def test_bitwise_equal_over_runs() -> None:
         assert torch.equal(first[name], second[name]), name
 
 
+@pytest.mark.slow
 def test_several_locations_of_one_program(monkeypatch) -> None:
     """A program of the backward pass works on many locations when there are many; here on all."""
     from colaworld.kernels import st_attention as kernels
@@ -261,6 +263,7 @@ def test_gradcheck(causal) -> None:
     torch.autograd.gradcheck(run, inputs, fast_mode=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [False, True])
 def test_opcheck(norm) -> None:
     (qkv, q_weight, k_weight), tables = leaves((1, 3, 2, 1, 8), torch.float32, norm=norm)
@@ -280,6 +283,7 @@ def test_a_second_derivative_is_an_error_that_says_what_to_do() -> None:
         first.sum().backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("axis", ["temporal", "spatial"])
 def test_compiles_as_one_graph(axis, dynamic) -> None:
@@ -325,6 +329,7 @@ def test_autocast_changes_nothing() -> None:
     assert torch.equal(got, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_spatial_axis(causal, dtype) -> None:
@@ -336,6 +341,7 @@ def test_the_spatial_axis_without_norm_or_rotation(norm, rope) -> None:
     check((1, 2, 3, 2, 8), torch.float32, axis="spatial", norm=norm, rope=rope)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 33, 2, 1, 8), (1, 3, 2, 1, 136)])
 def test_what_is_too_long_or_too_wide_for_the_kernel(shape) -> None:
     check(shape, torch.float32)
