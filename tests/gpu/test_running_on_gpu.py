@@ -43,7 +43,8 @@ def leaves_of(op: str, cuda) -> list[torch.Tensor]:
     if op == "st_attention":
         return [draw(cuda, 1, 8, 64, 3, 4, 64).requires_grad_(), draw(cuda, 64).requires_grad_()]
     if op == "qk_norm_rope":
-        return [draw(cuda, 2, 40, 4, 72, seed=s).requires_grad_() for s in (0, 1)]
+        both = [draw(cuda, 2, 40, 4, 72, seed=s).requires_grad_() for s in (0, 1)]
+        return [*both, draw(cuda, 72).requires_grad_()]
     if op == "adaln":
         shapes = ((2, 3, 40, 1152), (2, 3, 40, 1152), (2, 3, 1152))
         return [draw(cuda, *s, seed=n).requires_grad_() for n, s in enumerate(shapes)]
@@ -59,7 +60,8 @@ def step(op: str, leaves: list[torch.Tensor]) -> list[torch.Tensor]:
             first, axis="temporal", causal=True, q_weight=leaves[1], k_weight=leaves[1]
         )
     elif op == "qk_norm_rope":
-        q, k = ops.qk_norm_rope(*leaves, norm="none", rope=None)
+        weight = leaves[2]
+        q, k = ops.qk_norm_rope(first, leaves[1], q_weight=weight, k_weight=weight)
         out = torch.cat((q, k))
     elif op == "adaln":
         table = leaves[2]
