@@ -199,6 +199,10 @@ def vector_quantize(config: RunConfig) -> list[Shape]:
     ]
 
 
+# What is counted and summed are the rows of the search.
+code_statistics = vector_quantize
+
+
 def models(config: RunConfig) -> dict[str, Shape]:
     """By model: idm, stdit3_pair, world_model. B, T, height, width, and S tokens per frame."""
     height, width = frame_size(config)

@@ -84,4 +84,4 @@ DEFINITION = Definition(
 
 def cases(wish: Wish) -> Iterator[Case | Skipped]:
     config = shapes.run_config(wish.recipe, wish.overrides)
-    yield from cases_of(DEFINITION, shapes.vector_quantize(config), wish)
+    yield from cases_of(DEFINITION, shapes.code_statistics(config), wish)

@@ -6,6 +6,7 @@ From the command line to a table by phase. Not here: how memory is counted (reci
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,6 +53,9 @@ def run(argv: list[str]) -> int:
         print(_USAGE.format(recipes=names), end="", file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
     options = parse(argv)
+    logging.getLogger("colaworld.ops").setLevel(
+        logging.WARNING
+    )  # nothing is run, so nothing to tell
     config, limit = options.run, usable(options.gpu)
     if limit <= 0:
         raise ConfigError(f"--gpu: expected GB of a card, more than 1, got {options.gpu:g}")
@@ -152,7 +156,7 @@ def _numbers(
 
 
 def _gib(size: float) -> str:
-    return f"{size / GIB:.2f} GiB" if size >= 0.01 * GIB else f"{size / 2**20:.2f} MiB"
+    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
 
 
 __all__ = ["PlanOptions", "parse", "run", "table"]

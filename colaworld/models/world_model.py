@@ -69,6 +69,8 @@ class WorldModel(nn.Module):
         if set(parts) - known:
             raise ValueError(f"parts: expected a subset of {sorted(known)}, got {parts}")
         self.tokenizer = build_tokenizer(config.tokenizer) if tokenizer is None else tokenizer
+        if tokenizer is None and getattr(config.tokenizer, "path", ""):
+            _leave_out_of_state(self, "tokenizer.")
         self.backbone = build_backbone(config.backbone)
         if self.tokenizer.channels != self.backbone.channels:
             raise ValueError(
@@ -246,3 +248,19 @@ class WorldModel(nn.Module):
         for name in ("idm", "conditioner", "backbone", "fdm"):
             if hasattr(self, name):
                 getattr(self, name).compile(fullgraph=True, dynamic=False)
+
+
+def _leave_out_of_state(model: nn.Module, prefix: str) -> None:
+    """Keep a frozen part that its configuration names by path out of every state_dict, so that
+    checkpoints do not carry hundreds of megabytes that never change."""
+
+    def saved(_module: nn.Module, state: dict, before: str, _metadata: dict) -> None:
+        for key in [key for key in state if key.startswith(before + prefix)]:
+            del state[key]
+
+    def loaded(_module: nn.Module, keys: object) -> None:
+        missing = keys.missing_keys  # type: ignore[attr-defined]
+        missing[:] = [key for key in missing if not key.startswith(prefix)]
+
+    model.register_state_dict_post_hook(saved)
+    model.register_load_state_dict_post_hook(loaded)

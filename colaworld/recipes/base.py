@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from colaworld.config import ConfigError, load_yaml, to_dict, to_yaml
+from colaworld.data.latent_cache import LatentCache
 from colaworld.data.loader import ClipLoader, DataConfig
 from colaworld.evaluation.evaluate import EvaluationConfig
 from colaworld.flow.samplers import SamplerConfig
@@ -73,8 +74,11 @@ class RunConfig:
     schedule: tuple[str, ...] = ("warmup", "joint")
     """Phases, in order: pretrain, warmup, joint, lam, world."""
     generator: str | None = "nano"
-    """The pre-trained video generator: "nano" (shipped), a safetensors file or run folder; None (in
-    YAML: null) for random weights."""
+    """The pre-trained video generator: "nano" (shipped), a safetensors file, a run folder, a folder
+    or hub name of published weights; None (in YAML: null) for random weights."""
+    latents: str | None = None
+    """A cache made by `colaworld data encode`, read in place of encoding; needs objective.augment
+    false, since a crop has other latents. None: the tokenizer encodes on the fly."""
     data: DataConfig = field(default_factory=DataConfig)
     """Videos and clips."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -174,9 +178,17 @@ def build_trainer(
         frames=config.data.frames_per_clip,
         most_history=config.objective.history[1],
     )
+    if config.latents is not None and config.objective.augment:
+        raise ConfigError(
+            "latents: cached latents are of whole frames, but objective.augment crops clips at "
+            "random; set --objective.augment False, or leave latents out"
+        )
     # A checkpoint holds the generator too, so the file it came from may be gone by then.
     resumed = resume and latest_checkpoint(out / "checkpoints") is not None
     model = build_model(config, weights=not resumed)
+    if config.latents is not None:
+        fingerprint = model.tokenizer.to(device).fingerprint()
+        loader.latents = LatentCache.open(config.latents, loader.clips, tokenizer=fingerprint)
     preview = None
     if config.training.sample_every and config.training.tensorboard:
         clips = first_clips(config.data, clips=_PREVIEW_CLIPS)

@@ -7,19 +7,24 @@ table a person reads (cli/plan_memory.py).
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from colaworld.config import ConfigError
 from colaworld.contracts import ClipBatch
 from colaworld.models.layers.attention import AxialAttention
 from colaworld.models.tokenizers import build_tokenizer
 from colaworld.models.tokenizers.base import latent_frames
+from colaworld.models.tokenizers.diffusers_vae import DiffusersVAE, DiffusersVAEConfig
+from colaworld.models.tokenizers.opensora_vae import OpenSoraVAE, OpenSoraVAEConfig
 from colaworld.models.world_model import WorldModel
 from colaworld.recipes.base import RunConfig
 from colaworld.recipes.sizes import check_frames, check_heads
@@ -133,7 +138,7 @@ def _phase_memory(
         number = torch.zeros(clips, dtype=torch.int64)
         shape = (clips, frames, 3, height, width)
         batch = ClipBatch(torch.empty(shape, dtype=torch.uint8), episode=number, start=number)
-        tokenizer = _tokenizer_peak(model, batch, count)
+        tokenizer = _count_encoding(model.tokenizer, count)
         bf16 = training.autocast == "bf16" or (training.autocast == "auto" and device == "cuda")
         trace_step(count, model, objective, phase, training, batch, autocast=bf16)
         at: dict[Kind, int] = count.at_peak
@@ -144,7 +149,7 @@ def _phase_memory(
             at["optimizer"],
             at["average"],
             at["activations"],
-            tokenizer,
+            tokenizer(),
         )
 
 
@@ -170,15 +175,35 @@ def _model(config: RunConfig, cached_latents: bool) -> WorldModel:
     statistics are tables of codebook size and are left out.
     """
     quantizer = replace(config.model.quantizer, continuous_steps=0, reseed=False)
-    tokenizer = _tokenizer(config)
-    if cached_latents:
-        tokenizer = _Cached(tokenizer)
-    model = WorldModel(
-        replace(config.model, quantizer=quantizer), parts=config.parts(), tokenizer=tokenizer
-    )
+    sizes = replace(config.model, quantizer=quantizer)
+    with unset_fake_temporarily(), torch.device("meta"):
+        tokenizer = _tokenizer(config)
+        if cached_latents:
+            tokenizer = _Cached(tokenizer)
+        model = WorldModel(sizes, parts=config.parts(), tokenizer=tokenizer)
+    _on_cpu(model)
     if hasattr(model, "quantizer"):
         model.quantizer.observe = _not_observed  # type: ignore[method-assign]
     return model
+
+
+def _on_cpu(model: nn.Module) -> None:
+    """Parameters and buffers of the meta device become fake ones of the CPU, tied ones tied.
+
+    Built there and not as fakes at once, since a module of fakes cannot be cast (`module.to`).
+    """
+    made: dict[int, tuple[Tensor, Tensor]] = {}  # the old one too: its id must not be used again
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, old in held.items():
+                if old is None:
+                    continue
+                if id(old) not in made:
+                    new = torch.empty(old.shape, dtype=old.dtype, device="cpu")
+                    if isinstance(old, nn.Parameter):
+                        new = nn.Parameter(new, old.requires_grad)
+                    made[id(old)] = old, new
+                held[name] = made[id(old)][1]
 
 
 def _not_observed(*_: object, **__: object) -> None:
@@ -186,8 +211,30 @@ def _not_observed(*_: object, **__: object) -> None:
 
 
 def _tokenizer(config: RunConfig) -> nn.Module:
-    """The run's tokenizer without reading its weights."""
-    return build_tokenizer(config.model.tokenizer)  # type: ignore[return-value]
+    """The run's tokenizer without its weights; of diffusers' ones the published sizes, if need be."""
+    given = config.model.tokenizer
+    if isinstance(given, OpenSoraVAEConfig):
+        return OpenSoraVAE(replace(given, path=""))
+    if not isinstance(given, DiffusersVAEConfig):
+        return build_tokenizer(given)  # type: ignore[return-value]
+    stored = Path(given.path).expanduser() / given.subfolder / "config.json"
+    if given.path and stored.is_file():
+        sizes = json.loads(stored.read_text())
+        return DiffusersVAE(given, module={k: v for k, v in sizes.items() if not k.startswith("_")})
+    return DiffusersVAE(given, module=_PUBLISHED[given.family])
+
+
+# Stable Diffusion's autoencoder; the other two classes have the published sizes by default.
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "kl": {
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+    },
+    "tiny": {},
+    "wan": {},
+}
 
 
 class _Cached(nn.Module):
@@ -205,14 +252,18 @@ class _Cached(nn.Module):
         return frames.new_empty(B, self.channels, length, H // stride, W // stride)
 
 
-def _tokenizer_peak(model: WorldModel, batch: ClipBatch, count: MemoryCount) -> int:
-    """Bytes of the tokenizer's weights and of encoding the batch, at most."""
-    frames = torch.empty(batch.frames.shape)
-    count.begin()
-    before = count.peak
-    model.tokenizer.encode(frames)
-    weights = [*model.tokenizer.parameters(), *model.tokenizer.buffers()]
-    return count.peak - before + sum(t.untyped_storage().nbytes() for t in weights)
+def _count_encoding(tokenizer: nn.Module, count: MemoryCount) -> Callable[[], int]:
+    """Watch `tokenizer.encode`; the result tells bytes of weights and of encoding, at most."""
+    most, encode = [0], tokenizer.encode
+
+    def counted(frames: Tensor) -> Tensor:
+        latents, above = count.above(lambda: encode(frames))
+        most[0] = max(most[0], above)
+        return latents
+
+    tokenizer.encode = counted  # type: ignore[assignment]
+    weights = [*tokenizer.parameters(), *tokenizer.buffers()]
+    return lambda: most[0] + sum(t.untyped_storage().nbytes() for t in weights)
 
 
 class _Keep(torch.autograd.Function):

@@ -23,13 +23,14 @@ from colaworld import __version__
 from colaworld.config import VERSION, ConfigError, from_dict, to_dict
 from colaworld.models.backbones import BackboneConfig, build_backbone, published_config
 from colaworld.models.backbones.weights import WeightsError, files_of, load_weights
+from colaworld.models.hub import HUB_NAME, hub_package, local_folder
 from colaworld.recipes.base import RunConfig, build_model
 from colaworld.recipes.model_card import model_card
 from colaworld.recipes.runs import TrainedWorld, read_config
+from colaworld.recipes.weights import PATTERNS
 from colaworld.training.checkpoint import write_folder
 
 SHARD_GB = 5.0  # what hubs and file systems carry comfortably in one file
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def from_pretrained(
@@ -123,9 +124,9 @@ def push_to_hub(
     folder: Path, repo_id: str, *, private: bool = True, token: str | None = None
 ) -> str:
     """Upload an exported folder; returns its address. Needs the extra `hub` and a login."""
-    if not _HUB_ID.fullmatch(repo_id):
+    if not HUB_NAME.fullmatch(repo_id):
         raise ConfigError(f"--push: expected OWNER/NAME, got {repo_id!r}")
-    api = _hub().HfApi(token=token)
+    api = hub_package("--push needs").HfApi(token=token)
     api.create_repo(repo_id, private=private, exist_ok=True)
     return str(api.upload_folder(repo_id=repo_id, folder_path=str(folder)))
 
@@ -147,38 +148,14 @@ def _world(
 
 def _find(source: str | Path, revision: str | None) -> Path:
     """A local path; or the hub's copy of what an id names, fetched once."""
-    path = Path(source)
-    if path.exists():
-        for inside in ("weights", "transformer"):  # a run, a diffusers pipeline
-            if (path / inside / "config.json").is_file():
-                return path / inside
-        return path
-    if not _HUB_ID.fullmatch(str(source)):
-        raise WeightsError(
-            f"{source}: no such file or folder, and not a hub id (OWNER/NAME) either"
-        )
-    hub = _hub()
     try:
-        fetched = hub.snapshot_download(
-            str(source), revision=revision, allow_patterns=["*.json", "*.safetensors"]
-        )
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
-        raise WeightsError(
-            f"{source}: no such local path, and the hub did not give it: {error}. Offline: download "
-            "it elsewhere and pass the folder"
-        ) from error
-    return _find(fetched, None)
-
-
-def _hub() -> Any:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise ImportError(
-            "a hub id needs the package huggingface_hub: pip install 'colaworld[hub]', or pass a "
-            "local folder"
-        ) from None
-    return huggingface_hub
+        path = local_folder(str(source), patterns=PATTERNS, revision=revision)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+    for inside in ("weights", "transformer"):  # a run, a diffusers pipeline
+        if (path / inside / "config.json").is_file():
+            return path / inside
+    return path
 
 
 def _described(folder: Path) -> dict[str, Any] | None:

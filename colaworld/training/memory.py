@@ -14,8 +14,8 @@ Not here: how a run becomes a model and a batch, or what to change when it does 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from colaworld.training.ema import WeightAverage
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.phases import Phase, enter_phase
 
+T = TypeVar("T")
 Kind = Literal["parameters", "gradients", "optimizer", "average", "activations"]
 KINDS: tuple[Kind, ...] = ("parameters", "gradients", "optimizer", "average", "activations")
 
@@ -49,6 +50,7 @@ class MemoryCount(TorchDispatchMode):
         self.live: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         self.at_peak: dict[Kind, int] = dict(self.live)
         self.peak = 0
+        self._inner = 0  # the same within the innermost `above`
         self._known: dict[int, tuple[Kind, int, weakref.ref]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -72,12 +74,21 @@ class MemoryCount(TorchDispatchMode):
                 self.live[kind] += known[1]
                 self._known[key] = (kind, *known[1:])
         total = sum(self.live.values())
+        self._inner = max(self._inner, total)
         if total > self.peak:
             self.peak, self.at_peak = total, dict(self.live)
 
     def begin(self) -> None:
         """The peak is measured from here on."""
         self.peak, self.at_peak = sum(self.live.values()), dict(self.live)
+
+    def above(self, run: Callable[[], T]) -> tuple[T, int]:
+        """What `run()` returns, and how many bytes more than before were alive within it, at most."""
+        before = sum(self.live.values())
+        outer, self._inner = self._inner, before
+        result = run()
+        most, self._inner = self._inner, max(outer, self._inner)
+        return result, most - before
 
     def _forget(self, key: int) -> None:
         kind, size, _ = self._known.pop(key)
@@ -92,7 +103,7 @@ def trace_step(
     training: TrainingConfig,
     batch: ClipBatch,
     *,
-    autocast: bool,
+    autocast: bool,  # bf16 products
 ) -> None:
     """A step of `phase` under `count`, as every one after the first; `count` holds its peak.
 
@@ -117,12 +128,15 @@ def trace_step(
     )
     if training.accumulate == 1:
         optimizer.zero_grad()
+    for parameter in optimizer.parameters.values():
+        parameter.register_post_accumulate_grad_hook(
+            lambda parameter: count.name([parameter.grad], "gradients")
+        )
     count.begin()
     with torch.autocast(batch.frames.device.type, dtype=torch.bfloat16, enabled=autocast):
         loss, metrics = objective.loss(batch, generator=torch.Generator())
     (loss / training.accumulate).backward()
     del loss, metrics
-    count.name(optimizer.gradients(), "gradients")
     norm = torch.nn.utils.get_total_norm(optimizer.gradients())
     if training.clip_norm:
         torch.nn.utils.clip_grads_with_norm_(

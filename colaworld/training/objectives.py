@@ -69,10 +69,13 @@ class _Base:
         return {}, []
 
     def _noised(
-        self, frames: Tensor, generator: torch.Generator
+        self, frames: Tensor, stored: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Latents on the path, their times [B, T], the target velocity, the mask to predict."""
-        x0 = self.model.tokenizer.encode(frames)
+        """Latents on the path, their times [B, T], the target velocity, the mask to predict.
+
+        `stored` [B, C, T, h, w]: latents of these very frames, so that they need no encoding.
+        """
+        x0 = self.model.tokenizer.encode(frames) if stored is None else stored.float()
         clips, length = x0.shape[0], x0.shape[2]
         low, high = self.config.history
         high = min(high, length - 1)
@@ -102,7 +105,7 @@ class FlowObjective(_Base):
     def loss(
         self, batch: ClipBatch, *, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Any]]:
-        x_t, times, target, predict = self._noised(pixels(batch), generator)
+        x_t, times, target, predict = self._noised(pixels(batch), batch.latents, generator)
         loss = masked_velocity_loss(self.model.velocity(x_t, times), target, predict)
         return loss, {"flow": loss.detach()}
 
@@ -152,7 +155,8 @@ class ColaObjective(_LatentActionObjective):
         self, batch: ClipBatch, *, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Any]]:
         frames = self._frames(batch, generator)
-        x_t, times, target, predict = self._noised(frames, generator)
+        stored = None if self.config.augment else batch.latents  # those of a crop are others
+        x_t, times, target, predict = self._noised(frames, stored, generator)
         quantized = self.model.quantize(frames, generator=generator)
         drop = _drop(quantized.codes, self.model.conditioner.config.dropout, generator)
         velocity = self.model.velocity(x_t, times, quantized.codes, drop)
@@ -174,7 +178,7 @@ class WorldObjective(_Base):
         self, batch: ClipBatch, *, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Any]]:
         frames = pixels(batch)  # no augmentation: the latent action model is fixed (paper)
-        x_t, times, target, predict = self._noised(frames, generator)
+        x_t, times, target, predict = self._noised(frames, batch.latents, generator)
         actions = self.model.infer_actions(frames)
         drop = _drop(actions.codes, self.model.conditioner.config.dropout, generator)
         velocity = self.model.velocity(x_t, times, actions.codes, drop)

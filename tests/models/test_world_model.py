@@ -123,8 +123,11 @@ def test_guidance_by_formula(randomised):
     with torch.no_grad():
         conditional = model.velocity(x, times, codes)
         null = model.velocity(x, times, codes, torch.ones(2, 3).bool())
-        made = model.velocity_under(codes, 4.0)(x, times)
-        torch.testing.assert_close(made, null + 4 * (conditional - null))
+        expected = null + 4 * (conditional - null)
+        for passes in ("one", "two"):
+            made = model.velocity_under(codes, 4.0, passes=passes)(x, times)
+            # The batch of twice the clips rounds its products differently, guidance magnifies it.
+            assert (made - expected).norm() <= 2e-6 * expected.norm(), passes
         assert torch.equal(model.velocity_under(codes, 1.0)(x, times), conditional)
         assert torch.equal(model.velocity_under(None)(x, times), model.backbone.velocity(x, times))
 

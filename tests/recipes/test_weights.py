@@ -88,7 +88,10 @@ def test_many_misfits_are_counted(tmp_path):
 def test_what_is_no_generator(tmp_path):
     with pytest.raises(WeightsError, match=r"expected 'nano', a .safetensors file, .* got 'nnao'"):
         find_generator("nnao")
-    with pytest.raises(WeightsError, match=r"model.safetensors does not exist"):
+    with pytest.raises(WeightsError, match=r"expected one \.safetensors file.*found nothing"):
+        load_generator(small(1), str(tmp_path))
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(WeightsError, match=r"is not finished .*model\.safetensors does not exist"):
         find_generator(str(tmp_path))
     (tmp_path / "g.safetensors").write_bytes(b"not weights")
     with pytest.raises(WeightsError, match=r"g.safetensors: not a readable safetensors file"):

@@ -354,3 +354,33 @@ def test_after_step_is_the_quantizers():
     assert metrics == {"reseeded": 1.0}
     assert [(p is model.quantizer.codebook, rows.tolist()) for p, rows in moved] == [(True, [3])]
     assert model.quantizer.codebook[3].abs().max() < 50
+
+
+@pytest.mark.parametrize("name", ["flow", "cola", "world"])
+def test_stored_latents_take_the_place_of_encoding(name):
+    """The same latents, the same loss to the bit; other latents are what is learned from."""
+    objective = OBJECTIVES[name](build(), replace(CONFIG, augment=False))
+    clips = batch()
+    latents = objective.model.tokenizer.encode(pixels(clips))
+    fresh, _ = objective.loss(clips, generator=seeded())
+    stored, _ = objective.loss(replace(clips, latents=latents), generator=seeded())
+    other, _ = objective.loss(replace(clips, latents=latents + 1), generator=seeded())
+    assert torch.equal(fresh, stored) and not torch.equal(fresh, other)
+
+
+def test_a_crop_is_encoded_though_latents_are_stored():
+    objective, clips = OBJECTIVES["cola"](build(), replace(CONFIG, augment=True)), batch()
+    latents = objective.model.tokenizer.encode(pixels(clips))
+    fresh, _ = objective.loss(clips, generator=seeded())
+    beside, _ = objective.loss(replace(clips, latents=latents + 9), generator=seeded())
+    assert torch.equal(fresh, beside)
+
+
+def test_a_shift_of_none_is_the_generators_own():
+    model = build()
+    own = model.backbone.time_shift(4, 4, 4)
+    losses = []
+    for shift in (None, own, 2 * own):
+        config = replace(CONFIG, times=TimeConfig(shift=shift))
+        losses.append(OBJECTIVES["flow"](model, config).loss(batch(), generator=seeded())[0])
+    assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[0], losses[2])

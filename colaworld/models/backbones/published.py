@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from colaworld.models.backbones.stdit3 import STDiT3Config
+from colaworld.models.backbones.wan import WanConfig
 from colaworld.models.backbones.weights import WeightsError
 
 Text = Literal["removed", "null", "full"]
@@ -13,7 +14,7 @@ Text = Literal["removed", "null", "full"]
 
 def published_config(
     described: Mapping[str, Any], *, text: Text = "removed", causal: bool = True, source: str = ""
-) -> STDiT3Config:
+) -> STDiT3Config | WanConfig:
     """The configuration of what a config.json describes.
 
     Raises WeightsError on something else, or a setting this library does not have.
@@ -22,6 +23,8 @@ def published_config(
     names += described.get("architectures") or []
     if "STDiT3" in names:
         return _stdit3(described, text, causal, source)
+    if "WanTransformer3DModel" in names:
+        return _wan(described, text, causal, source)
     raise WeightsError(
         f"{source}/config.json describes {' '.join(str(n) for n in names if n) or 'no known model'}; "
         "known: STDiT3, WanTransformer3DModel, and worlds exported by colaworld"
@@ -55,4 +58,29 @@ def _stdit3(described: Mapping[str, Any], text: Text, causal: bool, source: str)
         caption_width=described.get("caption_channels", 4096),
         caption_length=described.get("model_max_length", 300),
         fps=24.0,
+    )
+
+
+def _wan(described: Mapping[str, Any], text: Text, causal: bool, source: str) -> WanConfig:
+    # The image-to-video models read an image's features and more channels than they write.
+    wanted = {
+        "patch_size": (1, 2, 2),
+        "qk_norm": "rms_norm_across_heads",
+        "image_dim": None,
+        "added_kv_proj_dim": None,
+        "out_channels": described.get("in_channels", 16),
+    }
+    require(described, wanted, source)
+    return WanConfig(
+        layers=described.get("num_layers", 40),
+        heads=described.get("num_attention_heads", 40),
+        head_dim=described.get("attention_head_dim", 128),
+        ffn=described.get("ffn_dim", 13_824),
+        in_channels=described.get("in_channels", 16),
+        freq_dim=described.get("freq_dim", 256),
+        text_width=described.get("text_dim", 4096),
+        eps=described.get("eps", 1e-6),
+        cross_attn_norm=described.get("cross_attn_norm", True),
+        text=text,
+        causal=causal,
     )

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from colaworld.models.backbones.wan_block import WanBlock
+from colaworld.models.backbones.wan_keys import TEXT_KEYS, from_original
+from colaworld.models.backbones.weights import Layout
 from colaworld.models.layers.embeddings import sinusoid
 from colaworld.models.layers.kv_cache import KVCache
 from colaworld.models.layers.patch import from_patches, to_patches
@@ -222,10 +224,8 @@ class Wan(nn.Module):
             added = base
             if modulation is not None:
                 added = base + modulation[:, :, index if modulation.shape[2] > 1 else 0]
-            layer = None if cache is None else cache.layers[index]
-            h, y, gate = block(
-                h, y, gate, added, rotation, caption, frames=T, cache=layer, store=store
-            )
+            view = None if cache is None else cache.view(index, store=store)
+            h, y, gate = block(h, y, gate, added, rotation, caption, frames=T, cache=view)
         if cache is not None and store:
             cache.advance(T)
         table = self.scale_shift_table.to(base.dtype)[:, None]
@@ -253,6 +253,10 @@ class Wan(nn.Module):
             )
         timestep = times * TIME_SCALE
         return -self(latents, timestep, text, modulation=modulation, cache=cache, store=store)
+
+    def layout(self) -> Layout:
+        """See `backbones.base.Backbone.layout`: diffusers' names, and the original ones."""
+        return Layout(rename=from_original, drop=TEXT_KEYS if self.config.text == "removed" else ())
 
     def new_cache(self) -> KVCache:
         """See `backbones.base.Backbone.new_cache`."""

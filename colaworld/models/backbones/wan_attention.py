@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colaworld.models.layers.kv_cache import LayerCache
+from colaworld.models.layers.kv_cache import CacheView
 from colaworld.ops import qk_norm_rope
 from colaworld.ops.reference import rms_norm
 
@@ -59,8 +59,7 @@ class WanSelfAttention(_Projections):
         rotation: Rotation,
         *,
         frames: int,
-        cache: LayerCache | None = None,  # of the frames before these
-        store: bool = False,
+        cache: CacheView | None = None,  # of the frames before these
     ) -> Tensor:  # [B, N, C]
         tables, position, sections = rotation
         v = self.split(self.to_v(x))
@@ -76,9 +75,7 @@ class WanSelfAttention(_Projections):
             sections=sections,
         )
         if cache is not None:
-            keys, values = cache.joined(*(y.unflatten(1, (frames, -1)) for y in (k, v)))
-            if store:
-                cache.keys, cache.values = keys, values
+            keys, values = cache.extended(*(y.unflatten(1, (frames, -1)) for y in (k, v)))
             k, v = keys.flatten(1, 2), values.flatten(1, 2)
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))  # [B, H, N, D]
         if self.causal:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from colaworld.models.backbones.wan_attention import Rotation, WanCrossAttention, WanSelfAttention
-from colaworld.models.layers.kv_cache import LayerCache
+from colaworld.models.layers.kv_cache import CacheView
 from colaworld.ops import adaln
 from colaworld.ops.reference import compute_dtype
 
@@ -80,15 +80,14 @@ class WanBlock(nn.Module):
         text: Tensor | None,  # [B, L, C]
         *,
         frames: int,
-        cache: LayerCache | None = None,
-        store: bool = False,
+        cache: CacheView | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = compute_dtype(x.dtype)
         six = self.scale_shift_table.to(wide)[:, None] + modulation.to(wide).unflatten(2, (6, -1))
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = six.unbind(2)
 
         x, h = adaln(x, y, gate=gate, shift=shift_attn, scale=scale_attn, eps=self.eps)
-        y = self.attn1(h.flatten(1, 2), rotation, frames=frames, cache=cache, store=store)
+        y = self.attn1(h.flatten(1, 2), rotation, frames=frames, cache=cache)
         y, gate = y.view(x.shape), gate_attn
         if text is not None:
             x, h = self._before_text(x, y, gate)

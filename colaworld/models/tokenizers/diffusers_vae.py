@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from colaworld.models.tokenizers.hub import local_folder
+from colaworld.models.hub import local_folder
 from colaworld.models.tokenizers.image_vae import posterior
 from colaworld.models.tokenizers.vae import (
     VAE,
@@ -39,7 +39,7 @@ _PUBLISHED = {"kl": (4, 1, 8), "wan": (16, 4, 8), "tiny": (4, 1, 8)}  # C, tempo
 class DiffusersVAEConfig:
     """An autoencoder of the diffusers package."""
 
-    kind: Literal["diffusers_vae"] = "diffusers_vae"
+    kind: Literal["diffusers_vae"] = field(default="diffusers_vae", kw_only=True)
     """Which tokenizer this is; the recipe decides it."""
     family: Literal["kl", "wan", "tiny"] = "kl"
     """kl: AutoencoderKL, per frame; tiny: AutoencoderTiny, per frame; wan: AutoencoderKLWan."""

@@ -18,14 +18,14 @@ therefore not bit for bit what training saw as the head of a longer clip.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from colaworld.models.backbones.weights import load_weights
-from colaworld.models.tokenizers.hub import local_folder
+from colaworld.models.hub import local_folder
 from colaworld.models.tokenizers.image_vae import ImageVAE, posterior
 from colaworld.models.tokenizers.temporal_vae import TemporalVAE
 from colaworld.models.tokenizers.vae import (
@@ -43,7 +43,7 @@ from colaworld.models.tokenizers.vae import (
 class OpenSoraVAEConfig:
     """Open-Sora VAE v1.2; the sizes are the published ones."""
 
-    kind: Literal["opensora_vae"] = "opensora_vae"
+    kind: Literal["opensora_vae"] = field(default="opensora_vae", kw_only=True)
     """Which tokenizer this is; the recipe decides it."""
     path: str = ""
     """Its weights: a folder or .safetensors file, else the name of a repository on the Hugging

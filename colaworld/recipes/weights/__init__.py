@@ -1,6 +1,6 @@
 """Pre-trained video generators: the shipped nano one, and how any is loaded.
 
-Only safetensors are read. Not here: published layouts of other projects.
+Only safetensors are read. Not here: the keys of published layouts (models/backbones).
 """
 
 from __future__ import annotations
@@ -11,14 +11,21 @@ from pathlib import Path
 from torch import nn
 
 from colaworld.models.backbones.weights import WeightsError, load_weights
+from colaworld.models.hub import WEIGHTS, local_folder
 
 SHIPPED = Path(__file__).parent
+# Of a hub's repository, also a pipeline's whose generator is one of several folders.
+PATTERNS = (*WEIGHTS, "transformer/*.json", "transformer/*.safetensors")
 _PREFIX = "backbone."  # of the generator in the weights of a whole run
 _OTHER_PARTS = ("idm.*", "quantizer.*", "conditioner.*", "fdm.*", "tokenizer.*")
 
 
 def find_generator(name: str) -> Path:
-    """The file that `name` means: "nano", a .safetensors file, or the folder of a finished run."""
+    """What `name` means: "nano", a safetensors file, the folder of a finished run, a folder of
+    published weights, or a name on the Hugging Face hub.
+
+    Raises WeightsError where there is no such thing.
+    """
     if name == "nano":
         path = SHIPPED / "nano.safetensors"
         if not path.exists():
@@ -27,15 +34,22 @@ def find_generator(name: str) -> Path:
                 "weights); make nano-pretrain trains it"
             )
         return path
-    path = Path(name)
-    if path.is_dir():
-        path = path / "weights" / "model.safetensors"
-    if not path.is_file():
+    try:
+        path = local_folder(name, patterns=PATTERNS)
+    except ValueError as error:
         raise WeightsError(
-            f"generator: expected 'nano', a .safetensors file, the folder of a finished run or "
-            f"None (random weights), got {name!r} ({path} does not exist)"
-        )
-    return path
+            f"generator: expected 'nano', a .safetensors file, the folder of a finished run or of "
+            f"published weights, a name on the hub or None (random weights), got {name!r}: {error}"
+        ) from error
+    if (path / "config.yaml").is_file() or (path / "weights").is_dir():  # a run
+        path = path / "weights" / "model.safetensors"
+        if not path.is_file():
+            raise WeightsError(
+                f"generator: the run {name} is not finished ({path} does not exist); train it to its "
+                "end"
+            )
+        return path
+    return path / "transformer" if (path / "transformer").is_dir() else path
 
 
 def load_generator(backbone: nn.Module, name: str) -> None:

@@ -216,7 +216,7 @@ def test_cached_equals_uncached(text, chunks, randomised):
     """Frames given in parts, with what came before in the cache, have the whole clip's velocity."""
     config = replace(SMALL, causal=True, text=text)
     model = randomised(STDiT3(config))
-    x, times = drawn(2, 4, 4, 4, 4), torch.rand(2, 4)
+    x, times = drawn(2, 4, 4, 4, 4), drawn(2, 4, seed=6).sigmoid()
     modulation = 0.3 * drawn(2, 4, 4, 144)
     cache, made, first = model.new_cache(), [], 0
     with torch.no_grad():
@@ -232,20 +232,21 @@ def test_cached_equals_uncached(text, chunks, randomised):
             assert torch.equal(looked, made[-1])
             first += count
     assert cache.frames == 4
-    torch.testing.assert_close(torch.cat(made, 2), whole, atol=1e-5, rtol=1e-5)
+    gap = (torch.cat(made, 2) - whole).norm() / whole.norm()
+    assert gap <= 1e-5
 
 
 def test_one_history_serves_many_continuations(randomised):
     model = randomised(STDiT3(replace(SMALL, causal=True, text="removed")))
     history, new = drawn(1, 4, 2, 4, 4), drawn(3, 4, 1, 4, 4, seed=2)
-    times = torch.rand(3, 1)
+    times = drawn(3, 1, seed=6).sigmoid()
     cache = model.new_cache()
     with torch.no_grad():
         model.velocity(history, torch.zeros(1, 2), cache=cache, store=True)
         made = model.velocity(new, times, cache=cache.repeat_interleave(3))
         clips = torch.cat([history.expand(3, -1, -1, -1, -1), new], 2)
         whole = model.velocity(clips, torch.cat([torch.zeros(3, 2), times], 1))
-    torch.testing.assert_close(made, whole[:, :, 2:], atol=1e-5, rtol=1e-5)
+    assert (made - whole[:, :, 2:]).norm() / whole.norm() <= 1e-5
 
 
 def test_a_cache_needs_causal_attention():

@@ -1,0 +1,187 @@
+"""The planner: every phase of a run without allocating it, and what it advises."""
+
+from __future__ import annotations
+
+import json
+import resource
+from dataclasses import replace
+
+import pytest
+
+from colaworld.cli import plan_memory as verb
+from colaworld.cli.main import main
+from colaworld.config import ConfigError
+from colaworld.models.tokenizers.opensora_vae import OpenSoraVAEConfig
+from colaworld.recipes.memory import GIB, advise, plan_memory, usable
+
+TINY_VAE = OpenSoraVAEConfig(
+    channels=12,
+    image_widths=(8, 8),
+    image_layers=1,
+    temporal_width=8,
+    temporal_multipliers=(1, 1),
+    temporal_layers=1,
+    temporal_halve=(False,),
+    groups=4,
+    shift=(0.0,) * 12,
+    scale=(1.0,) * 12,
+)
+
+
+@pytest.fixture
+def sized(tiny):
+    """sized(recipe, **training) -> a tiny run whose frames have a size."""
+
+    def make(name: str = "nano.cola", **training):
+        config = tiny(name)
+        data = replace(config.data, path=None, height=32, width=32)
+        return replace(config, data=data, training=replace(config.training, **training))
+
+    return make
+
+
+def test_phases_of_a_run_by_kind(sized) -> None:
+    config = sized(ema_decay=0.9, accumulate=2, autocast="none")
+    warmup, joint = plan_memory(config, device="cpu")
+    assert (warmup.phase, joint.phase) == ("warmup", "joint")
+    assert warmup.parameters == joint.parameters
+    assert warmup.gradients < joint.gradients < joint.parameters
+    for phase in (warmup, joint):
+        # float32 everywhere: two moments and one average for one gradient
+        assert phase.optimizer == pytest.approx(2 * phase.gradients, rel=0.01)
+        assert phase.average == phase.gradients
+        assert phase.total > phase.activations > 0
+    alone = plan_memory(config, phases=("joint",), device="cpu")
+    assert alone == (joint,)
+
+
+@pytest.mark.parametrize("recipe", ["nano.two_stage", "nano.pretrain"])
+def test_other_phases_too(sized, recipe) -> None:
+    for phase in plan_memory(sized(recipe)):
+        assert phase.total > phase.parameters > 0
+
+
+def test_what_changes_the_numbers(sized) -> None:
+    def joint(device: str = "cpu", cached: bool = False, tokenizer=None, **training):
+        config = sized(**training)
+        if tokenizer is not None:
+            model = replace(config.model, tokenizer=tokenizer)
+            data = replace(config.data, frames_per_clip=9)
+            config = replace(config, model=model, data=data)
+        return plan_memory(config, phases=("joint",), device=device, cached_latents=cached)[0]
+
+    base = joint(batch_size=4)
+    assert joint(batch_size=8).activations > 1.8 * base.activations
+    assert joint(batch_size=8).parameters == base.parameters
+    assert joint(batch_size=4, recompute="blocks").activations < base.activations
+    assert joint(batch_size=4, accumulate=2).gradients > base.gradients
+    assert joint(batch_size=4, ema_decay=0.9).average > base.average == 0
+    on_gpu = joint("cuda", batch_size=4, autocast="none")
+    assert on_gpu.activations > base.activations  # queries and keys of the spatial axis
+    vae = joint(batch_size=2, tokenizer=TINY_VAE)
+    cached = joint(batch_size=2, tokenizer=TINY_VAE, cached=True)
+    assert vae.tokenizer > cached.tokenizer > 0
+    assert vae.parameters > cached.parameters and vae.total > cached.total
+
+
+def test_it_stops_at_what_a_run_would_stop_at(sized) -> None:
+    config = sized()
+    with pytest.raises(ConfigError, match=r"data\.height, data\.width: not set .* --data\.height"):
+        plan_memory(replace(config, data=replace(config.data, height=None, width=None)))
+    with pytest.raises(ConfigError, match="not whole patches"):
+        plan_memory(replace(config, data=replace(config.data, height=30, width=30)))
+    with pytest.raises(ValueError, match="device: expected 'cuda' or 'cpu', got 'tpu'"):
+        plan_memory(config, device="tpu")
+
+
+def test_frames_as_recorded_are_asked_of_the_data(tiny) -> None:
+    config = tiny()  # films of 24x32 px
+    as_told = replace(config.data, path=None, height=24, width=32)
+    assert plan_memory(config) == plan_memory(replace(config, data=as_told))
+
+
+def test_what_a_card_has_for_tensors() -> None:
+    assert usable(24) == pytest.approx((24 * 0.94 - 1) * 0.95 * GIB, abs=1)
+    assert usable(80) > 3.3 * usable(24)
+
+
+def test_advice_comes_in_order_keeps_the_batch_and_fits(sized) -> None:
+    config = sized(batch_size=6, accumulate=2, ema_decay=0.9, autocast="none")
+    largest = max(phase.total for phase in plan_memory(config))
+    assert list(advise(config, largest)) == []
+    everything = list(advise(config, 1))
+    assert [change.flags.split()[0] for change in everything] == [
+        "--training.autocast",
+        "--training.batch-size",  # 6 -> 3
+        "--training.recompute",
+        "--training.batch-size",  # 3 -> 1
+        "--training.ema-decay",
+    ]
+    totals = [change.total for change in everything]
+    assert totals == sorted(totals, reverse=True) and totals[0] <= largest
+    for change in everything:
+        training = change.config.training
+        assert training.batch_size * training.accumulate == 12
+    limit = totals[2]
+    some = list(advise(config, limit))
+    assert len(some) == 3
+    last = some[-1]
+    assert max(p.total for p in plan_memory(last.config, cached_latents=last.cached)) <= limit
+
+
+def test_advice_on_a_learned_tokenizer(sized) -> None:
+    config = sized(batch_size=1, recompute="blocks")
+    config = replace(
+        config,
+        model=replace(config.model, tokenizer=TINY_VAE),
+        data=replace(config.data, frames_per_clip=9),
+    )
+    flags = [(change.flags, change.cached) for change in advise(config, 1)]
+    assert flags == [("--model.tokenizer.dtype bfloat16", False), ("a cache of latents", True)]
+
+
+def test_the_verb_prints_a_table_and_writes_numbers(capsys, tmp_path) -> None:
+    options = ["--data.height", "28", "--data.width", "36"]
+    file = tmp_path / "deep" / "plan.json"
+    assert main(["plan-memory", "nano.cola", *options, "--gpu", "24", "--json", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert "nano.cola: 8 clips an update in passes of 8, recompute none" in text
+    assert text.count("fits") == 2
+    numbers = json.loads(file.read_text())
+    assert numbers["fits"] and [phase["phase"] for phase in numbers["phases"]] == [
+        "warmup",
+        "joint",
+    ]
+    for phase in numbers["phases"]:
+        kinds = ("parameters", "gradients", "optimizer", "average", "activations")
+        assert phase["total"] == sum(phase[kind] for kind in kinds)
+
+
+def test_the_verb_says_what_to_switch_on(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(verb, "usable", lambda _: 60 << 20)  # a card of nano size
+    call = ["plan-memory", "nano.cola", "--data.height", "28", "--data.width", "36"]
+    assert main(call) == 1
+    text = capsys.readouterr().out
+    assert "does not fit" in text and "What to switch on" in text
+    assert "Fits with: --training." in text
+    flags = text.split("Fits with: ")[1].split()
+    assert main([*call, *flags]) == 0
+
+
+def test_wrong_calls(capsys) -> None:
+    assert main(["plan-memory"]) == 2
+    assert main(["plan-memory", "nano.cola", "--preset", "24"]) == 2
+    assert "nano.cola has none" in capsys.readouterr().err
+    sized = ["--data.height", "28", "--data.width", "36"]
+    assert main(["plan-memory", "nano.cola", *sized, "--gpu", "1"]) == 2
+    assert "--gpu: expected GB of a card" in capsys.readouterr().err
+
+
+def test_nothing_is_allocated(sized) -> None:
+    """A run that would take a hundred times this process's memory is planned in it."""
+    config = sized(batch_size=16_384, autocast="none")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    (joint,) = plan_memory(config, phases=("joint",), device="cpu")
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    assert joint.total > 20 * GIB
+    assert grown < 0.2 * GIB
