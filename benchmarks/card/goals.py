@@ -104,7 +104,8 @@ def _saved(rows: Sequence[Row]) -> float | None:
             _one(rows, op="step", shape=f"xl.b{clips}.joint", impl=impl)
             for impl in ("eager", "default")
         )
-        if theirs is not None and ours is not None:
+        rows_ = (theirs, ours)
+        if all(row is not None and row["activation_mb"] is not None for row in rows_):
             return (theirs["activation_mb"] - ours["activation_mb"]) / 1024 * 8 / clips
     return None
 

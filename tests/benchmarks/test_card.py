@@ -279,6 +279,8 @@ def test_goals_by_hand() -> None:
     assert goal("over eager").reached(steps) == 2.0
     assert goal("step over compile").reached(steps) == pytest.approx(4 / 3)
     assert goal("less than eager").reached(steps) == pytest.approx(2 * 30_000 / 1024)  # of 4 clips
+    nothing = [step | {"activation_mb": None} for step in steps]  # a CPU does not tell
+    assert goal("less than eager").reached(nothing) is None
     codes = {"op": "vector_quantize", "shape": "lam.codes", "mode": "fwd", "impl": "cuda"}
     assert goal("of a batch").line([codes | {"p50_ms": 0.02}]).endswith("yes")
 
