@@ -19,6 +19,8 @@ from colaworld import ops
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.float64 if INTERPRETED else torch.bfloat16, torch.float16)
+# Under the interpreter one dtype is seconds: the others run with what is slow.
+EACH_DTYPE = [DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])]
 # A few units in the last place: the reference rounds at other points than the kernel.
 FLOOR = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 POSITIONS = 7  # rows of the tables where positions name them
@@ -100,7 +102,7 @@ def check(shape, dtype, **settings_of) -> None:
 
 @each_norm
 @each_rotation
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", EACH_DTYPE, ids=str)
 @pytest.mark.parametrize(
     ("shape", "axes"), [((2, 3, 3, 8), 0), ((1, 2, 2, 72), 1), ((1, 3, 5, 46), 3)]
 )
