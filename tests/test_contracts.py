@@ -25,6 +25,9 @@ def test_clip_batch_prints_shapes_counts_clips_and_moves():
     fields = (moved.frames, moved.episode, moved.start, moved.actions)
     assert {x.device.type for x in fields} == {"meta"}
     assert ClipBatch(**clips()).to("meta").actions is None
+    stored = ClipBatch(**clips(), latents=torch.zeros(2, 4, 2, 1, 1))
+    assert repr(stored).endswith("actions=None, latents=[2, 4, 2, 1, 1])")
+    assert stored.to("meta").latents.is_meta and ClipBatch(**clips()).to("meta").latents is None
 
 
 @pytest.mark.parametrize(
@@ -37,6 +40,12 @@ def test_clip_batch_prints_shapes_counts_clips_and_moves():
         ({"start": torch.arange(2).float()}, r"start: expected int64 \[2\], got torch.float32"),
         ({"actions": torch.zeros(2, 3)}, r"actions: expected \[2, 2, ...\] \(one per transition\)"),
         ({"actions": torch.zeros(1, 2)}, r"got \(1, 2\)"),
+        (
+            {"latents": torch.zeros(2, 4, 4, 1, 1)},
+            r"latents: expected \[2, C, T', h, w\] with 1 <=",
+        ),
+        ({"latents": torch.zeros(1, 4, 3, 1, 1)}, r"got \(1, 4, 3, 1, 1\)"),
+        ({"latents": torch.zeros(2, 4, 3, 1, 1).int()}, r"a float dtype, got torch.int32"),
     ],
 )
 def test_clip_batch_refuses(change, message):

@@ -15,22 +15,21 @@ import torch
 import tyro
 
 from colaworld.cli.progress import bar
-from colaworld.cli.train import choose_device, data_flag
-from colaworld.config import from_command_line
-from colaworld.data.clips import ClipSet, DataConfig
+from colaworld.cli.train import choose_device, data_flag, take
+from colaworld.config import from_command_line, load_yaml
+from colaworld.data.clips import ClipSet
 from colaworld.data.latent_cache import LatentCache
 from colaworld.data.latent_writer import write_latents
-from colaworld.models.tokenizers import TokenizerConfig, build_tokenizer
-from colaworld.models.tokenizers.pixels import PixelTokenizerConfig
+from colaworld.models.tokenizers import build_tokenizer
 from colaworld.recipes import RECIPES, recipe
 from colaworld.recipes.base import RunConfig
+from colaworld.recipes.presets import with_preset
 from colaworld.recipes.runs import read_config
 
-_USAGE = """usage: colaworld data encode RECIPE|RUN --data PATH --out DIR [--FIELD VALUE ...]
+_USAGE = """usage: colaworld data encode RECIPE|RUN --data PATH --out DIR [--config FILE] [--FIELD VALUE ...]
 
-Tokenizer and data settings are those of the recipe or run folder; give the --data.* options that
-training gets. A call that was broken off goes on where it stopped. Started once per process by
-torchrun, each takes its share.
+Takes every option of training, so that data and tokenizer are the same. A call that was broken off
+goes on where it stopped. Several processes started by torchrun each take a share.
 """
 
 
@@ -52,10 +51,9 @@ class EncodeOptions:
     """Megabytes of a file; held in memory while it is made."""
     device: str = "auto"
     """cpu, cuda, or auto."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """Videos and clips, as in training; all episodes unless --data.split says otherwise."""
-    tokenizer: TokenizerConfig = field(default_factory=PixelTokenizerConfig)
-    """Pixels to latents, as in training."""
+    run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+    """As in training. Of it, `data` (all episodes unless --data.split says otherwise),
+    `model.tokenizer` and `training.seed` matter here."""
 
 
 def run(argv: list[str]) -> int:
@@ -64,23 +62,27 @@ def run(argv: list[str]) -> int:
         names = "\n".join(f"  {name}" for name in RECIPES)
         print(f"{_USAGE}\nrecipes:\n{names}", file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
-    config = _config(argv[0])
+    name, rest = argv[0], data_flag(argv[1:])
+    files, rest = take(rest, "--config")
+    presets, rest = take(rest, "--preset")
+    stored = _config(name)
+    for preset in presets:
+        stored = with_preset(stored, preset)
+    for file in files:
+        stored = load_yaml(file, RunConfig, base=stored)
     options = from_command_line(
-        EncodeOptions(
-            name=argv[0],
-            data=replace(config.data, split="all"),
-            tokenizer=config.model.tokenizer,
-        ),
-        data_flag(argv),
+        EncodeOptions(name=name, run=replace(stored, data=replace(stored.data, split="all"))),
+        [name, *rest],
         program="colaworld data encode",
         description="Encode a data set once, for training runs to read its latents.",
     )
     rank, world_size = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
     device = choose_device(options.device)
-    clips = ClipSet(options.data)
+    config = options.run
+    clips = ClipSet(config.data)
     with torch.random.fork_rng(devices=[]):  # as in training, where a tokenizer has random weights
         torch.manual_seed(config.training.seed)
-        tokenizer = build_tokenizer(options.tokenizer).to(device)
+        tokenizer = build_tokenizer(config.model.tokenizer).to(device)
     fingerprint = tokenizer.fingerprint()
     with bar("encoding") as progress:
         done = write_latents(

@@ -62,7 +62,7 @@ class LatentKey:
         sizes = {_relative(p, source.path): _size(p) for p in paths}
         data: dict[str, Any] = {
             "source": source.kind,
-            "camera": config.camera,
+            "camera": getattr(source, "camera", None),  # the one in use, named or not
             "split": config.split,
             "holdout": config.holdout if config.split != "all" else None,
             "episodes": len(source.episodes),
@@ -164,33 +164,34 @@ class LatentCache:
 
     def has(self, episode: int, start: int) -> bool:
         """Whether the clip that starts there, on the episode's clock, is stored."""
-        return all(place is not None for place in self._places(episode, start))
+        return self._places(episode, start) is not None
 
     def clip(self, episode: int, start: int) -> Tensor:
         """The latents [C, T', h, w] of a clip, as they were stored; a copy. KeyError if not there."""
         found = self._places(episode, start)
-        if None in found:
+        if found is None:
             raise KeyError(f"{self.root}: no latents of episode {episode} from frame {start} on")
-        rows = [self._map(shard)[row] for shard, row in found]  # type: ignore[misc]
-        joined = rows[0].copy() if self.layout == "clip" else np.stack(rows, axis=1)
-        made = torch.from_numpy(joined)
+        shards, rows = found
+        entries = np.empty((len(rows), *self.shape), self._stored)
+        for shard in np.unique(shards).tolist():  # one, or two where a clip lies across shards
+            there = shards == shard
+            entries[there] = self._map(shard)[rows[there]]
+        joined = entries[0] if self.layout == "clip" else entries.swapaxes(0, 1)
+        made = torch.from_numpy(np.ascontiguousarray(joined))
         return made.view(torch.bfloat16) if self.dtype == torch.bfloat16 else made
 
-    def _places(self, episode: int, start: int) -> list[tuple[int, int] | None]:
-        """Shard and row of each entry that a clip needs; None where there is none."""
-        if self.layout == "clip":
-            return [self._place(episode, start)]
-        stride = self.clips.stride(episode)
-        frames = range(start, start + stride * self.clips.config.frames_per_clip, stride)
-        return [self._place(episode, frame) for frame in frames]
-
-    def _place(self, episode: int, first: int) -> tuple[int, int] | None:
-        at = int(np.searchsorted(self._order, episode << 32 | first, "right")) - 1
-        if at < 0 or self._runs[at, 0] != episode:
+    def _places(self, episode: int, start: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Shard and row of each entry that a clip needs, [n] and [n]; None where one is missing."""
+        entries = 1 if self.layout == "clip" else self.clips.config.frames_per_clip
+        firsts = start + self.clips.stride(episode) * np.arange(entries)
+        at = np.searchsorted(self._order, (episode << 32) + firsts, "right") - 1
+        if at[0] < 0:
             return None
-        _, begin, count, shard, row = self._runs[at].tolist()
-        offset, between = divmod(first - begin, self.every)
-        return None if between or offset >= count else (shard, row + offset)
+        owner, begin, count, shard, row = self._runs[at].T
+        offset, between = np.divmod(firsts - begin, self.every)
+        if np.any((owner != episode) | (between != 0) | (offset >= count)):
+            return None
+        return shard, row + offset
 
     def _map(self, shard: int) -> np.ndarray:
         """The latents of a shard [n, ...], mapped, not read. Mapped once and kept."""

@@ -47,6 +47,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def _going_on(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and no compilation: every length of a cache would be a graph of its own,
+    more than a compiled generator's limit. A graph that is there and fits is used."""
+    with evaluating(model), torch.compiler.set_stance("eager_on_recompile"):
+        yield
+
+
 class TwoMemories:
     """What the generator remembers under the actions and, apart, under the null action."""
 
@@ -170,7 +178,7 @@ def roll(
         if frames is None or frames < given:
             raise ValueError(f"rollout without codes needs frames >= {given}, got {frames}")
         codes = history.new_zeros(history.shape[0], frames - 1, 1, 1)
-    with evaluating(model):
+    with _going_on(model):
         start = model.tokenizer.encode(history)
         latents = roll_latents(
             context(model, sampler, conditioned=conditioned),
@@ -209,7 +217,7 @@ def roll_candidates(
         )
     count, stride = codes.shape[1], model.tokenizer.temporal_stride
     check_whole_frames(codes.shape[2], stride)
-    with evaluating(model):
+    with _going_on(model):
         rolling, start = _begin(
             model,
             history,
@@ -246,7 +254,7 @@ def roll_stream(
         raise ValueError(f"rollout_stream: expected decode_context >= 1, got {decode_context}")
     kept = 0 if stride == 1 else decode_context
     pending = Pending(actions, history.shape[0])
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), _going_on(model):
         rolling, start = _begin(
             model,
             history,
@@ -266,7 +274,7 @@ def roll_stream(
             if codes is None:
                 return
             check_whole_frames(codes.shape[1], stride)
-            with torch.no_grad(), evaluating(model):
+            with torch.no_grad(), _going_on(model):
                 new = rolling.step(codes)
                 if kept is not None:
                     latents = latents[:, :, max(0, latents.shape[2] - kept) :]

@@ -181,7 +181,7 @@ def build_trainer(
     if config.latents is not None and config.objective.augment:
         raise ConfigError(
             "latents: cached latents are of whole frames, but objective.augment crops clips at "
-            "random; set --objective.augment False, or leave latents out"
+            "random; set --objective.no-augment, or leave latents out"
         )
     # A checkpoint holds the generator too, so the file it came from may be gone by then.
     resumed = resume and latest_checkpoint(out / "checkpoints") is not None

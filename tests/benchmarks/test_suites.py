@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from dataclasses import replace
@@ -179,13 +180,31 @@ def test_data(wish, green) -> None:
 
 
 def test_rollout(wish, green) -> None:
-    found = measured("rollout", wish, green, only=("steps3.",))
+    found = measured("rollout", wish, green, only=("steps3.",), impls=("eager", "default"))
     assert {(r["shape"], r["impl"]) for r in found.rows[2:]} == {
         (f"nano.steps3.batch{b}", impl) for b in (1, 2) for impl in ("eager", "default")
     }
     for row in found.rows[2:]:
         frames = row["sizes"]["B"] * 1 / row["p50_ms"] * 1e3
         assert row["rates"]["frames_s"] == pytest.approx(frames, rel=1e-2)
+
+
+def test_one_more_frame_and_many_candidates(wish, green, monkeypatch) -> None:
+    (small, *_) = shapes.candidates(shapes.run_config("nano.cola", wish.overrides))
+    assert small.heavy and small.sizes["n"] == 64
+    few = replace(small, sizes=small.sizes | {"n": 2, "T": 3})
+    monkeypatch.setattr(shapes, "candidates", lambda config: [few])
+    found = measured(
+        "rollout", wish, green, only=("behind2/", "behind16/", "nano.slides"), impls=()
+    )
+    assert {(r["shape"], r["impl"]) for r in found.rows[2:]} == {
+        *itertools.product(("nano.behind2", "nano.behind16"), ("recomputed", "exact", "keep")),
+        *itertools.product(("nano.slides",), ("alone", "batch", "shared")),
+    }
+    counts = {r["shape"]: r["rates"]["frames_s"] * r["p50_ms"] / 1e3 for r in found.rows[2:]}
+    assert counts == pytest.approx(
+        {"nano.behind2": 1, "nano.behind16": 1, "nano.slides": 6}, rel=1e-2
+    )
 
 
 def test_an_implementation_nobody_has_is_an_error(wish, green) -> None:

@@ -308,6 +308,20 @@ def test_a_stale_key_says_what_changed(config, tmp_path, scene_set) -> None:
         LatentCache.open(root, ClipSet(config), tokenizer="toy 1")
 
 
+def test_what_does_not_change_a_latent_does_not_make_it_stale(config, tmp_path) -> None:
+    """Another place, a camera named instead of meant, other threads, memory or seeds."""
+    _write(tmp_path / "cache", config)
+    moved = config.path.rename(tmp_path / "moved")
+    named = replace(config, path=moved, camera="observation.images.main", workers=2, cache_mb=1.0)
+    (tmp_path / "cache").rename(tmp_path / "there")
+    cache = LatentCache.open(tmp_path / "there", ClipSet(named), tokenizer="toy 1")
+    loader = ClipLoader(named, batch_size=4, seed=0)
+    loader.latents = cache
+    batch = next(loader)
+    loader.close()
+    assert torch.equal(batch.latents, per_frame(_pixels(batch)))
+
+
 @pytest.mark.parametrize("harm", ["truncated", "gone", "header"])
 def test_a_damaged_shard_is_named_and_repaired(config, tmp_path, harm) -> None:
     _write(tmp_path / "cache", config)

@@ -17,13 +17,17 @@ from colaworld.flow.rollout import Recomputed
 from colaworld.flow.samplers import SamplerConfig
 from colaworld.models import rolling
 from colaworld.models.backbones.stdit3 import STDiT3Config
+from colaworld.models.backbones.wan import WanConfig
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.latent_action.quantizers import QuantizerConfig
 from colaworld.models.world_model import ModelConfig, WorldModel
 
+GENERATORS = {
+    "stdit3": STDiT3Config(depth=2, width=16, heads=2),
+    "wan": WanConfig(layers=2, heads=2, head_dim=12, ffn=32),
+}
 SMALL = ModelConfig(
-    backbone=STDiT3Config(depth=2, width=16, heads=2),
     idm=IDMConfig(depth=1, width=16, heads=2, tokens=2, dim=4),
     quantizer=QuantizerConfig(codebook_size=4),
     conditioner=ConditionerConfig(depth=1, heads=2),
@@ -33,10 +37,11 @@ TWO = SamplerConfig(steps=2)
 
 @pytest.fixture(scope="module")
 def build(randomised):
-    """(window, causal) -> a world with random weights in every part."""
+    """(window, causal, generator) -> a world with random weights in every part."""
 
-    def make(window: int = 4, *, causal: bool = True, **more) -> WorldModel:
-        config = replace(SMALL, window=window, backbone=replace(SMALL.backbone, causal=causal))
+    def make(window: int = 4, *, causal: bool = True, kind: str = "stdit3", **more) -> WorldModel:
+        backbone = replace(GENERATORS[kind], causal=causal)
+        config = replace(SMALL, window=window, backbone=backbone)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return randomised(WorldModel(config, **more)).eval()
@@ -86,6 +91,23 @@ def test_a_cached_rollout_is_the_uncached_one(build, window, chunk):
         assert_equal(cached, plain)
 
 
+@pytest.mark.parametrize("more", [{}, {"guidance": 4.0}, {"method": "heun", "slide": "keep"}])
+def test_wan_is_cached_alike(build, more):
+    for chunk in (1, 2):
+        model = build(5, kind="wan")
+        frames, codes = drawn(history=2, new=3 if "slide" in more else 6)
+        cached, plain = (
+            latents_of(model, frames, codes, replace(TWO, cache=cache, **more), chunk=chunk)
+            for cache in ("on", "off")
+        )
+        assert plain.std() > 0.1
+        assert_equal(cached, plain)
+        if "slide" in more:  # and goes on behind the window
+            frames, codes = drawn(history=2, new=8)
+            kept = latents_of(model, frames, codes, replace(TWO, **more), chunk=chunk)
+            assert kept.isfinite().all() and kept.shape[2] == 8
+
+
 def test_a_long_history_and_none_of_the_actions(build):
     model = build(3)
     frames, codes = drawn(history=6, new=3)
@@ -132,6 +154,26 @@ def test_keep_changes_frames_behind_the_window_only(build, guidance):
         moved = (exact - kept).abs().amax((0, 1, 3, 4))  # of frames 2 ..
         same = 2  # with chunks of two the third frame comes along with one behind the window
         assert moved[:same].max() <= 1e-5 and (moved[same + 1 :] > 1e-5).all(), moved
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+@pytest.mark.parametrize(("window", "chunk"), [(3, 1), (5, 2)])
+def test_keep_forgets_the_right_frames_and_knows_where_the_others_stand(
+    randomised, kind, window, chunk
+):
+    """With one layer and no actions nothing that a frame holds depends on other frames."""
+    one = {"stdit3": {"depth": 1}, "wan": {"layers": 1}}[kind]
+    config = replace(SMALL, backbone=replace(GENERATORS[kind], **one), window=window)
+    model = randomised(WorldModel(config, parts=())).eval()
+    frames, _ = drawn(history=2, new=0)
+    exact, kept = (
+        model.rollout(
+            frames, None, frames=12, generator=seeded(), sampler=replace(TWO, slide=s), chunk=chunk
+        ).generated
+        for s in ("exact", "keep")
+    )
+    assert exact.std() > 0.1
+    assert_equal(kept, exact)
 
 
 class Counting:
@@ -280,15 +322,16 @@ def test_an_endless_stream_of_the_plain_generator(build):
     assert_equal(made, expected.generated)
 
 
-def test_a_generator_that_sees_the_future_is_rolled_out_without_a_cache(build):
-    model = build(causal=False)
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_a_generator_that_sees_the_future_is_rolled_out_without_a_cache(build, kind):
+    model = build(causal=False, kind=kind)
     frames, codes = drawn(history=2, new=3)
     auto, off = (
         latents_of(model, frames, codes, replace(TWO, cache=cache)) for cache in ("auto", "off")
     )
     assert torch.equal(auto, off)
     assert isinstance(rolling.context(model, TWO, conditioned=True), Recomputed)
-    with pytest.raises(ValueError, match=r"sampler.cache is on: STDiT3: a cache needs causal"):
+    with pytest.raises(ValueError, match=r"sampler.cache is on: (STDiT3|Wan): a cache needs"):
         latents_of(model, frames, codes, replace(TWO, cache="on"))
 
 
@@ -325,6 +368,20 @@ def test_what_does_not_fit_is_named(build):
         next(stream)
 
 
+@pytest.mark.parametrize("cache", ["on", "off"])
+def test_a_compiled_generator_is_not_compiled_for_every_length(build, cache):
+    model = build(12)
+    frames, codes = drawn(history=1, new=13)
+    sampler = replace(TWO, cache=cache)
+    expected = latents_of(model, frames, codes, sampler)
+    torch.compiler.reset()
+    model.backbone.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    assert_equal(latents_of(model, frames, codes, sampler), expected)
+    assert graphs["unique_graphs"] == before
+
+
 class Waits(TorchDispatchMode):
     """Counts reads of a tensor's value by Python, and tensors made from Python's numbers by copy:
     on a device the first waits and the second cannot be captured in a CUDA graph."""
@@ -341,9 +398,10 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize("cache", ["on", "off"])
-def test_no_denoising_step_waits_for_the_device(build, cache):
-    model = build(4)
+def test_no_denoising_step_waits_for_the_device(build, cache, kind):
+    model = build(4, kind=kind)
     _, codes = drawn(history=3, new=1)
     past = torch.randn(2, 12, 3, 4, 4, generator=seeded())
     for more in ({"guidance": 4.0}, {"guidance": 4.0, "guidance_passes": "two"}):

@@ -7,11 +7,13 @@ import resource
 from dataclasses import replace
 
 import pytest
+import torch
 
 from colaworld.cli import plan_memory as verb
 from colaworld.cli.main import main
 from colaworld.config import ConfigError
 from colaworld.models.tokenizers.opensora_vae import OpenSoraVAEConfig
+from colaworld.recipes.base import build_trainer
 from colaworld.recipes.memory import GIB, advise, plan_memory, usable
 
 TINY_VAE = OpenSoraVAEConfig(
@@ -185,3 +187,16 @@ def test_nothing_is_allocated(sized) -> None:
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     assert joint.total > 20 * GIB
     assert grown < 0.2 * GIB
+
+
+def test_a_run_that_recomputes_learns_the_same_bits(tiny, tmp_path) -> None:
+    weights = {}
+    for choice in ("none", "blocks"):
+        config = tiny()
+        settings = replace(config.training, recompute=choice, max_steps=2, accumulate=2)
+        trainer = build_trainer(replace(config, training=settings), out=tmp_path / choice)
+        assert trainer.run().status == "finished"
+        weights[choice] = trainer.model.state_dict()
+    assert weights["none"].keys() == weights["blocks"].keys()
+    different = [k for k, v in weights["none"].items() if not torch.equal(v, weights["blocks"][k])]
+    assert not different

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 import colaworld
 from colaworld.config import ConfigError
 from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
+from colaworld.models.backbones.wan import Wan, WanConfig
+from colaworld.models.backbones.wan_keys import to_original
 from colaworld.models.backbones.weights import WeightsError
 from colaworld.recipes import pretrained
 from colaworld.recipes.base import build_trainer
@@ -112,6 +114,34 @@ def test_a_config_that_is_not_ours(change, error, message, generator) -> None:
     (folder / "config.json").write_text(json.dumps(PUBLISHED | change))
     with pytest.raises(error, match=message):
         colaworld.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("original", [False, True])
+def test_wan_by_either_of_its_names(original, tmp_path) -> None:
+    config = WanConfig(layers=2, heads=2, head_dim=12, ffn=40, in_channels=4, text_width=10)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        stored = Wan(replace(config, text="full")).state_dict()
+    described = {"_class_name": "WanTransformer3DModel", "num_layers": 2, "ffn_dim": 40}
+    described |= {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4}
+    described |= {"text_dim": 10, "image_dim": None, "qk_norm": "rms_norm_across_heads"}
+    if original:
+        described = {"_class_name": "WanModel", "model_type": "t2v", "dim": 24, "num_heads": 2}
+        described |= {"num_layers": 2, "ffn_dim": 40, "in_dim": 4, "out_dim": 4, "text_len": 512}
+    named = {to_original(k) if original else k: v.clone() for k, v in stored.items()}
+    save_file(named, tmp_path / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    model = colaworld.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert isinstance(model, Wan) and model.config.causal and model.config.text == "removed"
+    wide = {key for key, value in model.state_dict().items() if value.dtype == torch.float32}
+    assert any("time_embedder" in key for key in wide)
+    assert all("time_embedder" in key or "scale_shift_table" in key for key in wide)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, stored[key].to(value.dtype)), key
+    (tmp_path / "config.json").write_text(json.dumps(described | {"image_dim": 1280}))
+    if not original:
+        with pytest.raises(WeightsError, match=r"image_dim is 1280; only None is supported"):
+            colaworld.from_pretrained(tmp_path)
 
 
 def test_a_config_that_is_no_json(generator) -> None:

@@ -25,9 +25,11 @@ def published_config(
         return _stdit3(described, text, causal, source)
     if "WanTransformer3DModel" in names:
         return _wan(described, text, causal, source)
+    if "WanModel" in names:
+        return _wan(_as_diffusers(described, source), text, causal, source)
     raise WeightsError(
         f"{source}/config.json describes {' '.join(str(n) for n in names if n) or 'no known model'}; "
-        "known: STDiT3, WanTransformer3DModel, and worlds exported by colaworld"
+        "known: STDiT3, WanTransformer3DModel, WanModel, and worlds exported by colaworld"
     )
 
 
@@ -84,3 +86,16 @@ def _wan(described: Mapping[str, Any], text: Text, causal: bool, source: str) ->
         text=text,
         causal=causal,
     )
+
+
+def _as_diffusers(described: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The original repository's config.json in the words of diffusers'."""
+    require(described, {"model_type": "t2v"}, source)
+    names = {"num_layers": "num_layers", "num_heads": "num_attention_heads", "ffn_dim": "ffn_dim"}
+    names |= {"freq_dim": "freq_dim", "in_dim": "in_channels", "out_dim": "out_channels"}
+    found = {
+        new: described[old] for old, new in (names | {"eps": "eps"}).items() if old in described
+    }
+    if "dim" in described and "num_heads" in described:
+        found["attention_head_dim"] = described["dim"] // described["num_heads"]
+    return found

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from colaworld.models.backbones.wan_block import WanBlock
-from colaworld.models.backbones.wan_keys import TEXT_KEYS, from_original
+from colaworld.models.backbones.wan_keys import FLOAT32_KEYS, TEXT_KEYS, from_original
 from colaworld.models.backbones.weights import Layout
 from colaworld.models.layers.embeddings import sinusoid
 from colaworld.models.layers.kv_cache import KVCache
@@ -256,7 +256,8 @@ class Wan(nn.Module):
 
     def layout(self) -> Layout:
         """See `backbones.base.Backbone.layout`: diffusers' names, and the original ones."""
-        return Layout(rename=from_original, drop=TEXT_KEYS if self.config.text == "removed" else ())
+        drop = TEXT_KEYS if self.config.text == "removed" else ()
+        return Layout(rename=from_original, drop=drop, float32=FLOAT32_KEYS)
 
     def new_cache(self) -> KVCache:
         """See `backbones.base.Backbone.new_cache`."""

@@ -49,6 +49,8 @@ class _Projections(nn.Module):
 class WanSelfAttention(_Projections):
     """Attention among the tokens of a clip, rotated by frame, row and column."""
 
+    attends_by = "sdpa"  # whatever backend is asked for
+
     def __init__(self, heads: int, head_dim: int, *, eps: float, causal: bool) -> None:
         super().__init__(heads, head_dim, eps)
         self.causal = causal

@@ -37,6 +37,8 @@ class Layout:
     """Patterns (after renaming) of stored keys that the module does without: an explicit list."""
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     """Stored keys that the module computes; what is stored must be these values."""
+    float32: tuple[str, ...] = ()
+    """Patterns (after renaming) of keys that stay float32 when the rest becomes half precision."""
 
 
 def files_of(path: Path) -> list[Path]:
@@ -88,7 +90,8 @@ def load_weights(
         path: a safetensors file, or a folder with one or with shards and their index.
         layout: how stored keys relate to the module's; None: they are the same.
         device: of meta tensors; None: the CPU.
-        dtype: of meta tensors, for floating-point ones; None: as stored.
+        dtype: of meta tensors, for floating-point ones; None: as stored. Keys that the layout keeps
+            in float32 are float32 whenever a dtype is given.
 
     Raises:
         WeightsError: an unreadable file; keys that are missing, left over or of another shape; a
@@ -125,7 +128,9 @@ def load_weights(
     for file, keys in by_file.items():
         with safe_open(file, framework="pt") as opened:
             for key, stored in keys:
-                _place(module, key, wanted[key], opened.get_tensor(stored), device, dtype)
+                wide = any(fnmatch.fnmatchcase(key, pattern) for pattern in layout.float32)
+                asked = torch.float32 if dtype is not None and wide else dtype
+                _place(module, key, wanted[key], opened.get_tensor(stored), device, asked)
     still = [name for name, value in module.named_buffers() if value.device.type == "meta"]
     if still:
         raise WeightsError(

@@ -100,7 +100,8 @@ class AxialAttention(nn.Module):
 def use_backend(model: nn.Module, backend: AttentionBackend) -> None:
     """Every axial attention within `model` runs on `backend`.
 
-    Raises ValueError on an unknown name or a package that is not installed.
+    Raises ValueError on an unknown name, a package that is not installed, or a module that says
+    (`attends_by`) that it runs on another one alone.
     """
     reason = attention_backend_missing(backend)
     if reason is not None:
@@ -108,3 +109,8 @@ def use_backend(model: nn.Module, backend: AttentionBackend) -> None:
     for module in model.modules():
         if isinstance(module, AxialAttention):
             module.backend = backend
+        elif getattr(module, "attends_by", None) not in (None, backend) and backend != "auto":
+            raise ValueError(
+                f"attention: {type(module).__name__} runs on {module.attends_by} alone, got "
+                f"{backend!r}; use 'auto' or {module.attends_by!r}"
+            )

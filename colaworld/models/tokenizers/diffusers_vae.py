@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from colaworld.models.backbones.weights import Layout, load_weights
 from colaworld.models.hub import local_folder
 from colaworld.models.tokenizers.image_vae import posterior
 from colaworld.models.tokenizers.vae import (
@@ -32,6 +33,19 @@ from colaworld.models.tokenizers.vae import (
 )
 
 _CLASSES = {"kl": "AutoencoderKL", "wan": "AutoencoderKLWan", "tiny": "AutoencoderTiny"}
+_STEM = "diffusion_pytorch_model"
+_FILE = f"{_STEM}.safetensors"
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_DEFAULTS: dict[str, dict[str, Any]] = {  # arguments of the published models, for planning
+    "kl": {
+        "block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": 2,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+    },
+    "wan": {},
+    "tiny": {},
+}
 _PUBLISHED = {"kl": (4, 1, 8), "wan": (16, 4, 8), "tiny": (4, 1, 8)}  # C, temporal, spatial
 
 
@@ -218,8 +232,14 @@ def _load(config: DiffusersVAEConfig) -> nn.Module:
             "weights, or to OWNER/NAME on the Hugging Face hub (model.tokenizer.path)"
         )
     kind = getattr(_diffusers(), _CLASSES[config.family])
-    patterns = [f"{config.subfolder}/*"] if config.subfolder else ["*.json", "*.safetensors"]
-    folder = local_folder(config.path, patterns=patterns) / config.subfolder
+    if torch.empty(0).is_meta:  # a caller that plans on the meta device: sizes, no weights
+        file = Path(config.path).expanduser() / config.subfolder / "config.json"
+        stored = json.loads(file.read_text()) if file.is_file() else _DEFAULTS[config.family]
+        return kind.from_config(stored)
+    prefix = f"{config.subfolder}/" if config.subfolder else ""
+    wanted = ("config.json", _FILE, f"{_STEM}-*.safetensors", f"{_STEM}.safetensors.index.json")
+    root = local_folder(config.path, patterns=tuple(prefix + name for name in wanted))
+    folder = root / config.subfolder
     if not (folder / "config.json").is_file():
         inner = sorted(p.parent.name for p in folder.glob("*/config.json"))
         hint = f"; it has such folders: {', '.join(inner)} (set subfolder)" if inner else ""
@@ -230,19 +250,15 @@ def _load(config: DiffusersVAEConfig) -> nn.Module:
             f"{folder}/config.json is of {stored['_class_name']}, but family {config.family!r} is "
             f"{kind.__name__}; set model.tokenizer.family"
         )
-    try:
-        module, told = kind.from_pretrained(
-            folder,
-            use_safetensors=True,  # never a pickle
-            local_files_only=True,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"{folder}: {kind.__name__} cannot be loaded from there: {error}"
-        ) from error
-    wrong = {k: v for k, v in told.items() if v}
-    if wrong:
-        raise ValueError(f"{folder}: these are not the weights of its config.json: {wrong}")
+    with torch.device("meta"):  # nothing is drawn at random that is read next
+        module = kind.from_config(stored)
+    whole = folder / _FILE  # beside it there may be half-precision variants of other names
+    load_weights(module, whole if whole.is_file() else folder, Layout(rename=_rename))
     return module
+
+
+def _rename(key: str) -> str:
+    """Attention's names in checkpoints of early releases of diffusers -> today's."""
+    for old, new in _OLD_NAMES.items():
+        key = key.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
+    return key

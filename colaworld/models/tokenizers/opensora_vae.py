@@ -18,11 +18,12 @@ therefore not bit for bit what training saw as the head of a longer clip.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from colaworld.models.backbones.weights import load_weights
 from colaworld.models.hub import local_folder
@@ -35,6 +36,7 @@ from colaworld.models.tokenizers.vae import (
     check_frames,
     check_vae_config,
     in_passes,
+    no_autocast,
     to_pixels,
 )
 
@@ -112,16 +114,23 @@ class OpenSoraVAE(VAE):
     def __init__(self, config: OpenSoraVAEConfig | None = None) -> None:
         config = config or OpenSoraVAEConfig()
         super().__init__(config)
-        self.spatial_vae = torch.nn.ModuleDict(
-            {
-                "module": ImageVAE(
-                    channels=config.channels,
-                    widths=config.image_widths,
-                    layers=config.image_layers,
-                    groups=config.groups,
-                )
-            }
+        # What will be read need not be drawn at random first. A caller that plans on the meta
+        # device gets sizes and no weights.
+        read = bool(config.path) and not torch.empty(0).is_meta
+        with torch.device("meta") if read else contextlib.nullcontext():
+            self._build(config)
+        if read:
+            load_weights(self, local_folder(config.path))
+        self._freeze()
+
+    def _build(self, config: OpenSoraVAEConfig) -> None:
+        image = ImageVAE(
+            channels=config.channels,
+            widths=config.image_widths,
+            layers=config.image_layers,
+            groups=config.groups,
         )
+        self.spatial_vae = nn.ModuleDict({"module": image})
         self.temporal_vae = TemporalVAE(
             channels=config.channels,
             width=config.temporal_width,
@@ -133,9 +142,6 @@ class OpenSoraVAE(VAE):
         for name in ("scale", "shift"):
             value = torch.tensor(getattr(config, name)).view(1, -1, 1, 1, 1)
             self.register_buffer(name, value)
-        self._freeze()
-        if config.path and not self.scale.is_meta:
-            load_weights(self, local_folder(config.path, patterns=["*.safetensors", "*.json"]))
 
     @torch.no_grad()
     def encode_published(
@@ -147,14 +153,14 @@ class OpenSoraVAE(VAE):
         left over its frames / stride, rounded up. `decode_published` goes back.
         """
         check_frames(frames, self.spatial_stride)
-        with torch.autocast(frames.device.type, enabled=False):
+        with no_autocast(frames):
             lengths = self._published_chunks(frames.shape[1])
             return self._encode_chunks(frames, lengths, generator)
 
     @torch.no_grad()
     def decode_published(self, latents: Tensor, frames: int) -> Tensor:
         """The inverse of `encode_published`: [B, C, T', h, w] -> [B, frames, 3, H, W] in [0, 1]."""
-        with torch.autocast(latents.device.type, enabled=False):
+        with no_autocast(latents):
             return self._decode_chunks(latents.float(), self._published_chunks(frames))
 
     def _published_chunks(self, frames: int) -> list[int]:

@@ -11,10 +11,12 @@ Shape legend: B clips, T frames, C channels, H W pixels, T' h w latents.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -70,7 +72,7 @@ class VAE(nn.Module):
         """
         check_frames(frames, self.spatial_stride)
         latent_frames(frames.shape[1], self.temporal_stride)
-        with torch.set_grad_enabled(gradient), torch.autocast(frames.device.type, enabled=False):
+        with torch.set_grad_enabled(gradient), no_autocast(frames):
             return self._encode(frames, generator).float()
 
     def decode(self, latents: Tensor, *, gradient: bool = False) -> Tensor:
@@ -84,7 +86,7 @@ class VAE(nn.Module):
                 f"{self.config.kind} tokenizer: expected latents [B, {self.channels}, T', h, w], "
                 f"got {list(latents.shape)}"
             )
-        with torch.set_grad_enabled(gradient), torch.autocast(latents.device.type, enabled=False):
+        with torch.set_grad_enabled(gradient), no_autocast(latents):
             return self._decode(latents.float())
 
     def fingerprint(self) -> str:
@@ -106,7 +108,7 @@ class VAE(nn.Module):
 
     def _freeze(self) -> None:
         for network in self.children():  # scale and shift, which are ours, stay in float32
-            network.to(self.dtype)
+            nn.Module.to(network, self.dtype)  # diffusers' own `to` warns about nothing
         self.requires_grad_(False)
         super().train(False)
 
@@ -128,12 +130,20 @@ class VAE(nn.Module):
             drawn = torch.randn((clips, *shape), generator=generator, device=generator.device)
         else:
             own = torch.Generator().manual_seed(self.config.seed)
-            drawn = torch.randn(shape, generator=own).expand(clips, *shape)
+            drawn = torch.randn(shape, generator=own, device="cpu").expand(clips, *shape)
         return drawn.to(like.device, self.dtype)
 
     def _to_network(self, frames: Tensor) -> Tensor:
         """[0, 1] -> [-1, 1] in our dtype."""
         return (frames.float() * 2 - 1).to(self.dtype)
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Inside, what is computed on the device of x keeps its dtype, whatever the caller set."""
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind):  # the meta device has none
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def to_pixels(values: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from colaworld.models.backbones.wan import Wan, WanConfig
+from colaworld.models.layers.attention import use_backend
 
-SMALL = WanConfig(layers=2, heads=2, head_dim=12, ffn=40, in_channels=3, freq_dim=16, text_width=10)
+SMALL = WanConfig(layers=2, heads=2, head_dim=14, ffn=40, in_channels=3, freq_dim=16, text_width=10)
 WITH_TEXT = replace(SMALL, text="full")
 
 
@@ -194,7 +195,7 @@ def test_cached_equals_uncached(chunks, randomised):
             parts.append(model.velocity(x[:, :, part], times[:, part], **given, store=True))
             first += count
             assert cache.frames == first
-            assert cache.layers[1].keys.shape == (2, first, 6, 2, 12)
+            assert cache.layers[1].keys.shape == (2, first, 6, 2, 14)
     torch.testing.assert_close(torch.cat(parts, dim=2), whole, atol=1e-5, rtol=1e-5)
 
 
@@ -209,6 +210,21 @@ def test_one_cached_history_serves_many_clips(randomised):
             made = model.velocity(x[:, :, 2:], times[:, 2:], cache=history)
             expected = model.velocity(x, times)[:, :, 2:]
             torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_forgotten_frames_are_not_seen_and_positions_go_on(randomised):
+    """In one block the keys of a frame depend on that frame alone and rotation is relative: what is
+    left after forgetting frames 0 and 1 acts as a clip that starts at frame 2."""
+    model = randomised(Wan(replace(SMALL, layers=1)))
+    x, times, _ = clip(SMALL, frames=5)
+    with torch.no_grad():
+        cache = model.new_cache()
+        model.velocity(x[:, :, :3], times[:, :3], cache=cache, store=True)
+        cache.forget(2)
+        made = model.velocity(x[:, :, 3:], times[:, 3:], cache=cache, store=True)
+        expected = model.velocity(x[:, :, 2:], times[:, 2:])[:, :, 1:]
+    torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-5)
+    assert cache.frames == 5 and cache.layers[0].keys.shape[1] == 3
 
 
 def test_gradients_with_a_cache_are_those_of_the_last_frame(randomised):
@@ -246,9 +262,9 @@ def test_no_modulation_changes_nothing(randomised):
 def test_modulation_of_a_block_acts_as_its_own_table(randomised):
     model = randomised(Wan(SMALL))
     x, times, _ = clip(SMALL)
-    six = 0.5 * torch.randn(1, 6, 24, generator=torch.Generator().manual_seed(2))
+    six = 0.5 * torch.randn(1, 6, 28, generator=torch.Generator().manual_seed(2))
     for index, block in enumerate(model.blocks):
-        modulation = torch.zeros(1, 4, 2, 144)
+        modulation = torch.zeros(1, 4, 2, 168)
         modulation[:, :, index] = six.flatten()
         with torch.no_grad():
             through_action = model.velocity(x, times, modulation=modulation)
@@ -263,7 +279,7 @@ def test_modulation_is_per_frame(randomised):
     """In the last block after attention nothing mixes frames: only the modulated one moves."""
     model = randomised(Wan(SMALL))
     x, times, _ = clip(SMALL)
-    modulation = torch.zeros(1, 4, 2, 6, 24)
+    modulation = torch.zeros(1, 4, 2, 6, 28)
     modulation[:, 1, 1, 3:] = 0.5  # frame 1, last block, shift, scale and gate of its MLP
     with torch.no_grad():
         difference = model.velocity(x, times, modulation=modulation.flatten(3))
@@ -305,8 +321,6 @@ def test_every_parameter_gets_a_gradient(randomised):
     modulation.requires_grad_()
     out = model.velocity(x, times, modulation=modulation, text=caption(WITH_TEXT))
     out.square().mean().backward()
-    # The softmax does not see what is added to every score of a row: a key's bias counts only
-    # through the norm. All others must move.
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not without
     assert (modulation.grad.abs().amax(-1) > 0).all()  # every frame and block
@@ -320,10 +334,10 @@ def test_start_is_the_published_one():
     biases = {name for name, _ in model.named_parameters() if name.endswith("bias")}
     assert zero == biases | {"proj_out.weight"}
     q = model.blocks[0].attn1.to_q.weight
-    bound = math.sqrt(6 / (24 + 24))  # Xavier, uniform
+    bound = math.sqrt(6 / (28 + 28))  # Xavier, uniform
     assert 0.95 * bound < q.abs().max() <= bound
     patch = model.patch_embedding.weight
-    bound = math.sqrt(6 / (24 + 12))
+    bound = math.sqrt(6 / (28 + 12))
     assert 0.9 * bound < patch.abs().max() <= bound
     embedder = model.condition_embedder.time_embedder.linear_1.weight
     assert 0.015 < embedder.std() < 0.025
@@ -405,7 +419,7 @@ def test_times_are_embedded_in_full_precision_under_autocast(randomised):
 def test_shift_of_times_and_what_is_modulated():
     model = Wan(SMALL)
     assert model.time_shift(21, 60, 104) == model.time_shift(1, 4, 4) == 3.0
-    assert (model.width, model.channels, model.patch) == (24, 3, (1, 2, 2))
+    assert (model.width, model.channels, model.patch) == (28, 3, (1, 2, 2))
     assert model.modulated_blocks == 2
 
 
@@ -422,10 +436,10 @@ def test_latents_that_do_not_fit(shape, message):
         Wan(SMALL)(torch.zeros(shape), torch.zeros(1))
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 3, 144), (1, 1, 2, 144), (2, 4, 2, 144), (1, 4, 2, 24)])
+@pytest.mark.parametrize("shape", [(1, 4, 3, 168), (1, 1, 2, 168), (2, 4, 2, 168), (1, 4, 2, 24)])
 def test_modulation_that_does_not_fit(shape):
     x, times, _ = clip(SMALL)
-    with pytest.raises(ValueError, match=r"modulation: expected \[1, 4, 1 or 2, 144\], got"):
+    with pytest.raises(ValueError, match=r"modulation: expected \[1, 4, 1 or 2, 168\], got"):
         Wan(SMALL).velocity(x, times, modulation=torch.zeros(shape))
 
 
@@ -481,3 +495,11 @@ def test_sizes_that_are_refused():
         Wan(replace(SMALL, patch=(2, 2, 2)))
     with pytest.raises(ValueError, match=r"head_dim: expected an even number of 6 at least"):
         Wan(replace(SMALL, head_dim=4))
+
+
+def test_a_backend_it_does_not_have_is_refused() -> None:
+    model = Wan(WanConfig(layers=1))
+    use_backend(model, "sdpa")
+    use_backend(model, "auto")
+    with pytest.raises(ValueError, match=r"WanSelfAttention runs on sdpa alone, got 'fused'"):
+        use_backend(model, "fused")

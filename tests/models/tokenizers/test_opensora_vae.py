@@ -246,6 +246,14 @@ def test_stored_weights_come_back(vae, tmp_path, frames) -> None:
     assert not any(p.requires_grad for p in again.parameters())
 
 
+def test_a_plan_on_the_meta_device_reads_nothing() -> None:
+    with torch.device("meta"):
+        planned = OpenSoraVAE(replace(TINY, path="Someone/vae", dtype="bfloat16"))
+        z = planned.encode(torch.empty(2, 5, 3, 8, 12))
+    assert z.is_meta and z.shape == (2, 4, 2, 2, 3)
+    assert all(p.is_meta and p.dtype == torch.bfloat16 for p in planned.parameters())
+
+
 def test_weights_that_do_not_fit_are_named(vae, tmp_path) -> None:
     state = vae.state_dict()
     file = tmp_path / "model.safetensors"
