@@ -188,6 +188,12 @@ def through_the_command_line(world: World, tmp_path: Path, capsys, steps: int) -
 
     assert main(["evaluate", str(out), "--evaluation.horizon", "4", "--sampler.steps", "1"]) == 0
     assert "delta-PSNR" in capsys.readouterr().out
+    codes = [str(code) for code in (3, 1, 0, 2)]  # one token each: the four into a latent frame
+    call = ["sample", str(out), "--out", str(tmp_path / "a.png"), "--steps", "1", "--codes"]
+    assert main([*call, *codes]) == 0
+    assert "1 rollout(s) of 5 frames" in capsys.readouterr().out
+    assert main([*call, *codes[:3]]) != 0
+    assert "3 actions after the history are not whole latent frames" in capsys.readouterr().err
     assert main(["export", str(out), "--out", str(tmp_path / "exported")]) == 0
     model = colaworld.from_pretrained(tmp_path / "exported").model
     for key, value in model.backbone.state_dict().items():
