@@ -32,7 +32,7 @@ class SampleOptions:
     """Where to write: .gif, .mp4 or .png (a strip)."""
     codes: tuple[int, ...] = ()
     """Codebook entries, one per frame to generate (one per token and frame where an action has
-    several tokens; whole latent frames where the tokenizer has a temporal stride). Without them every code is held for --frames frames, side by side."""
+    several tokens). Without them every code is held for --frames frames, side by side."""
     frames: int = 8
     """Frames to generate when --codes is not given."""
     start: Path | None = None
@@ -91,8 +91,8 @@ def run(argv: list[str]) -> int:
             raise ValueError(f"--frame: expected 0 .. {len(frames) - 1}, got {options.frame}")
         history = torch.from_numpy(frames[options.frame].copy()).float()[None, None] / 255
     height, width = history.shape[-2:]
-    frames = 1 + config.model.tokenizer.temporal_stride
-    check_frames(config.model, config.parts(), height=height, width=width, frames=frames)
+    fewest = 1 + config.model.tokenizer.temporal_stride  # the size alone is checked here
+    check_frames(config.model, config.parts(), height=height, width=width, frames=fewest)
     indices = _indices(world, options)
     codes = world.lookup(indices.to(device))
     generator = torch.Generator(device=device).manual_seed(options.seed)

@@ -187,26 +187,17 @@ def through_the_command_line(world: World, tmp_path: Path, capsys, steps: int) -
     change = max(float((inside[k] - before[k]).abs().max()) for k in inside)
     assert change < 0.1
 
-    assert (
-        main(
-            [
-                "evaluate",
-                str(out),
-                "--sampler.steps",
-                "1",
-                "--evaluation.text-effect",
-                "--evaluation.horizon",
-                "None",
-            ]
-        )
-        == 0
-    )
+    shown = ["evaluate", str(out), "--sampler.steps", "1", "--evaluation.text-effect"]
+    assert main([*shown, "--evaluation.horizon", "None"]) == 0
     said = capsys.readouterr().out
     assert "delta-PSNR" in said and "flow loss without cross-attention" in said
     assert "8 steps" in said  # as many frames as whole latents of it
-    sample = ["sample", str(out), "--codes", *"12345670", "--steps", "1"]
-    assert main([*sample, "--out", str(tmp_path / "sample.png")]) == 0
-    assert "1 rollout(s) of 9 frames" in capsys.readouterr().out
+    codes = [str(code) for code in (3, 1, 0, 2)]  # one token each: the four into a latent frame
+    call = ["sample", str(out), "--out", str(tmp_path / "a.png"), "--steps", "1", "--codes"]
+    assert main([*call, *codes]) == 0
+    assert "1 rollout(s) of 5 frames" in capsys.readouterr().out
+    assert main([*call, *codes[:3]]) != 0
+    assert "3 actions after the history are not whole latent frames" in capsys.readouterr().err
     assert main(["export", str(out), "--out", str(tmp_path / "exported")]) == 0
     model = colaworld.from_pretrained(tmp_path / "exported").model
     for key, value in model.backbone.state_dict().items():
