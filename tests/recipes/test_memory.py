@@ -42,6 +42,10 @@ def sized(tiny):
     return make
 
 
+SMALL = ["--data.height", "28", "--data.width", "36"]
+SMALL += [f"--model.{part}.depth=1" for part in ("backbone", "idm", "conditioner")]
+
+
 def test_phases_of_a_run_by_kind(sized) -> None:
     config = sized(ema_decay=0.9, accumulate=2, autocast="none")
     warmup, joint = plan_memory(config, device="cpu")
@@ -143,9 +147,8 @@ def test_advice_on_a_learned_tokenizer(sized) -> None:
 
 
 def test_the_verb_prints_a_table_and_writes_numbers(capsys, tmp_path) -> None:
-    options = ["--data.height", "28", "--data.width", "36"]
     file = tmp_path / "deep" / "plan.json"
-    assert main(["plan-memory", "nano.cola", *options, "--gpu", "24", "--json", str(file)]) == 0
+    assert main(["plan-memory", "nano.cola", *SMALL, "--gpu", "24", "--json", str(file)]) == 0
     text = capsys.readouterr().out
     assert "nano.cola: 8 clips an update in passes of 8, recompute none" in text
     assert text.count("fits") == 2
@@ -160,8 +163,8 @@ def test_the_verb_prints_a_table_and_writes_numbers(capsys, tmp_path) -> None:
 
 
 def test_the_verb_says_what_to_switch_on(capsys, monkeypatch) -> None:
-    monkeypatch.setattr(verb, "usable", lambda _: 60 << 20)  # a card of nano size
-    call = ["plan-memory", "nano.cola", "--data.height", "28", "--data.width", "36"]
+    monkeypatch.setattr(verb, "usable", lambda _: 20 << 20)  # a card of nano size
+    call = ["plan-memory", "nano.cola", *SMALL]
     assert main(call) == 1
     text = capsys.readouterr().out
     assert "does not fit" in text and "What to switch on" in text
@@ -174,8 +177,7 @@ def test_wrong_calls(capsys) -> None:
     assert main(["plan-memory"]) == 2
     assert main(["plan-memory", "nano.cola", "--preset", "24"]) == 2
     assert "nano.cola has none" in capsys.readouterr().err
-    sized = ["--data.height", "28", "--data.width", "36"]
-    assert main(["plan-memory", "nano.cola", *sized, "--gpu", "1"]) == 2
+    assert main(["plan-memory", "nano.cola", *SMALL, "--gpu", "1"]) == 2
     assert "--gpu: expected GB of a card" in capsys.readouterr().err
 
 
