@@ -87,10 +87,10 @@ sanitize: setup  ## the op tests once, on a build with AddressSanitizer and UBSa
 cuda-check: setup  ## without a GPU: every GPU kernel compiled ahead of time, its resources compared
 	@$(BIN)/python -m colaworld.benchmarks.resources
 
-gpu: setup  ## with a GPU: tests, sanitizer, times of everything that runs on one (9 minutes)
+gpu: setup  ## with a GPU: tests, sanitizer, block sizes, times and goals (9 minutes)
 	@$(BIN)/python -m colaworld.benchmarks.gpu
 
-gpu-quick: setup  ## the same, tests and ops alone (3 minutes)
+gpu-quick: setup  ## the same, tests and the main ops alone (3 minutes)
 	@$(BIN)/python -m colaworld.benchmarks.gpu --quick
 
 lint: setup  ## ruff and clang-format, changing nothing
