@@ -70,7 +70,7 @@ demo-long: setup  ## the same with an hour of training
 nano-pretrain: setup  ## train the shipped nano video generator again
 	@test -d $(PRETRAIN)/data || $(BIN)/colaworld record crafter --out $(PRETRAIN)/data \
 	  --episodes 600 --steps 100 --seed 1000 --behaviour sticky-random --repeat 0.3 --start varied --workers 2
-	@$(BIN)/colaworld train nano.pretrain --data $(PRETRAIN)/data --out $(PRETRAIN)/run --training.compile --resume
+	@$(BIN)/colaworld train nano.pretrain --data $(PRETRAIN)/data --out $(PRETRAIN)/run --training.compile full --resume
 	@$(BIN)/python -m colaworld.recipes.weights $(PRETRAIN)/run
 
 # The op tests on a build that finds every access outside of memory and every undefined operation.
@@ -87,10 +87,10 @@ sanitize: setup  ## the op tests once, on a build with AddressSanitizer and UBSa
 cuda-check: setup  ## without a GPU: every GPU kernel compiled ahead of time, its resources compared
 	@$(BIN)/python -m colaworld.benchmarks.resources
 
-gpu: setup  ## with a GPU: tests, sanitizer, times of everything that runs on one (9 minutes)
+gpu: setup  ## with a GPU: tests, sanitizer, block sizes, times and goals (9 minutes)
 	@$(BIN)/python -m colaworld.benchmarks.gpu
 
-gpu-quick: setup  ## the same, tests and ops alone (3 minutes)
+gpu-quick: setup  ## the same, tests and the main ops alone (3 minutes)
 	@$(BIN)/python -m colaworld.benchmarks.gpu --quick
 
 lint: setup  ## ruff and clang-format, changing nothing

@@ -129,10 +129,10 @@ def cases(wish: Wish) -> Iterator[Case]:
     for what, shape in shapes.models(config).items():
         for dtype in wish.dtypes:
             for mode in MODES:
-                yield _case(what, config, shape, dtype, mode, wish.device)
+                yield case_of(what, config, shape, dtype, mode, wish.device)
 
 
-def _case(what: str, config: RunConfig, shape: Shape, dtype: str, mode: str, device: str) -> Case:
+def case_of(what: str, config: RunConfig, shape: Shape, dtype: str, mode: str, device: str) -> Case:
     wide = torch.float64 if dtype == "float64" else torch.float32
     backward = mode == "fwd_bwd"
 

@@ -1,7 +1,7 @@
 """What every GPU kernel takes of a processor: registers, stack, shared memory. No GPU is needed.
 
     python -m colaworld.benchmarks.resources            print, and compare with the committed table
-    python -m colaworld.benchmarks.resources --write    print, and write the table
+    python -m colaworld.benchmarks.resources --write    print, and write the table and the READMEs' part of it
 
 Triton kernels are compiled ahead of time in each configuration that is shipped; the kernels of the
 compiled library are read out of it. A kernel that touches the stack (its registers spilled), asks for
@@ -153,6 +153,97 @@ def _cuobjdump(*arguments: str) -> str:
     return done.stdout
 
 
+# Which rows the READMEs show: where a model spends its time. (impl, kernel as it is called there,
+# part of the row's kernel and config, bytes that it has to move at the sizes named, or None)
+_N_XL = 8 * 16 * 256 * 1152  # numbers of q, or of x, in STDiT3-XL with eight clips
+_N_LAM = 8 * 8 * 256 * 768  # the same in the latent action model
+SHOWN: tuple[tuple[str, str, str, int | None], ...] = (
+    ("triton", "st_attention forward, XL, bf16", "st_attention forward 16x72 T<=16 bf16, ", 8 * _N_XL),
+    ("triton", "st_attention backward, XL, bf16", "st_attention backward 16x72 T<=16 bf16, ", 14 * _N_XL),
+    ("triton", "st_attention forward, LAM, bf16", "st_attention forward 12x64 T<=16 bf16 causal, ", 8 * _N_LAM),
+    ("triton", "st_attention backward, LAM, bf16", "st_attention backward 12x64 T<=16 bf16 causal, ", 14 * _N_LAM),
+    ("triton", "st_attention forward, LAM, float32", "st_attention forward 12x64 T<=16 fp32 causal, ", 16 * _N_LAM),
+    ("triton", "st_attention backward, LAM, float32", "st_attention backward 12x64 T<=16 fp32 causal, ", 28 * _N_LAM),
+    ("triton", "qk_norm_rope forward, XL, bf16", "qk_norm_rope forward 16x72 head, interleaved bf16", 8 * _N_XL),
+    ("triton", "qk_norm_rope backward, XL, bf16", "qk_norm_rope backward 16x72 head, interleaved bf16", 12 * _N_XL),
+    ("triton", "qk_norm_rope forward, Wan, bf16", "qk_norm_rope forward 12x128 across, interleaved bf16", None),
+    ("triton", "qk_norm_rope backward, Wan, bf16", "qk_norm_rope backward 12x128 across, interleaved bf16", None),
+    ("triton", "adaln forward, XL, bf16", "adaln forward C=1152 bf16 gated, ", 8 * _N_XL),
+    ("triton", "adaln backward, XL, bf16", "adaln backward C=1152 bf16 gated, ", 12 * _N_XL),
+    ("triton", "adaln second pass", "adaln sum, ", None),
+    ("triton", "vector_quantize, a batch, float32", "vector_quantize K=32 d=32 fp32 few rows, ", None),
+    ("triton", "vector_quantize, K 8192 d 64, float32", "vector_quantize K=8192 d=64 fp32 many rows, ", None),
+    ("triton", "code_statistics, small table", "code_statistics select K=32 d=32 fp32, ", None),
+    ("triton", "code_statistics, pieces of a sort", "code_statistics pieces K=8192 d=64 fp32, ", None),
+    ("triton", "code_statistics, entries of a sort", "code_statistics entries K=8192 d=64 fp32, ", None),
+    ("triton", "update_codebook", "update_codebook K=32 d=32, ", None),
+    ("cuda", "st_attention forward, XL, bf16", "st_attention::forward<colaworld::cuda::bf16, 72, 2>", 8 * _N_XL),
+    ("cuda", "st_attention backward, XL, bf16", "st_attention::backward<colaworld::cuda::bf16, 72, 2>", 14 * _N_XL),
+    ("cuda", "st_attention forward, XL, T <= 32, bf16", "st_attention::forward<colaworld::cuda::bf16, 72, 4>", 8 * _N_XL),
+    ("cuda", "st_attention backward, XL, T <= 32, bf16", "st_attention::backward<colaworld::cuda::bf16, 72, 4>", 14 * _N_XL),
+    ("cuda", "st_attention forward, LAM, bf16", "st_attention::forward<colaworld::cuda::bf16, 64, 2>", 8 * _N_LAM),
+    ("cuda", "st_attention backward, LAM, bf16", "st_attention::backward<colaworld::cuda::bf16, 64, 2>", 14 * _N_LAM),
+    ("cuda", "st_attention forward, D 128, bf16", "st_attention::forward<colaworld::cuda::bf16, 128, 2>", None),
+    ("cuda", "st_attention backward, D 128, bf16", "st_attention::backward<colaworld::cuda::bf16, 128, 2>", None),
+    ("cuda", "st_attention forward, LAM, float32", "st_attention_float::forward<16>", 16 * _N_LAM),
+    ("cuda", "st_attention backward, LAM, float32", "st_attention_float::backward<16>", 28 * _N_LAM),
+    ("cuda", "st_attention, sums of the weights", "colaworld::cuda::sum", None),
+    ("cuda", "vector_quantize, 64 rows a block, float32", "assign<float, 4>", None),
+    ("cuda", "vector_quantize, 128 rows a block, float32", "assign<float, 8>", None),
+    ("cuda", "code_statistics, float32", "code_statistics_kernels::add<float>", None),
+    ("cuda", "code_statistics, merge", "code_statistics_kernels::merge<float>", None),
+)  # fmt: skip
+COPY = 4.3e12  # bytes a second: an H200's device copy, measured
+READMES = {"triton": "kernels/README.md", "cuda": "csrc/README.md"}
+OPEN = "<!-- resources: written by `python -m colaworld.benchmarks.resources --write` -->"
+CLOSE = "<!-- end of resources -->"
+
+
+def markdown(rows_: list[Row], impl: str) -> str:
+    """The table of a README: what was compiled, and the time that its bytes alone take."""
+    archs = sorted({row["arch"] for row in rows_ if row["impl"] == impl})
+    registers = f"registers on sm_{' / '.join(map(str, archs))}"
+    # What a CUDA kernel asks for when it is launched is not in the compiled code.
+    columns = ["kernel", registers, "by its bytes"]
+    columns[1:1] = ["warps"] if impl == "triton" else []
+    columns[-1:-1] = ["shared memory"] if impl == "triton" else []
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for kind, name, part, moved in SHOWN:
+        if kind != impl:
+            continue
+        found = {
+            row["arch"]: row for row in rows_ if row["impl"] == impl and part in _full_name(row)
+        }
+        if set(found) != set(archs):
+            raise ValueError(
+                f"resources: {part!r}: expected a row on each of {archs}, got {sorted(found)}"
+            )
+        each = [found[arch] for arch in archs]
+        warps = {row["config"].rsplit(", ", 1)[-1].removesuffix(" warps") for row in each}
+        cells = {
+            "kernel": name,
+            "warps": ", ".join(sorted(warps)),
+            registers: " / ".join(str(row["registers"]) for row in each),
+            "shared memory": f"{max(row['shared'] for row in each) / 1024:.1f} kB",
+            "by its bytes": "" if moved is None else f"{moved / COPY * 1e3:.3f} ms",
+        }
+        lines.append(f"| {' | '.join(cells[column] for column in columns)} |")
+    return "\n".join(lines)
+
+
+def _full_name(row: Row) -> str:
+    return f"{row['kernel']} {row['config']}"
+
+
+def with_table(text: str, table: str) -> str:
+    """The text of a README with another table. ValueError where it has no place for one."""
+    before, found, rest = text.partition(OPEN)
+    _, closed, after = rest.partition(CLOSE)
+    if not found or not closed:
+        raise ValueError(f"resources: a README needs the lines {OPEN!r} and {CLOSE!r}")
+    return f"{before}{OPEN}\n{table}\n{CLOSE}{after}"
+
+
 def _key(row: Row) -> tuple[Any, ...]:
     return row["impl"], row["kernel"], row["config"], row["arch"]
 
@@ -204,6 +295,11 @@ def main() -> int:
     if arguments.write:
         RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in found) + "\n]\n")
         print(f"written: {RESULTS.name}")
+        for kind, name in READMES.items():
+            file = RESULTS.parents[2] / name
+            if file.is_file() and any(row["impl"] == kind for row in found):
+                file.write_text(with_table(file.read_text(), markdown(found, kind)))
+                print(f"written: {name}")
     wrong = complaints(found, json.loads(RESULTS.read_text()) if RESULTS.is_file() else [])
     for line in wrong:
         print(f"WRONG {line}")

@@ -85,13 +85,13 @@ def run(
     rows: list[Row] = []
     for dtype in wish.dtypes:
         for row in machine.roofs(wish.device, dtype, samples=wish.samples):
-            rows.append(_ordered(row | stamp))
+            rows.append(ordered(row | stamp))
     products = {row["dtype"]: row["tflops"] for row in rows if row["op"] == "matmul"}
     cases, _ = listed(suites, replace(wish, measured_tflops=products), only=only)
     for number, case in enumerate(cases):
         told(number, len(cases), case.label)
         measured = measure(case, wish, impls=impls)
-        rows += [_ordered(row | stamp) for row in measured.rows]
+        rows += [ordered(row | stamp) for row in measured.rows]
         skipped += measured.skipped
     told(len(cases), len(cases), "done")
     return Measured(tuple(rows), tuple(skipped))
@@ -136,6 +136,7 @@ def measure(case: Case, wish: Wish, *, impls: Sequence[str] = ()) -> Measured:
         for turns in calls.values():
             turns[0]()  # compiled and warm before memory is looked at
         peaks = {name: timing.peak_mb(turns[0], wish.device) for name, turns in calls.items()}
+        launches = {name: timing.launches(turns[0], wish.device) for name, turns in calls.items()}
         times = timing.interleaved(calls, samples=wish.samples, device=wish.device)
         flops = case.flops() if callable(case.flops) else case.flops
         rows = []
@@ -158,6 +159,8 @@ def measure(case: Case, wish: Wish, *, impls: Sequence[str] = ()) -> Measured:
                 "flops": flops,
                 "samples": wish.samples,
             }
+            if launches[name] is not None:
+                row["launches"] = launches[name]
             if case.rotated_mb is not None:
                 row["rotated_mb"] = _short(case.rotated_mb())
             if case.counts:
@@ -175,7 +178,7 @@ def _short(value: float) -> float:
     return float(f"{value:.4g}") if math.isfinite(value) else value
 
 
-def _ordered(row: Row) -> Row:
+def ordered(row: Row) -> Row:
     """The fields that every row has first, in their order."""
     first = {name: row[name] for name in ("suite", *FIELDS)}
     return first | {name: value for name, value in row.items() if name not in first}

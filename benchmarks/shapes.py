@@ -70,6 +70,8 @@ def idm_clips(config: RunConfig) -> dict[str, int]:
 _XL = STDiT3Config.xl2()
 _XL_CLIPS = {"B": 1, "T": 16, "S": 256}
 _XL_HEADS = {"H": _XL.heads, "D": _XL.width // _XL.heads}
+# The same in a training batch of eight clips, for a GPU: hundreds of megabytes a tensor.
+_XL_BATCH = _XL_CLIPS | {"B": 8}
 _SPATIAL = {"axis": "spatial", "causal": False, "norm": True, "rope": False}
 _TEMPORAL = {"axis": "temporal", "causal": True, "norm": True, "rope": True}
 
@@ -102,6 +104,10 @@ def st_attention(config: RunConfig) -> list[Shape]:
         Shape("goal.spatial", {"B": 4, "T": 8, "S": 256, "H": 3, "D": 32}, "a goal", _SPATIAL),
         Shape("stdit3-xl.temporal", _XL_CLIPS | _XL_HEADS, "head dimension 72", _TEMPORAL),
         Shape("stdit3-xl.spatial", _XL_CLIPS | _XL_HEADS, "head dimension 72", _SPATIAL),
+        Shape(
+            "stdit3-xl.b8.temporal", _XL_BATCH | _XL_HEADS, "memory-bound", _TEMPORAL, heavy=True
+        ),
+        Shape("stdit3-xl.b8.spatial", _XL_BATCH | _XL_HEADS, "compute-bound", _SPATIAL, heavy=True),
     ]
     return shapes
 
@@ -120,6 +126,7 @@ def adaln(config: RunConfig) -> list[Shape]:
         Shape(f"{name}.block.index", size | {"M": 2 * size["B"]}, "frames share rows by index"),
         Shape("goal.block", {"B": 4, "T": 8, "S": 64, "C": 128}, "a goal"),
         Shape("stdit3-xl.block", _XL_CLIPS | {"C": _XL.width}, "memory-bound"),
+        Shape("stdit3-xl.b8.block", _XL_BATCH | {"C": _XL.width}, "memory-bound", heavy=True),
     ]
 
 
@@ -141,6 +148,13 @@ def qk_norm_rope(config: RunConfig) -> list[Shape]:
             {"B": _XL_CLIPS["B"] * _XL_CLIPS["T"], "L": _XL_CLIPS["S"], **_XL_HEADS},
             "head dimension 72, with rotation",
             plain | {"rope": True},
+        ),
+        Shape(
+            "stdit3-xl.b8.spatial",
+            {"B": _XL_BATCH["B"] * _XL_BATCH["T"], "L": _XL_BATCH["S"], **_XL_HEADS},
+            "memory-bound",
+            plain | {"rope": True},
+            heavy=True,
         ),
         Shape(
             # Wan2.1 1.3B: 12 heads of 128, a norm over all 1536 channels, and positions in time,
@@ -173,6 +187,7 @@ def vector_quantize(config: RunConfig) -> list[Shape]:
             {"N": rows, "K": entries, "d": model.idm.dim},
             "one training step: calls, not arithmetic",
         ),
+        Shape("lam.codes", {"N": 2000, "K": 32, "d": paper.dim}, "launch-bound on a GPU"),
         Shape("paper.codes", {"N": 4096, "K": 32, "d": paper.dim}, "few entries, many rows"),
         Shape("goal.codes", {"N": 65536, "K": 1024, "d": 32}, "a goal: an image tokenizer's size"),
         Shape(
@@ -258,4 +273,59 @@ def candidates(config: RunConfig) -> list[Shape]:
             f"{family(config)}.slides", size | {"W": config.model.window}, "as trained", {}, True
         ),
         Shape(f"{family(config)}.fits", size | {"W": 12}, "the window holds it all", {}, True),
+    ]
+
+
+# --- what a GPU is asked for (card/) ---------------------------------------------------------------
+
+
+def card_attention() -> list[Shape]:
+    """N sequences of n tokens, H heads of D channels: attention without norm and rotation."""
+    xl = _XL_BATCH["B"] * _XL_BATCH["S"] * _XL_BATCH["T"]
+
+    def of(n: int, why: str, **heads: int) -> Shape:
+        sizes = {"N": heads.pop("N", xl // n), "n": n, **(heads or _XL_HEADS)}
+        return Shape(f"{sizes['N']}x{n}x{sizes['D']}", sizes, why)
+
+    return [
+        of(16, "STDiT3-XL over time: 16 rows where a kernel's tile has 64 or 128"),
+        of(256, "STDiT3-XL within a frame of 256 px"),
+        of(1024, "STDiT3-XL within a frame of 512 px"),
+        of(1280, "Wan 2.1 1.3B: all tokens of a short clip", N=16, H=12, D=128),
+    ]
+
+
+def card_ops(*, quick: bool) -> list[tuple[str, str, str]]:
+    """(op, shape, dtype) that a goal on a GPU is about, the most important first."""
+    found = [
+        ("st_attention", "stdit3-xl.b8.temporal", "bfloat16"),
+        ("adaln", "stdit3-xl.b8.block", "bfloat16"),
+        ("vector_quantize", "lam.codes", "float32"),
+        ("code_statistics", "lam.codes", "float32"),
+        ("qk_norm_rope", "stdit3-xl.b8.spatial", "bfloat16"),
+    ]
+    if not quick:
+        found += [
+            ("vector_quantize", "bounded.codes", "float32"),
+            ("code_statistics", "bounded.codes", "float32"),
+            ("st_attention", "stdit3-xl.b8.spatial", "bfloat16"),
+            ("qk_norm_rope", "wan-1.3b", "bfloat16"),
+            ("vector_quantize", "goal.codes", "float32"),
+        ]
+    return found
+
+
+def card_models() -> list[tuple[str, Shape, RunConfig]]:
+    """(model, shape, recipe that builds it) at the paper's sizes."""
+    pair = {"model": {"backbone": {"depth": 1, "width": _XL.width, "heads": _XL.heads}}}
+    paper = {name: getattr(IDMConfig.paper(), name) for name in vars(IDMConfig.paper())}
+    idm = {"data": {"height": 224, "width": 224}, "model": {"idm": paper}}
+    clips = {"B": 8, "T": 8, "S": 256, "height": 224, "width": 224}
+    return [
+        (
+            "stdit3_pair",
+            Shape("stdit3-xl.b8.pair", _XL_BATCH, "a spatial and a temporal block"),
+            run_config("nano.cola", pair),
+        ),
+        ("idm", Shape("paper.idm", clips, "224 px in patches of 14"), run_config("nano.cola", idm)),
     ]

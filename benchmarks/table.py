@@ -83,7 +83,11 @@ def _table(op: str, rows: Sequence[Row], everything: Sequence[Row]) -> Table:
     right += ["peak MB"]
     rates = list(dict.fromkeys(name for row in rows for name in row.get("rates", {})))
     right += [name.replace("_s", "/s") for name in rates]
-    more = [n for n in ("mfu", "step_clips_s", "headroom") if any(n in row for row in rows)]
+    more = [
+        n
+        for n in ("launches", "activation_mb", "mfu", "step_clips_s", "headroom")
+        if any(n in row for row in rows)
+    ]
     right += more
     for head in right:
         table.add_column(head, justify="right", no_wrap=True)

@@ -11,7 +11,7 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -123,6 +123,24 @@ def peak_mb(call: Callable[[], object], device: str = "cpu") -> float | None:
     before = _status("VmRSS")
     call()
     return round(max(0, _status("VmHWM") - before) / 1024, 1)
+
+
+def launches(call: Callable[[], object], device: str = "cpu") -> int | None:
+    """Kernels that one call starts on a GPU, fills of memory among them; None on a CPU."""
+    if not device.startswith("cuda"):
+        return None
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize(device)
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        call()
+        torch.cuda.synchronize(device)
+    return count_launches((event.name, event.device_type.name) for event in seen.events())
+
+
+def count_launches(events: Iterable[tuple[str, str]]) -> int:
+    """Of (name, device type) as a profiler tells them: what ran on the GPU and copied nothing."""
+    return sum(kind == "CUDA" and not name.startswith("Memcpy") for name, kind in events)
 
 
 def _status(field: str) -> int:

@@ -91,7 +91,8 @@ def run(argv: list[str]) -> int:
             raise ValueError(f"--frame: expected 0 .. {len(frames) - 1}, got {options.frame}")
         history = torch.from_numpy(frames[options.frame].copy()).float()[None, None] / 255
     height, width = history.shape[-2:]
-    check_frames(config.model, config.parts(), height=height, width=width, frames=2)
+    fewest = 1 + config.model.tokenizer.temporal_stride  # the size alone is checked here
+    check_frames(config.model, config.parts(), height=height, width=width, frames=fewest)
     indices = _indices(world, options)
     codes = world.lookup(indices.to(device))
     generator = torch.Generator(device=device).manual_seed(options.seed)

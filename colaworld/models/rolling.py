@@ -253,7 +253,7 @@ def roll_stream(
     if decode_context is not None and decode_context < 1:
         raise ValueError(f"rollout_stream: expected decode_context >= 1, got {decode_context}")
     kept = 0 if stride == 1 else decode_context
-    pending = Pending(actions, history.shape[0])
+    pending = Pending(actions, history)
     with torch.no_grad(), _going_on(model):
         rolling, start = _begin(
             model,
@@ -288,14 +288,14 @@ def roll_stream(
 class Pending:
     """Actions as the caller gives them, taken by whole rounds and asked for as late as possible."""
 
-    def __init__(self, actions: Actions | None, clips: int) -> None:
-        self.clips, self.held = clips, torch.empty(0)
+    def __init__(self, actions: Actions | None, history: Tensor) -> None:
+        self.clips, self.held = history.shape[0], torch.empty(0)
         self._policy = actions if callable(actions) else None
         self._parts: Iterator[Tensor] = iter(())
         if isinstance(actions, Tensor):
             self._parts = iter((actions,))
         elif actions is None:  # the plain generator goes on without end
-            self._parts = repeat(torch.zeros(clips, 1, 1, 1))
+            self._parts = repeat(history.new_zeros(self.clips, 1, 1, 1))
         elif self._policy is None:
             self._parts = iter(actions)
 

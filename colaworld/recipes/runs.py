@@ -133,7 +133,8 @@ def evaluate_run(
         possible = _longest_horizon(heldout, history)
         if possible < horizon:
             log.info("held-out episodes are short: %d frames are predicted", possible)
-        asked = min(horizon, possible)
+        stride = config.model.tokenizer.temporal_stride
+        asked = _whole_latents(min(horizon, possible), history, stride)
         data = replace(data, frames_per_clip=history + asked)
     check_frames(
         config.model,
@@ -211,6 +212,17 @@ def _check_heldout(trained: DataConfig, asked: DataConfig) -> None:
             "on, and the numbers say little about others",
             trained.split,
         )
+
+
+def _whole_latents(horizon: int, history: int, stride: int) -> int:
+    """The longest horizon up to this one with which a clip is 1 + stride * k frames."""
+    whole = horizon - (history + horizon - 1) % stride
+    if whole < 1:
+        raise DataError(
+            f"{horizon} frames can be predicted behind {history}, and the tokenizer makes one latent "
+            f"of {stride} (clips of 1 + {stride} k frames): held-out episodes are too short"
+        )
+    return whole
 
 
 def _longest_horizon(clips: ClipSet, history: int) -> int:

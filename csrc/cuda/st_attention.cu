@@ -14,21 +14,22 @@ constexpr int SUM_COLUMNS = 32, SUM_ROWS = 16;  // threads of a block
 
 // A thread adds every sixteenth row, then a column's sixteen threads meet in their order.
 __global__ void __launch_bounds__(SUM_COLUMNS* SUM_ROWS)
-    sum(const float* partial, int64_t blocks, int width, float* weights) {
+    sum(const float* partial, int64_t blocks, int D, float* q_sum, float* k_sum) {
   __shared__ float held[SUM_ROWS][SUM_COLUMNS];
   const int column = blockIdx.x * SUM_COLUMNS + threadIdx.x % SUM_COLUMNS;
   const int row = threadIdx.x / SUM_COLUMNS;
   float total = 0.f;
-  if (column < width) {
+  if (column < 2 * D) {
     for (int64_t block = row; block < blocks; block += SUM_ROWS) {
-      total += partial[block * width + column];
+      total += partial[block * 2 * D + column];
     }
   }
   held[row][threadIdx.x % SUM_COLUMNS] = total;
   __syncthreads();
-  if (row != 0 || column >= width) return;
+  if (row != 0 || column >= 2 * D) return;
   for (int r = 1; r < SUM_ROWS; ++r) total += held[r][threadIdx.x];
-  weights[column] = total;
+  float* to = column < D ? q_sum : k_sum;
+  if (to != nullptr) to[column % D] = total;
 }
 
 const char* run(
@@ -77,10 +78,9 @@ const char* st_attention_backward(Element element,
 }
 
 const char* st_attention_sum(
-    const float* partial, int64_t blocks, int D, float* weights, void* stream) {
-  const int width = 2 * D;
-  return launch(sum, (width + SUM_COLUMNS - 1) / SUM_COLUMNS, SUM_COLUMNS * SUM_ROWS, 0, stream,
-                partial, blocks, width, weights);
+    const float* partial, int64_t blocks, int D, float* q_sum, float* k_sum, void* stream) {
+  return launch(sum, (2 * D + SUM_COLUMNS - 1) / SUM_COLUMNS, SUM_COLUMNS * SUM_ROWS, 0, stream,
+                partial, blocks, D, q_sum, k_sum);
 }
 
 }  // namespace cuda

@@ -52,9 +52,13 @@ const char* st_attention_backward(Element element,
                                   const StAttentionCall& call,
                                   int64_t blocks,
                                   void* stream);
-// weights [2, D] = the sum of partial [blocks, 2, D], always in the same order.
-const char* st_attention_sum(
-    const float* partial, int64_t blocks, int D, float* weights, void* stream);
+// The sums of partial [blocks, 2, D] over the blocks, always in the same order.
+const char* st_attention_sum(const float* partial,
+                             int64_t blocks,
+                             int D,
+                             float* q_sum,  // [D] or null
+                             float* k_sum,  // [D] or null
+                             void* stream);
 
 }  // namespace cuda
 }  // namespace colaworld

@@ -149,14 +149,13 @@ Tensor forward(const Tensor& qkv,  // [B, T, S, 3, H, D] float32, bfloat16 or fl
   return out;
 }
 
-// The gradient of a weight in its dtype, from float32; nothing where there is no weight.
-Tensor weight_gradient(const Tensor& qkv,
-                       const std::optional<Tensor>& weight,
-                       const Tensor& sums,  // [2, D]
-                       int64_t which) {
+// Where the gradient of a weight is summed: float32 [D]; nothing where there is no weight.
+Tensor weight_sum(const Tensor& qkv, const std::optional<Tensor>& weight) {
   if (!weight) return torch::stable::new_empty(qkv, {0});
-  return torch::stable::to(torch::stable::clone(torch::stable::select(sums, 0, which)),
-                           weight->scalar_type());
+  return torch::stable::new_empty(qkv, {qkv.size(5)}, ScalarType::Float);
+}
+Tensor weight_gradient(const std::optional<Tensor>& weight, const Tensor& sum) {
+  return weight ? torch::stable::to(sum, weight->scalar_type()) : sum;
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad,  // [B, T, S, H, D] as qkv is
@@ -185,9 +184,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad,  // [B, T, S, H,
   const torch::stable::accelerator::DeviceGuard guard(qkv.get_device_index());
   const int64_t D = qkv.size(5);
   Tensor dqkv = torch::stable::new_empty(qkv, qkv.sizes());
-  Tensor sums = torch::stable::new_empty(qkv, {2, D}, ScalarType::Float);
+  Tensor q_sum = weight_sum(qkv, q_weight), k_sum = weight_sum(qkv, k_weight);
   if (has_none(qkv)) {
-    torch::stable::zero_(sums);
+    torch::stable::zero_(q_sum);
+    torch::stable::zero_(k_sum);
   } else {
     const Element element = element_of(qkv.scalar_type());
     const Tensor from = readable(grad);
@@ -205,11 +205,14 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad,  // [B, T, S, H,
     void* stream = stream_of(qkv);
     launched(op, st_attention_backward(element, of.call, blocks, stream));
     if (q_weight || k_weight) {
-      launched(op, st_attention_sum(of.call.partial, blocks, of.call.D,
-                                    static_cast<float*>(sums.mutable_data_ptr()), stream));
+      const auto pointer = [](const std::optional<Tensor>& weight, const Tensor& sum) {
+        return weight ? static_cast<float*>(sum.mutable_data_ptr()) : nullptr;
+      };
+      launched(op, st_attention_sum(of.call.partial, blocks, of.call.D, pointer(q_weight, q_sum),
+                                    pointer(k_weight, k_sum), stream));
     }
   }
-  return {dqkv, weight_gradient(qkv, q_weight, sums, 0), weight_gradient(qkv, k_weight, sums, 1)};
+  return {dqkv, weight_gradient(q_weight, q_sum), weight_gradient(k_weight, k_sum)};
 }
 
 }  // namespace

@@ -72,3 +72,34 @@ def test_a_tool_that_fails_is_an_error(monkeypatch) -> None:
     monkeypatch.setattr(resources.subprocess, "run", run)
     with pytest.raises(RuntimeError, match="no such file"):
         resources._cuobjdump("-lelf", "missing.so")
+
+
+@pytest.mark.parametrize("impl", ["triton", "cuda"])
+def test_the_readmes_show_the_committed_rows(impl) -> None:
+    root = resources.RESULTS.parents[2]
+    text = (root / resources.READMES[impl]).read_text()
+    table = resources.markdown(json.loads(resources.RESULTS.read_text()), impl)
+    assert resources.with_table(text, table) == text, "resources --write writes it"
+
+
+def test_a_table_by_hand() -> None:
+    made = [{**ROW, "kernel": "k", "arch": arch, "registers": arch} for arch in (80, 90)]
+    shown = (("cuda", "a kernel", "k", 4_300_000_000), ("triton", "another", "t", None))
+    before = resources.SHOWN
+    try:
+        resources.SHOWN = shown
+        assert resources.markdown(made, "cuda").splitlines() == [
+            "| kernel | registers on sm_80 / 90 | by its bytes |",
+            "|---|---|---|",
+            "| a kernel | 80 / 90 | 1.000 ms |",
+        ]
+        triton = {**ROW, "impl": "triton", "kernel": "t", "config": "c, 4 warps", "shared": 2048}
+        assert resources.markdown([*made, triton], "triton").splitlines()[2] == (
+            "| another | 4 | 128 | 2.0 kB |  |"
+        )
+        with pytest.raises(ValueError, match="'t': expected a row on each of"):
+            resources.markdown([{**triton, "kernel": "gone"}], "triton")
+    finally:
+        resources.SHOWN = before
+    with pytest.raises(ValueError, match="a README needs the lines"):
+        resources.with_table("no marks", "x")

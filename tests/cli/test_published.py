@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -48,6 +49,7 @@ def stdit3(depth: int, width: int, heads: int, least: float) -> World:
     backbone = replace(STDiT3Config.xl2(), depth=depth, width=width, heads=heads)
     flags = ("--model.backbone.depth", depth, "--model.backbone.width", width)
     flags += ("--model.backbone.heads", heads, "--model.conditioner.heads", heads)
+    flags += ("--model.backbone.caption-width", 16, "--model.backbone.caption-length", 3)
     sizes = ("--model.tokenizer.image-widths", 8, 8, 8, 8, "--model.tokenizer.image-layers", 1)
     sizes += ("--model.tokenizer.temporal-width", 8, "--model.tokenizer.temporal-layers", 1)
     sizes += ("--model.tokenizer.groups", 4)
@@ -60,7 +62,7 @@ def wan(layers: int, heads: int, head_dim: int, ffn: int, least: float) -> World
     )
     flags = ("--model.backbone.layers", layers, "--model.backbone.heads", heads)
     flags += ("--model.backbone.head-dim", head_dim, "--model.backbone.ffn", ffn)
-    flags += ("--model.conditioner.heads", heads)
+    flags += ("--model.conditioner.heads", heads, "--model.backbone.text-width", 64)
     return World("wan.cola", backbone, tuple(map(str, flags)), least)
 
 
@@ -186,9 +188,20 @@ def through_the_command_line(world: World, tmp_path: Path, capsys, steps: int) -
     change = max(float((inside[k] - before[k]).abs().max()) for k in inside)
     assert change < 0.1
 
-    assert main(["evaluate", str(out), "--evaluation.horizon", "4", "--sampler.steps", "1"]) == 0
-    assert "delta-PSNR" in capsys.readouterr().out
+    shown = ["evaluate", str(out), "--sampler.steps", "1", "--evaluation.text-effect"]
+    assert main([*shown, "--evaluation.horizon", "None"]) == 0
+    said = capsys.readouterr().out
+    assert "delta-PSNR" in said and "flow loss without cross-attention" in said
+    assert "8 steps" in said  # as many frames as whole latents of it
+    codes = [str(code) for code in (3, 1, 0, 2)]  # one token each: the four into a latent frame
+    call = ["sample", str(out), "--out", str(tmp_path / "a.png"), "--steps", "1", "--codes"]
+    assert main([*call, *codes]) == 0
+    assert "1 rollout(s) of 5 frames" in capsys.readouterr().out
+    assert main([*call, *codes[:3]]) != 0
+    assert "3 actions after the history are not whole latent frames" in capsys.readouterr().err
     assert main(["export", str(out), "--out", str(tmp_path / "exported")]) == 0
+    shutil.rmtree(where)  # its tokenizer went along
+    assert str(tmp_path) not in (tmp_path / "exported" / "config.json").read_text()
     model = colaworld.from_pretrained(tmp_path / "exported").model
     for key, value in model.backbone.state_dict().items():
         assert torch.equal(value, inside[key]), key

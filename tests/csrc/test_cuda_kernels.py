@@ -97,6 +97,7 @@ def attend(
     scale,
     grad=None,
     blocks=2,
+    eps=1e-3,
 ):
     """The kernel's output, or with `grad` the gradients (qkv, q_weight, k_weight)."""
     B_, T, S, _, H, D = qkv.shape
@@ -111,7 +112,7 @@ def attend(
         H=H,
         T=T,
         D=D,
-        eps=1e-3,
+        eps=eps,
         scale=scale,
         causal=causal,
     )
@@ -200,6 +201,16 @@ def test_temporal_attention_float32(kernels, D, T) -> None:
 @pytest.mark.parametrize("norm, rope", [(False, False), (True, False), (False, True)])
 def test_norm_and_rotation_may_be_absent(kernels, dtype, norm, rope) -> None:
     check_all(kernels, dtype, 1, 6, 1, 2, 64, causal=False, norm=norm, rope=rope)
+
+
+@pytest.mark.parametrize("dtype", ELEMENTS)
+@pytest.mark.parametrize("T", [5, 20])
+def test_padding_rows_do_no_harm_without_an_eps(kernels, dtype, T) -> None:
+    # They are zeros, whose norm is 1 / 0 when nothing is added.
+    qkv, grad = draw((1, T, 1, 3, 2, 64), dtype), draw((1, T, 1, 2, 64), dtype, seed=1)
+    ones = torch.ones(64)
+    made = attend(kernels, qkv, ones, ones, causal=False, scale=0.1, grad=grad, eps=0.0)
+    assert all(x.isfinite().all() for x in made)
 
 
 @pytest.mark.parametrize("dtype", ELEMENTS)

@@ -1,7 +1,8 @@
 """Every op on a GPU: each implementation against the float64 reference, in value and in each gradient.
 
-These tests need a CUDA device (FAIL_WITHOUT_CUDA=1 makes its absence a failure). What can be proved
-without one stands in tests/ops, tests/kernels and tests/csrc.
+These tests need a CUDA device (FAIL_WITHOUT_CUDA=1 makes its absence, and any other skip, a failure).
+Not here: what can be proved without one (tests/ops, tests/kernels, tests/csrc); graphs, streams and
+sizes beyond 2^31 (test_running_on_gpu.py).
 """
 
 from __future__ import annotations
@@ -13,23 +14,42 @@ import torch
 
 from colaworld import ops
 
-IMPLEMENTATIONS = ("cuda", "triton")
+BOTH = ("cuda", "triton")  # of st_attention and the quantisation
+TRITON = ("triton",)  # of everything else
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Relative error of outputs and gradients that plain torch is allowed anyhow, by dtype: sums of a
 # few thousand products in float32, one rounding of each stored number in the narrower types.
 FLOOR = {torch.float32: 2e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 
 
+def need(op: str, implementation: str, lead: torch.Tensor, axis: str | None = None) -> None:
+    """Skip where the implementation cannot run on this machine."""
+    verdict = next(v for v in ops.explain(op, lead, axis=axis) if v.name == implementation)
+    if not verdict.would_run and "comes first" not in verdict.reason:
+        pytest.skip(f"{implementation} refuses: {verdict.reason}")
+
+
 def run(call: Callable, tensors: dict[str, torch.Tensor], implementation: str):
-    """(outputs, gradients by name) of a call with fresh leaves."""
-    leaves = {name: x.detach().clone().requires_grad_() for name, x in tensors.items()}
+    """(outputs, gradients by name) of a call with leaves of the same strides."""
+    leaves = {name: strided_like(x) for name, x in tensors.items()}
     with ops.force(implementation):
         outputs = call(**leaves)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        torch.manual_seed(0)
-        weights = [torch.randn(x.shape, dtype=torch.float64, device=x.device) for x in outputs]
-        sum((x * w.to(x.dtype)).sum() for x, w in zip(outputs, weights, strict=True)).backward()
+        generator = torch.Generator(outputs[0].device).manual_seed(0)
+        total = 0.0
+        for out in outputs:
+            weight = torch.randn(
+                out.shape, generator=generator, device=out.device, dtype=torch.float32
+            )
+            total = total + (out.double() * weight.to(out.dtype).double()).sum()
+        total.backward()
     return outputs, {name: x.grad for name, x in leaves.items()}
+
+
+def strided_like(x: torch.Tensor) -> torch.Tensor:
+    """A leaf with the numbers and the strides of x."""
+    leaf = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+    return leaf.copy_(x.detach()).requires_grad_()
 
 
 def relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -37,16 +57,18 @@ def relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
     return ((got.double() - wanted).norm() / wanted.norm().clamp_min(1e-30)).item()
 
 
-def check(op: str, call: Callable, tensors: dict[str, torch.Tensor], implementation: str) -> None:
-    first = next(iter(tensors.values()))
-    refusal = {v.name: v.reason for v in ops.explain(op, first)}.get(implementation, "not written")
-    if refusal and "comes first" not in refusal:
-        pytest.skip(f"{implementation} refuses: {refusal}")
-    exact = run(call, {name: x.double() for name, x in tensors.items()}, "reference")
+def wide(x: torch.Tensor) -> torch.Tensor:
+    made = torch.empty_strided(x.shape, x.stride(), dtype=torch.float64, device=x.device)
+    return made.copy_(x)
+
+
+def check(call: Callable, tensors: dict[str, torch.Tensor], implementation: str) -> None:
+    """Outputs and gradients by name against float64, and equal bits over two runs."""
+    floor = FLOOR[next(iter(tensors.values())).dtype]
+    exact = run(call, {name: wide(x) for name, x in tensors.items()}, "reference")
     plain = run(call, tensors, "reference")
     ours = run(call, tensors, implementation)
     again = run(call, tensors, implementation)
-    floor = FLOOR[first.dtype]
     for index, (wanted, theirs, got) in enumerate(zip(exact[0], plain[0], ours[0], strict=True)):
         assert relative(got, wanted) <= max(2 * relative(theirs, wanted), floor), f"output {index}"
         assert torch.equal(got, again[0][index]), f"output {index} differs between two runs"
@@ -61,20 +83,7 @@ def draw(cuda, dtype, *shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=generator, device=cuda).to(dtype)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(
-    ("axis", "shape"),
-    [
-        ("temporal", (1, 16, 65, 16, 72)),
-        ("temporal", (2, 5, 33, 12, 64)),
-        ("temporal", (1, 31, 17, 2, 128)),
-        ("temporal", (3, 1, 4, 3, 96)),
-        ("spatial", (1, 3, 257, 4, 72)),
-    ],
-)
-def test_st_attention(cuda, implementation, dtype, causal, axis, shape) -> None:
+def attention(cuda, dtype, axis: str, causal: bool, shape) -> tuple[Callable, dict]:
     B, T, S, H, D = shape
     angles = draw(cuda, torch.float32, T if axis == "temporal" else S, D // 2)
 
@@ -84,28 +93,66 @@ def test_st_attention(cuda, implementation, dtype, causal, axis, shape) -> None:
             qkv, axis=axis, causal=causal, q_weight=q_weight, k_weight=k_weight, rope=rope
         )
 
-    tensors = {
+    return call, {
         "qkv": draw(cuda, dtype, B, T, S, 3, H, D),
         "q_weight": draw(cuda, dtype, D, seed=1),
         "k_weight": draw(cuda, dtype, D, seed=2),
     }
-    check("st_attention", call, tensors, implementation)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", BOTH)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 16, 65, 16, 72), (2, 5, 33, 12, 64), (1, 31, 17, 2, 128), (3, 1, 4, 3, 96)],
+)
+def test_temporal_attention(cuda, implementation, dtype, causal, shape) -> None:
+    call, tensors = attention(cuda, dtype, "temporal", causal, shape)
+    need("st_attention", implementation, tensors["qkv"], "temporal")
+    check(call, tensors, implementation)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+def test_spatial_attention(cuda, dtype, causal) -> None:
+    call, tensors = attention(cuda, dtype, "spatial", causal, (1, 3, 257, 4, 72))
+    need("st_attention", "triton", tensors["qkv"], "spatial")
+    check(call, tensors, "triton")
+
+
+@pytest.mark.parametrize("implementation", BOTH)
+@pytest.mark.parametrize(
+    "view",
+    [
+        pytest.param(lambda x: x[:, :, ::2], id="every other location"),
+        pytest.param(lambda x: x.transpose(1, 2).contiguous().transpose(1, 2), id="time innermost"),
+        pytest.param(lambda x: x[..., :72], id="a part of wider heads"),
+    ],
+)
+def test_attention_of_strided_inputs(cuda, implementation, view) -> None:
+    call, tensors = attention(cuda, torch.bfloat16, "temporal", True, (1, 8, 9, 2, 72))
+    packed = view(draw(cuda, torch.bfloat16, 1, 8, 18, 3, 2, 80))
+    tensors["qkv"] = packed[..., :72]
+    need("st_attention", implementation, tensors["qkv"], "temporal")
+    check(call, tensors, implementation)
+
+
+@pytest.mark.parametrize("implementation", BOTH)
 def test_a_nan_stays_in_its_location(cuda, implementation) -> None:
     qkv = draw(cuda, torch.bfloat16, 1, 7, 40, 3, 2, 64)
     qkv[0, 3, 11] = torch.nan
-    try:
-        with ops.force(implementation):
-            out = ops.st_attention(qkv, axis="temporal")
-    except ops.NoImplementationError as error:
-        pytest.skip(str(error))
+    need("st_attention", implementation, qkv, "temporal")
+    qkv.requires_grad_()
+    with ops.force(implementation):
+        out = ops.st_attention(qkv, axis="temporal")
+        out.float().square().sum().backward()
     rest = torch.arange(40, device=cuda) != 11
     assert out[:, :, rest].isfinite().all() and out[:, :, 11].isnan().all()
+    assert qkv.grad[:, :, rest].isfinite().all()
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", TRITON)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("norm", ["head", "across"])
 @pytest.mark.parametrize("rotation", ["interleaved", "half"])
@@ -120,16 +167,18 @@ def test_qk_norm_rope(cuda, implementation, dtype, norm, rotation) -> None:
             q, k, q_weight=q_weight, k_weight=k_weight, norm=norm, rope=rope, rotation=rotation
         )
 
+    q, k, _ = draw(cuda, dtype, B, L, 3, H, D).unbind(2)  # as a projection leaves them
     tensors = {
-        "q": draw(cuda, dtype, B, L, H, D),
-        "k": draw(cuda, dtype, B, L, H, D, seed=1),
+        "q": q,
+        "k": k,
         "q_weight": draw(cuda, dtype, width, seed=2),
         "k_weight": draw(cuda, dtype, width, seed=3),
     }
-    check("qk_norm_rope", call, tensors, implementation)
+    need("qk_norm_rope", implementation, q)
+    check(call, tensors, implementation)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", TRITON)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("norm", ["layer", "rms"])
 @pytest.mark.parametrize("shape", [(2, 5, 63, 1152), (1, 3, 17, 96)])
@@ -139,29 +188,48 @@ def test_adaln(cuda, implementation, dtype, norm, shape) -> None:
     def call(x, y, gate, shift, scale):
         return ops.adaln(x, y, gate=gate, shift=shift, scale=scale, norm=norm)
 
+    # Six of them stand side by side, as the modulation of a block does.
+    six = draw(cuda, dtype, B, T, 6, C, seed=2).unbind(2)
     tensors = {
         "x": draw(cuda, dtype, *shape),
         "y": draw(cuda, dtype, *shape, seed=1),
-        **{
-            name: draw(cuda, dtype, B, T, C, seed=seed)
-            for seed, name in enumerate(("gate", "shift", "scale"), 2)
-        },
+        **dict(zip(("gate", "shift", "scale"), six, strict=False)),
     }
-    check("adaln", call, tensors, implementation)
+    need("adaln", implementation, tensors["x"])
+    check(call, tensors, implementation)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_adaln_of_tables(cuda, dtype) -> None:
+    B, T, C = 2, 5, 1152
+    index = torch.tensor([[0, 1, 1, 1, 1], [2, 3, 3, 3, 3]], device=cuda)
+
+    def call(x, y, gate, shift, scale):
+        return ops.adaln(x, y, gate=gate, shift=shift, scale=scale, index=index)
+
+    tensors = {
+        "x": draw(cuda, dtype, B, T, 9, C),
+        "y": draw(cuda, dtype, B, T, 9, C, seed=1),
+        **{n: draw(cuda, dtype, 4, C, seed=s) for s, n in enumerate(("gate", "shift", "scale"), 2)},
+    }
+    need("adaln", "triton", tensors["x"])
+    check(call, tensors, "triton")
+
+
+@pytest.mark.parametrize("implementation", BOTH)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", [(64, 8, 8), (4096, 32, 32), (1000, 1023, 33), (5000, 8192, 64)])
-def test_vector_quantize(cuda, implementation, sizes) -> None:
+def test_vector_quantize(cuda, implementation, dtype, sizes) -> None:
     N, K, d = sizes
-    z, codebook = draw(cuda, torch.float32, N, d), draw(cuda, torch.float32, K, d, seed=1)
-    try:
-        with ops.force(implementation):
-            codes, indices = ops.vector_quantize(z, codebook)
-            packed = ops.code_statistics(z, indices, K)
-            again = ops.code_statistics(z, indices, K)
-    except ops.NoImplementationError as error:
-        pytest.skip(str(error))
+    z, codebook = draw(cuda, dtype, N, d), draw(cuda, dtype, K, d, seed=1).requires_grad_()
+    need("vector_quantize", implementation, z)
+    need("code_statistics", implementation, z)
+    with ops.force(implementation):
+        codes, indices = ops.vector_quantize(z, codebook)
+        packed = ops.code_statistics(z, indices, K)
+        again = ops.code_statistics(z, indices, K)
+        weight = draw(cuda, dtype, N, d, seed=2)
+        (gradient,) = torch.autograd.grad(codes, codebook, weight)
     assert torch.equal(codes, codebook[indices])
     distance = torch.cdist(z.double(), codebook.double()).square()
     excess = distance.gather(1, indices[:, None])[:, 0] - distance.min(1).values
@@ -171,20 +239,21 @@ def test_vector_quantize(cuda, implementation, sizes) -> None:
     with ops.force("reference"):
         exact = ops.code_statistics(z.double(), indices, K)
     assert relative(packed, exact) < 1e-6
+    summed = torch.zeros(K, d, device=cuda, dtype=torch.float64)
+    summed.index_add_(0, indices, weight.double())
+    assert relative(gradient, summed) < FLOOR[dtype]
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_a_graph_can_be_captured_and_replayed(cuda, implementation) -> None:
-    qkv = draw(cuda, torch.bfloat16, 1, 8, 64, 3, 4, 64)
-    try:
-        with ops.force(implementation):
-            wanted = ops.st_attention(qkv, axis="temporal", causal=True)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                out = ops.st_attention(qkv, axis="temporal", causal=True)
-    except ops.NoImplementationError as error:
-        pytest.skip(str(error))
-    out.zero_()
-    graph.replay()
-    torch.cuda.synchronize()
-    assert torch.equal(out, wanted)
+@pytest.mark.parametrize("d", [32, 64])
+def test_update_codebook(cuda, d) -> None:
+    K = 100
+    packed = draw(cuda, torch.float32, K, d + 1).abs()
+    state = [draw(cuda, torch.float32, *shape).abs() for shape in ((K, d), (K,), (K, d))]
+    need("code_statistics", "triton", packed)
+    made = {}
+    for name in ("triton", "reference"):
+        made[name] = [x.clone() for x in state]
+        with ops.force(name):
+            ops.update_codebook(*made[name], packed, decay=0.9)
+    for name, ours, plain in zip(("codebook", "count", "total"), *made.values(), strict=True):
+        assert relative(ours, plain) < 1e-5, name

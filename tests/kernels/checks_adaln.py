@@ -20,6 +20,8 @@ from colaworld.kernels import adaln as kernels
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.float64 if INTERPRETED else torch.bfloat16, torch.float16)
+# Under the interpreter one dtype is seconds: the others run with what is slow.
+EACH_DTYPE = [DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])]
 # Four units in the last place: below that an error is rounding, whatever plain torch happens to reach.
 FLOOR = {
     torch.float64: 1e-13,
@@ -81,7 +83,7 @@ def check(tensors, index, grads, **kwargs) -> None:
             assert distance(o, exact[name]) <= bound, (name, distance(o, exact[name]), bound)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EACH_DTYPE)
 @pytest.mark.parametrize("norm", ["layer", "rms"])
 @pytest.mark.parametrize("indexed", [False, True])
 def test_outputs_and_each_gradient(dtype, norm, indexed) -> None:
@@ -99,6 +101,7 @@ def test_a_row_wider_than_what_is_held_at_once() -> None:
     check(*leaves(1, 1, 3, kernels.HELD_CHANNELS + 5, dtype=torch.float32))
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     B=st.integers(0, 2), T=st.integers(0, 2), S=st.integers(0, 10), C=st.integers(1, 40),
@@ -109,6 +112,7 @@ def test_any_shape(B, T, S, C, indexed, norm, seed) -> None:
     check(*tensors, norm=norm, eps=1e-1)
 
 
+@pytest.mark.slow
 def test_many_row_blocks_and_frames_of_one_index() -> None:
     # 70 frames name 4 rows: the pass over frames walks over several tiles, with a rest.
     check(*leaves(2, 35, 1, 5, dtype=torch.float32, indexed=True), eps=1e-1)
@@ -116,6 +120,7 @@ def test_many_row_blocks_and_frames_of_one_index() -> None:
     check(*leaves(1, 1, 200, 5, dtype=torch.float32), eps=1e-1)
 
 
+@pytest.mark.slow
 def test_strided_and_expanded_inputs() -> None:
     (x, y, gate, shift, scale), _, grads = leaves(2, 3, 5, 12, dtype=torch.float32)
     plain = all_of("triton", [x, y, gate, shift, scale], None, grads)
@@ -196,6 +201,7 @@ def test_outputs_are_fully_written(indexed, norm) -> None:
         assert not any(results[name][4].any() for name in ("dgate", "dshift", "dscale"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("indexed", [False, True])
 def test_bitwise_equal_over_runs(indexed) -> None:
     tensors, index, grads = leaves(2, 3, 20, 24, dtype=torch.float16, indexed=indexed)
@@ -239,6 +245,7 @@ def test_gradcheck(norm) -> None:
         assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branch", ["none", "gated", "indexed"])
 def test_opcheck(branch) -> None:
     tensors, index, grads = leaves(2, 2, 3, 5, dtype=torch.float32, indexed=branch == "indexed")
@@ -278,6 +285,7 @@ def test_checkpointing_changes_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
+@pytest.mark.slow
 def test_compiles_as_one_graph() -> None:
     def call(x, y, gate, shift, scale):
         x_out, out = ops.adaln(x, y, gate=gate, shift=shift, scale=scale)

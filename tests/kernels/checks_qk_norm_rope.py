@@ -19,6 +19,8 @@ from colaworld import ops
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.float64 if INTERPRETED else torch.bfloat16, torch.float16)
+# Under the interpreter one dtype is seconds: the others run with what is slow.
+EACH_DTYPE = [DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])]
 # A few units in the last place: the reference rounds at other points than the kernel.
 FLOOR = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 POSITIONS = 7  # rows of the tables where positions name them
@@ -100,7 +102,7 @@ def check(shape, dtype, **settings_of) -> None:
 
 @each_norm
 @each_rotation
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", EACH_DTYPE, ids=str)
 @pytest.mark.parametrize(
     ("shape", "axes"), [((2, 3, 3, 8), 0), ((1, 2, 2, 72), 1), ((1, 3, 5, 46), 3)]
 )
@@ -120,6 +122,7 @@ def test_an_odd_head_without_rotation(norm, D) -> None:
     check((1, 3, 2, D), torch.float32, norm=norm, rotation=None)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     shape=st.tuples(
@@ -154,6 +157,7 @@ def test_an_axis_without_pairs() -> None:
         assert distance(got["q_out"], wanted["q_out"]) < 1e-6, sections
 
 
+@pytest.mark.slow
 @each_norm
 @each_rotation
 def test_strided_and_expanded_inputs(norm, rotation) -> None:
@@ -252,6 +256,7 @@ def test_bitwise_equal_over_runs(norm) -> None:
         assert torch.equal(first[name], second[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["head", "across"])
 def test_several_tokens_of_one_program(norm, monkeypatch) -> None:
     from colaworld.kernels import qk_norm_rope as kernels
@@ -283,6 +288,7 @@ def test_gradcheck(norm, rotation) -> None:
     torch.autograd.gradcheck(run, [x for x in inputs if x is not None], fast_mode=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["head", "none"])
 def test_opcheck(norm) -> None:
     inputs, rest = leaves((1, 2, 2, 8), torch.float32, norm=norm)
@@ -306,6 +312,7 @@ def test_a_second_derivative_is_an_error_that_says_what_to_do() -> None:
         first.sum().backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(("norm", "axes"), [("head", 0), ("across", 3), ("none", 1)])
 def test_compiles_as_one_graph(norm, axes, dynamic) -> None:

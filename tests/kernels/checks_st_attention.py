@@ -20,6 +20,8 @@ from colaworld.ops import reference
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.float64 if INTERPRETED else torch.bfloat16, torch.float16)
+# Under the interpreter one dtype is seconds: the others run with what is slow.
+EACH_DTYPE = [DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])]
 # A kernel that rounds as often as the reference may still round elsewhere: a few units in the last
 # place of the dtype. float32 on a GPU is three tf32 products, 2^-21 of the largest term.
 FLOOR = {
@@ -91,7 +93,7 @@ def check(shape, dtype, *, norm=True, rope=True, seed=0, axis="temporal", **opti
         assert distance(got[name], wanted[name]) <= bound, name
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", EACH_DTYPE, ids=str)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     "shape",
@@ -111,6 +113,7 @@ def test_a_head_of_an_odd_number_of_channels() -> None:
     check((1, 4, 2, 1, 7), torch.float32, rope=False)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     shape=st.tuples(
@@ -231,6 +234,7 @@ def test_bitwise_equal_over_runs() -> None:
         assert torch.equal(first[name], second[name]), name
 
 
+@pytest.mark.slow
 def test_several_locations_of_one_program(monkeypatch) -> None:
     """A program of the backward pass works on many locations when there are many; here on all."""
     from colaworld.kernels import st_attention as kernels
@@ -261,6 +265,7 @@ def test_gradcheck(causal) -> None:
     torch.autograd.gradcheck(run, inputs, fast_mode=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [False, True])
 def test_opcheck(norm) -> None:
     (qkv, q_weight, k_weight), tables = leaves((1, 3, 2, 1, 8), torch.float32, norm=norm)
@@ -280,6 +285,7 @@ def test_a_second_derivative_is_an_error_that_says_what_to_do() -> None:
         first.sum().backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("axis", ["temporal", "spatial"])
 def test_compiles_as_one_graph(axis, dynamic) -> None:
@@ -325,6 +331,7 @@ def test_autocast_changes_nothing() -> None:
     assert torch.equal(got, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_spatial_axis(causal, dtype) -> None:
@@ -336,6 +343,7 @@ def test_the_spatial_axis_without_norm_or_rotation(norm, rope) -> None:
     check((1, 2, 3, 2, 8), torch.float32, axis="spatial", norm=norm, rope=rope)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 33, 2, 1, 8), (1, 3, 2, 1, 136)])
 def test_what_is_too_long_or_too_wide_for_the_kernel(shape) -> None:
     check(shape, torch.float32)

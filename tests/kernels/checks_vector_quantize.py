@@ -136,6 +136,7 @@ def test_an_entry_that_is_not_a_number_never_wins() -> None:
     assert torch.equal(kernels.nearest(z, codebook)[1], expected)
 
 
+@pytest.mark.slow
 def test_strided_and_expanded_inputs() -> None:
     z, codebook = draw(30, 20, 10)
     layouts = [
@@ -278,6 +279,7 @@ def test_gradients_against_float64(dtype) -> None:
     assert torch.equal(of_rows, weight[indices, :5].to(dtype))
 
 
+@pytest.mark.slow
 @needs_float64
 def test_gradcheck() -> None:
     z, codebook = draw(7, 4, 3, dtype=torch.float64)
@@ -291,6 +293,7 @@ def test_gradcheck() -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(0, 3, 2), (13, 5, 4)])
 def test_opcheck(shape) -> None:
     z, codebook = draw(*shape)
@@ -321,6 +324,7 @@ def test_checkpointing_and_autocast_change_nothing() -> None:
     assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
 
 
+@pytest.mark.slow
 def test_compiles_as_one_graph() -> None:
     def call(z, codebook):
         codes, indices = ops.vector_quantize(z, codebook)

@@ -26,17 +26,22 @@ HERE = Path(__file__).parent
 
 @pytest.fixture
 def run_checks() -> Callable[..., None]:
-    """run_checks("st_attention", interpreted=True): fails with the end of what the checks printed."""
+    """run_checks("st_attention", interpreted=True, slow=False): fails with what the checks printed last.
+
+    `slow`: only what is marked slow, or only what is not; None: all of it.
+    """
     if find_spec("triton") is None:
         pytest.skip("triton is not installed; it comes with a CUDA build of torch")
 
-    def run(op: str, *, interpreted: bool) -> None:
+    def run(op: str, *, interpreted: bool, slow: bool | None = None) -> None:
         path = HERE / f"checks_{op}.py"
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         environment.pop("COLAWORLD_OPS", None)  # the checks force what they check
         if interpreted:
             environment["TRITON_INTERPRET"] = "1"
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(path)]
+        if slow is not None:
+            command += ["-m", "slow" if slow else "not slow"]
         done = subprocess.run(
             command, cwd=HERE.parents[1], env=environment, capture_output=True, text=True
         )

@@ -12,7 +12,12 @@ pytest.importorskip("triton", reason="triton comes with a CUDA build of torch")
 
 
 def test_under_the_interpreter(run_checks) -> None:
-    run_checks("adaln", interpreted=True)
+    run_checks("adaln", interpreted=True, slow=False)
+
+
+@pytest.mark.slow
+def test_the_rest_under_the_interpreter(run_checks) -> None:
+    run_checks("adaln", interpreted=True, slow=True)
 
 
 def test_on_the_gpu(run_checks, cuda) -> None:

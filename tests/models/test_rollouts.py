@@ -125,6 +125,22 @@ def test_a_long_history_and_none_of_the_actions(build):
     assert_equal(cached, plain)
 
 
+@pytest.mark.parametrize("kind", GENERATORS)
+@pytest.mark.parametrize("how", ["autocast", "weights"])
+def test_in_half_precision_a_cache_changes_what_rounding_changes(build, kind, how):
+    model = build(4, kind=kind)
+    frames, codes = drawn(history=2, new=5)
+    exact = latents_of(model, frames, codes, TWO)
+    if how == "weights":
+        model.to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        cached, plain = (
+            latents_of(model, frames, codes, replace(TWO, cache=cache)) for cache in ("on", "off")
+        )
+    rounding = (plain - exact).norm()
+    assert rounding > 0 and (cached - plain).norm() < 2 * rounding < 0.6 * exact.norm()
+
+
 @pytest.mark.parametrize("cache", ["on", "off"])
 def test_guidance_in_one_pass_is_guidance_in_two(build, cache):
     model = build(4)

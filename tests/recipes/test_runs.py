@@ -177,3 +177,12 @@ def test_what_removing_cross_attention_costs_is_measured(tiny, tmp_path) -> None
     save_file(dict(plain.state_dict()), tmp_path / "generator.safetensors")
     with pytest.raises(WeightsError, match=r"missing .*cross_attn"):
         runs.evaluate_run(tmp_path / "run", config=asked)
+
+
+def test_predicted_frames_are_whole_latents() -> None:
+    whole = runs._whole_latents
+    assert [whole(h, 1, 1) for h in (1, 2, 8)] == [1, 2, 8]
+    assert [whole(h, 1, 4) for h in (4, 7, 8, 11)] == [4, 4, 8, 8]
+    assert [whole(h, 2, 4) for h in (3, 6, 7)] == [3, 3, 7]  # 5, 5 and 9 frames with the history
+    with pytest.raises(DataError, match=r"3 frames can be predicted behind 1, .* of 4 .*too short"):
+        whole(3, 1, 4)

@@ -21,6 +21,8 @@ from colaworld.training.config import TrainingConfig
         ("clip_norm", -1.0),
         ("betas", (0.9, 1.0)),
         ("devices", 2),
+        ("compile", "some"),
+        ("recompute", "all"),
     ],
 )
 def test_nonsense_is_named(name, value):
@@ -33,3 +35,12 @@ def test_yaml_round_trip():
     values = yaml.safe_load(to_yaml(config))
     values.pop("config_version")
     assert from_dict(TrainingConfig, values) == config
+
+
+@pytest.mark.parametrize(("old", "new"), [(True, "full"), (False, "no")])
+def test_compile_was_a_switch_once(old, new):
+    assert from_dict(TrainingConfig, {"compile": old}) == TrainingConfig(compile=new)
+    assert TrainingConfig(compile=old).compile == new
+    assert yaml.safe_load(to_yaml(TrainingConfig(compile=old)))["compile"] == new
+    with pytest.raises(ConfigError, match=r"training\.compile: expected one of 'no', 'full'"):
+        from_dict(TrainingConfig, {"compile": "yes"}, where="training")

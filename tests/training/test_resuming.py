@@ -34,3 +34,14 @@ def test_what_differs_is_named_with_both_values():
     assert "training.betas: saved [0.9, 0.99], given [0.9, 0.999]" in text
     assert "max_steps:" not in text and "step_0_1" in text
     assert config_sha256(SAVED) != config_sha256(given)
+
+
+def test_values_of_older_configurations_mean_what_they_meant():
+    for old, new in (("true", "full"), ("false", "'no'")):
+        saved = SAVED.replace("seed: 0", f"seed: 0, compile: {old}")
+        given = SAVED.replace("seed: 0", f"seed: 0, compile: {new}, recompute: blocks")
+        check_same_config(saved, given, where="x")
+        assert config_sha256(saved) == config_sha256(given)
+    given = SAVED.replace("seed: 0", "seed: 0, compile: blocks")
+    with pytest.raises(ResumeError, match=r"training\.compile: saved 'no', given 'blocks'"):
+        check_same_config(saved, given, where="x")

@@ -1,0 +1,128 @@
+"""What a GPU would run is traced here without one: forward and backward, one graph, the right kernels.
+
+Autograd asks for the device itself, and a torch without CUDA has none, even for fake tensors. So the
+tensors stand on the meta device, which computes nothing and records everything, and the choice of an
+implementation is told that it is CUDA. Every op of ours then goes the way it goes on a GPU: the same
+predicates, the same fakes, the same gradients.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch._dynamo.backends.common import aot_autograd
+
+from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
+from colaworld.models.conditioning import ActionConditioner, ConditionerConfig
+from colaworld.models.latent_action.idm import IDMConfig, InverseDynamicsModel
+from colaworld.ops import _cuda, _dispatch
+
+pytestmark = pytest.mark.skipif(
+    find_spec("triton") is None, reason="half of the CUDA route is Triton's; extra dev has it"
+)
+needs_cuda_build = pytest.mark.skipif(
+    not _cuda.ARCHITECTURES, reason="the library was built without CUDA"
+)
+
+
+@pytest.fixture
+def as_cuda(monkeypatch):
+    """Within the test a meta tensor is chosen for as a CUDA tensor is."""
+    plain = _dispatch.facts_of
+
+    def facts_of(tensor, axis=None):
+        facts = plain(tensor, axis)
+        return replace(facts, device="cuda") if facts.device == "meta" else facts
+
+    monkeypatch.setattr(_dispatch, "facts_of", facts_of)
+    torch.compiler.reset()
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(*shape, device="meta", dtype=dtype)
+
+
+def traced(module: torch.nn.Module, *arguments, dtype: torch.dtype, **named):
+    """(ops of ours in the forward, in the backward, number of graphs) of one compiled step."""
+    seen: list[list[str]] = []
+
+    def keep(graph, _):
+        targets = [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
+        seen.append([t.removesuffix(".default") for t in targets if t.startswith("colaworld.")])
+        return graph.forward
+
+    module = module.to(device="meta", dtype=dtype)
+    backend = aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    out = torch.compile(module, fullgraph=True, dynamic=False, backend=backend)(*arguments, **named)
+    out.sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, f"{name} has no gradient"
+        assert parameter.grad.shape == parameter.shape and parameter.grad.device.type == "meta"
+    assert len(seen) == 2, f"expected a forward and a backward, got {len(seen)} graphs"
+    return Counter(seen[0]), Counter(seen[1])
+
+
+def generator(config: STDiT3Config, dtype: torch.dtype) -> tuple[Counter, Counter]:
+    B, T = 1, 5
+    latents = meta(B, config.in_channels, T, 4, 4, dtype=dtype)
+    modulation = meta(B, T, 2 * config.depth, 6 * config.width, dtype=dtype)
+    with torch.device("meta"):
+        model = STDiT3(config)
+    return traced(model, latents, meta(B, T), modulation=modulation, fps=meta(B), dtype=dtype)
+
+
+@needs_cuda_build
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_generator_of_the_shape_of_xl(as_cuda, dtype) -> None:
+    config = replace(STDiT3Config.xl2(), depth=2, predict_sigma=False)
+    forward, backward = generator(config, dtype)
+    # Two blocks a pair, two modulations a block and the last layer's; attention over time in CUDA
+    # C++, within a frame the prologue in Triton before torch's attention.
+    assert forward == {
+        "colaworld.st_attention": 2,
+        "colaworld.qk_norm_rope_triton": 2,
+        "colaworld.adaln_triton": 9,
+    }
+    assert backward == {
+        "colaworld.st_attention_backward": 2,
+        "colaworld.qk_norm_rope_triton_backward": 2,
+        "colaworld.adaln_triton_backward": 9,
+    }
+
+
+def test_the_nano_generator_takes_triton(as_cuda) -> None:
+    """Heads of 32 channels in bfloat16 are none that the CUDA kernel has."""
+    forward, backward = generator(STDiT3Config(depth=1), torch.bfloat16)
+    assert forward == {
+        "colaworld.st_attention_triton": 1,
+        "colaworld.qk_norm_rope_triton": 1,
+        "colaworld.adaln_triton": 5,
+    }
+    assert backward == {f"{name}_backward": count for name, count in forward.items()}
+
+
+@needs_cuda_build
+def test_the_inverse_dynamics_model(as_cuda) -> None:
+    config = replace(IDMConfig.paper(), depth=1)
+    with torch.device("meta"):
+        model = InverseDynamicsModel(config)
+    frames = meta(1, 3, 3, 28, 28, dtype=torch.bfloat16)
+    forward, backward = traced(model, frames, dtype=torch.bfloat16)
+    assert forward["colaworld.st_attention"] == backward["colaworld.st_attention_backward"] == 1
+    for op in ("qk_norm_rope_triton", "adaln_triton"):
+        assert forward[f"colaworld.{op}"] == backward[f"colaworld.{op}_backward"] > 0
+
+
+@needs_cuda_build
+def test_the_conditioner(as_cuda) -> None:
+    config = ConditionerConfig(depth=1, heads=2)
+    with torch.device("meta"):
+        model = ActionConditioner(config, width=128, blocks=2, tokens=1, dim=4)
+    codes, drop = meta(1, 3, 1, 4, dtype=torch.bfloat16), meta(1, 3, dtype=torch.bool)
+    forward, backward = traced(model, codes, drop, dtype=torch.bfloat16)
+    assert forward == {"colaworld.st_attention": 1}
+    assert backward == {"colaworld.st_attention_backward": 1}
