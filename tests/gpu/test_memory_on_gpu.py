@@ -61,9 +61,9 @@ def two_steps(config: RunConfig, name: str, out: Path) -> None:
         device="cuda",
     )
     enter_phase(model, phase)
-    trainer._begin(phase, objective)
+    state = trainer._begin(phase, objective)
     for _ in range(2):
-        trainer._step(phase, objective)
+        trainer._step(state)
 
 
 @pytest.mark.parametrize("recompute", ["none", "blocks"])
