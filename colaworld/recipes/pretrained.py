@@ -97,7 +97,7 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
         )
     if not shard_gb > 0:
         raise ConfigError(f"--shard-gb: expected a size above 0, got {shard_gb}")
-    if out.exists() and not (out / "config.json").is_file() and any(out.iterdir()):
+    if out.exists() and not _may_be_replaced(out):
         raise ConfigError(f"--out {out}: exists and is no exported model; name another folder")
     described = {
         "colaworld": __version__,
@@ -118,6 +118,15 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
 
     write_folder(out, fill, weights.stat().st_size)
     return out
+
+
+def _may_be_replaced(folder: Path) -> bool:
+    """Empty, or an export and nothing beside it: what replaces it deletes all that is there."""
+    names = {p.name for p in folder.iterdir()} if folder.is_dir() else {"a file"}
+    if "config.json" not in names:
+        return not names
+    others = [n for n in names - {"config.json", "README.md"} if not n.startswith("model")]
+    return not others and "colaworld" in _json(folder / "config.json")
 
 
 def push_to_hub(

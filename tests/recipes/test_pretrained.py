@@ -240,6 +240,17 @@ def test_what_cannot_be_exported(run, tiny, tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"--out .*full: exists and is no exported model"):
         pretrained.export_run(run, tmp_path / "full")
     assert (tmp_path / "full" / "thesis.tex").read_text() == "x"
+    published = tmp_path / "published"  # a generator's: it has a config.json too
+    published.mkdir()
+    (published / "config.json").write_text('{"_class_name": "WanTransformer3DModel"}')
+    (published / "model.safetensors").write_text("x")
+    beside = pretrained.export_run(run, tmp_path / "beside")
+    (beside / "thesis.tex").write_text("x")
+    for taken in (published, beside, run / "weights", run / "config.yaml"):
+        with pytest.raises(ConfigError, match=r"exists and is no exported model"):
+            pretrained.export_run(run, taken)
+    assert (published / "model.safetensors").read_text() == "x"
+    assert (beside / "thesis.tex").read_text() == "x"
     with pytest.raises(ConfigError, match=r"--shard-gb: expected a size above 0, got 0"):
         pretrained.export_run(run, tmp_path / "out", shard_gb=0)
     shutil.rmtree(run / "weights")
