@@ -121,7 +121,13 @@ class _Work:
             "dtype": dtype,
             "every": self.every,
         }
+        shards = any(self.root.glob("shard_*.safetensors"))  # asked first: another rank may begin
         found = latent_cache.read_header(self.root)
+        if found is None and shards:
+            raise DataError(
+                f"{self.root}: holds shards but no {KEY} that says what they are of; delete them, or "
+                "encode into another folder"
+            )
         if found is None:
             entry = self._try_one(latent_cache.DTYPES[dtype])
             per_shard = max(1, int(shard_mb * 1e6 / (entry.numel() * entry.element_size())))
@@ -153,6 +159,12 @@ class _Work:
                     f"{found[name]!r}, {value!r} was asked; use another folder, or the same {name}"
                 )
         latent_cache.check_key(self.root, found, self.clips, tokenizer=tokenizer)
+        split = found["key"]["data"]["split"]
+        if split != self.clips.config.split:  # enough to read it, not to go on with it
+            raise DataError(
+                f"{self.root}: is being encoded with data.split {split!r}, "
+                f"{self.clips.config.split!r} was asked; ask for the same, or use another folder"
+            )
         return found
 
     def write(self, header: dict[str, Any], world_size: int, progress: Progress | None) -> Written:
