@@ -95,7 +95,7 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
             f"{run} is a run of {config.recipe}, a generator without latent actions; its "
             "weights/model.safetensors can be used as `generator` as it is"
         )
-    if not shard_gb > 0:
+    if not 0 < shard_gb < float("inf"):
         raise ConfigError(f"--shard-gb: expected a size above 0, got {shard_gb}")
     if out.exists() and not _may_be_replaced(out):
         raise ConfigError(f"--out {out}: exists and is no exported model; name another folder")
