@@ -87,7 +87,11 @@ def write_latents(
     if dtype not in latent_cache.DTYPES:
         known = ", ".join(latent_cache.DTYPES)
         raise ValueError(f"write_latents: dtype: expected one of {known}, got {dtype!r}")
-    if not 0 <= rank < world_size or min(batch_size, every, temporal_stride) < 1 or shard_mb <= 0:
+    if (
+        not 0 <= rank < world_size
+        or min(batch_size, every, temporal_stride) < 1
+        or not (0 < shard_mb < float("inf"))
+    ):
         raise ValueError(
             "write_latents: expected 0 <= rank < world_size, batch_size, every and temporal_stride "
             f">= 1 and shard_mb > 0, got rank={rank}, world_size={world_size}, batch_size="

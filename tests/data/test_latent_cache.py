@@ -405,5 +405,8 @@ def test_bad_arguments_are_named(config, tmp_path) -> None:
         _write(tmp_path, config, dtype="int8")
     with pytest.raises(ValueError, match=r"0 <= rank < world_size.*rank=2"):
         _write(tmp_path, config, rank=2)
+    for size in (0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"shard_mb > 0.*shard_mb=(0|nan|inf)"):
+            _write(tmp_path, config, shard_mb=size)
     with pytest.raises(ValueError, match=r"encode: expected latents \[\d, C, 1, h, w\]"):
         _write(tmp_path, config, lambda frames: frames.flatten(1))
