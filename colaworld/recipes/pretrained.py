@@ -9,8 +9,10 @@ Not here: keys of published layouts (models/backbones), the text of the card (mo
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +32,7 @@ from colaworld.recipes.runs import TrainedWorld, read_config
 from colaworld.recipes.weights import PATTERNS
 from colaworld.training.checkpoint import write_folder
 
+_TOKENIZER = "tokenizer"  # the folder of an export that holds a tokenizer's own files
 SHARD_GB = 5.0  # what hubs and file systems carry comfortably in one file
 
 
@@ -110,9 +113,15 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
         "frames": _frames(run, config),
     }
     evaluation = _json(run / "evaluation.json") if (run / "evaluation.json").is_file() else None
+    tokenizer = Path(getattr(config.model.tokenizer, "path", "") or "\0")
+    brought = tokenizer.exists()  # on this machine; a hub's name is found elsewhere too
+    if brought:
+        described["model"]["tokenizer"]["path"] = f"./{_TOKENIZER}"
 
     def fill(temporary: Path) -> None:
         _save_shards(weights, temporary, int(shard_gb * 1e9))
+        if brought:
+            _bring(tokenizer, temporary / _TOKENIZER)
         (temporary / "config.json").write_text(json.dumps(described, indent=1) + "\n")
         (temporary / "README.md").write_text(model_card(described, config, evaluation))
 
@@ -144,6 +153,10 @@ def _world(
     folder: Path, described: dict[str, Any], device: torch.device | str, dtype: torch.dtype | None
 ) -> TrainedWorld:
     known = {k: described[k] for k in ("recipe", "schedule", "model", "sampler") if k in described}
+    known = copy.deepcopy(known)
+    tokenizer = known.get("model", {}).get("tokenizer", {})
+    if str(tokenizer.get("path", "")).startswith("./"):  # exported along
+        tokenizer["path"] = str(folder / tokenizer["path"])
     config = from_dict(RunConfig, known, where=f"{folder}/config.json")
     model = build_model(config, weights=False)
     if not hasattr(model, "conditioner"):
@@ -204,6 +217,19 @@ def _frames(run: Path, config: RunConfig) -> dict[str, Any]:
         counts = _json(run / "evaluation.json").get("counts", {})
         found |= {k: counts[k] for k in ("height", "width") if k in counts}
     return found
+
+
+def _bring(source: Path, target: Path) -> None:
+    """Copy a tokenizer's configuration and weights, and nothing else that lies beside them."""
+    target.mkdir()
+    if source.is_file():
+        shutil.copy(source, target / "model.safetensors")
+        return
+    for file in sorted(source.rglob("*")):
+        if file.suffix in (".json", ".safetensors"):
+            place = target / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, place)
 
 
 def _save_shards(weights: Path, folder: Path, most: int) -> None:

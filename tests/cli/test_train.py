@@ -223,7 +223,7 @@ def test_a_wrong_file_names_file_and_key(text, says, tmp_path, scene, tiny, cola
         (["nano.cola", "--data", "SCENE", "--device", "cuda:99"], "--device cuda:99: this torch"),
         (
             ["nano.cola", "--data", "SCENE", "--generator", "absent"],
-            "got 'absent' (absent does not exist)",
+            "got 'absent': absent: no such file or folder",
         ),
         (
             ["nano.cola", "--data", "SCENE", "--generator", "None", "--model.idm.heads", "3"],
