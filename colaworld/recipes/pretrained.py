@@ -121,7 +121,8 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
     def fill(temporary: Path) -> None:
         _save_shards(weights, temporary, int(shard_gb * 1e9))
         if brought:
-            _bring(tokenizer, temporary / _TOKENIZER)
+            inner = getattr(config.model.tokenizer, "subfolder", "")  # of a whole pipeline
+            _bring(tokenizer, temporary / _TOKENIZER, inner)
         (temporary / "config.json").write_text(json.dumps(described, indent=1) + "\n")
         (temporary / "README.md").write_text(model_card(described, config, evaluation))
 
@@ -134,7 +135,9 @@ def _may_be_replaced(folder: Path) -> bool:
     names = {p.name for p in folder.iterdir()} if folder.is_dir() else {"a file"}
     if "config.json" not in names:
         return not names
-    others = [n for n in names - {"config.json", "README.md"} if not n.startswith("model")]
+    others = [
+        n for n in names - {"config.json", "README.md", _TOKENIZER} if not n.startswith("model")
+    ]
     return not others and "colaworld" in _json(folder / "config.json")
 
 
@@ -219,13 +222,16 @@ def _frames(run: Path, config: RunConfig) -> dict[str, Any]:
     return found
 
 
-def _bring(source: Path, target: Path) -> None:
-    """Copy a tokenizer's configuration and weights, and nothing else that lies beside them."""
+def _bring(source: Path, target: Path, inner: str) -> None:
+    """Copy a tokenizer's configuration and weights, and nothing else that lies beside them.
+
+    `inner`: the folder in `source` they are in; it is one in `target` too.
+    """
     target.mkdir()
     if source.is_file():
         shutil.copy(source, target / "model.safetensors")
         return
-    for file in sorted(source.rglob("*")):
+    for file in sorted((source / inner).rglob("*")):
         if file.suffix in (".json", ".safetensors"):
             place = target / file.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
