@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -54,7 +55,8 @@ def run(argv: list[str]) -> int:
     logging.getLogger("colaworld.ops").setLevel(
         logging.WARNING
     )  # nothing is run, so nothing to tell
-    config, limit = options.run, usable(options.gpu)
+    config = options.run
+    limit = usable(options.gpu) if math.isfinite(options.gpu) else 0
     if limit <= 0:
         raise ConfigError(f"--gpu: expected GB of a card, more than 1, got {options.gpu:g}")
     memory = plan_memory(config)

@@ -158,7 +158,12 @@ def _settled(config: RunConfig) -> RunConfig:
         generator = None
     elif generator is not None and generator != "nano" and Path(generator).exists():
         generator = str(Path(generator).resolve())
-    return replace(config, generator=generator)
+    latents = None if config.latents is None else str(Path(config.latents).resolve())
+    stored = getattr(config.model.tokenizer, "path", "")
+    if stored and Path(stored).expanduser().exists():
+        tokenizer = replace(config.model.tokenizer, path=str(Path(stored).expanduser().resolve()))
+        config = replace(config, model=replace(config.model, tokenizer=tokenizer))
+    return replace(config, generator=generator, latents=latents)
 
 
 def program() -> list[str]:

@@ -241,6 +241,8 @@ def read_header(root: Path) -> dict[str, Any] | None:
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']}, this release reads {FORMAT}")
         LatentKey(**header["key"])
+        for name in ("layout", "dtype", "every", "shape", "entries_per_shard", "shards"):
+            header[name]
         return header
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not the key of a latent cache: {error!r}") from None

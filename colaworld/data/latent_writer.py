@@ -87,7 +87,11 @@ def write_latents(
     if dtype not in latent_cache.DTYPES:
         known = ", ".join(latent_cache.DTYPES)
         raise ValueError(f"write_latents: dtype: expected one of {known}, got {dtype!r}")
-    if not 0 <= rank < world_size or min(batch_size, every, temporal_stride) < 1 or shard_mb <= 0:
+    if (
+        not 0 <= rank < world_size
+        or min(batch_size, every, temporal_stride) < 1
+        or not (0 < shard_mb < float("inf"))
+    ):
         raise ValueError(
             "write_latents: expected 0 <= rank < world_size, batch_size, every and temporal_stride "
             f">= 1 and shard_mb > 0, got rank={rank}, world_size={world_size}, batch_size="
@@ -121,7 +125,13 @@ class _Work:
             "dtype": dtype,
             "every": self.every,
         }
+        shards = any(self.root.glob("shard_*.safetensors"))  # asked first: another rank may begin
         found = latent_cache.read_header(self.root)
+        if found is None and shards:
+            raise DataError(
+                f"{self.root}: holds shards but no {KEY} that says what they are of; delete them, or "
+                "encode into another folder"
+            )
         if found is None:
             entry = self._try_one(latent_cache.DTYPES[dtype])
             per_shard = max(1, int(shard_mb * 1e6 / (entry.numel() * entry.element_size())))
@@ -153,6 +163,12 @@ class _Work:
                     f"{found[name]!r}, {value!r} was asked; use another folder, or the same {name}"
                 )
         latent_cache.check_key(self.root, found, self.clips, tokenizer=tokenizer)
+        split = found["key"]["data"]["split"]
+        if split != self.clips.config.split:  # enough to read it, not to go on with it
+            raise DataError(
+                f"{self.root}: is being encoded with data.split {split!r}, "
+                f"{self.clips.config.split!r} was asked; ask for the same, or use another folder"
+            )
         return found
 
     def write(self, header: dict[str, Any], world_size: int, progress: Progress | None) -> Written:

@@ -310,10 +310,15 @@ class Pending:
                 break
             part = part[:, None] if part.ndim == 3 else part
             like = self.held.shape[2:] if self.held.numel() else part.shape[2:]
-            if part.ndim != 4 or part.shape[0] != self.clips or part.shape[2:] != like:
+            if (
+                part.ndim != 4
+                or part.shape[0] != self.clips
+                or part.shape[2:] != like
+                or not part.shape[1]
+            ):
                 raise ValueError(
                     f"rollout_stream: expected actions [{self.clips}, N, d] or [{self.clips}, k, "
-                    f"N, d], all of one N and d, got {tuple(part.shape)}"
+                    f"N, d] with k >= 1 (None ends it), all of one N and d, got {tuple(part.shape)}"
                 )
             self.held = torch.cat([self.held, part], dim=1) if self.held.numel() else part
         if not self.held.numel():

@@ -77,15 +77,15 @@ def _control(evaluation: Mapping[str, Any] | None) -> str:
     lines = []
     for name, gain in evaluation["delta_psnr"].items():
         lines.append(
-            f"- inferred actions over {name} ones: {gain['mean']:.2f} dB "
-            f"[{gain['low']:.2f}, {gain['high']:.2f}]"
+            f"- inferred actions over {name} ones: {_number(gain['mean'])} dB "
+            f"[{_number(gain['low'])}, {_number(gain['high'])}]"
         )
     probe = evaluation.get("probe")
     if probe and probe.get("kind") == "accuracy":
         score = probe["score"]
         lines.append(
-            f"- linear probe of real actions: {score['mean']:.2f} [{score['low']:.2f}, "
-            f"{score['high']:.2f}], chance {probe['chance']:.2f}, pixel difference "
+            f"- linear probe of real actions: {_number(score['mean'])} [{_number(score['low'])}, "
+            f"{_number(score['high'])}], chance {probe['chance']:.2f}, pixel difference "
             f"{probe['pixel_difference']:.2f}"
         )
     counts = evaluation.get("counts", {})
@@ -95,3 +95,8 @@ def _control(evaluation: Mapping[str, Any] | None) -> str:
             "ahead; 95 % intervals over episodes."
         )
     return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    """An evaluation stores what is not finite (a sampler gone astray) as null."""
+    return "-" if value is None else f"{value:.2f}"

@@ -98,9 +98,9 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
             f"{run} is a run of {config.recipe}, a generator without latent actions; its "
             "weights/model.safetensors can be used as `generator` as it is"
         )
-    if not shard_gb > 0:
+    if not 0 < shard_gb < float("inf"):
         raise ConfigError(f"--shard-gb: expected a size above 0, got {shard_gb}")
-    if out.exists() and not (out / "config.json").is_file() and any(out.iterdir()):
+    if out.exists() and not _may_be_replaced(out):
         raise ConfigError(f"--out {out}: exists and is no exported model; name another folder")
     described = {
         "colaworld": __version__,
@@ -121,12 +121,24 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
     def fill(temporary: Path) -> None:
         _save_shards(weights, temporary, int(shard_gb * 1e9))
         if brought:
-            _bring(tokenizer, temporary / _TOKENIZER)
+            inner = getattr(config.model.tokenizer, "subfolder", "")  # of a whole pipeline
+            _bring(tokenizer, temporary / _TOKENIZER, inner)
         (temporary / "config.json").write_text(json.dumps(described, indent=1) + "\n")
         (temporary / "README.md").write_text(model_card(described, config, evaluation))
 
     write_folder(out, fill, weights.stat().st_size)
     return out
+
+
+def _may_be_replaced(folder: Path) -> bool:
+    """Empty, or an export and nothing beside it: what replaces it deletes all that is there."""
+    names = {p.name for p in folder.iterdir()} if folder.is_dir() else {"a file"}
+    if "config.json" not in names:
+        return not names
+    others = [
+        n for n in names - {"config.json", "README.md", _TOKENIZER} if not n.startswith("model")
+    ]
+    return not others and "colaworld" in _json(folder / "config.json")
 
 
 def push_to_hub(
@@ -210,13 +222,16 @@ def _frames(run: Path, config: RunConfig) -> dict[str, Any]:
     return found
 
 
-def _bring(source: Path, target: Path) -> None:
-    """Copy a tokenizer's configuration and weights, and nothing else that lies beside them."""
+def _bring(source: Path, target: Path, inner: str) -> None:
+    """Copy a tokenizer's configuration and weights, and nothing else that lies beside them.
+
+    `inner`: the folder in `source` they are in; it is one in `target` too.
+    """
     target.mkdir()
     if source.is_file():
         shutil.copy(source, target / "model.safetensors")
         return
-    for file in sorted(source.rglob("*")):
+    for file in sorted((source / inner).rglob("*")):
         if file.suffix in (".json", ".safetensors"):
             place = target / file.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)

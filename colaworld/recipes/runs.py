@@ -119,6 +119,12 @@ def evaluate_run(
     world = replace(world, sampler=config.sampler)
     history = config.evaluation.history
     asked = config.evaluation.horizon
+    stride = config.model.tokenizer.temporal_stride
+    if asked is not None and (history - 1) % stride == 0 and asked % stride:
+        raise ConfigError(
+            f"evaluation.horizon: the tokenizer makes one latent of {stride} frames; expected a "
+            f"multiple of {stride}, or None for as many as the episodes allow, got {asked}"
+        )
     data = replace(config.data, split="heldout", frames_per_clip=history + (asked or 1))
     try:
         heldout = ClipSet(data)
@@ -133,7 +139,6 @@ def evaluate_run(
         possible = _longest_horizon(heldout, history)
         if possible < horizon:
             log.info("held-out episodes are short: %d frames are predicted", possible)
-        stride = config.model.tokenizer.temporal_stride
         asked = _whole_latents(min(horizon, possible), history, stride)
         data = replace(data, frames_per_clip=history + asked)
     check_frames(

@@ -193,13 +193,22 @@ def through_the_command_line(world: World, tmp_path: Path, capsys, steps: int) -
     said = capsys.readouterr().out
     assert "delta-PSNR" in said and "flow loss without cross-attention" in said
     assert "8 steps" in said  # as many frames as whole latents of it
+    assert main([*shown, "--evaluation.horizon", "3"]) == 2
+    assert "evaluation.horizon: " in (said := capsys.readouterr().err) and "got 3" in said
     codes = [str(code) for code in (3, 1, 0, 2)]  # one token each: the four into a latent frame
     call = ["sample", str(out), "--out", str(tmp_path / "a.png"), "--steps", "1", "--codes"]
     assert main([*call, *codes]) == 0
     assert "1 rollout(s) of 5 frames" in capsys.readouterr().out
     assert main([*call, *codes[:3]]) != 0
     assert "3 actions after the history are not whole latent frames" in capsys.readouterr().err
-    assert main(["export", str(out), "--out", str(tmp_path / "exported")]) == 0
+    (tmp_path / "tokenizer" / "text_encoder").mkdir()
+    (tmp_path / "tokenizer" / "text_encoder" / "model.safetensors").write_text(
+        "22 GB of a pipeline"
+    )
+    for _ in range(2):  # again, over the first
+        assert main(["export", str(out), "--out", str(tmp_path / "exported")]) == 0
+    inside_it = tmp_path / "exported" / "tokenizer" / "text_encoder"
+    assert inside_it.exists() == (world.recipe != "wan.cola")  # where a folder is named, only that
     shutil.rmtree(where)  # its tokenizer went along
     assert str(tmp_path) not in (tmp_path / "exported" / "config.json").read_text()
     model = colaworld.from_pretrained(tmp_path / "exported").model

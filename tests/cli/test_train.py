@@ -390,3 +390,14 @@ def test_previews_reach_tensorboard_and_change_nothing(
     image = events.Images("rollout/joint")[0]
     assert (image.height, image.width) == (2 * 32, 4 * 32)  # truth over rollout, four clips
     assert image.encoded_image_string[:4] == b"GIF8"
+
+
+def test_paths_are_found_again_from_any_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vae").mkdir()
+    given = ["opensora.cola", "--model.tokenizer.path", "vae", "--latents", "latents"]
+    config = train.parse(given).run
+    assert config.model.tokenizer.path == str(tmp_path / "vae")
+    assert config.latents == str(tmp_path / "latents")
+    name = train.parse(["opensora.cola"]).run.model.tokenizer.path
+    assert name == "hpcai-tech/OpenSora-VAE-v1.2"  # on the hub: nothing of that name is here

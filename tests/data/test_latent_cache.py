@@ -357,6 +357,22 @@ def test_a_damaged_index_or_key_is_named(config, tmp_path) -> None:
         LatentCache.open(tmp_path, ClipSet(config), tokenizer="toy 1")
     with pytest.raises(DataError, match="no latent cache there"):
         LatentCache.open(tmp_path / "none", ClipSet(config), tokenizer="toy 1")
+    key.write_text(key.read_text().replace('"format": 99', '"format": 1').replace("shape", "form"))
+    with pytest.raises(DataError, match=r"key\.json: not the key.*'shape'"):
+        _write(tmp_path, config)
+    key.unlink()
+    with pytest.raises(DataError, match=r"holds shards but no key\.json"):
+        _write(tmp_path, config, tokenizer="toy 2")
+
+
+def test_only_the_same_split_goes_on(config, tmp_path) -> None:
+    """One shard holds all: a train split in its place would pass for the whole set."""
+    _write(tmp_path, config, shard_mb=1)
+    for name in ("index.parquet", "shard_000000.safetensors"):
+        (tmp_path / name).unlink()
+    with pytest.raises(DataError, match=r"data\.split 'all', 'train' was asked"):
+        _write(tmp_path, replace(config, split="train", holdout=0.4), shard_mb=1)
+    assert _write(tmp_path, config, shard_mb=1).complete
 
 
 def test_values_that_do_not_fit_the_dtype_are_refused(config, tmp_path) -> None:
@@ -389,5 +405,8 @@ def test_bad_arguments_are_named(config, tmp_path) -> None:
         _write(tmp_path, config, dtype="int8")
     with pytest.raises(ValueError, match=r"0 <= rank < world_size.*rank=2"):
         _write(tmp_path, config, rank=2)
+    for size in (0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"shard_mb > 0.*shard_mb=(0|nan|inf)"):
+            _write(tmp_path, config, shard_mb=size)
     with pytest.raises(ValueError, match=r"encode: expected latents \[\d, C, 1, h, w\]"):
         _write(tmp_path, config, lambda frames: frames.flatten(1))

@@ -184,6 +184,15 @@ def test_decoding_with_less_context_shows_the_same_where_latents_decode_alone():
         )
 
 
+def test_a_policy_that_gives_nothing_is_told_not_asked_for_ever():
+    nothing = torch.zeros(1, 0, 1, numbered(4, 1).shape[-1])
+    stream = painter(4, window=9).rollout_stream(
+        torch.zeros(1, 1, 3, 2, 2), lambda shown: nothing, generator=seeded(), sampler=ONE
+    )
+    with pytest.raises(ValueError, match=r"k >= 1 \(None ends it\).*got \(1, 0, 1, "):
+        next(stream)
+
+
 def test_what_does_not_fit_says_what_would():
     model = painter(4, window=9)
     history = torch.zeros(2, 5, 3, 2, 2)

@@ -232,6 +232,10 @@ def test_the_card_says_what_was_measured_and_what_was_not(run, tmp_path) -> None
     assert "| token 0 | 0.50 | 0.25 | 0.75 | 3.00 |" in card
     assert "inferred actions over random ones: 2.50 dB [1.50, 3.50]" in card
     assert "4 clips of 2 episodes, 3 frames ahead" in card and "24x32 pixels" in card
+    found["delta_psnr"]["random"] = dict.fromkeys(("mean", "low", "high"))  # not finite
+    (run / "evaluation.json").write_text(json.dumps(found))
+    card = (pretrained.export_run(run, tmp_path / "c") / "README.md").read_text()
+    assert "inferred actions over random ones: - dB [-, -]" in card
 
 
 def test_what_cannot_be_exported(run, tiny, tmp_path) -> None:
@@ -240,8 +244,20 @@ def test_what_cannot_be_exported(run, tiny, tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"--out .*full: exists and is no exported model"):
         pretrained.export_run(run, tmp_path / "full")
     assert (tmp_path / "full" / "thesis.tex").read_text() == "x"
-    with pytest.raises(ConfigError, match=r"--shard-gb: expected a size above 0, got 0"):
-        pretrained.export_run(run, tmp_path / "out", shard_gb=0)
+    published = tmp_path / "published"  # a generator's: it has a config.json too
+    published.mkdir()
+    (published / "config.json").write_text('{"_class_name": "WanTransformer3DModel"}')
+    (published / "model.safetensors").write_text("x")
+    beside = pretrained.export_run(run, tmp_path / "beside")
+    (beside / "thesis.tex").write_text("x")
+    for taken in (published, beside, run / "weights", run / "config.yaml"):
+        with pytest.raises(ConfigError, match=r"exists and is no exported model"):
+            pretrained.export_run(run, taken)
+    assert (published / "model.safetensors").read_text() == "x"
+    assert (beside / "thesis.tex").read_text() == "x"
+    for size in (0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=r"--shard-gb: expected a size above 0, got"):
+            pretrained.export_run(run, tmp_path / "out", shard_gb=size)
     shutil.rmtree(run / "weights")
     with pytest.raises(ConfigError, match=r"is not finished"):
         pretrained.export_run(run, tmp_path / "out")

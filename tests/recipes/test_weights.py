@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
+from colaworld.models.backbones.wan import Wan, WanConfig
 from colaworld.recipes import recipe, weights
 from colaworld.recipes.base import build_model
 from colaworld.recipes.weights import WeightsError, find_generator, load_generator
@@ -135,3 +137,19 @@ def test_the_shipped_generator_fits_the_nano_recipes():
     assert model.backbone.final_layer.linear.weight.abs().max() > 0
     assert not equal(model.backbone.state_dict(), fresh.backbone.state_dict())
     assert equal(model.idm.state_dict(), fresh.idm.state_dict())
+
+
+def test_a_config_json_that_says_otherwise_is_refused(tmp_path):
+    """12 heads of 64 have the tensors of 6 heads of 128: only config.json tells them apart."""
+    config = WanConfig(layers=1, heads=2, head_dim=16)
+    save_file(Wan(config).state_dict(), tmp_path / "g.safetensors")
+    described = {"_class_name": "WanTransformer3DModel", "num_layers": 1, "ffn_dim": config.ffn}
+    described |= {"num_attention_heads": 2, "attention_head_dim": 16}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    load_generator(Wan(config), str(tmp_path))
+    for wrong in ({"heads": 4, "head_dim": 8}, {"eps": 1e-3}):
+        key = next(iter(wrong))
+        with pytest.raises(WeightsError, match=rf"config\.json: {key} is .*model\.backbone\.{key}"):
+            load_generator(Wan(replace(config, **wrong)), str(tmp_path))
+    with pytest.raises(WeightsError, match=r"kind is 'wan', but model\.backbone\.kind is 'stdit3'"):
+        load_generator(small(1), str(tmp_path))

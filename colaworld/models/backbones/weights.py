@@ -54,9 +54,9 @@ def files_of(path: Path) -> list[Path]:
     if len(indices) == 1:
         try:
             names = json.loads(indices[0].read_text())["weight_map"].values()
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            shards = [path / name for name in dict.fromkeys(names)]
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise WeightsError(f"{indices[0]}: not an index of shards: {error!r}") from None
-        shards = [path / name for name in dict.fromkeys(names)]
         gone = [shard.name for shard in shards if not shard.is_file()]
         if gone:
             raise WeightsError(f"{path}: shards named by {indices[0].name} are missing: {gone}")

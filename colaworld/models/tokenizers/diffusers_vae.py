@@ -105,7 +105,7 @@ class DiffusersVAEConfig:
         file = Path(self.path).expanduser() / self.subfolder / "config.json"
         if not self.path or not file.is_file():
             return _PUBLISHED[self.family]
-        return _sizes(self.family, json.loads(file.read_text()))
+        return _sizes(self.family, _read(file))
 
 
 class DiffusersVAE(VAE):
@@ -215,6 +215,16 @@ def _sizes(family: str, stored: Mapping[str, Any]) -> tuple[int, int, int]:
     return stored.get("latent_channels", 4), 1, 2 ** (len(widths) - 1)
 
 
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        stored = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: not readable JSON: {error}") from None
+    if not isinstance(stored, Mapping):
+        raise ValueError(f"{file}: expected an object, got {type(stored).__name__}")
+    return stored
+
+
 def _diffusers() -> Any:
     try:
         import diffusers
@@ -234,7 +244,7 @@ def _load(config: DiffusersVAEConfig) -> nn.Module:
     kind = getattr(_diffusers(), _CLASSES[config.family])
     if torch.empty(0).is_meta:  # a caller that plans on the meta device: sizes, no weights
         file = Path(config.path).expanduser() / config.subfolder / "config.json"
-        stored = json.loads(file.read_text()) if file.is_file() else _DEFAULTS[config.family]
+        stored = _read(file) if file.is_file() else _DEFAULTS[config.family]
         return kind.from_config(stored)
     prefix = f"{config.subfolder}/" if config.subfolder else ""
     wanted = ("config.json", _FILE, f"{_STEM}-*.safetensors", f"{_STEM}.safetensors.index.json")
@@ -244,7 +254,7 @@ def _load(config: DiffusersVAEConfig) -> nn.Module:
         inner = sorted(p.parent.name for p in folder.glob("*/config.json"))
         hint = f"; it has such folders: {', '.join(inner)} (set subfolder)" if inner else ""
         raise ValueError(f"{folder}: expected a config.json of {kind.__name__} there{hint}")
-    stored = json.loads((folder / "config.json").read_text())
+    stored = _read(folder / "config.json")
     if stored.get("_class_name", kind.__name__) != kind.__name__:
         raise ValueError(
             f"{folder}/config.json is of {stored['_class_name']}, but family {config.family!r} is "

@@ -5,11 +5,13 @@ Only safetensors are read. Not here: the keys of published layouts (models/backb
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
+from colaworld.models.backbones.published import published_config
 from colaworld.models.backbones.weights import WeightsError, load_weights
 from colaworld.models.hub import WEIGHTS, local_folder
 
@@ -55,8 +57,26 @@ def find_generator(name: str) -> Path:
 def load_generator(backbone: nn.Module, name: str) -> None:
     """Load a generator strictly: leftovers, gaps and wrong shapes are errors that name keys."""
     path, layout = find_generator(name), backbone.layout()
+    _check_described(backbone, path)
 
     def inside(key: str) -> str:
         return layout.rename(key.removeprefix(_PREFIX))
 
     load_weights(backbone, path, replace(layout, rename=inside, drop=layout.drop + _OTHER_PARTS))
+
+
+def _check_described(backbone: nn.Module, folder: Path) -> None:
+    """WeightsError where config.json says otherwise than the recipe and no tensor's shape would."""
+    file = folder / "config.json"
+    try:
+        described = json.loads(file.read_text()) if file.is_file() else {}
+        kinds = {"_class_name", "model_type", "architectures"} & set(described)
+    except (OSError, ValueError, TypeError) as error:
+        raise WeightsError(f"{file}: not readable JSON: {error}") from None
+    if not kinds:
+        return
+    asked, found = backbone.config, published_config(described, source=str(folder))
+    for key in ("kind", "heads", "head_dim", "eps", "cross_attn_norm", "input_sq_size"):
+        here, there = (getattr(config, key, None) for config in (asked, found))
+        if here != there:
+            raise WeightsError(f"{file}: {key} is {there!r}, but model.backbone.{key} is {here!r}")

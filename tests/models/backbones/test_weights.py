@@ -90,9 +90,10 @@ def test_shards_and_their_index(published, tmp_path):
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"missing: \['model-00002-of-00003"):
         load_weights(model, tmp_path, model.layout())
-    index.write_text("{}")
-    with pytest.raises(WeightsError, match=r"index\.json: not an index of shards"):
-        load_weights(model, tmp_path, model.layout())
+    for wrong in ("{}", "[]", '{"weight_map": {"a": 3}}'):
+        index.write_text(wrong)
+        with pytest.raises(WeightsError, match=r"index\.json: not an index of shards"):
+            load_weights(model, tmp_path, model.layout())
 
 
 def test_a_key_in_two_shards_is_refused(published, tmp_path):

@@ -265,3 +265,10 @@ def test_bad_configs(tmp_path) -> None:
         DiffusersVAE(DiffusersVAEConfig())
     with pytest.raises(ValueError, match="dtype: expected one of float32"):
         DiffusersVAEConfig(dtype="float64")
+
+
+def test_a_config_that_is_no_json_object_is_named(tmp_path) -> None:
+    for text, why in (("{", "not readable JSON"), ("[]", "expected an object, got list")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"config\.json: {why}"):
+            _ = DiffusersVAEConfig(family="wan", path=str(tmp_path)).temporal_stride
