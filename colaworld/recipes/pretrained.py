@@ -53,7 +53,8 @@ def from_pretrained(
         text: a generator's cross-attention: removed (CoLA-World), fed with the null caption, or
             with captions. Exported worlds have their own.
         causal: a generator's attention sees no later frame (CoLA-World).
-        device, dtype: where each tensor goes, one at a time; dtype None: as stored.
+        device, dtype: where each tensor of a generator goes, one at a time; dtype None: as stored.
+            A world is read on the CPU and moved; its codebook and tokenizer keep their dtype.
         revision: of the hub id.
 
     Returns:
@@ -97,7 +98,8 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
         )
     if not shard_gb > 0:
         raise ConfigError(f"--shard-gb: expected a size above 0, got {shard_gb}")
-    if out.exists() and not (out / "config.json").is_file() and any(out.iterdir()):
+    ours = (out / "config.json").is_file() and "colaworld" in _json(out / "config.json")
+    if out.exists() and not ours and any(out.iterdir()):
         raise ConfigError(f"--out {out}: exists and is no exported model; name another folder")
     described = {
         "colaworld": __version__,
@@ -142,7 +144,10 @@ def _world(
             f"{folder}: a generator without latent actions; pass config= to load it as one"
         )
     load_weights(model, folder)
-    model = model.to(device) if dtype is None else model.to(device, dtype)
+    for name in ("idm", "conditioner", "backbone", "fdm") if dtype is not None else ():
+        if hasattr(model, name):  # codes stay as trained, the tokenizer has its own dtype
+            getattr(model, name).to(dtype)
+    model = model.to(device)
     return TrainedWorld(model.eval(), config.sampler)
 
 

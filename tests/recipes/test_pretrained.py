@@ -203,6 +203,21 @@ def test_an_exported_world_is_the_run(run, shard_gb, tmp_path) -> None:
     assert pretrained.export_run(run, out) == out  # again, over an export
 
 
+def test_a_world_in_half_precision(run, tmp_path) -> None:
+    out = pretrained.export_run(run, tmp_path / "out")
+    whole, half = (colaworld.from_pretrained(out, dtype=d) for d in (None, torch.bfloat16))
+    assert {p.dtype for p in half.model.backbone.parameters()} == {torch.bfloat16}
+    frames = torch.rand(1, 4, 3, 24, 32, generator=torch.Generator().manual_seed(0))
+    codes = whole.infer_actions(frames).codes
+    assert half.infer_actions(frames).codes.dtype == codes.dtype
+
+    def roll(world) -> torch.Tensor:
+        start = torch.Generator().manual_seed(1)
+        return world.rollout(frames[:, :1], codes, generator=start).generated
+
+    assert (roll(half) - roll(whole)).abs().max() < 0.05
+
+
 def test_a_finished_run_loads_as_it_is(run) -> None:
     world = colaworld.from_pretrained(run)
     stored = load_file(run / "weights" / "model.safetensors")
@@ -237,6 +252,9 @@ def test_the_card_says_what_was_measured_and_what_was_not(run, tmp_path) -> None
 def test_what_cannot_be_exported(run, tiny, tmp_path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")
+    with pytest.raises(ConfigError, match=r"--out .*full: exists and is no exported model"):
+        pretrained.export_run(run, tmp_path / "full")
+    (tmp_path / "full" / "config.json").write_text(json.dumps(PUBLISHED))  # another's model
     with pytest.raises(ConfigError, match=r"--out .*full: exists and is no exported model"):
         pretrained.export_run(run, tmp_path / "full")
     assert (tmp_path / "full" / "thesis.tex").read_text() == "x"
