@@ -17,6 +17,7 @@ from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
 from colaworld.models.backbones.wan import Wan, WanConfig
 from colaworld.models.backbones.wan_keys import to_original
 from colaworld.models.backbones.weights import WeightsError
+from colaworld.models.tokenizers.opensora_vae import OpenSoraVAE, OpenSoraVAEConfig
 from colaworld.recipes import pretrained
 from colaworld.recipes.base import build_trainer
 from colaworld.recipes.runs import load_world
@@ -231,6 +232,24 @@ def test_nothing_of_the_machine_is_exported(run, tmp_path) -> None:
     for name in ("config.json", "README.md"):
         text = (out / name).read_text()
         assert str(tmp_path) not in text and "films" not in text
+
+
+def test_a_tokenizer_of_this_machine_travels_along(tiny, tmp_path) -> None:
+    sizes = {"image_widths": (8, 8), "image_layers": 1, "temporal_width": 8, "groups": 4}
+    sizes |= {"temporal_multipliers": (1,), "temporal_layers": 1, "temporal_halve": ()}
+    vae = OpenSoraVAEConfig(path=str(tmp_path / "vae"), **sizes)
+    (tmp_path / "vae").mkdir()
+    stored = OpenSoraVAE(replace(vae, path="")).state_dict()
+    save_file(stored, tmp_path / "vae" / "model.safetensors")
+    config = tiny()
+    backbone = replace(config.model.backbone, in_channels=4)
+    config = replace(config, model=replace(config.model, tokenizer=vae, backbone=backbone))
+    build_trainer(config, out=tmp_path / "run").run()
+    out = pretrained.export_run(tmp_path / "run", tmp_path / "out")
+    assert str(tmp_path) not in (out / "config.json").read_text()
+    shutil.rmtree(tmp_path / "vae")
+    back = colaworld.from_pretrained(out).model.tokenizer.state_dict()
+    assert all(torch.equal(value, back[key]) for key, value in stored.items())
 
 
 def test_the_card_says_what_was_measured_and_what_was_not(run, tmp_path) -> None:
