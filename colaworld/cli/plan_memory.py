@@ -39,7 +39,7 @@ class PlanOptions:
     gpu: float = 80.0
     """GB of the card, as it is sold."""
     cached_latents: bool = False
-    """Latents are read from a cache; the tokenizer is not on the card."""
+    """Latents are read from a cache; the tokenizer encodes nothing."""
     json: Path | None = None
     """Write the numbers here too, in bytes."""
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)

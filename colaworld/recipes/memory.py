@@ -103,7 +103,7 @@ def plan_memory(
         phases: names of phases; None for the run's schedule.
         device: "cuda" counts what a GPU would hold: bf16 under `auto`, rounded up blocks, queries
             and keys that its spatial attention keeps. "cpu" counts what a CPU would.
-        cached_latents: latents are read from a cache; the tokenizer is not on the device.
+        cached_latents: latents are read from a cache; the tokenizer encodes nothing.
 
     Raises:
         ConfigError: sizes that do not fit each other, or frames whose size nobody said.
@@ -238,10 +238,12 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 class _Cached(nn.Module):
-    """In place of a tokenizer whose latents are read from a cache: only their shape."""
+    """A tokenizer whose latents are read from a cache: its weights, which move to the device with
+    the model all the same, and the latents' shape."""
 
     def __init__(self, tokenizer: nn.Module) -> None:
         super().__init__()
+        self.inner = tokenizer
         for name in ("channels", "temporal_stride", "spatial_stride"):
             setattr(self, name, getattr(tokenizer, name))
 

@@ -87,7 +87,7 @@ def test_what_changes_the_numbers(sized) -> None:
     vae = joint(batch_size=2, tokenizer=TINY_VAE)
     cached = joint(batch_size=2, tokenizer=TINY_VAE, cached=True)
     assert vae.tokenizer > cached.tokenizer > 0
-    assert vae.parameters > cached.parameters and vae.total > cached.total
+    assert vae.parameters == cached.parameters  # a run moves the whole model to its device
 
 
 def test_it_stops_at_what_a_run_would_stop_at(sized) -> None:
