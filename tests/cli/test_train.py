@@ -256,7 +256,7 @@ def test_a_generator_that_does_not_fit_names_keys(
     said = colaworld("train", "nano.cola", *arguments, "--model.backbone.depth", 2)
     assert said.status == 2 and "missing spatial_blocks.1." in said.err
     said = colaworld("train", "nano.cola", *arguments, "--model.backbone.width", 64)
-    assert "x_embedder.proj.weight: expected [64, 12, 1, 2, 2], got [32, 12, 1, 2, 2]" in said.err
+    assert "(final_layer.linear.weight): expected [48, 64], got [48, 32]" in said.err
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not weights")
     said = colaworld("train", "nano.cola", *arguments[:-1], broken)
