@@ -38,8 +38,6 @@ class PlanOptions:
 
     gpu: float = 80.0
     """GB of the card, as it is sold."""
-    cached_latents: bool = False
-    """Latents are read from a cache; the tokenizer encodes nothing."""
     json: Path | None = None
     """Write the numbers here too, in bytes."""
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
@@ -59,7 +57,7 @@ def run(argv: list[str]) -> int:
     config, limit = options.run, usable(options.gpu)
     if limit <= 0:
         raise ConfigError(f"--gpu: expected GB of a card, more than 1, got {options.gpu:g}")
-    memory = plan_memory(config, cached_latents=options.cached_latents)
+    memory = plan_memory(config)
     fits = all(phase.total <= limit for phase in memory)
     print(table(config, memory, options.gpu), flush=True)
     advice: list[Advice] = []
@@ -126,7 +124,7 @@ def _verdict(advice: list[Advice], limit: int) -> str:
             f"With all of them {_gib(last.total)}, and {_gib(limit)} is there: this run needs a larger "
             "card or smaller sizes"
         )
-    whole = plan_memory(last.config, cached_latents=last.cached)
+    whole = plan_memory(last.config)
     over = [f"{phase.phase} {_gib(phase.total)}" for phase in whole if phase.total > limit]
     if over:
         return f"That phase fits then, but not {', '.join(over)}; ask again with these flags"

@@ -80,8 +80,6 @@ class Advice:
     """Bytes."""
     config: RunConfig
     """The run with it."""
-    cached: bool = False
-    """Whether latents come from a cache."""
 
 
 def usable(gigabytes: float) -> int:
@@ -94,7 +92,6 @@ def plan_memory(
     *,
     phases: tuple[str, ...] | None = None,
     device: str = "cuda",
-    cached_latents: bool = False,
 ) -> tuple[PhaseMemory, ...]:
     """The memory of each phase of a run (or of those named), without allocating it.
 
@@ -103,7 +100,6 @@ def plan_memory(
         phases: names of phases; None for the run's schedule.
         device: "cuda" counts what a GPU would hold: bf16 under `auto`, rounded up blocks, queries
             and keys that its spatial attention keeps. "cpu" counts what a CPU would.
-        cached_latents: latents are read from a cache; the tokenizer encodes nothing.
 
     Raises:
         ConfigError: sizes that do not fit each other, or frames whose size nobody said.
@@ -111,15 +107,10 @@ def plan_memory(
     if device not in ("cuda", "cpu"):
         raise ValueError(f"device: expected 'cuda' or 'cpu', got {device!r}")
     names = config.schedule if phases is None else phases
-    return tuple(
-        _phase_memory(config, getattr(config.phases, name), device, cached_latents)
-        for name in names
-    )
+    return tuple(_phase_memory(config, getattr(config.phases, name), device) for name in names)
 
 
-def _phase_memory(
-    config: RunConfig, phase: Phase, device: str, cached_latents: bool
-) -> PhaseMemory:
+def _phase_memory(config: RunConfig, phase: Phase, device: str) -> PhaseMemory:
     height, width = _frame_size(config)
     parts, training = config.parts(), config.training
     check_heads(config.model, parts)
@@ -127,7 +118,7 @@ def _phase_memory(
     check_frames(config.model, parts, height=height, width=width, frames=frames)
     granularity = _GRANULARITY if device == "cuda" else 1
     with FakeTensorMode(), MemoryCount(granularity=granularity) as count:
-        model = _model(config, cached_latents)
+        model = _model(config)
         if device == "cuda":
             _keep_queries_and_keys(model)
         objective = OBJECTIVES[phase.objective](model, replace(config.objective, augment=False))
@@ -168,7 +159,7 @@ def _frame_size(config: RunConfig) -> tuple[int, int]:
     return clips.height, clips.width
 
 
-def _model(config: RunConfig, cached_latents: bool) -> WorldModel:
+def _model(config: RunConfig) -> WorldModel:
     """The run's model with weights that are only shapes.
 
     A quantizer that looks at values (which codes are dead, how old it is) would stop the trace; its
@@ -178,7 +169,7 @@ def _model(config: RunConfig, cached_latents: bool) -> WorldModel:
     sizes = replace(config.model, quantizer=quantizer)
     with unset_fake_temporarily(), torch.device("meta"):
         tokenizer = _tokenizer(config)
-        if cached_latents:
+        if config.latents is not None:
             tokenizer = _Cached(tokenizer)
         model = WorldModel(sizes, parts=config.parts(), tokenizer=tokenizer)
     _on_cpu(model)
@@ -238,12 +229,11 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 class _Cached(nn.Module):
-    """A tokenizer whose latents are read from a cache: its weights, which move to the device with
-    the model all the same, and the latents' shape."""
+    """A tokenizer whose latents are read from a cache: it is there, but encodes nothing."""
 
     def __init__(self, tokenizer: nn.Module) -> None:
         super().__init__()
-        self.inner = tokenizer
+        self.tokenizer = tokenizer
         for name in ("channels", "temporal_stride", "spatial_stride"):
             setattr(self, name, getattr(tokenizer, name))
 
@@ -306,41 +296,44 @@ def advise(config: RunConfig, limit: int) -> Iterator[Advice]:
     given where the run fits as it is; the `total` of the last says whether it does with all.
     """
     now = max(plan_memory(config), key=lambda memory: memory.total)
-    total, cached = now.total, False
+    total = now.total
     while total > limit:
-        step = _next_change(config, cached)
+        step = _next_change(config)
         if step is None:
             return
-        flags, cost, config, cached = step
-        total = plan_memory(config, phases=(now.phase,), cached_latents=cached)[0].total
-        yield Advice(flags, cost, total, config, cached)
+        flags, cost, config = step
+        before, total = total, plan_memory(config, phases=(now.phase,))[0].total
+        if total < before:
+            yield Advice(flags, cost, total, config)
 
 
-def _next_change(config: RunConfig, cached: bool) -> tuple[str, str, RunConfig, bool] | None:
-    """The cheapest change that is left: flags, cost, the run with it, whether latents are cached."""
+def _next_change(config: RunConfig) -> tuple[str, str, RunConfig] | None:
+    """The cheapest change that is left: flags, cost, the run with it."""
     training, tokenizer = config.training, config.model.tokenizer
 
     def trained(**changes: object) -> RunConfig:
         return replace(config, training=replace(training, **changes))  # type: ignore[arg-type]
 
     if training.autocast == "none":
-        return "--training.autocast bf16", "bf16 products", trained(autocast="bf16"), cached
-    if getattr(tokenizer, "dtype", "bfloat16") == "float32" and not cached:
+        return "--training.autocast bf16", "bf16 products", trained(autocast="bf16")
+    if getattr(tokenizer, "dtype", "bfloat16") == "float32":
         half = replace(config.model, tokenizer=replace(tokenizer, dtype="bfloat16"))  # type: ignore[call-arg, type-var]
         flag = "--model.tokenizer.dtype bfloat16"
-        return flag, "latents in bf16 steps", replace(config, model=half), cached
+        return flag, "latents in bf16 steps", replace(config, model=half)
     if training.batch_size > _FEW_CLIPS:
-        return *_halved(config), cached
+        return _halved(config)
     if training.recompute == "none":
         flag = "--training.recompute blocks"
-        return flag, "a third more work", trained(recompute="blocks"), cached
+        return flag, "a third more work", trained(recompute="blocks")
     if training.batch_size > 1:
-        return *_halved(config), cached
-    if tokenizer.kind != "pixels" and not cached:
-        cost = "disk; no random crops (objective.augment)"
-        return "a cache of latents", cost, config, True
+        return _halved(config)
+    if tokenizer.kind != "pixels" and config.latents is None:
+        whole = replace(config.objective, augment=False)
+        flags = "--latents DIR --objective.no-augment"
+        cached = replace(config, latents="DIR", objective=whole)
+        return flags, "disk; no random crops", cached
     if training.ema_decay:
-        return "--training.ema-decay 0", "no averaged weights", trained(ema_decay=0.0), cached
+        return "--training.ema-decay 0", "no averaged weights", trained(ema_decay=0.0)
     return None
 
 

@@ -61,7 +61,8 @@ _MODEL = ModelConfig(
     window=FRAMES,
 )
 
-# The generator's own shift of noise levels for this clip: sqrt(256 * 256) / 512 * sqrt(5) latents.
+# The generator's own shift of noise levels for such clips, which training asks it for (shift None):
+# sqrt(256 * 256) / 512 * sqrt(5 latent frames).
 _SHIFT = 0.5 * 5**0.5
 
 TRAINING = TrainingConfig(
@@ -81,7 +82,7 @@ def _opensora(recipe: str, schedule: tuple[str, ...]) -> RunConfig:
         data=DataConfig(frames_per_clip=FRAMES, height=SIZE, width=SIZE),
         model=_MODEL,
         # Any clean prefix, so that a rollout may go on from one frame or from a full window (ours).
-        objective=ObjectiveConfig(history=(1, 4), times=TimeConfig(shift=_SHIFT)),
+        objective=ObjectiveConfig(history=(1, 4), times=TimeConfig(shift=None)),
         phases=PHASES,
         training=TRAINING,
         sampler=SamplerConfig(steps=10, guidance=4.0, shift=_SHIFT),

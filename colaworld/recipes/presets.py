@@ -1,8 +1,9 @@
 """Presets per card: how the recipes of the published generators fit into 24, 48, 80 or 141 GB.
 
 A preset changes how an update is computed, never how many clips it sees: `batch_size` x `accumulate`
-stays. What else it changes is said with it. The numbers are the largest that the planner
-(memory.py) lets through, in powers of two; a test asks it again. Not here: the recipes.
+stays. What else it changes is said with it. `batch_size` is the largest power of two up to 16 that the
+planner (memory.py) lets through, without recomputing where that leaves at least 4 clips; a test asks
+it again. No card has confirmed it. Not here: the recipes.
 """
 
 from __future__ import annotations
@@ -29,24 +30,27 @@ class Preset:
     the end are the last ones."""
 
 
-# GB of the card, as it is sold -> changes.
+_SQUEEZED = {"recompute": "blocks", "half_tokenizer": True, "averaged": False}
+
+# GB of the card, as it is sold -> changes. Behind each: the planner's peak in GiB, and which phase.
 PRESETS: dict[str, dict[str, Preset]] = {
     "opensora.cola": {
-        "24": Preset(1, recompute="blocks", half_tokenizer=True, averaged=False),
-        "48": Preset(4, recompute="blocks", half_tokenizer=True),
-        "80": Preset(8),
-        "141": Preset(16),
+        "24": Preset(1, **_SQUEEZED),  # 19.8, joint
+        "48": Preset(16, recompute="blocks"),  # 36.3, joint
+        "80": Preset(8),  # 68.2, joint
+        "141": Preset(16),  # 112.6, joint
     },
     "opensora.two_stage": {
-        "24": Preset(1, recompute="blocks", half_tokenizer=True, averaged=False),
-        "48": Preset(4, recompute="blocks", half_tokenizer=True),
-        "80": Preset(8),
-        "141": Preset(16),
+        "24": Preset(4, **_SQUEEZED),  # 19.9, world
+        "48": Preset(4),  # 35.3, world
+        "80": Preset(8),  # 48.4, world
+        "141": Preset(16),  # 74.6, world
     },
+    # None for 24 GB: weights, gradients and moments of 1.4 B parameters alone are 20.5 GiB.
     "wan.cola": {
-        "48": Preset(4, recompute="blocks", half_tokenizer=True),
-        "80": Preset(8),
-        "141": Preset(16),
+        "48": Preset(16, recompute="blocks"),  # 39.2, joint
+        "80": Preset(4),  # 50.5, joint
+        "141": Preset(16),  # 116.1, joint
     },
 }
 

@@ -9,10 +9,10 @@ Not here: keys of published layouts (models/backbones), the text of the card (mo
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from colaworld.recipes.runs import TrainedWorld, read_config
 from colaworld.recipes.weights import PATTERNS
 from colaworld.training.checkpoint import write_folder
 
-_TOKENIZER = "tokenizer"  # folder of an export, where the run's was a local one
+_TOKENIZER = "tokenizer"  # the folder of an export that holds a tokenizer's own files
 SHARD_GB = 5.0  # what hubs and file systems carry comfortably in one file
 
 
@@ -114,16 +114,16 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
         "schedule": list(config.schedule),
         "frames": _frames(run, config),
     }
-    tokenizer = Path(getattr(config.model.tokenizer, "path", "")).expanduser()
-    local = bool(tokenizer.name) and tokenizer.exists()
-    if local:  # where it lies is this machine's business: it travels along
-        described["model"]["tokenizer"]["path"] = _TOKENIZER
     evaluation = _json(run / "evaluation.json") if (run / "evaluation.json").is_file() else None
+    tokenizer = Path(getattr(config.model.tokenizer, "path", "") or "\0").expanduser()
+    brought = tokenizer.exists()  # on this machine; a hub's name is found elsewhere too
+    if brought:
+        described["model"]["tokenizer"]["path"] = f"./{_TOKENIZER}"
 
     def fill(temporary: Path) -> None:
         _save_shards(weights, temporary, int(shard_gb * 1e9))
-        if local:
-            _copy_weights(tokenizer, temporary / _TOKENIZER)
+        if brought:
+            _bring(tokenizer, temporary / _TOKENIZER)
         (temporary / "config.json").write_text(json.dumps(described, indent=1) + "\n")
         (temporary / "README.md").write_text(model_card(described, config, evaluation))
 
@@ -146,10 +146,12 @@ def _world(
     folder: Path, described: dict[str, Any], device: torch.device | str, dtype: torch.dtype | None
 ) -> TrainedWorld:
     known = {k: described[k] for k in ("recipe", "schedule", "model", "sampler") if k in described}
+    known = copy.deepcopy(known)
+    tokenizer = known.get("model", {}).get("tokenizer", {})
+    along = folder / _TOKENIZER
+    if tokenizer.get("path") == f"./{_TOKENIZER}" and along.is_dir():  # exported along
+        tokenizer["path"] = str(along)
     config = from_dict(RunConfig, known, where=f"{folder}/config.json")
-    if getattr(config.model.tokenizer, "path", "") == _TOKENIZER:
-        own = replace(config.model.tokenizer, path=str(folder / _TOKENIZER))  # type: ignore[call-arg]
-        config = replace(config, model=replace(config.model, tokenizer=own))
     model = build_model(config, weights=False)
     if not hasattr(model, "conditioner"):
         raise ConfigError(
@@ -214,13 +216,17 @@ def _frames(run: Path, config: RunConfig) -> dict[str, Any]:
     return found
 
 
-def _copy_weights(source: Path, target: Path) -> None:
-    """config.json and safetensors of a folder and those in it, or a file alone."""
-    for file in source.rglob("*") if source.is_dir() else [source]:
+def _bring(source: Path, target: Path) -> None:
+    """Copy a tokenizer's configuration and weights, and nothing else that lies beside them."""
+    target.mkdir()
+    if source.is_file():
+        shutil.copy(source, target / "model.safetensors")
+        return
+    for file in sorted(source.rglob("*")):
         if file.suffix in (".json", ".safetensors"):
-            place = target / (file.relative_to(source) if source.is_dir() else file.name)
+            place = target / file.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, place)
+            shutil.copy(file, place)
 
 
 def _save_shards(weights: Path, folder: Path, most: int) -> None:

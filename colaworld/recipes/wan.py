@@ -45,7 +45,7 @@ def cola() -> RunConfig:
         generator=_PUBLISHED,
         data=DataConfig(frames_per_clip=opensora.FRAMES, height=opensora.SIZE, width=opensora.SIZE),
         model=_MODEL,
-        objective=ObjectiveConfig(history=(1, 4), times=TimeConfig(shift=TIME_SHIFT)),
+        objective=ObjectiveConfig(history=(1, 4), times=TimeConfig(shift=None)),
         phases=replace(opensora.PHASES, warmup=warmup),
         training=opensora.TRAINING,
         sampler=SamplerConfig(steps=10, guidance=4.0, shift=TIME_SHIFT),

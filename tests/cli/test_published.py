@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -199,6 +200,8 @@ def through_the_command_line(world: World, tmp_path: Path, capsys, steps: int) -
     assert main([*call, *codes[:3]]) != 0
     assert "3 actions after the history are not whole latent frames" in capsys.readouterr().err
     assert main(["export", str(out), "--out", str(tmp_path / "exported")]) == 0
+    shutil.rmtree(where)  # its tokenizer went along
+    assert str(tmp_path) not in (tmp_path / "exported" / "config.json").read_text()
     model = colaworld.from_pretrained(tmp_path / "exported").model
     for key, value in model.backbone.state_dict().items():
         assert torch.equal(value, inside[key]), key

@@ -223,7 +223,7 @@ def test_a_wrong_file_names_file_and_key(text, says, tmp_path, scene, tiny, cola
         (["nano.cola", "--data", "SCENE", "--device", "cuda:99"], "--device cuda:99: this torch"),
         (
             ["nano.cola", "--data", "SCENE", "--generator", "absent"],
-            "got 'absent' (absent does not exist)",
+            "got 'absent': absent: no such file or folder",
         ),
         (
             ["nano.cola", "--data", "SCENE", "--generator", "None", "--model.idm.heads", "3"],
@@ -256,7 +256,7 @@ def test_a_generator_that_does_not_fit_names_keys(
     said = colaworld("train", "nano.cola", *arguments, "--model.backbone.depth", 2)
     assert said.status == 2 and "missing spatial_blocks.1." in said.err
     said = colaworld("train", "nano.cola", *arguments, "--model.backbone.width", 64)
-    assert "(final_layer.linear.weight): expected [48, 64], got [48, 32]" in said.err
+    assert "x_embedder.proj.weight: expected [64, 12, 1, 2, 2], got [32, 12, 1, 2, 2]" in said.err
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not weights")
     said = colaworld("train", "nano.cola", *arguments[:-1], broken)

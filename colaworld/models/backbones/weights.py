@@ -100,21 +100,24 @@ def load_weights(
     path, layout = Path(path), layout or Layout()
     wanted = module.state_dict(keep_vars=True)
     sources: dict[str, tuple[Path, str]] = {}
+    misshapen: dict[str, str] = {}
     problems: list[str] = []
     for file in files_of(path):
         for stored, shape in _header(file).items():
             key = layout.rename(stored)
-            name = stored if key == stored else f"{stored} ({key})"
+            name = stored if stored.endswith(key) else f"{stored} ({key})"
             if key in sources:
                 problems.append(f"{name} twice, in {sources[key][0].name} and {file.name}")
             elif key in wanted:
                 sources[key] = (file, stored)
                 if shape != list(wanted[key].shape):
-                    problems.append(f"{name}: expected {list(wanted[key].shape)}, got {shape}")
+                    misshapen[key] = f"{name}: expected {list(wanted[key].shape)}, got {shape}"
             elif key in layout.constants:
                 problems += _constant(file, stored, layout.constants[key])
             elif not any(fnmatch.fnmatchcase(key, pattern) for pattern in layout.drop):
                 problems.append(f"left over {name}{_near(key, wanted)}")
+    # In the module's order, which begins where the cause is seen first.
+    problems = [misshapen[key] for key in wanted if key in misshapen] + problems
     problems = [f"missing {key}" for key in wanted if key not in sources] + problems
     if problems:
         more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
