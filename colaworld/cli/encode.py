@@ -77,7 +77,7 @@ def run(argv: list[str]) -> int:
         description="Encode a data set once, for training runs to read its latents.",
     )
     rank, world_size = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
-    device = choose_device(options.device)
+    device = _own(choose_device(options.device))
     config = options.run
     clips = ClipSet(config.data)
     with torch.random.fork_rng(devices=[]):  # as in training, where a tokenizer has random weights
@@ -107,6 +107,12 @@ def run(argv: list[str]) -> int:
     else:
         print(f"{options.out}: other processes have shards left to write")
     return 0
+
+
+def _own(device: str) -> str:
+    """Of several processes on a machine (torchrun), each has its own GPU where none is named."""
+    number = os.environ.get("LOCAL_RANK")
+    return choose_device(f"cuda:{number}") if device == "cuda" and number else device
 
 
 def _config(name: str) -> RunConfig:

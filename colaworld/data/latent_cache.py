@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from colaworld.data import windows
 from colaworld.data.clips import ClipSet
 from colaworld.data.errors import DataError
 
@@ -147,7 +148,21 @@ class LatentCache:
                 f"{root}: the latent cache is not complete ({done} of {header['shards']} shards); "
                 "encode again with the same settings: it goes on where it stopped"
             )
-        return cls(root, clips, header)
+        cache = cls(root, clips, header)
+        longest = header.get("frames_per_clip", 0)  # in layout frame
+        ends = {p.episode: p.stop for p in clips.pieces}  # pieces come in order
+        lost = [
+            episode
+            for episode in ends.keys() - set(cache._runs[:, 0].tolist())
+            if ends[episode] < windows.span(longest, clips.stride(episode))
+        ]
+        if lost:
+            raise DataError(
+                f"{root}: was written for clips of {longest} frames and has no latents of {len(lost)} "
+                f"episodes that are shorter; encode again with data.frames_per_clip "
+                f"{clips.config.frames_per_clip}, into another folder"
+            )
+        return cache
 
     def __len__(self) -> int:
         """Entries: frames in layout frame, clips in layout clip."""
@@ -229,6 +244,11 @@ class LatentCache:
 
 def shard_name(number: int) -> str:
     return f"shard_{number:06d}.safetensors"
+
+
+def key_hash(header: Mapping[str, Any]) -> str:
+    """Stands in every shard: of which key.json it is."""
+    return _hash(header)
 
 
 def read_header(root: Path) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ from torch import Tensor
 from colaworld.data import latent_cache
 from colaworld.data.clips import ClipSet
 from colaworld.data.errors import DataError
-from colaworld.data.latent_cache import INDEX, KEY, LatentKey, shard_name
+from colaworld.data.latent_cache import INDEX, KEY, LatentKey, key_hash, shard_name
 from colaworld.data.windows import Piece
 
 log = logging.getLogger(__name__)
@@ -126,6 +126,8 @@ class _Work:
             "every": self.every,
         }
         shards = any(self.root.glob("shard_*.safetensors"))  # asked first: another rank may begin
+        if not self.per_clip:  # which episodes are long enough to be there
+            settings["frames_per_clip"] = self.clips.config.frames_per_clip
         found = latent_cache.read_header(self.root)
         if found is None and shards:
             raise DataError(
@@ -153,6 +155,7 @@ class _Work:
             def fill(path: Path) -> None:
                 path.write_text(text)
 
+            (self.root / INDEX).unlink(missing_ok=True)  # of shards that another key had
             _appear(self.root / KEY, fill, len(text), mark=self.rank)
             found = latent_cache.read_header(self.root)
             assert found is not None
@@ -180,9 +183,9 @@ class _Work:
         done = shards = entries = left_out = 0
         for number in mine:
             path = self.root / shard_name(number)
-            if not _is_whole(path):
+            if not _is_whole(path, header):
                 if path.exists():
-                    log.warning("%s is damaged and encoded again", path)
+                    log.warning("%s is damaged or of another key, and encoded again", path)
                 (self.root / INDEX).unlink(missing_ok=True)  # it will not be that of this shard
                 made = self._write_shard(path, parts[number], header)
                 shards, entries = shards + 1, entries + made
@@ -190,7 +193,7 @@ class _Work:
             done += sizes[number]
             if progress is not None:
                 progress(done, sum(sizes.values()))
-        complete = (self.root / INDEX).is_file() or self._write_index(total)
+        complete = (self.root / INDEX).is_file() or self._write_index(total, header)
         return Written(shards, entries, left_out, complete)
 
     def _write_shard(
@@ -212,7 +215,7 @@ class _Work:
         stored = torch.cat(latents) if latents else torch.empty((0, *shape), dtype=dtype)
         tensors = {"latents": stored, "runs": torch.tensor(runs.rows).reshape(-1, 4).long()}
         # One entry: safetensors writes several in an order that differs from run to run.
-        about = {"tokenizer": header["key"]["tokenizer"]}
+        about = {"key": key_hash(header)}
 
         def fill(temporary: Path) -> None:
             save_file(tensors, temporary, metadata=about)
@@ -317,10 +320,10 @@ class _Work:
                     coming = pool.submit(self.clips.decoded, parts[i + 1][0])
                 yield piece, decoded, entries
 
-    def _write_index(self, shards: int) -> bool:
+    def _write_index(self, shards: int, header: dict[str, Any]) -> bool:
         """The index, if all shards are there. Two ranks may both write it: it is the same."""
         paths = [self.root / shard_name(number) for number in range(shards)]
-        if not all(_is_whole(path) for path in paths):
+        if not all(_is_whole(path, header) for path in paths):
             return False
         rows = []
         for number, path in enumerate(paths):
@@ -392,10 +395,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a shard is there and as long as its own header says."""
+def _is_whole(path: Path, header: dict[str, Any]) -> bool:
+    """Whether a shard of this key is there and as long as its own header says."""
     try:
         with safe_open(path, framework="np") as stored:  # checks the length against the header
-            return {"latents", "runs"} <= set(stored.keys())
+            mine = (stored.metadata() or {}).get("key") == key_hash(header)
+            return mine and {"latents", "runs"} <= set(stored.keys())
     except (OSError, SafetensorError):
         return False

@@ -56,7 +56,8 @@ def from_pretrained(
         text: a generator's cross-attention: removed (CoLA-World), fed with the null caption, or
             with captions. Exported worlds have their own.
         causal: a generator's attention sees no later frame (CoLA-World).
-        device, dtype: where each tensor goes, one at a time; dtype None: as stored.
+        device, dtype: where each tensor of a generator goes, one at a time; dtype None: as stored.
+            A world is read on the CPU and moved; its codebook and tokenizer keep their dtype.
         revision: of the hub id.
 
     Returns:
@@ -113,7 +114,7 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
         "frames": _frames(run, config),
     }
     evaluation = _json(run / "evaluation.json") if (run / "evaluation.json").is_file() else None
-    tokenizer = Path(getattr(config.model.tokenizer, "path", "") or "\0")
+    tokenizer = Path(getattr(config.model.tokenizer, "path", "") or "\0").expanduser()
     brought = tokenizer.exists()  # on this machine; a hub's name is found elsewhere too
     if brought:
         described["model"]["tokenizer"]["path"] = f"./{_TOKENIZER}"
@@ -158,8 +159,9 @@ def _world(
     known = {k: described[k] for k in ("recipe", "schedule", "model", "sampler") if k in described}
     known = copy.deepcopy(known)
     tokenizer = known.get("model", {}).get("tokenizer", {})
-    if str(tokenizer.get("path", "")).startswith("./"):  # exported along
-        tokenizer["path"] = str(folder / tokenizer["path"])
+    along = folder / _TOKENIZER
+    if tokenizer.get("path") == f"./{_TOKENIZER}" and along.is_dir():  # exported along
+        tokenizer["path"] = str(along)
     config = from_dict(RunConfig, known, where=f"{folder}/config.json")
     model = build_model(config, weights=False)
     if not hasattr(model, "conditioner"):
@@ -167,7 +169,10 @@ def _world(
             f"{folder}: a generator without latent actions; pass config= to load it as one"
         )
     load_weights(model, folder)
-    model = model.to(device) if dtype is None else model.to(device, dtype)
+    for name in ("idm", "conditioner", "backbone", "fdm") if dtype is not None else ():
+        if hasattr(model, name):  # codes stay as trained, the tokenizer has its own dtype
+            getattr(model, name).to(dtype)
+    model = model.to(device)
     return TrainedWorld(model.eval(), config.sampler)
 
 

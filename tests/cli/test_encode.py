@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
-from colaworld.cli import record
+from colaworld.cli import encode, record
 from colaworld.cli.main import main
 from colaworld.config import to_yaml
 from colaworld.data.clips import ClipSet
@@ -73,6 +74,17 @@ def test_two_processes_and_a_learned_tokenizer(tmp_path, capsys, monkeypatch) ->
     batch = next(ClipLoader(clips, batch_size=3, seed=0, latents=cache))
     wanted = tokenizer.encode(batch.frames.float().div_(255)).to(torch.bfloat16)
     assert torch.equal(batch.latents, wanted)
+
+
+def test_each_process_has_its_own_gpu(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert encode._own("cuda") == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [encode._own(name) for name in ("cuda", "cuda:0", "cpu")] == ["cuda:1", "cuda:0", "cpu"]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match=r"--device cuda:2: this torch .* sees 2 GPUs"):
+        encode._own("cuda")
 
 
 def test_wrong_calls(tmp_path, capsys) -> None:

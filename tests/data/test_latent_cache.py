@@ -98,6 +98,25 @@ def test_frames_serve_clips_of_any_length(config, tmp_path) -> None:
         cache.clip(0, 4)
 
 
+def test_shorter_clips_need_the_shorter_episodes(config, tmp_path) -> None:
+    longer = replace(config, frames_per_clip=10)  # the episode of 9 frames is left out
+    _write(tmp_path, longer)
+    with pytest.raises(DataError, match="for clips of 10 frames and has no latents of 1 episodes"):
+        LatentCache.open(tmp_path, ClipSet(config), tokenizer="toy 1")
+    with pytest.raises(DataError, match="frames_per_clip 10, 5 was asked"):
+        _write(tmp_path, config)
+    assert LatentCache.open(
+        tmp_path, ClipSet(replace(config, frames_per_clip=11)), tokenizer="toy 1"
+    )
+
+
+def test_shards_of_another_key_are_not_taken_over(config, tmp_path) -> None:
+    _write(tmp_path, config)
+    (tmp_path / "key.json").unlink()
+    with pytest.raises(DataError, match=r"holds shards but no key\.json"):
+        _write(tmp_path, config, lambda x: 2 * per_frame(x), tokenizer="toy 2")
+
+
 def test_part_of_a_set_may_use_a_cache_of_all(config, tmp_path) -> None:
     _write(tmp_path, config)
     for split in ("train", "heldout"):

@@ -17,6 +17,7 @@ from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
 from colaworld.models.backbones.wan import Wan, WanConfig
 from colaworld.models.backbones.wan_keys import to_original
 from colaworld.models.backbones.weights import WeightsError
+from colaworld.models.tokenizers.opensora_vae import OpenSoraVAE, OpenSoraVAEConfig
 from colaworld.recipes import pretrained
 from colaworld.recipes.base import build_trainer
 from colaworld.recipes.runs import load_world
@@ -105,7 +106,7 @@ def test_a_file_needs_a_config(generator) -> None:
         (
             {"hidden_size": 48},
             WeightsError,
-            r"final_layer.linear.weight: expected \[32, 48\], got \[32, 24\]",
+            r"x_embedder.proj.weight: expected \[48, 4, 1, 2, 2\], got \[24, 4,",
         ),
     ],
 )
@@ -203,6 +204,21 @@ def test_an_exported_world_is_the_run(run, shard_gb, tmp_path) -> None:
     assert pretrained.export_run(run, out) == out  # again, over an export
 
 
+def test_a_world_in_half_precision(run, tmp_path) -> None:
+    out = pretrained.export_run(run, tmp_path / "out")
+    whole, half = (colaworld.from_pretrained(out, dtype=d) for d in (None, torch.bfloat16))
+    assert {p.dtype for p in half.model.backbone.parameters()} == {torch.bfloat16}
+    frames = torch.rand(1, 4, 3, 24, 32, generator=torch.Generator().manual_seed(0))
+    codes = whole.infer_actions(frames).codes
+    assert half.infer_actions(frames).codes.dtype == codes.dtype
+
+    def roll(world) -> torch.Tensor:
+        start = torch.Generator().manual_seed(1)
+        return world.rollout(frames[:, :1], codes, generator=start).generated
+
+    assert (roll(half) - roll(whole)).abs().max() < 0.05
+
+
 def test_a_finished_run_loads_as_it_is(run) -> None:
     world = colaworld.from_pretrained(run)
     stored = load_file(run / "weights" / "model.safetensors")
@@ -216,6 +232,26 @@ def test_nothing_of_the_machine_is_exported(run, tmp_path) -> None:
     for name in ("config.json", "README.md"):
         text = (out / name).read_text()
         assert str(tmp_path) not in text and "films" not in text
+
+
+def test_a_tokenizer_of_this_machine_travels_along(tiny, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = {"image_widths": (8, 8), "image_layers": 1, "temporal_width": 8, "groups": 4}
+    sizes |= {"temporal_multipliers": (1,), "temporal_layers": 1, "temporal_halve": ()}
+    vae = OpenSoraVAEConfig(path="./vae", **sizes)
+    (tmp_path / "vae").mkdir()
+    stored = OpenSoraVAE(replace(vae, path="")).state_dict()
+    save_file(stored, tmp_path / "vae" / "model.safetensors")
+    config = tiny()
+    backbone = replace(config.model.backbone, in_channels=4)
+    config = replace(config, model=replace(config.model, tokenizer=vae, backbone=backbone))
+    build_trainer(config, out=tmp_path / "run").run()
+    assert colaworld.from_pretrained(tmp_path / "run").model.tokenizer.channels == 4
+    out = pretrained.export_run(tmp_path / "run", tmp_path / "out")
+    assert "./vae" not in (out / "config.json").read_text()
+    shutil.rmtree(tmp_path / "vae")
+    back = colaworld.from_pretrained(out).model.tokenizer.state_dict()
+    assert all(torch.equal(value, back[key]) for key, value in stored.items())
 
 
 def test_the_card_says_what_was_measured_and_what_was_not(run, tmp_path) -> None:
@@ -241,6 +277,9 @@ def test_the_card_says_what_was_measured_and_what_was_not(run, tmp_path) -> None
 def test_what_cannot_be_exported(run, tiny, tmp_path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")
+    with pytest.raises(ConfigError, match=r"--out .*full: exists and is no exported model"):
+        pretrained.export_run(run, tmp_path / "full")
+    (tmp_path / "full" / "config.json").write_text(json.dumps(PUBLISHED))  # another's model
     with pytest.raises(ConfigError, match=r"--out .*full: exists and is no exported model"):
         pretrained.export_run(run, tmp_path / "full")
     assert (tmp_path / "full" / "thesis.tex").read_text() == "x"

@@ -21,7 +21,7 @@ from colaworld.models.backbones.stdit3_layers import FinalLayer, PatchEmbedding,
 from colaworld.models.backbones.weights import Layout
 from colaworld.models.layers.cross_attention import CaptionEmbedder
 from colaworld.models.layers.embeddings import ScalarEmbedder, grid_embedding
-from colaworld.models.layers.kv_cache import KVCache
+from colaworld.models.layers.kv_cache import KVCache, frames_before
 
 TIME_SCALE = 1000.0  # STDiT3 embeds times in [0, 1000]
 
@@ -187,6 +187,7 @@ class STDiT3(nn.Module):
         base = self.t_block(time)  # [B, T, 6 C]
         text = self._caption(caption, caption_mask, B)
         h = self._tokens(x, height, width)
+        frames_before(cache, self.new_cache, B, h.shape[2], store=store)
 
         y = gate = None
         for pair in range(self.config.depth):

@@ -23,7 +23,7 @@ from colaworld.models.backbones.wan_block import WanBlock
 from colaworld.models.backbones.wan_keys import FLOAT32_KEYS, TEXT_KEYS, from_original
 from colaworld.models.backbones.weights import Layout
 from colaworld.models.layers.embeddings import sinusoid
-from colaworld.models.layers.kv_cache import KVCache
+from colaworld.models.layers.kv_cache import KVCache, frames_before
 from colaworld.models.layers.patch import from_patches, to_patches
 from colaworld.models.layers.rope_grid import grid_positions, grid_rope_tables, grid_sections
 from colaworld.ops import adaln
@@ -197,7 +197,7 @@ class Wan(nn.Module):
         """
         B, T, S = self._checked(x, timestep, modulation)
         dtype = self.patch_embedding.weight.dtype
-        first = self._checked_cache(cache, B, S, store=store)
+        first = frames_before(cache, self.new_cache, B, S, store=store)
         caption = self._caption(text, B, dtype)
         rows, columns = x.shape[3] // self.patch[1], x.shape[4] // self.patch[2]
         rotation = (
@@ -298,26 +298,6 @@ class Wan(nn.Module):
                 f"{list(modulation.shape)}"
             )
         return B, T, S
-
-    def _checked_cache(self, cache: KVCache | None, B: int, S: int, *, store: bool) -> int:
-        """How many frames come before the given ones."""
-        if cache is None:
-            if store:
-                raise ValueError("Wan: store=True without a cache to store in; see new_cache()")
-            return 0
-        if not self.config.causal or len(cache.layers) != self.config.layers:
-            expected = self.new_cache()  # raises where no cache can be used
-            raise ValueError(
-                f"Wan: cache: expected {len(expected.layers)} layers, got {len(cache.layers)}; "
-                "make it with this model's new_cache()"
-            )
-        held = cache.layers[0].keys
-        if held is not None and (held.shape[0] not in (1, B) or held.shape[2] != S):
-            raise ValueError(
-                f"Wan: cache: expected {S} tokens per frame of {B} clips (or of 1), it holds "
-                f"{held.shape[2]} of {held.shape[0]}"
-            )
-        return cache.frames
 
     def _caption(self, text: Tensor | None, B: int, dtype: torch.dtype) -> Tensor | None:
         """[B, L, C] that the cross-attentions read; None where there are none."""

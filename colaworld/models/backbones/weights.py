@@ -103,7 +103,7 @@ def load_weights(
     misshapen: dict[str, str] = {}
     problems: list[str] = []
     for file in files_of(path):
-        for stored, shape in _header(file).items():
+        for stored, (shape, kind) in _header(file).items():
             key = layout.rename(stored)
             name = stored if stored.endswith(key) else f"{stored} ({key})"
             if key in sources:
@@ -112,6 +112,8 @@ def load_weights(
                 sources[key] = (file, stored)
                 if shape != list(wanted[key].shape):
                     misshapen[key] = f"{name}: expected {list(wanted[key].shape)}, got {shape}"
+                elif wanted[key].is_floating_point() and "F" not in kind:
+                    misshapen[key] = f"{name}: expected floating-point numbers, got {kind}"
             elif key in layout.constants:
                 problems += _constant(file, stored, layout.constants[key])
             elif not any(fnmatch.fnmatchcase(key, pattern) for pattern in layout.drop):
@@ -125,6 +127,12 @@ def load_weights(
             f"{path} does not fit the {type(module).__name__} of this config: "
             f"{'; '.join(problems[:_SHOWN])}{more}"
         )
+    still = [k for k, v in module.named_buffers() if k not in wanted and v.device.type == "meta"]
+    if still:
+        raise WeightsError(
+            f"{type(module).__name__}: {', '.join(still)} are stored nowhere; build the module on a "
+            "real device, not on meta"
+        )
     by_file: dict[Path, list[tuple[str, str]]] = {}
     for key, (file, stored) in sources.items():
         by_file.setdefault(file, []).append((key, stored))
@@ -134,18 +142,14 @@ def load_weights(
                 wide = any(fnmatch.fnmatchcase(key, pattern) for pattern in layout.float32)
                 asked = torch.float32 if dtype is not None and wide else dtype
                 _place(module, key, wanted[key], opened.get_tensor(stored), device, asked)
-    still = [name for name, value in module.named_buffers() if value.device.type == "meta"]
-    if still:
-        raise WeightsError(
-            f"{type(module).__name__}: {', '.join(still)} are stored nowhere; build the module on a "
-            "real device, not on meta"
-        )
 
 
-def _header(file: Path) -> dict[str, list[int]]:
+def _header(file: Path) -> dict[str, tuple[list[int], str]]:
+    """Shape and dtype (F32, BF16, I8 ...) of each key."""
     try:
         with safe_open(file, framework="pt") as opened:
-            return {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118
+            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
+            return {key: (x.get_shape(), x.get_dtype()) for key, x in slices.items()}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{file}: not a readable safetensors file: {error}") from None
 

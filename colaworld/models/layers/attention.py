@@ -78,8 +78,8 @@ class AxialAttention(nn.Module):
         """Attention of new frames [B, t, S, 3, H, D] to the cached ones and themselves."""
         B, T, S, D = *qkv.shape[:3], qkv.shape[-1]
         first = cache.frames  # position of the first new frame
-        tables = rope_tables(first + T, D, theta=self.rope_theta, device=qkv.device)
-        rope = tuple(table[first:].repeat_interleave(S, 0) for table in tables)
+        tables = rope_tables(T, D, first=first, theta=self.rope_theta, device=qkv.device)
+        rope = tuple(table.repeat_interleave(S, 0) for table in tables)
         q, k, v = qkv.flatten(1, 2).unbind(2)  # [B, t S, H, D]
         q, k = qk_norm_rope(
             q, k, q_weight=self.q_norm.weight, k_weight=self.k_norm.weight, rope=rope

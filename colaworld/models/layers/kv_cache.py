@@ -7,6 +7,7 @@ Shape legend: B clips, T frames held, S tokens per frame, H heads, D head dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +85,33 @@ class KVCache:
             if mine.keys is not None and mine.values is not None:
                 new.keys, new.values = (_repeat(x, count) for x in (mine.keys, mine.values))
         return copy
+
+
+def frames_before(
+    cache: KVCache | None, fresh: Callable[[], KVCache], clips: int, tokens: int, *, store: bool
+) -> int:
+    """How many frames come before the given ones, which are `tokens` of each of `clips`.
+
+    `fresh` is the generator's `new_cache`, which raises where no cache can be used. Raises ValueError
+    on a cache of another generator or of other sizes, and on `store` without a cache.
+    """
+    if cache is None:
+        if store:
+            raise ValueError("cache: store=True without a cache to store in; see new_cache()")
+        return 0
+    expected = len(fresh().layers)
+    if len(cache.layers) != expected:
+        raise ValueError(
+            f"cache: expected {expected} layers, got {len(cache.layers)}; make it with this model's "
+            "new_cache()"
+        )
+    held = cache.layers[0].keys
+    if held is not None and (held.shape[0] not in (1, clips) or held.shape[2] != tokens):
+        raise ValueError(
+            f"cache: expected {tokens} tokens per frame of {clips} clips (or of 1), it holds "
+            f"{held.shape[2]} of {held.shape[0]}"
+        )
+    return cache.frames
 
 
 def _repeat(x: Tensor, count: int) -> Tensor:

@@ -7,10 +7,16 @@ from torch import Tensor
 
 
 def rope_tables(
-    length: int, head_dim: int, *, theta: float = 10_000.0, device: torch.device | str = "cpu"
+    length: int,
+    head_dim: int,
+    *,
+    first: int = 0,
+    theta: float = 10_000.0,
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each [length, head_dim / 2] float32, for positions 0 .. length - 1."""
+    """(cos, sin), each [length, head_dim / 2] float32, for `length` positions from `first` on."""
     pair = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32)
     frequency = theta ** (-pair / head_dim)
-    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
+    angle = torch.arange(first, first + length, device=device, dtype=torch.float32)[:, None]
+    angle = angle * frequency
     return angle.cos(), angle.sin()

@@ -171,8 +171,9 @@ class DiffusersVAE(VAE):
             size = self.config.frames_per_pass
             z = in_passes(self._image_moments, frames.flatten(0, 1), size, fill=True)
             if family == "kl":
-                noise = self._noise(B, (T, self.channels, H // s, W // s), generator, frames)
-                z = posterior(z, None if noise is None else noise.flatten(0, 1))
+                # The same for each frame too, whatever its place in a clip: a cache stores frames.
+                noise = self._noise(B * T, (self.channels, H // s, W // s), generator, frames)
+                z = posterior(z, noise)
             z = z.unflatten(0, (B, T)).transpose(1, 2)
         return (z.float() - self.mean) / self.std
 

@@ -254,6 +254,23 @@ def test_a_cache_needs_causal_attention():
         STDiT3(SMALL).new_cache()
 
 
+def test_caches_that_do_not_fit():
+    model = STDiT3(replace(SMALL, causal=True))
+    x, times = torch.zeros(2, SMALL.in_channels, 2, 4, 4), torch.zeros(2, 2)
+    with pytest.raises(ValueError, match=r"cache needs causal temporal attention"):
+        STDiT3(SMALL).velocity(x, times, cache=model.new_cache())
+    with pytest.raises(ValueError, match=r"store=True without a cache"):
+        model.velocity(x, times, store=True)
+    other = STDiT3(replace(SMALL, causal=True, depth=SMALL.depth + 1)).new_cache()
+    with pytest.raises(ValueError, match=rf"expected {SMALL.depth} layers, got {SMALL.depth + 1}"):
+        model.velocity(x, times, cache=other)
+    cache = model.new_cache()
+    with torch.no_grad():
+        model.velocity(x, times, cache=cache, store=True)
+    with pytest.raises(ValueError, match=r"expected 2 tokens per frame of 2 clips .* holds 4 of 2"):
+        model.velocity(x[..., :2], times, cache=cache)
+
+
 def test_time_shift_by_hand():
     """Open-Sora: sqrt(H W / 512^2) sqrt(latent frames); 32 x 32 latents are 256 x 256 pixels."""
     model = STDiT3(replace(STDiT3Config.xl2(), depth=1, width=72, heads=1))

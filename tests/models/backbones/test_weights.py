@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
 from colaworld.models.backbones.weights import Layout, WeightsError, files_of, load_weights
@@ -161,3 +162,16 @@ def test_buffers_that_no_file_holds_are_told(tmp_path):
         module = Module()
     with pytest.raises(WeightsError, match=r"table are stored nowhere"):
         load_weights(module, save({}, tmp_path / "empty.safetensors"))
+
+
+def test_what_could_not_be_filled_changes_nothing(tmp_path) -> None:
+    module = nn.Linear(2, 2, device="meta")
+    module.register_buffer("table", torch.zeros(2, device="meta"), persistent=False)
+    save_file({"weight": torch.ones(2, 2), "bias": torch.ones(2)}, tmp_path / "m.safetensors")
+    with pytest.raises(WeightsError, match="table are stored nowhere"):
+        load_weights(module, tmp_path)
+    assert module.weight.is_meta and module.bias.is_meta
+    whole = torch.ones(2, 2, dtype=torch.int8)
+    save_file({"weight": whole, "bias": torch.ones(2)}, tmp_path / "m.safetensors")
+    with pytest.raises(WeightsError, match="weight: expected floating-point numbers, got I8"):
+        load_weights(nn.Linear(2, 2), tmp_path)

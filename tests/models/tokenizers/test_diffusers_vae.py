@@ -203,6 +203,8 @@ def test_samples(build, frames, family) -> None:
     z = sampler.encode(x)
     assert torch.equal(z, sampler.encode(x)) and not torch.allclose(z, mean.encode(x))
     assert torch.equal(z[1:], sampler.encode(x[1:]))
+    if family == "kl":  # as a cache of frames encodes them
+        assert torch.equal(z[:, :, 3:4], sampler.encode(x[:, 3:4]))
     drawn = sampler.encode(x, generator=torch.Generator().manual_seed(1))
     assert not torch.equal(drawn, z)
 
