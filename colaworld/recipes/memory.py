@@ -7,12 +7,9 @@ table a person reads (cli/plan_memory.py).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +20,6 @@ from colaworld.contracts import ClipBatch
 from colaworld.models.layers.attention import AxialAttention
 from colaworld.models.tokenizers import build_tokenizer
 from colaworld.models.tokenizers.base import latent_frames
-from colaworld.models.tokenizers.diffusers_vae import DiffusersVAE, DiffusersVAEConfig
-from colaworld.models.tokenizers.opensora_vae import OpenSoraVAE, OpenSoraVAEConfig
 from colaworld.models.world_model import WorldModel
 from colaworld.recipes.base import RunConfig
 from colaworld.recipes.sizes import check_frames, check_heads
@@ -168,7 +163,9 @@ def _model(config: RunConfig) -> WorldModel:
     quantizer = replace(config.model.quantizer, continuous_steps=0, reseed=False)
     sizes = replace(config.model, quantizer=quantizer)
     with unset_fake_temporarily(), torch.device("meta"):
-        tokenizer = _tokenizer(config)
+        tokenizer = build_tokenizer(
+            config.model.tokenizer
+        )  # on the meta device it reads no weights
         if config.latents is not None:
             tokenizer = _Cached(tokenizer)
         model = WorldModel(sizes, parts=config.parts(), tokenizer=tokenizer)
@@ -199,33 +196,6 @@ def _on_cpu(model: nn.Module) -> None:
 
 def _not_observed(*_: object, **__: object) -> None:
     """In place of `Quantizer.observe`."""
-
-
-def _tokenizer(config: RunConfig) -> nn.Module:
-    """The run's tokenizer without its weights; of diffusers' ones the published sizes, if need be."""
-    given = config.model.tokenizer
-    if isinstance(given, OpenSoraVAEConfig):
-        return OpenSoraVAE(replace(given, path=""))
-    if not isinstance(given, DiffusersVAEConfig):
-        return build_tokenizer(given)  # type: ignore[return-value]
-    stored = Path(given.path).expanduser() / given.subfolder / "config.json"
-    if given.path and stored.is_file():
-        sizes = json.loads(stored.read_text())
-        return DiffusersVAE(given, module={k: v for k, v in sizes.items() if not k.startswith("_")})
-    return DiffusersVAE(given, module=_PUBLISHED[given.family])
-
-
-# Stable Diffusion's autoencoder; the other two classes have the published sizes by default.
-_PUBLISHED: dict[str, dict[str, Any]] = {
-    "kl": {
-        "block_out_channels": (128, 256, 512, 512),
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "layers_per_block": 2,
-    },
-    "tiny": {},
-    "wan": {},
-}
 
 
 class _Cached(nn.Module):

@@ -22,6 +22,7 @@ from colaworld.models.backbones.weights import Layout
 from colaworld.models.layers.cross_attention import CaptionEmbedder
 from colaworld.models.layers.embeddings import ScalarEmbedder, grid_embedding
 from colaworld.models.layers.kv_cache import KVCache, frames_before
+from colaworld.models.layers.patch import from_patches
 
 TIME_SCALE = 1000.0  # STDiT3 embeds times in [0, 1000]
 
@@ -280,11 +281,8 @@ class STDiT3(nn.Module):
     def _pixels(self, tokens: Tensor, H: int, W: int) -> Tensor:
         """[B, T, S, ph * pw * out_channels] -> [B, out_channels, T, H, W]."""
         _, ph, pw = self.patch
-        B, T = tokens.shape[:2]
-        rows, columns = -(-H // ph), -(-W // pw)
-        out = tokens.view(B, T, rows, columns, ph, pw, self.out_channels)
-        out = out.permute(0, 6, 1, 2, 4, 3, 5)
-        return out.reshape(B, self.out_channels, T, rows * ph, columns * pw)[..., :H, :W]
+        size = (tokens.shape[1], H + -H % ph, W + -W % pw)
+        return from_patches(tokens.flatten(1, 2), self.patch, size)[..., :H, :W]
 
     def _check_modulation(self, modulation: Tensor, B: int, T: int) -> None:
         slots, values = self.modulated_blocks, 6 * self.width

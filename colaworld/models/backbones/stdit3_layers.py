@@ -15,6 +15,7 @@ from colaworld.models.layers.attention import AxialAttention
 from colaworld.models.layers.cross_attention import CrossAttention
 from colaworld.models.layers.kv_cache import CacheView
 from colaworld.models.layers.mlp import MLP
+from colaworld.models.layers.patch import to_patches
 from colaworld.ops import adaln
 
 if TYPE_CHECKING:
@@ -29,14 +30,8 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv3d(channels, width, kernel_size=patch, stride=patch)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        # As one matrix product: the same numbers as the convolution, several times faster on a CPU.
-        B, C, T, H, W = x_BCTHW.shape
-        pt, ph, pw = self.proj.kernel_size
-        x = x_BCTHW.reshape(B, C, T // pt, pt, H // ph, ph, W // pw, pw)
-        x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(
-            B, T // pt, (H // ph) * (W // pw), C * pt * ph * pw
-        )
-        return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
+        patches = to_patches(x_BCTHW, self.proj.kernel_size)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class STDiT3Block(nn.Module):
