@@ -1,6 +1,6 @@
 """Everything that needs a GPU, in one command: tests, sanitizer, ceilings, block sizes, times, goals.
 
-    python -m colaworld.benchmarks.gpu            make gpu         (under 9 minutes on an H200)
+    python -m colaworld.benchmarks.gpu            make gpu         (cut off at 9 minutes)
     python -m colaworld.benchmarks.gpu --quick    make gpu-quick   (under 3)
     python -m benchmarks.gpu --build              in a checkout: builds the library here first
 

@@ -193,7 +193,7 @@ SHOWN: tuple[tuple[str, str, str, int | None], ...] = (
     ("cuda", "code_statistics, float32", "code_statistics_kernels::add<float>", None),
     ("cuda", "code_statistics, merge", "code_statistics_kernels::merge<float>", None),
 )  # fmt: skip
-COPY = 4.3e12  # bytes a second: an H200's device copy, measured
+COPY = 4.3e12  # bytes a second expected of a copy on an H200, of the 4.8e12 it is sold with
 READMES = {"triton": "kernels/README.md", "cuda": "csrc/README.md"}
 OPEN = "<!-- resources: written by `python -m colaworld.benchmarks.resources --write` -->"
 CLOSE = "<!-- end of resources -->"

@@ -68,6 +68,11 @@ class WorldModel(nn.Module):
         known = {"idm", "quantizer", "conditioner", "fdm"}
         if set(parts) - known:
             raise ValueError(f"parts: expected a subset of {sorted(known)}, got {parts}")
+        if config.backbone.text == "full":
+            raise ValueError(
+                "model.backbone.text: a world model is given no captions, got 'full'; use 'null' (the "
+                "null caption) or 'removed'"
+            )
         self.tokenizer = build_tokenizer(config.tokenizer) if tokenizer is None else tokenizer
         if tokenizer is None and getattr(config.tokenizer, "path", ""):
             _leave_out_of_state(self, "tokenizer.")

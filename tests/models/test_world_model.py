@@ -9,6 +9,7 @@ import torch
 
 from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
+from colaworld.models.backbones.wan import WanConfig
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.fdm import FDMConfig
 from colaworld.models.latent_action.idm import IDMConfig
@@ -237,3 +238,9 @@ def test_an_attention_backend_is_chosen_by_name_for_every_layer(monkeypatch) -> 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"colaworld\[flash\]"):
         WorldModel(ModelConfig(attention="flash"))
+
+
+def test_a_world_model_is_given_no_captions():
+    for backbone in (STDiT3Config(text="full"), WanConfig(text="full")):
+        with pytest.raises(ValueError, match=r"backbone\.text: .* got 'full'; use 'null'"):
+            WorldModel(replace(SMALL, backbone=backbone))

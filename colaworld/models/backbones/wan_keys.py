@@ -7,8 +7,6 @@ cross-attention is `norm3` in the original and `norm2` here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 # original -> ours, outside of the blocks; each name is a whole module or parameter
 _OUTSIDE = {
     "patch_embedding": "patch_embedding",
@@ -75,8 +73,3 @@ def to_original(key: str) -> str:
     """
     outside, inside = ({ours: theirs for theirs, ours in t.items()} for t in (_OUTSIDE, _INSIDE))
     return _renamed(key, outside, inside)
-
-
-def is_original(keys: Iterable[str]) -> bool:
-    """Whether a file's names are the original ones (all files have the time embedding)."""
-    return any(key.startswith("time_embedding.") for key in keys)
