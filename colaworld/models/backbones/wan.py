@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from colaworld.models.backbones.wan_attention import Rotation
 from colaworld.models.backbones.wan_block import WanBlock
 from colaworld.models.backbones.wan_keys import FLOAT32_KEYS, TEXT_KEYS, from_original
 from colaworld.models.backbones.weights import Layout
@@ -200,11 +201,7 @@ class Wan(nn.Module):
         first = frames_before(cache, self.new_cache, B, S, store=store)
         caption = self._caption(text, B, dtype)
         rows, columns = x.shape[3] // self.patch[1], x.shape[4] // self.patch[2]
-        rotation = (
-            grid_rope_tables(max(first + T, rows, columns), self.config.head_dim, device=x.device),
-            grid_positions(T, rows, columns, first=first, device=x.device),
-            self.sections,
-        )
+        rotation = self._rotation(T, rows, columns, first, x.device)
 
         if timestep.ndim == 1:
             timestep = timestep[:, None]
@@ -233,6 +230,16 @@ class Wan(nn.Module):
         _, h = adaln(h, y, gate=gate, shift=shift, scale=scale, eps=self.config.eps)
         out = self.proj_out(h).to(compute_dtype(dtype))
         return from_patches(out.flatten(1, 2), self.patch, tuple(x.shape[2:]))
+
+    def _rotation(
+        self, T: int, rows: int, columns: int, first: int, device: torch.device
+    ) -> Rotation:
+        """Of frames `first` and later. The tables hold places within a frame, then these frames
+        alone, so that their size does not grow with how far a rollout has come."""
+        side = max(rows, columns)
+        held = (torch.arange(side, device=device), torch.arange(first, first + T, device=device))
+        tables = grid_rope_tables(torch.cat(held), self.config.head_dim, device=device)
+        return tables, grid_positions(T, rows, columns, first=side, device=device), self.sections
 
     def velocity(
         self,

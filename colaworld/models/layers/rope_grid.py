@@ -25,9 +25,15 @@ def grid_sections(head_dim: int) -> tuple[int, int, int]:
 
 
 def grid_rope_tables(
-    length: int, head_dim: int, *, theta: float = 10_000.0, device: torch.device | str = "cpu"
+    positions: Tensor | int,
+    head_dim: int,
+    *,
+    theta: float = 10_000.0,
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each [length, head_dim / 2] float32, for positions 0 .. length - 1 on any axis.
+    """(cos, sin), each [P, head_dim / 2] float32, for P positions on any axis.
+
+    positions: [P], or their number P for 0 .. P - 1.
 
     Every axis counts its frequencies from 1 again. Angles are float64: at position 1000 a float32
     angle is off by 3e-5.
@@ -36,8 +42,9 @@ def grid_rope_tables(
     for pairs in grid_sections(head_dim):
         exponent = torch.arange(pairs, device=device, dtype=torch.float64) / pairs
         frequencies.append(theta**-exponent)
-    position = torch.arange(length, device=device, dtype=torch.float64)
-    angle = position[:, None] * torch.cat(frequencies)
+    if isinstance(positions, int):
+        positions = torch.arange(positions, device=device)
+    angle = positions.double()[:, None] * torch.cat(frequencies)
     return angle.cos().float(), angle.sin().float()
 
 

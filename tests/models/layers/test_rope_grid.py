@@ -41,3 +41,9 @@ def test_positions_run_over_columns_first():
     made = grid_positions(2, 3, 2, first=5)
     expected = [[t, r, c] for t in (5, 6) for r in range(3) for c in range(2)]
     assert made.dtype == torch.int64 and made.tolist() == expected
+
+
+def test_tables_of_chosen_positions_are_rows_of_the_whole():
+    whole, chosen = grid_rope_tables(40, 24), torch.tensor([3, 0, 39])
+    for all_of_them, some in zip(whole, grid_rope_tables(chosen, 24), strict=True):
+        assert torch.equal(all_of_them[chosen], some)
