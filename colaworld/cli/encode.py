@@ -25,6 +25,7 @@ from colaworld.recipes import RECIPES, recipe
 from colaworld.recipes.base import RunConfig
 from colaworld.recipes.presets import with_preset
 from colaworld.recipes.runs import read_config
+from colaworld.recipes.sizes import check_frames
 
 _USAGE = """usage: colaworld data encode RECIPE|RUN --data PATH --out DIR [--config FILE] [--FIELD VALUE ...]
 
@@ -80,6 +81,13 @@ def run(argv: list[str]) -> int:
     device = _own(choose_device(options.device))
     config = options.run
     clips = ClipSet(config.data)
+    check_frames(
+        config.model,
+        config.parts(),
+        height=clips.height,
+        width=clips.width,
+        frames=config.data.frames_per_clip,
+    )
     with torch.random.fork_rng(devices=[]):  # as in training, where a tokenizer has random weights
         torch.manual_seed(config.training.seed)
         tokenizer = build_tokenizer(config.model.tokenizer).to(device)

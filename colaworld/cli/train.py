@@ -103,6 +103,11 @@ def parse(argv: list[str]) -> TrainOptions:
                 f"{folder} holds a run of {saved.recipe}, not of {name}; resume it with "
                 f"colaworld train {saved.recipe}, or choose another folder with --out"
             )
+        if presets:
+            raise ConfigError(
+                f"--preset: {folder} goes on with the configuration it began with; leave --preset "
+                "out (--training.recompute blocks saves memory and may change)"
+            )
         # How far to train is the call's to say, every time; all else is as it was.
         training = replace(saved.training, max_steps=base.training.max_steps)
         config = replace(saved, training=training)

@@ -75,7 +75,7 @@ class WorldModel(nn.Module):
             )
         self.tokenizer = build_tokenizer(config.tokenizer) if tokenizer is None else tokenizer
         if tokenizer is None and getattr(config.tokenizer, "path", ""):
-            _leave_out_of_state(self, "tokenizer.")
+            _leave_out_of_state(self)
         self.backbone = build_backbone(config.backbone)
         if self.tokenizer.channels != self.backbone.channels:
             raise ValueError(
@@ -255,17 +255,49 @@ class WorldModel(nn.Module):
                 getattr(self, name).compile(fullgraph=True, dynamic=False)
 
 
-def _leave_out_of_state(model: nn.Module, prefix: str) -> None:
-    """Keep a frozen part that its configuration names by path out of every state_dict, so that
-    checkpoints do not carry hundreds of megabytes that never change."""
+TOKENIZER_MARK = "tokenizer.fingerprint"  # in a state_dict, in place of the weights of a tokenizer
+
+
+def _leave_out_of_state(model: WorldModel) -> None:
+    """Keep a tokenizer that its configuration names by path out of every state_dict, so that
+    checkpoints do not carry hundreds of megabytes that never change. Its fingerprint stands there
+    instead, and another one is refused when the state is loaded."""
+    mark: list[Tensor] = []  # made once: it reads all weights
+
+    def own() -> Tensor | None:
+        if any(value.device.type == "meta" for value in model.tokenizer.state_dict().values()):
+            return None
+        if not mark:
+            mark.append(torch.tensor(list(model.tokenizer.fingerprint().encode())).byte())
+        return mark[0].clone()
 
     def saved(_module: nn.Module, state: dict, before: str, _metadata: dict) -> None:
-        for key in [key for key in state if key.startswith(before + prefix)]:
+        for key in [key for key in state if key.startswith(before + "tokenizer.")]:
             del state[key]
+        found = own()
+        if found is not None:
+            state[before + TOKENIZER_MARK] = found
+
+    def loading(_module: nn.Module, state: dict, before: str, *_: object) -> None:
+        check_tokenizer(
+            state.pop(before + TOKENIZER_MARK, None), own(), model.config.tokenizer.path
+        )
 
     def loaded(_module: nn.Module, keys: object) -> None:
         missing = keys.missing_keys  # type: ignore[attr-defined]
-        missing[:] = [key for key in missing if not key.startswith(prefix)]
+        missing[:] = [key for key in missing if not key.startswith("tokenizer.")]
 
     model.register_state_dict_post_hook(saved)
+    model.register_load_state_dict_pre_hook(loading)
     model.register_load_state_dict_post_hook(loaded)
+
+
+def check_tokenizer(stored: Tensor | None, own: Tensor | None, path: str) -> None:
+    """ValueError where what was trained with another tokenizer is loaded. None: not known."""
+    if stored is None or own is None or torch.equal(stored.cpu(), own):
+        return
+    then, now = (bytes(mark.tolist()).decode(errors="replace") for mark in (stored, own))
+    raise ValueError(
+        f"model.tokenizer.path: {path} is not the tokenizer that these weights were trained with: "
+        f"expected {then}, got {now}"
+    )

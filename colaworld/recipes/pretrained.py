@@ -24,8 +24,9 @@ from torch import nn
 from colaworld import __version__
 from colaworld.config import VERSION, ConfigError, from_dict, to_dict
 from colaworld.models.backbones import BackboneConfig, build_backbone, published_config
-from colaworld.models.backbones.weights import WeightsError, files_of, load_weights
+from colaworld.models.backbones.weights import Layout, WeightsError, files_of, load_weights
 from colaworld.models.hub import HUB_NAME, hub_package, local_folder
+from colaworld.models.world_model import TOKENIZER_MARK
 from colaworld.recipes.base import RunConfig, build_model
 from colaworld.recipes.model_card import model_card
 from colaworld.recipes.runs import TrainedWorld, read_config
@@ -168,7 +169,8 @@ def _world(
         raise ConfigError(
             f"{folder}: a generator without latent actions; pass config= to load it as one"
         )
-    load_weights(model, folder)
+    mark = {k: v for k, v in model.state_dict().items() if k == TOKENIZER_MARK}
+    load_weights(model, folder, Layout(constants=mark))
     for name in ("idm", "conditioner", "backbone", "fdm") if dtype is not None else ():
         if hasattr(model, name):  # codes stay as trained, the tokenizer has its own dtype
             getattr(model, name).to(dtype)

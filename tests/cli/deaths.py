@@ -21,7 +21,7 @@ from typing import Any
 
 from colaworld.cli import train  # noqa: F401  (once here, not in every fork)
 from colaworld.cli.main import main
-from colaworld.training import checkpoint, trainer
+from colaworld.training import checkpoint, loggers
 
 
 def die(*_: object) -> None:
@@ -37,7 +37,7 @@ def arm(spec: str) -> None:
         left[0] -= 1
         return left[0] == 0
 
-    write, save = trainer.JsonlLogger.row, checkpoint.save_file
+    write, save = loggers.JsonlLogger.row, checkpoint.save_file
 
     def dying_row(self: Any, row: Any) -> None:
         if nth():
@@ -52,7 +52,7 @@ def arm(spec: str) -> None:
             die()
 
     if kind in ("row", "term"):
-        trainer.JsonlLogger.row = dying_row  # type: ignore[method-assign]
+        loggers.JsonlLogger.row = dying_row  # type: ignore[method-assign]
     elif kind in ("save", "half"):
         checkpoint.save_file = dying_save
     elif kind != "none":

@@ -181,7 +181,8 @@ def through_the_command_line(world: World, tmp_path: Path, capsys, steps: int) -
     for shard in generator.glob("*.safetensors"):
         before |= load_file(shard)
     inside = {k.removeprefix("backbone."): v for k, v in trained.items() if "backbone." in k}
-    assert not any("tokenizer" in key for key in trained)  # named by its path, not copied
+    # named by its path, not copied
+    assert [key for key in trained if "tokenizer" in key] == ["tokenizer.fingerprint"]
     assert sum(value.numel() for value in inside.values()) >= 0.8 * world.least
     moved = [key for key, value in inside.items() if not torch.equal(value, before[key])]
     assert len(moved) > len(inside) // 2  # the joint phase went on from the published weights
@@ -209,6 +210,13 @@ def through_the_command_line(world: World, tmp_path: Path, capsys, steps: int) -
         assert main(["export", str(out), "--out", str(tmp_path / "exported")]) == 0
     inside_it = tmp_path / "exported" / "tokenizer" / "text_encoder"
     assert inside_it.exists() == (world.recipe != "wan.cola")  # where a folder is named, only that
+    weights = max(Path(where).rglob("*.safetensors"), key=lambda file: file.stat().st_size)
+    before_change = weights.read_bytes()
+    save_file({k: 1.5 * v for k, v in load_file(weights).items()}, weights)
+    assert main(["evaluate", str(out), "--sampler.steps", "1", "--evaluation.horizon", "4"]) == 2
+    said = capsys.readouterr().err
+    assert "model.tokenizer.path" in said and "is not the tokenizer that these weights" in said
+    weights.write_bytes(before_change)
     shutil.rmtree(where)  # its tokenizer went along
     assert str(tmp_path) not in (tmp_path / "exported" / "config.json").read_text()
     model = colaworld.from_pretrained(tmp_path / "exported").model
