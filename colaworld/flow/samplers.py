@@ -6,6 +6,7 @@ Nothing here waits for the device: the loop's length is a Python number, the tim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -38,6 +39,12 @@ class SamplerConfig:
     """Keep keys and values of frames already seen: where the generator allows it, always, never."""
     slide: Literal["exact", "keep"] = "exact"
     """When the window slides, encode what stays anew (as without a cache), or keep what is held."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"sampler.guidance: expected a number, got {self.guidance}")
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"sampler.shift: expected a number above 0, got {self.shift}")
 
     @staticmethod
     def paper() -> SamplerConfig:

@@ -14,7 +14,11 @@ WEIGHTS = ("*.json", "*.safetensors")  # never a pickle
 
 
 def local_folder(
-    path: str, *, patterns: tuple[str, ...] = WEIGHTS, revision: str | None = None
+    path: str,
+    *,
+    patterns: tuple[str, ...] = WEIGHTS,
+    revision: str | None = None,
+    what: str = "",  # the setting that names it, for errors
 ) -> Path:
     """A folder or file on this machine; a name on the Hugging Face hub is downloaded (once).
 
@@ -22,20 +26,21 @@ def local_folder(
     repository, only files that match `patterns` are fetched.
     Raises ValueError that says what to do where neither is to be had.
     """
+    named = f"{what}: {path}" if what else path
     here = Path(path).expanduser()
     if here.exists():
         return here
     if not HUB_NAME.fullmatch(path) or path.startswith("."):
         raise ValueError(
-            f"{path}: no such file or folder; give the folder that holds the weights, or the name "
+            f"{named}: no such file or folder; give the folder that holds the weights, or the name "
             "OWNER/NAME of a repository on the Hugging Face hub"
         )
-    hub = hub_package(f"{path} is not a folder here, and names on the Hugging Face hub need")
+    hub = hub_package(f"{named} is not a folder here, and names on the Hugging Face hub need")
     try:
         return Path(hub.snapshot_download(path, allow_patterns=list(patterns), revision=revision))
     except (OSError, ValueError) as error:  # offline, not found, not allowed
         raise ValueError(
-            f"{path} is neither a folder here nor could it be fetched from the Hugging Face hub: "
+            f"{named} is neither a folder here nor could it be fetched from the Hugging Face hub: "
             f"{error}. Without a network, download it elsewhere and give the local folder"
         ) from error
 

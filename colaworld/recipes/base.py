@@ -183,6 +183,10 @@ def build_trainer(
             "latents: cached latents are of whole frames, but objective.augment crops clips at "
             "random; set --objective.no-augment, or leave latents out"
         )
+    if getattr(config.model.tokenizer, "path", None) == "":
+        log.warning(
+            "model.tokenizer.path is empty: the tokenizer has random weights, good for tests alone"
+        )
     # A checkpoint holds the generator too, so the file it came from may be gone by then.
     resumed = resume and latest_checkpoint(out / "checkpoints") is not None
     model = build_model(config, weights=not resumed)

@@ -157,6 +157,11 @@ def push_to_hub(
 def _world(
     folder: Path, described: dict[str, Any], device: torch.device | str, dtype: torch.dtype | None
 ) -> TrainedWorld:
+    version = described.get("config_version", VERSION)
+    if version != VERSION:
+        raise ConfigError(
+            f"{folder}/config.json: config_version {version} is not {VERSION}, which this release reads"
+        )
     known = {k: described[k] for k in ("recipe", "schedule", "model", "sampler") if k in described}
     known = copy.deepcopy(known)
     tokenizer = known.get("model", {}).get("tokenizer", {})
@@ -184,6 +189,8 @@ def _find(source: str | Path, revision: str | None) -> Path:
         path = local_folder(str(source), patterns=PATTERNS, revision=revision)
     except ValueError as error:
         raise WeightsError(str(error)) from error
+    if (path / "config.yaml").is_file() and not (path / "weights").is_dir():
+        raise WeightsError(f"{path}: a run that is not finished; train it to its end")
     for inside in ("weights", "transformer"):  # a run, a diffusers pipeline
         if (path / inside / "config.json").is_file():
             return path / inside

@@ -146,3 +146,16 @@ def test_no_step_waits_for_the_device(method):
     with waits:  # that the count can fail
         assert bool(torch.ones(()) > 0)
     assert waits.reads == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"guidance": float("nan")}, r"sampler\.guidance: expected a number, got nan"),
+        ({"shift": -1.0}, r"sampler\.shift: expected a number above 0, got -1"),
+        ({"shift": float("inf")}, r"sampler\.shift: .* got inf"),
+    ],
+)
+def test_settings_that_are_no_numbers(setting, message):
+    with pytest.raises(ValueError, match=message):
+        SamplerConfig(**setting)

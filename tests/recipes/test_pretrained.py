@@ -338,3 +338,16 @@ def test_upload_needs_a_name_and_a_package(run, tmp_path, monkeypatch) -> None:
     assert pretrained.push_to_hub(tmp_path, "me/world") == "the address"
     assert called[1] == ("me/world", {"private": True, "exist_ok": True})
     assert called[2] == {"repo_id": "me/world", "folder_path": str(tmp_path)}
+
+
+def test_other_values_of_arguments(generator, run, tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"text: expected one of removed, null, full, got 'foo'"):
+        colaworld.from_pretrained(generator[0], text="foo")
+    out = pretrained.export_run(run, tmp_path / "out")
+    described = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(described | {"config_version": 99}))
+    with pytest.raises(ConfigError, match=r"config_version 99 is not 1"):
+        colaworld.from_pretrained(out)
+    shutil.rmtree(run / "weights")
+    with pytest.raises(WeightsError, match=r"a run that is not finished"):
+        colaworld.from_pretrained(run)

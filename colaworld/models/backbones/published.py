@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
+from colaworld.config import from_dict
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.backbones.wan import WanConfig
 from colaworld.models.backbones.weights import WeightsError
 
 Text = Literal["removed", "null", "full"]
+Config = TypeVar("Config", STDiT3Config, WanConfig)
 
 
 def published_config(
@@ -19,8 +21,11 @@ def published_config(
 
     Raises WeightsError on something else, or a setting this library does not have.
     """
+    if text not in get_args(Text):
+        raise ValueError(f"text: expected one of {', '.join(get_args(Text))}, got {text!r}")
     names = [described.get("_class_name"), described.get("model_type")]
-    names += described.get("architectures") or []
+    more = described.get("architectures")
+    names += more if isinstance(more, list) else [more]
     if "STDiT3" in names:
         return _stdit3(described, text, causal, source)
     if "WanTransformer3DModel" in names:
@@ -44,13 +49,22 @@ def require(described: Mapping[str, Any], wanted: Mapping[str, Any], source: str
             )
 
 
+def _checked(kind: type[Config], values: Mapping[str, Any], source: str) -> Config:
+    """The configuration, its values of the right types; sizes are 1 at least."""
+    config = from_dict(kind, values, where=f"{source}/config.json")
+    for name, value in values.items():
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            raise WeightsError(f"{source}/config.json: {name}: expected 1 or more, got {value}")
+    return config
+
+
 def _stdit3(described: Mapping[str, Any], text: Text, causal: bool, source: str) -> STDiT3Config:
     require(described, {"qk_norm": True, "patch_size": (1, 2, 2)}, source)
-    return STDiT3Config(
+    values = dict(
         depth=described.get("depth", 28),
         width=described.get("hidden_size", 1152),
         heads=described.get("num_heads", 16),
-        mlp_ratio=float(described.get("mlp_ratio", 4.0)),
+        mlp_ratio=described.get("mlp_ratio", 4.0),
         in_channels=described.get("in_channels", 4),
         predict_sigma=described.get("pred_sigma", True),
         input_sq_size=described.get("input_sq_size", 512),
@@ -61,6 +75,7 @@ def _stdit3(described: Mapping[str, Any], text: Text, causal: bool, source: str)
         caption_length=described.get("model_max_length", 300),
         fps=24.0,
     )
+    return _checked(STDiT3Config, values, source)
 
 
 def _wan(described: Mapping[str, Any], text: Text, causal: bool, source: str) -> WanConfig:
@@ -73,7 +88,7 @@ def _wan(described: Mapping[str, Any], text: Text, causal: bool, source: str) ->
         "out_channels": described.get("in_channels", 16),
     }
     require(described, wanted, source)
-    return WanConfig(
+    values = dict(
         layers=described.get("num_layers", 40),
         heads=described.get("num_attention_heads", 40),
         head_dim=described.get("attention_head_dim", 128),
@@ -86,6 +101,7 @@ def _wan(described: Mapping[str, Any], text: Text, causal: bool, source: str) ->
         text=text,
         causal=causal,
     )
+    return _checked(WanConfig, values, source)
 
 
 def _as_diffusers(described: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -96,6 +112,10 @@ def _as_diffusers(described: Mapping[str, Any], source: str) -> dict[str, Any]:
     found = {
         new: described[old] for old, new in (names | {"eps": "eps"}).items() if old in described
     }
-    if "dim" in described and "num_heads" in described:
-        found["attention_head_dim"] = described["dim"] // described["num_heads"]
+    width, heads = described.get("dim"), described.get("num_heads")
+    if not isinstance(width, int) or not isinstance(heads, int) or heads < 1:
+        raise WeightsError(
+            f"{source}/config.json: dim, num_heads: expected two sizes, got {width!r} and {heads!r}"
+        )
+    found["attention_head_dim"] = width // heads
     return found

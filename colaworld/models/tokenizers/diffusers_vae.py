@@ -249,11 +249,14 @@ def _load(config: DiffusersVAEConfig) -> nn.Module:
         return kind.from_config(stored)
     prefix = f"{config.subfolder}/" if config.subfolder else ""
     wanted = ("config.json", _FILE, f"{_STEM}-*.safetensors", f"{_STEM}.safetensors.index.json")
-    root = local_folder(config.path, patterns=tuple(prefix + name for name in wanted))
+    patterns = tuple(prefix + name for name in wanted)
+    root = local_folder(config.path, patterns=patterns, what="model.tokenizer.path")
     folder = root / config.subfolder
     if not (folder / "config.json").is_file():
         inner = sorted(p.parent.name for p in folder.glob("*/config.json"))
         hint = f"; it has such folders: {', '.join(inner)} (set subfolder)" if inner else ""
+        if config.subfolder and (root / "config.json").is_file():
+            hint = f"; {root} has one itself: set model.tokenizer.subfolder to ''"
         raise ValueError(f"{folder}: expected a config.json of {kind.__name__} there{hint}")
     stored = _read(folder / "config.json")
     if stored.get("_class_name", kind.__name__) != kind.__name__:

@@ -120,7 +120,7 @@ class OpenSoraVAE(VAE):
         with torch.device("meta") if read else contextlib.nullcontext():
             self._build(config)
         if read:
-            load_weights(self, local_folder(config.path))
+            load_weights(self, local_folder(config.path, what="model.tokenizer.path"))
         self._freeze()
 
     def _build(self, config: OpenSoraVAEConfig) -> None:
