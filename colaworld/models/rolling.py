@@ -253,7 +253,7 @@ def roll_stream(
     if decode_context is not None and decode_context < 1:
         raise ValueError(f"rollout_stream: expected decode_context >= 1, got {decode_context}")
     kept = 0 if stride == 1 else decode_context
-    pending = Pending(actions, history)
+    pending = Pending(actions, history, _action_size(model, actions is not None))
     with torch.no_grad(), _going_on(model):
         rolling, start = _begin(
             model,
@@ -288,7 +288,10 @@ def roll_stream(
 class Pending:
     """Actions as the caller gives them, taken by whole rounds and asked for as late as possible."""
 
-    def __init__(self, actions: Actions | None, history: Tensor) -> None:
+    def __init__(
+        self, actions: Actions | None, history: Tensor, size: tuple[int, int] = (1, 1)
+    ) -> None:
+        self.size = size  # N, d of an action
         self.clips, self.held = history.shape[0], torch.empty(0)
         self._policy = actions if callable(actions) else None
         self._parts: Iterator[Tensor] = iter(())
@@ -308,17 +311,22 @@ class Pending:
             part = next(self._parts, None) if self._policy is None else self._policy(shown)
             if part is None:
                 break
+            if not isinstance(part, Tensor):
+                raise ValueError(
+                    f"rollout_stream: expected actions as tensors of codes, got {part!r}; look "
+                    "indices up first"
+                )
             part = part[:, None] if part.ndim == 3 else part
-            like = self.held.shape[2:] if self.held.numel() else part.shape[2:]
             if (
                 part.ndim != 4
                 or part.shape[0] != self.clips
-                or part.shape[2:] != like
+                or tuple(part.shape[2:]) != self.size
                 or not part.shape[1]
             ):
+                N, d = self.size
                 raise ValueError(
-                    f"rollout_stream: expected actions [{self.clips}, N, d] or [{self.clips}, k, "
-                    f"N, d] with k >= 1 (None ends it), all of one N and d, got {tuple(part.shape)}"
+                    f"rollout_stream: expected actions [{self.clips}, {N}, {d}] or [{self.clips}, k, "
+                    f"{N}, {d}] with k >= 1 (None ends it), got {tuple(part.shape)}"
                 )
             self.held = torch.cat([self.held, part], dim=1) if self.held.numel() else part
         if not self.held.numel():
@@ -351,8 +359,7 @@ def _begin(
                 f"rollout: a history of {T} frames needs history_codes [{B}, {T - 1}, N, d], the "
                 "actions between its frames; see infer_actions"
             )
-        size = (model.conditioner.tokens, model.conditioner.dim) if conditioned else (1, 1)
-        history_codes = history.new_zeros(B, T - 1, *size)
+        history_codes = history.new_zeros(B, T - 1, *_action_size(model, conditioned))
     latents = model.tokenizer.encode(history)
     rolling = Rolling(
         context(model, sampler, conditioned=conditioned),
@@ -366,6 +373,11 @@ def _begin(
         shared_noise=shared_noise,
     )
     return rolling, latents
+
+
+def _action_size(model: WorldModel, conditioned: bool) -> tuple[int, int]:
+    """N and d of an action; (1, 1) where nothing reads it."""
+    return (model.conditioner.tokens, model.conditioner.dim) if conditioned else (1, 1)
 
 
 def latent_window(model: WorldModel) -> int:

@@ -133,7 +133,18 @@ class WorldModel(nn.Module):
         return LatentActions(torch.cat(codes, dim=1), whole)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Codes [..., N, d] of codebook indices [..., N]."""
+        """Codes [..., N, d] of codebook indices [..., N].
+
+        Raises ValueError on an index that the codebook does not have (on a GPU torch's own
+        device-side error, which is not waited for).
+        """
+        size = self.codebook_size
+        if size is not None and indices.device.type == "cpu" and indices.numel():
+            low, high = int(indices.min()), int(indices.max())
+            if low < 0 or high >= size:
+                raise ValueError(
+                    f"lookup: expected indices 0 .. {size - 1}, got {low if low < 0 else high}"
+                )
         return self.quantizer.lookup(indices)
 
     def velocity(

@@ -380,7 +380,7 @@ def test_what_does_not_fit_is_named(build):
     with pytest.raises(ValueError, match=r"1 <= chunk < window = 4, got 4"):
         model.rollout_stream(frames[:, :1], codes, generator=seeded(), chunk=4)
     stream = model.rollout_stream(frames[:, :1], [codes[:1, 0]], generator=seeded())
-    with pytest.raises(ValueError, match=r"expected actions \[2, N, d\] .* got \(1, 1, 2, 4\)"):
+    with pytest.raises(ValueError, match=r"expected actions \[2, 2, 4\] .* got \(1, 1, 2, 4\)"):
         next(stream)
 
 

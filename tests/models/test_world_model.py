@@ -244,3 +244,10 @@ def test_a_world_model_is_given_no_captions():
     for backbone in (STDiT3Config(text="full"), WanConfig(text="full")):
         with pytest.raises(ValueError, match=r"backbone\.text: .* got 'full'; use 'null'"):
             WorldModel(replace(SMALL, backbone=backbone))
+
+
+def test_indices_that_no_codebook_has():
+    model = WorldModel(SMALL)
+    for index in (-1, model.codebook_size):
+        with pytest.raises(ValueError, match=rf"lookup: expected indices 0 \.\. \d+, got {index}"):
+            model.lookup(torch.tensor([[[0], [index]]]))

@@ -264,8 +264,13 @@ def _load(config: DiffusersVAEConfig) -> nn.Module:
             f"{folder}/config.json is of {stored['_class_name']}, but family {config.family!r} is "
             f"{kind.__name__}; set model.tokenizer.family"
         )
-    with torch.device("meta"):  # nothing is drawn at random that is read next
-        module = kind.from_config(stored)
+    try:
+        with torch.device("meta"):  # nothing is drawn at random that is read next
+            module = kind.from_config(stored)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(
+            f"{folder}/config.json: {kind.__name__} cannot be made of it: {error}"
+        ) from error
     whole = folder / _FILE  # beside it there may be half-precision variants of other names
     load_weights(module, whole if whole.is_file() else folder, Layout(rename=_rename))
     return module
