@@ -166,7 +166,8 @@ class STDiT3(nn.Module):
             height, width: pixels, one number or [B] of equal ones (the position embedding is scaled
                 by the first); None: from the latents.
             x_mask: [B, T] bool, with timestep [B]: False holds a frame clean, at time 0.
-            caption: [B, L, caption_width] features; None: the null caption. Only with text.
+            caption: [B, L, caption_width] features, or [B, 1, L, caption_width] as the original has
+                them; None: the null caption. Only with text.
             caption_mask: [B, L], True (or 1): this token exists.
             modulation: [B, T, 1 | 2 * depth, 6 * C], added to each block's time modulation.
             cache, store: see `backbones.base.Backbone.velocity`.
@@ -245,6 +246,8 @@ class STDiT3(nn.Module):
             )
         if self.config.text == "removed":
             return None, None
+        if caption is not None and caption.ndim == 4 and caption.shape[1] == 1:
+            caption = caption[:, 0]
         embedded = self.y_embedder(caption, B)
         if mask is None:
             return embedded, None

@@ -121,6 +121,7 @@ def test_captions_matter_and_padding_does_not(randomised):
         null = model(x, time)
         named = model(x, time, caption=caption, caption_mask=mask)
         assert (null - named).abs().max() > 1e-3
+        assert torch.equal(named, model(x, time, caption=caption[:, None], caption_mask=mask))
         assert torch.equal(
             null, model(x, time, caption=model.y_embedder.y_embedding.expand(2, -1, -1))
         )
