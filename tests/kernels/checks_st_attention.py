@@ -273,7 +273,7 @@ def test_opcheck(norm) -> None:
     torch.library.opcheck(torch.ops.colaworld.st_attention_triton, arguments)
     detached = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
     arguments = (torch.ones(1, 3, 2, 1, 8, device=DEVICE), *detached)
-    torch.library.opcheck(torch.ops.colaworld.st_attention_triton_backward, arguments)
+    torch.library.opcheck(torch.ops.colaworld.st_attention_backward_triton, arguments)
 
 
 def test_a_second_derivative_is_an_error_that_says_what_to_do() -> None:
@@ -281,7 +281,7 @@ def test_a_second_derivative_is_an_error_that_says_what_to_do() -> None:
     with ops.force("triton"):
         out = ops.st_attention(inputs[0], axis="temporal", q_weight=inputs[1], rope=tables)
     (first,) = torch.autograd.grad(out.square().sum(), inputs[0], create_graph=True)
-    with pytest.raises(NotImplementedError, match=r'force\("reference"\)'):
+    with pytest.raises(NotImplementedError, match=r"force\('reference'\)"):
         first.sum().backward()
 
 
