@@ -140,6 +140,23 @@ def code_statistics(
     return torch.cat([total, count[:, None].to(total.dtype)], dim=1)
 
 
+def update_codebook(
+    codebook: Tensor,  # [K, d], overwritten
+    count: Tensor,  # [K], updated
+    total: Tensor,  # [K, d], updated
+    packed: Tensor,  # [K, d + 1] sums and counts
+    decay: float,
+    eps: float,
+) -> None:
+    """Running means of the sums and counts; each entry becomes its mean, counts smoothed by `eps`."""
+    K, d = codebook.shape
+    count.lerp_(packed[:, d].to(count.dtype), 1 - decay)
+    total.lerp_(packed[:, :d].to(total.dtype), 1 - decay)
+    mass = count.sum()
+    smooth = (count + eps) / (mass + K * eps) * mass
+    codebook.copy_(total / smooth[:, None])
+
+
 def adaln(
     x: Tensor,  # [B, T, S, C]
     y: Tensor | None,  # [B, T, S, C]
