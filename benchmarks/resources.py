@@ -190,7 +190,7 @@ SHOWN: tuple[tuple[str, str, str, int | None], ...] = (
     ("cuda", "st_attention, sums of the weights", "colaworld::cuda::sum", None),
     ("cuda", "vector_quantize, 64 rows a block, float32", "assign<float, 4>", None),
     ("cuda", "vector_quantize, 128 rows a block, float32", "assign<float, 8>", None),
-    ("cuda", "code_statistics, float32", "code_statistics_kernels::add<float>", None),
+    ("cuda", "code_statistics, float32", "code_statistics_kernels::add<float, 1>", None),
     ("cuda", "code_statistics, merge", "code_statistics_kernels::merge<float>", None),
 )  # fmt: skip
 COPY = 4.3e12  # bytes a second expected of a copy on an H200, of the 4.8e12 it is sold with

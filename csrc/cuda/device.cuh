@@ -49,6 +49,7 @@ __device__ __forceinline__ Value shuffle(Value x, int lane) {
   return __shfl_sync(0xffffffffu, x, lane);
 }
 __device__ __forceinline__ uint32_t ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
+__device__ __forceinline__ int count_bits(uint32_t x) { return __popc(x); }
 
 __device__ __forceinline__ int lowest_bit(uint32_t x) { return __ffs(x) - 1; }
 __device__ __forceinline__ float exp2_of(float x) { return exp2f(x); }

@@ -31,9 +31,10 @@ const char* search(const VectorQuantizeCall& call, void* stream) {
 template <typename In>
 const char* add(const CodeStatisticsCall& call, const CodeStatisticsPlan& plan, void* stream) {
   namespace kernels = code_statistics_kernels;
-  const int bytes = kernels::WARPS * plan.per_warp * (plan.columns + 1) * 4;
-  return launch(kernels::add<In>, plan.parts * plan.ranges * plan.slices, kernels::WARPS * LANES,
-                bytes, stream, call, plan);
+  return launch(
+      plan.columns <= LANES ? kernels::add<In, kernels::FEW> : kernels::add<In, kernels::MANY>,
+      plan.parts * plan.ranges * plan.slices, kernels::WARPS * LANES, kernels::bytes(plan), stream,
+      call, plan);
 }
 
 }  // namespace

@@ -195,6 +195,7 @@ inline uint32_t ballot(bool x) {
   for (int lane = 0; lane < LANES; ++lane) bits |= all[lane].word[0] << lane;
   return bits;
 }
+inline int count_bits(uint32_t x) { return __builtin_popcount(x); }
 
 inline int lowest_bit(uint32_t x) { return x == 0 ? -1 : __builtin_ctz(x); }
 inline float exp2_of(float x) { return std::exp2(x); }

@@ -307,7 +307,8 @@ def statistics(kernels, z, indices, K, counts=True):
 
 @pytest.mark.parametrize("dtype", ELEMENTS)
 @pytest.mark.parametrize(
-    "shape", [(0, 3, 2), (1, 1, 1), (200, 5, 3), (130, 9, 130), (70, 700, 20), (333, 8, 32)]
+    "shape",
+    [(0, 3, 2), (1, 1, 1), (200, 5, 3), (130, 9, 130), (70, 700, 20), (333, 8, 32), (9000, 9, 3)],
 )
 @pytest.mark.parametrize("counts", [True, False])
 def test_code_statistics(kernels, dtype, shape, counts) -> None:
@@ -319,6 +320,16 @@ def test_code_statistics(kernels, dtype, shape, counts) -> None:
     torch.testing.assert_close(made[:, :d].double(), exact[:, :d], rtol=1e-5, atol=1e-5)
     assert torch.equal(made[:, d:].double(), exact[:, d:])
     assert torch.equal(statistics(kernels, z, indices, K, counts), made)
+
+
+@pytest.mark.parametrize(
+    "sizes, parts", [((64, 8, 8), 1), ((2000, 32, 32), 1), ((4096, 32, 32), 1), ((9000, 9, 3), 8)]
+)
+def test_code_statistics_of_few_rows_is_one_launch(kernels, sizes, parts) -> None:
+    """Parts of the rows are merged by a second one."""
+    N, K, d = sizes
+    call = CodeStatisticsCall(N=N, K=K, d=d, width=d + 1)
+    assert kernels.host_code_statistics_parts(ctypes.byref(call)) == parts
 
 
 def test_code_statistics_what_is_not_a_number_stays_in_its_entry(kernels) -> None:
