@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 from colaworld import ops
-from colaworld.ops import _native, reference
+from colaworld.ops import _dispatch, _native, reference
 
 CPU = pytest.param(
     "cpu", marks=pytest.mark.skipif(not _native.AVAILABLE, reason=str(_native.reason()))
@@ -267,3 +268,23 @@ def test_the_reference_is_the_definition() -> None:
     for k in range(6):
         torch.testing.assert_close(packed[k, :4], z[indices == k].sum(0))
         assert packed[k, 4] == (indices == k).sum()
+
+
+# What is faster is a prediction; that the rule says so is what is tested.
+@pytest.mark.parametrize(
+    ("sizes", "first"),
+    [
+        ((4096, 32, 32), None),
+        ((1_000_000, 1024, 32), None),
+        ((4096, 8192, 64), None),  # a sort's launches cost more than looking
+        ((1_000_000, 8192, 64), "triton"),
+        ((0, 8192, 64), None),
+    ],
+)
+def test_sizes_choose_between_the_kernels_of_a_gpu(sizes, first) -> None:
+    (N, K, d), rule = sizes, _dispatch._PREFERS["code_statistics"]
+    facts = _dispatch.Facts("cuda", torch.float32, (N, d), (d, 1), entries=K)
+    found = rule(facts)
+    assert (None if found is None else found.name) == first
+    assert rule(replace(facts, device="cpu")) is None
+    assert rule(replace(facts, entries=None)) is None
