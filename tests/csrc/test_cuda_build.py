@@ -30,9 +30,8 @@ OLDEST = (2, 11)
 
 
 def library() -> Path:
-    spec = importlib.util.find_spec("colaworld._native")
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin)
+    assert _native.PATH is not None
+    return Path(_native.PATH)
 
 
 def undefined() -> dict[str, str]:
@@ -44,6 +43,15 @@ def undefined() -> dict[str, str]:
         [nm, "-D", "--undefined-only", library()], capture_output=True, text=True, check=True
     ).stdout
     return {name: kind for kind, name in (line.split()[-2:] for line in out.splitlines())}
+
+
+def needed_libraries() -> list[str]:
+    """The shared libraries that the loader brings in with the library."""
+    readelf = shutil.which("readelf")
+    if readelf is None:
+        pytest.skip("no readelf (binutils) to read the dynamic section with")
+    out = subprocess.run([readelf, "-d", library()], capture_output=True, text=True, check=True)
+    return re.findall(r"\(NEEDED\).*\[(.+)\]", out.stdout)
 
 
 def versions(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -120,6 +128,16 @@ def test_a_torch_without_cuda_can_load_the_library() -> None:
     # The number of a device type is there in any torch; the stream is not.
     assert set(needed) - weak <= {"aoti_torch_device_type_cuda"}
     assert "aoti_torch_get_current_cuda_stream" in weak
+
+
+@needs_cuda_build
+def test_a_torch_with_cuda_gives_its_stream() -> None:
+    # The address that the loader has put in for the weak symbol, as the library sees it: none on a
+    # torch without CUDA. It comes from libtorch_cuda.so, which a weak symbol alone does not search
+    # and libtorch.so brings along.
+    info = _native.build_info()
+    assert info is not None and info["cuda_stream"] == torch.backends.cuda.is_built()
+    assert "libtorch.so" in needed_libraries()
 
 
 @needs_cuda_build
