@@ -18,10 +18,8 @@ except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0.0.0+source"
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
-if (
-    _CHECKOUT / "kernels" / "tuning.py"
-).is_file():  # the last place to look, behind what is installed
-    __path__.append(str(_CHECKOUT))
+if (_CHECKOUT / "kernels" / "tuning.py").is_file():
+    __path__.append(str(_CHECKOUT))  # the last place to look, behind what is installed
 
 _LAZY = {"from_pretrained": "colaworld.recipes.pretrained"}
 

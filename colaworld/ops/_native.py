@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import importlib.util
 import json
 import os
@@ -87,3 +88,22 @@ def build_info() -> dict[str, Any] | None:
     if "error" in info:
         raise ValueError(info["error"])
     return info
+
+
+def cuda_kernels(*, ask_driver: bool) -> list[Any]:
+    """The compiled CUDA kernels as the ops launch them, from `colaworld._C`; empty without any.
+
+    Each has name, threads (of a block) and dynamic_shared (bytes of a block). With `ask_driver` also
+    what the driver says on the current device, else None: registers and local (bytes of stack and
+    spills) of a thread, static_shared (bytes of a block), blocks (that a multiprocessor holds).
+
+    Raises ImportError where `colaworld._C` was not built, RuntimeError where the driver has no answer.
+    """
+    if PATH is None:
+        return []
+    if importlib.util.find_spec("colaworld._C") is None:
+        raise ImportError(
+            "colaworld._C is not built, which lists the CUDA kernels: with the headers of Python and "
+            "pybind11 at hand: pip install --no-build-isolation -e ."
+        )
+    return importlib.import_module("colaworld._C").cuda_kernels(PATH, ask_driver=ask_driver)

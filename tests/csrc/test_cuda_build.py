@@ -197,6 +197,36 @@ def test_every_architecture_has_every_kernel(resources) -> None:
 
 
 @needs_cuda_build
+def test_every_kernel_is_listed_with_what_its_launch_takes(resources) -> None:
+    if importlib.util.find_spec("colaworld._C") is None:
+        pytest.skip("colaworld._C was not built: no headers of Python, or no pybind11")
+    kernels = {kernel.name: kernel for kernel in _native.cuda_kernels(ask_driver=False)}
+    compiled = {
+        kernel for architecture, kernel in resources if architecture == _cuda.ARCHITECTURES[0]
+    }
+    assert len(kernels) == len(compiled)
+    # Weights [2, D], tables [2, T, D / 2] and, backward, the sums of 4 warps [4, 2, D] beside what
+    # they exchange; 4 bytes each.
+    forward = kernels["st_attention forward, bfloat16, D 72, T <= 16"]
+    assert (forward.threads, forward.dynamic_shared) == (4 * 32, (2 * 72 + 2 * 16 * 36) * 4)
+    assert forward.registers is forward.local is forward.static_shared is forward.blocks is None
+    search = kernels["vector_quantize, 64 rows a block, float32"]
+    # Tiles of 32 channels of 64 rows and 64 entries, each padded by 4; a number for each of both.
+    assert (search.threads, search.dynamic_shared) == (256, (2 * 32 * (64 + 4) + 64 + 64) * 4)
+    for name, kernel in kernels.items():
+        assert kernel.dynamic_shared <= SHARED[90], name
+
+
+@needs_cuda_build
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_a_driver_that_is_not_there_is_an_error() -> None:
+    if importlib.util.find_spec("colaworld._C") is None:
+        pytest.skip("colaworld._C was not built: no headers of Python, or no pybind11")
+    with pytest.raises(RuntimeError, match="the CUDA driver: "):
+        _native.cuda_kernels(ask_driver=True)
+
+
+@needs_cuda_build
 def test_nothing_spills_or_uses_a_stack(resources) -> None:
     for (architecture, kernel), used in resources.items():
         assert used["STACK"] == used["LOCAL"] == 0, (architecture, kernel, used)
