@@ -1,6 +1,6 @@
 // colaworld._C: what is no tensor and no fact of the build, as Python objects: the CUDA kernels
 // with what a launch of each takes, and what the driver makes of it on the GPU that is here. The
-// library is asked (cuda/kernels.h), not linked: any file of it will do. Not here: ops (ops.cpp),
+// library is asked (cuda/kernels.h), not linked: any file of it will do. Not here: ops,
 // facts of the build (facts.cpp); neither needs this module.
 
 #include <dlfcn.h>

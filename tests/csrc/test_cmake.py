@@ -72,7 +72,7 @@ def test_the_ops_need_neither_the_headers_of_python_nor_pybind11(configure, miss
     done = configure(missing)
     assert not done.failed, done.said
     assert "colaworld: WITHOUT colaworld._C" in done.said
-    assert "ops.cpp" in done.commands() and "bindings.cpp" not in done.commands()
+    assert "facts.cpp" in done.commands() and "bindings.cpp" not in done.commands()
 
 
 def test_a_new_op_is_found_by_its_files(configure, tmp_path) -> None:
@@ -107,7 +107,7 @@ def test_it_says_when_there_is_no_cuda(configure) -> None:
     assert "colaworld: WITHOUT CUDA: switched off at build time (COLAWORLD_CUDA=0)" in done.said
     done = configure(COLAWORLD_CUDA="", CUDACXX="/bin/false")
     assert "colaworld: WITHOUT CUDA: /bin/false did not compile at build time" in done.said
-    assert not done.failed and "ops.cpp" in done.commands()
+    assert not done.failed and "facts.cpp" in done.commands()
 
 
 def test_cuda_that_was_asked_for_must_be_there(configure) -> None:
