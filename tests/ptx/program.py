@@ -81,6 +81,7 @@ class Program:
             self.variables[variable.name] = at
             at += variable.size
         self.shared_bytes = at - SHARED_BASE
+        self.product_registers: set[int] = set()  # that wgmma reads or writes
         self.executed = [0] * len(kernel.code)  # by how many warps, each instruction
         self.steps = [self._step(ins) for ins in kernel.code]
 

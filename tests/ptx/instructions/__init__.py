@@ -11,4 +11,5 @@ from ptx.instructions import (  # noqa: F401
     memory,
     mma,
     warp,
+    wgmma,
 )

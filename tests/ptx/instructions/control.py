@@ -144,6 +144,7 @@ def collective(decode: Decode) -> Control | None:
         raise decode.unknown()
     run_plain = _PLAIN[name](decode)
     aligned = ins.has("aligned")
+    size = 128 if ins.name == "wgmma" else _LANES
     named = None
     if not aligned:
         if not ins.has("sync"):
@@ -169,10 +170,10 @@ def collective(decode: Decode) -> Control | None:
                 extra = here & ~mask
                 mine = mine | extra
                 mask = mask | extra
-        needed = members(m).reshape(-1, _LANES)
-        present = mine.reshape(-1, _LANES)
+        needed = members(m).reshape(-1, size)
+        present = mine.reshape(-1, size)
         complete = (~needed | present).all(1)
-        go = mine & np.repeat(complete, _LANES)
+        go = mine & np.repeat(complete, size)
         hold = mine & ~go
         m.waits[go] = False
         if go.any():
