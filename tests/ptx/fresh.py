@@ -62,7 +62,7 @@ class Fresh(TorchDispatchMode):
         """Poison a new tensor: NaN, or a large number."""
         if x.device.type != "cpu" or x.untyped_storage().nbytes() == 0:
             return
-        bytes_of(x)[:] = 0x7F
+        poison(x)
         count = -(-x.untyped_storage().nbytes() // x.element_size())
         self.of[address_of(x)] = Flags(np.zeros(count, bool), x.element_size())
 
@@ -81,6 +81,14 @@ def bytes_of(x: torch.Tensor) -> Array:
         return np.zeros(0, np.uint8)
     pointer = ctypes.cast(storage.data_ptr(), ctypes.POINTER(ctypes.c_uint8))
     return np.ctypeslib.as_array(pointer, (storage.nbytes(),))
+
+
+def poison(x: torch.Tensor) -> None:
+    """NaN, or the largest integer, into the whole storage of a CPU tensor."""
+    raw = bytes_of(x)
+    raw[:] = 0xFF
+    if not x.dtype.is_floating_point and x.dtype != torch.bool:
+        raw[x.element_size() - 1 :: x.element_size()] = 0x7F  # little-endian: the sign
 
 
 def _is_view(function) -> bool:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ptx.count import Counts
 from ptx.faults import Reports
-from ptx.fresh import bytes_of
+from ptx.fresh import bytes_of, poison
 from ptx.launch import launch
 from ptx.machine import Shape
 from ptx.memory import GlobalMemory
@@ -348,8 +348,8 @@ class _Made:
 
     def __init__(self, memory: GlobalMemory, name: str, shape, dtype: torch.dtype) -> None:
         self.tensor = torch.empty(shape, dtype=dtype)
+        poison(self.tensor)
         raw = bytes_of(self.tensor)
-        raw[:] = 0x7F
         self.memory, self.name = memory, name
         self.address = memory.add(raw.view(f"u{dtype.itemsize}"), name, written=False)
 

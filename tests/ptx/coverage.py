@@ -1,0 +1,1 @@
+def row_of(ran): return [ran.kernel]
