@@ -179,6 +179,12 @@ def _cuobjdump() -> str:
     return found
 
 
+@dataclass(frozen=True)
+class Launched:
+    kernel: str  # its plain name
+    counts: Counts
+
+
 @dataclass
 class Native:
     """The kernels of one architecture, with what their launches found."""
@@ -186,8 +192,7 @@ class Native:
     arch: int
     texts: Sequence[str]  # PTX modules
     reports: Reports = field(default_factory=Reports)
-    counts: Counts = field(default_factory=Counts)
-    kernels: list[str] = field(default_factory=list)  # launched, by plain name
+    launches: list[Launched] = field(default_factory=list)
     races: bool = True
     _programs: dict[str, Program] = field(default_factory=dict)
 
@@ -223,6 +228,10 @@ class Native:
         """The same kernels with their PTX changed, for mutations."""
         return Native(self.arch, [transform(text) for text in self.texts], races=self.races)
 
+    def names(self) -> list[str]:
+        """Every kernel there is, by plain name."""
+        return list(self._names())
+
     def program(self, kernel: str) -> Program:
         if kernel not in self._programs:
             text, mangled = self._names()[kernel]
@@ -244,11 +253,12 @@ class Native:
     def run(self, function: str, *arguments: object, memory: GlobalMemory) -> None:
         """A function of `native/launches.cpp`, and every kernel that it launches."""
         for made in recorded(function, *arguments):
-            self.kernels.append(made.kernel)
+            counts = Counts()
+            self.launches.append(Launched(made.kernel, counts))
             launch(
                 self.program(made.kernel),
                 Shape((made.blocks, 1, 1), (made.threads, 1, 1), made.bytes),
-                memory, made.parameters, reports=self.reports, counts=self.counts,
+                memory, made.parameters, reports=self.reports, counts=counts,
                 races=self.races,
             )  # fmt: skip
 
