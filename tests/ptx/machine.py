@@ -155,9 +155,7 @@ class Machine:
         active = self._count(mask)
         while True:
             if at >= len(steps):
-                self._leave(at, mask)
-                self.alive[self.which(mask)] = False
-                return
+                raise Fault("the program ends without ret")
             step: Step = steps[at]
             self.now += 1
             self.text = step.text

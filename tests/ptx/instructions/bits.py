@@ -191,7 +191,8 @@ def bfe(decode: Decode) -> Run:
         if kind[0] == "s":
             top = np.minimum(at + np.maximum(count, _U32(1)) - _U32(1), _U32(width - 1))
             sign = (value >> top.astype(unsigned)) & unsigned(1)
-            made = np.where((count > 0) & (sign == 1), made | ~keep, made)
+            inside = np.minimum(count, np.where(at < width, width - at, 0))
+            made = np.where((count > 0) & (sign == 1), made | ~_low_bits(inside, width), made)
         put(m, made.view(of), mask)
 
     return run

@@ -47,6 +47,7 @@ def leave(decode: Decode) -> Control:
     def run(m, at, mask, mine):
         m._leave(at + 1, mask)
         m.alive[m.which(mine)] = False
+        release(m)  # who has left is not waited for
         return None
 
     return run
