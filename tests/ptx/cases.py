@@ -68,12 +68,20 @@ def worst(found: Iterable[Found], dtype: torch.dtype) -> tuple[float, list[str]]
     return most, wrong
 
 
-def cases(op: str, arch: int) -> Iterator[Case]:
-    """One for each configuration of a file of kernels, those of one call once."""
+def cases(op: str, arch: int, *, one: bool = False) -> Iterator[Case]:
+    """One for each configuration of a file of kernels, those of one call once.
+
+    `one`: the first for each kernel and dtype alone.
+    """
     kernels = import_module(f"colaworld.kernels.{op}")
     made: set[tuple[str, str]] = set()
+    seen: set[tuple[str, str]] = set()
     for row in kernels.configurations(arch):
         case = _CASES[op](kernels, row)
+        kind = (row.kernel.__name__, case.dtype)
+        if one and kind in seen:
+            continue
+        seen.add(kind)
         if (case.label, case.dtype) not in made:
             made.add((case.label, case.dtype))
             yield case
@@ -296,7 +304,7 @@ def _vector_quantize(kernels, row) -> Case:
     return Case("vector_quantize", what.strip(), short_name(dtype), run)
 
 
-def changed(kernels, **numbers: int) -> ExitStack:
+def thresholds(kernels, **numbers: int) -> ExitStack:
     """Thresholds of a file, so that few rows already take the way of many."""
     stack = ExitStack()
     for name, value in numbers.items():
@@ -306,7 +314,7 @@ def changed(kernels, **numbers: int) -> ExitStack:
 
 def _nearest(kernels, c, K: int, D: int, dtype: torch.dtype) -> list[Found]:
     z, codebook = draw(150, D, dtype=dtype), draw(K, D, dtype=dtype, seed=1)
-    with changed(kernels, FEW_ROWS=0 if c["BN"] > 32 else 1 << 14):
+    with thresholds(kernels, FEW_ROWS=0 if c["BN"] > 32 else 1 << 14):
         codes, indices = kernels.nearest(z, codebook, exact=c["EXACT"])
     assert torch.equal(codes, codebook[indices]), "codes are not the entries of the indices"
     distance = torch.cdist(z.double(), codebook.double())
@@ -315,11 +323,11 @@ def _nearest(kernels, c, K: int, D: int, dtype: torch.dtype) -> list[Found]:
     return [Found("distance", chosen, plain, least)]
 
 
-def _sums(kernels, K: int, D: int, dtype: torch.dtype, **changed: int) -> list[Found]:
+def _sums(kernels, K: int, D: int, dtype: torch.dtype, **numbers: int) -> list[Found]:
     z = draw(300, D, dtype=dtype)
     indices = torch.randint(K, (300,), generator=torch.Generator().manual_seed(1))
     indices[:150] = K - 1  # one heavy entry, of several pieces
-    with changed(kernels, **changed):
+    with thresholds(kernels, **numbers):
         got = kernels.sums(z, indices, K, counts=True)
     exact = reference.code_statistics(z.double(), indices, K, True)
     return [Found("sums", got, reference.code_statistics(z, indices, K, True), exact)]

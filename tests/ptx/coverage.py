@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ptx import cases
+from ptx import cases, native_cases
 from ptx.count import Counts
-from ptx.faults import Fault
+from ptx.faults import Fault, Reports
 from ptx.native_driver import Native
 
 TABLE = Path(__file__).parent / "coverage.md"
@@ -38,16 +39,22 @@ class Row:
     error: float = 0.0
     reports: int = 0
     rounding: int = 0  # stores of one number by two lanes that differ in its last bits
+    opcodes: Counter[str] = field(default_factory=Counter)  # by the name before the first dot
     wrong: list[str] = field(default_factory=list)
 
 
-def triton_rows(op: str, arch: int) -> Iterator[Row]:
-    """The configurations of one file of kernels; each is compared, each must have been launched."""
+def triton_rows(
+    op: str, arch: int, *, one: bool = False, only: list[cases.Case] | None = None
+) -> Iterator[Row]:
+    """The configurations of one file of kernels; each is compared, each must have been launched.
+
+    `one`: a call for each kernel and dtype alone; `only`: these calls alone.
+    """
     from ptx.triton_driver import on_ptx
 
     rows: dict[tuple[str, str], Row] = {}
     launches = []
-    for case in cases.cases(op, arch):
+    for case in only if only is not None else cases.cases(op, arch, one=one):
         with on_ptx(arch) as session:
             try:
                 found = case.run()
@@ -65,19 +72,17 @@ def triton_rows(op: str, arch: int) -> Iterator[Row]:
             row.wrong += [f"{case.label}: {w}" for w in wrong]
             if session.reports:
                 row.wrong.append(f"{case.label}: {session.reports}")
-    for label in cases.missed(op, arch, launches):
+    everything = not one and only is None
+    for label in cases.missed(op, arch, launches) if everything else ():
         row = rows.setdefault(("", ""), Row(op, "triton", "", arch))
         row.wrong.append(f"{label}: was not run")
     yield from rows.values()
 
 
-def native_rows(native) -> Iterator[Row]:
-    """The kernels of nvcc; each there is must have been launched."""
-    from ptx import native_cases
-    from ptx.faults import Reports
-
+def native_rows(native: Native, *, only: list[cases.Case] | None = None) -> Iterator[Row]:
+    """The kernels of nvcc; each there is must have been launched. `only`: these calls alone."""
     rows: dict[tuple[str, str], Row] = {}
-    for case in native_cases.cases(native):
+    for case in native_cases.cases(native) if only is None else only:
         native.launches.clear()
         native.reports = Reports()
         try:
@@ -94,7 +99,8 @@ def native_rows(native) -> Iterator[Row]:
             row.wrong += [f"{case.label}: {w}" for w in wrong]
             if native.reports:
                 row.wrong.append(f"{case.label}: {native.reports}")
-    for kernel in sorted(set(native.names()) - {name for name, _ in rows}):
+    missed = set() if only is not None else set(native.kernels) - {name for name, _ in rows}
+    for kernel in sorted(missed):
         rows[kernel, ""] = Row(kernel, "nvcc", "", native.arch, wrong=["was not run"])
     yield from rows.values()
 
@@ -104,6 +110,8 @@ def add(row: Row, counts: Iterator[Counts], most: float) -> None:
     for c in counts:
         row.blocks += c.blocks
         row.instructions += sum(c.instructions.values())
+        for opcode, count in c.instructions.items():
+            row.opcodes[opcode.split(".")[0]] += count
     row.error = max(row.error, most)
 
 

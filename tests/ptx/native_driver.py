@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -179,6 +179,15 @@ def _cuobjdump() -> str:
     return found
 
 
+def parts_of(text: str) -> Iterator[tuple[str, str]]:
+    """(name, PTX of it alone) of each kernel of a module."""
+    starts = [m.start() for m in re.finditer(r"^[^\n]*\.entry\s", text, re.M)]
+    shared = "".join(re.findall(r"^\s*(?:\.extern\s+)?\.shared[^;]*;\n", text, re.M))
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        body = text[start : text.rindex("}", start, end) + 1]
+        yield re.search(r"\.entry\s+([\w$]+)", body)[1], shared + body
+
+
 @dataclass(frozen=True)
 class Launched:
     kernel: str  # its plain name
@@ -193,8 +202,19 @@ class Native:
     texts: Sequence[str]  # PTX modules
     reports: Reports = field(default_factory=Reports)
     launches: list[Launched] = field(default_factory=list)
-    races: bool = True
+    transform: Callable[[str], str] | None = None
+    kernels: dict[str, tuple[str, str]] = field(default_factory=dict)  # plain name -> name, PTX
     _programs: dict[str, Program] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kernels:
+            return
+        found = {name: part for text in self.texts for name, part in parts_of(text)}
+        names = "\n".join(found)
+        plainly = subprocess.run(
+            ["c++filt"], input=names, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        self.kernels = {plain(p): item for p, item in zip(plainly, found.items(), strict=True)}
 
     @classmethod
     def built(cls) -> Native:
@@ -224,31 +244,16 @@ class Native:
             texts.append(made.read_text())
         return cls(arch, texts)
 
-    def changed(self, transform) -> Native:
-        """The same kernels with their PTX changed, for mutations."""
-        return Native(self.arch, [transform(text) for text in self.texts], races=self.races)
-
-    def names(self) -> list[str]:
-        """Every kernel there is, by plain name."""
-        return list(self._names())
+    def changed(self, transform: Callable[[str], str]) -> Native:
+        """The same kernels with the PTX of each changed, for mutations."""
+        return Native(self.arch, self.texts, transform=transform, kernels=self.kernels)
 
     def program(self, kernel: str) -> Program:
         if kernel not in self._programs:
-            text, mangled = self._names()[kernel]
-            self._programs[kernel] = Program(Module(text, only=mangled).kernels[mangled])
+            name, text = self.kernels[kernel]
+            text = text if self.transform is None else self.transform(text)
+            self._programs[kernel] = Program(Module(text).kernels[name])
         return self._programs[kernel]
-
-    @functools.cache  # noqa: B019  lives as long as the kernels
-    def _names(self) -> dict[str, tuple[str, str]]:
-        """Plain name -> (text, name in it) of every kernel."""
-        found = [(t, n) for t in self.texts for n in re.findall(r"\.entry\s+([\w$]+)", t)]
-        names = "\n".join(name for _, name in found)
-        out = subprocess.run(
-            ["c++filt"], input=names, capture_output=True, text=True, check=True
-        ).stdout
-        return dict(zip(map(plain, out.splitlines()), found, strict=True))
-
-    __hash__ = object.__hash__
 
     def run(self, function: str, *arguments: object, memory: GlobalMemory) -> None:
         """A function of `native/launches.cpp`, and every kernel that it launches."""
@@ -259,7 +264,6 @@ class Native:
                 self.program(made.kernel),
                 Shape((made.blocks, 1, 1), (made.threads, 1, 1), made.bytes),
                 memory, made.parameters, reports=self.reports, counts=counts,
-                races=self.races,
             )  # fmt: skip
 
     # --- one method for each op: what its caller in csrc/cuda/*_cuda.cpp does ---

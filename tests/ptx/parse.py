@@ -129,7 +129,6 @@ class Kernel:
 class Module:
     text: str
     kernels: dict[str, Kernel] = field(default_factory=dict)
-    only: str | None = None  # the one kernel that is wanted, where the text is long
 
     def __post_init__(self) -> None:
         text = _plain(self.text)
@@ -141,10 +140,9 @@ class Module:
             outside += _variables(text[at : entry.start()])
             end = _closing(text, entry.end())
             at = end
-            if self.only in (None, entry[1]):
-                self.kernels[entry[1]] = _kernel(
-                    entry[1], entry[2] or "", entry[3], text[entry.end() : end], list(outside)
-                )
+            self.kernels[entry[1]] = _kernel(
+                entry[1], entry[2] or "", entry[3], text[entry.end() : end], outside
+            )
 
 
 def _plain(text: str) -> str:
@@ -333,6 +331,5 @@ def _kernel(
         threads = 1
         for number in demanded.groups():
             threads *= int(number or 1)
-    return Kernel(
-        name, offsets, offset, read.code, read.labels, read.widths, outside + read.shared, threads
-    )
+    shared = [v for v in outside if v.name in body] + read.shared
+    return Kernel(name, offsets, offset, read.code, read.labels, read.widths, shared, threads)

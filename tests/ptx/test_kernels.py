@@ -1,57 +1,83 @@
-"""Kernels from their own PTX against float64: one Triton kernel and one of nvcc's; the rest follows."""
+"""The shipped kernels from their own PTX against float64: one of each kind here, all of them when slow.
+
+What is run is in cases.py and native_cases.py; `python tests/ptx` prints it as a table.
+"""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
-import torch
 
-from colaworld.ops import reference
+from ptx import cases, coverage, native_cases
+from ptx.native_driver import Missing, Native
 
-
-def error(got, wanted) -> float:
-    return ((got.double() - wanted).norm() / wanted.norm()).item()
-
-
-def attention_case(shape, dtype, *, causal):
-    g = torch.Generator().manual_seed(0)
-    B, T, S, H, D = shape
-    qkv = torch.randn(B, T, S, 3, H, D, generator=g).to(dtype)
-    weights = torch.rand(2, D, generator=g) + 0.5
-    angles = torch.randn(T, D // 2, generator=g)
-    grad = torch.randn(B, T, S, H, D, generator=g).to(dtype)
-    rest = (weights[0], weights[1], angles.cos(), angles.sin())
-    options = {"causal": causal, "eps": 1e-5, "scale": 0.2}
-    leaves = [qkv.double().requires_grad_(), *(w.double().requires_grad_() for w in weights)]
-    tables = (angles.cos().double(), angles.sin().double())
-    out = reference.st_attention(*leaves, *tables, temporal=True, **options)
-    wanted = [out.detach(), *torch.autograd.grad(out, leaves, grad.double())]
-    return qkv, rest, grad, options, wanted
+needs_triton = pytest.mark.skipif(
+    find_spec("triton") is None,
+    reason="triton is not installed; it comes with a CUDA build of torch",
+)
 
 
-def test_a_triton_kernel() -> None:
-    pytest.importorskip("triton", reason="triton comes with a CUDA build of torch")
-    from colaworld.kernels import st_attention as kernels
-    from ptx.triton_driver import on_ptx
-
-    qkv, rest, grad, options, wanted = attention_case((1, 5, 2, 3, 72), torch.bfloat16, causal=True)
-    with on_ptx(90) as session:
-        out = kernels.temporal_attention(qkv, *rest, **options)
-        found = kernels.temporal_attention_backward(grad, qkv, *rest, **options)
-    assert not session.reports, str(session.reports)
-    for got, exact in zip((out, *found), wanted, strict=True):
-        assert error(got, exact) < 1e-2
-
-
-def test_a_kernel_of_nvcc() -> None:
-    from ptx.native_driver import Missing, Native
-
+def native(arch: int) -> Native:
     try:
-        native = Native.built()
+        return Native.built() if arch == 90 else Native.compiled(arch)
     except Missing as reason:
         pytest.skip(str(reason))
-    qkv, rest, grad, options, wanted = attention_case((1, 5, 2, 3, 72), torch.bfloat16, causal=True)
-    found = native.attention(qkv, *rest, **options)
-    found += native.attention(qkv, *rest, grad=grad, **options)
-    assert not native.reports, str(native.reports)
-    for got, exact in zip(found, wanted, strict=True):
-        assert error(got, exact) < 1e-2
+
+
+def check(rows: list[coverage.Row]) -> None:
+    assert rows
+    wrong = [f"{r.kernel} {r.dtype} sm_{r.arch}: {w}" for r in rows for w in r.wrong]
+    assert not wrong, "\n".join(wrong)
+    assert all(r.blocks > 0 for r in rows)
+
+
+@needs_triton
+@pytest.mark.parametrize("op", cases.FILES)
+def test_one_call_of_each_kernel_and_dtype(op) -> None:
+    check(list(coverage.triton_rows(op, 90, one=True)))
+
+
+@needs_triton
+def test_a_large_search_runs_on_wgmma() -> None:
+    found = [c for c in cases.cases("vector_quantize", 90) if "many rows" in c.label and "exact" not in c.label]  # fmt: skip
+    for dtype in ("bf16", "fp32"):
+        case = next(c for c in found if c.dtype == dtype)
+        (row,) = coverage.triton_rows("vector_quantize", 90, only=[case])
+        check([row])
+        assert row.opcodes["wgmma"] > 0
+
+
+def test_kernels_of_nvcc() -> None:
+    some = native(90)
+    short = [
+        case
+        for dtype in (*native_cases.HALF, native_cases.torch.float32)
+        for case in (
+            native_cases.attention(some, native_cases.Attention(72, 5, causal=True, skew=8), dtype),
+            native_cases.nearest(some, (70, 65, 33), dtype),
+            native_cases.sums(some, (200, 5, 3), dtype),
+        )
+    ]
+    check(list(coverage.native_rows(some, only=short)))
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [90, 80])
+@pytest.mark.parametrize("op", cases.FILES)
+def test_every_configuration(op, arch) -> None:
+    check(list(coverage.triton_rows(op, arch)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [90, 80])
+def test_every_kernel_of_nvcc(arch) -> None:
+    check(list(coverage.native_rows(native(arch))))
+
+
+def test_what_is_not_run_is_wrong() -> None:
+    """A row of configurations that no launch was of must not pass unseen."""
+    pytest.importorskip("triton", reason="triton comes with a CUDA build of torch")
+    everything = cases.missed("adaln", 90, [])
+    assert everything and len(everything) == len(set(everything))
