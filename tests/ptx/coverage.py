@@ -38,7 +38,7 @@ class Row:
     instructions: int = 0  # of warps
     error: float = 0.0
     reports: int = 0
-    rounding: int = 0  # stores of one number by two lanes that differ in its last bits
+    remarks: int = 0  # what compilers do and GPUs bear: see faults.py
     opcodes: Counter[str] = field(default_factory=Counter)  # by the name before the first dot
     wrong: list[str] = field(default_factory=list)
 
@@ -68,7 +68,7 @@ def triton_rows(
             )
             add(row, (r.counts for r in session.launches if r.kernel == kernel), most)
             row.reports += sum(k == kernel for k, _, _ in session.reports.found)
-            row.rounding += sum(k == kernel for k, _, _ in session.reports.rounding)
+            row.remarks += sum(k == kernel for k, _, _ in session.reports.remarks)
             row.wrong += [f"{case.label}: {w}" for w in wrong]
             if session.reports:
                 row.wrong.append(f"{case.label}: {session.reports}")
@@ -95,7 +95,7 @@ def native_rows(native: Native, *, only: list[cases.Case] | None = None) -> Iter
             )
             add(row, (r.counts for r in native.launches if r.kernel == kernel), most)
             row.reports += len(native.reports)
-            row.rounding += len(native.reports.rounding)
+            row.remarks += len(native.reports.remarks)
             row.wrong += [f"{case.label}: {w}" for w in wrong]
             if native.reports:
                 row.wrong.append(f"{case.label}: {native.reports}")
@@ -117,12 +117,12 @@ def add(row: Row, counts: Iterator[Counts], most: float) -> None:
 
 def markdown(rows: list[Row]) -> str:
     lines = [
-        "| kernel | by | dtype | sm | calls | blocks | warp instructions | largest error | reports |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| kernel | by | dtype | sm | calls | blocks | warp instructions | largest error | reports | remarks |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {r.kernel} | {r.compiler} | {r.dtype} | {r.arch} | {r.calls} | {r.blocks} | "
-        f"{r.instructions} | {r.error:.1e} | {r.reports} |"
+        f"{r.instructions} | {r.error:.1e} | {r.reports} | {r.remarks} |"
         for r in rows
     ]
     return "\n".join(lines)

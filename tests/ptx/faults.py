@@ -19,12 +19,15 @@ class Reports:
     """Findings and how often: (kernel, what, instruction) -> events."""
 
     found: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    # Two lanes that hold one sum, added up in different orders, store it to one place: which of them
-    # wins is the hardware's choice. Counted beside the findings.
-    rounding: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    # Counted beside the findings, because compilers do it and GPUs bear it:
+    # ROUNDING  two lanes that hold one sum, added up in different orders, store it to one place; which
+    #           of them wins is the hardware's choice
+    # PROXY     wgmma reads what cp.async has copied with no fence.proxy.async between, as the manual
+    #           asks; Triton 3.6 and the tutorials of CUTLASS do so
+    remarks: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
     def note(self, kernel: str, what: str, text: str) -> None:
-        to = self.rounding if what.startswith("ROUNDING") else self.found
+        to = self.remarks if what.startswith(("ROUNDING", "PROXY")) else self.found
         to[kernel, what, text] += 1
 
     def __len__(self) -> int:

@@ -27,6 +27,7 @@ def launch(
     reports: Reports,
     counts: Counts | None = None,
     races: bool = True,
+    apart: bool = False,  # one warp of a block after the other, from barrier to barrier
     blocks: Iterable[int] | None = None,  # these alone
 ) -> None:
     """Run every block; a Fault where a GPU would stop, findings go to `reports`."""
@@ -50,7 +51,9 @@ def launch(
     before = list(program.executed)
     with np.errstate(all="ignore"):
         for first, count in _runs(wanted, size):
-            machine = Machine(program, shape, first, count, memory, given, reports, counts, races)
+            machine = Machine(
+                program, shape, first, count, memory, given, reports, counts, races, apart
+            )
             machine.now = now
             machine.run()
             now = machine.now

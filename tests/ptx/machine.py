@@ -51,6 +51,7 @@ class Machine:
         reports: Reports,
         counts: Counts | None,
         races: bool,
+        apart: bool = False,  # a warp runs alone as far as it can, then the next
     ) -> None:
         self.program, self.kernel, self.shape = program, program.kernel, shape
         self.memory, self.parameters = memory, parameters
@@ -80,6 +81,7 @@ class Machine:
         self.special = self._special(first, threads)
         self.asynchronous: dict[type, object] = {}  # states of what runs beside the threads
         self.text = ""
+        self.apart = apart
 
     def _special(self, first: int, threads: int) -> dict[str, Array]:
         local = (self.all % self.threads).astype(np.uint32)
@@ -134,6 +136,10 @@ class Machine:
                     if not self.alive.any():
                         return
                     self._stuck()
+                if self.apart:
+                    ready &= self._first_warps(ready)
+                    places = np.where(ready, self.pc, _NOWHERE)
+                    at = int(places.min())
                 mask = ready & (places == at)
                 self._from(at, None if mask.all() else mask)
         except Fault as fault:
@@ -141,6 +147,12 @@ class Machine:
                 f"{self.kernel.name}, blocks {int(self.knowledge.first // self.threads)} and on"
             )
             raise type(fault)(f"{fault} | {self.text} | {threads}") from None
+
+    def _first_warps(self, ready: Array) -> Array:
+        """The lowest warp of each block that can run."""
+        warps = ready.reshape(self.blocks, -1, LANES).any(2)
+        first = warps.cumsum(1) == 1
+        return np.repeat((first & warps).reshape(-1), LANES)
 
     def _stuck(self) -> None:
         """Nobody can run: lanes wait for lanes that stand elsewhere, or for a barrier."""

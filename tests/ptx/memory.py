@@ -215,6 +215,7 @@ class SharedMemory:
         self.to_be_written = np.zeros(granules, np.int32)
         self.being_read = np.zeros(granules, np.int32)
         self.in_flight = 0
+        self.copied = np.zeros(granules, bool)  # last written by cp.async
 
     def offsets(self, addresses: Array, blocks: Array, size: int, write: bool) -> Array:
         """Where in the buffer `addresses` [k] of `blocks` [k] are."""

@@ -2,8 +2,8 @@
 
 Every executed instruction has a time. A thread knows an event of another when a barrier stands
 between the two: `bar.sync` tells every thread of the block everything so far, `bar.warp.sync` the
-lanes of one warp, an mbarrier those who wait what those who arrived knew. An access that conflicts
-with one that its thread does not know of is a race, whichever came first here.
+lanes of one warp, a barrier of some threads those. An access that conflicts with one that its thread
+does not know of is a race, whichever came first here.
 Not here: memory order without barriers (fences, atomics as locks), which nothing shipped relies on.
 """
 
@@ -38,6 +38,8 @@ class Knowledge:
         lanes = self.of_block[threads].reshape(-1, 32)
         self.of_block[threads] = np.repeat(lanes.max(1), 32)
         self.of_warp[threads] = now
+        if self.threads == 32:
+            self.of_block[threads] = now
         if self.of_thread is not None:
             for warp in np.unique(threads // 32):
                 self._join(np.arange(32) + 32 * warp, now)
@@ -57,16 +59,6 @@ class Knowledge:
                 mine = self.of_warp[32 * warp : 32 * warp + 32]
                 self.of_thread[block, lane : lane + 32, lane : lane + 32] = mine[:, None]
         return self.of_thread
-
-    def row(self, thread: int) -> Array:
-        """[threads] what one thread knows of each thread of its block."""
-        block, local = divmod(int(thread), self.threads)
-        return np.maximum(self.matrix()[block, local], self.of_block[thread])
-
-    def tell(self, thread: int, row: Array) -> None:
-        block, local = divmod(int(thread), self.threads)
-        mine = self.matrix()[block, local]
-        np.maximum(mine, row, out=mine)
 
     def _join(self, threads: Array, now: int) -> None:
         block = int(threads[0]) // self.threads

@@ -40,7 +40,7 @@ def test_some_checks() -> None:
         "-m",
         "not slow",
         "-k",
-        "tie or finds",
+        "lowest_index_wins_a_tie",
     )
 
 

@@ -114,7 +114,7 @@ def test_sums_that_differ_in_their_last_bits_are_told_apart() -> None:
     """
     reports = Reports()
     run(body, [], shared=16, reports=reports)
-    assert not reports and len(reports.rounding) == 1
+    assert not reports and len(reports.remarks) == 1
 
 
 # --- races ---------------------------------------------------------------------------------------

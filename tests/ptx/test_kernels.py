@@ -81,3 +81,25 @@ def test_what_is_not_run_is_wrong() -> None:
     pytest.importorskip("triton", reason="triton comes with a CUDA build of torch")
     everything = cases.missed("adaln", 90, [])
     assert everything and len(everything) == len(set(everything))
+
+
+@needs_triton
+def test_sums_of_several_locations_do_not_depend_on_which_warp_is_first(monkeypatch) -> None:
+    """The one race that is known (plugin.py): lanes that read sums and drop them."""
+    from colaworld.kernels import st_attention as kernels
+    from ptx.triton_driver import on_ptx
+
+    monkeypatch.setattr(kernels, "PROGRAMS", 1)
+    B, T, S, H, D = 1, 3, 4, 1, 16
+    qkv, grad = cases.draw(B, T, S, 3, H, D), cases.draw(B, T, S, H, D, seed=1)
+    weights = [1 + 0.3 * cases.draw(D, seed=s) for s in (2, 3)]
+    found = []
+    for apart in (False, True):
+        with on_ptx(90, apart=apart):
+            found.append(
+                kernels.temporal_attention_backward(
+                    grad, qkv, *weights, None, None, causal=False, eps=1e-5, scale=0.4
+                )
+            )
+    for together, one_after_the_other in zip(*found, strict=True):
+        assert cases.torch.equal(together, one_after_the_other)

@@ -65,6 +65,7 @@ class Session:
     launches: list[Ran] = field(default_factory=list)
     blocks: range | None = None  # of every launch run only these
     races: bool = True
+    apart: bool = False  # see launch.py
     transform: object = None  # text -> text, of the PTX before it runs: for mutations
     fresh: Fresh | None = None
 
@@ -84,7 +85,7 @@ def on_ptx(arch: int = 90, *, unwritten: bool = True, **options) -> Iterator[Ses
             return GPUTarget("cuda", arch, 32)
 
         def get_current_device(self):
-            return 0
+            return arch  # Triton keeps what it compiled by the number of a device
 
         def get_current_stream(self, device):
             return 0
@@ -127,7 +128,7 @@ def _run(session: Session, function, compiled, arguments, named, grid) -> None:
     counts = Counts()
     launch(
         program, shape, memory, parameters, reports=session.reports, counts=counts,
-        races=session.races, blocks=session.blocks,
+        races=session.races, apart=session.apart, blocks=session.blocks,
     )  # fmt: skip
     if session.fresh is not None:
         for address, buffer in buffers.items():

@@ -56,7 +56,9 @@ class Copies:
             if done.any():
                 buffer, size = m.shared.buffer, copy.data.dtype.itemsize
                 at, who = copy.at[done], copy.threads[done]
-                np.subtract.at(m.shared.to_be_written, buffer.granules(at, size), 1)
+                granules = buffer.granules(at, size)
+                np.subtract.at(m.shared.to_be_written, granules, 1)
+                m.shared.copied[granules] = True
                 buffer.write(at, size, copy.data[done], who, m.now, m.knowledge, m.note)
                 keep = ~done
                 if keep.any():

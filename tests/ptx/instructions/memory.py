@@ -67,6 +67,8 @@ def store(m, space: str | None, addresses: Array, data: Array, threads: Array) -
             shared.check_in_flight(shared.buffer.granules(at, size), True, m.note)
         shared.buffer.check_write(at, size, data, threads, *rest)
         shared.buffer.write(at, size, data, threads, m.now, *rest)
+        if m.program.product_registers:
+            shared.copied[shared.buffer.granules(at, size)] = False
         return None
     for buffer, mine, offsets in m.memory.split(addresses, size, write=True):
         buffer.check_write(offsets, size, data[mine], threads[mine], *rest)

@@ -112,8 +112,11 @@ class Products:
             written_at = buffer.shadow.written_at[granules]
             by = buffer.shadow.written_by[granules] - m.knowledge.first
             here = fenced[thread : thread + GROUP].min()
-            if ((fenced[by] <= written_at) & (here <= written_at)).any():
+            unfenced = (fenced[by] <= written_at) & (here <= written_at)
+            if (unfenced & ~shared.copied[granules]).any():
                 m.note("ASYNC: a product reads what was written with no fence.proxy.async after it")
+            elif unfenced.any():
+                m.note("PROXY: a product reads what was copied with no fence.proxy.async after it")
         np.add.at(shared.being_read, granules, 1)
         shared.in_flight += 1
         self.reading.append((thread, int(self.committed[thread]), granules))
