@@ -98,7 +98,7 @@ def missed(op: str, arch: int, launches: Iterable[object]) -> list[str]:
         told = [p for p in pointers if p[1] not in ("*fp32", "*i64")] or pointers[:1]
         return (
             launch.kernel == row.kernel.__name__
-            and launch.threads == 32 * row.num_warps
+            and launch.shape.block[0] == 32 * row.num_warps
             and all(launch.constants.get(n, v) == v for n, v in row.constants.items())
             and all(launch.dtypes[n] == t for n, t in told)
         )

@@ -20,8 +20,8 @@ SECTOR = 32
 class Counts:
     blocks: int = 0
     instructions: Counter[str] = field(default_factory=Counter)  # opcode -> executions by a warp
-    requests: Counter[str] = field(default_factory=Counter)  # "ld", "st" -> warps that asked
-    bytes: Counter[str] = field(default_factory=Counter)  # asked for
+    requests: Counter[str] = field(default_factory=Counter)  # "ld", "st": warps that asked
+    bytes: Counter[str] = field(default_factory=Counter)  # asked for, by several lanes once
     sectors: Counter[str] = field(default_factory=Counter)  # that they lie in, warp by warp
 
     def traffic(self, kind: str, addresses: Array, size: int, threads: Array) -> None:
@@ -31,8 +31,19 @@ class Counts:
         if size > SECTOR:
             sectors = (first[:, None] + np.arange(-(-size // SECTOR))).ravel()
         self.requests[kind] += len(np.unique(warps))
-        self.bytes[kind] += size * len(addresses)
+        self.bytes[kind] += size * len(np.unique((warps << 44) | addresses))
         self.sectors[kind] += len(np.unique(sectors))
+
+    def add(self, other: Counts) -> None:
+        self.blocks += other.blocks
+        for name in ("instructions", "requests", "bytes", "sectors"):
+            getattr(self, name).update(getattr(other, name))
+
+    def executed(self, name: str = "") -> int:
+        """Executions by a warp of the instructions with this name ("mma"), or of all."""
+        return sum(
+            n for opcode, n in self.instructions.items() if name in ("", opcode.split(".")[0])
+        )
 
     def used(self, kind: str) -> float:
         """Bytes asked for of those moved."""

@@ -57,9 +57,7 @@ class Machine:
         self.memory, self.parameters = memory, parameters
         self.reports, self.counts = reports, counts
         threads = int(np.prod(shape.block))
-        self.threads = (
-            -(-threads // LANES) * LANES
-        )  # of a block, with those that fill its last warp
+        self.threads = -(-threads // LANES) * LANES  # of a block, its last warp filled up
         self.blocks, self.total = blocks, blocks * self.threads
         self.all = np.arange(self.total)
         self.block = self.all // self.threads

@@ -9,11 +9,9 @@ a report behind fails. What asks torch for a GPU is skipped: it is about torch, 
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -32,7 +30,6 @@ HARMLESS = {
 
 def pytest_addoption(parser) -> None:
     parser.addoption("--ptx-arch", type=int, default=90, help="80 or 90")
-    parser.addoption("--ptx-record", default=None, help="a file for what was launched, JSON")
 
 
 def pytest_configure(config) -> None:
@@ -52,16 +49,8 @@ def pytest_configure(config) -> None:
 
 
 def pytest_unconfigure(config) -> None:
-    context = getattr(config, "ptx_context", None)
-    if context is None:
-        return
-    context.__exit__(None, None, None)
-    path = config.getoption("--ptx-record")
-    if path is not None:
-        from ptx.coverage import row_of
-
-        rows = [row_of(ran) for ran in config.ptx.launches]
-        Path(path).write_text(json.dumps(rows))
+    if hasattr(config, "ptx_context"):
+        config.ptx_context.__exit__(None, None, None)
 
 
 def pytest_collection_modifyitems(config, items) -> None:

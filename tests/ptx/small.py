@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ptx import formats
+from ptx.count import Counts
 from ptx.faults import Reports
 from ptx.formats import Array
 from ptx.launch import launch
@@ -33,6 +34,7 @@ def run(
     shared: int = 0,
     reports: Reports | None = None,
     skew: int = 0,
+    counts: Counts | None = None,
 ) -> list[Array]:
     """The arrays after the program: their addresses are its parameters, in %d0, %d1, ...
 
@@ -61,7 +63,14 @@ ret;
         packed += struct.pack("<Q", memory.add(array, f"a{i}", written=not made, skew=skew))
     found = Reports() if reports is None else reports
     program = Program(Module(text).kernels["program"])
-    launch(program, Shape((blocks, 1, 1), (threads, 1, 1), shared), memory, packed, reports=found)
+    launch(
+        program,
+        Shape((blocks, 1, 1), (threads, 1, 1), shared),
+        memory,
+        packed,
+        reports=found,
+        counts=counts,
+    )
     if reports is None:
         assert not found, str(found)
     return held

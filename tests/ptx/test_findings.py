@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ptx.count import Counts
 from ptx.faults import Fault, Reports
 from ptx.small import at, load, run, store
 
@@ -296,3 +297,38 @@ def test_atomics_add_up_and_race_with_nobody() -> None:
     )
     (found,) = run(body, [(64, np.uint32)], threads=64, shared=16)
     assert (found.view(np.float32) == 2016).all()
+
+
+# --- counting ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stride", "size", "sectors"), [(4, 4, 4), (8, 4, 8), (32, 4, 32), (16, 16, 16), (0, 4, 1)]
+)
+def test_sectors_that_a_warp_touches(stride, size, sectors) -> None:
+    """32 lanes read `size` bytes, `stride` apart."""
+    counts = Counts()
+    addresses = np.arange(32) * stride + 256
+    counts.traffic("ld", addresses, size, np.arange(32))
+    asked = size * (32 if stride else 1)
+    assert counts.sectors["ld"] == sectors and counts.bytes["ld"] == asked
+    counts.traffic("ld", addresses, size, np.arange(32) + 32)  # another warp asks for itself
+    assert counts.sectors["ld"] == 2 * sectors and counts.requests["ld"] == 2
+    assert counts.used("ld") == asked / (32 * sectors)
+
+
+def test_instructions_are_counted_by_warp() -> None:
+    """Two warps; the second leaves the loop after one pass of three."""
+    body = """
+    mov.b32 %r10, 0;
+    setp.lt.u32 %p2, %r0, 32;
+    AGAIN:
+    mul.lo.u32 %r11, %r10, 3;
+    add.u32 %r10, %r10, 1;
+    setp.lt.and.u32 %p1, %r10, 3, %p2;
+    @%p1 bra AGAIN;
+    """
+    counts = Counts()
+    run(body, [], threads=64, counts=counts)
+    assert counts.instructions["mul.lo.u32"] == 4 and counts.instructions["ret"] == 2
+    assert counts.blocks == 1 and counts.executed("mul") == 4

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import torch
 
 from ptx.count import Counts
@@ -51,11 +50,9 @@ class Ran:
     constants: dict[str, object]
     dtypes: dict[str, str]  # argument -> type
     arch: int
-    blocks: int
-    threads: int
-    shared: int
-    seconds: float
+    shape: Shape
     counts: Counts
+    seconds: float = 0.0
 
 
 @dataclass
@@ -125,23 +122,20 @@ def _run(session: Session, function, compiled, arguments, named, grid) -> None:
     shape = Shape(
         (*blocks, 1, 1)[:3], (32 * compiled.metadata.num_warps, 1, 1), compiled.metadata.shared
     )
-    counts = Counts()
+    ran = Ran(
+        compiled.metadata.name, dict(_constants(compiled)), dict(compiled.src.signature),
+        session.arch, shape, Counts(),
+    )  # fmt: skip
+    session.launches.append(ran)
     launch(
-        program, shape, memory, parameters, reports=session.reports, counts=counts,
+        program, shape, memory, parameters, reports=session.reports, counts=ran.counts,
         races=session.races, apart=session.apart, blocks=session.blocks,
     )  # fmt: skip
+    ran.seconds = time.perf_counter() - started
     if session.fresh is not None:
         for address, buffer in buffers.items():
             if buffer.written is not None:
                 session.fresh.of[address] = Flags(buffer.written, buffer.granule)
-    signature = compiled.src.signature
-    session.launches.append(
-        Ran(
-            compiled.metadata.name, dict(_constants(compiled)), dict(signature), session.arch,
-            int(np.prod(shape.grid)), shape.block[0], shape.shared,
-            time.perf_counter() - started, counts,
-        )
-    )  # fmt: skip
 
 
 def _constants(compiled) -> Iterator[tuple[str, object]]:

@@ -166,11 +166,8 @@ def collective(decode: Decode) -> Control | None:
             return at + 1, mask
         if mask is not None:  # those who wait here already take part
             m.pc[mask] = at
-            here = m.alive & (m.at_barrier < 0) & (m.pc == at)
-            if (here & ~mask).any():
-                extra = here & ~mask
-                mine = mine | extra
-                mask = mask | extra
+            here = m.alive & m.waits & (m.pc == at)
+            mine, mask = mine | here, mask | here
         needed = members(m).reshape(-1, size)
         present = mine.reshape(-1, size)
         complete = (~needed | present).all(1)
