@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
-SIMT = HERE.parent / "csrc" / "simt.h"
+HOST = [HERE.parent / "csrc" / name for name in ("simt.h", "listing.cuh")]
 
 
 def library() -> Path | None:
@@ -34,9 +34,9 @@ def library() -> Path | None:
     if compiler is None:
         return None
     ours = [HERE / name for name in ("gpu_on_host.h", "gpu_on_host.cpp", "launch.cuh")]
-    # Ours come last: they take the place of csrc/cuda's file of the same name.
-    sources = [*sorted((CSRC / "cuda").iterdir()), SIMT, *ours]
-    above = sorted(CSRC.glob("*.h"))
+    # Ours come last: they take the place of csrc/cuda's files of the same names.
+    sources = [*sorted((CSRC / "cuda").iterdir()), *HOST, *ours]
+    above = [*CSRC.glob("*.h"), CSRC / "facts.cpp", *CSRC.glob("cpu/instruction_set.*")]
     digest = hashlib.sha256(torch.__version__.encode())
     for source in (*sources, *above):
         digest.update(source.read_bytes())
@@ -51,12 +51,17 @@ def library() -> Path | None:
         for source in sources:
             shutil.copy(source, folder)
         for source in above:
-            shutil.copy(source, name)
+            target = Path(name) / source.relative_to(CSRC)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(source, target)
         torch_folder = Path(torch.__file__).parent
         done = subprocess.run(
             [compiler, "-std=c++17", "-O1", "-g0", "-fPIC", "-shared", "-w",
-             "-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{torch_folder / 'include'}",
-             "-x", "c++", folder / "gpu_on_host.cpp", "-o", Path(name) / "made.so",
+             "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DCOLAWORLD_CUDA_ARCHITECTURES=90",
+             *(f'-DCOLAWORLD_{name}="stand-in 0"' for name in ("VERSION", "CUDA_NOTE", "TORCH_VERSION")),
+             f"-I{torch_folder / 'include'}",
+             "-x", "c++", folder / "gpu_on_host.cpp", Path(name) / "facts.cpp",
+             Path(name) / "cpu" / "instruction_set.cpp", "-o", Path(name) / "made.so",
              f"-L{torch_folder / 'lib'}", "-ltorch_cpu"],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
