@@ -142,6 +142,16 @@ def test_a_rollout(backbone) -> None:
     torch.testing.assert_close(made[1].frames, made[0].frames, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_rollout_reads_nothing_on_the_host(backbone) -> None:
+    model = world(backbone).eval()
+    frames = clips().frames[:, :1].float() / 255
+    codes = torch.zeros(1, 4, 2, 8)
+    draw = torch.Generator().manual_seed(5)
+    with torch.no_grad(), gpu(), NoHostReads():
+        model.rollout(frames, codes, generator=draw, sampler=SamplerConfig(steps=2))
+
+
 @pytest.mark.parametrize("name", ["st_attention", "vector_quantize", "code_statistics"])
 def test_the_cuda_ops_are_the_stand_ins(name) -> None:
     inputs = {
