@@ -21,6 +21,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 HERE = Path(__file__).parent
@@ -78,7 +79,7 @@ def gpu(arch: int = 90) -> Iterator[object]:
     """
     from ptx.triton_driver import on_ptx
 
-    from colaworld.ops import _dispatch, _registry, reference
+    from colaworld.ops import _dispatch, _registry, attention_backends, reference
 
     plain = _dispatch.facts_of
 
@@ -90,6 +91,12 @@ def gpu(arch: int = 90) -> Iterator[object]:
         # As on a device: not waited for.
         torch._assert_async(((rows >= 0) & (rows < table.shape[0])).all(), name)
 
+    def flex(q, k, v, *, block_mask) -> torch.Tensor:
+        # Its definition, since torch has no gradient of it on a CPU.
+        i, j = torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])[None]
+        mask = block_mask.mask_mod(0, 0, i, j)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
     with on_ptx(arch) as session, torch.library._scoped_library("colaworld", "IMPL") as scoped:
         for op in _registry.ALL:
             if op.launch is not None:
@@ -97,6 +104,7 @@ def gpu(arch: int = 90) -> Iterator[object]:
         with (
             mock.patch.object(_dispatch, "facts_of", facts_of),
             mock.patch.object(reference, "_check_rows", check_rows),
+            mock.patch.object(attention_backends, "flex", lambda: flex),
         ):
             yield session
     assert not session.reports, str(session.reports)

@@ -52,7 +52,9 @@ class Products:
         if before is None:
             self.machine.note("ASYNC: a product before the first wgmma.fence")
         elif before is not now and (before[threads] != now[threads]).any():
-            self.machine.note("ASYNC: a product takes a register written since the last wgmma.fence")
+            self.machine.note(
+                "ASYNC: a product takes a register written since the last wgmma.fence"
+            )
 
     def start_of(self, index: int) -> Array:
         """An accumulator: of the product before, if that is under way."""
