@@ -106,6 +106,7 @@ def _compile(op: str, arch: int, place: int) -> Row:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
         (read,) = read_cubin(cubin, arch)
+    del read["function"]
     read |= {
         "kernel": configuration.kernel.__name__,
         "config": configuration.label,

@@ -116,7 +116,7 @@ SHOWN: tuple[Shown, ...] = (
     Shown("triton", "vector_quantize", "code_statistics, entries of a sort", "code_statistics entries K=8192 d=64 fp32", Work(12_099 * 64 * 4, 8192 * 65 * 4, passes=8192, blocks=8192)),
     Shown("triton", "vector_quantize", "update_codebook", "update_codebook K=32 d=32", Work(32 * (2 * 32 + 2) * 4, 32 * (2 * 32 + 1) * 4, passes=1, blocks=1)),
     *_attentions("cuda", "XL, bf16", "st_attention::{}<colaworld::cuda::bf16, 72, 2>", _XL, 32, 32, 32, 32, 16),
-    *_attentions("cuda", "XL, T <= 32, bf16", "st_attention::{}<colaworld::cuda::bf16, 72, 4>", _XL | {"T": 32}, 32, 32, 32, 32, 16),
+    *_attentions("cuda", "XL, T 32, bf16", "st_attention::{}<colaworld::cuda::bf16, 72, 4>", _XL | {"T": 32}, 32, 32, 32, 32, 16),
     *_attentions("cuda", "LAM, bf16", "st_attention::{}<colaworld::cuda::bf16, 64, 2>", _LAM16, 32, 32, 32, 32),
     Shown("cuda", "st_attention", "st_attention forward, D 128, bf16", "st_attention::forward<colaworld::cuda::bf16, 128, 2>"),
     Shown("cuda", "st_attention", "st_attention backward, D 128, bf16", "st_attention::backward<colaworld::cuda::bf16, 128, 2>"),
@@ -133,21 +133,24 @@ CLOSE = "<!-- end of resources -->"
 
 
 def markdown(rows: list[Row], impl: str) -> str:
-    """The table of a README: registers on each architecture, all else on the one of `predict`."""
+    """The table of a README: registers on each architecture, all else on the one of `predict`.
+
+    Sectors are those of the row, where something measured them, else follow from the shape.
+    """
     archs = sorted({row["arch"] for row in rows if row["impl"] == impl})
     heads = (
         "kernel",
         "warps",
         f"registers on sm_{' / '.join(map(str, archs))}",
-        "shared memory",
+        "shared",
         "blocks",
-        "instructions",
+        "loop",
         "loads",
         "in flight",
         "sectors",
-        "issue",
-        "bytes",
-        "floor",
+        "issue us",
+        "bytes us",
+        "floor us",
     )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for shown in SHOWN:
@@ -170,7 +173,7 @@ def is_shown(row: Row, shown: Shown) -> bool:
 
 def _cells(row: Row, registers: str, work: Work | None) -> list[str]:
     loads = ", ".join(f"{count} x {bits}" for bits, count in row["loads"].items())
-    sectors = work.sectors if work else None
+    sectors = row.get("sectors", work.sectors if work else None)
     cells = [
         str(ceil(row["threads"] / 32)),
         registers,

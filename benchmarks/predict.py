@@ -81,7 +81,7 @@ class Work:
     inner: tuple[
         int, ...
     ] = ()  # passes over a loop in the main one for each pass of that, and so on
-    arithmetic: int = 1  # passes over an inner loop without accesses to global memory
+    arithmetic: int = 1  # the same, over a loop without accesses to global memory, at any depth
     # Bytes in a row that one load asks for, piece by piece, and from one row of them to the next.
     pieces: tuple[int, ...] = ()
     step: int = 0
@@ -128,14 +128,13 @@ def issue_time(row: Row, work: Work) -> float:
     Four schedulers of a multiprocessor start at most one instruction of a warp a cycle each (CUDA C++
     Programming Guide, compute capability 8.x and 9.0), whatever it does. They share the instructions of
     all warps evenly, but none starts two instructions of one warp at a time: the longer of the two ways
-    to count it. Instructions are those of `sass.depths`, so loops within the main one that `work` says
-    nothing about run once: a floor.
+    to count it. Instructions are those of `sass.summary`'s `depths`; of a branch both ways are counted,
+    and a loop within the main one that `work` says nothing about, once.
     """
     times = _times(row, work)
-    each = sum(
-        (plain + alone * (work.arithmetic if depth > 1 else 1)) * often
-        for depth, ((plain, _, alone), often) in enumerate(zip(row["depths"], times, strict=True))
-    )
+    each = sum(line[0] * n for line, n in zip(row["depths"], times, strict=True))
+    for around, line in zip(times[1:], row["depths"][2:], strict=False):
+        each += line[2] * around * work.arithmetic
     spread = each * ceil(row["threads"] / LANES) / (PROCESSORS * SCHEDULERS)
     return max(spread, each / times[0]) / CLOCK
 

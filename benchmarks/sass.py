@@ -303,8 +303,8 @@ def _widths(code: Iterable[Instruction]) -> dict[str, int]:
 
 
 def _depths(graph: dict[int, Block], main: int | None) -> list[list[int]]:
-    """[instructions, bytes that a lane loads, instructions of loops without memory], one such line
-    for what is outside of loops, one for loops, one for loops within loops, and so on.
+    """[instructions, bytes that a lane loads, instructions of inner loops without memory], one such
+    line for what is outside of loops, one for loops, one for loops within loops, and so on.
 
     An outermost loop that has less than a quarter of the accesses that the one with the main loop has,
     or more than four times as many, is another kind of work (it fills a table, waits, or writes the
@@ -320,7 +320,8 @@ def _depths(graph: dict[int, Block], main: int | None) -> list[list[int]]:
         outside = not block.loops or not usual / 4 <= moved[block.loops[0]] <= usual * 4
         line = lines[0 if outside else len(block.loops)]
         counted = sum(i.counts for i in block.code)
-        line[0 if outside or moved[block.loops[-1]] else 2] += counted
+        plain = outside or len(block.loops) == 1 or moved[block.loops[-1]]
+        line[0 if plain else 2] += counted
         line[1] += sum(i.bits // 8 for i in block.code if i.loads)
     return [lines[depth] for depth in range(max(lines) + 1)]
 
