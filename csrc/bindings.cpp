@@ -1,4 +1,4 @@
-// colaworld._C: what is not a tensor. Tensors go through the ops of ops.cpp.
+// colaworld._C: what is not a tensor. Tensors go through the ops.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

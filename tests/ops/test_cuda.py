@@ -106,7 +106,7 @@ def test_fake_cuda_tensors_take_the_kernels_in_one_graph() -> None:
         assert spatial["cuda"].reason.startswith("the axis is spatial")
     assert len(graphs) == 1
     for name in ("st_attention", "vector_quantize", "code_statistics"):
-        assert f"colaworld.{name}" in graphs[0]
+        assert f"colaworld.{name}.default" in graphs[0]
 
 
 # --- with a GPU ----------------------------------------------------------------------------------
