@@ -26,8 +26,7 @@ from colaworld import ops
 
 from . import predict, sass
 from .gate import repository
-
-Row = dict[str, Any]
+from .predict import Row
 
 OPS = ("st_attention", "qk_norm_rope", "adaln", "vector_quantize")  # files in kernels
 # What the name of a CUDA function holds, and the op that it belongs to.

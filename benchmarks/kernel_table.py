@@ -9,9 +9,7 @@ from math import ceil
 from typing import Any, NamedTuple
 
 from . import predict
-from .predict import Work
-
-Row = dict[str, Any]
+from .predict import Row, Work
 
 
 class Shown(NamedTuple):
@@ -29,7 +27,7 @@ def _attention(
 ) -> Work:
     """Temporal attention of 8 clips of 256 places: qkv in, out out; with d out in, dqkv out."""
     places, numbers = 8 * 256, 8 * T * 256 * H * D * size
-    read, written = ((4, 3) if backward else (3, 1)) if size else (0, 0)
+    read, written = (4, 3) if backward else (3, 1)
     work = {
         "read": read * numbers,
         "written": written * numbers,

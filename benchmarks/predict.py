@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-Row = dict[str, Any]
+Row = dict[str, Any]  # of the resource table: what `compiled.py` reads of one kernel
 
 # The GPU that times are predicted for, an H200: what of its 4.8e12 B/s a copy is expected to reach,
 # how long an access to its memory takes (both as in `kernels/README.md`: expectations), multiprocessors,

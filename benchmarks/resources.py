@@ -22,11 +22,10 @@ from typing import Any
 
 from . import compiled, predict
 from .kernel_table import READMES, markdown, with_table
+from .predict import Row
 
 RESULTS = Path(__file__).parent / "results" / "resources.json"
 TOLERANCE = 0.02  # what an edit elsewhere may change of a kernel
-
-Row = dict[str, Any]
 
 
 def _key(row: Row) -> tuple[Any, ...]:

@@ -118,8 +118,7 @@ def blocks(code: list[Instruction]) -> dict[int, Block]:
     A branch on lanes that disagree (BRA.DIV) is taken as not taken, and a call (CALL, a division as a
     rule) as one instruction, so neither what the lanes do one by one nor called code is among them.
     """
-    leaders = {code[0].address} | {i.target for i in code if _jumps(i) and i.target is not None}
-    ends = {i.address for i in code if _jumps(i) or _stops(i)}
+    leaders = {i.target for i in code if _jumps(i) or i.name == "BSSY"}
     made: dict[int, Block] = {}
     current = Block([])
     meets: dict[str, int] = {}  # barrier register -> where its lanes go on together
@@ -129,7 +128,8 @@ def blocks(code: list[Instruction]) -> dict[int, Block]:
         current.code.append(instruction)
         if instruction.name == "BSSY":
             meets[_BARRIER.search(instruction.operands)[0]] = instruction.target
-        if after is not None and after.address not in leaders and instruction.address not in ends:
+        ends = _jumps(instruction) or _stops(instruction)
+        if after is not None and after.address not in leaders and not ends:
             continue
         if instruction.name == "BSYNC":
             # The lanes meet at the place that its BSSY named, as a rule the next instruction.
@@ -143,7 +143,7 @@ def blocks(code: list[Instruction]) -> dict[int, Block]:
     reached, left = set(), [code[0].address]
     while left:
         address = left.pop()
-        if address not in reached and address in made:
+        if address not in reached:
             reached.add(address)
             left += made[address].next
     return {address: made[address] for address in sorted(reached)}

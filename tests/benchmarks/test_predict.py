@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from math import ceil
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import kernel_table, predict
 from benchmarks.predict import Work
@@ -145,3 +147,24 @@ def test_shared_memory_of_a_launch_is_what_the_launch_code_asks_for(tmp_path) ->
     assert len(asked) == 23
     for kernel, asked_for in asked.items():
         assert predict.launched(f"colaworld::cuda::{kernel}") == (None, int(asked_for)), kernel
+
+
+def test_the_grids_of_what_is_shown_are_those_of_the_launches() -> None:
+    pytest.importorskip("triton")
+    from colaworld.kernels import adaln, qk_norm_rope, st_attention, vector_quantize
+
+    work = {(s.impl, s.name): s.work for s in kernel_table.SHOWN if s.work}
+    tokens, places = 8 * 16 * 256, 8 * 256
+
+    rows = max(adaln.FEWEST_ROWS, tokens // adaln.BACKWARD_PROGRAMS)
+    assert work["triton", "adaln forward, XL, bf16"].blocks == tokens // adaln.FORWARD_ROWS
+    assert work["triton", "adaln backward, XL, bf16"].blocks == 8 * 16 * ceil(256 / rows)
+    assert work["triton", "qk_norm_rope backward, XL, bf16"].blocks == qk_norm_rope.PROGRAMS
+    steps = places * 16 // st_attention.PROGRAMS
+    assert work["triton", "st_attention backward, XL, bf16"].blocks == ceil(places / steps) * 16
+    pieces = work["triton", "code_statistics, pieces of a sort"].blocks
+    assert pieces == 8192 + ceil(1_000_000 / vector_quantize.PIECE_ROWS)
+    constants, _ = vector_quantize._assign_constants(2000, 32, 32, torch.float32, 90, exact=False)
+    assert work["triton", "vector_quantize, a batch, float32"].blocks == ceil(
+        2000 / constants["BN"]
+    )
