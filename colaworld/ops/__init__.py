@@ -2,11 +2,12 @@
 
 This is the only room that loads compiled code. `explain(op, tensor)` says what would run and why
 the others refuse; `force(name)` and the variable COLAWORLD_OPS choose one implementation;
-`build_info()` says what was compiled, `why_not_compiled()` why nothing was.
+`build_info()` says what was compiled, `why_not_compiled()` why nothing was, `cuda_kernels()` what a launch
+of each CUDA kernel takes.
 """
 
 from colaworld.ops._dispatch import NoImplementationError, Verdict, explain, force, names
-from colaworld.ops._native import build_info
+from colaworld.ops._native import build_info, cuda_kernels
 from colaworld.ops._native import reason as why_not_compiled
 from colaworld.ops.adaln import adaln
 from colaworld.ops.attention_backends import BACKENDS as ATTENTION_BACKENDS
@@ -28,6 +29,7 @@ __all__ = [
     "attention_backend_missing",
     "build_info",
     "code_statistics",
+    "cuda_kernels",
     "explain",
     "force",
     "names",

@@ -77,6 +77,7 @@ def test_build_info_is_complete_and_consistent() -> None:
         "cuda",
         "cuda_architectures",
         "cuda_note",
+        "cuda_stream",
         "torch_built_against",
     }
     assert info["version"] == colaworld.__version__
@@ -84,3 +85,4 @@ def test_build_info_is_complete_and_consistent() -> None:
     assert info["chosen_instruction_set"] in info["compiled_instruction_sets"]
     assert info["cuda"] == bool(info["cuda_architectures"])
     assert info["cuda_note"]
+    assert info["cuda"] or not info["cuda_stream"]
