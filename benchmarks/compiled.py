@@ -23,25 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from colaworld import ops
+from colaworld.ops import _native
 
 from . import predict, sass
 from .gate import repository
 from .predict import Row
 
 OPS = ("st_attention", "qk_norm_rope", "adaln", "vector_quantize")  # files in kernels
-# What the name of a CUDA function holds, and the op that it belongs to.
-CUDA_OPS = {
-    "st_attention": "st_attention",
-    "vector_quantize": "vector_quantize",
-    "code_statistics": "vector_quantize",
-}
 _USAGE = re.compile(
     r"Function (?P<name>\S+):\s*\n\s*REG:(?P<registers>\d+) STACK:(?P<stack>\d+) SHARED:(?P<shared>\d+)"
-)
-_THREADS = re.compile(
-    r"^\.nv\.info\.(?P<name>\S+)\n(?:(?!\.nv\.info).*\n)*?"
-    r"\s*Attribute:\s*EIATTR_MAX_THREADS\s*\n.*\n\s*Value:\s*(?P<threads>0x[0-9a-f]+)",
-    re.MULTILINE,
 )
 
 
@@ -105,7 +95,6 @@ def _compile(op: str, arch: int, place: int) -> Row:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
         (read,) = read_cubin(cubin, arch)
-    del read["function"]
     read |= {
         "kernel": configuration.kernel.__name__,
         "config": configuration.label,
@@ -118,32 +107,52 @@ def _compile(op: str, arch: int, place: int) -> Row:
 def cuda_rows(only: str | None = None) -> Iterator[Row]:
     """The kernels within the compiled library; none where it was built without CUDA."""
     built = ops.build_info()
-    spec = importlib.util.find_spec("colaworld._native")
-    if built is None or not built["cuda"] or spec is None or spec.origin is None:
+    if built is None or not built["cuda"] or _native.PATH is None:
         return
+    launches = {kernel.name: kernel for kernel in ops.cuda_kernels(ask_driver=False)}
     with tempfile.TemporaryDirectory() as folder:
-        _tool("cuobjdump", "-xelf", "all", spec.origin, folder=folder)
+        _tool("cuobjdump", "-xelf", "all", _native.PATH, folder=folder)
         for cubin in sorted(Path(folder).glob("*.cubin")):
             arch = int(re.search(r"\.sm_(\d+)", cubin.name)[1])
             key = _hash(cubin.read_bytes(), built["cuda_note"], _reader())
             for read in _remembered(key, lambda: list(read_cubin(cubin, arch))):  # noqa: B023
-                row = _cuda_row(read, arch, built["cuda_note"])
-                if only in (None, row["op"]):
-                    yield row
+                launch = launches[launch_name(read["kernel"])]
+                op = launch.name.split()[0].strip(",")
+                op = "vector_quantize" if op == "code_statistics" else op  # one file of kernels
+                if only in (None, op):
+                    yield {
+                        "impl": "cuda",
+                        "op": op,
+                        "arch": arch,
+                        **read,
+                        "config": "",
+                        "compiler": built["cuda_note"],
+                        "threads": launch.threads,
+                        "shared": read["shared"] + launch.dynamic_shared,
+                    }
 
 
-def _cuda_row(read: Row, arch: int, compiler: str) -> Row:
-    function = read.pop("function")
-    op = next((op for part, op in CUDA_OPS.items() if part in function), None)
-    threads, shared = predict.launched(read["kernel"])
-    threads = threads or read["threads"]
-    if op is None or threads is None:
-        raise ValueError(
-            f"{function}: expected a name of {list(CUDA_OPS)} and __launch_bounds__ or a line in "
-            f"predict.launched, got op {op} and threads {threads}"
-        )
-    read |= {"threads": threads, "shared": read["shared"] + shared}
-    return {"impl": "cuda", "op": op, "arch": arch, **read, "config": "", "compiler": compiler}
+_LAUNCHES = (  # what a kernel is called, and how the library lists it (csrc/cuda/kernels.h)
+    (r"st_attention::(\w+)<(\w+), (\d+), 2>", r"st_attention \1, \2, D \3, T <= 16"),
+    (r"st_attention::(\w+)<(\w+), (\d+), 4>", r"st_attention \1, \2, D \3, T <= 32"),
+    (r"st_attention_float::(\w+)<(\d+)>", r"st_attention \1, float32, D 128, T <= \2"),
+    (r"sum", r"st_attention, sums of the weights"),
+    (r"vector_quantize_kernels::assign<(\w+), 4>", r"vector_quantize, 64 rows a block, \1"),
+    (r"vector_quantize_kernels::assign<(\w+), 8>", r"vector_quantize, 128 rows a block, \1"),
+    (r"code_statistics_kernels::add<(\w+)>", r"code_statistics at its largest, \1"),
+    (r"code_statistics_kernels::merge<float32>", r"code_statistics, sums of parts"),
+)
+
+
+def launch_name(kernel: str) -> str:
+    """How the library lists a kernel, which says how it is launched. ValueError: no line above fits."""
+    name = kernel.replace("colaworld::cuda::", "")
+    for short, long in (("bf16", "bfloat16"), ("fp16", "float16"), ("<float", "<float32")):
+        name = re.sub(rf"{short}\b", long, name)
+    for pattern, listed in _LAUNCHES:
+        if found := re.fullmatch(pattern, name):
+            return found.expand(listed)
+    raise ValueError(f"{kernel}: expected a line of _LAUNCHES in {__name__} for it, got none")
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -153,15 +162,12 @@ def read_cubin(cubin: Path, arch: int) -> Iterator[Row]:
     """What is compiled of each kernel in a file of machine code."""
     usage = _tool("cuobjdump", "-res-usage", str(cubin))
     code = sass.functions(_tool("cuobjdump", "-sass", str(cubin)))
-    threads = thread_limits(_tool("cuobjdump", "-elf", str(cubin)))
     for used in resource_usage(usage):
         name = used.pop("name")
         # From sm_90 on what belongs to the system is among the shared memory that is told.
         system = predict.SYSTEM_SHARED if arch >= 90 and used["shared"] else 0
         yield {
-            "function": name,
             "kernel": plain_name(name),
-            "threads": threads.get(name),
             **used,
             "shared": used["shared"] - system,
             **sass.summary(code[name]),
@@ -173,11 +179,6 @@ def resource_usage(text: str) -> Iterator[Row]:
     for found in _USAGE.finditer(text):
         numbers = {key: int(found[key]) for key in ("registers", "stack", "shared")}
         yield {"name": found["name"], **numbers}
-
-
-def thread_limits(text: str) -> dict[str, int]:
-    """Threads of a block by function, those that have __launch_bounds__, from `cuobjdump -elf`."""
-    return {found["name"]: int(found["threads"], 16) for found in _THREADS.finditer(text)}
 
 
 def plain_name(mangled: str) -> str:

@@ -9,7 +9,6 @@ kernel whose floor is lower is not proved faster. Not here: reading the code (`s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -166,26 +165,3 @@ def needed_in_flight() -> float:
     is not always under way.
     """
     return COPY * LATENCY / PROCESSORS
-
-
-def launched(kernel: str) -> tuple[int | None, int]:
-    """(threads of a block or None where the compiled code says it, bytes of shared memory asked for).
-
-    A CUDA kernel gets its shared memory at its launch: of csrc/cuda, at 64 channels (attention in
-    float32) or 32 entries of 32 (statistics) where it follows from the size. `tests/csrc` compares.
-    """
-    if found := re.search(r"st_attention::(forward|backward)<.*, (\d+), (\d+)>", kernel):
-        pairs, rows = int(found[2]) // 8, int(found[3])
-        sums = 4 * 2 * pairs * LANES if found[1] == "backward" else 0
-        return None, (rows * pairs * LANES + 2 * pairs * 4 + sums) * 8
-    if found := re.search(r"st_attention_float::(forward|backward)<(\d+)>", kernel):
-        rows, tiles, squares = int(found[2]), *((4, 2) if found[1] == "backward" else (3, 1))
-        return None, (tiles * rows * (64 + 4) + squares * rows * (rows + 1)) * 4
-    if found := re.search(r"vector_quantize_kernels::assign<.*, (\d+)>", kernel):
-        rows = 16 * int(found[1])
-        return None, (32 * (rows + 4) + 32 * (64 + 4) + 64 + rows) * 4
-    if "code_statistics_kernels::add" in kernel:
-        return None, 8 * 4 * (32 + 1) * 4
-    if "code_statistics_kernels::merge" in kernel:
-        return 256, 0
-    return None, 0

@@ -21,16 +21,6 @@ def test_usage_is_read_by_hand() -> None:
     assert compiled.plain_name("_Z3addPf") in ("add", "_Z3addPf")  # without c++filt it stays
 
 
-def test_threads_are_read_by_hand() -> None:
-    text = (
-        ".nv.info\n\t<0x1>\n\tAttribute:\tEIATTR_REGCOUNT\n\tFormat:\tEIFMT_SVAL\n\tValue:\t0x1\n"
-        ".nv.info.free\n\t<0x1>\n\tAttribute:\tEIATTR_CRS_STACK_SIZE\n\tFormat:\tEIFMT_SVAL\n\tValue:\t0x0\n"
-        ".nv.info.bound\n\t<0x1>\n\tAttribute:\tEIATTR_CRS_STACK_SIZE\n\tFormat:\tEIFMT_SVAL\n\tValue:\t0x0\n"
-        "\t<0x2>\n\tAttribute:\tEIATTR_MAX_THREADS\n\tFormat:\tEIFMT_SVAL\n\tValue:\t0x80 0x1 0x1 \n"
-    )
-    assert compiled.thread_limits(text) == {"bound": 128}
-
-
 def test_a_tool_that_fails_is_an_error(monkeypatch) -> None:
     def run(*_, **__):
         return subprocess.CompletedProcess([], 1, "", "no such file")
@@ -40,15 +30,43 @@ def test_a_tool_that_fails_is_an_error(monkeypatch) -> None:
         compiled._tool("cuobjdump", "-lelf", "missing.so")
 
 
-def test_a_cuda_kernel_that_nobody_knows_is_an_error() -> None:
-    read = {"function": "_ZN12st_attention3newEv", "kernel": "st_attention::new", "threads": None}
-    with pytest.raises(ValueError, match=r"_ZN12st_attention3newEv: expected .* threads None"):
-        compiled._cuda_row(dict(read), 90, "nvcc")
-    with pytest.raises(ValueError, match="got op None"):
-        compiled._cuda_row(read | {"function": "other", "threads": 32}, 90, "nvcc")
-    row = compiled._cuda_row(read | {"threads": 32, "shared": 7}, 90, "nvcc 13")
-    assert row["op"] == "st_attention" and row["threads"] == 32 and row["shared"] == 7
-    assert (row["impl"], row["arch"], row["config"], row["compiler"]) == ("cuda", 90, "", "nvcc 13")
+@pytest.mark.parametrize(
+    ("kernel", "listed"),
+    [
+        (
+            "colaworld::cuda::st_attention::forward<colaworld::cuda::bf16, 72, 2>",
+            "st_attention forward, bfloat16, D 72, T <= 16",
+        ),
+        (
+            "colaworld::cuda::st_attention::backward<colaworld::cuda::fp16, 128, 4>",
+            "st_attention backward, float16, D 128, T <= 32",
+        ),
+        (
+            "colaworld::cuda::st_attention_float::backward<32>",
+            "st_attention backward, float32, D 128, T <= 32",
+        ),
+        ("colaworld::cuda::sum", "st_attention, sums of the weights"),
+        (
+            "colaworld::cuda::vector_quantize_kernels::assign<float, 8>",
+            "vector_quantize, 128 rows a block, float32",
+        ),
+        (
+            "colaworld::cuda::code_statistics_kernels::add<colaworld::cuda::bf16>",
+            "code_statistics at its largest, bfloat16",
+        ),
+        (
+            "colaworld::cuda::code_statistics_kernels::merge<float>",
+            "code_statistics, sums of parts",
+        ),
+    ],
+)
+def test_kernels_as_the_library_lists_them(kernel, listed) -> None:
+    assert compiled.launch_name(kernel) == listed
+
+
+def test_a_cuda_kernel_that_nobody_lists_is_an_error() -> None:
+    with pytest.raises(ValueError, match="st_attention::sideways: expected a line of _LAUNCHES"):
+        compiled.launch_name("colaworld::cuda::st_attention::sideways")
 
 
 @pytest.fixture

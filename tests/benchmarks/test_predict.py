@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from math import ceil
-from pathlib import Path
 
 import pytest
 import torch
@@ -108,45 +105,6 @@ def test_the_bytes_of_what_is_shown_by_hand() -> None:
     assert work["st_attention backward, XL, bf16"].bytes_time * 1e6 == pytest.approx(
         122.9, abs=0.05
     )
-
-
-PROGRAM = """
-#include "code_statistics_kernel.cuh"
-#include "st_attention_choose.h"
-#include "vector_quantize_kernel.cuh"
-#include <cstdio>
-using namespace colaworld::cuda;
-int main() {
-  for (int back = 0; back < 2; ++back)
-    for (int T : {16, 32}) {
-      for (int D : {64, 72, 96, 128})
-        st_attention_choose(Element::bfloat16, T, D, back, [&](auto, int, int bytes) {
-          printf("st_attention::%s<colaworld::cuda::bf16, %d, %d>=%d\\n", back ? "backward" : "forward", D, T / 8, bytes); });
-      st_attention_choose(Element::float32, T, 64, back, [&](auto, int, int bytes) {
-        printf("st_attention_float::%s<%d>=%d\\n", back ? "backward" : "forward", T, bytes); });
-    }
-  for (int m : {4, 8}) printf("vector_quantize_kernels::assign<float, %d>=%d\\n", m, vector_quantize_kernels::bytes(m));
-  const auto plan = code_statistics_kernels::plan(2000, 32, 32, 33);
-  printf("code_statistics_kernels::add<float>=%d\\n", code_statistics_kernels::WARPS * plan.per_warp * (plan.columns + 1) * 4);
-}
-"""
-
-
-def test_shared_memory_of_a_launch_is_what_the_launch_code_asks_for(tmp_path) -> None:
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler (g++ or c++)")
-    root = Path(kernel_table.__file__).parents[1]
-    (tmp_path / "asked.cpp").write_text(PROGRAM)
-    includes = [f"-I{root / 'tests/csrc'}", f"-I{root / 'csrc/cuda'}"]
-    options = ["-std=c++17", "-O0", "-Wno-unknown-pragmas", *includes]
-    binary = tmp_path / "asked"
-    subprocess.run([compiler, *options, tmp_path / "asked.cpp", "-o", binary], check=True)
-    done = subprocess.run([binary], capture_output=True, text=True, check=True)
-    asked = dict(line.split("=") for line in done.stdout.splitlines())
-    assert len(asked) == 23
-    for kernel, asked_for in asked.items():
-        assert predict.launched(f"colaworld::cuda::{kernel}") == (None, int(asked_for)), kernel
 
 
 def test_the_grids_of_what_is_shown_are_those_of_the_launches() -> None:

@@ -206,6 +206,25 @@ def test_in_flight_of_loads_that_the_next_pass_waits_for() -> None:
     assert sass.in_flight(made, repeats=True) == 24
 
 
+def test_of_two_loops_alike_the_one_with_less_under_way() -> None:
+    made = code("""
+        LDG.E.128 R4, [R2] ; sets 0
+        LDG.E.128 R8, [R2] ; sets 1
+        FADD R0, R4, R8 ; waits 0 1
+        @P0 BRA 0x0
+        LDG.E.128 R4, [R2] ; sets 0
+        FADD R0, R4, R4 ; waits 0
+        FADD R0, R4, R4
+        LDG.E.128 R8, [R2] ; sets 0
+        FADD R0, R8, R8 ; waits 0
+        @P1 BRA 0x40
+        EXIT
+    """)
+    read = sass.summary(made)
+    assert read["loop"] == 4 and read["in_flight"] == 16
+    assert read["depths"] == [[1, 0, 0], [10, 64, 0]]
+
+
 def test_copies_by_the_copy_engine_are_counted_and_not_measured() -> None:
     made = code("""
         UBLKCP [UR4], [UR6], UR8
