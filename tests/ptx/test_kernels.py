@@ -54,7 +54,9 @@ def test_kernels_of_nvcc() -> None:
         case
         for dtype in (*native_cases.HALF, native_cases.torch.float32)
         for case in (
-            native_cases.attention(some, native_cases.Attention(72, 5, causal=True, skew=8), dtype),
+            native_cases.attention(
+                some, native_cases.Attention(72, 5, causal=True, aligned=False), dtype
+            ),
             native_cases.nearest(some, (70, 65, 33), dtype),
             native_cases.sums(some, (200, 5, 3), dtype),
         )
