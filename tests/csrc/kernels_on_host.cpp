@@ -57,12 +57,6 @@ void host_code_statistics(int element, const CodeStatisticsCall* call) {
 }
 
 // layout.h
-int host_channel_of(int D, int p, int quad) {
-  if (D == 64) return channel_of<64>(p, quad);
-  if (D == 72) return channel_of<72>(p, quad);
-  if (D == 96) return channel_of<96>(p, quad);
-  return channel_of<128>(p, quad);
-}
 void host_place_of(int64_t pair, int64_t S, int64_t H, int64_t* place) {
   const Place at = place_of(pair, S, H);
   place[0] = at.b;

@@ -342,16 +342,6 @@ def test_code_statistics_what_is_not_a_number_stays_in_its_entry(kernels) -> Non
     assert torch.equal(made, clean)
 
 
-@pytest.mark.parametrize("D", HEAD_DIMS)
-def test_every_channel_has_one_holder(kernels, D) -> None:
-    held = [kernels.host_channel_of(D, p, quad) for p in range(D // 8) for quad in range(4)]
-    assert sorted(held) == list(range(0, D, 2))
-    for c in range(D // 16):  # four lanes, 8 bytes each, in order and side by side
-        for quad in range(4):
-            first, second = (kernels.host_channel_of(D, 2 * c + e, quad) for e in (0, 1))
-            assert first == 16 * c + 4 * quad and second == first + 2
-
-
 @pytest.mark.parametrize("S, H", [(1, 1), (7, 3), (256, 16), (5, 2**33)])
 def test_pairs_are_counted_heads_first(kernels, S, H) -> None:
     place = (LONG * 3)()
