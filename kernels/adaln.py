@@ -5,7 +5,7 @@
 
 Backward, with g = d out, u = g (1 + scale) and means over C:
 
-    dx = d x_out + r (u - mean(u) - h mean(u h))            (rms: m = 0, without mean(u))
+    dx = d x_out + r (u - mean(u) - h mean(u h))
     dy = dx gate     and, summed over the rows of a frame,     dgate = dx y    dshift = g    dscale = g h
 
 A program takes some rows [C] of one frame, one after the other, with the modulation of that frame in
@@ -39,39 +39,30 @@ def _clip_row(b, t, s, stride_b, stride_t, stride_s):
 
 
 @triton.jit
-def _modulation(TABLE, row, c, inside, step: tl.constexpr, WIDE: tl.constexpr):
-    """A row of gate, shift or scale, [CP]; NaN where the frame names no row of its table."""
-    return tl.load(TABLE + row + c * step, mask=inside, other=0.0).to(WIDE)
+def _frame_row(b, t, stride_b, stride_t):
+    """Offset of row (b, t) of gate, shift or scale [B, T, C]; 64 bits wide as well."""
+    return tl.cast(b, tl.int64) * stride_b + tl.cast(t, tl.int64) * stride_t
 
 
 @triton.jit
-def _frame_row(INDEX, frame, T, M, stride_b, stride_t, INDEXED: tl.constexpr):
-    """(offset of the frame's row in a table, whether there is such a row)."""
-    if INDEXED:
-        row = tl.load(INDEX + frame).to(tl.int64)
-        found = (row >= 0) & (row < M)
-        return tl.where(found, row, 0) * stride_t, found
-    else:
-        b = tl.cast(frame // T, tl.int64)
-        t = tl.cast(frame % T, tl.int64)
-        return b * stride_b + t * stride_t, frame >= 0
+def _modulation(ROW, c, inside, step: tl.constexpr, WIDE: tl.constexpr):
+    """A row of gate, shift or scale, [CP]."""
+    return tl.load(ROW + c * step, mask=inside, other=0.0).to(WIDE)
 
 
 @triton.jit
 def forward_kernel(
     X,  # [B, T, S, C]
     Y,  # [B, T, S, C]; not read without BRANCH
-    GATE,  # [B, T, C], or [M, C] when INDEXED; not read without GATED
+    GATE,  # [B, T, C]; not read without GATED
     SHIFT,  # as GATE
     SCALE,  # as GATE
-    INDEX,  # [B, T] int64; not read without INDEXED
     X_OUT,  # [B, T, S, C] contiguous; not written without BRANCH
     OUT,  # [B, T, S, C] contiguous
     MEAN,  # [B, T, S] contiguous
     RSTD,  # [B, T, S] contiguous
     T,
     S,
-    M,
     blocks,  # row blocks of a frame
     rows,  # of a row block
     x_stride_b,
@@ -94,8 +85,6 @@ def forward_kernel(
     SCALE_STEP: tl.constexpr,
     BRANCH: tl.constexpr,
     GATED: tl.constexpr,
-    INDEXED: tl.constexpr,
-    RMS: tl.constexpr,
     EPS: tl.constexpr,
     CP: tl.constexpr,  # power of two >= C
     WIDE: tl.constexpr,  # dtype of sums
@@ -106,16 +95,13 @@ def forward_kernel(
     t = frame % T
     c = tl.arange(0, CP)
     inside = c < C
-    at, found = _frame_row(INDEX, frame, T, M, shift_stride_b, shift_stride_t, INDEXED)
-    shift = _modulation(SHIFT, at, c, inside, SHIFT_STEP, WIDE)
-    # A frame that names no row reads as NaN: wrong numbers that nobody can miss, and no wrong memory.
-    shift = tl.where(found, shift, float("nan"))
-    at, found = _frame_row(INDEX, frame, T, M, scale_stride_b, scale_stride_t, INDEXED)
-    factor = 1 + _modulation(SCALE, at, c, inside, SCALE_STEP, WIDE)
+    row = _frame_row(b, t, shift_stride_b, shift_stride_t)
+    shift = _modulation(SHIFT + row, c, inside, SHIFT_STEP, WIDE)
+    row = _frame_row(b, t, scale_stride_b, scale_stride_t)
+    factor = 1 + _modulation(SCALE + row, c, inside, SCALE_STEP, WIDE)
     if GATED:
-        at, found = _frame_row(INDEX, frame, T, M, gate_stride_b, gate_stride_t, INDEXED)
-        gate = _modulation(GATE, at, c, inside, GATE_STEP, WIDE)
-        gate = tl.where(found, gate, float("nan"))
+        row = _frame_row(b, t, gate_stride_b, gate_stride_t)
+        gate = _modulation(GATE + row, c, inside, GATE_STEP, WIDE)
     for s in range(first, tl.minimum(first + rows, S)):
         source = _clip_row(b, t, s, x_stride_b, x_stride_t, x_stride_s)
         target = (tl.cast(frame, tl.int64) * S + s) * C
@@ -130,13 +116,9 @@ def forward_kernel(
             tl.store(X_OUT + target + c, rounded, mask=inside)
             x = tl.where(inside, rounded.to(WIDE), 0.0)
         per_row = tl.cast(frame, tl.int64) * S + s
-        if RMS:
-            centred = x
-            tl.store(MEAN + per_row, 0.0)
-        else:
-            mean = tl.sum(x, 0) / C
-            centred = tl.where(inside, x - mean, 0.0)
-            tl.store(MEAN + per_row, mean)
+        mean = tl.sum(x, 0) / C
+        centred = tl.where(inside, x - mean, 0.0)
+        tl.store(MEAN + per_row, mean)
         rstd = tl.rsqrt(tl.sum(centred * centred, 0) / C + EPS)
         out = centred * rstd * factor + shift
         tl.store(OUT + target + c, out.to(OUT.dtype.element_ty), mask=inside)
@@ -149,9 +131,8 @@ def backward_kernel(
     GRAD,  # [B, T, S, C], of out
     X,  # [B, T, S, C], x_out of the forward pass
     Y,  # [B, T, S, C]; not read without GATED
-    GATE,  # [B, T, C], or [M, C] when INDEXED; not read without GATED
+    GATE,  # [B, T, C]; not read without GATED
     SCALE,  # as GATE
-    INDEX,  # [B, T] int64; not read without INDEXED
     MEAN,  # [B, T, S] contiguous
     RSTD,  # [B, T, S] contiguous
     DX,  # [B, T, S, C] contiguous
@@ -159,7 +140,6 @@ def backward_kernel(
     PARTIAL,  # [frames * blocks, 2 or 3, C]: sums of dshift, dscale and, when GATED, dgate
     T,
     S,
-    M,
     blocks,
     rows,
     grad_x_stride_b,
@@ -186,8 +166,6 @@ def backward_kernel(
     GATE_STEP: tl.constexpr,
     SCALE_STEP: tl.constexpr,
     GATED: tl.constexpr,
-    INDEXED: tl.constexpr,
-    RMS: tl.constexpr,
     LATE: tl.constexpr,  # dy and dgate in a second walk over the rows, from dx as it was written
     CP: tl.constexpr,
     WIDE: tl.constexpr,
@@ -198,13 +176,12 @@ def backward_kernel(
     t = frame % T
     c = tl.arange(0, CP)
     inside = c < C
-    at, found = _frame_row(INDEX, frame, T, M, scale_stride_b, scale_stride_t, INDEXED)
-    factor = 1 + _modulation(SCALE, at, c, inside, SCALE_STEP, WIDE)
-    factor = tl.where(found, factor, float("nan"))
+    row = _frame_row(b, t, scale_stride_b, scale_stride_t)
+    factor = 1 + _modulation(SCALE + row, c, inside, SCALE_STEP, WIDE)
     if GATED:
-        at, found = _frame_row(INDEX, frame, T, M, gate_stride_b, gate_stride_t, INDEXED)
+        row = _frame_row(b, t, gate_stride_b, gate_stride_t)
         if not LATE:
-            gate = _modulation(GATE, at, c, inside, GATE_STEP, WIDE)
+            gate = _modulation(GATE + row, c, inside, GATE_STEP, WIDE)
             dgate = tl.zeros((CP,), WIDE)
     dshift = tl.zeros((CP,), WIDE)
     dscale = tl.zeros((CP,), WIDE)
@@ -218,13 +195,12 @@ def backward_kernel(
         source = _clip_row(b, t, s, grad_x_stride_b, grad_x_stride_t, grad_x_stride_s)
         dx = tl.load(GRAD_X + source + c * GRAD_X_STEP, mask=inside, other=0.0).to(WIDE)
         rstd = tl.load(RSTD + per_row)
-        centre = 0.0 if RMS else tl.load(MEAN + per_row)
-        h = tl.where(inside, (x - centre) * rstd, 0.0)
+        h = tl.where(inside, (x - tl.load(MEAN + per_row)) * rstd, 0.0)
         dshift += g
         dscale += g * h
         u = tl.where(inside, g * factor, 0.0)
         along = tl.sum(u * h, 0) / C
-        mean = 0.0 if RMS else tl.sum(u, 0) / C
+        mean = tl.sum(u, 0) / C
         dx += (u - mean - h * along) * rstd
         target = per_row * C + c
         tl.store(DX + target, dx.to(DX.dtype.element_ty), mask=inside)
@@ -239,7 +215,7 @@ def backward_kernel(
     if GATED:
         if LATE:
             tl.debug_barrier()  # what follows reads the rows of dx that were written above
-            gate = _modulation(GATE, at, c, inside, GATE_STEP, WIDE)
+            gate = _modulation(GATE + row, c, inside, GATE_STEP, WIDE)
             dgate = tl.zeros((CP,), WIDE)
             for s in range(first, last):
                 target = (tl.cast(frame, tl.int64) * S + s) * C + c
@@ -253,34 +229,28 @@ def backward_kernel(
 
 @triton.jit
 def sum_kernel(
-    PARTIAL,  # [rows, parts, C] contiguous
-    INDEX,  # [rows] int64; not read without INDEXED
-    DSHIFT,  # [groups, C], each group `stride` after the one before; as DSCALE and DGATE
+    PARTIAL,  # [frames * rows, parts, C] contiguous
+    DSHIFT,  # [frames, C] contiguous, as DSCALE and DGATE
     DSCALE,
     DGATE,  # not written where parts is 2
     C,
     parts,
     columns,  # blocks of columns
-    rows,  # of a group; all there are when INDEXED
-    stride,
-    INDEXED: tl.constexpr,  # INDEX names the group of a row; else groups of rows follow each other
+    rows,  # of a frame
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     part = (tl.program_id(0) // columns) % parts
-    group = tl.program_id(0) // columns // parts
+    frame = tl.cast(tl.program_id(0) // columns // parts, tl.int64)
     c = (tl.program_id(0) % columns) * COLUMNS + tl.arange(0, COLUMNS)
-    start = tl.cast(0 if INDEXED else group * rows, tl.int64)
     total = tl.zeros((ROWS, COLUMNS), PARTIAL.dtype.element_ty)
     for first in range(0, rows, ROWS):
         r = first + tl.arange(0, ROWS)
-        mine = r < rows
-        if INDEXED:
-            mine = tl.load(INDEX + r, mask=mine, other=-1) == group
-        source = ((start + r) * parts + part)[:, None] * C + c[None, :]
-        total += tl.load(PARTIAL + source, mask=mine[:, None] & (c < C)[None, :], other=0.0)
+        source = ((frame * rows + r) * parts + part)[:, None] * C + c[None, :]
+        inside = (r < rows)[:, None] & (c < C)[None, :]
+        total += tl.load(PARTIAL + source, mask=inside, other=0.0)
     found = tl.sum(total, 0)
-    target = tl.cast(group, tl.int64) * stride + c
+    target = frame * C + c
     if part == 0:
         tl.store(DSHIFT + target, found, mask=c < C)
     elif part == 1:
@@ -307,11 +277,6 @@ def _step(tensor: Tensor) -> int:
     return 0 if tensor.shape[-1] == 1 else tensor.stride(-1)
 
 
-def _table_strides(table: Tensor) -> tuple[int, int]:
-    """From clip to clip and from frame to frame; of a table [M, C], from row to row."""
-    return (0, table.stride(0)) if table.ndim == 2 else (table.stride(0), table.stride(1))
-
-
 def _blocks(direction: str, arch: int | None, CP: int) -> tuning.Blocks:
     return tuning.pick(tuning.ADALN, arch, direction, CP)
 
@@ -323,18 +288,15 @@ def _wide(x: Tensor) -> torch.dtype:
 def modulate(
     x: Tensor,  # [B, T, S, C], any strides
     y: Tensor | None,  # [B, T, S, C], any strides, any floating-point dtype
-    gate: Tensor | None,  # [B, T, C], or [M, C] with an index; any strides
+    gate: Tensor | None,  # [B, T, C], any strides
     shift: Tensor,  # as gate
     scale: Tensor,  # as gate
-    index: Tensor | None,  # [B, T] int64
     *,
     eps: float,
-    rms: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(x_out, out, mean, rstd): [B, T, S, C] twice and [B, T, S] twice, contiguous. One launch.
 
-    Without y, x_out is empty: it is x. C <= MAX_CHANNELS. A frame whose index is outside of 0 .. M - 1
-    becomes NaN: looking at the index would wait for the GPU.
+    Without y, x_out is empty: it is x. C <= MAX_CHANNELS.
     """
     B, T, S, C = x.shape
     out = x.new_empty(x.shape)
@@ -358,8 +320,6 @@ def modulate(
         "SCALE_STEP": _step(scale),
         "BRANCH": branch,
         "GATED": gated,
-        "INDEXED": index is not None,
-        "RMS": rms,
         "EPS": eps,
         "CP": triton.next_power_of_2(C),
         "WIDE": launch.wide_of(x.dtype),
@@ -367,10 +327,9 @@ def modulate(
     chosen = _blocks("forward", launch.architecture(x), constants["CP"])
     with launch.on_device_of(x):
         forward_kernel[(B * T * blocks,)](
-            x, y, gate, shift, scale, scale if index is None else index.contiguous(),
-            x_out if branch else out, out, mean, rstd,
-            T, S, scale.shape[0], blocks, FORWARD_ROWS, *x.stride()[:3], *y.stride()[:3],
-            *_table_strides(gate), *_table_strides(shift), *_table_strides(scale),
+            x, y, gate, shift, scale, x_out if branch else out, out, mean, rstd,
+            T, S, blocks, FORWARD_ROWS, *x.stride()[:3], *y.stride()[:3],
+            *gate.stride()[:2], *shift.stride()[:2], *scale.stride()[:2],
             **constants, num_warps=chosen.num_warps, num_stages=chosen.num_stages,
         )  # fmt: skip
     return x_out, out, mean, rstd
@@ -381,21 +340,17 @@ def modulate_backward(
     grad_out: Tensor,  # [B, T, S, C], any strides
     x: Tensor,  # [B, T, S, C], x_out of the forward pass, or its x where there was no y
     y: Tensor | None,  # [B, T, S, C], any strides
-    gate: Tensor | None,  # [B, T, C], or [M, C] with an index; given if and only if y is
+    gate: Tensor | None,  # [B, T, C]; given if and only if y is
     scale: Tensor,  # as gate
-    index: Tensor | None,  # [B, T] int64
     mean: Tensor,  # [B, T, S] of the forward pass
     rstd: Tensor,  # [B, T, S]
-    *,
-    rms: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, y, gate, shift and scale: those of the tables wide and of the shape of scale.
 
-    Without a gate, dy and dgate are empty: the gradient of y is that of x. Two launches, three with
-    an index.
+    Without a gate, dy and dgate are empty: the gradient of y is that of x. Two launches.
     """
     B, T, S, C = x.shape
-    gated, indexed = gate is not None, index is not None
+    gated = gate is not None
     parts = 3 if gated else 2
     dx = x.new_empty(x.shape)
     dy = y.new_empty(x.shape) if gated else x.new_empty(0)
@@ -408,7 +363,6 @@ def modulate_backward(
         partial = x.new_empty((B * T * blocks, parts, C), dtype=_wide(x))
         grad_x_out, grad_out, x, scale = (_readable(t) for t in (grad_x_out, grad_out, x, scale))
         y, gate = (_readable(y), _readable(gate)) if gated else (x, scale)
-        index = index.contiguous() if indexed else scale
         constants = {
             "C": C,
             "GRAD_X_STEP": _step(grad_x_out),
@@ -418,8 +372,6 @@ def modulate_backward(
             "GATE_STEP": _step(gate),
             "SCALE_STEP": _step(scale),
             "GATED": gated,
-            "INDEXED": indexed,
-            "RMS": rms,
             "LATE": C > HELD_CHANNELS,
             "CP": triton.next_power_of_2(C),
             "WIDE": launch.wide_of(x.dtype),
@@ -427,39 +379,22 @@ def modulate_backward(
         chosen = _blocks("backward", launch.architecture(x), constants["CP"])
         with launch.on_device_of(x):
             backward_kernel[(B * T * blocks,)](
-                grad_x_out, grad_out, x, y, gate, scale, index, mean.contiguous(),
-                rstd.contiguous(), dx, dy, partial, T, S, scale.shape[0], blocks, rows,
+                grad_x_out, grad_out, x, y, gate, scale, mean.contiguous(), rstd.contiguous(),
+                dx, dy, partial, T, S, blocks, rows,
                 *grad_x_out.stride()[:3], *grad_out.stride()[:3], *x.stride()[:3],
-                *y.stride()[:3], *_table_strides(gate), *_table_strides(scale),
+                *y.stride()[:3], *gate.stride()[:2], *scale.stride()[:2],
                 **constants, num_warps=chosen.num_warps, num_stages=chosen.num_stages,
             )  # fmt: skip
-            if indexed:
-                frames = partial.new_empty((B * T, parts, C)) if blocks > 1 else partial
-                if blocks > 1:
-                    _sum_rows(partial, None, frames.unbind(1), blocks)
-                _sum_rows(frames, index, tables, B * T)
-            else:
-                _sum_rows(partial, None, [table.view(B * T, C) for table in tables], blocks)
+            columns = triton.cdiv(C, SUM_TILE["COLUMNS"])
+            sum_kernel[(B * T * parts * columns,)](
+                partial, tables[0], tables[1], tables[-1], C, parts, columns, blocks, **SUM_TILE,
+                num_warps=4,
+            )  # fmt: skip
     dshift, dscale, *rest = tables
     return dx, dy, rest[0] if gated else tables[0].new_empty(0), dshift, dscale
 
 
-def _sum_rows(
-    partial: Tensor,  # [rows, parts, C]
-    index: Tensor | None,  # [rows]: the group of each row; None: `rows` of them follow each other
-    totals: list[Tensor] | tuple[Tensor, ...],  # parts times [groups, C], written
-    rows: int,
-) -> None:
-    """The second pass: rows of each group in their order, for each part."""
-    _, parts, C = partial.shape
-    columns = triton.cdiv(C, SUM_TILE["COLUMNS"])
-    sum_kernel[(totals[0].shape[0] * parts * columns,)](
-        partial, partial if index is None else index, totals[0], totals[1], totals[-1], C, parts,
-        columns, rows, totals[0].stride(0), **SUM_TILE, INDEXED=index is not None, num_warps=4,
-    )  # fmt: skip
-
-
-# (C, S, dtype, branch, gated, indexed, rms): what is shipped, so what must compile without a spill.
+# (C, dtype, branch, gated): what is shipped, so what must compile without a spill.
 _SHIPPED = tuple(
     (C, dtype, *how)
     for C, dtypes in (
@@ -469,35 +404,19 @@ _SHIPPED = tuple(
         (8192, ("bf16", "fp32")),  # the widest row
     )
     for dtype in dtypes
-    for how in (
-        (True, True, False, False),
-        (True, True, True, False),  # clean frames share a row of the tables
-        (True, True, False, True),
-        (True, False, False, False),
-        (False, False, False, False),
-    )
+    for how in ((True, True), (True, False), (False, False))
 )
 
 
 def configurations(arch: int | None = None) -> Iterator[tuning.Configuration]:
     """Every kernel as it is shipped for an architecture; T and S are arguments, not constants."""
-    for C, dtype, branch, gated, indexed, rms in _SHIPPED:
+    for C, dtype, branch, gated in _SHIPPED:
         CP = triton.next_power_of_2(C)
-        shared = {
-            "C": C,
-            "GATED": gated,
-            "INDEXED": indexed,
-            "RMS": rms,
-            "CP": CP,
-            "WIDE": tl.float32,
-        }
-        tables = dict.fromkeys(("GATE", "SHIFT", "SCALE"), "fp32")
-        tables |= {"MEAN": "fp32", "RSTD": "fp32", "INDEX": "i64", "PARTIAL": "fp32"}
-        tables = tables if indexed else tables | {"INDEX": "fp32"}
+        shared = {"C": C, "GATED": gated, "CP": CP, "WIDE": tl.float32}
         clips = ("X", "Y", "X_OUT", "OUT", "GRAD_X", "GRAD", "DX", "DY")
-        pointers = {**dict.fromkeys(clips, dtype), **tables}
+        tables = ("GATE", "SHIFT", "SCALE", "MEAN", "RSTD", "PARTIAL")
+        pointers = dict.fromkeys(clips, dtype) | dict.fromkeys(tables, "fp32")
         how = "gated" if gated else "added" if branch else "no branch"
-        how += (" indexed" if indexed else "") + (" rms" if rms else "")
         for direction, kernel in (("forward", forward_kernel), ("backward", backward_kernel)):
             if direction == "backward" and branch and not gated:
                 continue  # the same kernel as without a branch
@@ -516,13 +435,11 @@ def configurations(arch: int | None = None) -> Iterator[tuning.Configuration]:
             # Every stride is C times something, and 16 divides each C above.
             strides = {name: 16 for name in kernel.arg_names if "_stride_" in name}
             yield replace(made, divisible={**made.divisible, **strides})
-    for indexed in (False, True):
-        pointers = dict.fromkeys(("PARTIAL", "DSHIFT", "DSCALE", "DGATE"), "fp32")
-        made = tuning.configuration(
-            f"adaln sum{' indexed' if indexed else ''}",
-            sum_kernel,
-            tuning.Blocks(num_warps=4, reason="16 numbers in a lane"),
-            {**SUM_TILE, "INDEXED": indexed},
-            pointers={**pointers, "INDEX": "i64" if indexed else "fp32"},
-        )
-        yield replace(made, divisible={**made.divisible, "C": 16, "stride": 16})
+    made = tuning.configuration(
+        "adaln sum",
+        sum_kernel,
+        tuning.Blocks(num_warps=4, reason="16 numbers in a lane"),
+        dict(SUM_TILE),
+        pointers=dict.fromkeys(("PARTIAL", "DSHIFT", "DSCALE", "DGATE"), "fp32"),
+    )
+    yield replace(made, divisible={**made.divisible, "C": 16})

@@ -76,15 +76,13 @@ def modulation(B: int, T: int, S: int, C: int, dtype: torch.dtype) -> Iterator[P
 
     def forward(device: str) -> Callable[[], Outputs]:
         x, y, table = _clip(device)
-        return lambda: kernels.modulate(x, y, table, table, table, None, eps=1e-6, rms=False)
+        return lambda: kernels.modulate(x, y, table, table, table, eps=1e-6)
 
     def backward(device: str) -> Callable[[], Outputs]:
         x, y, table = _clip(device)
-        x_out, _, mean, rstd = kernels.modulate(
-            x, y, table, table, table, None, eps=1e-6, rms=False
-        )
-        given = (y, x, x_out, y, table, table, None, mean, rstd)
-        return lambda: kernels.modulate_backward(*given, rms=False)
+        x_out, _, mean, rstd = kernels.modulate(x, y, table, table, table, eps=1e-6)
+        given = (y, x, x_out, y, table, table, mean, rstd)
+        return lambda: kernels.modulate_backward(*given)
 
     def _clip(device: str) -> tuple[Tensor, Tensor, Tensor]:
         x, y = (_draw(device, B, T, S, C, dtype=dtype, seed=seed) for seed in (0, 1))

@@ -6,8 +6,6 @@ The public function and its checks, and what autograd and the compiler must know
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -31,13 +29,13 @@ def _triton_refuses(facts: _dispatch.Facts) -> str | None:
     return reason
 
 
-def _fake(x, y, gate, shift, scale, index, eps, rms):
+def _fake(x, y, gate, shift, scale, eps):
     per_row = x.new_empty(x.shape[:3], dtype=reference.compute_dtype(x.dtype))
     x_out = x.new_empty(0 if y is None else x.shape)
     return x_out, x.new_empty(x.shape), per_row, torch.empty_like(per_row)
 
 
-def _fake_backward(grad_x_out, grad_out, x, y, gate, scale, index, mean, rstd, rms):
+def _fake_backward(grad_x_out, grad_out, x, y, gate, scale, mean, rstd):
     table = x.new_empty(scale.shape, dtype=mean.dtype)
     none = y is None
     dy = x.new_empty(0) if none else y.new_empty(x.shape)
@@ -46,33 +44,31 @@ def _fake_backward(grad_x_out, grad_out, x, y, gate, scale, index, mean, rstd, r
 
 
 def _save(ctx, inputs, output) -> None:
-    x, y, gate, shift, scale, index, _, ctx.rms = inputs
+    x, y, gate, shift, scale, _ = inputs
     x_out, _, mean, rstd = output
     ctx.y_dtype = None if y is None else y.dtype
     ctx.shift_dtype = shift.dtype
     # Without a gate the gradient of y is that of x, and y itself is not needed.
     kept = None if gate is None else y
-    ctx.save_for_backward(x if y is None else x_out, kept, gate, scale, index, mean, rstd)
+    ctx.save_for_backward(x if y is None else x_out, kept, gate, scale, mean, rstd)
     ctx.mark_non_differentiable(mean, rstd)
     ctx.set_materialize_grads(False)
 
 
 def _gradients(run, ctx, grad_x_out: Tensor | None, grad_out: Tensor | None, *_):
-    x, y, gate, scale, index, mean, rstd = ctx.saved_tensors
+    x, y, gate, scale, mean, rstd = ctx.saved_tensors
     # Without a y, the first output is empty: what flows through x itself, autograd adds.
     if grad_x_out is None or ctx.y_dtype is None:
         grad_x_out = x.new_zeros(()).expand(x.shape)
     if grad_out is None:
         grad_out = x.new_zeros(()).expand(x.shape)
-    dx, dy, dgate, dshift, dscale = run(
-        grad_x_out, grad_out, x, y, gate, scale, index, mean, rstd, ctx.rms
-    )
+    dx, dy, dgate, dshift, dscale = run(grad_x_out, grad_out, x, y, gate, scale, mean, rstd)
     if gate is None:
         dy = None if ctx.y_dtype is None else dx.to(ctx.y_dtype)
         dgate = None
     else:
         dgate = dgate.to(gate.dtype)
-    return dx, dy, dgate, dshift.to(ctx.shift_dtype), dscale.to(scale.dtype), None, None, None
+    return dx, dy, dgate, dshift.to(ctx.shift_dtype), dscale.to(scale.dtype), None
 
 
 def _check_row(op: str, x: Tensor) -> None:
@@ -83,44 +79,41 @@ def _check_row(op: str, x: Tensor) -> None:
         )
 
 
-def _launch(x, y, gate, shift, scale, index, eps, rms):
+def _launch(x, y, gate, shift, scale, eps):
     from colaworld.kernels import adaln as kernels
 
     _check_row("adaln_triton", x)
-    return kernels.modulate(x, y, gate, shift, scale, index, eps=eps, rms=rms)
+    return kernels.modulate(x, y, gate, shift, scale, eps=eps)
 
 
-def _launch_backward(grad_x_out, grad_out, x, y, gate, scale, index, mean, rstd, rms):
+def _launch_backward(grad_x_out, grad_out, x, y, gate, scale, mean, rstd):
     from colaworld.kernels import adaln as kernels
 
     _check_row("adaln_backward_triton", x)
-    return kernels.modulate_backward(
-        grad_x_out, grad_out, x, y, gate, scale, index, mean, rstd, rms=rms
-    )
+    return kernels.modulate_backward(grad_x_out, grad_out, x, y, gate, scale, mean, rstd)
 
 
 _BACKWARD = _registry.Op(
     "adaln_backward",
     "(Tensor grad_x_out, Tensor grad_out, Tensor x, Tensor? y, Tensor? gate, Tensor scale, "
-    "Tensor? index, Tensor mean, Tensor rstd, bool rms) -> (Tensor dx, Tensor dy, Tensor dgate, "
-    "Tensor dshift, Tensor dscale)",
+    "Tensor mean, Tensor rstd) -> (Tensor dx, Tensor dy, Tensor dgate, Tensor dshift, "
+    "Tensor dscale)",
     fake=_fake_backward,
     launch=_launch_backward,
 )
 _OP = _registry.Op(
     "adaln",
-    "(Tensor x, Tensor? y, Tensor? gate, Tensor shift, Tensor scale, Tensor? index, float eps, "
-    "bool rms) -> (Tensor x_out, Tensor out, Tensor mean, Tensor rstd)",
+    "(Tensor x, Tensor? y, Tensor? gate, Tensor shift, Tensor scale, float eps) -> "
+    "(Tensor x_out, Tensor out, Tensor mean, Tensor rstd)",
     fake=_fake,
     launch=_launch,
     save=_save,
     gradients=_gradients,
     backward=_BACKWARD,
-    constants=("index",),
 )
 
 
-def _run_cpu(x, y, gate, shift, scale, index, *, eps, rms) -> tuple[Tensor, Tensor]:
+def _run_cpu(x, y, gate, shift, scale, *, eps) -> tuple[Tensor, Tensor]:
     wide = reference.compute_dtype(x.dtype)
     # The kernel reads a y of the dtype of x, and float32 beside bfloat16 either way round.
     mixed = {torch.float32, torch.bfloat16}
@@ -129,12 +122,12 @@ def _run_cpu(x, y, gate, shift, scale, index, *, eps, rms) -> tuple[Tensor, Tens
     gate, shift, scale = (
         t if t is None or t.dtype in _cpu.DTYPES else t.to(wide) for t in (gate, shift, scale)
     )
-    x_out, out, _, _ = _OP.compiled(x, y, gate, shift, scale, index, eps, rms)
+    x_out, out, _, _ = _OP.compiled(x, y, gate, shift, scale, eps)
     return (x if y is None else x_out), out
 
 
-def _run_triton(x, y, gate, shift, scale, index, *, eps, rms) -> tuple[Tensor, Tensor]:
-    x_out, out, _, _ = _OP.triton(x, y, gate, shift, scale, index, eps, rms)
+def _run_triton(x, y, gate, shift, scale, *, eps) -> tuple[Tensor, Tensor]:
+    x_out, out, _, _ = _OP.triton(x, y, gate, shift, scale, eps)
     return (x if y is None else x_out), out
 
 
@@ -155,9 +148,7 @@ def adaln(
     gate: Tensor | None = None,
     shift: Tensor,
     scale: Tensor,
-    index: Tensor | None = None,
     eps: float = 1e-6,
-    norm: Literal["layer", "rms"] = "layer",
 ) -> tuple[Tensor, Tensor]:
     """x_out = x + gate * y;  out = norm(x_out) * (1 + scale) + shift.
 
@@ -167,18 +158,14 @@ def adaln(
         gate: [B, T, C] factor on the branch, per frame; None for 1. Needs a `y`.
         shift, scale: [B, T, C] modulation, per frame. All three may be expanded: the cpu
             implementation reads them where they stand.
-        index: [B, T] int64. When given, gate, shift and scale are tables [M, C], and frame (b, t)
-            uses their row index[b, t]: frames that share a modulation share its row.
-        eps: added to the variance (mean square) inside the norm.
-        norm: "layer" subtracts the mean over C, "rms" does not. Neither has parameters.
+        eps: added to the variance inside the norm, which is a layer norm without parameters.
 
     Returns:
         (x_out, out), both [B, T, S, C] in the dtype of x; sums run in float32 (float64 for float64).
 
     Raises:
-        ValueError: an argument of a wrong shape, device or value (an index outside of 0 .. M - 1
-            included; the triton implementation does not wait for its values, and such a frame
-            becomes NaN); a forced implementation refuses.
+        ValueError: an argument of a wrong shape or on another device, an `x` that is not
+            floating-point; a forced implementation refuses.
 
     Source: DiT's adaLN-Zero block (Peebles and Xie 2023, section 3.2), here with one modulation
     per frame instead of one per sample.
@@ -187,26 +174,14 @@ def adaln(
         raise ValueError(f"x: expected [B, T, S, C], got {list(x.shape)}")
     if not x.is_floating_point():
         raise ValueError(f"x: expected a floating-point tensor, got {x.dtype}")
-    if norm not in ("layer", "rms"):
-        raise ValueError(f"norm: expected 'layer' or 'rms', got {norm!r}")
     if y is None and gate is not None:
         raise ValueError("gate: given without a branch y to multiply; pass y, or gate=None")
     B, T, _, C = x.shape
-    table: tuple[int, ...] = (B, T, C)
-    if index is not None:
-        check_beside("index", index, (B, T), "x", x)
-        if index.dtype != torch.int64:
-            raise ValueError(f"index: expected int64, got {index.dtype}")
-        if scale.ndim != 2 or scale.shape[1] != C:
-            raise ValueError(
-                f"scale: expected [M, {C}] as an index is given, got {list(scale.shape)}"
-            )
-        table = (scale.shape[0], C)
     if y is not None:
         check_beside("y", y, tuple(x.shape), "x", x)
     if gate is not None:
-        check_beside("gate", gate, table, "x", x)
-    check_beside("shift", shift, table, "x", x)
-    check_beside("scale", scale, table, "x", x)
+        check_beside("gate", gate, (B, T, C), "x", x)
+    check_beside("shift", shift, (B, T, C), "x", x)
+    check_beside("scale", scale, (B, T, C), "x", x)
     run = _dispatch.select("adaln", x)
-    return run(x, y, gate, shift, scale, index, eps=eps, rms=norm == "rms")
+    return run(x, y, gate, shift, scale, eps=eps)

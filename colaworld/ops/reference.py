@@ -119,12 +119,6 @@ def _check_rows(name: str, rows: Tensor, count: str, table: Tensor) -> None:
         raise ValueError(f"{message}, got {int(worst)}")
 
 
-def frame_rows(table: Tensor, index: Tensor) -> Tensor:
-    """Rows [B, T, C] of a table [M, C]; `index` [B, T] int64."""
-    _check_rows("index", index, "M", table)
-    return F.embedding(index, table)
-
-
 def code_statistics(
     z: Tensor,  # [N, d]
     indices: Tensor,  # [N] int64 in [0, K)
@@ -143,13 +137,11 @@ def code_statistics(
 def adaln(
     x: Tensor,  # [B, T, S, C]
     y: Tensor | None,  # [B, T, S, C]
-    gate: Tensor | None,  # [B, T, C], or [M, C] with an index
-    shift: Tensor,  # [B, T, C], or [M, C] with an index
-    scale: Tensor,  # [B, T, C], or [M, C] with an index
-    index: Tensor | None = None,  # [B, T] int64, rows of the tables
+    gate: Tensor | None,  # [B, T, C]
+    shift: Tensor,  # [B, T, C]
+    scale: Tensor,  # [B, T, C]
     *,
     eps: float,
-    rms: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gate, residual, norm without parameters, modulation per frame: (x_out, out).
 
@@ -157,9 +149,6 @@ def adaln(
     it sees what the next block sees.
     """
     wide = compute_dtype(x.dtype)
-    if index is not None:
-        gate = None if gate is None else frame_rows(gate.to(wide), index)
-        shift, scale = frame_rows(shift.to(wide), index), frame_rows(scale.to(wide), index)
     x_out = x
     if y is not None:
         branch = y.to(wide)
@@ -167,8 +156,7 @@ def adaln(
             branch = branch * gate.to(wide).unsqueeze(2)
         x_out = (x.to(wide) + branch).to(x.dtype)
     normed = x_out.to(wide)
-    if not rms:
-        normed = normed - normed.mean(-1, keepdim=True)
+    normed = normed - normed.mean(-1, keepdim=True)
     normed = normed * torch.rsqrt(normed.square().mean(-1, keepdim=True) + eps)
     out = normed * (1 + scale.to(wide).unsqueeze(2)) + shift.to(wide).unsqueeze(2)
     return x_out, out.to(x.dtype)

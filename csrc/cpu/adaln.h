@@ -22,10 +22,9 @@ struct AdalnForwardRows {
   const Acc* factor;  // [C] 1 + scale
   const Acc* shift;  // [C]
   Acc eps;
-  bool rms;
   In* x_out;  // [rows, C] contiguous
   In* out;  // [rows, C] contiguous
-  Acc* mean;  // [rows], 0 for rms
+  Acc* mean;  // [rows]
   Acc* rstd;  // [rows]
 };
 
@@ -45,7 +44,6 @@ struct AdalnBackwardRows {
   const Acc* factor;  // [C] 1 + scale
   const Acc* mean;  // [rows]
   const Acc* rstd;  // [rows]
-  bool rms;
   In* dx;  // [rows, C] contiguous
   Y* dy;  // [rows, C] contiguous
   Acc* sum_gate;  // [C] each of the three is added to

@@ -5,7 +5,7 @@
 //
 // Backward, with g = d out, u = g (1 + scale) and means over C:
 //
-//   dx = d x_out + r (u - mean(u) - h mean(u h))          (rms: without mean(u), and m = 0)
+//   dx = d x_out + r (u - mean(u) - h mean(u h))
 //   dy = gate dx        dgate += y dx        dshift += g        dscale += g h
 //
 // The op waits for memory, so a row is fetched once and walked several times while it is in the
@@ -61,7 +61,7 @@ inline void adaln_forward_rows(const AdalnForwardRows<In, Y>& a, int64_t first) 
 
   Acc mean[R], rstd[R];
   vec squares[R] = {};
-  for (int64_t r = 0; r < R; ++r) mean[r] = a.rms ? Acc(0) : sum_of_lanes<Acc>(sum[r]) / Acc(C);
+  for (int64_t r = 0; r < R; ++r) mean[r] = sum_of_lanes<Acc>(sum[r]) / Acc(C);
   columns<Acc>(C, [&](int64_t j, const auto how) __attribute__((always_inline)) {
 #pragma GCC unroll 4
     for (int64_t r = 0; r < R; ++r) {
@@ -118,7 +118,7 @@ inline void adaln_backward_rows(const AdalnBackwardRows<In, Y>& a, int64_t first
 
   Acc mean_u[R], mean_uh[R];
   for (int64_t r = 0; r < R; ++r) {
-    mean_u[r] = a.rms ? Acc(0) : sum_of_lanes<Acc>(sum_u[r]) / Acc(C);
+    mean_u[r] = sum_of_lanes<Acc>(sum_u[r]) / Acc(C);
     mean_uh[r] = sum_of_lanes<Acc>(sum_uh[r]) / Acc(C);
   }
   columns<Acc>(C, [&](int64_t j, const auto how) __attribute__((always_inline)) {
