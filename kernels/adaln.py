@@ -293,13 +293,14 @@ def modulate(
     scale: Tensor,  # as gate
     *,
     eps: float,
+    out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(x_out, out, mean, rstd): [B, T, S, C] twice and [B, T, S] twice, contiguous. One launch.
 
     Without y, x_out is empty: it is x. C <= MAX_CHANNELS.
     """
     B, T, S, C = x.shape
-    out = x.new_empty(x.shape)
+    out = x.new_empty(x.shape, dtype=out_dtype)
     x_out = x.new_empty(0 if y is None else x.shape)
     mean = x.new_empty((B, T, S), dtype=_wide(x))
     rstd = torch.empty_like(mean)
@@ -337,7 +338,7 @@ def modulate(
 
 def modulate_backward(
     grad_x_out: Tensor,  # [B, T, S, C], any strides
-    grad_out: Tensor,  # [B, T, S, C], any strides
+    grad_out: Tensor,  # [B, T, S, C], any strides, in the dtype of out
     x: Tensor,  # [B, T, S, C], x_out of the forward pass, or its x where there was no y
     y: Tensor | None,  # [B, T, S, C], any strides
     gate: Tensor | None,  # [B, T, C]; given if and only if y is

@@ -76,11 +76,13 @@ def modulation(B: int, T: int, S: int, C: int, dtype: torch.dtype) -> Iterator[P
 
     def forward(device: str) -> Callable[[], Outputs]:
         x, y, table = _clip(device)
-        return lambda: kernels.modulate(x, y, table, table, table, eps=1e-6)
+        return lambda: kernels.modulate(x, y, table, table, table, eps=1e-6, out_dtype=dtype)
 
     def backward(device: str) -> Callable[[], Outputs]:
         x, y, table = _clip(device)
-        x_out, _, mean, rstd = kernels.modulate(x, y, table, table, table, eps=1e-6)
+        x_out, _, mean, rstd = kernels.modulate(
+            x, y, table, table, table, eps=1e-6, out_dtype=dtype
+        )
         given = (y, x, x_out, y, table, table, mean, rstd)
         return lambda: kernels.modulate_backward(*given)
 

@@ -134,6 +134,19 @@ def code_statistics(
     return torch.cat([total, count[:, None].to(total.dtype)], dim=1)
 
 
+def gated_residual(
+    x: Tensor,  # [B, T, S, C]
+    y: Tensor,  # [B, T, S, C]
+    gate: Tensor | None,  # [B, T, C]
+) -> Tensor:
+    """x + gate y in the dtype of x, computed in float32; without a gate x + y."""
+    wide = compute_dtype(x.dtype)
+    branch = y.to(wide)
+    if gate is not None:
+        branch = branch * gate.to(wide).unsqueeze(2)
+    return (x.to(wide) + branch).to(x.dtype)
+
+
 def adaln(
     x: Tensor,  # [B, T, S, C]
     y: Tensor | None,  # [B, T, S, C]
@@ -142,24 +155,20 @@ def adaln(
     scale: Tensor,  # [B, T, C]
     *,
     eps: float,
+    out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Gate, residual, norm without parameters, modulation per frame: (x_out, out).
 
     Everything is computed in float32; the norm reads x_out as rounded to the dtype of x, so that
-    it sees what the next block sees.
+    it sees what the next block sees. `out` alone is rounded to `out_dtype`.
     """
     wide = compute_dtype(x.dtype)
-    x_out = x
-    if y is not None:
-        branch = y.to(wide)
-        if gate is not None:
-            branch = branch * gate.to(wide).unsqueeze(2)
-        x_out = (x.to(wide) + branch).to(x.dtype)
+    x_out = x if y is None else gated_residual(x, y, gate)
     normed = x_out.to(wide)
     normed = normed - normed.mean(-1, keepdim=True)
     normed = normed * torch.rsqrt(normed.square().mean(-1, keepdim=True) + eps)
     out = normed * (1 + scale.to(wide).unsqueeze(2)) + shift.to(wide).unsqueeze(2)
-    return x_out, out.to(x.dtype)
+    return x_out, out.to(out_dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, half: bool) -> Tensor:

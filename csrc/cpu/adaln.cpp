@@ -38,13 +38,12 @@ ScalarType sum_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// run(kernel) with the kernel of the two dtypes; the checks have seen to it that there is one.
+// run(kernel) with the kernel of the two dtypes; check_out has seen to it that there is one.
 template <typename Run>
-void with_kernel(ScalarType x, ScalarType y, const Run& run) {
+void with_kernel(ScalarType x, ScalarType out, const Run& run) {
   if (x == ScalarType::Double) return run(kernels().f64_f64);
-  const bool narrow_y = y == ScalarType::BFloat16;
-  if (x == ScalarType::Float) return narrow_y ? run(kernels().f32_bf16) : run(kernels().f32_f32);
-  return narrow_y ? run(kernels().bf16_bf16) : run(kernels().bf16_f32);
+  if (x == ScalarType::BFloat16) return run(kernels().bf16_bf16);
+  return out == ScalarType::BFloat16 ? run(kernels().f32_bf16) : run(kernels().f32_f32);
 }
 
 // --- checks --------------------------------------------------------------------------------------
@@ -63,14 +62,17 @@ void check_x(const char* op, const Tensor& x) {
          x.scalar_type());
 }
 
-void check_y(const char* op, const Tensor& y, const Tensor& x) {
+// The dtype of out, or of its gradient: that of x, or bfloat16 beside a float32 x.
+void check_out(const char* op, const char* name, ScalarType out, const Tensor& x) {
+  const bool narrower = x.scalar_type() == ScalarType::Float && out == ScalarType::BFloat16;
+  expect(out == x.scalar_type() || narrower, op, ": ", name, ": expected ", x.scalar_type(),
+         x.scalar_type() == ScalarType::Float ? " or BFloat16" : "", " beside an x of ",
+         x.scalar_type(), ", got ", out);
+}
+
+void check_y(const char* op, const Tensor& y, const Tensor& x, ScalarType out) {
   check_clip(op, "y", y, x);
-  const bool one_width =
-      x.scalar_type() != ScalarType::Double &&
-      (y.scalar_type() == ScalarType::Float || y.scalar_type() == ScalarType::BFloat16);
-  expect(y.scalar_type() == x.scalar_type() || one_width, op, ": y: expected ", x.scalar_type(),
-         x.scalar_type() == ScalarType::Double ? "" : " or the other of float32 and bfloat16",
-         " beside an x of ", x.scalar_type(), ", got ", y.scalar_type());
+  expect(y.scalar_type() == out, op, ": y: expected ", out, " as out is, got ", y.scalar_type());
 }
 
 void check_table(const char* op, const char* name, const Tensor& table, const Tensor& x) {
@@ -85,8 +87,8 @@ void check_table(const char* op, const char* name, const Tensor& table, const Te
 
 // --- forward -------------------------------------------------------------------------------------
 
-template <typename In, typename Y>
-void run_forward(const AdalnKernel<In, Y>& kernel,
+template <typename In, typename Out>
+void run_forward(const AdalnKernel<In, Out>& kernel,
                  const Tensor& x,  // [B, T, S, C]
                  const MaybeTensor& y,  // [B, T, S, C]
                  const std::optional<Table>& gate,
@@ -94,16 +96,16 @@ void run_forward(const AdalnKernel<In, Y>& kernel,
                  const Table& scale,
                  double eps,
                  const Tensor& x_out,  // [B, T, S, C]; not written without a y
-                 const Tensor& out,  // [B, T, S, C]
+                 const Tensor& out,  // [B, T, S, C] Out
                  const Tensor& mean,  // [B, T, S]
                  const Tensor& rstd) {  // [B, T, S]
   using Acc = typename accumulate<In>::type;
   const Tasks tasks(x);
   const int64_t C = tasks.C;
   const Clip<In> from_x(x, tasks);
-  const Clip<Y> from_y(y.has_value() ? *y : x, tasks);
+  const Clip<Out> from_y(y.has_value() ? *y : x, tasks);
   In* to_x = static_cast<In*>(x_out.mutable_data_ptr());
-  In* to_out = static_cast<In*>(out.mutable_data_ptr());
+  Out* to_out = static_cast<Out*>(out.mutable_data_ptr());
   Acc* to_mean = static_cast<Acc*>(mean.mutable_data_ptr());
   Acc* to_rstd = static_cast<Acc*>(rstd.mutable_data_ptr());
   torch::stable::parallel_for(0, tasks.count(), tasks.grain(), [&](int64_t first, int64_t last) {
@@ -112,7 +114,7 @@ void run_forward(const AdalnKernel<In, Y>& kernel,
       const int64_t frame = task / tasks.blocks;
       const int64_t row = frame * tasks.S + tasks.first_row(task);
       modulation.read(frame, gate, scale, &shift);
-      AdalnForwardRows<In, Y> a;
+      AdalnForwardRows<In, Out> a;
       a.rows = tasks.rows(task);
       a.C = C;
       a.x = from_x.rows(task);
@@ -134,13 +136,15 @@ void run_forward(const AdalnKernel<In, Y>& kernel,
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> adaln(
     const Tensor& x,  // [B, T, S, C] float32, float64 or bfloat16, any strides
-    const MaybeTensor& y,  // [B, T, S, C] any strides
+    const MaybeTensor& y,  // [B, T, S, C] of out_dtype, any strides
     const MaybeTensor& gate,  // [B, T, C], any strides
     const Tensor& shift,  // as gate
     const Tensor& scale,  // as gate
-    double eps) {
+    double eps,
+    ScalarType out_dtype) {  // that of x, or bfloat16 beside a float32 x
   check_x("adaln", x);
-  if (y.has_value()) check_y("adaln", *y, x);
+  check_out("adaln", "out_dtype", out_dtype, x);
+  if (y.has_value()) check_y("adaln", *y, x, out_dtype);
   check_table("adaln", "scale", scale, x);
   check_table("adaln", "shift", shift, x);
   if (gate.has_value()) check_table("adaln", "gate", *gate, x);
@@ -148,13 +152,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> adaln(
 
   Tensor x_out =
       y.has_value() ? torch::stable::new_empty(x, x.sizes()) : torch::stable::new_empty(x, {0});
-  Tensor out = torch::stable::new_empty(x, x.sizes());
+  Tensor out = torch::stable::new_empty(x, x.sizes(), out_dtype);
   Tensor mean = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2)}, sum_type(x));
   Tensor rstd = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2)}, sum_type(x));
   if (x.numel() > 0) {
     const std::optional<Table> gates = table_of(gate);
     const Table shifts(shift), scales(scale);
-    with_kernel(x.scalar_type(), (y.has_value() ? *y : x).scalar_type(), [&](const auto& kernel) {
+    with_kernel(x.scalar_type(), out_dtype, [&](const auto& kernel) {
       run_forward(kernel, x, y, gates, shifts, scales, eps, x_out, out, mean, rstd);
     });
   }
@@ -163,8 +167,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> adaln(
 
 // --- backward ------------------------------------------------------------------------------------
 
-template <typename In, typename Y>
-void run_backward(const AdalnKernel<In, Y>& kernel,
+template <typename In, typename Out>
+void run_backward(const AdalnKernel<In, Out>& kernel,
                   const Tensor& grad_x_out,  // [B, T, S, C]
                   const Tensor& grad_out,  // [B, T, S, C]
                   const Tensor& x,  // [B, T, S, C]
@@ -181,13 +185,13 @@ void run_backward(const AdalnKernel<In, Y>& kernel,
   using Acc = typename accumulate<In>::type;
   const Tasks tasks(x);
   const int64_t C = tasks.C;
-  const Clip<In> from_grad_x_out(grad_x_out, tasks), from_grad_out(grad_out, tasks);
-  const Clip<In> from_x(x, tasks);
-  const Clip<Y> from_y(y.has_value() ? *y : x, tasks);
+  const Clip<In> from_grad_x_out(grad_x_out, tasks), from_x(x, tasks);
+  const Clip<Out> from_grad_out(grad_out, tasks);
+  const Clip<Out> from_y(y.has_value() ? *y : x, tasks);
   const Acc* from_mean = static_cast<const Acc*>(mean.const_data_ptr());
   const Acc* from_rstd = static_cast<const Acc*>(rstd.const_data_ptr());
   In* to_dx = static_cast<In*>(dx.mutable_data_ptr());
-  Y* to_dy = static_cast<Y*>(dy.mutable_data_ptr());
+  Out* to_dy = static_cast<Out*>(dy.mutable_data_ptr());
   const TableSums<Acc> sums(tasks);
   torch::stable::parallel_for(0, tasks.count(), tasks.grain(), [&](int64_t first, int64_t last) {
     FrameRows<Acc> modulation(C);
@@ -196,7 +200,7 @@ void run_backward(const AdalnKernel<In, Y>& kernel,
       const int64_t row = frame * tasks.S + tasks.first_row(task);
       modulation.read(frame, gate, scale, nullptr);
       sums.clear(task);
-      AdalnBackwardRows<In, Y> a;
+      AdalnBackwardRows<In, Out> a;
       a.rows = tasks.rows(task);
       a.C = C;
       a.grad_x_out = from_grad_x_out.rows(task);
@@ -226,7 +230,7 @@ void run_backward(const AdalnKernel<In, Y>& kernel,
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaln_backward(
     const Tensor& grad_x_out,  // [B, T, S, C] in the dtype of x; any strides
-    const Tensor& grad_out,  // [B, T, S, C] in the dtype of x; any strides
+    const Tensor& grad_out,  // [B, T, S, C] in the dtype of out; any strides
     const Tensor& x,  // [B, T, S, C] what the norm read: x_out, or x where there was no y
     const MaybeTensor& y,  // [B, T, S, C], only together with a gate
     const MaybeTensor& gate,  // [B, T, C]
@@ -235,14 +239,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaln_backward(
     const Tensor& rstd) {  // [B, T, S] as the forward returned it
   const char* op = "adaln_backward";
   check_x(op, x);
-  for (const auto& [name, grad] :
-       {std::make_pair("grad_x_out", &grad_x_out), std::make_pair("grad_out", &grad_out)}) {
-    check_clip(op, name, *grad, x);
-    expect(grad->scalar_type() == x.scalar_type(), op, ": ", name, ": expected ", x.scalar_type(),
-           " as x is, got ", grad->scalar_type());
-  }
+  check_clip(op, "grad_x_out", grad_x_out, x);
+  expect(grad_x_out.scalar_type() == x.scalar_type(), op, ": grad_x_out: expected ",
+         x.scalar_type(), " as x is, got ", grad_x_out.scalar_type());
+  const ScalarType out_dtype = grad_out.scalar_type();
+  check_clip(op, "grad_out", grad_out, x);
+  check_out(op, "grad_out", out_dtype, x);
   expect(y.has_value() == gate.has_value(), op, ": y and gate: expected both or neither");
-  if (y.has_value()) check_y(op, *y, x);
+  if (y.has_value()) check_y(op, *y, x, out_dtype);
   check_table(op, "scale", scale, x);
   if (gate.has_value()) check_table(op, "gate", *gate, x);
   for (const auto& [name, per_row] :
@@ -267,7 +271,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaln_backward(
   }
   const std::optional<Table> gates = table_of(gate);
   const Table scales(scale);
-  with_kernel(x.scalar_type(), (y.has_value() ? *y : x).scalar_type(), [&](const auto& kernel) {
+  with_kernel(x.scalar_type(), out_dtype, [&](const auto& kernel) {
     run_backward(kernel, grad_x_out, grad_out, x, y, gates, scales, mean, rstd, dx, dy, dgate,
                  dshift, dscale);
   });

@@ -179,18 +179,21 @@ def test_qk_norm_rope(cuda, implementation, dtype, norm, rotation) -> None:
 
 
 @pytest.mark.parametrize("implementation", TRITON)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("stream", "dtype"), [*zip(DTYPES, DTYPES, strict=True), (torch.float32, torch.bfloat16)]
+)
 @pytest.mark.parametrize("shape", [(2, 5, 63, 1152), (1, 3, 17, 96)])
-def test_adaln(cuda, implementation, dtype, shape) -> None:
+def test_adaln(cuda, implementation, stream, dtype, shape) -> None:
+    """`stream`: of x and the modulation, float32 under autocast; `dtype`: of y and out."""
     B, T, _, C = shape
 
     def call(x, y, gate, shift, scale):
-        return ops.adaln(x, y, gate=gate, shift=shift, scale=scale)
+        return ops.adaln(x, y, gate=gate, shift=shift, scale=scale, out_dtype=y.dtype)
 
     # Six of them stand side by side, as the modulation of a block does.
-    six = draw(cuda, dtype, B, T, 6, C, seed=2).unbind(2)
+    six = draw(cuda, stream, B, T, 6, C, seed=2).unbind(2)
     tensors = {
-        "x": draw(cuda, dtype, *shape),
+        "x": draw(cuda, stream, *shape),
         "y": draw(cuda, dtype, *shape, seed=1),
         **dict(zip(("gate", "shift", "scale"), six, strict=False)),
     }

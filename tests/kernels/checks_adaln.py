@@ -19,16 +19,21 @@ from colaworld.kernels import adaln as kernels
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
-DTYPES = (torch.float32, torch.float64 if INTERPRETED else torch.bfloat16, torch.float16)
-# Under the interpreter one dtype is seconds: the others run with what is slow.
-EACH_DTYPE = [DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])]
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+# Dtypes of (x, y, gate shift and scale, out); the second is what training under autocast runs.
+NARROW = F16 if INTERPRETED else BF16
+MIXED = (F32, NARROW, F32, NARROW)
+DTYPES = [
+    (F32,) * 4,
+    MIXED,
+    (F16,) * 4,
+    (F64 if INTERPRETED else BF16,) * 4,
+    (NARROW, F32, F32, F32),
+]
+# Under the interpreter one form is seconds: the others run with what is slow.
+EACH_FORM = [*DTYPES[:2], *(pytest.param(form, marks=pytest.mark.slow) for form in DTYPES[2:])]
 # Four units in the last place: below that an error is rounding, whatever plain torch happens to reach.
-FLOOR = {
-    torch.float64: 1e-13,
-    torch.float32: 4 * 2.0**-24,
-    torch.float16: 4 * 2.0**-11,
-    torch.bfloat16: 4 * 2.0**-9,
-}
+FLOOR = {F64: 1e-13, F32: 4 * 2.0**-24, F16: 4 * 2.0**-11, BF16: 4 * 2.0**-9}
 NAMES = ("x_out", "out", "dx", "dy", "dgate", "dshift", "dscale")
 needs_float64 = pytest.mark.skipif(
     not INTERPRETED, reason="the kernels take float64 in numpy alone"
@@ -36,26 +41,31 @@ needs_float64 = pytest.mark.skipif(
 only_gpu = pytest.mark.skipif(INTERPRETED, reason="needs a GPU")
 
 
-def leaves(B, T, S, C, *, dtype, seed=0):
+def leaves(B, T, S, C, *, dtypes=None, dtype=None, seed=0):
     """[x, y, gate, shift, scale], and a gradient for each output."""
+    of_x, of_y, of_tables, of_out = dtypes or (dtype,) * 4
     g = torch.Generator().manual_seed(seed)
 
-    def draw(*shape):
+    def draw(dtype, *shape):
         return torch.randn(*shape, generator=g).to(DEVICE, dtype)
 
-    tensors = [draw(B, T, S, C), draw(B, T, S, C), *(draw(B, T, C) for _ in range(3))]
-    return tensors, [draw(B, T, S, C), draw(B, T, S, C)]
+    tensors = [draw(of_x, B, T, S, C), draw(of_y, B, T, S, C)]
+    tensors += [draw(of_tables, B, T, C) for _ in range(3)]
+    return tensors, [draw(of_x, B, T, S, C), draw(of_out, B, T, S, C)]
 
 
 def all_of(name, tensors, grads, *, wide=False, branch="gated", **kwargs):
-    """Outputs and gradients of one implementation: {"x_out": ..., "dx": ..., ...}."""
+    """Outputs and gradients of one implementation: {"x_out": ..., "dx": ..., ...}; `out` in the dtype
+    of its gradient, everything in float64 when `wide`."""
+    grads = [g.double() if wide else g for g in grads]
     tensors = [t.detach().double() if wide else t.detach() for t in tensors]
     x, y, gate, shift, scale = (t.requires_grad_() for t in tensors)
     y = None if branch == "none" else y
     gate = gate if branch == "gated" else None
     with ops.force(name):
-        outputs = ops.adaln(x, y, gate=gate, shift=shift, scale=scale, **kwargs)
-        grads = [g.to(o.dtype) for g, o in zip(grads, outputs, strict=True)]
+        outputs = ops.adaln(
+            x, y, gate=gate, shift=shift, scale=scale, out_dtype=grads[1].dtype, **kwargs
+        )
         wanted = {"dx": x, "dy": y, "dgate": gate, "dshift": shift, "dscale": scale}
         wanted = {name: t for name, t in wanted.items() if t is not None}
         found = torch.autograd.grad(outputs, list(wanted.values()), grads)
@@ -81,10 +91,10 @@ def check(tensors, grads, **kwargs) -> None:
             assert distance(o, exact[name]) <= bound, (name, distance(o, exact[name]), bound)
 
 
-@pytest.mark.parametrize("dtype", EACH_DTYPE)
-def test_outputs_and_each_gradient(dtype) -> None:
+@pytest.mark.parametrize("dtypes", EACH_FORM, ids=str)
+def test_outputs_and_each_gradient(dtypes) -> None:
     # 19 rows: five blocks forward, three backward, each with a rest. 33 channels of 64 lanes.
-    check(*leaves(2, 3, 19, 33, dtype=dtype), eps=1e-2)
+    check(*leaves(2, 3, 19, 33, dtypes=dtypes), eps=1e-2)
 
 
 @pytest.mark.parametrize("branch", ["none", "plain", "gated"])
@@ -158,7 +168,7 @@ def test_outputs_are_fully_written() -> None:
     torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     try:
         results = all_of("triton", tensors, grads)
-        statistics = torch.ops.colaworld.adaln_triton(*tensors, 1e-6)[2:]
+        statistics = torch.ops.colaworld.adaln_triton(*tensors, 1e-6, F32)[2:]
     finally:
         torch.use_deterministic_algorithms(False)
     for name, result in results.items():
@@ -186,16 +196,6 @@ def test_one_output_alone() -> None:
         torch.testing.assert_close(*found)
 
 
-@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float16), (torch.float16, torch.float32)])
-def test_a_branch_of_another_dtype(dtypes) -> None:
-    (x, y, *tables), grads = leaves(1, 2, 5, 20, dtype=torch.float32)
-    tensors = [x.to(dtypes[0]), y.to(dtypes[1]), *tables]
-    ours, plain = (all_of(n, tensors, grads) for n in ("triton", "reference"))
-    for name, o in ours.items():
-        assert o.dtype == plain[name].dtype, name
-        assert distance(o, plain[name].double()) <= 4 * 2.0**-11, name
-
-
 @needs_float64
 def test_gradcheck() -> None:
     tensors, _ = leaves(1, 2, 2, 3, dtype=torch.float64)
@@ -211,13 +211,13 @@ def test_gradcheck() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("branch", ["none", "gated"])
 def test_opcheck(branch) -> None:
-    tensors, grads = leaves(2, 2, 3, 5, dtype=torch.float32)
+    tensors, grads = leaves(2, 2, 3, 5, dtypes=MIXED)
     x, y, gate, shift, scale = (t.requires_grad_() for t in tensors)
     y, gate = (None, None) if branch == "none" else (y, gate)
     op = torch.ops.colaworld.adaln_triton.default
-    torch.library.opcheck(op, (x, y, gate, shift, scale, 1e-6))
+    torch.library.opcheck(op, (x, y, gate, shift, scale, 1e-6, NARROW))
     with torch.no_grad():
-        x_out, _, mean, rstd = op(x, y, gate, shift, scale, 1e-6)
+        x_out, _, mean, rstd = op(x, y, gate, shift, scale, 1e-6, NARROW)
         stream = x if y is None else x_out
     arguments = (*grads, stream, y, gate, scale, mean, rstd)
     arguments = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in arguments)
@@ -273,7 +273,7 @@ def test_refusals_and_errors() -> None:
         assert reasons["triton"] == f"C is {x.shape[3]}, it takes 1 to 8192 channels"
         m = torch.zeros(1, 1, x.shape[3], device=DEVICE)
         with pytest.raises(ValueError, match=r"adaln_triton: x: expected .* 1 <= C <= 8192"):
-            torch.ops.colaworld.adaln_triton(x.to(DEVICE), None, None, m, m, 1e-6)
+            torch.ops.colaworld.adaln_triton(x.to(DEVICE), None, None, m, m, 1e-6, F32)
 
 
 @only_gpu
@@ -289,12 +289,12 @@ def test_more_than_two_to_the_31_numbers() -> None:
 
 @only_gpu
 def test_a_cuda_graph_replays_it() -> None:
-    tensors, grads = leaves(2, 3, 20, 48, dtype=torch.bfloat16)
+    tensors, grads = leaves(2, 3, 20, 48, dtypes=MIXED)
     expected = all_of("triton", tensors, grads)
     x, y, gate, shift, scale = (t.requires_grad_() for t in tensors)
     graph = torch.cuda.CUDAGraph()
     with ops.force("triton"), torch.cuda.graph(graph):
-        outputs = ops.adaln(x, y, gate=gate, shift=shift, scale=scale)
+        outputs = ops.adaln(x, y, gate=gate, shift=shift, scale=scale, out_dtype=BF16)
         found = torch.autograd.grad(outputs, [x, y, gate, shift, scale], grads)
     graph.replay()
     for name, got in zip(NAMES, (*outputs, *found), strict=True):

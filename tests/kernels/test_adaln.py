@@ -39,16 +39,18 @@ def test_every_shipped_configuration_is_named_once() -> None:
         assert constants == set(c.constants), c.label
 
 
+@pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_cuda_tensor_takes_triton_even_where_there_is_no_gpu(dtype) -> None:
+def test_a_cuda_tensor_takes_triton_even_where_there_is_no_gpu(dtype, out_dtype) -> None:
     """Fake tensors: what is traced. A torch without CUDA cannot record them, so backward is called."""
     with FakeTensorMode(), ops.force("triton"):
         x = torch.empty(2, 3, 16, 1152, device="cuda", dtype=dtype)
         m = torch.empty(2, 3, 1152, device="cuda")
-        x_out, out = ops.adaln(x, x, gate=m, shift=m, scale=m)
-        assert x_out.shape == out.shape == x.shape and out.dtype == dtype
+        x_out, out = ops.adaln(x, x, gate=m, shift=m, scale=m, out_dtype=out_dtype)
+        assert x_out.shape == out.shape == x.shape
+        assert (x_out.dtype, out.dtype) == (dtype, out_dtype)
         row = x.new_empty(2, 3, 16, dtype=torch.float32)
-        dx, dy, *tables = torch.ops.colaworld.adaln_backward_triton(x, x, x, x, m, m, row, row)
+        dx, dy, *tables = torch.ops.colaworld.adaln_backward_triton(x, out, x, x, m, m, row, row)
         assert dx.shape == dy.shape == x.shape and dx.dtype == dtype and dx.device.type == "cuda"
         assert all(t.shape == m.shape and t.dtype == torch.float32 for t in tables)
 
