@@ -15,7 +15,7 @@ from colaworld.ops._checks import check_beside
 # Dtypes of x, and of y and out, that the compiled kernels are made for: all equal, or what a training
 # step has under autocast.
 _CPU_DTYPES = {(dtype, dtype) for dtype in _cpu.DTYPES} | {(torch.float32, torch.bfloat16)}
-_CHANNELS = 8192  # of Triton: the widest row that kernels/adaln.py keeps in registers
+_CHANNELS = 5120  # of Triton: the widest row that kernels/adaln.py keeps in registers
 
 
 def _cpu_refuses(facts: _dispatch.Facts) -> str | None:

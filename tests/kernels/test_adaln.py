@@ -29,7 +29,7 @@ def test_every_shipped_configuration_is_named_once() -> None:
 
     found = list(kernels.configurations(90))
     assert len({c.label for c in found}) == len(found)
-    assert {1152, 768, 1536, 8192} <= {c.constants.get("C") for c in found}
+    assert {1152, 768, 1536, 5120} <= {c.constants.get("C") for c in found}
     assert {c.kernel for c in found} == {
         kernels.forward_kernel, kernels.backward_kernel, kernels.sum_kernel
     }  # fmt: skip
@@ -53,6 +53,25 @@ def test_a_cuda_tensor_takes_triton_even_where_there_is_no_gpu(dtype, out_dtype)
         dx, dy, *tables = torch.ops.colaworld.adaln_backward_triton(x, out, x, x, m, m, row, row)
         assert dx.shape == dy.shape == x.shape and dx.dtype == dtype and dx.device.type == "cuda"
         assert all(t.shape == m.shape and t.dtype == torch.float32 for t in tables)
+
+
+@pytest.mark.parametrize(
+    ("C", "parts"),
+    [
+        (1, (1, 0)), (96, (128, 0)), (128, (128, 0)), (150, (128, 64)), (200, (256, 0)),
+        (768, (512, 256)), (1040, (1024, 128)), (1152, (1024, 128)), (1153, (1024, 256)),
+        (1536, (1024, 512)), (1537, (2048, 0)), (4097, (4096, 512)), (5120, (4096, 1024)),
+    ],
+)  # fmt: skip
+def test_a_row_is_cut_into_two_powers_of_two(C, parts) -> None:
+    from colaworld.kernels import adaln as kernels
+    from colaworld.kernels import tuning
+
+    assert kernels.parts_of(C) == parts
+    for direction in ("forward", "backward"):
+        blocks = tuning.pick(tuning.ADALN, 90, direction, sum(parts))
+        if parts[1]:  # two bfloat16 numbers in each lane: what cp.async copies at once
+            assert parts[1] >= 2 * 32 * blocks.num_warps
 
 
 def test_why_not() -> None:
