@@ -44,6 +44,8 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> Tensor:
     """Scaled dot-product attention on [N, H, L, D]."""
+    if q.numel() == 0:  # torch 2.11 divides by H on the CPU, and that ends the process
+        return q + k + v  # as empty, with a gradient for each
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
 
 
@@ -132,6 +134,23 @@ def code_statistics(
         return total
     count = indices.new_zeros(K).index_add(0, indices, torch.ones_like(indices))
     return torch.cat([total, count[:, None].to(total.dtype)], dim=1)
+
+
+def update_codebook(
+    codebook: Tensor,  # [K, d], overwritten
+    count: Tensor,  # [K], updated
+    total: Tensor,  # [K, d], updated
+    packed: Tensor,  # [K, d + 1] sums and counts
+    decay: float,
+    eps: float,
+) -> None:
+    """Running means of the sums and counts; each entry becomes its mean, counts smoothed by `eps`."""
+    K, d = codebook.shape
+    count.lerp_(packed[:, d].to(count.dtype), 1 - decay)
+    total.lerp_(packed[:, :d].to(total.dtype), 1 - decay)
+    mass = count.sum()
+    smooth = (count + eps) / (mass + K * eps) * mass
+    codebook.copy_(total / smooth[:, None])
 
 
 def gated_residual(

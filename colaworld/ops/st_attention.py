@@ -12,7 +12,6 @@ import functools
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from colaworld.ops import (
@@ -123,7 +122,7 @@ def _prologue_and_attention(
         options = {"eps": eps, "across": False, "half": False}
         q, k = prologue(q, k, q_weight, k_weight, cos, sin, None, (), **options)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale).transpose(1, 2)
+    out = reference.sdpa(q, k, v, causal=causal, scale=scale).transpose(1, 2)
     out = out.unflatten(0, (B, S if temporal else T))
     out = out.transpose(1, 2) if temporal else out
     # Contiguous, without a copy where the attention left it so; unlike contiguous(), reshape can be

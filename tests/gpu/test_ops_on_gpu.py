@@ -234,7 +234,7 @@ def test_update_codebook(cuda, d) -> None:
     K = 100
     packed = draw(cuda, torch.float32, K, d + 1).abs()
     state = [draw(cuda, torch.float32, *shape).abs() for shape in ((K, d), (K,), (K, d))]
-    need("code_statistics", "triton", packed)
+    need("update_codebook", "triton", packed)
     made = {}
     for name in ("triton", "reference"):
         made[name] = [x.clone() for x in state]
