@@ -129,11 +129,11 @@ def adaln(config: RunConfig) -> list[Shape]:
 
 
 def qk_norm_rope(config: RunConfig) -> list[Shape]:
-    """B sequences, L tokens, H, D; options norm, rope, rotation, sections."""
+    """B sequences, L tokens, H, D; options norm, rope, sections."""
     name, model = family(config), config.model
     size = clips(config)
     heads = {"H": model.backbone.heads, "D": model.backbone.width // model.backbone.heads}
-    plain = {"norm": "head", "rope": False, "rotation": "interleaved", "sections": None}
+    plain = {"norm": "head", "rope": False, "sections": None}
     return [
         Shape(
             f"{name}.spatial",
@@ -161,12 +161,6 @@ def qk_norm_rope(config: RunConfig) -> list[Shape]:
             {"B": 4, "L": 1024, "H": 12, "D": 128},
             "norm across heads, positions in three axes",
             plain | {"norm": "across", "rope": True, "sections": (22, 21, 21)},
-        ),
-        Shape(
-            "rotate-half",
-            {"B": 4, "L": 1024, "H": 12, "D": 128},
-            "the other pairing of rotated channels",
-            plain | {"norm": "none", "rope": True, "rotation": "half"},
         ),
     ]
 

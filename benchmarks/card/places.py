@@ -106,7 +106,7 @@ def prologue(B: int, L: int, H: int, D: int, dtype: torch.dtype) -> Iterator[Pla
     """Norm and rotation of queries and keys, both passes."""
     kernels = import_module("colaworld.kernels.qk_norm_rope")
     HP, PP = kernels.padded_token(H, D)
-    options = {"eps": 1e-6, "across": False, "half": False}
+    options = {"eps": 1e-6, "across": False}
 
     def inputs(device: str) -> tuple[Any, ...]:
         q, k, _ = _draw(device, B, L, 3, H, D, dtype=dtype).unbind(2)

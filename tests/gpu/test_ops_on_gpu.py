@@ -155,17 +155,14 @@ def test_a_nan_stays_in_its_location(cuda, implementation) -> None:
 @pytest.mark.parametrize("implementation", TRITON)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("norm", ["head", "across"])
-@pytest.mark.parametrize("rotation", ["interleaved", "half"])
-def test_qk_norm_rope(cuda, implementation, dtype, norm, rotation) -> None:
+def test_qk_norm_rope(cuda, implementation, dtype, norm) -> None:
     B, L, H, D = 2, 130, 4, 72
     angles = draw(cuda, torch.float32, L, D // 2)
     width = D if norm == "head" else H * D
 
     def call(q, k, q_weight, k_weight):
         rope = (angles.cos().to(q.dtype), angles.sin().to(q.dtype))
-        return ops.qk_norm_rope(
-            q, k, q_weight=q_weight, k_weight=k_weight, norm=norm, rope=rope, rotation=rotation
-        )
+        return ops.qk_norm_rope(q, k, q_weight=q_weight, k_weight=k_weight, norm=norm, rope=rope)
 
     q, k, _ = draw(cuda, dtype, B, L, 3, H, D).unbind(2)  # as a projection leaves them
     tensors = {
