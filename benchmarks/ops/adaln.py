@@ -12,9 +12,9 @@ from torch import Tensor
 from colaworld import ops
 
 from .. import shapes
-from ..case import Case, Skipped, Unavailable, Wish
+from ..case import Case, Request, Skipped, Unavailable
 from ..shapes import Shape
-from .definition import Definition, Function, Inputs
+from .definition import Definition, Function, Inputs, normal
 from .definition import cases as cases_of
 
 TESTS = ("tests/ops/test_adaln.py", "tests/csrc")
@@ -24,16 +24,28 @@ EPS = 1e-6  # the op's default
 def draw(shape: Shape, g: torch.Generator) -> Inputs:
     B, T, S, C = (shape.sizes[n] for n in "BTSC")
     rows = (shape.sizes["M"],) if "M" in shape.sizes else (B, T)
-    inputs: Inputs = {name: torch.randn(B, T, S, C, generator=g) for name in ("x", "y")}
-    inputs |= {n: 0.5 * torch.randn(*rows, C, generator=g) for n in ("gate", "shift", "scale")}
+    inputs: Inputs = {name: normal(g, B, T, S, C) for name in ("x", "y")}
+    inputs |= {n: 0.5 * normal(g, *rows, C) for n in ("gate", "shift", "scale")}
     if "M" in shape.sizes:  # the first frame of a clip is clean and takes the clip's first row
-        kind = (torch.arange(T) > 0).long().expand(B, T)
-        inputs["index"] = torch.arange(B)[:, None] * 2 + kind
+        kind = (torch.arange(T, device=g.device) > 0).long().expand(B, T)
+        inputs["index"] = torch.arange(B, device=g.device)[:, None] * 2 + kind
     return inputs
 
 
+# Under autocast the residual stream x and the modulation are float32, and the next layer takes `out`
+# in the dtype of y; a version of the op that cannot write it so needs a cast behind it.
+_WRITES_NARROW = "out_dtype" in inspect.signature(ops.adaln).parameters
+
+
 def call(inputs: Inputs) -> dict[str, Tensor]:
-    x_out, out = ops.adaln(**inputs)
+    x, y = inputs["x"], inputs["y"]
+    if x.dtype == y.dtype:
+        x_out, out = ops.adaln(**inputs)
+    elif _WRITES_NARROW:
+        x_out, out = ops.adaln(**inputs, out_dtype=y.dtype)
+    else:
+        x_out, out = ops.adaln(**inputs)
+        out = out.to(y.dtype)
     return {"x_out": x_out, "out": out}
 
 
@@ -41,6 +53,8 @@ def layer_norm(shape: Shape, mode: str) -> Function:
     """As one writes it with torch's fused layer_norm, which has no gate and no modulation."""
     if "M" in shape.sizes:
         raise Unavailable("it has no rows by index")
+    if shape.options.get("autocast"):
+        raise Unavailable("it takes one dtype for all")
 
     def function(inputs: Inputs) -> dict[str, Tensor]:
         gate, shift, scale = (inputs[n].unsqueeze(2) for n in ("gate", "shift", "scale"))
@@ -62,6 +76,11 @@ def cost(shape: Shape, mode: str, itemsize: int) -> tuple[int, int]:
     gradients, x_out and y in, dx and dy out, about twenty. Modulation rows are small beside it."""
     B, T, S, C = (shape.sizes[n] for n in "BTSC")
     n = B * T * S * C
+    if shape.options.get("autocast"):  # 4 bytes a number of x, x_out and their gradients
+        forward = (2 * 4 + 2 * itemsize) * n
+        return (
+            (forward, 10 * n) if mode == "fwd" else (forward + (3 * 4 + 3 * itemsize) * n, 30 * n)
+        )
     rows = (shape.sizes["M"] if "M" in shape.sizes else B * T) * C * 3
     if mode == "fwd":
         return (4 * n + rows) * itemsize, 10 * n
@@ -79,9 +98,10 @@ DEFINITION = Definition(
     cost=cost,
     others={"layer_norm": layer_norm},
     supports=supports,
+    wide=lambda s: ("x", "gate", "shift", "scale") if s.options.get("autocast") else (),
 )
 
 
-def cases(wish: Wish) -> Iterator[Case | Skipped]:
-    config = shapes.run_config(wish.recipe, wish.overrides)
-    yield from cases_of(DEFINITION, shapes.adaln(config), wish)
+def cases(request: Request) -> Iterator[Case | Skipped]:
+    config = shapes.run_config(request.recipe, request.overrides)
+    yield from cases_of(DEFINITION, shapes.adaln(config), request)

@@ -123,8 +123,8 @@ def run(argv: list[str], *, overrides: dict[str, Any] | None = None) -> int:
     else:
         try:
             found, skipped = _measure(options, console, overrides or {})
-        except suite("gate").Red as red:
-            print(f"colaworld bench: {red}", file=sys.stderr)
+        except suite("gate").GateError as error:
+            print(f"colaworld bench: {error}", file=sys.stderr)
             return 1
     table.show(found, skipped, console)
     if old is not None:
@@ -140,7 +140,7 @@ def run(argv: list[str], *, overrides: dict[str, Any] | None = None) -> int:
 def _measure(options: BenchOptions, console: Any, overrides: dict[str, Any]) -> tuple[Any, Any]:
     import torch
 
-    wish = suite("case").Wish(
+    request = suite("case").Request(
         recipe=options.recipe,
         dtypes=tuple(dict.fromkeys(options.dtype)),
         device=choose_device(options.device),
@@ -155,11 +155,11 @@ def _measure(options: BenchOptions, console: Any, overrides: dict[str, Any]) -> 
         with bar("timing") as progress:
             measured = suite("run").run(
                 tuple(dict.fromkeys(options.suites)),
-                wish,
+                request,
                 only=options.only,
                 impls=options.impl,
-                say=lambda text: console.print(text, markup=False, highlight=False),
-                told=progress,
+                log=lambda text: console.print(text, markup=False, highlight=False),
+                progress=progress,
             )
     finally:
         torch.set_num_threads(before)
