@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-import colaworld
 from colaworld.cli.progress import bar
 from colaworld.cli.train import choose_device
 
@@ -76,20 +75,10 @@ def suite(name: str) -> ModuleType:
     ImportError where neither is there.
     """
     if importlib.util.find_spec(_PACKAGE) is None:
-        root = Path(colaworld.__file__).resolve().parents[1]
-        file = root / "benchmarks" / "__init__.py"
-        if not file.is_file() or not (root / "pyproject.toml").is_file():
-            raise ImportError(
-                "colaworld bench: this installation has no benchmarks; install the package again, "
-                "or run from a checkout"
-            )
-        spec = importlib.util.spec_from_file_location(
-            _PACKAGE, file, submodule_search_locations=[str(file.parent)]
+        raise ImportError(
+            "colaworld bench: this installation has no benchmarks; install the package again, or "
+            "run from a checkout"
         )
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[_PACKAGE] = module
-        spec.loader.exec_module(module)
     return importlib.import_module(f"{_PACKAGE}.{name}")
 
 

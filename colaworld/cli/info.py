@@ -158,6 +158,21 @@ def _print(info: dict[str, Any], *, explain: bool = False) -> None:
     console.print(table)
 
 
+def _print_kernels() -> None:
+    """A line for each CUDA kernel: what a launch takes, and on a GPU what the driver says of it."""
+    kernels = ops.cuda_kernels(ask_driver=torch.cuda.is_available())
+    for kernel in kernels:
+        shared = kernel.dynamic_shared + (kernel.static_shared or 0)
+        line = f"{kernel.name}: {kernel.threads} threads, {shared / 1024:.1f} kB shared"
+        if kernel.blocks is not None:
+            line += f", {kernel.registers} registers, {kernel.local} bytes of stack and spills"
+            line += f", {kernel.blocks} blocks a multiprocessor"
+        print(line)
+    if not kernels:
+        built = ops.build_info()
+        print(f"no CUDA kernels: {built['cuda_note'] if built else ops.why_not_compiled()}")
+
+
 def run(argv: Sequence[str]) -> int:
     """Entry of the verb. Returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -174,7 +189,15 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--explain", action="store_true", help="a line for each implementation, in full"
     )
+    parser.add_argument(
+        "--kernels",
+        action="store_true",
+        help="list the CUDA kernels alone: what a launch takes",
+    )
     arguments = parser.parse_args(list(argv))
+    if arguments.kernels:
+        _print_kernels()
+        return 0
     info = collect(arguments.device, arguments.dtype)
     if arguments.json:
         json.dump(info, sys.stdout, indent=2)

@@ -1,4 +1,4 @@
-"""Argument checks that more than one op makes. Not here: checks of a single op (its own file)."""
+"""What more than one op does with its arguments. Not here: checks of a single op (its own file)."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def check_beside(
         raise ValueError(
             f"{name}: expected on {leading.device} as {leading_name} is, got {tensor.device}"
         )
+
+
+def constants(*tables: Tensor) -> tuple[Tensor, ...]:
+    """Tables that receive no gradient, whatever they ask for."""
+    return tuple(table.detach() if table.requires_grad else table for table in tables)

@@ -36,6 +36,8 @@ def _reason_here() -> str | None:
     """Why this process's GPU cannot run the library; None when it can, or when there is no GPU."""
     if not torch.cuda.is_available():
         return None  # fake tensors: the choice is that of a machine with a GPU
+    if not _INFO["cuda_stream"]:
+        return "the library does not find the CUDA stream of this torch: rebuild it"
     major, minor = torch.cuda.get_device_capability()
     if not runs_on(10 * major + minor):
         built = ", ".join(map(str, ARCHITECTURES))

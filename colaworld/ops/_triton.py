@@ -1,16 +1,14 @@
-"""What the Triton twins of the ops share: whether they can run, and how they are defined.
+"""Whether the Triton kernels can run, and why not.
 
-A twin carries the name of its op and `_triton`: same schema, same fake, same backward, defined from
-Python because Triton compiles at run time. It is implemented for CUDA and, while Triton's
-interpreter is on (TRITON_INTERPRET=1 before Python starts), for the CPU as well, which is how the
-kernels are tested where there is no GPU.
-Not here: kernels (`colaworld.kernels`), which are imported when one is about to run, not before.
+They are implemented for CUDA and, while Triton's interpreter is on (TRITON_INTERPRET=1 before Python
+starts), for the CPU as well, which is how they are tested where there is no GPU.
+Not here: kernels (`colaworld.kernels`), which are imported when one is about to run, not before, and
+how they become ops (`_registry.py`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 import torch
@@ -21,6 +19,7 @@ from colaworld.ops import _dispatch
 INSTALLED = find_spec("triton") is not None
 INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on")
 
+DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)  # where a twin is implemented
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # numpy computes for the interpreter: it has float64, and its bfloat16 is silently wrong.
 INTERPRETED_DTYPES = (torch.float32, torch.float64, torch.float16)
@@ -43,39 +42,3 @@ def refuses(facts: _dispatch.Facts) -> str | None:
         if have < CAPABILITY:
             return f"the GPU has compute capability {have}, it needs {CAPABILITY} or later"
     return None
-
-
-def define(
-    name: str,
-    schema: str,
-    run: Callable[..., object],
-    fake: Callable[..., object],
-    *,
-    backward: Callable[..., object],
-    setup_context: Callable[..., object] | None = None,
-) -> None:
-    """Define the op `colaworld::<name>`: schema, kernel, fake and gradient on one op.
-
-    `schema` is what follows the name, as in the line of `csrc/ops.cpp`. `run` imports its kernel when
-    it is called. Without triton nothing is defined, and nothing asks for it.
-    """
-    if not INSTALLED:
-        return
-    op = f"colaworld::{name}"
-    torch.library.define(op, schema, tags=(torch.Tag.pt2_compliant_tag,))
-    devices: Sequence[str] = ("cuda", "cpu") if INTERPRETED else ("cuda",)
-    torch.library.impl(op, tuple(devices), run)
-    torch.library.register_fake(op, fake)
-    torch.library.register_autograd(op, backward, setup_context=setup_context)
-
-
-def no_second_derivative(op: str) -> Callable[..., object]:
-    """The gradient of the backward op of `op`: an error that says what to do."""
-
-    def backward(ctx, *_):
-        raise NotImplementedError(
-            f"{op}: the triton implementation has no second derivative; compute it within "
-            'colaworld.ops.force("reference")'
-        )
-
-    return backward

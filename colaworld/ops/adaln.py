@@ -1,68 +1,34 @@
 """`adaln`: gated residual, norm and per-frame modulation (adaptive layer norm).
 
-The public function: checks, the choice of an implementation, and what autograd and the compiler must
-know of the compiled op and of its Triton twin. The meaning is in `reference.py`, the kernels in
+The public function and its checks, and what autograd and the compiler must know of the op. The meaning is in `reference.py`, the kernels in
 `csrc/cpu/adaln_kernel.h` and `kernels/adaln.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from colaworld.ops import _dispatch, _eager, _native, _triton, reference
+from colaworld.ops import _cpu, _dispatch, _registry, _triton, reference
 from colaworld.ops._checks import check_beside
 
-_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_CHANNELS = 8192  # of Triton: the widest row that kernels/adaln.py keeps in registers
 
 
 def _cpu_refuses(facts: _dispatch.Facts) -> str | None:
-    if not _native.AVAILABLE:
-        return _native.reason()
-    if facts.device != "cpu":
-        return f"the tensors are on {facts.device}, it needs cpu"
-    if facts.dtype not in _CPU_DTYPES:
-        return f"the dtype is {facts.dtype}, it takes float32, float64 and bfloat16"
-    if facts.shape[-1] == 0:
-        return "C is 0, it needs at least one channel"
-    return None
+    reason = _cpu.refuses(facts)
+    if reason is None and facts.shape[-1] == 0:
+        reason = "C is 0, it needs at least one channel"
+    return reason
 
 
-def _cpu(
-    x: Tensor,
-    y: Tensor | None,
-    gate: Tensor | None,
-    shift: Tensor,
-    scale: Tensor,
-    index: Tensor | None,
-    *,
-    eps: float,
-    rms: bool,
-) -> tuple[Tensor, Tensor]:
-    _eager.refuse_transforms("adaln", x, y, gate, shift, scale, constant=(index,))
-    wide = reference.compute_dtype(x.dtype)
-    # The kernel reads a y of the dtype of x, and float32 beside bfloat16 either way round.
-    if (
-        y is not None
-        and y.dtype != x.dtype
-        and {x.dtype, y.dtype}
-        != {
-            torch.float32,
-            torch.bfloat16,
-        }
-    ):
-        y = y.to(wide)
-    gate, shift, scale = (
-        t if t is None or t.dtype in _CPU_DTYPES else t.to(wide) for t in (gate, shift, scale)
-    )
-    # Both record the same gradient. A graph needs it on the op; in eager mode the op's own Python
-    # layer would cost some 100 us a call, more than a small call takes.
-    run = torch.ops.colaworld.adaln if _eager.through_dispatcher() else _EagerAdaln.apply
-    x_out, out, _, _ = run(x, y, gate, shift, scale, index, eps, rms)
-    return (x if y is None else x_out), out
+def _triton_refuses(facts: _dispatch.Facts) -> str | None:
+    reason = _triton.refuses(facts)
+    if reason is None and not 1 <= facts.shape[-1] <= _CHANNELS:
+        reason = f"C is {facts.shape[-1]}, it takes 1 to {_CHANNELS} channels"
+    return reason
 
 
 def _fake(x, y, gate, shift, scale, index, eps, rms):
@@ -79,7 +45,7 @@ def _fake_backward(grad_x_out, grad_out, x, y, gate, scale, index, mean, rstd, r
     return x.new_empty(x.shape), dy, dgate, table, torch.empty_like(table)
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _save(ctx, inputs, output) -> None:
     x, y, gate, shift, scale, index, _, ctx.rms = inputs
     x_out, _, mean, rstd = output
     ctx.y_dtype = None if y is None else y.dtype
@@ -91,11 +57,7 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad_x_out: Tensor | None, grad_out: Tensor | None, *_):
-    return _gradients(torch.ops.colaworld.adaln_backward, ctx, grad_x_out, grad_out)
-
-
-def _gradients(run: Callable[..., tuple[Tensor, ...]], ctx, grad_x_out, grad_out):
+def _gradients(run, ctx, grad_x_out: Tensor | None, grad_out: Tensor | None, *_):
     x, y, gate, scale, index, mean, rstd = ctx.saved_tensors
     # Without a y, the first output is empty: what flows through x itself, autograd adds.
     if grad_x_out is None or ctx.y_dtype is None:
@@ -111,64 +73,6 @@ def _gradients(run: Callable[..., tuple[Tensor, ...]], ctx, grad_x_out, grad_out
     else:
         dgate = dgate.to(gate.dtype)
     return dx, dy, dgate, dshift.to(ctx.shift_dtype), dscale.to(scale.dtype), None, None, None
-
-
-def _no_second_derivative(ctx, *grads):
-    raise NotImplementedError(
-        "adaln: the cpu implementation has no second derivative; compute it within "
-        "colaworld.ops.force('reference')"
-    )
-
-
-class _EagerAdaln(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *inputs):
-        output = torch.ops.colaworld.adaln(*inputs)
-        _setup_context(ctx, inputs, output)
-        return output
-
-    backward = staticmethod(_backward)
-
-
-if _native.AVAILABLE:
-    torch.library.register_fake("colaworld::adaln", _fake)
-    torch.library.register_fake("colaworld::adaln_backward", _fake_backward)
-    torch.library.register_autograd("colaworld::adaln", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("colaworld::adaln_backward", _no_second_derivative)
-
-# Triton: a launch forward, two or three backward.
-
-_CHANNELS = 8192  # the widest row that kernels/adaln.py keeps in registers
-
-
-def _triton_refuses(facts: _dispatch.Facts) -> str | None:
-    reason = _triton.refuses(facts)
-    if reason is None and not 1 <= facts.shape[-1] <= _CHANNELS:
-        reason = f"C is {facts.shape[-1]}, it takes 1 to {_CHANNELS} channels"
-    return reason
-
-
-def _triton_kernel(
-    x: Tensor,
-    y: Tensor | None,
-    gate: Tensor | None,
-    shift: Tensor,
-    scale: Tensor,
-    index: Tensor | None,
-    *,
-    eps: float,
-    rms: bool,
-) -> tuple[Tensor, Tensor]:
-    _eager.refuse_transforms("adaln", x, y, gate, shift, scale, constant=(index,))
-    inputs = (x, y, gate, shift, scale, index, eps, rms)
-    if _eager.through_dispatcher():
-        x_out, out, _, _ = torch.ops.colaworld.adaln_triton(*inputs)
-    elif _eager.wants_gradient(*(t for t in inputs[:5] if t is not None)):
-        x_out, out, _, _ = _RecordedTriton.apply(*inputs)
-    else:
-        with _eager.below_autograd():
-            x_out, out, _, _ = torch.ops.colaworld.adaln_triton(*inputs)
-    return (x if y is None else x_out), out
 
 
 def _check_row(op: str, x: Tensor) -> None:
@@ -189,53 +93,56 @@ def _launch(x, y, gate, shift, scale, index, eps, rms):
 def _launch_backward(grad_x_out, grad_out, x, y, gate, scale, index, mean, rstd, rms):
     from colaworld.kernels import adaln as kernels
 
-    _check_row("adaln_triton_backward", x)
+    _check_row("adaln_backward_triton", x)
     return kernels.modulate_backward(
         grad_x_out, grad_out, x, y, gate, scale, index, mean, rstd, rms=rms
     )
 
 
-def _triton_backward(ctx, grad_x_out: Tensor | None, grad_out: Tensor | None, *_):
-    return _gradients(torch.ops.colaworld.adaln_triton_backward, ctx, grad_x_out, grad_out)
-
-
-class _RecordedTriton(torch.autograd.Function):
-    """The Triton kernel in eager mode, with the gradient that is registered on the op."""
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        with _eager.below_autograd():
-            output = torch.ops.colaworld.adaln_triton(*inputs)
-        _setup_context(ctx, inputs, output)
-        return output
-
-    backward = staticmethod(_triton_backward)
-
-
-_triton.define(
-    "adaln_triton",
-    "(Tensor x, Tensor? y, Tensor? gate, Tensor shift, Tensor scale, Tensor? index, float eps, "
-    "bool rms) -> (Tensor x_out, Tensor out, Tensor mean, Tensor rstd)",
-    _launch,
-    _fake,
-    backward=_triton_backward,
-    setup_context=_setup_context,
-)
-_triton.define(
-    "adaln_triton_backward",
+_BACKWARD = _registry.Op(
+    "adaln_backward",
     "(Tensor grad_x_out, Tensor grad_out, Tensor x, Tensor? y, Tensor? gate, Tensor scale, "
     "Tensor? index, Tensor mean, Tensor rstd, bool rms) -> (Tensor dx, Tensor dy, Tensor dgate, "
     "Tensor dshift, Tensor dscale)",
-    _launch_backward,
-    _fake_backward,
-    backward=_triton.no_second_derivative("adaln"),
+    fake=_fake_backward,
+    launch=_launch_backward,
 )
+_OP = _registry.Op(
+    "adaln",
+    "(Tensor x, Tensor? y, Tensor? gate, Tensor shift, Tensor scale, Tensor? index, float eps, "
+    "bool rms) -> (Tensor x_out, Tensor out, Tensor mean, Tensor rstd)",
+    fake=_fake,
+    launch=_launch,
+    save=_save,
+    gradients=_gradients,
+    backward=_BACKWARD,
+    constants=("index",),
+)
+
+
+def _run_cpu(x, y, gate, shift, scale, index, *, eps, rms) -> tuple[Tensor, Tensor]:
+    wide = reference.compute_dtype(x.dtype)
+    # The kernel reads a y of the dtype of x, and float32 beside bfloat16 either way round.
+    mixed = {torch.float32, torch.bfloat16}
+    if y is not None and y.dtype != x.dtype and {x.dtype, y.dtype} != mixed:
+        y = y.to(wide)
+    gate, shift, scale = (
+        t if t is None or t.dtype in _cpu.DTYPES else t.to(wide) for t in (gate, shift, scale)
+    )
+    x_out, out, _, _ = _OP.compiled(x, y, gate, shift, scale, index, eps, rms)
+    return (x if y is None else x_out), out
+
+
+def _run_triton(x, y, gate, shift, scale, index, *, eps, rms) -> tuple[Tensor, Tensor]:
+    x_out, out, _, _ = _OP.triton(x, y, gate, shift, scale, index, eps, rms)
+    return (x if y is None else x_out), out
+
 
 _dispatch.register(
     "adaln",
     (
-        _dispatch.Implementation("cpu", _cpu, _cpu_refuses),
-        _dispatch.Implementation("triton", _triton_kernel, _triton_refuses),
+        _dispatch.Implementation("cpu", _run_cpu, _cpu_refuses),
+        _dispatch.Implementation("triton", _run_triton, _triton_refuses),
         _dispatch.Implementation("reference", reference.adaln, _dispatch.always),
     ),
 )

@@ -11,32 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from colaworld.ops import _cuda, _dispatch, _eager, _native, _triton, reference
+from colaworld.ops import _cpu, _cuda, _dispatch, _registry, _triton, reference
 from colaworld.ops._checks import check_beside
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-
-
-def _cpu_refuses(facts: _dispatch.Facts) -> str | None:
-    if not _native.AVAILABLE:
-        return _native.reason()
-    if facts.device != "cpu":
-        return f"the tensors are on {facts.device}, it needs cpu"
-    if facts.dtype not in _CPU_DTYPES:
-        return f"the dtype is {facts.dtype}, it takes float32, float64 and bfloat16"
-    return None
-
-
-# The dispatcher goes by the device, so this is "cpu" and "cuda" alike.
-def _compiled(z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
-    _eager.refuse_transforms("code_statistics", z, constant=(indices,))
-    if _eager.through_dispatcher():
-        return torch.ops.colaworld.code_statistics(z, indices, K, counts)
-    if _eager.wants_gradient(z):
-        return _Recorded.apply(z, indices, K, counts)
-    with _eager.below_autograd():
-        return torch.ops.colaworld.code_statistics(z, indices, K, counts)
+_CHANNELS = 4096  # of Triton: a row of sums stays in the registers of one program
 
 
 def _reference(z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
@@ -56,39 +35,15 @@ def _fake(z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
     return z.new_empty(shape, dtype=reference.compute_dtype(z.dtype))
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _save(ctx, inputs, output) -> None:
     z, indices, _, _ = inputs
     ctx.save_for_backward(indices)
     ctx.width, ctx.dtype = z.shape[1], z.dtype
 
 
-def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+def _gradients(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
     (indices,) = ctx.saved_tensors
     return F.embedding(indices, grad[:, : ctx.width]).to(ctx.dtype), None, None, None
-
-
-class _Recorded(torch.autograd.Function):
-    """The compiled op in eager mode, with the gradient that is registered on the op."""
-
-    @staticmethod
-    def forward(ctx, z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
-        with _eager.below_autograd():
-            output = torch.ops.colaworld.code_statistics(z, indices, K, counts)
-        _setup_context(ctx, (z, indices, K, counts), output)
-        return output
-
-    backward = staticmethod(_backward)
-
-
-if _native.AVAILABLE:
-    torch.library.register_fake("colaworld::code_statistics", _fake)
-    torch.library.register_autograd(
-        "colaworld::code_statistics", _backward, setup_context=_setup_context
-    )
-
-# Triton: one launch for a small table, two or a sort and two otherwise.
-
-_CHANNELS = 4096  # a row of sums stays in the registers of one program
 
 
 def _triton_refuses(facts: _dispatch.Facts) -> str | None:
@@ -96,16 +51,6 @@ def _triton_refuses(facts: _dispatch.Facts) -> str | None:
     if reason is None and facts.shape[-1] > _CHANNELS:
         reason = f"d is {facts.shape[-1]}, it takes up to {_CHANNELS} channels"
     return reason
-
-
-def _triton_kernel(z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
-    _eager.refuse_transforms("code_statistics", z, constant=(indices,))
-    if _eager.through_dispatcher():
-        return torch.ops.colaworld.code_statistics_triton(z, indices, K, counts)
-    if _eager.wants_gradient(z):
-        return _RecordedTriton.apply(z, indices, K, counts)
-    with _eager.below_autograd():
-        return torch.ops.colaworld.code_statistics_triton(z, indices, K, counts)
 
 
 def _launch(z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
@@ -119,34 +64,21 @@ def _launch(z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
     return kernels.sums(z, indices, K, counts=counts)
 
 
-class _RecordedTriton(torch.autograd.Function):
-    """The Triton kernels in eager mode, with the gradient that is registered on the op."""
-
-    @staticmethod
-    def forward(ctx, z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
-        with _eager.below_autograd():
-            output = torch.ops.colaworld.code_statistics_triton(z, indices, K, counts)
-        _setup_context(ctx, (z, indices, K, counts), output)
-        return output
-
-    backward = staticmethod(_backward)
-
-
-_triton.define(
-    "code_statistics_triton",
+_OP = _registry.Op(
+    "code_statistics",
     "(Tensor z, Tensor indices, SymInt K, bool counts) -> Tensor",
-    _launch,
-    _fake,
-    backward=_backward,
-    setup_context=_setup_context,
+    fake=_fake,
+    launch=_launch,
+    save=_save,
+    gradients=_gradients,
+    constants=("indices",),
 )
-
 _dispatch.register(
     "code_statistics",
     (
-        _dispatch.Implementation("cuda", _compiled, _cuda.refuses),
-        _dispatch.Implementation("cpu", _compiled, _cpu_refuses),
-        _dispatch.Implementation("triton", _triton_kernel, _triton_refuses),
+        _dispatch.Implementation("cuda", _OP.compiled, _cuda.refuses),
+        _dispatch.Implementation("cpu", _OP.compiled, _cpu.refuses),
+        _dispatch.Implementation("triton", _OP.triton, _triton_refuses),
         _dispatch.Implementation("reference", _reference, _dispatch.always),
     ),
 )

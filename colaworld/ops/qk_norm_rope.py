@@ -1,6 +1,6 @@
 """`qk_norm_rope`: norm and rotary embedding of queries and keys, ahead of an attention kernel.
 
-The public function: checks and the choice of an implementation. The meaning is in `reference.py`.
+The public function and its checks, and what autograd and the compiler must know of the op. The meaning is in `reference.py`.
 Not here: attention. The temporal axis has both in one op (`st_attention`).
 """
 
@@ -12,105 +12,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from colaworld.ops import _dispatch, _eager, _native, _triton, reference
-from colaworld.ops._checks import check_beside
+from colaworld.ops import _cpu, _dispatch, _registry, _triton, reference
+from colaworld.ops._checks import check_beside, constants
 
-_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_PADDED_TOKEN = 16384  # the largest tile of kernels/qk_norm_rope.py: all heads of one token
 
 
 def _cpu_refuses(facts: _dispatch.Facts) -> str | None:
-    if not _native.AVAILABLE:
-        return _native.reason()
-    if facts.device != "cpu":
-        return f"the tensors are on {facts.device}, it needs cpu"
-    if facts.dtype not in _CPU_DTYPES:
-        return f"the dtype is {facts.dtype}, it takes float32, float64 and bfloat16"
-    if facts.shape[2] == 0 or facts.shape[3] == 0:
-        return "H or D is 0, it needs at least one channel"
-    return None
-
-
-def _cpu(
-    q: Tensor,
-    k: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    position: Tensor | None,
-    sections: Sequence[int],
-    *,
-    eps: float,
-    across: bool,
-    half: bool,
-) -> tuple[Tensor, Tensor]:
-    _eager.refuse_transforms("qk_norm_rope", q, k, q_weight, k_weight, constant=(cos, sin))
-    wide = reference.compute_dtype(q.dtype)
-    q_weight, k_weight, cos, sin = (
-        t if t is None else t.to(wide) for t in (q_weight, k_weight, cos, sin)
-    )
-    # Both record the same gradient. A graph needs it on the op; in eager mode the op's own Python
-    # layer would cost some 100 us a call, more than a small call takes.
-    eager = not _eager.through_dispatcher()
-    run = _EagerQkNormRope.apply if eager else torch.ops.colaworld.qk_norm_rope
-    return run(q, k, q_weight, k_weight, cos, sin, position, sections, eps, across, half)
-
-
-def _fake(q, k, *_):
-    return q.new_empty(q.shape), k.new_empty(k.shape)
-
-
-def _fake_backward(grad_q, grad_k, q, k, q_weight, k_weight, *_):
-    wide = reference.compute_dtype(grad_q.dtype)
-    weights = (
-        grad_q.new_empty(0 if w is None else w.shape, dtype=wide) for w in (q_weight, k_weight)
-    )
-    return grad_q.new_empty(grad_q.shape), grad_k.new_empty(grad_k.shape), *weights
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    q, k, q_weight, k_weight, cos, sin, position, *ctx.settings = inputs
-    if q_weight is None:
-        q = k = None  # a rotation alone is linear: its gradient does not read them
-    ctx.save_for_backward(q, k, q_weight, k_weight, cos, sin, position)
-
-
-def _backward(ctx, grad_q: Tensor, grad_k: Tensor):
-    saved = ctx.saved_tensors  # once: activation checkpointing gives them out a single time
-    dq, dk, dq_weight, dk_weight = torch.ops.colaworld.qk_norm_rope_backward(
-        grad_q, grad_k, *saved, *ctx.settings
-    )
-    if saved[2] is None:
-        dq_weight = dk_weight = None
-    return dq, dk, dq_weight, dk_weight, *(None,) * 7
-
-
-def _no_second_derivative(ctx, *grads):
-    raise NotImplementedError(
-        "qk_norm_rope: the cpu implementation has no second derivative; compute it within "
-        "colaworld.ops.force('reference')"
-    )
-
-
-class _EagerQkNormRope(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *inputs):
-        output = torch.ops.colaworld.qk_norm_rope(*inputs)
-        _setup_context(ctx, inputs, output)
-        return output
-
-    backward = staticmethod(_backward)
-
-
-if _native.AVAILABLE:
-    torch.library.register_fake("colaworld::qk_norm_rope", _fake)
-    torch.library.register_fake("colaworld::qk_norm_rope_backward", _fake_backward)
-    torch.library.register_autograd(
-        "colaworld::qk_norm_rope", _backward, setup_context=_setup_context
-    )
-    torch.library.register_autograd("colaworld::qk_norm_rope_backward", _no_second_derivative)
-
-_PADDED_TOKEN = 16384  # the largest tile of kernels/qk_norm_rope.py: all heads of one token
+    reason = _cpu.refuses(facts)
+    if reason is None and (facts.shape[2] == 0 or facts.shape[3] == 0):
+        reason = "H or D is 0, it needs at least one channel"
+    return reason
 
 
 def _triton_refuses(facts: _dispatch.Facts) -> str | None:
@@ -132,30 +44,32 @@ def _power_of_two(n: int) -> int:
     return power
 
 
-def _triton_kernel(
-    q: Tensor,
-    k: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    position: Tensor | None,
-    sections: Sequence[int],
-    *,
-    eps: float,
-    across: bool,
-    half: bool,
-) -> tuple[Tensor, Tensor]:
-    _eager.refuse_transforms("qk_norm_rope", q, k, q_weight, k_weight, constant=(cos, sin))
-    if position is not None and cos is not None:
-        reference._check_rows("position", position, "P", cos)
-    tensors = (q, k, q_weight, k_weight, cos, sin, position)
-    options = (list(sections), eps, across, half)
-    if torch.compiler.is_compiling():
-        return torch.ops.colaworld.qk_norm_rope_triton(*tensors, *options)
-    if _eager.wants_gradient(*(x for x in tensors if x is not None)):
-        return _RecordedTriton.apply(*tensors, *options)
-    return _RecordedTriton.forward(*tensors, *options)
+def _fake(q, k, *_):
+    return q.new_empty(q.shape), k.new_empty(k.shape)
+
+
+def _fake_backward(grad_q, grad_k, q, k, q_weight, k_weight, *_):
+    wide = reference.compute_dtype(grad_q.dtype)
+    weights = (
+        grad_q.new_empty(0 if w is None else w.shape, dtype=wide) for w in (q_weight, k_weight)
+    )
+    return grad_q.new_empty(grad_q.shape), grad_k.new_empty(grad_k.shape), *weights
+
+
+def _save(ctx, inputs, output) -> None:
+    q, k, q_weight, k_weight, cos, sin, position, *ctx.settings = inputs
+    if q_weight is None:
+        q = k = None  # a rotation alone is linear: its gradient does not read them
+    ctx.save_for_backward(q, k, q_weight, k_weight, cos, sin, position)
+
+
+def _gradients(run, ctx, grad_q: Tensor, grad_k: Tensor):
+    saved = ctx.saved_tensors  # once: activation checkpointing gives them out a single time
+    dq, dk, *dweights = run(grad_q, grad_k, *saved, *ctx.settings)
+    dweights = (
+        None if w is None else dw.to(w.dtype) for w, dw in zip(saved[2:4], dweights, strict=True)
+    )
+    return dq, dk, *dweights, *(None,) * 7
 
 
 def _launch(
@@ -173,65 +87,61 @@ def _launch_backward(
     from colaworld.kernels import qk_norm_rope as kernels
 
     options = {"eps": eps, "across": across, "half": half}
-    dq, dk, dq_weight, dk_weight = kernels.qk_norm_rope_backward(
+    dq, dk, *dweights = kernels.qk_norm_rope_backward(
         grad_q, grad_k, q, k, q_weight, k_weight, cos, sin, position, sections, **options
     )
     if q_weight is None:
-        dq_weight, dk_weight = (
+        dweights = (
             grad_q.new_empty(0, dtype=reference.compute_dtype(grad_q.dtype)) for _ in range(2)
         )
-    return dq, dk, dq_weight, dk_weight
-
-
-def _triton_backward(ctx, grad_q: Tensor, grad_k: Tensor):
-    saved = ctx.saved_tensors  # once: activation checkpointing gives them out a single time
-    dq, dk, dq_weight, dk_weight = torch.ops.colaworld.qk_norm_rope_triton_backward(
-        grad_q, grad_k, *saved, *ctx.settings
-    )
-    q_weight, k_weight = saved[2:4]
-    dq_weight = None if q_weight is None else dq_weight.to(q_weight.dtype)
-    dk_weight = None if k_weight is None else dk_weight.to(k_weight.dtype)
-    return dq, dk, dq_weight, dk_weight, *(None,) * 7
-
-
-class _RecordedTriton(torch.autograd.Function):
-    """The Triton kernel in eager mode, with the gradient that is registered on the op."""
-
-    @staticmethod
-    def forward(*inputs) -> tuple[Tensor, Tensor]:
-        with _eager.below_autograd():
-            return torch.ops.colaworld.qk_norm_rope_triton(*inputs)
-
-    setup_context = staticmethod(_setup_context)
-    backward = staticmethod(_triton_backward)
+    return dq, dk, *dweights
 
 
 _NORM_AND_ROTATION = (
     "Tensor? q_weight, Tensor? k_weight, Tensor? cos, Tensor? sin, Tensor? position, "
     "int[] sections, float eps, bool across, bool half"
 )
-_triton.define(
-    "qk_norm_rope_triton",
-    f"(Tensor q, Tensor k, {_NORM_AND_ROTATION}) -> (Tensor q_out, Tensor k_out)",
-    _launch,
-    _fake,
-    backward=_triton_backward,
-    setup_context=_setup_context,
-)
-_triton.define(
-    "qk_norm_rope_triton_backward",
+_BACKWARD = _registry.Op(
+    "qk_norm_rope_backward",
     f"(Tensor grad_q, Tensor grad_k, Tensor? q, Tensor? k, {_NORM_AND_ROTATION}) -> "
     "(Tensor dq, Tensor dk, Tensor dq_weight, Tensor dk_weight)",
-    _launch_backward,
-    _fake_backward,
-    backward=_triton.no_second_derivative("qk_norm_rope"),
+    fake=_fake_backward,
+    launch=_launch_backward,
 )
+_OP = _registry.Op(
+    "qk_norm_rope",
+    f"(Tensor q, Tensor k, {_NORM_AND_ROTATION}) -> (Tensor q_out, Tensor k_out)",
+    fake=_fake,
+    launch=_launch,
+    save=_save,
+    gradients=_gradients,
+    backward=_BACKWARD,
+    constants=("cos", "sin", "position"),
+)
+
+
+def _run_cpu(
+    q, k, q_weight, k_weight, cos, sin, position, sections, *, eps, across, half
+) -> tuple[Tensor, Tensor]:
+    wide = reference.compute_dtype(q.dtype)
+    tables = _cpu.converted(wide, q_weight, k_weight, cos, sin)
+    return _OP.compiled(q, k, *tables, position, sections, eps, across, half)
+
+
+def _run_triton(
+    q, k, q_weight, k_weight, cos, sin, position, sections, *, eps, across, half
+) -> tuple[Tensor, Tensor]:
+    if position is not None and cos is not None:
+        reference._check_rows("position", position, "P", cos)
+    tables = (q_weight, k_weight, cos, sin, position)
+    return _OP.triton(q, k, *tables, list(sections), eps, across, half)
+
 
 _dispatch.register(
     "qk_norm_rope",
     (
-        _dispatch.Implementation("cpu", _cpu, _cpu_refuses),
-        _dispatch.Implementation("triton", _triton_kernel, _triton_refuses),
+        _dispatch.Implementation("cpu", _run_cpu, _cpu_refuses),
+        _dispatch.Implementation("triton", _run_triton, _triton_refuses),
         _dispatch.Implementation("reference", reference.qk_norm_rope, _dispatch.always),
     ),
 )
@@ -314,7 +224,7 @@ def qk_norm_rope(
     else:
         if D % 2:
             raise ValueError(f"rope: rotates pairs, so q needs an even D, got D = {D}")
-        cos, sin = (table.detach() for table in rope)
+        cos, sin = constants(*rope)
         rows = L if position is None or cos.ndim == 0 else cos.shape[0]
         check_beside("rope cos", cos, (rows, D // 2), "q", q)
         check_beside("rope sin", sin, (rows, D // 2), "q", q)

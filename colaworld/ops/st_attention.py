@@ -12,35 +12,23 @@ import functools
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from colaworld.ops import (
+    _cpu,
     _cuda,
     _dispatch,
-    _eager,
-    _native,
+    _registry,
     _triton,
     attention_backends,
     reference,
 )
-from colaworld.ops._checks import check_beside
+from colaworld.ops._checks import check_beside, constants
 from colaworld.ops.attention_backends import Backend
 
-_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 # Of the CUDA kernels: they hold a whole sequence, and 16-bit heads in tiles without padding.
 _CUDA_LONGEST = 32
 _CUDA_HEAD_DIMS = (64, 72, 96, 128)
-
-
-def _cpu_refuses(facts: _dispatch.Facts) -> str | None:
-    if not _native.AVAILABLE:
-        return _native.reason()
-    if facts.device != "cpu":
-        return f"the tensors are on {facts.device}, it needs cpu"
-    if facts.dtype not in _CPU_DTYPES:
-        return f"the dtype is {facts.dtype}, it takes float32, float64 and bfloat16"
-    return None
 
 
 def _cuda_refuses(facts: _dispatch.Facts) -> str | None:
@@ -60,60 +48,6 @@ def _cuda_refuses(facts: _dispatch.Facts) -> str | None:
     return None
 
 
-# The compiled op: the dispatcher goes by the device, so this is "cpu" and "cuda" alike.
-def _compiled(
-    qkv: Tensor,  # [B, T, S, 3, H, D]
-    q_weight: Tensor | None,  # [D]
-    k_weight: Tensor | None,  # [D]
-    cos: Tensor | None,  # [L, D/2]
-    sin: Tensor | None,  # [L, D/2]
-    *,
-    temporal: bool,
-    causal: bool,
-    eps: float,
-    scale: float,
-) -> Tensor:  # [B, T, S, H, D]
-    _refuse_transforms(qkv, q_weight, k_weight, cos, sin)
-    if _tables_want_gradient(cos, sin):
-        qkv = _prepared_outside(qkv, q_weight, k_weight, cos, sin, temporal=temporal, eps=eps)
-        q_weight = k_weight = cos = sin = None
-    return torch.ops.colaworld.st_attention(
-        qkv, q_weight, k_weight, cos, sin, temporal, causal, eps, scale
-    )
-
-
-def _refuse_transforms(*tensors: Tensor | None) -> None:
-    # torch's fused attention has no forward mode of its own.
-    way = " (forward mode: and torch.nn.attention.sdpa_kernel(SDPBackend.MATH))"
-    _eager.refuse_transforms("st_attention", *tensors, beside=way)
-
-
-def _tables_want_gradient(cos: Tensor | None, sin: Tensor | None) -> bool:
-    return cos is not None and sin is not None and (cos.requires_grad or sin.requires_grad)
-
-
-def _prepared_outside(
-    qkv: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    cos: Tensor,
-    sin: Tensor,
-    *,
-    temporal: bool,
-    eps: float,
-) -> Tensor:
-    """qkv after norm and rotation, for kernels that have no gradient for the tables."""
-    q, k, v = qkv.unbind(3)
-    if q_weight is not None:
-        q = reference.rms_norm(q, q_weight, eps=eps)
-    if k_weight is not None:
-        k = reference.rms_norm(k, k_weight, eps=eps)
-    shape = (-1, 1, 1, cos.shape[1]) if temporal else (-1, 1, cos.shape[1])
-    cos, sin = cos.reshape(shape), sin.reshape(shape)
-    q, k = (reference.rotate_pairs(x, cos, sin) for x in (q, k))
-    return torch.stack((q, k, v), 3)
-
-
 def _fake(qkv, q_weight, k_weight, cos, sin, temporal, causal, eps, scale) -> Tensor:
     B, T, S, _, H, D = qkv.shape
     return qkv.new_empty((B, T, S, H, D))
@@ -128,79 +62,24 @@ def _fake_backward(
     return qkv.new_empty(qkv.shape), of(q_weight), of(k_weight)
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _save(ctx, inputs, output) -> None:
     qkv, q_weight, k_weight, cos, sin, *ctx.options = inputs
-    for name, table in (("cos", cos), ("sin", sin)):
-        if table is not None and table.requires_grad:
-            raise ValueError(
-                f"st_attention: {name}: the compiled op has no gradient for it; call "
-                "colaworld.ops.st_attention, or detach the table"
-            )
     ctx.save_for_backward(qkv, q_weight, k_weight, cos, sin)
 
 
-def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(run, ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     qkv, q_weight, k_weight, cos, sin = ctx.saved_tensors
-    dqkv, dq_weight, dk_weight = torch.ops.colaworld.st_attention_backward(
-        grad, qkv, q_weight, k_weight, cos, sin, *ctx.options
-    )
-    dq_weight = None if q_weight is None else dq_weight
-    dk_weight = None if k_weight is None else dk_weight
-    return dqkv, dq_weight, dk_weight, None, None, None, None, None, None
+    dqkv, *dweights = run(grad, qkv, q_weight, k_weight, cos, sin, *ctx.options)
+    weights = (q_weight, k_weight)
+    dweights = (None if w is None else dw for w, dw in zip(weights, dweights, strict=True))
+    return dqkv, *dweights, *(None,) * 6
 
-
-def _setup_no_second(ctx, inputs, output) -> None:
-    pass
-
-
-def _no_second(ctx, *_) -> None:
-    raise RuntimeError(
-        "st_attention: the compiled op has no second derivative; compute it within "
-        'colaworld.ops.force("reference")'
-    )
-
-
-if _native.AVAILABLE:
-    torch.library.register_fake("colaworld::st_attention", _fake)
-    torch.library.register_autograd(
-        "colaworld::st_attention", _backward, setup_context=_setup_context
-    )
-    torch.library.register_fake("colaworld::st_attention_backward", _fake_backward)
-    torch.library.register_autograd(
-        "colaworld::st_attention_backward", _no_second, setup_context=_setup_no_second
-    )
 
 # Triton: one kernel for a short temporal axis; norm and rotation ahead of the attention that torch
 # chooses for everything else.
 
 _FRAMES, _CHANNELS = 32, 128  # the largest tile of kernels/st_attention.py
 _CHANNELS_OF_FLOAT32 = 64  # beyond, the backward pass in float32 does not fit into the registers
-
-
-def _triton_kernel(
-    qkv: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    *,
-    temporal: bool,
-    causal: bool,
-    eps: float,
-    scale: float,
-) -> Tensor:
-    _refuse_transforms(qkv, q_weight, k_weight, cos, sin)
-    if _tables_want_gradient(cos, sin):
-        qkv = _prepared_outside(qkv, q_weight, k_weight, cos, sin, temporal=temporal, eps=eps)
-        q_weight = k_weight = cos = sin = None
-    inputs = (qkv, q_weight, k_weight, cos, sin)
-    if not (temporal and _tile_fits(qkv)):
-        return _prologue_and_attention(*inputs, temporal, causal, eps, scale)
-    if torch.compiler.is_compiling():
-        return torch.ops.colaworld.st_attention_triton(*inputs, temporal, causal, eps, scale)
-    if _eager.wants_gradient(*(x for x in inputs if x is not None)):
-        return _RecordedTriton.apply(*inputs, temporal, causal, eps, scale)
-    return _RecordedTriton.forward(*inputs, temporal, causal, eps, scale)
 
 
 def _tile_fits(qkv: Tensor) -> bool:
@@ -240,12 +119,10 @@ def _prologue_and_attention(
         q_weight = k_weight = None
     if q_weight is not None or cos is not None:
         prologue = _dispatch.select("qk_norm_rope", q)
-        tables = (None, None) if cos is None else (cos.detach(), sin.detach())
-        q, k = prologue(
-            q, k, q_weight, k_weight, *tables, None, (), eps=eps, across=False, half=False
-        )
+        options = {"eps": eps, "across": False, "half": False}
+        q, k = prologue(q, k, q_weight, k_weight, cos, sin, None, (), **options)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale).transpose(1, 2)
+    out = reference.sdpa(q, k, v, causal=causal, scale=scale).transpose(1, 2)
     out = out.unflatten(0, (B, S if temporal else T))
     out = out.transpose(1, 2) if temporal else out
     # Contiguous, without a copy where the attention left it so; unlike contiguous(), reshape can be
@@ -267,7 +144,7 @@ def _launch_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from colaworld.kernels import st_attention as kernels
 
-    _check_tile("st_attention_triton_backward", qkv, temporal)
+    _check_tile("st_attention_backward_triton", qkv, temporal)
     dqkv, *dweights = kernels.temporal_attention_backward(
         grad.to(qkv.dtype), qkv, q_weight, k_weight, cos, sin, causal=causal, eps=eps, scale=scale
     )
@@ -291,54 +168,48 @@ def _check_tile(op: str, qkv: Tensor, temporal: bool) -> None:
         )
 
 
-def _triton_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    qkv, q_weight, k_weight, cos, sin = ctx.saved_tensors
-    dqkv, dq_weight, dk_weight = torch.ops.colaworld.st_attention_triton_backward(
-        grad, qkv, q_weight, k_weight, cos, sin, *ctx.options
-    )
-    dq_weight = None if q_weight is None else dq_weight
-    dk_weight = None if k_weight is None else dk_weight
-    return dqkv, dq_weight, dk_weight, None, None, None, None, None, None
-
-
-class _RecordedTriton(torch.autograd.Function):
-    """The Triton kernel in eager mode, with the gradient that is registered on the op."""
-
-    @staticmethod
-    def forward(*inputs) -> Tensor:
-        with _eager.below_autograd():
-            return torch.ops.colaworld.st_attention_triton(*inputs)
-
-    setup_context = staticmethod(_setup_context)
-    backward = staticmethod(_triton_backward)
-
-
 _ARGUMENTS = (
     "Tensor qkv, Tensor? q_weight, Tensor? k_weight, Tensor? cos, Tensor? sin, bool temporal, "
     "bool causal, float eps, float scale"
 )
-_triton.define(
-    "st_attention_triton",
-    f"({_ARGUMENTS}) -> Tensor",
-    _launch,
-    _fake,
-    backward=_triton_backward,
-    setup_context=_setup_context,
-)
-_triton.define(
-    "st_attention_triton_backward",
+_BACKWARD = _registry.Op(
+    "st_attention_backward",
     f"(Tensor grad, {_ARGUMENTS}) -> (Tensor dqkv, Tensor dq_weight, Tensor dk_weight)",
-    _launch_backward,
-    _fake_backward,
-    backward=_triton.no_second_derivative("st_attention"),
+    fake=_fake_backward,
+    launch=_launch_backward,
 )
+_OP = _registry.Op(
+    "st_attention",
+    f"({_ARGUMENTS}) -> Tensor",
+    fake=_fake,
+    launch=_launch,
+    save=_save,
+    gradients=_gradients,
+    backward=_BACKWARD,
+    constants=("cos", "sin"),
+)
+
+
+# The dispatcher goes by the device, so this is "cpu" and "cuda" alike.
+def _run_compiled(
+    qkv, q_weight, k_weight, cos, sin, *, temporal, causal, eps, scale
+) -> Tensor:  # [B, T, S, H, D]
+    return _OP.compiled(qkv, q_weight, k_weight, cos, sin, temporal, causal, eps, scale)
+
+
+def _run_triton(
+    qkv, q_weight, k_weight, cos, sin, *, temporal, causal, eps, scale
+) -> Tensor:  # [B, T, S, H, D]
+    run = _OP.triton if temporal and _tile_fits(qkv) else _prologue_and_attention
+    return run(qkv, q_weight, k_weight, cos, sin, temporal, causal, eps, scale)
+
 
 _dispatch.register(
     "st_attention",
     (
-        _dispatch.Implementation("cuda", _compiled, _cuda_refuses),
-        _dispatch.Implementation("cpu", _compiled, _cpu_refuses),
-        _dispatch.Implementation("triton", _triton_kernel, _triton.refuses),
+        _dispatch.Implementation("cuda", _run_compiled, _cuda_refuses),
+        _dispatch.Implementation("cpu", _run_compiled, _cpu.refuses),
+        _dispatch.Implementation("triton", _run_triton, _triton.refuses),
         _dispatch.Implementation("reference", reference.st_attention, _dispatch.always),
     ),
 )
@@ -366,7 +237,7 @@ def st_attention(
             back and multiplied; None leaves the queries (keys) as they are.
         eps: added to the mean square inside that norm.
         rope: (cos, sin), each [L, D/2] with L = T (temporal) or S (spatial), applied after the
-            norm to interleaved pairs; None for no rotation.
+            norm to interleaved pairs; None for no rotation. The tables receive no gradient.
         scale: factor on the scores; 1 / sqrt(D) when None.
         backend: "auto", "fused", "sdpa", "flex" or "flash" (`attention_backends.py`). The last three
             are what is named, whatever COLAWORLD_OPS or `force` say.
@@ -397,7 +268,7 @@ def st_attention(
     if rope is not None:
         if D % 2:
             raise ValueError(f"rope: rotates pairs, so qkv needs an even D, got D = {D}")
-        cos, sin = rope
+        cos, sin = constants(*rope)
         check_beside("rope cos", cos, (length, D // 2), "qkv", qkv)
         check_beside("rope sin", sin, (length, D // 2), "qkv", qkv)
     if backend in ("auto", "fused"):

@@ -1,7 +1,6 @@
 """`vector_quantize`: the nearest entry of a codebook for each row.
 
-The public function: checks, the choice of an implementation, and what autograd and the compiler must
-know of the compiled op and of its Triton twin. The meaning is in `reference.py`, the kernels in
+The public function and its checks, and what autograd and the compiler must know of the op. The meaning is in `reference.py`, the kernels in
 `csrc/cpu/vector_quantize_kernel.h` and `kernels/vector_quantize.py`.
 Not here: the straight-through estimator, losses and codebook updates (the quantizer modules).
 """
@@ -11,82 +10,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from colaworld.ops import _cuda, _dispatch, _eager, _native, _triton, reference
+from colaworld.ops import _cpu, _cuda, _dispatch, _registry, _triton, reference
 from colaworld.ops.code_statistics import segmented_sum
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-
-
-def _cpu_refuses(facts: _dispatch.Facts) -> str | None:
-    if not _native.AVAILABLE:
-        return _native.reason()
-    if facts.device != "cpu":
-        return f"the tensors are on {facts.device}, it needs cpu"
-    if facts.dtype not in _CPU_DTYPES:
-        return f"the dtype is {facts.dtype}, it takes float32, float64 and bfloat16"
-    return None
-
-
-# The dispatcher goes by the device, so this is "cpu" and "cuda" alike.
-def _compiled(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    _eager.refuse_transforms("vector_quantize", codebook, constant=(z,))
-    if _eager.through_dispatcher():
-        return torch.ops.colaworld.vector_quantize(z, codebook)
-    if _eager.wants_gradient(codebook):
-        return _Recorded.apply(z, codebook)
-    with _eager.below_autograd():
-        return torch.ops.colaworld.vector_quantize(z, codebook)
 
 
 def _fake(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    codes = codebook.new_empty(z.shape)
-    return codes, codebook.new_empty(z.shape[:1], dtype=torch.int64)
+    return codebook.new_empty(z.shape), codebook.new_empty(z.shape[:1], dtype=torch.int64)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    _, indices = output
-    ctx.save_for_backward(indices)
+def _save(ctx, inputs, output) -> None:
+    ctx.save_for_backward(output[1])
     ctx.entries = inputs[1].shape[0]
 
 
-def _backward(ctx, grad_codes: Tensor, _) -> tuple[None, Tensor]:
+def _gradients(ctx, grad_codes: Tensor, _) -> tuple[None, Tensor]:
     (indices,) = ctx.saved_tensors
     # Many rows meet in one entry: sums over them run wide.
-    total = segmented_sum(grad_codes, indices, ctx.entries)
-    return None, total.to(grad_codes.dtype)
-
-
-class _Recorded(torch.autograd.Function):
-    """The compiled op in eager mode, with the gradient that is registered on the op."""
-
-    @staticmethod
-    def forward(ctx, z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-        with _eager.below_autograd():
-            output = torch.ops.colaworld.vector_quantize(z, codebook)
-        _setup_context(ctx, (z, codebook), output)
-        return output
-
-    backward = staticmethod(_backward)
-
-
-if _native.AVAILABLE:
-    torch.library.register_fake("colaworld::vector_quantize", _fake)
-    torch.library.register_autograd(
-        "colaworld::vector_quantize", _backward, setup_context=_setup_context
-    )
-
-# Triton: one launch forward; backward is the segmented sum of whatever implementation sums there.
-
-
-def _triton_kernel(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    _eager.refuse_transforms("vector_quantize", codebook, constant=(z,))
-    if _eager.through_dispatcher():
-        return torch.ops.colaworld.vector_quantize_triton(z, codebook)
-    if _eager.wants_gradient(codebook):
-        return _RecordedTriton.apply(z, codebook)
-    with _eager.below_autograd():
-        return torch.ops.colaworld.vector_quantize_triton(z, codebook)
+    return None, segmented_sum(grad_codes, indices, ctx.entries).to(grad_codes.dtype)
 
 
 def _launch(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,34 +46,21 @@ def _launch(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return kernels.nearest(z, codebook)
 
 
-class _RecordedTriton(torch.autograd.Function):
-    """The Triton kernel in eager mode, with the gradient that is registered on the op."""
-
-    @staticmethod
-    def forward(ctx, z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-        with _eager.below_autograd():
-            output = torch.ops.colaworld.vector_quantize_triton(z, codebook)
-        _setup_context(ctx, (z, codebook), output)
-        return output
-
-    backward = staticmethod(_backward)
-
-
-_triton.define(
-    "vector_quantize_triton",
+_OP = _registry.Op(
+    "vector_quantize",
     "(Tensor z, Tensor codebook) -> (Tensor codes, Tensor indices)",
-    _launch,
-    _fake,
-    backward=_backward,
-    setup_context=_setup_context,
+    fake=_fake,
+    launch=_launch,
+    save=_save,
+    gradients=_gradients,
+    constants=("z",),
 )
-
 _dispatch.register(
     "vector_quantize",
     (
-        _dispatch.Implementation("cuda", _compiled, _cuda.refuses),
-        _dispatch.Implementation("cpu", _compiled, _cpu_refuses),
-        _dispatch.Implementation("triton", _triton_kernel, _triton.refuses),
+        _dispatch.Implementation("cuda", _OP.compiled, _cuda.refuses),
+        _dispatch.Implementation("cpu", _OP.compiled, _cpu.refuses),
+        _dispatch.Implementation("triton", _OP.triton, _triton.refuses),
         _dispatch.Implementation("reference", reference.vector_quantize, _dispatch.always),
     ),
 )

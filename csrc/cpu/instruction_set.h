@@ -1,5 +1,5 @@
 // Which instruction set the CPU kernels run on: what was compiled, what this processor has, what
-// was asked for. Not here: any kernel. No torch header, so the pybind11 module shares this file.
+// was asked for. Not here: any kernel.
 
 #pragma once
 

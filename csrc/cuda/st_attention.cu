@@ -4,6 +4,7 @@
 #include "st_attention.h"
 
 #include "launch.cuh"
+#include "listing.cuh"
 #include "st_attention_choose.h"
 
 namespace colaworld {
@@ -81,6 +82,26 @@ const char* st_attention_sum(
     const float* partial, int64_t blocks, int D, float* q_sum, float* k_sum, void* stream) {
   return launch(sum, (2 * D + SUM_COLUMNS - 1) / SUM_COLUMNS, SUM_COLUMNS * SUM_ROWS, 0, stream,
                 partial, blocks, D, q_sum, k_sum);
+}
+
+void list_st_attention(Listing& listing) {
+  for (const Element element : {Element::bfloat16, Element::float16, Element::float32}) {
+    for (const int D : {64, 72, 96, 128}) {
+      // One kernel for every D; the longest rows ask for the most.
+      if (element == Element::float32 && D != st_attention_float::MOST_CHANNELS) continue;
+      for (const int T : {16, 32}) {
+        for (const bool back : {false, true}) {
+          const std::string name = std::string("st_attention ") + (back ? "backward" : "forward") +
+                                   ", " + name_of(element) + ", D " + std::to_string(D) +
+                                   ", T <= " + std::to_string(T);
+          st_attention_choose(element, T, D, back, [&](auto kernel, int warps, int bytes) {
+            listing.add(name, kernel, warps * LANES, bytes);
+          });
+        }
+      }
+    }
+  }
+  listing.add("st_attention, sums of the weights", sum, SUM_COLUMNS * SUM_ROWS, 0);
 }
 
 }  // namespace cuda

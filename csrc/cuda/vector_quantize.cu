@@ -6,6 +6,7 @@
 
 #include "code_statistics_kernel.cuh"
 #include "launch.cuh"
+#include "listing.cuh"
 #include "vector_quantize_kernel.cuh"
 
 namespace colaworld {
@@ -16,11 +17,30 @@ namespace {
 // memory and still leaves a block for every processor of the largest GPUs.
 constexpr int64_t MANY_ROWS = 1 << 15;
 
+constexpr int MERGE_THREADS = 256;  // of a block that adds up partial sums
+
 template <typename In, int M>
 const char* search(const VectorQuantizeCall& call, void* stream) {
   namespace kernels = vector_quantize_kernels;
   const int64_t rows = kernels::SIDE * M, blocks = (call.N + rows - 1) / rows;
   return launch(kernels::assign<In, M>, blocks, kernels::THREADS, kernels::bytes(M), stream, call);
+}
+
+template <typename In, int M>
+void list_search(Listing& listing, Element element) {
+  namespace kernels = vector_quantize_kernels;
+  listing.add("vector_quantize, " + std::to_string(kernels::SIDE * M) + " rows a block, " +
+                  name_of(element),
+              kernels::assign<In, M>, kernels::THREADS, kernels::bytes(M));
+}
+
+template <typename In>
+void list(Listing& listing, Element element) {
+  namespace kernels = code_statistics_kernels;
+  list_search<In, 4>(listing, element);
+  list_search<In, 8>(listing, element);
+  listing.add(std::string("code_statistics at its largest, ") + name_of(element), kernels::add<In>,
+              kernels::WARPS * LANES, kernels::TABLE * 4);
 }
 
 template <typename In>
@@ -69,12 +89,19 @@ const char* code_statistics(Element element,
       error = add<fp16>(call, plan, stream);
   }
   if (error != nullptr || plan.parts == 1) return error;
-  constexpr int THREADS = 256;
-  const int64_t size = call.K * call.width, blocks = (size + THREADS - 1) / THREADS;
+  const int64_t size = call.K * call.width, blocks = (size + MERGE_THREADS - 1) / MERGE_THREADS;
   return launch(
       code_statistics_kernels::merge<float>,
       blocks < code_statistics_kernels::MOST_BLOCKS ? blocks : code_statistics_kernels::MOST_BLOCKS,
-      THREADS, 0, stream, call.partial, plan.parts, size, call.out);
+      MERGE_THREADS, 0, stream, call.partial, plan.parts, size, call.out);
+}
+
+void list_vector_quantize(Listing& listing) {
+  list<float>(listing, Element::float32);
+  list<bf16>(listing, Element::bfloat16);
+  list<fp16>(listing, Element::float16);
+  listing.add("code_statistics, sums of parts", code_statistics_kernels::merge<float>,
+              MERGE_THREADS, 0);
 }
 
 }  // namespace cuda

@@ -41,3 +41,14 @@ def test_a_device_that_is_not_here_can_be_asked_about(capsys) -> None:
     for name in ("st_attention temporal", "st_attention spatial", "adaln"):
         (reason,) = [line for line in asked if line.startswith(f"{name} on cuda: cpu: ")]
         assert "cuda" in reason.split("cpu: ")[1]  # where the tensors are
+
+
+def test_the_cuda_kernels_are_listed(capsys) -> None:
+    assert info.run(["--kernels"]) == 0
+    text = capsys.readouterr().out
+    built = ops.build_info()
+    if built is None or not built["cuda"]:
+        assert "no CUDA kernels: " in text
+        return
+    # 4 warps; 2 weights of 72 and 2 tables of 16 x 36 numbers, 4 bytes each.
+    assert "st_attention forward, bfloat16, D 72, T <= 16: 128 threads, 5.1 kB shared" in text

@@ -30,9 +30,8 @@ OLDEST = (2, 11)
 
 
 def library() -> Path:
-    spec = importlib.util.find_spec("colaworld._native")
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin)
+    assert _native.PATH is not None
+    return Path(_native.PATH)
 
 
 def undefined() -> dict[str, str]:
@@ -44,6 +43,15 @@ def undefined() -> dict[str, str]:
         [nm, "-D", "--undefined-only", library()], capture_output=True, text=True, check=True
     ).stdout
     return {name: kind for kind, name in (line.split()[-2:] for line in out.splitlines())}
+
+
+def needed_libraries() -> list[str]:
+    """The shared libraries that the loader brings in with the library."""
+    readelf = shutil.which("readelf")
+    if readelf is None:
+        pytest.skip("no readelf (binutils) to read the dynamic section with")
+    out = subprocess.run([readelf, "-d", library()], capture_output=True, text=True, check=True)
+    return re.findall(r"\(NEEDED\).*\[(.+)\]", out.stdout)
 
 
 def versions(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -123,6 +131,16 @@ def test_a_torch_without_cuda_can_load_the_library() -> None:
 
 
 @needs_cuda_build
+def test_a_torch_with_cuda_gives_its_stream() -> None:
+    # The address that the loader has put in for the weak symbol, as the library sees it: none on a
+    # torch without CUDA. It comes from libtorch_cuda.so, which a weak symbol alone does not search
+    # and libtorch.so brings along.
+    info = _native.build_info()
+    assert info is not None and info["cuda_stream"] == torch.backends.cuda.is_built()
+    assert "libtorch.so" in needed_libraries()
+
+
+@needs_cuda_build
 def test_the_cuda_runtime_inside_stays_hidden() -> None:
     out = subprocess.run(
         ["nm", "-D", "--defined-only", library()], capture_output=True, text=True, check=True
@@ -176,6 +194,36 @@ def test_every_architecture_has_every_kernel(resources) -> None:
     assert count("st_attention_float", "forward") == count("st_attention_float", "backward") == 2
     assert count("vector_quantize_kernels") == 6  # 3 types, 2 sizes
     assert count("code_statistics_kernels", "add") == 3
+
+
+@needs_cuda_build
+def test_every_kernel_is_listed_with_what_its_launch_takes(resources) -> None:
+    if importlib.util.find_spec("colaworld._C") is None:
+        pytest.skip("colaworld._C was not built: no headers of Python, or no pybind11")
+    kernels = {kernel.name: kernel for kernel in _native.cuda_kernels(ask_driver=False)}
+    compiled = {
+        kernel for architecture, kernel in resources if architecture == _cuda.ARCHITECTURES[0]
+    }
+    assert len(kernels) == len(compiled)
+    # Weights [2, D], tables [2, T, D / 2] and, backward, the sums of 4 warps [4, 2, D] beside what
+    # they exchange; 4 bytes each.
+    forward = kernels["st_attention forward, bfloat16, D 72, T <= 16"]
+    assert (forward.threads, forward.dynamic_shared) == (4 * 32, (2 * 72 + 2 * 16 * 36) * 4)
+    assert forward.registers is forward.local is forward.static_shared is forward.blocks is None
+    search = kernels["vector_quantize, 64 rows a block, float32"]
+    # Tiles of 32 channels of 64 rows and 64 entries, each padded by 4; a number for each of both.
+    assert (search.threads, search.dynamic_shared) == (256, (2 * 32 * (64 + 4) + 64 + 64) * 4)
+    for name, kernel in kernels.items():
+        assert kernel.dynamic_shared <= SHARED[90], name
+
+
+@needs_cuda_build
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_a_driver_that_is_not_there_is_an_error() -> None:
+    if importlib.util.find_spec("colaworld._C") is None:
+        pytest.skip("colaworld._C was not built: no headers of Python, or no pybind11")
+    with pytest.raises(RuntimeError, match="the CUDA driver: "):
+        _native.cuda_kernels(ask_driver=True)
 
 
 @needs_cuda_build

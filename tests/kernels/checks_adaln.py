@@ -258,7 +258,7 @@ def test_opcheck(branch) -> None:
         stream = x if y is None else x_out
     arguments = (*grads, stream, y, gate, scale, index, mean, rstd, False)
     arguments = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in arguments)
-    torch.library.opcheck(torch.ops.colaworld.adaln_triton_backward.default, arguments)
+    torch.library.opcheck(torch.ops.colaworld.adaln_backward_triton.default, arguments)
 
 
 def test_a_second_derivative_is_an_error_that_says_what_to_do() -> None:

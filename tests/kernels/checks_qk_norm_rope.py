@@ -298,7 +298,7 @@ def test_opcheck(norm) -> None:
     detached = [x if x is None else x.detach() for x in inputs]
     grads = gradients((1, 2, 2, 8), torch.float32)
     arguments = (*grads, *detached, *rest["rope"], None, *options)
-    torch.library.opcheck(torch.ops.colaworld.qk_norm_rope_triton_backward, arguments)
+    torch.library.opcheck(torch.ops.colaworld.qk_norm_rope_backward_triton, arguments)
 
 
 def test_a_second_derivative_is_an_error_that_says_what_to_do() -> None:
@@ -308,7 +308,7 @@ def test_a_second_derivative_is_an_error_that_says_what_to_do() -> None:
             inputs[0], inputs[1], q_weight=inputs[2], k_weight=inputs[3], **rest
         )
     (first,) = torch.autograd.grad(out.square().sum(), inputs[0], create_graph=True)
-    with pytest.raises(NotImplementedError, match=r'force\("reference"\)'):
+    with pytest.raises(NotImplementedError, match=r"force\('reference'\)"):
         first.sum().backward()
 
 

@@ -273,7 +273,7 @@ def test_opcheck(norm) -> None:
     torch.library.opcheck(torch.ops.colaworld.st_attention_triton, arguments)
     detached = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
     arguments = (torch.ones(1, 3, 2, 1, 8, device=DEVICE), *detached)
-    torch.library.opcheck(torch.ops.colaworld.st_attention_triton_backward, arguments)
+    torch.library.opcheck(torch.ops.colaworld.st_attention_backward_triton, arguments)
 
 
 def test_a_second_derivative_is_an_error_that_says_what_to_do() -> None:
@@ -281,7 +281,7 @@ def test_a_second_derivative_is_an_error_that_says_what_to_do() -> None:
     with ops.force("triton"):
         out = ops.st_attention(inputs[0], axis="temporal", q_weight=inputs[1], rope=tables)
     (first,) = torch.autograd.grad(out.square().sum(), inputs[0], create_graph=True)
-    with pytest.raises(NotImplementedError, match=r'force\("reference"\)'):
+    with pytest.raises(NotImplementedError, match=r"force\('reference'\)"):
         first.sum().backward()
 
 
@@ -363,16 +363,14 @@ def test_one_weight_and_tables_with_gradient(axis) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_tables_receive_their_gradient_on_the_temporal_axis() -> None:
+def test_tables_receive_no_gradient() -> None:
     inputs, tables = leaves((1, 3, 2, 1, 8), torch.float32)
     tables = tuple(t.requires_grad_() for t in tables)
-    found = []
     for name in ("triton", "reference"):
         with ops.force(name):
             out = ops.st_attention(inputs[0], axis="temporal", rope=tables)
-        found.append(torch.autograd.grad(out.square().sum(), tables))
-    for got, wanted in zip(*found, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+        found = torch.autograd.grad(out.square().sum(), tables, allow_unused=True)
+        assert found == (None, None), name
 
 
 def test_errors_name_the_argument() -> None:

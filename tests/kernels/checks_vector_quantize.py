@@ -155,7 +155,9 @@ def test_strided_and_expanded_inputs() -> None:
         assert one[1].tolist() == [0] * 8
         for same in (z[:1].expand(30, 10), z[:, :1].expand(30, 10), z[:1, :1].expand(30, 10)):
             got = ops.code_statistics(same, indices, 20)
-            assert torch.equal(got, ops.code_statistics(same.contiguous(), indices, 20))
+            # Triton lays other strides out otherwise, and a sum in another order rounds elsewhere.
+            wanted = ops.code_statistics(same.contiguous(), indices, 20)
+            torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
 
 
 @each_way

@@ -50,7 +50,7 @@ def test_a_cuda_tensor_takes_triton_even_where_there_is_no_gpu(dtype, indexed) -
         x_out, out = ops.adaln(x, x, gate=m, shift=m, scale=m, index=index)
         assert x_out.shape == out.shape == x.shape and out.dtype == dtype
         row = x.new_empty(2, 3, 16, dtype=torch.float32)
-        dx, dy, *tables = torch.ops.colaworld.adaln_triton_backward(
+        dx, dy, *tables = torch.ops.colaworld.adaln_backward_triton(
             x, x, x, x, m, m, index, row, row, False
         )
         assert dx.shape == dy.shape == x.shape and dx.dtype == dtype and dx.device.type == "cuda"

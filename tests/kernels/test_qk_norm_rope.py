@@ -48,7 +48,7 @@ def test_a_cuda_tensor_takes_triton_even_where_there_is_no_gpu() -> None:
             assert out.device.type == "cuda"
             assert out.is_contiguous()
         arguments = (q, k, q, k, weight, weight, None, None, None, (), 1e-6, False, False)
-        found = torch.ops.colaworld.qk_norm_rope_triton_backward(*arguments)
+        found = torch.ops.colaworld.qk_norm_rope_backward_triton(*arguments)
         assert [tuple(x.shape) for x in found] == [(2, 5, 16, 72)] * 2 + [(72,)] * 2
 
 

@@ -74,7 +74,7 @@ def test_the_fake_of_the_gradient() -> None:
         grad = torch.empty(2, 5, 4, 16, 72, device="cuda", dtype=torch.bfloat16)
         weight = torch.empty(72, device="cuda")
         arguments = (grad, qkv, weight, None, None, None, True, False, 1e-6, 0.1)
-        found = torch.ops.colaworld.st_attention_triton_backward(*arguments)
+        found = torch.ops.colaworld.st_attention_backward_triton(*arguments)
         assert [tuple(x.shape) for x in found] == [qkv.shape, (72,), (0,)]
         assert [x.dtype for x in found] == [torch.bfloat16, torch.float32, torch.bfloat16]
 

@@ -73,6 +73,14 @@ def test_a_library_without_cuda_says_so() -> None:
 
 
 @built
+def test_a_library_that_does_not_find_the_stream_says_so(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(_cuda._INFO, "cuda_stream", False)
+    reason = _cuda._reason_here.__wrapped__()
+    assert reason == "the library does not find the CUDA stream of this torch: rebuild it"
+
+
+@built
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_fake_cuda_tensors_take_the_kernels_in_one_graph() -> None:
     torch._dynamo.reset()
@@ -106,7 +114,7 @@ def test_fake_cuda_tensors_take_the_kernels_in_one_graph() -> None:
         assert spatial["cuda"].reason.startswith("the axis is spatial")
     assert len(graphs) == 1
     for name in ("st_attention", "vector_quantize", "code_statistics"):
-        assert f"colaworld.{name}" in graphs[0]
+        assert f"colaworld.{name}.default" in graphs[0]
 
 
 # --- with a GPU ----------------------------------------------------------------------------------

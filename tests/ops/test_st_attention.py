@@ -6,6 +6,8 @@ Not here: what only the compiled op has to prove (test_st_attention_cpu.py).
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -189,6 +191,33 @@ def test_compiles_as_one_graph(generator) -> None:
     torch.testing.assert_close(compiled(qkv), call(qkv))
     more = torch.randn(3, 5, 2, 3, 2, 4, generator=generator)
     torch.testing.assert_close(compiled(more), call(more))
+
+
+NO_HEADS = """
+import importlib
+import torch
+from colaworld import ops
+for axis in ("temporal", "spatial"):
+    qkv, weight = torch.ones(2, 3, 4, 3, 0, 8, requires_grad=True), torch.ones(8, requires_grad=True)
+    with ops.force({implementation!r}):
+        out = ops.st_attention(qkv, axis=axis, q_weight=weight, k_weight=weight)
+    made = torch.autograd.grad(out.sum(), (qkv, weight))
+    print(*out.shape, *made[0].shape, *made[1].tolist())
+empty = torch.ones(2, 3, 4, 3, 0, 8)
+module = importlib.import_module("colaworld.ops.st_attention")
+print(*module._prologue_and_attention(empty, *[None] * 4, True, False, 1e-6, 1.0).shape)
+"""
+
+
+def test_without_heads_there_is_an_empty_answer(implementation) -> None:
+    # In a process of its own: torch 2.11's attention divides by the heads, and that ends the process.
+    program = NO_HEADS.format(implementation=implementation)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    line = "2 3 4 0 8 2 3 4 3 0 8" + 8 * " 0.0"
+    assert done.stdout.splitlines() == [line, line, "2 3 4 0 8"]
 
 
 def test_errors_name_the_argument() -> None:

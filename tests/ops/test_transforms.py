@@ -16,7 +16,7 @@ needs_cpu = pytest.mark.skipif(
     ops.build_info() is None, reason=f"no compiled ops: {ops.why_not_compiled()}"
 )
 OPS = {
-    "st_attention": ("qkv", "q_weight", "k_weight", "cos", "sin"),
+    "st_attention": ("qkv", "q_weight", "k_weight"),
     "vector_quantize": ("codebook",),
     "code_statistics": ("z",),
     "adaln": ("x", "y", "gate", "shift", "scale"),
@@ -36,10 +36,10 @@ def call(op: str, name: str):
 
     if op == "st_attention":
         given = {"qkv": draw(1, 3, 2, 3, 2, 4), "q_weight": draw(4), "k_weight": draw(4)}
-        given |= {"cos": draw(3, 2), "sin": draw(3, 2)}
+        rope = draw(3, 2), draw(3, 2)
 
-        def run(cos, sin, **rest):
-            return ops.st_attention(axis="temporal", rope=(cos, sin), backend="auto", **rest)
+        def run(**rest):
+            return ops.st_attention(axis="temporal", rope=rope, backend="auto", **rest)
     elif op == "vector_quantize":
         given = {"z": draw(6, 3), "codebook": draw(4, 3)}
 

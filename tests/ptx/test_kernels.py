@@ -1,0 +1,115 @@
+"""The shipped kernels from their own PTX against float64: one of each kind here, all of them when slow.
+
+What is run is in cases.py and native_cases.py; `python tests/ptx` prints it as a table.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+from ptx import cases, coverage, native_cases
+from ptx.native_driver import Missing, Native
+
+needs_triton = pytest.mark.skipif(
+    find_spec("triton") is None,
+    reason="triton is not installed; it comes with a CUDA build of torch",
+)
+
+
+def native(arch: int) -> Native:
+    try:
+        return Native.built() if arch == 90 else Native.compiled(arch)
+    except Missing as reason:
+        pytest.skip(str(reason))
+
+
+def check(rows: list[coverage.Row]) -> None:
+    assert rows
+    wrong = [f"{r.kernel} {r.dtype} sm_{r.arch}: {w}" for r in rows for w in r.wrong]
+    assert not wrong, "\n".join(wrong)
+    assert all(r.counts.blocks > 0 for r in rows)
+
+
+@needs_triton
+@pytest.mark.parametrize("op", cases.FILES)
+def test_one_call_of_each_kernel_and_dtype(op) -> None:
+    check(coverage.triton_rows(op, 90, one=True))
+
+
+@needs_triton
+def test_a_large_search_runs_on_wgmma() -> None:
+    found = [c for c in cases.cases("vector_quantize", 90) if "many rows" in c.label and "exact" not in c.label]  # fmt: skip
+    for dtype in ("bf16", "fp32"):
+        case = next(c for c in found if c.dtype == dtype)
+        (row,) = coverage.triton_rows("vector_quantize", 90, only=[case])
+        check([row])
+        assert row.counts.executed("wgmma") > 0
+
+
+def test_kernels_of_nvcc() -> None:
+    some = native(90)
+    short = [
+        case
+        for dtype in (*native_cases.HALF, native_cases.torch.float32)
+        for case in (
+            native_cases.attention(some, native_cases.Attention(72, 5, causal=True, skew=8), dtype),
+            native_cases.nearest(some, (70, 65, 33), dtype),
+            native_cases.sums(some, (200, 5, 3), dtype),
+        )
+    ]
+    check(coverage.native_rows(some, only=short))
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [90, 80])
+@pytest.mark.parametrize("op", cases.FILES)
+def test_every_configuration(op, arch) -> None:
+    check(coverage.triton_rows(op, arch))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [90, 80])
+def test_every_kernel_of_nvcc(arch) -> None:
+    check(coverage.native_rows(native(arch)))
+
+
+def test_what_is_not_run_is_wrong() -> None:
+    """A row of configurations that no launch was of must not pass unseen."""
+    pytest.importorskip("triton", reason="triton comes with a CUDA build of torch")
+    everything = cases.missed("adaln", 90, [])
+    assert everything and len(everything) == len(set(everything))
+
+
+@needs_triton
+def test_sums_of_several_locations_do_not_depend_on_which_warp_is_first(monkeypatch) -> None:
+    """The one race that is known (plugin.py): lanes that read sums and drop them."""
+    from colaworld.kernels import st_attention as kernels
+    from ptx.triton_driver import on_ptx
+
+    monkeypatch.setattr(kernels, "PROGRAMS", 1)
+    B, T, S, H, D = 1, 3, 4, 1, 16
+    qkv, grad = cases.draw(B, T, S, 3, H, D), cases.draw(B, T, S, H, D, seed=1)
+    weights = [1 + 0.3 * cases.draw(D, seed=s) for s in (2, 3)]
+    found = []
+    for apart in (False, True):
+        with on_ptx(90, apart=apart):
+            found.append(
+                kernels.temporal_attention_backward(
+                    grad, qkv, *weights, None, None, causal=False, eps=1e-5, scale=0.4
+                )
+            )
+    for together, one_after_the_other in zip(*found, strict=True):
+        assert cases.torch.equal(together, one_after_the_other)
+
+
+@needs_triton
+def test_a_call_that_faults_is_wrong() -> None:
+    def faults():
+        raise coverage.Fault("misaligned")
+
+    case = cases.Case("adaln", "made up", "bf16", faults)
+    (row,) = coverage.triton_rows("adaln", 90, only=[case])
+    assert row.wrong == ["made up: misaligned"] and row.error == float("inf")
