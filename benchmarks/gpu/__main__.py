@@ -1,8 +1,8 @@
 """The first minutes on a GPU, in two commands that each fit into one short lease of a machine.
 
-    python -m benchmarks.gpu check          under 3 minutes: is every kernel right, how fast is it
-    python -m benchmarks.gpu compare        under 7: against compilers and libraries; a joint step
-    python -m benchmarks.gpu rest           under 9: block sizes, SDPA table, sanitizer, large tensors
+    python -m benchmarks.gpu A          under 3 minutes: is every kernel right, how fast is it
+    python -m benchmarks.gpu B          under 7: against compilers and libraries; a joint step
+    python -m benchmarks.gpu rest       under 9: block sizes, SDPA table, sanitizer, large tensors
     python -m benchmarks.gpu apply-tuning gpu.tar.gz      home: block sizes into kernels/tuning.py
 
 Needs a checkout with torch, Triton and numpy. A compiled library is used where it is installed or
@@ -71,11 +71,11 @@ def pytests(usual: list[str]) -> list[str] | str:
 
 # Seconds in all, and the stages in their order, the most valuable first.
 PLAN: dict[str, tuple[int, tuple[Stage, ...]]] = {
-    "check": (
+    "A": (
         170,
         (Stage("probe", 15), Stage("correctness", 75), Stage("ceilings", 20), Stage("goals", 55)),
     ),
-    "compare": (
+    "B": (
         420,
         (
             Stage("compilation", 75),

@@ -318,7 +318,7 @@ def jobs(source: str, options: Options) -> dict[str, Callable[[], None]]:
     for case, _ in listed:
         for name in filter(fits, case.providers):
             made[f"{case.label}/{name}"] = lambda case=case, name=name: once(case, name)
-    if source == "compilation" and importlib.util.find_spec("yaml"):  # which recipes need
+    if source == "compilation" and all(map(importlib.util.find_spec, ("yaml", "safetensors"))):
         for case, _ in joint(_FILLED_PAIRS)(options):
             if "compile" in (name := next(iter(case.providers))):
                 made[f"{case.label}/{name}"] = lambda case=case, name=name: once(case, name)

@@ -38,7 +38,7 @@ class BenchOptions:
     compare: Path | None = None
     """Rows of another run: the ratio of every row to it, marked where it is beyond noise."""
     plot: Path | None = None
-    """A folder for bars and a roofline: PNG files and an index.html."""
+    """A folder for bars and a roofline, PNG files (matplotlib, extra `bench`)."""
     rows: Path | None = None
     """Show, compare or plot the rows of this file instead of timing anything."""
     recipe: str = "nano.cola"
@@ -100,7 +100,8 @@ def run(argv: list[str], *, overrides: dict[str, Any] | None = None) -> int:
     rows, table = suite("rows"), suite("table")
     old = rows.read(options.compare) if options.compare else None  # before the long work
     if options.plot is not None:
-        rows.check_writable(options.plot / "index.html")
+        suite("plots").canvas(1, 1)
+        rows.check_writable(options.plot / "roofline.png")
     files = {} if options.json is None else _files(options)
     for file in files.values():
         rows.check_writable(file)
@@ -122,7 +123,7 @@ def run(argv: list[str], *, overrides: dict[str, Any] | None = None) -> int:
         mine = [r for r in found if name == "*" or r.get("suite") in (name, "machine")]
         print(f"rows: {rows.write(file, mine)}")
     if options.plot is not None:
-        print(f"plots: {suite('plots').write(options.plot, found)[-1]}")
+        print(f"plots: {len(suite('plots').write(options.plot, found))} files in {options.plot}")
     return 0
 
 

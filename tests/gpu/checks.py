@@ -2,7 +2,7 @@
 
 `checks(device)` names each check; `run` raises AssertionError where it does not hold and `Missing` where
 this machine lacks what it is about. They run under pytest (test_on_gpu.py) and, shared out among
-processes, as the first stage of `python -m benchmarks.gpu check`. On the CPU they check the
+processes, as the first stage of `python -m benchmarks.gpu A`. On the CPU they check the
 implementations that are there, which is how the checks themselves are tried without a GPU.
 Not here: what can be proved without one (tests/ops, tests/kernels, tests/csrc).
 """
