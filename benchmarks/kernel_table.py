@@ -64,9 +64,11 @@ def _attentions(impl: str, name: str, row: str, size: dict[str, int], *pieces: i
 _TOKENS = 8 * 16 * 256
 _BYTES = _TOKENS * 1152 * 2
 _QK = {
-    "forward": Work(2 * _BYTES, 2 * _BYTES, blocks=_TOKENS, pieces=(128, 16), step=144),
-    "backward": Work(
-        4 * _BYTES, 2 * _BYTES, passes=_TOKENS, blocks=2048, pieces=(128, 16), step=144
+    "qk_norm_rope forward": Work(
+        2 * _BYTES, 2 * _BYTES, blocks=_TOKENS, pieces=(128, 16), step=144
+    ),
+    "qkv_norm_rope backward": Work(
+        5 * _BYTES, 3 * _BYTES, passes=_TOKENS, blocks=2048, pieces=(128, 16), step=144
     ),
 }
 _ADALN = {
@@ -93,11 +95,11 @@ SHOWN: tuple[Shown, ...] = (
     *_attentions("triton", "LAM, bf16", "st_attention {} 12x64 T<=16 bf16 causal", _LAM16, 128),
     *_attentions("triton", "LAM, float32", "st_attention {} 12x64 T<=16 fp32 causal", _LAM32, 256),
     *(
-        Shown("triton", "qk_norm_rope", f"qk_norm_rope {way}, XL, bf16", f"qk_norm_rope {way} 16x72 head, no rotation bf16", _QK[way])
+        Shown("triton", "qk_norm_rope", f"{way}, XL, bf16", f"{way} 16x72 head, no rotation bf16", _QK[way])
         for way in _QK
     ),
     *(
-        Shown("triton", "qk_norm_rope", f"qk_norm_rope {way}, XL with rotation, bf16", f"qk_norm_rope {way} 16x72 head, interleaved bf16", _QK[way])
+        Shown("triton", "qk_norm_rope", f"{way}, XL with rotation, bf16", f"{way} 16x72 head, interleaved bf16", _QK[way])
         for way in _QK
     ),
     Shown("triton", "qk_norm_rope", "qk_norm_rope forward, Wan, bf16", "qk_norm_rope forward 12x128 across, interleaved bf16"),

@@ -77,7 +77,6 @@ _LAM_DIM = 32  # of a latent action in the paper
 _XL_BATCH = _XL_CLIPS | {"B": 8}
 _SPATIAL = {"axis": "spatial", "causal": False, "norm": True, "rope": False}
 _TEMPORAL = {"axis": "temporal", "causal": True, "norm": True, "rope": True}
-_PLAIN = {"norm": "head", "rope": False, "sections": None}
 
 
 def _sequences(n: int, why: str, N: int = 0, **heads: int) -> Shape:
@@ -109,27 +108,29 @@ FIXED: dict[str, tuple[Shape, ...]] = {
             heavy=True,
         ),
     ),
-    "qk_norm_rope": (
+    "qkv_norm_rope": (
         Shape(
             "stdit3-xl.spatial",
             {"B": 16, "L": 256, **_XL_HEADS},
             "head dimension 72, with rotation",
-            _PLAIN | {"rope": True},
+            {"rope": True},
         ),
         Shape(
             "stdit3-xl.b8.spatial",
             {"B": 128, "L": 256, **_XL_HEADS},
             "memory-bound",
-            _PLAIN | {"rope": True},
+            {"rope": True},
             heavy=True,
         ),
+    ),
+    "qk_norm_rope": (
         Shape(
             # Wan2.1 1.3B: 12 heads of 128, a norm over all 1536 channels, and positions in time,
             # height and width that take 44, 42 and 42 channels of a head: 22, 21 and 21 pairs.
             "wan-1.3b",
             {"B": 4, "L": 1024, "H": 12, "D": 128},
             "norm across heads, positions in three axes",
-            _PLAIN | {"norm": "across", "rope": True, "sections": (22, 21, 21)},
+            {"sections": (22, 21, 21)},
         ),
     ),
     "vector_quantize": (
@@ -199,16 +200,21 @@ def adaln(config: RunConfig) -> list[Shape]:
     ]
 
 
-def qk_norm_rope(config: RunConfig) -> list[Shape]:
-    """B sequences, L tokens, H, D; options norm, rope, sections."""
+def qkv_norm_rope(config: RunConfig) -> list[Shape]:
+    """B sequences, L tokens, H, D; option rope."""
     name, model = family(config), config.model
     size = clips(config)
     heads = {"H": model.backbone.heads, "D": model.backbone.width // model.backbone.heads}
     sizes = {"B": size["B"] * size["T"], "L": size["S"], **heads}
     return [
-        Shape(f"{name}.spatial", sizes, "prologue of spatial attention", _PLAIN),
-        *FIXED["qk_norm_rope"],
+        Shape(f"{name}.spatial", sizes, "ahead of a library's attention", {"rope": False}),
+        *FIXED["qkv_norm_rope"],
     ]
+
+
+def qk_norm_rope(_: RunConfig) -> list[Shape]:
+    """B clips, L tokens, H, D; option sections."""
+    return list(FIXED["qk_norm_rope"])
 
 
 def vector_quantize(config: RunConfig) -> list[Shape]:

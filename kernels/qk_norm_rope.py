@@ -1,7 +1,8 @@
 """q/k norm and rotary embedding in Triton, forward and backward: the step ahead of an attention kernel.
 
-Reads q and k where they stand (views of a packed qkv), writes them contiguous. Bound by memory. A
-tile is one token with all of its heads, held as the two members of its channel pairs:
+Reads q and k where they stand (views of a packed qkv), writes them contiguous. The gradients go to
+tensors of their own, or all into one that is packed as qkv is, that of v beside them. Bound by memory.
+A tile is one token with all of its heads, held as the two members of its channel pairs:
 
     a, b [HP, PP]     H padded to HP, D / 2 padded to PP; channels (2i, 2i + 1)
 
@@ -119,6 +120,13 @@ def _mean(values, count, ACROSS: tl.constexpr):
 
 
 @triton.jit
+def _rows(b, token, h, stride_b, stride_l, stride_h, UNIT: tl.constexpr):
+    """Offsets of the heads of a token, [HP, 1]: 64 bits, from strides in units of UNIT elements."""
+    place = b * stride_b * UNIT + token.to(tl.int64) * stride_l * UNIT
+    return place + h.to(tl.int64) * stride_h * UNIT
+
+
+@triton.jit
 def _forward_one(
     X,
     OUT,
@@ -188,14 +196,9 @@ def forward_kernel(
     h = tl.arange(0, HP)[:, None]
     cos, sin = _angles(COS, SIN, POSITION, token, P, D, PP, ROPE, SECTIONS, WIDE)
     out_row = (program.to(tl.int64) * H + h) * D
-    wide_h = h.to(tl.int64)
-    row = (
-        b * q_stride_b * UNIT + token.to(tl.int64) * q_stride_l * UNIT + wide_h * q_stride_h * UNIT
-    )
+    row = _rows(b, token, h, q_stride_b, q_stride_l, q_stride_h, UNIT)
     _forward_one(Q, Q_OUT, QW, row, out_row, h, H, cos, sin, eps, D, NORM, ACROSS, ROPE, PP, WIDE)
-    row = (
-        b * k_stride_b * UNIT + token.to(tl.int64) * k_stride_l * UNIT + wide_h * k_stride_h * UNIT
-    )
+    row = _rows(b, token, h, k_stride_b, k_stride_l, k_stride_h, UNIT)
     _forward_one(K, K_OUT, KW, row, out_row, h, H, cos, sin, eps, D, NORM, ACROSS, ROPE, PP, WIDE)
 
 
@@ -205,6 +208,7 @@ def _backward_one(
     X,
     DX,
     W,
+    grad_row,
     row,
     out_row,
     h,
@@ -224,7 +228,7 @@ def _backward_one(
     With n = x r, r = 1 / sqrt(mean(x^2) + eps) and h = g w: dw = sum g n, dx = r (h - n mean(h n)).
     """
     there = h < H
-    ga, gb = _load_pairs(GRAD, out_row, there, D, PP, WIDE)
+    ga, gb = _load_pairs(GRAD, grad_row, there, D, PP, WIDE)
     if ROPE:
         ga, gb = ga * cos + gb * sin, gb * cos - ga * sin
     dwa = 0.0
@@ -273,6 +277,7 @@ def _backward_of(
     ACROSS: tl.constexpr,
     ROPE: tl.constexpr,
     SECTIONS: tl.constexpr,
+    PARTS: tl.constexpr,
     UNIT: tl.constexpr,
     HP: tl.constexpr,
     PP: tl.constexpr,
@@ -286,11 +291,11 @@ def _backward_of(
         b = (at // L).to(tl.int64)
         token = at % L
         cos, sin = _angles(COS, SIN, POSITION, token, P, D, PP, ROPE, SECTIONS, WIDE)
-        out_row = (tl.cast(at, tl.int64) * H + h) * D
-        row = b * stride_b * UNIT + token.to(tl.int64) * stride_l * UNIT
-        row = row + h.to(tl.int64) * stride_h * UNIT
+        row = _rows(b, token, h, stride_b, stride_l, stride_h, UNIT)
+        grad_row = (tl.cast(at, tl.int64) * H + h) * D
+        out_row = (tl.cast(at, tl.int64) * PARTS * H + h) * D
         more_a, more_b = _backward_one(
-            GRAD, X, DX, W, row, out_row, h, H, cos, sin, eps,
+            GRAD, X, DX, W, grad_row, row, out_row, h, H, cos, sin, eps,
             D, NORM, ACROSS, ROPE, PP, WIDE,
         )  # fmt: skip
         dwa += more_a
@@ -305,13 +310,37 @@ def _backward_of(
 
 
 @triton.jit
+def _copy_of(
+    GRAD,
+    DX,
+    first,
+    last,
+    H,
+    D: tl.constexpr,
+    PARTS: tl.constexpr,
+    HP: tl.constexpr,
+    PP: tl.constexpr,
+):
+    """Values of tokens first .. last - 1: their gradient moves into the packed one as it is."""
+    h = tl.arange(0, HP)[:, None]
+    d = tl.arange(0, 2 * PP)[None, :]
+    there = (h < H) & (d < D)
+    for at in range(first, last):
+        token = tl.cast(at, tl.int64) * H
+        grad = tl.load(GRAD + (token + h) * D + d, mask=there, other=0.0)
+        tl.store(DX + (token * PARTS + h) * D + d, grad, mask=there)
+
+
+@triton.jit
 def backward_kernel(
     GRAD_Q,  # [B, L, H, D], contiguous
     GRAD_K,  # [B, L, H, D], contiguous
+    GRAD_V,  # [B, L, H, D], contiguous; read if PARTS is 3
     Q,  # [B, L, H, D], strides below in units of UNIT elements; not read without a norm
     K,  # [B, L, H, D]
-    DQ,  # [B, L, H, D], contiguous
-    DK,  # [B, L, H, D], contiguous
+    DQ,  # [B, L, H, D]: contiguous, or within [B, L, 3, H, D] if PARTS is 3
+    DK,  # as DQ
+    DV,  # as DQ; written if PARTS is 3
     DW,  # [programs, 2, D], or [programs, 2, H * D] when across: partial sums, wide
     QW,  # [D], or [H * D] when across
     KW,  # [D], or [H * D] when across
@@ -335,6 +364,7 @@ def backward_kernel(
     ACROSS: tl.constexpr,
     ROPE: tl.constexpr,
     SECTIONS: tl.constexpr,
+    PARTS: tl.constexpr,
     UNIT: tl.constexpr,
     HP: tl.constexpr,
     PP: tl.constexpr,
@@ -348,13 +378,15 @@ def backward_kernel(
     _backward_of(
         GRAD_Q, Q, DQ, partial, QW, COS, SIN, POSITION, eps, first, last, L, H, P,
         q_stride_b, q_stride_l, q_stride_h,
-        D, NORM, ACROSS, ROPE, SECTIONS, UNIT, HP, PP, WIDE,
+        D, NORM, ACROSS, ROPE, SECTIONS, PARTS, UNIT, HP, PP, WIDE,
     )  # fmt: skip
     _backward_of(
         GRAD_K, K, DK, partial + width, KW, COS, SIN, POSITION, eps, first, last, L, H, P,
         k_stride_b, k_stride_l, k_stride_h,
-        D, NORM, ACROSS, ROPE, SECTIONS, UNIT, HP, PP, WIDE,
+        D, NORM, ACROSS, ROPE, SECTIONS, PARTS, UNIT, HP, PP, WIDE,
     )  # fmt: skip
+    if PARTS == 3:
+        _copy_of(GRAD_V, DV, first, last, H, D, PARTS, HP, PP)
 
 
 # Programs of the backward pass, about: 8 and more for each place on an H200, while the partial sums
@@ -469,41 +501,82 @@ def qk_norm_rope_backward(
     across: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of q and k (contiguous) and of the weights (wide). A launch and a sum in fixed order."""
-    B, L, H, D = grad_q.shape
     outs = grad_q.new_empty(grad_q.shape), grad_k.new_empty(grad_k.shape)
-    wide = torch.float64 if grad_q.dtype == torch.float64 else torch.float32
+    tables = (q_weight, k_weight, cos, sin, position, sections)
+    dweights = _backward((grad_q, grad_k), (q, k), outs, *tables, eps=eps, across=across)
+    return *outs, *dweights
+
+
+def qkv_norm_rope_backward(
+    grad_q: Tensor,  # [B, L, H, D], any strides
+    grad_k: Tensor,  # [B, L, H, D], any strides
+    grad_v: Tensor,  # [B, L, H, D], any strides
+    qkv: Tensor | None,  # [B, L, 3, H, D], any strides; not read without a norm
+    q_weight: Tensor | None,  # [D]
+    k_weight: Tensor | None,  # [D]
+    cos: Tensor | None,  # [L, D / 2]
+    sin: Tensor | None,  # [L, D / 2]
+    *,
+    eps: float,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradient of qkv (contiguous), its v part as given, and of the weights (wide)."""
+    B, L, H, D = grad_q.shape
+    dqkv = grad_q.new_empty((B, L, 3, H, D))
+    parts = (None, None) if qkv is None else qkv.unbind(2)[:2]
+    tables = (q_weight, k_weight, cos, sin, None, ())
+    grads = (grad_q, grad_k, grad_v)
+    return dqkv, *_backward(grads, parts, dqkv.unbind(2), *tables, eps=eps, across=False)
+
+
+def _backward(
+    grads: Sequence[Tensor],  # of q', k' and, for packed gradients, v: [B, L, H, D], any strides
+    inputs: Sequence[Tensor | None],  # q, k [B, L, H, D], any strides; not read without a norm
+    outs: Sequence[Tensor],  # what is written: one for each of `grads`
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    position: Tensor | None,
+    sections: Sequence[int],
+    *,
+    eps: float,
+    across: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Fills `outs`; gradients of the weights."""
+    first = grads[0]
+    B, L, H, D = first.shape
+    wide = torch.float64 if first.dtype == torch.float64 else torch.float32
     norm = q_weight is not None
     width = (H * D if across else D) if norm else 0
-    if grad_q.numel() == 0:
-        zero = grad_q.new_zeros(width, dtype=wide) if norm else None
-        return *outs, zero, zero if zero is None else zero.clone()
-    options = {
-        "norm": norm,
-        "across": across,
-        "rope": cos is not None,
-        "sections": sections,
-    }
+    if first.numel() == 0:
+        zero = first.new_zeros(width, dtype=wide) if norm else None
+        return zero, zero if zero is None else zero.clone()
+    options = {"norm": norm, "across": across, "rope": cos is not None, "sections": sections}
     steps = max(1, B * L // PROGRAMS)
     programs = triton.cdiv(B * L, steps)
-    partial = grad_q.new_empty((programs, 2, width), dtype=wide)
-    grad_q, grad_k = grad_q.contiguous(), grad_k.contiguous()
-    q, k = _readable(q, grad_q), _readable(k, grad_k)
+    partial = first.new_empty((programs, 2, width), dtype=wide)
+    packed = len(grads) == 3
+    grads = [x.contiguous() for x in grads]  # as attention kernels make them
+    if not packed:  # nothing is read or written behind these
+        grads, outs = (*grads, grads[1]), (*outs, outs[1])
+    q, k = (_readable(x, grads[0]) for x in inputs)
     q_weight, k_weight = (q if w is None else w.contiguous() for w in (q_weight, k_weight))
     cos, sin, position, P = _tables(cos, sin, position, q)
     strides = (*q.stride()[:3], *k.stride()[:3])
     unit = launch.unit_of(strides)
-    constants = _constants(*q.shape[2:], q.dtype, unit=unit, **options)
-    blocks = _blocks("backward", launch.architecture(q), constants)
-    with launch.on_device_of(q):
+    constants = _constants(H, D, first.dtype, unit=unit, **options)
+    blocks = _blocks("backward", launch.architecture(first), constants)
+    with launch.on_device_of(first):
         backward_kernel[(programs,)](
-            grad_q, grad_k, q, k, *outs, partial, q_weight, k_weight, cos, sin, position, eps,
+            *grads, q, k, *outs, partial, q_weight, k_weight, cos, sin, position, eps,
             B * L, steps, L, H, P, *(stride // unit for stride in strides),
-            **constants, num_warps=blocks.num_warps, num_stages=blocks.num_stages,
+            **constants, PARTS=3 if packed else 1,
+            num_warps=blocks.num_warps, num_stages=blocks.num_stages,
         )  # fmt: skip
     if not norm:
-        return *outs, None, None
+        return None, None
     # Two tensors, not two views of one: the op's outputs do not share memory.
-    return *outs, partial[:, 0].sum(0), partial[:, 1].sum(0)
+    return partial[:, 0].sum(0), partial[:, 1].sum(0)
 
 
 # (H, D, dtypes, norm, rope, pairs of each axis): what is shipped, so what must not spill.
@@ -534,18 +607,21 @@ def configurations(arch: int | None = None) -> Iterator[tuning.Configuration]:
                 unit=launch.VECTOR,
             )
             turned = "interleaved" if rope else "no rotation"
-            for direction, kernel, tensors in (
-                ("forward", forward_kernel, ("Q", "K", "Q_OUT", "K_OUT")),
-                ("backward", backward_kernel, ("GRAD_Q", "GRAD_K", "Q", "K", "DQ", "DK")),
-            ):
-                pointers = {**dict.fromkeys(tensors, name), **tables}
-                if direction == "backward":
-                    pointers["DW"] = "fp32"
-                yield tuning.configuration(
-                    f"qk_norm_rope {direction} {H}x{D} {norm}, {turned} {name}",
-                    kernel,
-                    _blocks(direction, arch, constants),
-                    constants,
-                    pointers=pointers,
-                    floats=("eps",),
-                )
+            parts = 1 if norm == "across" else 3  # Wan projects q, k and v apart, the others packed
+            reads, writes = ("Q", "K"), ("DQ", "DK", "DV", "GRAD_Q", "GRAD_K", "GRAD_V")
+            yield tuning.configuration(
+                f"qk_norm_rope forward {H}x{D} {norm}, {turned} {name}",
+                forward_kernel,
+                _blocks("forward", arch, constants),
+                constants,
+                pointers={**dict.fromkeys((*reads, "Q_OUT", "K_OUT"), name), **tables},
+                floats=("eps",),
+            )
+            yield tuning.configuration(
+                f"{'qk' if parts == 1 else 'qkv'}_norm_rope backward {H}x{D} {norm}, {turned} {name}",
+                backward_kernel,
+                _blocks("backward", arch, constants),
+                {**constants, "PARTS": parts},
+                pointers={**dict.fromkeys((*reads, *writes), name), **tables, "DW": "fp32"},
+                floats=("eps",),
+            )

@@ -14,7 +14,7 @@ from ..rows import Row
 OURS = ("cuda", "triton")
 TEMPORAL = {"op": "st_attention", "shape": "stdit3-xl.b8.temporal"}
 MODULATION = {"op": "adaln", "shape": "stdit3-xl.b8.autocast"}
-PROLOGUE = {"op": "qk_norm_rope", "shape": "stdit3-xl.b8.spatial"}
+PROLOGUE = {"op": "qkv_norm_rope", "shape": "stdit3-xl.b8.spatial"}
 # torch's attention with norm and rotation compiled around it; the eager ones are slower.
 RIVALS = ("compile", "compile:cudnn", "compile:flash", "flex", "flash-attn")
 _STEPS = ("xl28.b8.joint", "xl8.b8.joint")  # the larger one where it was measured

@@ -35,7 +35,7 @@ GOALS = (
     ("st_attention", "stdit3-xl.b8.temporal", "bfloat16"),
     ("adaln", "stdit3-xl.b8.autocast", "bfloat16"),
     ("codebook_step", "lam.codes", "float32"),
-    ("qk_norm_rope", "stdit3-xl.b8.spatial", "bfloat16"),
+    ("qkv_norm_rope", "stdit3-xl.b8.spatial", "bfloat16"),
     ("vector_quantize", "bounded.codes", "float32"),
     ("vector_quantize", "lam.codes", "float32"),
     ("code_statistics", "lam.codes", "float32"),
@@ -222,6 +222,7 @@ def probe(options: Options, keep: Callable) -> None:
     probes = {
         "st_attention": (1, 2, 3, 3, 2, 72),
         "adaln": (1, 2, 3, 8),
+        "qkv_norm_rope": (1, 2, 3, 1, 8),
         "qk_norm_rope": (1, 2, 1, 8),
     }
     for op in ops.names():

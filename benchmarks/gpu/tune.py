@@ -34,7 +34,7 @@ CLOSE = "# --- end of measured ---"
 TUNED = (
     ("st_attention", "stdit3-xl.b8.temporal", "bfloat16"),
     ("adaln", "stdit3-xl.b8.autocast", "bfloat16"),
-    ("qk_norm_rope", "stdit3-xl.b8.spatial", "bfloat16"),
+    ("qkv_norm_rope", "stdit3-xl.b8.spatial", "bfloat16"),
     ("vector_quantize", "lam.codes", "float32"),
     ("adaln", "stdit3-xl.b8.block", "bfloat16"),
     ("vector_quantize", "goal.codes", "float32"),

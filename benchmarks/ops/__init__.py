@@ -5,9 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..case import Case, Request, Skipped
-from . import adaln, code_statistics, codebook_step, qk_norm_rope, st_attention, vector_quantize
+from . import (
+    adaln,
+    code_statistics,
+    codebook_step,
+    qk_norm_rope,
+    qkv_norm_rope,
+    st_attention,
+    vector_quantize,
+)
 
-FILES = (st_attention, adaln, qk_norm_rope, vector_quantize, code_statistics, codebook_step)
+FILES = (
+    st_attention,
+    adaln,
+    qkv_norm_rope,
+    qk_norm_rope,
+    vector_quantize,
+    code_statistics,
+    codebook_step,
+)
 
 
 def cases(request: Request) -> Iterator[Case | Skipped]:

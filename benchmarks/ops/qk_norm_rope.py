@@ -1,4 +1,4 @@
-"""qk_norm_rope: the prologue of attention, on queries and keys that stand in one packed tensor."""
+"""qk_norm_rope: the prologue of attention where q, k and v are projected apart and normed across heads."""
 
 from __future__ import annotations
 
@@ -21,22 +21,19 @@ TESTS = ("tests/ops/test_qk_norm_rope.py", "tests/csrc")
 
 def draw(shape: Shape, g: torch.Generator) -> Inputs:
     B, L, H, D = (shape.sizes[n] for n in "BLHD")
-    norm, sections = shape.options["norm"], shape.options["sections"]
-    qkv = normal(g, B, L, 3, H, D)
-    inputs: Inputs = {"q": qkv[:, :, 0], "k": qkv[:, :, 1], "norm": norm}
-    inputs |= {"q_weight": None, "k_weight": None, "rope": None}
-    if norm != "none":
-        width = D if norm == "head" else H * D
-        inputs["q_weight"] = 1 + 0.1 * normal(g, width)
-        inputs["k_weight"] = 1 + 0.1 * normal(g, width)
-    if shape.options["rope"]:
-        inputs["rope"] = rope_tables(L, D, device=g.device)
-    if sections is not None:  # a grid of frames, rows and columns, its positions in reading order
-        side = max(1, round(L ** (1 / 3)))
-        token = torch.arange(L, device=g.device)
-        axes = (token // side**2, token // side % side, token % side)
-        inputs |= {"position": torch.stack(axes, 1), "sections": sections}
-    return inputs
+    side = max(1, round(L ** (1 / 3)))  # a grid of frames, rows and columns, in reading order
+    token = torch.arange(L, device=g.device)
+    axes = (token // side**2, token // side % side, token % side)
+    return {
+        "q": normal(g, B, L, H, D),
+        "k": normal(g, B, L, H, D),
+        "norm": "across",
+        "q_weight": 1 + 0.1 * normal(g, H * D),
+        "k_weight": 1 + 0.1 * normal(g, H * D),
+        "rope": rope_tables(L, D, device=g.device),
+        "position": torch.stack(axes, 1),
+        "sections": shape.options["sections"],
+    }
 
 
 def call(inputs: Inputs) -> dict[str, Tensor]:

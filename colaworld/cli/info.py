@@ -27,7 +27,8 @@ PACKAGES = ("torch", "triton", "numpy", "av", "pyarrow", "safetensors", "tensorb
 EXAMPLES = (
     ("st_attention", "temporal", (1, 16, 4, 3, 16, 72)),
     ("st_attention", "spatial", (1, 16, 4, 3, 16, 72)),
-    ("qk_norm_rope", None, (1, 4, 16, 72)),
+    ("qkv_norm_rope", None, (1, 4, 3, 16, 72)),
+    ("qk_norm_rope", None, (1, 4, 12, 128)),
     ("adaln", None, (1, 2, 4, 1152)),
     ("vector_quantize", None, (4, 32)),
     ("code_statistics", None, (4, 32)),

@@ -17,6 +17,7 @@ from colaworld.ops.attention_backends import missing as attention_backend_missin
 from colaworld.ops.block_causal import block_causal_attention
 from colaworld.ops.code_statistics import code_statistics
 from colaworld.ops.qk_norm_rope import qk_norm_rope
+from colaworld.ops.qkv_norm_rope import qkv_norm_rope
 from colaworld.ops.st_attention import st_attention
 from colaworld.ops.update_codebook import update_codebook
 from colaworld.ops.vector_quantize import vector_quantize
@@ -37,6 +38,7 @@ __all__ = [
     "force",
     "names",
     "qk_norm_rope",
+    "qkv_norm_rope",
     "st_attention",
     "update_codebook",
     "vector_quantize",

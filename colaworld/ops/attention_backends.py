@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 Backend = Literal["auto", "fused", "sdpa", "flex", "flash"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
-# q, k, v [N, H, L, D] -> [N, H, L, D]
+# q, k, v [N, L, H, D] -> [N, L, H, D]; keyword arguments causal and scale
 Attend = Callable[..., Tensor]
 
 
@@ -74,16 +74,23 @@ def attend(backend: str, qkv: Tensor, *weights: Tensor | None) -> Attend:
             reason = f"attention 'flash' takes float16 and bfloat16, got {qkv.dtype}"
     if reason is not None:
         raise BackendUnavailableError(reason)
-    return {"sdpa": reference.sdpa, "flex": _flex, "flash": _flash}[backend]
+    return {"sdpa": sdpa, "flex": _flex, "flash": _flash}[backend]
 
 
 def _wants_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> Tensor:
+    """torch's scaled_dot_product_attention on [N, L, H, D], without a copy of ours."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # its order is [N, H, L, D]
+    return reference.sdpa(q, k, v, causal=causal, scale=scale).transpose(1, 2)
+
+
 def _flex(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> Tensor:
-    mask = _causal_mask(q.shape[2], str(q.device)) if causal else None
-    return flex()(q, k, v, block_mask=mask, scale=scale)
+    mask = _causal_mask(q.shape[1], str(q.device)) if causal else None
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return flex()(q, k, v, block_mask=mask, scale=scale).transpose(1, 2)
 
 
 def flex() -> Callable[..., Any]:
@@ -107,8 +114,7 @@ def _causal_mask(length: int, device: str) -> Any:
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> Tensor:
     function = importlib.import_module("flash_attn").flash_attn_func
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # its order is [N, L, H, D]
-    return function(q, k, v, causal=causal, softmax_scale=scale).transpose(1, 2)
+    return function(q, k, v, causal=causal, softmax_scale=scale)
 
 
 @functools.cache

@@ -18,18 +18,19 @@ from colaworld.ops._checks import check_beside, constants
 _PADDED_TOKEN = 16384  # the largest tile of kernels/qk_norm_rope.py: all heads of one token
 
 
-def _cpu_refuses(facts: _dispatch.Facts) -> str | None:
+def cpu_refuses(facts: _dispatch.Facts) -> str | None:
+    """Of tensors [..., H, D]; likewise `triton_refuses`."""
     reason = _cpu.refuses(facts)
-    if reason is None and (facts.shape[2] == 0 or facts.shape[3] == 0):
+    if reason is None and (0 in facts.shape[-2:]):
         reason = "H or D is 0, it needs at least one channel"
     return reason
 
 
-def _triton_refuses(facts: _dispatch.Facts) -> str | None:
+def triton_refuses(facts: _dispatch.Facts) -> str | None:
     reason = _triton.refuses(facts)
     if reason is not None:
         return reason
-    H, D = facts.shape[2:]
+    H, D = facts.shape[-2:]
     size = _power_of_two(H) * _power_of_two(D)
     if size > _PADDED_TOKEN:
         return f"H x D = {H} x {D} is {size} in powers of two, it takes {_PADDED_TOKEN} at most"
@@ -108,7 +109,7 @@ _BACKWARD = _registry.Op(
     fake=_fake_backward,
     launch=_launch_backward,
 )
-_OP = _registry.Op(
+OP = _registry.Op(
     "qk_norm_rope",
     f"(Tensor q, Tensor k, {_NORM_AND_ROTATION}) -> (Tensor q_out, Tensor k_out)",
     fake=_fake,
@@ -125,7 +126,7 @@ def _run_cpu(
 ) -> tuple[Tensor, Tensor]:
     wide = reference.compute_dtype(q.dtype)
     tables = _cpu.converted(wide, q_weight, k_weight, cos, sin)
-    return _OP.compiled(q, k, *tables, position, sections, eps, across)
+    return OP.compiled(q, k, *tables, position, sections, eps, across)
 
 
 def _run_triton(
@@ -134,14 +135,14 @@ def _run_triton(
     if position is not None and cos is not None:
         reference._check_rows("position", position, "P", cos)
     tables = (q_weight, k_weight, cos, sin, position)
-    return _OP.triton(q, k, *tables, list(sections), eps, across)
+    return OP.triton(q, k, *tables, list(sections), eps, across)
 
 
 _dispatch.register(
     "qk_norm_rope",
     (
-        _dispatch.Implementation("cpu", _run_cpu, _cpu_refuses),
-        _dispatch.Implementation("triton", _run_triton, _triton_refuses),
+        _dispatch.Implementation("cpu", _run_cpu, cpu_refuses),
+        _dispatch.Implementation("triton", _run_triton, triton_refuses),
         _dispatch.Implementation("reference", reference.qk_norm_rope, _dispatch.always),
     ),
 )

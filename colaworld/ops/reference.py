@@ -7,7 +7,7 @@ Shape legend: B clips, T frames, S locations, L tokens, H heads, D channels per 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,6 @@ def st_attention(
     causal: bool,
     eps: float,
     scale: float,
-    attend: Callable[..., Tensor] = sdpa,  # what runs between norm and output
 ) -> Tensor:  # [B, T, S, H, D]
     """Attention along one axis of a clip, every index of the other axis on its own."""
     B, T, S = qkv.shape[:3]
@@ -77,7 +76,7 @@ def st_attention(
     # [sequences, H, L, D] for the attention kernel, then back.
     order = (0, 2, 3, 1, 4) if temporal else (0, 1, 3, 2, 4)
     q, k, v = (x.permute(order).flatten(0, 1) for x in (q, k, v))
-    out = attend(q, k, v, causal=causal, scale=scale)
+    out = sdpa(q, k, v, causal=causal, scale=scale)
     out = out.unflatten(0, (B, S if temporal else T))
     return out.permute((0, 3, 1, 2, 4) if temporal else (0, 1, 3, 2, 4)).contiguous()
 
@@ -215,15 +214,30 @@ def qk_norm_rope(
     across: bool,
 ) -> tuple[Tensor, Tensor]:
     """RMSNorm of queries and keys, per head or across heads, then rotary embedding."""
-    if q_weight is not None and k_weight is not None:
-        if across:
-            q = rms_norm(q.flatten(2), q_weight, eps=eps).view(q.shape)
-            k = rms_norm(k.flatten(2), k_weight, eps=eps).view(k.shape)
-        else:
-            q, k = rms_norm(q, q_weight, eps=eps), rms_norm(k, k_weight, eps=eps)
+    if across and q_weight is not None and k_weight is not None:
+        q = rms_norm(q.flatten(2), q_weight, eps=eps).view(q.shape)
+        k = rms_norm(k.flatten(2), k_weight, eps=eps).view(k.shape)
+    else:
+        q = q if q_weight is None else rms_norm(q, q_weight, eps=eps)
+        k = k if k_weight is None else rms_norm(k, k_weight, eps=eps)
     if cos is not None and sin is not None:
         if position is not None:
             cos, sin = (table_rows(table, position, sections) for table in (cos, sin))
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # heads share the row of their token
         q, k = rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)
     return q.contiguous(), k.contiguous()
+
+
+def qkv_norm_rope(
+    qkv: Tensor,  # [B, L, 3, H, D]
+    q_weight: Tensor | None,  # [D]
+    k_weight: Tensor | None,  # [D]
+    cos: Tensor | None,  # [L, D/2]
+    sin: Tensor | None,  # [L, D/2]
+    *,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """qk_norm_rope of a packed qkv; the values stay where they are."""
+    q, k, v = qkv.unbind(2)
+    q, k = qk_norm_rope(q, k, q_weight, k_weight, cos, sin, None, (), eps=eps, across=False)
+    return q, k, v

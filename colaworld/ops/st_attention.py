@@ -24,7 +24,7 @@ from colaworld.ops import (
     reference,
 )
 from colaworld.ops._checks import check_beside, constants
-from colaworld.ops.attention_backends import Backend
+from colaworld.ops.attention_backends import Attend, Backend
 
 # Of the CUDA kernels: they hold a whole sequence, and 16-bit heads in tiles without padding.
 _CUDA_LONGEST = 32
@@ -96,34 +96,29 @@ def _prologue_and_attention(
     k_weight: Tensor | None,
     cos: Tensor | None,
     sin: Tensor | None,
+    *,
     temporal: bool,
     causal: bool,
     eps: float,
     scale: float,
+    attend: Attend,
 ) -> Tensor:
-    """qk_norm_rope, then torch's attention; autograd goes through the pieces.
+    """qkv_norm_rope, then an attention that a library has.
 
-    On the spatial axis every operand is a view: q and k of what the prologue wrote, v of qkv itself.
-    A temporal axis is not next to the channels, so there q, k and v are copied once.
+    On the spatial axis nothing is copied: the attention reads q and k as the prologue wrote them and
+    v within qkv, and its gradients go into that of qkv in one pass. A temporal axis is not next to
+    the channels, so there qkv is copied once.
     """
     B, T, S = qkv.shape[:3]
-    parts = qkv.unbind(3)
-    if temporal:
-        parts = (x.transpose(1, 2) for x in parts)
-    q, k, v = (x.flatten(0, 1) for x in parts)  # each [sequences, L, H, D]
-    if (q_weight is None) != (k_weight is None):  # the prologue has a norm for both or for none
-        if q_weight is not None:
-            q = reference.rms_norm(q, q_weight, eps=eps)
-        if k_weight is not None:
-            k = reference.rms_norm(k, k_weight, eps=eps)
-        q_weight = k_weight = None
-    if q_weight is not None or cos is not None:
-        prologue = _dispatch.select("qk_norm_rope", q)
-        options = {"eps": eps, "across": False}
-        q, k = prologue(q, k, q_weight, k_weight, cos, sin, None, (), **options)
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out = reference.sdpa(q, k, v, causal=causal, scale=scale).transpose(1, 2)
-    out = out.unflatten(0, (B, S if temporal else T))
+    qkv = (qkv.transpose(1, 2) if temporal else qkv).flatten(0, 1)  # [sequences, L, 3, H, D]
+    if q_weight is None and k_weight is None and cos is None:
+        q, k, v = qkv.unbind(2)
+    else:
+        # The fused ones have a norm for both or for none.
+        fused = (q_weight is None) == (k_weight is None)
+        run = _dispatch.select("qkv_norm_rope", qkv) if fused else reference.qkv_norm_rope
+        q, k, v = run(qkv, q_weight, k_weight, cos, sin, eps=eps)
+    out = attend(q, k, v, causal=causal, scale=scale).unflatten(0, (B, S if temporal else T))
     out = out.transpose(1, 2) if temporal else out
     # Contiguous, without a copy where the attention left it so; unlike contiguous(), reshape can be
     # traced for a CUDA tensor where torch was built without CUDA.
@@ -200,8 +195,11 @@ def _run_compiled(
 def _run_triton(
     qkv, q_weight, k_weight, cos, sin, *, temporal, causal, eps, scale
 ) -> Tensor:  # [B, T, S, H, D]
-    run = _OP.triton if temporal and _tile_fits(qkv) else _prologue_and_attention
-    return run(qkv, q_weight, k_weight, cos, sin, temporal, causal, eps, scale)
+    if temporal and _tile_fits(qkv):
+        return _OP.triton(qkv, q_weight, k_weight, cos, sin, temporal, causal, eps, scale)
+    options = {"temporal": temporal, "causal": causal, "eps": eps, "scale": scale}
+    attend = attention_backends.sdpa
+    return _prologue_and_attention(qkv, q_weight, k_weight, cos, sin, **options, attend=attend)
 
 
 _dispatch.register(
@@ -278,7 +276,7 @@ def st_attention(
             attention_backends.tell_once(chosen.name, axis, qkv.device.type, qkv.dtype)
     else:
         attend = attention_backends.attend(backend, qkv, q_weight, k_weight)
-        run = functools.partial(reference.st_attention, attend=attend)
+        run = functools.partial(_prologue_and_attention, attend=attend)
     return run(
         qkv,
         q_weight,

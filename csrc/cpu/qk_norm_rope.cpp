@@ -1,6 +1,6 @@
-// qk_norm_rope on the CPU: checks, memory, threads. What a task reads is in qk_norm_rope_tokens.h;
-// the arithmetic on a token is in qk_norm_rope_kernel.h, compiled once per instruction set and
-// chosen here at run time.
+// qk_norm_rope on the CPU, and its packed twin's backward: checks, memory, threads. What a task
+// reads is in qk_norm_rope_tokens.h; the arithmetic on a token is in qk_norm_rope_kernel.h,
+// compiled once per instruction set and chosen here at run time.
 
 #include <cstdint>
 #include <cstring>
@@ -197,21 +197,21 @@ std::tuple<Tensor, Tensor> qk_norm_rope(
 
 template <typename In>
 void run_backward(const QkNormRopeKernel<In>& kernel,
-                  const Tensor& grad_q,  // [B, L, H, D]
-                  const Tensor& grad_k,  // [B, L, H, D]
+                  const std::vector<Tensor>& grads,  // of q, k and, when packed, v: [B, L, H, D]
                   const Tensor& q,  // [B, L, H, D]
                   const Tensor& k,  // [B, L, H, D]
                   const Settings& settings,
-                  const Tensor& dq,  // [B, L, H, D]
-                  const Tensor& dk,  // [B, L, H, D]
+                  const std::vector<Tensor>& outs,  // one for each gradient, tokens evenly apart
                   const Tensor& dq_weight,  // [W], zero so far; [0] without a norm
                   const Tensor& dk_weight) {  // as dq_weight
   using Acc = typename accumulate<In>::type;
   const int64_t tokens = q.size(0) * q.size(1), L = q.size(1), H = q.size(2), D = q.size(3);
   const int64_t W = dq_weight.numel(), tasks = tasks_of(q);
-  const Heads<In> grad[] = {Heads<In>(grad_q), Heads<In>(grad_k)};
+  const std::vector<Heads<In>> grad(grads.begin(), grads.end());
+  std::vector<In*> to;
+  for (const Tensor& out : outs) to.push_back(static_cast<In*>(out.mutable_data_ptr()));
+  const int64_t step = outs[0].stride(1);
   const Heads<In> from[] = {Heads<In>(q), Heads<In>(k)};
-  In* to[] = {static_cast<In*>(dq.mutable_data_ptr()), static_cast<In*>(dk.mutable_data_ptr())};
   const Acc* weight[] = {data_of<Acc>(settings.q_weight), data_of<Acc>(settings.k_weight)};
   const AlignedBuffer<Acc> sums(tasks * 2 * W);  // [tasks, 2, W]
   torch::stable::parallel_for(0, tasks, grain_of(q), [&](int64_t first, int64_t last) {
@@ -237,9 +237,13 @@ void run_backward(const QkNormRopeKernel<In>& kernel,
           a.x = from[which].token(token);
           a.x_stride = from[which].stride();
           a.weight = weight[which];
-          a.dx = to[which] + token * H * D;
+          a.dx = to[which] + token * step;
           a.sum_weight = sums.get() + (task * 2 + which) * W;
           kernel.backward(a);
+        }
+        for (int64_t h = 0; grad.size() == 3 && h < H; ++h) {  // values have neither
+          std::memcpy(to[2] + token * step + h * D, grad[2].token(token) + h * grad[2].stride(),
+                      D * sizeof(In));
         }
       }
     }
@@ -287,10 +291,51 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> qk_norm_rope_backward(
   Tensor dk_weight = torch::stable::new_zeros(from_q, {W}, sum_type(from_q));
   if (from_q.numel() > 0) {
     with_kernel(from_q.scalar_type(), [&](const auto& kernel) {
-      run_backward(kernel, grad_q, grad_k, from_q, from_k, settings, dq, dk, dq_weight, dk_weight);
+      run_backward(kernel, {grad_q, grad_k}, from_q, from_k, settings, {dq, dk}, dq_weight,
+                   dk_weight);
     });
   }
   return {dq, dk, dq_weight, dk_weight};
+}
+
+std::tuple<Tensor, Tensor, Tensor> qkv_norm_rope_backward(
+    const Tensor& grad_q,  // [B, L, H, D] any strides
+    const Tensor& grad_k,  // [B, L, H, D] any strides
+    const Tensor& grad_v,  // [B, L, H, D] any strides
+    const MaybeTensor& qkv,  // [B, L, 3, H, D] as the forward read it; none without a norm
+    const MaybeTensor& q_weight,  // the rest as in the forward, a row of the tables for each token
+    const MaybeTensor& k_weight,
+    const MaybeTensor& cos,
+    const MaybeTensor& sin,
+    double eps) {
+  const char* op = "qkv_norm_rope_backward";
+  Settings settings{q_weight, k_weight, cos, sin, std::nullopt, {}, eps, false};
+  expect(qkv.has_value() == q_weight.has_value(), op,
+         ": qkv: expected with the weights of a norm, and only with them");
+  expect(!qkv.has_value() || (qkv->dim() == 5 && qkv->size(2) == 3), op,
+         ": qkv: expected [B, L, 3, H, D], got ", qkv.has_value() ? shape_of(*qkv) : "none");
+  const Tensor from_q = qkv.has_value() ? torch::stable::select(*qkv, 2, 0) : grad_q;
+  const Tensor from_k = qkv.has_value() ? torch::stable::select(*qkv, 2, 1) : grad_k;
+  check(op, from_q, from_k, settings);
+  check_heads(op, "grad_q", grad_q, from_q);
+  check_heads(op, "grad_k", grad_k, from_q);
+  check_heads(op, "grad_v", grad_v, from_q);
+
+  const int64_t B = from_q.size(0), L = from_q.size(1), H = from_q.size(2), D = from_q.size(3);
+  const int64_t W = q_weight.has_value() ? D : 0;
+  Tensor dqkv = torch::stable::new_empty(from_q, {B, L, 3, H, D});
+  Tensor dq_weight = torch::stable::new_zeros(from_q, {W}, sum_type(from_q));
+  Tensor dk_weight = torch::stable::new_zeros(from_q, {W}, sum_type(from_q));
+  if (from_q.numel() > 0) {
+    const std::vector<Tensor> parts = {torch::stable::select(dqkv, 2, 0),
+                                       torch::stable::select(dqkv, 2, 1),
+                                       torch::stable::select(dqkv, 2, 2)};
+    with_kernel(from_q.scalar_type(), [&](const auto& kernel) {
+      run_backward(kernel, {grad_q, grad_k, grad_v}, from_q, from_k, settings, parts, dq_weight,
+                   dk_weight);
+    });
+  }
+  return {dqkv, dq_weight, dk_weight};
 }
 
 }  // namespace
@@ -299,4 +344,5 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> qk_norm_rope_backward(
 STABLE_TORCH_LIBRARY_IMPL(colaworld, CPU, m) {
   m.impl("qk_norm_rope", TORCH_BOX(&colaworld::qk_norm_rope));
   m.impl("qk_norm_rope_backward", TORCH_BOX(&colaworld::qk_norm_rope_backward));
+  m.impl("qkv_norm_rope_backward", TORCH_BOX(&colaworld::qkv_norm_rope_backward));
 }

@@ -117,7 +117,7 @@ def test_the_grids_of_what_is_shown_are_those_of_the_launches() -> None:
     rows = max(adaln.FEWEST_ROWS, tokens // adaln.BACKWARD_PROGRAMS)
     assert work["triton", "adaln forward, XL, bf16"].blocks == tokens // adaln.FORWARD_ROWS
     assert work["triton", "adaln backward, XL, bf16"].blocks == 8 * 16 * ceil(256 / rows)
-    assert work["triton", "qk_norm_rope backward, XL, bf16"].blocks == qk_norm_rope.PROGRAMS
+    assert work["triton", "qkv_norm_rope backward, XL, bf16"].blocks == qk_norm_rope.PROGRAMS
     steps = places * 16 // st_attention.PROGRAMS
     assert work["triton", "st_attention backward, XL, bf16"].blocks == ceil(places / steps) * 16
     pieces = work["triton", "code_statistics, pieces of a sort"].blocks

@@ -72,6 +72,8 @@ def lead_shape(op: str, shape) -> tuple[int, ...]:
         return s["B"], s["T"], s["S"], 3, s["H"], s["D"]
     if op == "adaln":
         return s["B"], s["T"], s["S"], s["C"]
+    if op == "qkv_norm_rope":
+        return s["B"], s["L"], 3, s["H"], s["D"]
     if op == "qk_norm_rope":
         return s["B"], s["L"], s["H"], s["D"]
     return s["N"], s["d"]

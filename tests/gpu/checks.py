@@ -25,6 +25,7 @@ DTYPES = tuple(FLOORS)
 # (op, implementation), most preferred first.
 WRITTEN = {
     "st_attention": ("cuda", "triton"),
+    "qkv_norm_rope": ("triton",),
     "qk_norm_rope": ("triton",),
     "adaln": ("triton",),
     "vector_quantize": ("cuda", "triton"),
@@ -170,6 +171,20 @@ def prologue(device: torch.device, name: str, dtype: torch.dtype, norm: str) -> 
     compare(call, {"q": q, "k": k, **weights}, name)
 
 
+def packed_prologue(device: torch.device, name: str, dtype: torch.dtype) -> None:
+    B, L, H, D = 2, 130, 4, 72
+    angles = draw(device, torch.float32, L, D // 2)
+
+    def call(qkv, q_weight, k_weight):
+        rope = (angles.cos().to(qkv.dtype), angles.sin().to(qkv.dtype))
+        return ops.qkv_norm_rope(qkv, q_weight=q_weight, k_weight=k_weight, rope=rope)
+
+    qkv = draw(device, dtype, B, L, 3, H, D)
+    need("qkv_norm_rope", name, qkv)
+    weights = {n: draw(device, dtype, D, seed=s) for s, n in enumerate(("q_weight", "k_weight"), 2)}
+    compare(call, {"qkv": qkv, **weights}, name)
+
+
 def modulation(device: torch.device, name: str, x_dtype, y_dtype, shape) -> None:
     """With x in float32 and y narrower, as training under autocast calls it."""
     B, T, _, C = shape
@@ -254,6 +269,8 @@ def _values(written) -> Iterator[Check]:
         for norm in ("head", "across"):
             label = f"qk_norm_rope/triton/{_short(dtype)}/{norm}"
             yield Check(label, partial(_call, prologue, "triton", dtype, norm))
+        label = f"qkv_norm_rope/triton/{_short(dtype)}"
+        yield Check(label, partial(_call, packed_prologue, "triton", dtype))
         for shape in ((2, 5, 63, 1152), (1, 3, 17, 96)):
             label = f"adaln/triton/{_short(dtype)}/C={shape[-1]}"
             run = partial(_call, modulation, "triton", dtype, dtype, shape)
@@ -291,6 +308,8 @@ def leaves_of(op: str, device: torch.device) -> list[Tensor]:
     half = torch.float16
     if op == "st_attention":
         shapes = ((1, 8, 9, 3, 2, 64), (64,))
+    elif op == "qkv_norm_rope":
+        shapes = ((2, 9, 3, 4, 72), (72,))
     elif op == "qk_norm_rope":
         shapes = ((2, 9, 4, 72), (2, 9, 4, 72), (72,))
     elif op == "adaln":
@@ -309,6 +328,9 @@ def step(op: str, leaves: list[Tensor]) -> list[Tensor]:
         out = ops.st_attention(
             first, axis="temporal", causal=True, q_weight=weight, k_weight=weight
         )
+    elif op == "qkv_norm_rope":
+        weight = leaves[1]
+        out = torch.cat(ops.qkv_norm_rope(first, q_weight=weight, k_weight=weight))
     elif op == "qk_norm_rope":
         weight = leaves[2]
         out = torch.cat(ops.qk_norm_rope(first, leaves[1], q_weight=weight, k_weight=weight))

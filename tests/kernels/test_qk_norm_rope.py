@@ -1,4 +1,4 @@
-"""qk_norm_rope in Triton: the checks beside this file, and what needs neither GPU nor interpreter."""
+"""qk_norm_rope and qkv_norm_rope in Triton: the checks beside this file, and what needs neither."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from colaworld import ops
 pytest.importorskip("triton", reason="triton comes with a CUDA build of torch")
 
 
-def test_under_the_interpreter(run_checks) -> None:
-    run_checks("qk_norm_rope", interpreted=True, slow=False)
+each_op = pytest.mark.parametrize("op", ["qk_norm_rope", "qkv_norm_rope"])
+
+
+@each_op
+def test_under_the_interpreter(run_checks, op) -> None:
+    run_checks(op, interpreted=True, slow=False)
 
 
 @pytest.mark.slow
-def test_the_rest_under_the_interpreter(run_checks) -> None:
-    run_checks("qk_norm_rope", interpreted=True, slow=True)
+@each_op
+def test_the_rest_under_the_interpreter(run_checks, op) -> None:
+    run_checks(op, interpreted=True, slow=True)
 
 
-def test_on_the_gpu(run_checks, cuda) -> None:
-    run_checks("qk_norm_rope", interpreted=False)
+@each_op
+def test_on_the_gpu(run_checks, cuda, op) -> None:
+    run_checks(op, interpreted=False)
 
 
 def test_every_shipped_configuration_is_named_once() -> None:
@@ -50,6 +56,12 @@ def test_a_cuda_tensor_takes_triton_even_where_there_is_no_gpu() -> None:
         arguments = (q, k, q, k, weight, weight, None, None, None, (), 1e-6, False)
         found = torch.ops.colaworld.qk_norm_rope_backward_triton(*arguments)
         assert [tuple(x.shape) for x in found] == [(2, 5, 16, 72)] * 2 + [(72,)] * 2
+        parts = ops.qkv_norm_rope(qkv, q_weight=weight, k_weight=weight)
+        assert [tuple(x.shape) for x in parts] == [(2, 5, 16, 72)] * 3
+        arguments = (q, q, q, qkv, weight, weight, None, None, 1e-6)
+        found = torch.ops.colaworld.qkv_norm_rope_backward_triton(*arguments)
+        assert [tuple(x.shape) for x in found] == [(2, 5, 3, 16, 72), (72,), (72,)]
+        assert [x.dtype for x in found] == [torch.bfloat16, torch.float32, torch.float32]
 
 
 @pytest.mark.slow
@@ -74,7 +86,14 @@ def test_what_a_call_compiles(compile_only, shape, across, sections) -> None:
     options = {"eps": 1e-6, "across": across}
     kernels.qk_norm_rope(q, q, *rest, **options)
     kernels.qk_norm_rope_backward(q.contiguous(), q.contiguous(), q, q, *rest, **options)
-    assert [k.metadata.name for k in compiled] == ["forward_kernel", "backward_kernel"]
+    names = ["forward_kernel", "backward_kernel"]
+    if not across:
+        qkv = torch.empty(B, L, 3, H, D, dtype=torch.bfloat16)
+        kernels.qkv_norm_rope_backward(q, q, q, qkv, weight, weight, table, table, eps=1e-6)
+        names.append("backward_kernel")
+    assert [k.metadata.name for k in compiled] == names
+    if H > 1:  # else a tile is narrower than its warp
+        assert all("ld.global.v4" in k.asm["ptx"] for k in compiled), "16 bytes at once"
 
 
 def test_why_not() -> None:

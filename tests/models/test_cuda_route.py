@@ -20,7 +20,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
 from colaworld.models.conditioning import ActionConditioner, ConditionerConfig
 from colaworld.models.latent_action.idm import IDMConfig, InverseDynamicsModel
-from colaworld.ops import _cuda, _dispatch
+from colaworld.models.layers.attention import AxialAttention
+from colaworld.ops import _cuda, _dispatch, attention_backends
 
 pytestmark = pytest.mark.skipif(
     find_spec("triton") is None, reason="half of the CUDA route is Triton's; extra dev has it"
@@ -35,8 +36,8 @@ def as_cuda(monkeypatch):
     """Within the test a meta or a CPU tensor is chosen for as a CUDA tensor is."""
     plain = _dispatch.facts_of
 
-    def facts_of(tensor, axis=None):
-        return replace(plain(tensor, axis), device="cuda")
+    def facts_of(*arguments):
+        return replace(plain(*arguments), device="cuda")
 
     monkeypatch.setattr(_dispatch, "facts_of", facts_of)
     torch.compiler.reset()
@@ -47,7 +48,8 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def backward_of(name: str) -> str:
-    """Of an op's name in a graph."""
+    """Of an op's name in a graph. The prologue's queries and keys come with the values in one tensor."""
+    name = name.replace("qk_norm_rope", "qkv_norm_rope")
     op, twin = name.removesuffix("_triton"), "_triton" if name.endswith("_triton") else ""
     return f"{op}_backward{twin}"
 
@@ -95,7 +97,7 @@ def test_a_generator_of_the_shape_of_xl(as_cuda, dtype) -> None:
     }
     assert backward == {
         "colaworld.st_attention_backward": 2,
-        "colaworld.qk_norm_rope_backward_triton": 2,
+        "colaworld.qkv_norm_rope_backward_triton": 2,
         "colaworld.adaln_backward_triton": 9,
     }
 
@@ -109,6 +111,60 @@ def test_the_nano_generator_takes_triton(as_cuda) -> None:
         "colaworld.adaln_triton": 5,
     }
     assert backward == {backward_of(name): count for name, count in forward.items()}
+
+
+def test_nothing_stands_between_spatial_attention_and_its_projection(as_cuda, monkeypatch) -> None:
+    """But the prologue: three gradients go in, that of the projection comes out, none is copied."""
+    library = torch.library.Library("standin", "DEF")  # gone with the test
+    library.define("attend(Tensor q, Tensor k, Tensor v) -> Tensor")
+    library.define(
+        "attend_backward(Tensor g, Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor, Tensor)"
+    )
+    library.impl("attend", lambda q, k, v: torch.empty_like(q), "Meta")
+    library.impl("attend_backward", lambda g, *x: tuple(map(torch.empty_like, x)), "Meta")
+    op = torch.ops.standin
+
+    class Attention(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, q, k, v):
+            ctx.save_for_backward(q, k, v)
+            return op.attend(q, k, v)
+
+        @staticmethod
+        def backward(ctx, g):
+            return op.attend_backward(g, *ctx.saved_tensors)
+
+    monkeypatch.setattr(
+        attention_backends, "sdpa", lambda q, k, v, *, causal, scale: Attention.apply(q, k, v)
+    )
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph.graph)
+        return graph.forward
+
+    with torch.device("meta"):
+        module = AxialAttention(64, 2, axis="spatial").bfloat16()
+    backend = aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    x = meta(2, 3, 5, 64, dtype=torch.bfloat16).requires_grad_()
+    torch.compile(module, fullgraph=True, backend=backend)(x).sum().backward()
+    forward, backward = (
+        [str(n.target) for n in graph.nodes if n.op == "call_function"] for graph in graphs
+    )
+    views = {f"aten.{name}.default" for name in ("view", "_unsafe_view", "t", "detach", "alias")}
+    views |= {"aten.unbind.int", "<built-in function getitem>"}
+    assert Counter(n for n in forward if n not in views) == {
+        "aten.addmm.default": 2,
+        "colaworld.qk_norm_rope_triton.default": 1,
+        "standin.attend.default": 1,
+    }
+    assert Counter(n for n in backward if n not in views) == {
+        "aten.mm.default": 4,
+        "aten.sum.dim_IntList": 2,  # the gradients of the biases
+        "standin.attend_backward.default": 1,
+        "colaworld.qkv_norm_rope_backward_triton.default": 1,
+        "aten._to_copy.default": 2,  # the gradients of the norms' weights, [D]
+    }
 
 
 @needs_cuda_build

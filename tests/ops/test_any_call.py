@@ -93,6 +93,19 @@ def qk_norm_rope(draw: Draw):
     return lambda: ops.qk_norm_rope(q, k, **options)
 
 
+def qkv_norm_rope(draw: Draw):
+    B, L, H = draw.size(3), draw.size(), draw.size(3)
+    D = draw.random.choice([2, 8, 16, 6, 7])
+    norm = draw.random.random() < 0.5
+    options = {
+        "q_weight": draw.tensor(D) if norm else None,
+        "k_weight": draw.tensor(D) if norm else None,
+        "rope": draw.rope(L, max(1, D // 2)),
+    }
+    qkv = draw.tensor(B, L, 3, H, D)
+    return lambda: ops.qkv_norm_rope(qkv, **options)
+
+
 def adaln(draw: Draw):
     B, T, S, C = draw.size(3), draw.size(4), draw.size(), draw.random.choice([1, 3, 8, 17, 64])
     x, y = draw.tensor(B, T, S, C), draw.maybe(B, T, S, C)
@@ -122,7 +135,7 @@ def code_statistics(draw: Draw):
     return lambda: (ops.code_statistics(z, indices, K),)
 
 
-OPS = (st_attention, qk_norm_rope, adaln, vector_quantize, code_statistics)
+OPS = (st_attention, qk_norm_rope, qkv_norm_rope, adaln, vector_quantize, code_statistics)
 
 
 def outcome(call, implementation: str | None):

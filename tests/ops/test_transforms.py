@@ -21,6 +21,7 @@ OPS = {
     "code_statistics": ("z",),
     "adaln": ("x", "y", "gate", "shift", "scale"),
     "qk_norm_rope": ("q", "k", "q_weight", "k_weight"),
+    "qkv_norm_rope": ("qkv", "q_weight", "k_weight"),
 }
 EACH = [(op, name) for op, names in OPS.items() for name in names]
 each_input = pytest.mark.parametrize(("op", "name"), EACH)
@@ -56,12 +57,17 @@ def call(op: str, name: str):
 
         def run(**rest):
             return torch.cat(ops.adaln(**rest))
-    else:
+    elif op == "qk_norm_rope":
         given = {"q": draw(1, 3, 2, 4), "k": draw(1, 3, 2, 4)}
         given |= {"q_weight": draw(4), "k_weight": draw(4)}
 
         def run(**rest):
             return torch.cat(ops.qk_norm_rope(**rest))
+    else:
+        given = {"qkv": draw(1, 3, 3, 2, 4), "q_weight": draw(4), "k_weight": draw(4)}
+
+        def run(**rest):
+            return torch.cat(ops.qkv_norm_rope(**rest))
 
     return (lambda value: run(**{**given, name: value})), given[name]
 

@@ -254,7 +254,7 @@ def _qk_norm_rope(kernels, row) -> Case:
     c = row.constants
     dtype = dtype_of(row, "Q", "X", "QKV")
     D, norm, across, rope = c["D"], c["NORM"], c["ACROSS"], c["ROPE"]
-    half, sections = c.get("HALF", False), tuple(c["SECTIONS"])
+    sections = tuple(c["SECTIONS"])
     H = int(re.search(r"(\d+)x\d+", row.label)[1])
     B, L, P = 1, 5, 7
 
@@ -269,7 +269,7 @@ def _qk_norm_rope(kernels, row) -> Case:
             position = torch.randint(
                 P, (L, len(sections)), generator=torch.Generator().manual_seed(1)
             )
-        options = {"eps": 1e-5, "across": across, "half": half}
+        options = {"eps": 1e-5, "across": across}
         rest = (*weights, *tables, position, sections)
         got = list(call(kernels.qk_norm_rope, q, k, *rest, **options))
         back = call(kernels.qk_norm_rope_backward, grad_q, grad_k, q, k, *rest, **options)
@@ -288,17 +288,18 @@ def _qk_norm_rope(kernels, row) -> Case:
         plain, exact = of(False), of(True)
         names = ("q_out", "k_out", "q", "k", "q_weight", "k_weight")
         found = [Found(*f) for f in zip(names, got, plain, exact, strict=False)]
-        packed = getattr(kernels, "qkv_norm_rope_backward", None)
-        if packed is not None and not across and not sections:
+        if not across and not sections:
             v, grad_v = (draw(B, L, H, D, dtype=dtype, seed=s) for s in (8, 9))
             qkv = torch.stack((q, k, v), 2) if norm else None
-            dqkv = packed(grad_q, grad_k, grad_v, qkv, *weights, *tables, eps=1e-5)[0]
+            dqkv = kernels.qkv_norm_rope_backward(
+                grad_q, grad_k, grad_v, qkv, *weights, *tables, eps=1e-5
+            )[0]
             whole = [torch.stack((*x[2:4], grad_v.to(x[2].dtype)), 2) for x in (plain, exact)]
             found.append(Found("qkv", dqkv, *whole))
         return found
 
     how = f"{H}x{D} {'across' if across else 'head' if norm else 'no norm'}"
-    how += f" {'half' if half else 'pairs'}" if rope else ""
+    how += " pairs" if rope else ""
     return Case("qk_norm_rope", how + (" three axes" if sections else ""), short_name(dtype), run)
 
 

@@ -12,7 +12,7 @@ from colaworld.ops import (
     ATTENTION_BACKENDS,
     AttentionBackend,
     attention_backend_missing,
-    qk_norm_rope,
+    qkv_norm_rope,
     st_attention,
 )
 
@@ -83,9 +83,8 @@ class AxialAttention(nn.Module):
         first = cache.frames  # position of the first new frame
         tables = rope_tables(T, D, first=first, theta=self.rope_theta, device=qkv.device)
         rope = tuple(table.repeat_interleave(S, 0) for table in tables)
-        q, k, v = qkv.flatten(1, 2).unbind(2)  # [B, t S, H, D]
-        q, k = qk_norm_rope(
-            q, k, q_weight=self.q_norm.weight, k_weight=self.k_norm.weight, rope=rope
+        q, k, v = qkv_norm_rope(  # [B, t S, H, D]
+            qkv.flatten(1, 2), q_weight=self.q_norm.weight, k_weight=self.k_norm.weight, rope=rope
         )
         keys, values = cache.extended(k.unflatten(1, (T, S)), v.unflatten(1, (T, S)))
         q, keys, values = (
