@@ -35,8 +35,8 @@ def as_cuda(monkeypatch):
     """Within the test a meta or a CPU tensor is chosen for as a CUDA tensor is."""
     plain = _dispatch.facts_of
 
-    def facts_of(tensor, axis=None):
-        return replace(plain(tensor, axis), device="cuda")
+    def facts_of(*arguments):
+        return replace(plain(*arguments), device="cuda")
 
     monkeypatch.setattr(_dispatch, "facts_of", facts_of)
     torch.compiler.reset()
