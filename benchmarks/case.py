@@ -1,4 +1,4 @@
-"""What one benchmark is: a value that the command line and pytest-benchmark both run.
+"""What one benchmark is: a value that `colaworld bench`, the GPU script and pytest-benchmark all run.
 
 Not here: how it is timed (timing.py), which ones there are (ops/, models.py, training.py, ...).
 """
@@ -32,8 +32,8 @@ def require_compiler(device: str) -> None:
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is asked for. Suites read what concerns them."""
+class Request:
+    """What to measure. Suites read what concerns them."""
 
     recipe: str = "nano.cola"
     """Where shapes and models come from."""
@@ -52,7 +52,15 @@ class Wish:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Something that was asked for and is not timed."""
+    """Something that was asked for and is not timed, and why."""
+
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An implementation of ours that raised or gave a wrong result: never timed."""
 
     label: str
     reason: str
@@ -60,7 +68,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Case:
-    """One op (or model, step, loader) at one shape, and everyone who can do it."""
+    """One op (or model, step, loader) at one shape, and every implementation of it."""
 
     suite: str
     op: str
@@ -69,8 +77,8 @@ class Case:
     dtype: str
     mode: str  # "fwd" or "fwd_bwd"
     providers: Mapping[str, Provider]  # by the name that the row carries, the baseline first
-    tests: tuple[str, ...] = ()  # what must be green first, relative to the repository
-    judge: Callable[[str], str | None] | None = None  # impl -> what is wrong with its results
+    tests: tuple[str, ...] = ()  # what must pass first, relative to the repository
+    verify: Callable[[str], str | None] | None = None  # impl -> what is wrong with its results
     bytes_moved: int | None = None  # every input and output once
     flops: int | Callable[[], int] | None = None
     counts: Mapping[str, int] = field(default_factory=dict)  # of one call: {"clips": 8}
@@ -78,6 +86,7 @@ class Case:
     close: Callable[[], None] = lambda: None
     rotated_mb: Callable[[], float] | None = None  # inputs that take turns, all copies together
     heavy: bool = False  # runs only when it is named
+    graph: bool = False  # on a GPU timed as replays of a CUDA graph, without Python between calls
 
     @property
     def label(self) -> str:

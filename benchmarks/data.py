@@ -18,27 +18,27 @@ from colaworld.data.loader import ClipLoader
 from colaworld.recipes.base import RunConfig
 
 from . import shapes
-from .arms import ARMS
-from .case import Call, Case, Provider, Wish
+from .case import Call, Case, Provider, Request
 from .models import settled
 from .shapes import Shape
 from .training import Step, on_data
+from .variants import VARIANTS
 
 TESTS = ("tests/data/test_loader.py",)
 _NEED_STEPS = 5  # steps that what a step needs is measured over, after one to warm up
 
 
-def cases(wish: Wish) -> Iterator[Case]:
-    config = shapes.run_config(wish.recipe, wish.overrides)
-    needs = cache(lambda: step_clips_s(config, wish))
+def cases(request: Request) -> Iterator[Case]:
+    config = shapes.run_config(request.recipe, request.overrides)
+    needs = cache(lambda: step_clips_s(config, request))
     for shape in shapes.loader(config):
-        yield _case(config, shape, wish, needs)
+        yield _case(config, shape, request, needs)
 
 
-def step_clips_s(config: RunConfig, wish: Wish) -> float:
+def step_clips_s(config: RunConfig, request: Request) -> float:
     """Clips a second that a training step takes in, on a batch that is already there."""
-    run = on_data(settled(config, generator=config.generator), wish.data)
-    step = Step(run, arm=ARMS["default"], dtype="float32", device=wish.device)
+    run = on_data(settled(config, generator=config.generator), request.data)
+    step = Step(run, variant=VARIANTS["default"], dtype="float32", device=request.device)
     try:
         batch = step.batch()
         step.batch = lambda: batch  # type: ignore[method-assign]
@@ -52,11 +52,11 @@ def step_clips_s(config: RunConfig, wish: Wish) -> float:
     return len(batch) * config.training.accumulate / statistics.median(seconds[1:])
 
 
-def _case(config: RunConfig, shape: Shape, wish: Wish, needs: Any) -> Case:
+def _case(config: RunConfig, shape: Shape, request: Request, needs: Any) -> Case:
     loaders: dict[str, ClipLoader] = {}
 
     def loader(workers: int) -> ClipLoader:
-        data = replace(on_data(config, wish.data).data, workers=workers)
+        data = replace(on_data(config, request.data).data, workers=workers)
         return ClipLoader(data, batch_size=shape.sizes["B"], seed=config.training.seed)
 
     def first(workers: int) -> None:
@@ -77,7 +77,7 @@ def _case(config: RunConfig, shape: Shape, wish: Wish, needs: Any) -> Case:
 
         return calls
 
-    def judge(name: str) -> str | None:
+    def verify(name: str) -> str | None:
         """The batches must not depend on the number of threads."""
         one, other = loader(0), loader(counts[name])
         try:
@@ -111,7 +111,7 @@ def _case(config: RunConfig, shape: Shape, wish: Wish, needs: Any) -> Case:
         mode="fwd",
         providers={name: provider(name, workers) for name, workers in counts.items()},
         tests=TESTS,
-        judge=judge,
+        verify=verify,
         counts={"clips": shape.sizes["B"]},
         details=details,
         close=close,

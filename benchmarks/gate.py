@@ -1,7 +1,7 @@
 """No time without proof: runs the tests of an op before it is timed.
 
-In an installed package there is no tests folder; then the judges of the cases (results against a
-reference, which run in any case) are what stands before a time.
+In an installed package there is no tests folder; then the verification of the cases (results against
+a reference, which runs in any case) is what stands before a time.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-_green: dict[tuple[str, ...], str] = {}  # this process has seen these pass
+_passed: dict[tuple[str, ...], str] = {}  # this process has seen these pass
 
 
-class Red(ValueError):
+class GateError(ValueError):
     """Tests failed, or results are wrong; the message shows which. No time is printed."""
 
 
@@ -24,17 +24,17 @@ def repository() -> Path | None:
     return root if (root / "pyproject.toml").is_file() and (root / "tests").is_dir() else None
 
 
-def require_green(tests: tuple[str, ...]) -> str:
+def require_passing(tests: tuple[str, ...]) -> str:
     """Run `tests` (paths from the repository's top) once per process; says what was proved.
 
-    Raises Red with pytest's output when one fails.
+    Raises GateError with pytest's output when one fails.
     """
     root = repository()
     if root is None or not tests:
-        return "no tests folder here: every result is judged by its suite's reference before it is timed"
-    if tests not in _green:
-        _green[tests] = _run(root, tests)
-    return _green[tests]
+        return "no tests folder here: every result is compared with its suite's reference before it is timed"
+    if tests not in _passed:
+        _passed[tests] = _run(root, tests)
+    return _passed[tests]
 
 
 def _run(root: Path, tests: tuple[str, ...]) -> str:
@@ -51,5 +51,5 @@ def _run(root: Path, tests: tuple[str, ...]) -> str:
     lines = done.stdout.strip().splitlines() or [done.stderr.strip()]
     if done.returncode != 0:
         shown = "\n".join((done.stdout + done.stderr).strip().splitlines()[-30:])
-        raise Red(f"the tests are red, so no times ({' '.join(tests)}):\n{shown}")
+        raise GateError(f"the tests fail, so no times ({' '.join(tests)}):\n{shown}")
     return f"{' '.join(tests)}: {lines[-1]}"

@@ -1,6 +1,6 @@
-"""The machine and the code that were timed: names, versions, commit, and the two roofs.
+"""The machine and the code that were timed: names, versions, commit, and its two ceilings.
 
-The roofs are what this machine reaches in this process: the speed of a copy and of a matrix
+The ceilings are what this machine reaches in this process: the speed of a copy and of a matrix
 product. Everything else is held against them. Not here: the timing itself.
 """
 
@@ -24,6 +24,7 @@ _CODE = ("csrc", "colaworld", "kernels", "benchmarks", "CMakeLists.txt")
 # Bytes: past any cache (the H200's holds 60 MB) and still milliseconds.
 _COPIED = {"cpu": 1 << 26, "cuda": 1 << 31}
 _SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices: large enough for full speed there
+_LAUNCHES = 200  # small kernels that are timed together: what one costs is lost in the clock
 
 
 def device_name(device: str = "cpu") -> str:
@@ -83,14 +84,13 @@ def stamp(device: str) -> dict[str, Any]:
     }
 
 
-def roofs(device: str, dtype: str, *, samples: int) -> list[dict[str, Any]]:
+def ceilings(device: str, dtype: str, *, samples: int) -> list[dict[str, Any]]:
     """Two measurements, as fields of rows: a device copy (GB/s) and a matrix product (TFLOP/s)."""
     kind = torch.device(device).type
     number = getattr(torch, dtype)
-    copied = _COPIED.get(kind, _COPIED["cpu"])
+    copied, side = _COPIED[kind], _SIDE[kind]
     source = torch.ones(copied // number.itemsize, device=device, dtype=number)
     target = torch.empty_like(source)
-    side = _SIDE.get(kind, _SIDE["cpu"])
     # Random numbers: a GPU multiplies ones and zeros faster, since fewer bits change.
     draw = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(side, side, generator=draw, device=device).to(number) for _ in range(2))
@@ -101,16 +101,38 @@ def roofs(device: str, dtype: str, *, samples: int) -> list[dict[str, Any]]:
             device=device,
         )
     moved, flops = 2 * copied, 2 * side**3
-    common = {"suite": "machine", "impl": "torch", "dtype": dtype, "mode": "fwd"}
-    found = []
-    for op, shape, sizes, cost in (
-        ("copy", "roof", {"bytes": copied}, {"bytes": moved, "flops": None}),
-        ("matmul", "roof", {"side": side}, {"bytes": None, "flops": flops}),
-    ):
-        p20, p50, p80 = times[op]
-        row = {**common, "op": op, "shape": shape, "sizes": sizes, **cost}
-        row |= {"p20_ms": round(p20, 4), "p50_ms": round(p50, 4), "p80_ms": round(p80, 4)}
-        row["gb_s"] = round(moved / p50 / 1e6, 2) if op == "copy" else None
-        row["tflops"] = round(flops / p50 / 1e9, 4) if op == "matmul" else None
-        found.append(row | {"peak_mb": None})
-    return found
+    copy = _row("copy", dtype, "roof", {"bytes": copied}, times["copy"])
+    product = _row("matmul", dtype, "roof", {"side": side}, times["matmul"])
+    copy |= {"gb_s": round(moved / copy["p50_ms"] / 1e6, 2), "bytes": moved}
+    product |= {"tflops": round(flops / product["p50_ms"] / 1e9, 4), "flops": flops}
+    return [copy, product]
+
+
+def launch(device: str, *, samples: int) -> list[dict[str, Any]]:
+    """Milliseconds of one small kernel among many: as Python starts it, and replayed from a graph."""
+    x = torch.zeros(32, device=device)
+
+    def many() -> None:
+        for _ in range(_LAUNCHES):
+            x.add_(1)
+
+    calls: dict[str, Any] = {"python": many}
+    if timing.on_gpu(device):
+        calls["graph"] = timing.captured([many])
+    times = timing.interleaved(
+        {name: [call] for name, call in calls.items()},
+        samples=samples,
+        device=device,
+        batch=dict.fromkeys(calls, _LAUNCHES),
+    )
+    sizes = {"n": x.numel()}
+    return [_row("launch", "float32", "one", sizes, t) | {"impl": n} for n, t in times.items()]
+
+
+def _row(
+    op: str, dtype: str, shape: str, sizes: dict[str, int], times: timing.Times
+) -> dict[str, Any]:
+    row = {"suite": "machine", "impl": "torch", "dtype": dtype, "mode": "fwd", "op": op}
+    row |= {"shape": shape, "sizes": sizes, "gb_s": None, "tflops": None, "peak_mb": None}
+    row |= {"bytes": None, "flops": None}
+    return row | {f"p{n}_ms": round(t, 6) for n, t in zip((20, 50, 80), times, strict=True)}

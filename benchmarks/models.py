@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from colaworld.recipes.base import RunConfig, build_model
 
 from . import shapes, timing
-from .arms import ARMS, Arm, autocast
-from .case import MODES, Call, Case, Provider, Wish
+from .case import MODES, Call, Case, Provider, Request, require_compiler
 from .shapes import Shape
+from .variants import VARIANTS, Variant, autocast
 
 TESTS = ("tests/models", "tests/ops")
 _COPIES = 8  # of the inputs, at most: a model's own activations push them out of the cache
@@ -85,8 +85,9 @@ def settled(config: RunConfig, *, generator: str | None = None) -> RunConfig:
 @torch.no_grad()
 def awake(model: nn.Module) -> nn.Module:
     """Layers that begin at zero get small numbers, or most gradients would be zero."""
-    generator = torch.Generator().manual_seed(0)
+    generator = None
     for parameter in model.parameters():
+        generator = generator or torch.Generator(parameter.device).manual_seed(0)
         if not parameter.any():
             parameter.normal_(0, 0.02, generator=generator)
     return model
@@ -124,12 +125,12 @@ def draw(what: str, config: RunConfig, shape: Shape, seed: int) -> tuple[Tensor,
     return frames, latents, torch.rand(B, T, generator=g)
 
 
-def cases(wish: Wish) -> Iterator[Case]:
-    config = shapes.run_config(wish.recipe, wish.overrides)
+def cases(request: Request) -> Iterator[Case]:
+    config = shapes.run_config(request.recipe, request.overrides)
     for what, shape in shapes.models(config).items():
-        for dtype in wish.dtypes:
+        for dtype in request.dtypes:
             for mode in MODES:
-                yield case_of(what, config, shape, dtype, mode, wish.device)
+                yield case_of(what, config, shape, dtype, mode, request.device)
 
 
 def case_of(what: str, config: RunConfig, shape: Shape, dtype: str, mode: str, device: str) -> Case:
@@ -153,34 +154,36 @@ def case_of(what: str, config: RunConfig, shape: Shape, dtype: str, mode: str, d
     def model(name: str) -> nn.Module:
         made = copy.deepcopy(original()).to(device, wide)
         made.requires_grad_(backward)
-        ARMS[name].prepare(made.compile_parts, device)
+        if VARIANTS[name].compiled:
+            require_compiler(device)
+            made.compile_parts()
         return made
 
-    def results(made: nn.Module, arm: Arm, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-        with arm.choice(), torch.set_grad_enabled(backward), autocast(device, dtype):
+    def results(made: nn.Module, variant: Variant, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        with variant.choice(), torch.set_grad_enabled(backward), autocast(device, dtype):
             out = made(*inputs)
         return _named(made, out, backward)
 
     @cache
     def truth() -> dict[str, Tensor]:
         exact = copy.deepcopy(original()).to(device).double().requires_grad_(backward)
-        with ARMS["eager"].choice(), torch.set_grad_enabled(backward):
+        with VARIANTS["eager"].choice(), torch.set_grad_enabled(backward):
             out = exact(*(t.double() for t in sets()[0]))
         return _named(exact, out, backward)
 
-    def judge(name: str) -> str | None:
-        return differs(results(model(name), ARMS[name], sets()[0]), truth(), BOUNDS[dtype])
+    def verify(name: str) -> str | None:
+        return differs(results(model(name), VARIANTS[name], sets()[0]), truth(), BOUNDS[dtype])
 
     def flops() -> int:
         made = copy.deepcopy(original()).to(device, wide).requires_grad_(backward)
         with FlopCounterMode(display=False) as counter:
-            results(made, ARMS["eager"], sets()[0])
+            results(made, VARIANTS["eager"], sets()[0])
         return int(counter.get_total_flops())
 
     def provider(name: str) -> Provider:
         def calls() -> Sequence[Call]:
-            made, arm = model(name), ARMS[name]
-            return [lambda inputs=inputs: results(made, arm, inputs) for inputs in sets()]
+            made, variant = model(name), VARIANTS[name]
+            return [lambda inputs=inputs: results(made, variant, inputs) for inputs in sets()]
 
         return calls
 
@@ -192,9 +195,9 @@ def case_of(what: str, config: RunConfig, shape: Shape, dtype: str, mode: str, d
         sizes=shape.sizes,
         dtype=dtype,
         mode=mode,
-        providers={name: provider(name) for name in ARMS},
+        providers={name: provider(name) for name in VARIANTS},
         tests=TESTS,
-        judge=judge,
+        verify=verify,
         flops=flops,
         counts={"clips": B, "tokens": B * T * S},
         rotated_mb=lambda: sum(t.nbytes for one in sets() for t in one) / 2**20,

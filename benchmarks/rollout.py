@@ -26,10 +26,10 @@ from colaworld.models.world_model import WorldModel
 from colaworld.recipes.base import RunConfig
 
 from . import shapes
-from .arms import ARMS, autocast
-from .case import Call, Case, Provider, Wish
+from .case import Call, Case, Provider, Request
 from .models import World, build
 from .shapes import Shape
+from .variants import VARIANTS, autocast
 
 TESTS = (
     "tests/flow",
@@ -42,8 +42,8 @@ NAMES = ("eager", "default")
 BOUNDS = {"float32": 1e-3, "bfloat16": 1e-1, "float64": 1e-5}
 
 
-def cases(wish: Wish) -> Iterator[Case]:
-    config = shapes.run_config(wish.recipe, wish.overrides)
+def cases(request: Request) -> Iterator[Case]:
+    config = shapes.run_config(request.recipe, request.overrides)
 
     @cache
     def model() -> WorldModel:
@@ -52,7 +52,7 @@ def cases(wish: Wish) -> Iterator[Case]:
         frames = torch.rand(2, config.data.frames_per_clip, 3, height, width, generator=g)
         made = build("world_model", config, frames)
         assert isinstance(made, World)
-        return made.model.to(wish.device)
+        return made.model.to(request.device)
 
     for makes, listed in (
         (_case, shapes.rollout(config)),
@@ -60,9 +60,9 @@ def cases(wish: Wish) -> Iterator[Case]:
         (_candidates, shapes.candidates(config)),
     ):
         for shape in listed:
-            for dtype in wish.dtypes:
+            for dtype in request.dtypes:
                 if makes is not _candidates or "conditioner" in config.parts():
-                    yield makes(config, shape, dtype, wish.device, model)
+                    yield makes(config, shape, dtype, request.device, model)
 
 
 def _case(config: RunConfig, shape: Shape, dtype: str, device: str, model) -> Case:
@@ -88,7 +88,7 @@ def _case(config: RunConfig, shape: Shape, dtype: str, device: str, model) -> Ca
 
     def video(name: str) -> Tensor:
         history, codes = inputs()
-        with ARMS[name].choice(), autocast(device, dtype):
+        with VARIANTS[name].choice(), autocast(device, dtype):
             made = world().rollout(
                 history,
                 codes,
@@ -98,7 +98,7 @@ def _case(config: RunConfig, shape: Shape, dtype: str, device: str, model) -> Ca
             )
         return made.frames
 
-    def judge(name: str) -> str | None:
+    def verify(name: str) -> str | None:
         return _gap(video(name), expected(), dtype)
 
     def provider(name: str) -> Provider:
@@ -116,7 +116,7 @@ def _case(config: RunConfig, shape: Shape, dtype: str, device: str, model) -> Ca
         mode="fwd",
         providers={name: provider(name) for name in NAMES},
         tests=TESTS,
-        judge=judge,
+        verify=verify,
         counts={"frames": B * T},
     )
 
@@ -190,7 +190,7 @@ def _next_frame(config: RunConfig, shape: Shape, dtype: str, device: str, model)
 
     expected = cache(lambda: step("recomputed")().double())
 
-    def judge(name: str) -> str | None:
+    def verify(name: str) -> str | None:
         if name == "keep" and held >= window:
             return None  # is another video by its definition
         return _gap(step(name)(), expected(), dtype)
@@ -204,7 +204,7 @@ def _next_frame(config: RunConfig, shape: Shape, dtype: str, device: str, model)
         mode="fwd",
         providers={name: lambda name=name: [step(name)] for name in REMEMBERING},
         tests=TESTS,
-        judge=judge,
+        verify=verify,
         counts={"frames": 1},
     )
 
@@ -245,7 +245,7 @@ def _candidates(config: RunConfig, shape: Shape, dtype: str, device: str, model)
 
     expected = cache(lambda: video("alone").double())
 
-    def judge(name: str) -> str | None:
+    def verify(name: str) -> str | None:
         if name == "batch":
             return None  # every row draws noise of its own there: other videos
         return _gap(video(name), expected(), dtype)
@@ -261,7 +261,7 @@ def _candidates(config: RunConfig, shape: Shape, dtype: str, device: str, model)
             name: lambda name=name: [lambda: video(name)] for name in ("alone", "batch", "shared")
         },
         tests=TESTS,
-        judge=judge,
+        verify=verify,
         counts={"frames": count * frames},
         heavy=shape.heavy,
     )

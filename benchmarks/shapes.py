@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from colaworld.config import from_dict
-from colaworld.models.backbones.stdit3 import STDiT3Config
-from colaworld.models.latent_action.idm import IDMConfig
-from colaworld.recipes import recipe
-from colaworld.recipes.base import RunConfig
+if (
+    TYPE_CHECKING
+):  # a GPU machine may have torch and Triton alone: recipes are loaded when asked for
+    from colaworld.recipes.base import RunConfig
 
 # Height and width where a recipe leaves them to the data set: Crafter's map of 7 x 9 cells at 4 px,
 # which the shipped generator was trained on and `colaworld demo` records.
@@ -35,6 +34,10 @@ class Shape:
 
 def run_config(name: str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """The recipe called `name`, `overrides` put over it. ConfigError on an unknown name."""
+    from colaworld.config import from_dict
+    from colaworld.recipes import recipe
+    from colaworld.recipes.base import RunConfig
+
     config = recipe(name)
     return from_dict(RunConfig, overrides, base=config) if overrides else config
 
@@ -67,13 +70,93 @@ def idm_clips(config: RunConfig) -> dict[str, int]:
 
 # STDiT3-XL/2 at the size its kernels are planned for: 16 latent frames of 256 x 256 px, whose
 # latents of 32 x 32 make 16 x 16 tokens.
-_XL = STDiT3Config.xl2()
 _XL_CLIPS = {"B": 1, "T": 16, "S": 256}
-_XL_HEADS = {"H": _XL.heads, "D": _XL.width // _XL.heads}
+_XL_WIDTH, _XL_HEADS = 1152, {"H": 16, "D": 72}
+_LAM_DIM = 32  # of a latent action in the paper
 # The same in a training batch of eight clips, for a GPU: hundreds of megabytes a tensor.
 _XL_BATCH = _XL_CLIPS | {"B": 8}
 _SPATIAL = {"axis": "spatial", "causal": False, "norm": True, "rope": False}
 _TEMPORAL = {"axis": "temporal", "causal": True, "norm": True, "rope": True}
+_PLAIN = {"norm": "head", "rope": False, "sections": None}
+
+
+def _sequences(n: int, why: str, N: int = 0, **heads: int) -> Shape:
+    """N sequences of n tokens; by itself as many as make a training batch of STDiT3-XL."""
+    N = N or math.prod(_XL_BATCH.values()) // n
+    sizes = {"N": N, "n": n, **(heads or _XL_HEADS)}
+    return Shape(f"{N}x{n}x{sizes['D']}", sizes, why)
+
+
+# By op, whatever the recipe.
+FIXED: dict[str, tuple[Shape, ...]] = {
+    "st_attention": (
+        Shape("goal.temporal", {"B": 4, "T": 8, "S": 64, "H": 4, "D": 32}, "a goal", _TEMPORAL),
+        Shape("goal.spatial", {"B": 4, "T": 8, "S": 256, "H": 3, "D": 32}, "a goal", _SPATIAL),
+        Shape("stdit3-xl.temporal", _XL_CLIPS | _XL_HEADS, "head dimension 72", _TEMPORAL),
+        Shape("stdit3-xl.spatial", _XL_CLIPS | _XL_HEADS, "head dimension 72", _SPATIAL),
+        Shape("stdit3-xl.b8.temporal", _XL_BATCH | _XL_HEADS, "memory-bound", _TEMPORAL, True),
+        Shape("stdit3-xl.b8.spatial", _XL_BATCH | _XL_HEADS, "compute-bound", _SPATIAL, True),
+    ),
+    "adaln": (
+        Shape("goal.block", {"B": 4, "T": 8, "S": 64, "C": 128}, "a goal"),
+        Shape("stdit3-xl.block", _XL_CLIPS | {"C": _XL_WIDTH}, "memory-bound"),
+        Shape("stdit3-xl.b8.block", _XL_BATCH | {"C": _XL_WIDTH}, "memory-bound", heavy=True),
+        Shape(
+            "stdit3-xl.b8.autocast",
+            _XL_BATCH | {"C": _XL_WIDTH},
+            "as training in bfloat16 calls it: x and modulation in float32, y in bfloat16",
+            {"autocast": True},
+            heavy=True,
+        ),
+    ),
+    "qk_norm_rope": (
+        Shape(
+            "stdit3-xl.spatial",
+            {"B": 16, "L": 256, **_XL_HEADS},
+            "head dimension 72, with rotation",
+            _PLAIN | {"rope": True},
+        ),
+        Shape(
+            "stdit3-xl.b8.spatial",
+            {"B": 128, "L": 256, **_XL_HEADS},
+            "memory-bound",
+            _PLAIN | {"rope": True},
+            heavy=True,
+        ),
+        Shape(
+            # Wan2.1 1.3B: 12 heads of 128, a norm over all 1536 channels, and positions in time,
+            # height and width that take 44, 42 and 42 channels of a head: 22, 21 and 21 pairs.
+            "wan-1.3b",
+            {"B": 4, "L": 1024, "H": 12, "D": 128},
+            "norm across heads, positions in three axes",
+            _PLAIN | {"norm": "across", "rope": True, "sections": (22, 21, 21)},
+        ),
+    ),
+    "vector_quantize": (
+        Shape("lam.codes", {"N": 2000, "K": 32, "d": _LAM_DIM}, "launch-bound on a GPU"),
+        Shape("paper.codes", {"N": 4096, "K": 32, "d": _LAM_DIM}, "few entries, many rows"),
+        Shape("goal.codes", {"N": 65536, "K": 1024, "d": 32}, "a goal: an image tokenizer's size"),
+        Shape(
+            "bounded.codes",
+            {"N": 1_000_000, "K": 8192, "d": 8},
+            "an N x K matrix would be 34 GB",
+            heavy=True,
+        ),
+    ),
+    # Attention alone, without norm and rotation (`python -m benchmarks.gpu rest`).
+    "attention": (
+        _sequences(16, "STDiT3-XL over time: 16 rows where a kernel's tile has 64 or 128"),
+        _sequences(256, "STDiT3-XL within a frame of 256 px"),
+        _sequences(1024, "STDiT3-XL within a frame of 512 px"),
+        _sequences(1280, "Wan 2.1 1.3B: all tokens of a short clip", N=16, H=12, D=128),
+    ),
+}
+
+
+def fixed(op: str, name: str) -> Shape:
+    """The shape of `op` called `name`. KeyError where there is none."""
+    op = {"code_statistics": "vector_quantize", "codebook_step": "vector_quantize"}.get(op, op)
+    return {shape.name: shape for shape in FIXED[op]}[name]
 
 
 def st_attention(config: RunConfig) -> list[Shape]:
@@ -99,17 +182,7 @@ def st_attention(config: RunConfig) -> list[Shape]:
         shapes.append(
             Shape(f"{name}.actions", clips(config) | acting, "the action sequence", options)
         )
-    shapes += [
-        Shape("goal.temporal", {"B": 4, "T": 8, "S": 64, "H": 4, "D": 32}, "a goal", _TEMPORAL),
-        Shape("goal.spatial", {"B": 4, "T": 8, "S": 256, "H": 3, "D": 32}, "a goal", _SPATIAL),
-        Shape("stdit3-xl.temporal", _XL_CLIPS | _XL_HEADS, "head dimension 72", _TEMPORAL),
-        Shape("stdit3-xl.spatial", _XL_CLIPS | _XL_HEADS, "head dimension 72", _SPATIAL),
-        Shape(
-            "stdit3-xl.b8.temporal", _XL_BATCH | _XL_HEADS, "memory-bound", _TEMPORAL, heavy=True
-        ),
-        Shape("stdit3-xl.b8.spatial", _XL_BATCH | _XL_HEADS, "compute-bound", _SPATIAL, heavy=True),
-    ]
-    return shapes
+    return shapes + list(FIXED["st_attention"])
 
 
 def adaln(config: RunConfig) -> list[Shape]:
@@ -122,52 +195,19 @@ def adaln(config: RunConfig) -> list[Shape]:
         shapes.append(Shape(f"{name}.idm.block", inner, "a block of the IDM"))
     return [
         *shapes,
-        Shape("goal.block", {"B": 4, "T": 8, "S": 64, "C": 128}, "a goal"),
-        Shape("stdit3-xl.block", _XL_CLIPS | {"C": _XL.width}, "memory-bound"),
-        Shape("stdit3-xl.b8.block", _XL_BATCH | {"C": _XL.width}, "memory-bound", heavy=True),
+        *FIXED["adaln"],
     ]
 
 
 def qk_norm_rope(config: RunConfig) -> list[Shape]:
-    """B sequences, L tokens, H, D; options norm, rope, rotation, sections."""
+    """B sequences, L tokens, H, D; options norm, rope, sections."""
     name, model = family(config), config.model
     size = clips(config)
     heads = {"H": model.backbone.heads, "D": model.backbone.width // model.backbone.heads}
-    plain = {"norm": "head", "rope": False, "rotation": "interleaved", "sections": None}
+    sizes = {"B": size["B"] * size["T"], "L": size["S"], **heads}
     return [
-        Shape(
-            f"{name}.spatial",
-            {"B": size["B"] * size["T"], "L": size["S"], **heads},
-            "prologue of spatial attention",
-            plain,
-        ),
-        Shape(
-            "stdit3-xl.spatial",
-            {"B": _XL_CLIPS["B"] * _XL_CLIPS["T"], "L": _XL_CLIPS["S"], **_XL_HEADS},
-            "head dimension 72, with rotation",
-            plain | {"rope": True},
-        ),
-        Shape(
-            "stdit3-xl.b8.spatial",
-            {"B": _XL_BATCH["B"] * _XL_BATCH["T"], "L": _XL_BATCH["S"], **_XL_HEADS},
-            "memory-bound",
-            plain | {"rope": True},
-            heavy=True,
-        ),
-        Shape(
-            # Wan2.1 1.3B: 12 heads of 128, a norm over all 1536 channels, and positions in time,
-            # height and width that take 44, 42 and 42 channels of a head: 22, 21 and 21 pairs.
-            "wan-1.3b",
-            {"B": 4, "L": 1024, "H": 12, "D": 128},
-            "norm across heads, positions in three axes",
-            plain | {"norm": "across", "rope": True, "sections": (22, 21, 21)},
-        ),
-        Shape(
-            "rotate-half",
-            {"B": 4, "L": 1024, "H": 12, "D": 128},
-            "the other pairing of rotated channels",
-            plain | {"norm": "none", "rope": True, "rotation": "half"},
-        ),
+        Shape(f"{name}.spatial", sizes, "prologue of spatial attention", _PLAIN),
+        *FIXED["qk_norm_rope"],
     ]
 
 
@@ -178,27 +218,18 @@ def vector_quantize(config: RunConfig) -> list[Shape]:
     entries = model.quantizer.codebook_size
     if model.quantizer.kind == "fsq":
         entries = math.prod(model.quantizer.levels)
-    paper = IDMConfig.paper()
-    return [
-        Shape(
-            f"{family(config)}.codes",
-            {"N": rows, "K": entries, "d": model.idm.dim},
-            "one training step: calls, not arithmetic",
-        ),
-        Shape("lam.codes", {"N": 2000, "K": 32, "d": paper.dim}, "launch-bound on a GPU"),
-        Shape("paper.codes", {"N": 4096, "K": 32, "d": paper.dim}, "few entries, many rows"),
-        Shape("goal.codes", {"N": 65536, "K": 1024, "d": 32}, "a goal: an image tokenizer's size"),
-        Shape(
-            "bounded.codes",
-            {"N": 1_000_000, "K": 8192, "d": 8},
-            "an N x K matrix would be 34 GB",
-            heavy=True,
-        ),
-    ]
+    sizes = {"N": rows, "K": entries, "d": model.idm.dim}
+    own = Shape(f"{family(config)}.codes", sizes, "one training step: calls, not arithmetic")
+    return [own, *FIXED["vector_quantize"]]
 
 
 # What is counted and summed are the rows of the search.
 code_statistics = vector_quantize
+
+
+def codebook_step(config: RunConfig) -> list[Shape]:
+    """Those that a moving average serves: K up to some dozen."""
+    return [shape for shape in vector_quantize(config) if shape.sizes["N"] <= 2000]
 
 
 def models(config: RunConfig) -> dict[str, Shape]:
@@ -271,59 +302,4 @@ def candidates(config: RunConfig) -> list[Shape]:
             f"{family(config)}.slides", size | {"W": config.model.window}, "as trained", {}, True
         ),
         Shape(f"{family(config)}.fits", size | {"W": 12}, "the window holds it all", {}, True),
-    ]
-
-
-# --- what a GPU is asked for (card/) ---------------------------------------------------------------
-
-
-def card_attention() -> list[Shape]:
-    """N sequences of n tokens, H heads of D channels: attention without norm and rotation."""
-    xl = _XL_BATCH["B"] * _XL_BATCH["S"] * _XL_BATCH["T"]
-
-    def of(n: int, why: str, **heads: int) -> Shape:
-        sizes = {"N": heads.pop("N", xl // n), "n": n, **(heads or _XL_HEADS)}
-        return Shape(f"{sizes['N']}x{n}x{sizes['D']}", sizes, why)
-
-    return [
-        of(16, "STDiT3-XL over time: 16 rows where a kernel's tile has 64 or 128"),
-        of(256, "STDiT3-XL within a frame of 256 px"),
-        of(1024, "STDiT3-XL within a frame of 512 px"),
-        of(1280, "Wan 2.1 1.3B: all tokens of a short clip", N=16, H=12, D=128),
-    ]
-
-
-def card_ops(*, quick: bool) -> list[tuple[str, str, str]]:
-    """(op, shape, dtype) that a goal on a GPU is about, the most important first."""
-    found = [
-        ("st_attention", "stdit3-xl.b8.temporal", "bfloat16"),
-        ("adaln", "stdit3-xl.b8.block", "bfloat16"),
-        ("vector_quantize", "lam.codes", "float32"),
-        ("code_statistics", "lam.codes", "float32"),
-        ("qk_norm_rope", "stdit3-xl.b8.spatial", "bfloat16"),
-    ]
-    if not quick:
-        found += [
-            ("vector_quantize", "bounded.codes", "float32"),
-            ("code_statistics", "bounded.codes", "float32"),
-            ("st_attention", "stdit3-xl.b8.spatial", "bfloat16"),
-            ("qk_norm_rope", "wan-1.3b", "bfloat16"),
-            ("vector_quantize", "goal.codes", "float32"),
-        ]
-    return found
-
-
-def card_models() -> list[tuple[str, Shape, RunConfig]]:
-    """(model, shape, recipe that builds it) at the paper's sizes."""
-    pair = {"model": {"backbone": {"depth": 1, "width": _XL.width, "heads": _XL.heads}}}
-    paper = {name: getattr(IDMConfig.paper(), name) for name in vars(IDMConfig.paper())}
-    idm = {"data": {"height": 224, "width": 224}, "model": {"idm": paper}}
-    clips = {"B": 8, "T": 8, "S": 256, "height": 224, "width": 224}
-    return [
-        (
-            "stdit3_pair",
-            Shape("stdit3-xl.b8.pair", _XL_BATCH, "a spatial and a temporal block"),
-            run_config("nano.cola", pair),
-        ),
-        ("idm", Shape("paper.idm", clips, "224 px in patches of 14"), run_config("nano.cola", idm)),
     ]

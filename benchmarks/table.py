@@ -41,16 +41,18 @@ def copy_speed(rows: Iterable[Row], dtype: str) -> float | None:
 
 def show(rows: Sequence[Row], skipped: Sequence[Skipped], console: Console) -> None:
     """All rows, then what has none and why."""
-    roofs = [row for row in rows if row.get("suite") == "machine"]
+    ceilings = [row for row in rows if row.get("suite") == "machine"]
     first = rows[0] if rows else None
     if first is not None:
         said = f"{first['device']}, {first['threads']} thread(s), "
         said += f"torch {first['versions'].get('torch')}, commit {first['commit']}"
         console.print(escape(said), highlight=False)
-    for row in roofs:
+    for row in ceilings:
+        if row["op"] not in ("copy", "matmul"):
+            continue
         what = f"{row['gb_s']} GB/s" if row["op"] == "copy" else f"{row['tflops']} TFLOP/s"
-        console.print(f"roof: {row['op']} {row['dtype']} {what}", highlight=False)
-    timed = [row for row in rows if row not in roofs]
+        console.print(f"ceiling: {row['op']} {row['dtype']} {what}", highlight=False)
+    timed = [row for row in rows if row not in ceilings]
     for op in dict.fromkeys(row["op"] for row in timed):
         console.print(_table(op, [row for row in timed if row["op"] == op], rows))
     if any("split_ms" in row for row in timed):

@@ -21,21 +21,20 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from colaworld import envs
 from colaworld.contracts import ClipBatch
 from colaworld.data.loader import ClipLoader
-from colaworld.data.recording import LeRobotWriter
-from colaworld.envs import behaviours
+from colaworld.models.world_model import WorldModel
 from colaworld.recipes.base import RunConfig, build_model
+from colaworld.training.blocks import blocks, wrap_blocks
 from colaworld.training.objectives import OBJECTIVES
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.phases import enter_phase
 from colaworld.training.randomness import generator_for
 
-from . import shapes
-from .arms import ARMS, Arm, autocast
-from .case import Case, Provider, Wish
-from .models import settled
+from . import shapes, timing
+from .case import Case, Provider, Request, require_compiler
+from .models import awake, settled
+from .variants import VARIANTS, Variant, autocast
 
 TESTS = ("tests/training/test_objectives.py", "tests/training/test_optimizer.py", "tests/ops")
 PARTS = ("data", "tokenizer", "lam", "world_model", "optimizer", "rest")
@@ -49,6 +48,10 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []  # removed when the proces
 @cache
 def recorded(height: int, width: int) -> Path:
     """A small set of the scene in closed form, recorded once per process into a temporary folder."""
+    from colaworld import envs
+    from colaworld.data.recording import LeRobotWriter
+    from colaworld.envs import behaviours
+
     _folders.append(tempfile.TemporaryDirectory(prefix="colaworld-bench-"))
     path = Path(_folders[-1].name) / "scene"
     scene = envs.make("scene", height=height, width=width, square=min(6, min(height, width) - 2))
@@ -98,28 +101,62 @@ class _Marks:
 
 
 class Step:
-    """A model with its phase, ready to step. Each call is one optimizer step."""
+    """A model with its phase, ready to step. Each call is one optimizer step.
 
-    def __init__(self, config: RunConfig, *, arm: Arm, dtype: str, device: str) -> None:
-        self.config, self.arm, self.dtype = config, arm, dtype
+    One model serves every way of running it (`use`). `batches` and `model` stand in for the loader of
+    the configuration and the model it builds.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        variant: Variant,
+        dtype: str,
+        device: str,
+        batches: Callable[[], ClipBatch] | None = None,
+        model: WorldModel | None = None,
+    ) -> None:
+        self.config, self.dtype = config, dtype
         self.device, self.number = torch.device(device), 0
         self.phase, training = config.scheduled()[-1], config.training
-        self.loader = ClipLoader(config.data, batch_size=training.batch_size, seed=training.seed)
-        self.model = build_model(config).to(self.device)
+        self.loader = None
+        if batches is None:
+            batch_size, seed = training.batch_size, training.seed
+            self.loader = ClipLoader(config.data, batch_size=batch_size, seed=seed)
+            batches = self.loader.__next__
+        self.batches = batches
+        self.model = (model or build_model(config)).to(self.device)
         self.objective = OBJECTIVES[self.phase.objective](self.model, config.objective)
         enter_phase(self.model, self.phase)
         generator = generator_for(self.device, training.seed, self.phase.name, "before")
-        with arm.choice():
+        with variant.choice():
             self.objective.before_phase(self.batch, generator=generator)
         enter_phase(self.model, self.phase)
         self.optimizer = PhaseOptimizer(self.model, self.phase, training)
         self.marks = _Marks(self.device)
         self._arrived: float | None = None  # when the gradient left the generator
         self._watch()
-        arm.prepare(self.model.compile_parts, device)
+        self.use(variant)
+
+    def use(self, variant: Variant) -> None:
+        """From now on the model runs in this way. Unavailable where it asks for a missing compiler.
+
+        Compiled as `training.compile` says: in parts, or block by block.
+        """
+        self.variant = variant
+        for module in self.model.modules():
+            module._compiled_call_impl = None
+        for block in blocks(self.model).values():
+            block.__dict__.pop("forward", None)
+        if variant.compiled:
+            require_compiler(str(self.device))
+            torch._dynamo.reset()
+            choice = "blocks" if self.config.training.compile == "blocks" else "full"
+            wrap_blocks(self.model, replace(self.config.training, compile=choice))
 
     def batch(self) -> ClipBatch:
-        return next(self.loader).to(self.device, non_blocking=True)
+        return self.batches().to(self.device, non_blocking=True)
 
     def _watch(self) -> None:
         """Put marks around the model's own seams, outside of what is compiled."""
@@ -164,7 +201,7 @@ class Step:
         return torch.stack(losses).mean().item()
 
     def _loss(self, batch: ClipBatch, generator: torch.Generator) -> Tensor:
-        with self.arm.choice(), autocast(str(self.device), self.dtype):
+        with self.variant.choice(), autocast(str(self.device), self.dtype):
             return self.objective.loss(batch, generator=generator)[0]
 
     def _update(self, generator: torch.Generator) -> None:
@@ -174,7 +211,7 @@ class Step:
             parameters = list(self.optimizer.parameters.values())
             torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
         self.optimizer.step(self.number)
-        with self.arm.choice():
+        with self.variant.choice():
             self.objective.after_step(generator=generator)
 
     def split(self, steps: int) -> dict[str, float]:
@@ -192,36 +229,56 @@ class Step:
         return {part: round(statistics.median(times), 4) for part, times in found.items()}
 
     def flops(self) -> int:
-        """Floating-point operations of a step's products, forward and backward."""
+        """Floating-point operations of a step's products, forward and backward: counted on the
+        reference and on one clip, all clips alike."""
+        batch = self.batch()
+        one = replace(batch, **{n: t[:1] for n, t in vars(batch).items() if t is not None})
+        generator = generator_for(self.device, self.config.training.seed, "flops")
         # The counter knows matrix products and SDPA's plain form, not every fused one.
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            self()
-        return int(counter.get_total_flops())
+            self._loss(one, generator).backward()
+        self.optimizer.zero_grad()
+        return int(counter.get_total_flops()) * len(batch) * self.config.training.accumulate
+
+    def activations_mb(self) -> float:
+        """MB that a forward pass leaves allocated on a GPU, its batch apart."""
+        batch, key = self.batch(), (self.config.training.seed, "activations")
+        before = torch.cuda.memory_allocated()
+        loss = self._loss(batch, generator_for(self.device, *key))
+        held = torch.cuda.memory_allocated() - before
+        del loss
+        return round(held / 2**20, 1)
+
+    def loss_of(self, batch: ClipBatch) -> float:
+        """The loss of one batch and always the same noise; nothing is learnt from it."""
+        self.objective.begin_step()
+        return self._loss(batch, generator_for(self.device, self.config.training.seed)).item()
 
     def close(self) -> None:
-        self.loader.close()
+        if self.loader is not None:
+            self.loader.close()
 
 
-def cases(wish: Wish) -> Iterator[Case]:
-    config = shapes.run_config(wish.recipe, wish.overrides)
-    for dtype in wish.dtypes:
+def cases(request: Request) -> Iterator[Case]:
+    config = shapes.run_config(request.recipe, request.overrides)
+    for dtype in request.dtypes:
         if dtype != "float64":  # nobody trains in it
-            yield _case(config, dtype, wish)
+            yield _case(config, dtype, request)
 
 
-def _case(config: RunConfig, dtype: str, wish: Wish) -> Case:
+def _case(config: RunConfig, dtype: str, request: Request) -> Case:
     shape = shapes.step(config)
     steps: dict[str, Step] = {}
     first: dict[str, float] = {}
 
     def step(name: str) -> Step:
         if name not in steps:
-            run = on_data(settled(config, generator=config.generator), wish.data)
-            steps[name] = Step(run, arm=ARMS[name], dtype=dtype, device=wish.device)
+            run = on_data(settled(config, generator=config.generator), request.data)
+            steps[name] = Step(run, variant=VARIANTS[name], dtype=dtype, device=request.device)
             first[name] = steps[name]()
         return steps[name]
 
-    def judge(name: str) -> str | None:
+    def verify(name: str) -> str | None:
         step("eager"), step(name)
         loss, expected = first[name], first["eager"]
         if abs(loss - expected) <= BOUNDS[dtype] * abs(expected):
@@ -233,8 +290,8 @@ def _case(config: RunConfig, dtype: str, wish: Wish) -> Case:
         return step("eager").flops()
 
     def details(name: str, p50: float) -> dict[str, Any]:
-        found: dict[str, Any] = {"split_ms": steps[name].split(min(wish.samples, 10))}
-        peak = wish.peak_tflops or wish.measured_tflops.get(dtype)
+        found: dict[str, Any] = {"split_ms": steps[name].split(min(request.samples, 10))}
+        peak = request.peak_tflops or request.measured_tflops.get(dtype)
         if peak:
             found |= {"peak_tflops": peak, "mfu": float(f"{flops() / p50 / 1e9 / peak:.4g}")}
         return found
@@ -255,11 +312,110 @@ def _case(config: RunConfig, dtype: str, wish: Wish) -> Case:
         sizes=shape.sizes,
         dtype=dtype,
         mode="fwd_bwd",
-        providers={name: provider(name) for name in ARMS},
+        providers={name: provider(name) for name in VARIANTS},
         tests=TESTS,
-        judge=judge,
+        verify=verify,
         flops=flops,
         counts={"samples": B, "tokens": tokens},
         details=details,
         close=close,
     )
+
+
+# --- a joint step at the paper's size, its latents given ------------------------------------------
+
+# The largest relative difference of a loss from the reference's: 56 blocks in bfloat16.
+LOSS_BOUND = 2e-2
+ORDER = ("default+compile", "compile", "default", "eager")
+
+
+class GivenLatents(torch.nn.Module):
+    """In the place of a tokenizer whose latents come with the batch, as from a latent cache."""
+
+    channels, temporal_stride, spatial_stride = 4, 1, 8
+
+    def encode(self, frames: Tensor) -> Tensor:
+        raise NotImplementedError("the latents come with the batch")
+
+
+def xl(pairs: int) -> RunConfig:
+    """The recipe opensora.cola with `pairs` pairs of blocks: 8 clips of 16 latent frames a step."""
+    settings: dict[str, Any] = {
+        "generator": None,
+        "data": {"frames_per_clip": 16},
+        "model": {"backbone": {"depth": pairs}, "quantizer": {"data_start": False}},
+        "objective": {"augment": False},
+        "training": {"batch_size": 8, "accumulate": 1, "compile": "blocks"},
+    }
+    return shapes.run_config("opensora.cola", settings)
+
+
+def clip_batch(config: RunConfig, device: str) -> ClipBatch:
+    """Random clips with random latents, drawn on the device."""
+    g = torch.Generator(device).manual_seed(1)
+    B, T = config.training.batch_size, config.data.frames_per_clip
+    H, W, side = config.data.height, config.data.width, GivenLatents.spatial_stride
+    frames = torch.randint(0, 256, (B, T, 3, H, W), generator=g, device=device, dtype=torch.uint8)
+    sizes = (B, GivenLatents.channels, T, H // side, W // side)
+    latents = torch.randn(sizes, generator=g, device=device)
+    number = torch.arange(B, device=device)
+    return ClipBatch(frames, episode=number, start=number, latents=latents)
+
+
+def joint(config: RunConfig, request: Request, dtype: str = "bfloat16") -> Iterator[Case]:
+    """A case for each way of running one model, so that a row is there as soon as it is timed.
+
+    Every way answers to the loss of the reference with the same weights, batch and noise.
+    """
+
+    @cache
+    def made() -> tuple[Step, ClipBatch, int]:
+        with torch.device(request.device):  # a billion numbers are drawn where they stay
+            model = WorldModel(config.model, parts=config.parts(), tokenizer=GivenLatents())
+            batch = clip_batch(config, request.device)
+        step = Step(
+            config,
+            variant=VARIANTS["eager"],
+            dtype=dtype,
+            device=request.device,
+            batches=lambda: batch,
+            model=awake(model),
+        )
+        return step, batch, step.flops()
+
+    def verify(name: str) -> str | None:
+        step, batch, _ = made()
+        step.use(VARIANTS["eager"])
+        with torch.no_grad():
+            expected = step.loss_of(batch)
+        step.use(VARIANTS[name])
+        loss = step.loss_of(batch)
+        if abs(loss - expected) <= LOSS_BOUND * abs(expected):
+            return None
+        return f"its loss is {loss:.6g}, the reference's {expected:.6g}"
+
+    def details(name: str, p50: float) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if timing.on_gpu(request.device):
+            found["activation_mb"] = made()[0].activations_mb()
+        peak = request.peak_tflops or request.measured_tflops.get(dtype)
+        if peak:
+            reached = made()[2] / p50 / 1e9
+            found |= {"peak_tflops": peak, "mfu": float(f"{reached / peak:.4g}")}
+        return found
+
+    B, T = config.training.batch_size, config.data.frames_per_clip
+    for name in ORDER:
+        yield Case(
+            suite="training",
+            op="step",
+            shape=f"xl{config.model.backbone.depth}.b{B}.joint",
+            sizes={"B": B, "T": T, "pairs": config.model.backbone.depth},
+            dtype=dtype,
+            mode="fwd_bwd",
+            providers={name: lambda: [made()[0]]},
+            verify=verify,
+            flops=lambda: made()[2],
+            counts={"samples": B},
+            details=details,
+        )

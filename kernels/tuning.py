@@ -161,6 +161,6 @@ VECTOR_QUANTIZE: dict[tuple, Tile] = {
     for size in (2, 4)
 }
 
-# --- measured: written by benchmarks/card/tune.py, do not edit ---
+# --- measured: written by `python -m benchmarks.gpu apply-tuning`, do not edit ---
 # Nothing was faster than what is above, or nothing was measured.
 # --- end of measured ---

@@ -11,9 +11,9 @@ from torch import Tensor
 from colaworld import ops
 
 from .. import shapes
-from ..case import Case, Skipped, Unavailable, Wish
+from ..case import Case, Request, Skipped, Unavailable
 from ..shapes import Shape
-from .definition import Definition, Function, Inputs
+from .definition import Definition, Function, Inputs, normal
 from .definition import cases as cases_of
 
 TESTS = ("tests/ops/test_code_statistics.py", "tests/csrc")
@@ -24,8 +24,8 @@ _LARGEST_MATRIX = 1 << 30
 def draw(shape: Shape, g: torch.Generator) -> Inputs:
     N, K, d = (shape.sizes[n] for n in "NKd")
     return {
-        "z": torch.randn(N, d, generator=g),
-        "indices": torch.randint(0, K, (N,), generator=g),
+        "z": normal(g, N, d),
+        "indices": torch.randint(0, K, (N,), generator=g, device=g.device),
         "K": K,
     }
 
@@ -82,6 +82,6 @@ DEFINITION = Definition(
 )
 
 
-def cases(wish: Wish) -> Iterator[Case | Skipped]:
-    config = shapes.run_config(wish.recipe, wish.overrides)
-    yield from cases_of(DEFINITION, shapes.code_statistics(config), wish)
+def cases(request: Request) -> Iterator[Case | Skipped]:
+    config = shapes.run_config(request.recipe, request.overrides)
+    yield from cases_of(DEFINITION, shapes.code_statistics(config), request)

@@ -1,4 +1,4 @@
-"""An op's benchmark as a value, and the cases it makes: providers, gradients, judge.
+"""An op's benchmark as a value, and the cases it makes: providers, gradients, verification.
 
 Each op file says how inputs are drawn, what is called and what it costs; everything that is the
 same for all ops is here. Not here: sizes (shapes.py) and timing.
@@ -13,33 +13,44 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from colaworld import ops
 
 from .. import timing
-from ..case import MODES, Call, Case, Provider, Skipped, Unavailable, Wish, require_compiler
+from ..case import MODES, Call, Case, Provider, Request, Skipped, Unavailable, require_compiler
 from ..shapes import Shape
 
 Inputs = dict[str, Any]  # arguments of the op by name; tensors among them
 Function = Callable[[Inputs], dict[str, Tensor]]  # inputs -> outputs by name
 # Largest relative error of a result, where plain torch in the same dtype has less than half of it.
-FLOORS = {"float32": 2e-6, "bfloat16": 8e-3, "float64": 1e-12}
+FLOORS = {"float32": 2e-6, "bfloat16": 8e-3, "float16": 1e-3, "float64": 1e-12}
 
 
 @dataclass(frozen=True)
 class Definition:
     """What is particular to one op."""
 
-    op: str  # its name in colaworld.ops
+    op: str  # its name in colaworld.ops, and in the rows
     tests: tuple[str, ...]
-    draw: Callable[[Shape, torch.Generator], Inputs]  # float32 on the CPU, from the generator
+    draw: Callable[[Shape, torch.Generator], Inputs]  # float32, on the generator's device
     call: Function  # the public op
     lead: str  # the input that the choice of an implementation looks at
     probe: tuple[int, ...]  # a small shape of it: enough to ask which implementations there are
     differentiable: tuple[str, ...]  # inputs that receive gradients in fwd_bwd
     cost: Callable[[Shape, str, int], tuple[int, int]]  # (shape, mode, itemsize) -> bytes, flops
-    others: Mapping[str, Function | Callable[[Shape, str], Function]] = field(default_factory=dict)
-    judge: Callable[[Inputs, dict[str, Tensor], dict[str, Tensor]], str | None] | None = None
+    others: Mapping[str, Callable[[Shape, str], Function]] = field(default_factory=dict)
+    verify: Callable[[Inputs, dict[str, Tensor], dict[str, Tensor]], str | None] | None = None
+    axis: Callable[[Shape], str | None] = lambda _: None  # what the choice is told beside the lead
+    wide: Callable[[Shape], Sequence[str]] = lambda _: ()  # inputs that stay float32 in bfloat16
+    calls: tuple[str, ...] | None = None  # ops of colaworld that it calls; None: the one it is
+    changes: tuple[str, ...] = ()  # inputs that a call writes to
+    modes: tuple[str, ...] = MODES
+
+
+def normal(g: torch.Generator, *shape: int) -> Tensor:
+    """Random numbers, drawn where they are used."""
+    return torch.randn(*shape, generator=g, device=g.device)
 
 
 def forced(name: str, function: Function) -> Function:
@@ -52,59 +63,104 @@ def forced(name: str, function: Function) -> Function:
     return call
 
 
-def cases(definition: Definition, shapes: Sequence[Shape], wish: Wish) -> Iterator[Case | Skipped]:
+def compiled(function: Function, backend: SDPBackend | None = None) -> Function:
+    """`function` in one graph of torch.compile, torch's attention in it held to `backend`.
+
+    The backend is named inside the graph, so that graphs that differ by it are told apart by every
+    cache of the compiler. Raises Unavailable where torch has no such kernel for the call.
+    """
+
+    def pinned(inputs: Inputs) -> dict[str, Tensor]:
+        if backend is None:
+            return function(inputs)
+        with sdpa_kernel(backend):
+            return function(inputs)
+
+    return available(torch.compile(pinned, fullgraph=True, dynamic=False))
+
+
+def available(function: Function) -> Function:
+    """The same; Unavailable in place of torch's error about a missing attention kernel."""
+
+    def call(inputs: Inputs) -> dict[str, Tensor]:
+        try:
+            return function(inputs)
+        except RuntimeError as error:
+            if "No available kernel" not in str(error):
+                raise
+            raise Unavailable("torch's SDPA refuses this backend here") from None
+
+    return call
+
+
+def cases(
+    definition: Definition, shapes: Sequence[Shape], request: Request
+) -> Iterator[Case | Skipped]:
     """Every shape in every dtype and mode."""
-    if not hasattr(ops, definition.op):
-        yield Skipped(definition.op, "this version of colaworld has no such op")
+    called = definition.calls if definition.calls is not None else (definition.op,)
+    missing = [name for name in called if not hasattr(ops, name)]
+    if missing:
+        yield Skipped(definition.op, f"this version of colaworld has no op {missing[0]}")
         return
     for shape in shapes:
-        for dtype in wish.dtypes:
-            for mode in MODES:
-                yield _case(definition, shape, dtype, mode, wish.device)
+        for dtype in request.dtypes:
+            for mode in definition.modes:
+                yield _case(definition, called, shape, dtype, mode, request.device)
 
 
-def _case(definition: Definition, shape: Shape, dtype: str, mode: str, device: str) -> Case:
-    number = getattr(torch, dtype)
+def _case(
+    definition: Definition,
+    called: Sequence[str],
+    shape: Shape,
+    dtype: str,
+    mode: str,
+    device: str,
+) -> Case:
+    number, backward = getattr(torch, dtype), mode == "fwd_bwd"
     bytes_moved, flops = definition.cost(shape, mode, number.itemsize)
 
     @cache  # shared by all providers of the case, and gone with it
     def sets() -> list[tuple[Inputs, dict[str, Tensor]]]:
-        first = _inputs(definition, shape, number, device, mode, seed=0)
+        first = _inputs(definition, shape, number, device, backward, seed=0)
         many = timing.copies(_size(first), device)
         drawn = [first] + [
-            _inputs(definition, shape, number, device, mode, seed=i) for i in range(1, many)
+            _inputs(definition, shape, number, device, backward, seed=i) for i in range(1, many)
         ]
-        weights = _cotangents(forced("reference", definition.call)(first)) if backward else {}
+        weights = {}
+        if backward:
+            weights = _cotangents(forced("reference", definition.call)(_fresh(definition, first)))
         return [(inputs, weights) for inputs in drawn]
 
-    backward = mode == "fwd_bwd"
+    def lead() -> Tensor:
+        return sets()[0][0][definition.lead]
 
-    def provider(name: str, make: Callable[[], Function]) -> Provider:
+    functions = _functions(definition, called, shape, mode, device, lead)
+
+    def provider(name: str) -> Provider:
         def calls() -> Sequence[Call]:
-            function = make()
-            return [_timed(function, inputs, g, definition, backward) for inputs, g in sets()]
+            function = functions[name]()
+            own = [(_fresh(definition, inputs), g) for inputs, g in sets()]
+            return [_timed(function, inputs, g, definition, backward) for inputs, g in own]
 
         return calls
-
-    functions = _functions(definition, shape, mode, number, device)
 
     @cache
     def truth() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Results in float64, and the error of plain torch in the dtype, by name."""
         inputs, weights = sets()[0]
-        wide = {k: _to(v, torch.float64) for k, v in inputs.items()}
         reference = forced("reference", definition.call)
+        wide = {k: _to(v, torch.float64) for k, v in inputs.items()}
         exact = results(
             reference, wide, {k: v.double() for k, v in weights.items()}, definition, backward
         )
         plain = results(reference, inputs, weights, definition, backward)
         return exact, {name: _error(plain[name], exact[name]) for name in exact}
 
-    def judge(impl: str) -> str | None:
+    def verify(impl: str) -> str | None:
         inputs, weights = sets()[0]
         found = results(functions[impl](), inputs, weights, definition, backward)
-        if definition.judge is not None:
-            return definition.judge(inputs, weights, found)
+        if definition.verify is not None:
+            return definition.verify(inputs, weights, found)
         exact, plain = truth()
         for name, value in exact.items():
             if name not in found:
@@ -114,6 +170,10 @@ def _case(definition: Definition, shape: Shape, dtype: str, mode: str, device: s
                 return f"{name} is off by {error:.2e}, expected at most {bound:.2e}"
         return None
 
+    def close() -> None:
+        for kept in (sets, truth):
+            kept.cache_clear()
+
     return Case(
         suite="ops",
         op=definition.op,
@@ -121,46 +181,50 @@ def _case(definition: Definition, shape: Shape, dtype: str, mode: str, device: s
         sizes=shape.sizes,
         dtype=dtype,
         mode=mode,
-        providers={name: provider(name, make) for name, make in functions.items()},
+        providers={name: provider(name) for name in functions},
         tests=definition.tests,
-        judge=judge,
+        verify=verify,
         bytes_moved=bytes_moved,
         flops=flops,
+        close=close,
         rotated_mb=lambda: sum(_size(inputs) for inputs, _ in sets()) / 2**20,
         heavy=shape.heavy,
+        graph=True,
     )
 
 
 def _functions(
-    definition: Definition, shape: Shape, mode: str, dtype: torch.dtype, device: str
+    definition: Definition,
+    called: Sequence[str],
+    shape: Shape,
+    mode: str,
+    device: str,
+    lead: Callable[[], Tensor],
 ) -> dict[str, Callable[[], Function]]:
     """Who can do it: the reference eager and compiled, every implementation, the others."""
 
-    def eager() -> Function:
-        return forced("reference", definition.call)
-
-    @cache  # judged and timed as one compilation
-    def compiled() -> Function:
+    def whole() -> Function:
         require_compiler(device)
-        return forced("reference", torch.compile(definition.call, fullgraph=True, dynamic=False))
+        return forced("reference", compiled(definition.call))
 
     def ours(name: str) -> Function:
-        lead = _inputs(definition, shape, dtype, device, mode, seed=0)[definition.lead]
-        with ops.force(name):
-            (verdict,) = [v for v in ops.explain(definition.op, lead) if v.name == name]
-        if not verdict.would_run:
-            raise Unavailable(verdict.reason)
+        for op in called:
+            with ops.force(name):
+                verdicts = ops.explain(op, lead(), axis=definition.axis(shape))
+            (verdict,) = [v for v in verdicts if v.name == name]
+            if not verdict.would_run:
+                raise Unavailable(verdict.reason)
         return forced(name, definition.call)
 
-    def other(name: str) -> Function:
-        return definition.others[name](shape, mode)  # type: ignore[call-arg,arg-type,return-value]
-
-    probe = torch.empty(definition.probe, dtype=dtype)
-    names = [v.name for v in ops.explain(definition.op, probe) if v.name != "reference"]
-    functions: dict[str, Callable[[], Function]] = {"eager": eager, "compile": compiled}
-    functions |= {name: (lambda name=name: ours(name)) for name in names}
-    functions |= {name: (lambda name=name: other(name)) for name in definition.others}
-    return functions
+    probe = torch.empty(definition.probe)
+    names = [v.name for op in called[:1] for v in ops.explain(op, probe) if v.name != "reference"]
+    made: dict[str, Callable[[], Function]] = {
+        "eager": lambda: forced("reference", definition.call),
+        "compile": whole,
+    }
+    made |= {name: (lambda name=name: ours(name)) for name in names}
+    made |= {n: (lambda n=n: definition.others[n](shape, mode)) for n in definition.others}
+    return {name: cache(make) for name, make in made.items()}  # verified and timed as one
 
 
 def _timed(
@@ -171,7 +235,7 @@ def _timed(
     backward: bool,
 ) -> Call:
     if backward:
-        return lambda: results(function, inputs, cotangents, definition, True)
+        return lambda: _both(function, inputs, cotangents, definition)
 
     def forward() -> object:
         with torch.no_grad():
@@ -187,10 +251,17 @@ def results(
     definition: Definition,
     backward: bool,
 ) -> dict[str, Tensor]:
-    """Outputs by name and, with `backward`, the gradients as "d <input>"."""
-    if not backward:
-        with torch.no_grad():
-            return function(inputs)
+    """Outputs by name and, with `backward`, the gradients as "d <input>"; `inputs` stay as they are."""
+    inputs = _fresh(definition, inputs)
+    if backward:
+        return _both(function, inputs, cotangents, definition)
+    with torch.no_grad():
+        return function(inputs)
+
+
+def _both(
+    function: Function, inputs: Inputs, cotangents: dict[str, Tensor], definition: Definition
+) -> dict[str, Tensor]:
     outputs = function(inputs)
     wanted = {n: inputs[n] for n in definition.differentiable if inputs.get(n) is not None}
     used = {n: g for n, g in cotangents.items() if n in outputs}
@@ -201,45 +272,56 @@ def results(
     return {n: t.detach() for n, t in outputs.items()} | named
 
 
+def _fresh(definition: Definition, inputs: Inputs) -> Inputs:
+    return inputs | {name: inputs[name].clone() for name in definition.changes}
+
+
 def _inputs(
-    definition: Definition, shape: Shape, dtype: torch.dtype, device: str, mode: str, *, seed: int
+    definition: Definition,
+    shape: Shape,
+    dtype: torch.dtype,
+    device: str,
+    backward: bool,
+    *,
+    seed: int,
 ) -> Inputs:
-    drawn = definition.draw(shape, torch.Generator().manual_seed(seed))
-    inputs = {k: _to(v, dtype, device) for k, v in drawn.items()}
-    for name in definition.differentiable if mode == "fwd_bwd" else ():
+    drawn = definition.draw(shape, torch.Generator(device).manual_seed(seed))
+    narrow = dtype.itemsize < torch.float32.itemsize
+    kept = definition.wide(shape) if narrow else ()
+    inputs = {k: v if k in kept else _to(v, dtype) for k, v in drawn.items()}
+    for name in definition.differentiable if backward else ():
         if inputs.get(name) is not None:
             inputs[name].requires_grad_()
     return inputs
 
 
-def _to(value: Any, dtype: torch.dtype, device: str | None = None) -> Any:
-    """Floating-point tensors in `dtype`; strides and the wish for a gradient are kept."""
+def _to(value: Any, dtype: torch.dtype) -> Any:
+    """Floating-point tensors in `dtype`; strides and requires_grad are kept."""
     if isinstance(value, tuple):
-        return tuple(_to(v, dtype, device) for v in value)
-    if not isinstance(value, Tensor):
+        return tuple(_to(v, dtype) for v in value)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
-    dtype = dtype if value.is_floating_point() else value.dtype
-    to = torch.empty_strided(
-        value.shape, value.stride(), dtype=dtype, device=device or value.device
-    )
-    return to.copy_(value.detach()).requires_grad_(value.requires_grad)
+    made = value.detach()
+    if value.dtype != dtype:
+        strides = value.stride()
+        made = torch.empty_strided(value.shape, strides, dtype=dtype, device=value.device)
+        made.copy_(value.detach())
+    return made.requires_grad_(value.requires_grad)
 
 
 def _cotangents(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What flows back into each output: fixed numbers, never all ones (sums would cancel)."""
+    """A fixed random gradient for every output that has one."""
     found = {}
     for name, output in outputs.items():
         if output.requires_grad:
-            g = torch.Generator().manual_seed(len(found) + 1)
-            drawn = torch.randn(output.shape, generator=g)
-            found[name] = drawn.to(output.device, output.dtype)
+            g = torch.Generator(output.device).manual_seed(len(found) + 1)
+            found[name] = normal(g, *output.shape).to(output.dtype)
     return found
 
 
 def _size(inputs: Inputs) -> int:
     """Bytes of the elements of all tensors."""
-    tensors = [v for v in inputs.values() if isinstance(v, Tensor)]
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return sum(t.numel() * t.element_size() for t in inputs.values() if isinstance(t, Tensor))
 
 
 def _error(found: Tensor, exact: Tensor) -> float:

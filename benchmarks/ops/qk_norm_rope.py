@@ -11,9 +11,9 @@ from colaworld import ops
 from colaworld.models.layers.rope import rope_tables
 
 from .. import shapes
-from ..case import Case, Skipped, Wish
+from ..case import Case, Request, Skipped
 from ..shapes import Shape
-from .definition import Definition, Inputs
+from .definition import Definition, Inputs, normal
 from .definition import cases as cases_of
 
 TESTS = ("tests/ops/test_qk_norm_rope.py", "tests/csrc")
@@ -22,19 +22,18 @@ TESTS = ("tests/ops/test_qk_norm_rope.py", "tests/csrc")
 def draw(shape: Shape, g: torch.Generator) -> Inputs:
     B, L, H, D = (shape.sizes[n] for n in "BLHD")
     norm, sections = shape.options["norm"], shape.options["sections"]
-    qkv = torch.randn(B, L, 3, H, D, generator=g)
+    qkv = normal(g, B, L, 3, H, D)
     inputs: Inputs = {"q": qkv[:, :, 0], "k": qkv[:, :, 1], "norm": norm}
     inputs |= {"q_weight": None, "k_weight": None, "rope": None}
-    inputs["rotation"] = shape.options["rotation"]
     if norm != "none":
         width = D if norm == "head" else H * D
-        inputs["q_weight"] = 1 + 0.1 * torch.randn(width, generator=g)
-        inputs["k_weight"] = 1 + 0.1 * torch.randn(width, generator=g)
+        inputs["q_weight"] = 1 + 0.1 * normal(g, width)
+        inputs["k_weight"] = 1 + 0.1 * normal(g, width)
     if shape.options["rope"]:
-        inputs["rope"] = rope_tables(L, D)
+        inputs["rope"] = rope_tables(L, D, device=g.device)
     if sections is not None:  # a grid of frames, rows and columns, its positions in reading order
         side = max(1, round(L ** (1 / 3)))
-        token = torch.arange(L)
+        token = torch.arange(L, device=g.device)
         axes = (token // side**2, token // side % side, token % side)
         inputs |= {"position": torch.stack(axes, 1), "sections": sections}
     return inputs
@@ -64,9 +63,10 @@ DEFINITION = Definition(
     probe=(1, 4, 1, 8),
     differentiable=("q", "k", "q_weight", "k_weight"),
     cost=cost,
+    wide=lambda _: ("q_weight", "k_weight", "rope"),  # as a model in bfloat16 hands them over
 )
 
 
-def cases(wish: Wish) -> Iterator[Case | Skipped]:
-    config = shapes.run_config(wish.recipe, wish.overrides)
-    yield from cases_of(DEFINITION, shapes.qk_norm_rope(config), wish)
+def cases(request: Request) -> Iterator[Case | Skipped]:
+    config = shapes.run_config(request.recipe, request.overrides)
+    yield from cases_of(DEFINITION, shapes.qk_norm_rope(config), request)

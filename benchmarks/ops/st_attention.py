@@ -1,4 +1,8 @@
-"""st_attention: eager (SDPA with its transposes), compiled, each SDPA backend by name, ours."""
+"""st_attention: eager (SDPA with its transposes), compiled, each backend by name, ours.
+
+Every rival with a name of its own is compiled with norm and rotation inside, as a model would run it;
+`sdpa:*` is the eager reference. Not here: attention without norm and rotation (attention.py).
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,9 @@ from colaworld import ops
 from colaworld.models.layers.rope import rope_tables
 
 from .. import shapes
-from ..case import Case, Skipped, Unavailable, Wish
+from ..case import Case, Request, Skipped, Unavailable, require_compiler
 from ..shapes import Shape
-from .definition import Definition, Function, Inputs, forced
+from .definition import Definition, Function, Inputs, available, compiled, forced, normal
 from .definition import cases as cases_of
 
 TESTS = (
@@ -35,14 +39,15 @@ _ON_CPU = ("flash", "math")
 def draw(shape: Shape, g: torch.Generator) -> Inputs:
     B, T, S, H, D = (shape.sizes[n] for n in "BTSHD")
     options = shape.options
-    inputs: Inputs = {"qkv": torch.randn(B, T, S, 3, H, D, generator=g)}
+    inputs: Inputs = {"qkv": normal(g, B, T, S, 3, H, D)}
     inputs |= {"axis": options["axis"], "causal": options["causal"]}
     inputs |= {"q_weight": None, "k_weight": None, "rope": None}
     if options["norm"]:
-        inputs["q_weight"] = 1 + 0.1 * torch.randn(D, generator=g)
-        inputs["k_weight"] = 1 + 0.1 * torch.randn(D, generator=g)
+        inputs["q_weight"] = 1 + 0.1 * normal(g, D)
+        inputs["k_weight"] = 1 + 0.1 * normal(g, D)
     if options["rope"]:
-        inputs["rope"] = rope_tables(T if options["axis"] == "temporal" else S, D)
+        length = T if options["axis"] == "temporal" else S
+        inputs["rope"] = rope_tables(length, D, device=g.device)
     return inputs
 
 
@@ -50,24 +55,50 @@ def call(inputs: Inputs) -> dict[str, Tensor]:
     return {"out": ops.st_attention(**inputs)}
 
 
+def on_this_device(name: str, device: torch.device) -> None:
+    """Unavailable where torch has no such backend at all."""
+    if device.type == "cpu" and name not in _ON_CPU:
+        raise Unavailable(f"SDPA has no {name} backend on a CPU")
+
+
+def eager(name: str) -> Callable[[Shape, str], Function]:
+    """The reference with SDPA held to one backend, not compiled."""
+
+    def function(inputs: Inputs) -> dict[str, Tensor]:
+        on_this_device(name, inputs["qkv"].device)
+        with sdpa_kernel(BACKENDS[name]):
+            return forced("reference", call)(inputs)
+
+    return lambda shape, mode: available(function)
+
+
 def pinned(name: str) -> Callable[[Shape, str], Function]:
-    """The eager reference with one SDPA backend; Unavailable where torch says it has none."""
+    """The reference compiled, SDPA held to one backend."""
+    made = forced("reference", compiled(call, BACKENDS[name]))
 
-    def make(shape: Shape, mode: str) -> Function:
-        def function(inputs: Inputs) -> dict[str, Tensor]:
-            if inputs["qkv"].device.type == "cpu" and name not in _ON_CPU:
-                raise Unavailable(f"SDPA has no {name} backend on a CPU")
-            with sdpa_kernel(BACKENDS[name]):
-                try:
-                    return forced("reference", call)(inputs)
-                except RuntimeError as error:
-                    if "No available kernel" not in str(error):
-                        raise
-                    raise Unavailable(f"SDPA refuses its {name} backend here") from None
+    def function(inputs: Inputs) -> dict[str, Tensor]:
+        on_this_device(name, inputs["qkv"].device)
+        require_compiler(inputs["qkv"].device.type)
+        return made(inputs)
 
-        return function
+    return lambda shape, mode: function
 
-    return make
+
+def named(backend: str) -> Callable[[Shape, str], Function]:
+    """What `st_attention(backend=...)` runs, compiled around it: FlexAttention, flash-attn."""
+
+    def whole(inputs: Inputs) -> dict[str, Tensor]:
+        return {"out": ops.st_attention(**inputs, backend=backend)}
+
+    def function(inputs: Inputs) -> dict[str, Tensor]:
+        require_compiler(inputs["qkv"].device.type)
+        try:
+            return made(inputs)
+        except ops.BackendUnavailableError as error:
+            raise Unavailable(str(error)) from None
+
+    made = torch.compile(whole, dynamic=False)
+    return lambda shape, mode: function
 
 
 def cost(shape: Shape, mode: str, itemsize: int) -> tuple[int, int]:
@@ -91,10 +122,18 @@ DEFINITION = Definition(
     probe=(1, 2, 4, 3, 1, 8),
     differentiable=("qkv", "q_weight", "k_weight"),
     cost=cost,
-    others={f"sdpa:{name}": pinned(name) for name in BACKENDS},
+    others={
+        **{f"sdpa:{name}": eager(name) for name in BACKENDS},
+        "compile:flash": pinned("flash"),
+        "compile:cudnn": pinned("cudnn"),
+        "flex": named("flex"),
+        "flash-attn": named("flash"),
+    },
+    axis=lambda shape: shape.options["axis"],
+    wide=lambda _: ("q_weight", "k_weight", "rope"),  # as a model in bfloat16 hands them over
 )
 
 
-def cases(wish: Wish) -> Iterator[Case | Skipped]:
-    config = shapes.run_config(wish.recipe, wish.overrides)
-    yield from cases_of(DEFINITION, shapes.st_attention(config), wish)
+def cases(request: Request) -> Iterator[Case | Skipped]:
+    config = shapes.run_config(request.recipe, request.overrides)
+    yield from cases_of(DEFINITION, shapes.st_attention(config), request)

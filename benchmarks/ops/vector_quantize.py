@@ -11,14 +11,14 @@ from torch import Tensor
 from colaworld import ops
 
 from .. import shapes
-from ..case import Case, Skipped, Unavailable, Wish
+from ..case import Case, Request, Skipped, Unavailable
 from ..shapes import Shape
-from .definition import FLOORS, Definition, Function, Inputs
+from .definition import FLOORS, Definition, Function, Inputs, normal
 from .definition import cases as cases_of
 
 TESTS = ("tests/ops/test_vector_quantize.py", "tests/ops/test_code_statistics.py", "tests/csrc")
 PACKAGE = "vector-quantize-pytorch"
-_JUDGED_ROWS = 256  # at a time, so that the float64 distances stay small at any N and K
+_VERIFIED_ROWS = 256  # at a time, so that the float64 distances stay small at any N and K
 _ROUNDING = {"float32": 2.0**-23, "bfloat16": 2.0**-23, "float64": 2.0**-51}  # of a sum's terms
 # A cdist over N x K above this many elements is not called: 4 GB in float32.
 _LARGEST_MATRIX = 1 << 30
@@ -26,7 +26,7 @@ _LARGEST_MATRIX = 1 << 30
 
 def draw(shape: Shape, g: torch.Generator) -> Inputs:
     N, K, d = (shape.sizes[n] for n in "NKd")
-    return {"z": torch.randn(N, d, generator=g), "codebook": torch.randn(K, d, generator=g)}
+    return {"z": normal(g, N, d), "codebook": normal(g, K, d)}
 
 
 def call(inputs: Inputs) -> dict[str, Tensor]:
@@ -67,7 +67,7 @@ def package(shape: Shape, mode: str) -> Function:
     return function
 
 
-def judge(inputs: Inputs, cotangents: dict[str, Tensor], found: dict[str, Tensor]) -> str | None:
+def verify(inputs: Inputs, cotangents: dict[str, Tensor], found: dict[str, Tensor]) -> str | None:
     """Codes that are further away than the nearest one, in float64, by more than rounding; codes
     that are not the entry named; a gradient that is not the sum over the rows of an entry."""
     z, codebook = inputs["z"].detach(), inputs["codebook"].detach()
@@ -94,7 +94,7 @@ def wrong_codes(z: Tensor, codebook: Tensor, indices: Tensor) -> int:
     wrong, codebook = 0, codebook.double()
     norms = codebook.square().sum(1)
     for rows, chosen in zip(
-        z.double().split(_JUDGED_ROWS), indices.split(_JUDGED_ROWS), strict=True
+        z.double().split(_VERIFIED_ROWS), indices.split(_VERIFIED_ROWS), strict=True
     ):
         distance = rows.square().sum(1, keepdim=True) + norms - 2 * rows @ codebook.t()
         excess = distance.gather(1, chosen[:, None])[:, 0] - distance.min(1).values
@@ -123,10 +123,10 @@ DEFINITION = Definition(
     differentiable=("codebook",),
     cost=cost,
     others={"cdist": cdist, PACKAGE: package},
-    judge=judge,
+    verify=verify,
 )
 
 
-def cases(wish: Wish) -> Iterator[Case | Skipped]:
-    config = shapes.run_config(wish.recipe, wish.overrides)
-    yield from cases_of(DEFINITION, shapes.vector_quantize(config), wish)
+def cases(request: Request) -> Iterator[Case | Skipped]:
+    config = shapes.run_config(request.recipe, request.overrides)
+    yield from cases_of(DEFINITION, shapes.vector_quantize(config), request)

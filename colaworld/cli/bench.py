@@ -38,7 +38,7 @@ class BenchOptions:
     compare: Path | None = None
     """Rows of another run: the ratio of every row to it, marked where it is beyond noise."""
     plot: Path | None = None
-    """A folder for bars and a roofline: PNG files and an index.html."""
+    """A folder for bars and a roofline, PNG files (matplotlib, extra `bench`)."""
     rows: Path | None = None
     """Show, compare or plot the rows of this file instead of timing anything."""
     recipe: str = "nano.cola"
@@ -100,7 +100,8 @@ def run(argv: list[str], *, overrides: dict[str, Any] | None = None) -> int:
     rows, table = suite("rows"), suite("table")
     old = rows.read(options.compare) if options.compare else None  # before the long work
     if options.plot is not None:
-        rows.check_writable(options.plot / "index.html")
+        suite("plots").canvas(1, 1)
+        rows.check_writable(options.plot / "roofline.png")
     files = {} if options.json is None else _files(options)
     for file in files.values():
         rows.check_writable(file)
@@ -112,8 +113,8 @@ def run(argv: list[str], *, overrides: dict[str, Any] | None = None) -> int:
     else:
         try:
             found, skipped = _measure(options, console, overrides or {})
-        except suite("gate").Red as red:
-            print(f"colaworld bench: {red}", file=sys.stderr)
+        except suite("gate").GateError as error:
+            print(f"colaworld bench: {error}", file=sys.stderr)
             return 1
     table.show(found, skipped, console)
     if old is not None:
@@ -122,14 +123,14 @@ def run(argv: list[str], *, overrides: dict[str, Any] | None = None) -> int:
         mine = [r for r in found if name == "*" or r.get("suite") in (name, "machine")]
         print(f"rows: {rows.write(file, mine)}")
     if options.plot is not None:
-        print(f"plots: {suite('plots').write(options.plot, found)[-1]}")
+        print(f"plots: {len(suite('plots').write(options.plot, found))} files in {options.plot}")
     return 0
 
 
 def _measure(options: BenchOptions, console: Any, overrides: dict[str, Any]) -> tuple[Any, Any]:
     import torch
 
-    wish = suite("case").Wish(
+    request = suite("case").Request(
         recipe=options.recipe,
         dtypes=tuple(dict.fromkeys(options.dtype)),
         device=choose_device(options.device),
@@ -144,11 +145,11 @@ def _measure(options: BenchOptions, console: Any, overrides: dict[str, Any]) -> 
         with bar("timing") as progress:
             measured = suite("run").run(
                 tuple(dict.fromkeys(options.suites)),
-                wish,
+                request,
                 only=options.only,
                 impls=options.impl,
-                say=lambda text: console.print(text, markup=False, highlight=False),
-                told=progress,
+                log=lambda text: console.print(text, markup=False, highlight=False),
+                progress=progress,
             )
     finally:
         torch.set_num_threads(before)

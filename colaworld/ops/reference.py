@@ -190,19 +190,6 @@ def adaln(
     return x_out, out.to(out_dtype)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, half: bool) -> Tensor:
-    """Rotary embedding on the pairs (2i, 2i + 1), or (i, i + D/2) when `half`.
-
-    `x` [..., D]; `cos`, `sin` broadcast against [..., D/2]. Computed in float32, cast back.
-    """
-    if not half:
-        return rotate_pairs(x, cos, sin)
-    wide = x.to(compute_dtype(x.dtype))
-    low, high = wide.chunk(2, dim=-1)
-    cos, sin = cos.to(wide.dtype), sin.to(wide.dtype)
-    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
-
-
 def table_rows(table: Tensor, position: Tensor, sections: Sequence[int]) -> Tensor:
     """[L, D/2] from a table [P, D/2]: column p of axis a comes from row position[l, a].
 
@@ -226,7 +213,6 @@ def qk_norm_rope(
     *,
     eps: float,
     across: bool,
-    half: bool,
 ) -> tuple[Tensor, Tensor]:
     """RMSNorm of queries and keys, per head or across heads, then rotary embedding."""
     if q_weight is not None and k_weight is not None:
@@ -239,5 +225,5 @@ def qk_norm_rope(
         if position is not None:
             cos, sin = (table_rows(table, position, sections) for table in (cos, sin))
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # heads share the row of their token
-        q, k = rotate(q, cos, sin, half=half), rotate(k, cos, sin, half=half)
+        q, k = rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)
     return q.contiguous(), k.contiguous()

@@ -37,16 +37,16 @@ def tiny() -> dict:
 
 
 @pytest.fixture
-def wish(tiny):
-    return suite("case").Wish(samples=1, overrides=tiny)
+def tiny_request(tiny):
+    return suite("case").Request(samples=1, overrides=tiny)
 
 
 @pytest.fixture
-def green(monkeypatch):
+def passing(monkeypatch):
     """The gate without its minutes: what it was asked to run, and always yes."""
     asked = []
-    monkeypatch.setattr(suite("gate"), "_green", {})
-    monkeypatch.setattr(suite("gate"), "_run", lambda root, tests: asked.append(tests) or "green")
+    monkeypatch.setattr(suite("gate"), "_passed", {})
+    monkeypatch.setattr(suite("gate"), "_run", lambda root, tests: asked.append(tests) or "passed")
     return asked
 
 

@@ -1,102 +1,143 @@
-"""The one command for a GPU: its stages, their budget, and that a bad stage is named."""
+"""The commands for a GPU: budgets, processes that fail or hang, what is kept, and a dry run of it all."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-import time
+import tarfile
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import gate, gpu, rows
+from benchmarks import rows as files
+from benchmarks.case import Case
+from benchmarks.gpu import dry, stages, store, workers
 
-
-def listed(**options) -> list:
-    return list(gpu.stages(**{"quick": False, "root": Path("root"), "out": Path("out")} | options))
-
-
-def names(stages: list) -> list[str]:
-    return [stage.name for stage in stages if isinstance(stage, gpu.Stage)]
-
-
-@pytest.mark.parametrize(("quick", "seconds"), [(True, 3 * 60), (False, 9 * 60)])
-def test_the_stages_fit_their_budget(monkeypatch, quick, seconds) -> None:
-    monkeypatch.setattr(gpu, "sanitizer", lambda: "/bin/compute-sanitizer")
-    stages = [one for one in listed(quick=quick) if isinstance(one, gpu.Stage)]
-    assert sum(stage.seconds for stage in stages) <= seconds - 10
-    assert (gpu.QUICK_BUDGET if quick else gpu.BUDGET) < seconds
-    by_name = {stage.name: stage for stage in stages}
-    assert by_name["tests"].environment == {"FAIL_WITHOUT_CUDA": "1"}
-    for name in ("ceilings", "ops", "attention"):
-        command = by_name[name].command
-        told = float(command[command.index("--seconds") + 1])
-        assert told < by_name[name].seconds, "a stage ends by itself before it is stopped"
-        assert ("--quick" in command) == quick
-    assert names(stages)[:2] == ["ceilings", "tests"]
-    if not quick:
-        assert names(stages) == [
-            "ceilings", "tests", "memory", "tune", "ops", "attention", "generator", "kernels",
-        ]  # fmt: skip
-        assert "--write" in by_name["tune"].command
-        assert by_name["memory"].command[0] == "/bin/compute-sanitizer"
+command = import_module("benchmarks.gpu.__main__")
+Stage = command.Stage
+ROOT = command.ROOT
+VERBS = list(command.PLAN)
 
 
-def test_what_cannot_run_is_named_with_its_reason(monkeypatch) -> None:
-    monkeypatch.setattr(gpu, "sanitizer", lambda: None)
-    left = {one.name: one.reason for one in listed(root=None) if isinstance(one, gpu.Left)}
-    assert "an installed package has none" in left["tests"]
-    assert "no compute-sanitizer" in left["memory"]
-    assert "tests" not in names(listed(root=None)) and "--write" not in str(listed(root=None))
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_shares_of_the_stages_stay_below_the_total(verb) -> None:
+    total, listed = command.PLAN[verb]
+    assert sum(stage.seconds for stage in listed) <= total - 3
+    assert {"A": 170, "B": 420, "rest": 540}[verb] == total
+    own = {stage.name for stage in listed if stage.name != "pytest"}
+    assert own <= set(stages.CASES) | set(stages.OTHERS)
 
 
-def test_the_sanitizer_is_found_where_toolkits_are(monkeypatch, tmp_path) -> None:
-    tool = tmp_path / "bin" / "compute-sanitizer"
-    tool.parent.mkdir()
-    tool.write_text("#!/bin/sh\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert gpu.sanitizer() == str(tool)
+def test_no_stage_stands_in_two_plans() -> None:
+    names = [stage.name for _, listed in command.PLAN.values() for stage in listed]
+    assert len(set(names)) == len(names)
 
 
-def test_a_stage_is_built_for_this_card_when_asked() -> None:
-    first = listed(build=True)[0]
-    assert first.name == "build" and first.environment["COLAWORLD_CUDA_ARCHITECTURES"].isdigit()
-    assert "--no-deps" in first.command  # nothing is downloaded
+def process(code: str) -> Stage:
+    return Stage("probe", 60, lambda usual: [sys.executable, "-c", code])
 
 
-def test_a_stage_that_fails_or_hangs_is_told() -> None:
-    assert gpu.run(gpu.Stage("good", [sys.executable, "-c", "pass"], 60)) is None
-    assert gpu.run(gpu.Stage("bad", [sys.executable, "-c", "exit(3)"], 60)) == "ended with 3"
-    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
-    assert gpu.run(gpu.Stage("slow", sleep, 1)) == "did not end within 1 s"
+def test_a_stage_that_fails_hangs_or_cannot_run_is_told(tmp_path, capsys) -> None:
+    def run(stage: Stage) -> str | None:
+        return command.run(stage, tmp_path, workers=1, dry=True)
+
+    assert run(process("print('hello')")) is None
+    assert "hello" in capsys.readouterr().out
+    assert run(process("exit(3)")) == "ended with 3"
+    assert run(Stage("x", 60, lambda usual: "no such tool")) == "not run: no such tool"
+    hangs = "import time; print('begun', flush=True); time.sleep(60)"
+    assert run(Stage("x", 1, lambda usual: [sys.executable, "-c", hangs])) == "stopped after 1 s"
+    assert "hello" in (tmp_path / "logs" / "probe.log").read_text()
 
 
-def test_the_rest_goes_on_and_nothing_begins_without_time(monkeypatch) -> None:
+def test_what_a_stage_leaves_running_is_ended_with_it(tmp_path) -> None:
+    child = "import time; time.sleep(60)"
+    code = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid)"
+    assert command.run(process(code), tmp_path, workers=1, dry=True) is None
+    number = int((tmp_path / "logs" / "probe.log").read_text())
+    state = Path(f"/proc/{number}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_stages_from_one_on_the_report_and_the_archive(tmp_path, capsys, monkeypatch) -> None:
+    plan = (Stage("one", 9), Stage("two", 9), Stage("three", 9))
+    monkeypatch.setitem(command.PLAN, "A", (30, plan))
     ran = []
 
-    def run(stage, *, cwd):
-        ran.append((stage.name, stage.seconds))
-        return "ended with 1" if stage.name == "first" else None
+    def run(stage, folder, **_):
+        ran.append(stage.name)
+        store.note(folder, "failed" if stage.name == "three" else "ok", stage.name, "a reason")
+        return None
 
-    monkeypatch.setattr(gpu, "run", run)
-    stages = [gpu.Stage(name, [], 60) for name in ("first", "second", "third")]
-    stages.insert(1, gpu.Left("tool", "not here"))
-    clock = iter([0.0, 0.0, 50.0, 97.0])
-    wrong, left_out = gpu.run_all(iter(stages), 100, cwd=None, now=lambda: next(clock))
-    assert wrong == ["first: ended with 1"]
-    assert ran == [("first", 60), ("second", 50)]
-    assert left_out == ["tool: not here", "third: 3 s of 100 are left"]
+    monkeypatch.setattr(command, "run", run)
+    arguments = ["A", "--out", str(tmp_path), "--work", str(tmp_path / "work"), "--dry-run"]
+    assert command.main([*arguments, "--from", "two"]) == 1 and ran == ["two", "three"]
+    said = capsys.readouterr().out
+    assert "FAILED three: a reason" in said and "1 ok, 0 missing, 0 skipped, 1 failed" in said
+    assert said.count("more are not measured so far") == 2
+    with tarfile.open(tmp_path / command.ARCHIVE) as archive:
+        assert set(archive.getnames()) == {"gpu/notes.jsonl", "gpu/rows.json"}
+    with pytest.raises(SystemExit, match="--from: expected one of one, two, three, got 'four'"):
+        command.main([*arguments, "--from", "four"])
+
+
+def test_rows_of_this_code_are_kept_and_come_back(tmp_path, row, monkeypatch) -> None:
+    folder = tmp_path / "work"
+    for p50 in (1.0, 2.0):  # the second one is the later measurement of the same
+        store.add(folder, row(p50=p50))
+    (folder / "cache").mkdir()
+    (folder / "cache" / "large").write_text("left out")
+    archive = store.pack(folder, tmp_path / "gpu.tar.gz")
+    assert [r["p50_ms"] for r in files.read(folder / "rows.json")] == [2.0]
+    store.unpack(archive, tmp_path / "other")
+    assert store.measured(tmp_path / "other") == {("adaln/nano.block/float32/fwd", "cpu")}
+    assert not (tmp_path / "other" / "cache").exists()
+    with (folder / store.ROWS).open("a") as file:
+        file.write('{"op": "cut')  # its process was killed
+    assert len(store.rows(folder)) == 1
+    monkeypatch.setattr(store, "digest", lambda: "of other code")
+    assert store.rows(folder) == [] and len(store.every_row(folder)) == 1
+
+
+def options(folder: Path, seconds: float = 60.0) -> stages.Options:
+    return stages.Options(out=folder, seconds=seconds, samples=1, dry=True)
+
+
+def toy(called: list[str]) -> Case:
+    def provider(name: str):
+        return lambda: [lambda: called.append(name)]
+
+    return Case(
+        suite="ops", op="toy", shape="any", sizes={"n": 1}, dtype="float32", mode="fwd",
+        providers={name: provider(name) for name in ("eager", "cpu")},
+    )  # fmt: skip
+
+
+def test_what_has_a_row_is_not_measured_again(tmp_path, row, capsys) -> None:
+    called: list[str] = []
+    kept: list = []
+    store.add(tmp_path, row(op="toy", shape="any", impl="eager"))
+    stages.measure([(toy(called), ())], options(tmp_path), kept.append)
+    assert [one["impl"] for one in kept] == ["cpu"] and set(called) == {"cpu"}
+    store.add(tmp_path, row(op="toy", shape="any", impl="cpu"))
+    stages.measure([(toy(called), ())], options(tmp_path), kept.append)
+    assert "there already: toy/any/float32/fwd" in capsys.readouterr().out and len(kept) == 1
+
+
+def test_what_does_not_fit_into_the_time_is_not_begun(tmp_path) -> None:
+    kept: list = []
+    late = stages.Options(out=tmp_path, seconds=stages._CASE_SECONDS - 1, dry=False)
+    stages.measure([(toy([]), ())], late, kept.append)
+    assert [one.label for one in kept] == ["toy/any/float32/fwd"] and "s are left" in kept[0].reason
 
 
 @pytest.mark.parametrize(("strict", "code"), [("0", 0), ("1", 1)])
 def test_a_skip_on_a_gpu_is_a_failure_but_for_memory(tmp_path, strict, code) -> None:
-    root = gate.repository()
-    if root is None:
-        pytest.skip("an installed package has no tests folder")
-    (tmp_path / "conftest.py").write_text((root / "tests" / "gpu" / "conftest.py").read_text())
+    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "gpu" / "conftest.py").read_text())
     (tmp_path / "test_it.py").write_text(
         "import pytest\n"
         "def test_missing(): pytest.skip('triton refuses: not here')\n"
@@ -112,27 +153,130 @@ def test_a_skip_on_a_gpu_is_a_failure_but_for_memory(tmp_path, strict, code) -> 
     assert ("1 failed, 1 skipped" in done.stdout) == (strict == "1")
 
 
-def test_only_what_this_run_wrote_is_reported(tmp_path, row, capsys) -> None:
-    rows.write(tmp_path / "ops_cuda.json", [row()])
-    assert len(gpu.collected(tmp_path, time.time() - 60)) == 1
-    assert gpu.collected(tmp_path, time.time() + 60) == []
-    gpu.report(tmp_path, time.time() + 60)
+# --- workers --------------------------------------------------------------------------------------
+
+WORKER = """
+import os, sys, time
+from benchmarks.gpu import workers
+
+class Missing(Exception): pass
+
+def fails(): raise AssertionError("off by one")
+def misses(): raise Missing("no such card")
+def dies(): os._exit(7)
+def spoils(): globals().update(healthy=False); fails()
+
+healthy = True
+jobs = dict(good=lambda: print("a line"), fails=fails, misses=misses, dies=dies, spoils=spoils,
+            pid=lambda: print("pid", os.getpid()), hangs=lambda: time.sleep(60))
+workers.serve(jobs, lambda: healthy)
+"""
+
+
+def share(names: list[str], seconds: float = 60.0) -> tuple[dict, list[str]]:
+    found: dict = {}
+    late = workers.share_out(
+        names, [sys.executable, "-c", WORKER], count=1, seconds=seconds,
+        done=lambda name, *rest: found.__setitem__(name, rest),
+    )  # fmt: skip
+    return found, late
+
+
+def test_jobs_that_fail_die_or_spoil_their_process_cost_themselves_alone(capsys) -> None:
+    names = ["good", "fails", "misses", "dies", "spoils", "pid"]
+    found, late = share(names)
+    assert late == [] and list(found) == names
+    assert found["good"] == ("ok", "") and found["pid"] == ("ok", "")
+    assert found["fails"] == ("failed", "AssertionError: off by one")
+    assert found["misses"] == ("missing", "no such card")
+    assert found["dies"] == ("failed", "its process ended with 7")
     said = capsys.readouterr().out
-    assert said.count("goal: ") == 9 and "not measured" in said
+    assert "[good] a line" in said and "[fails] Traceback" in said
 
 
-def test_without_a_gpu_nothing_runs(monkeypatch, capsys) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["gpu"])
-    assert gpu.main() == 2
-    assert "torch sees no CUDA device" in capsys.readouterr().err
+def test_jobs_that_did_not_end_are_named() -> None:
+    found, late = share(["hangs", "good"], seconds=3.0)
+    assert found == {} and late == ["hangs", "good"]
 
 
-def test_a_run_from_end_to_end_names_what_went_wrong(monkeypatch, tmp_path, capsys) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path)])
-    made = [gpu.Stage("bad", [sys.executable, "-c", "exit(1)"], 60), gpu.Left("tool", "none")]
-    monkeypatch.setattr(gpu, "stages", lambda **_: iter(made))
-    assert gpu.main() == 1
-    said = capsys.readouterr().out
-    assert "gpu: WRONG bad: ended with 1" in said and "gpu: not run: tool: none" in said
+# --- a dry run ------------------------------------------------------------------------------------
+
+
+def test_a_stand_in_graph_repeats_what_it_saw() -> None:
+    with dry.stand_ins():
+        x, graph = torch.ones(3), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = (2 * x).sum()
+        x.fill_(5.0)
+        assert y.item() == 6.0
+        graph.replay()
+        assert y.item() == 30.0
+    assert torch.cuda.CUDAGraph is not dry.Graph
+
+
+def test_the_goals_ops_are_timed_by_graphs(tmp_path) -> None:
+    kept: list = []
+    with dry.stand_ins():
+        listed = [one for one in stages.goals(options(tmp_path)) if one[0].op == "codebook_step"]
+        stages.measure(
+            [(case, ("eager", "cpu")) for case, _ in listed], options(tmp_path), kept.append
+        )
+    rows = [one for one in kept if isinstance(one, dict)]
+    assert rows and all(r["timed"] == "graph" and r["launches"] == 1 for r in rows)
+
+
+BLOCKED = """
+import runpy, sys
+ALLOWED = {"torch", "triton", "numpy", "sympy", "mpmath", "networkx", "jinja2", "markupsafe",
+           "filelock", "fsspec", "typing_extensions", "torchgen", "functorch", "colaworld",
+           "benchmarks", "gpu_checks"}
+
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        there = top in sys.stdlib_module_names or top in ALLOWED or top.startswith("_")
+        return self.finder.find_spec(name, path, target) if there else None
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
+sys.argv[:] = ["stages", *sys.argv[1:]]
+runpy.run_module("benchmarks.gpu.stages", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("stage", ["probe", "ceilings", "step8"])
+def test_torch_and_numpy_are_enough_for_the_ops(tmp_path, stage) -> None:
+    arguments = [sys.executable, "-c", BLOCKED, stage, "--dry", "--out", str(tmp_path)]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    if stage == "step8":  # recipes need more packages
+        (note,) = store.notes(tmp_path)
+        assert note["label"] == "step8" and note["reason"].endswith("is not installed")
+    else:
+        assert store.rows(tmp_path) or "st_attention: reference" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_everything(tmp_path) -> None:
+    """Every stage in its order, in its processes, within its share of the time."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for verb in VERBS:
+        arguments = ["-W", "ignore", "-m", "benchmarks.gpu", verb, "--dry-run", "--workers", "2"]
+        arguments += ["--out", str(tmp_path), "--work", str(tmp_path / "work")]
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr
+        assert "stopped after" not in done.stdout and "FAILED" not in done.stdout
+    found = store.rows(tmp_path / "work")
+    assert {"eager", "compile", "compile:flash", "default+compile"} <= {r["impl"] for r in found}
+    ops_ = {"st_attention", "adaln", "codebook_step", "attention", "step", "copy", "launch"}
+    assert ops_ <= {row["op"] for row in found}
+    assert (tmp_path / "gpu.tar.gz").stat().st_size < 16 << 20
+    outcomes = [json.loads(line)["outcome"] for line in (tmp_path / "work" / store.NOTES).open()]
+    assert outcomes.count("ok") > 40

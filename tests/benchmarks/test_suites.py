@@ -17,9 +17,9 @@ from colaworld.recipes.base import build_trainer
 case, runs, rows, shapes = suite("case"), suite("run"), suite("rows"), suite("shapes")
 
 
-def measured(room, wish, green, *, only=("nano",), impls=("eager", "default", "cpu")):
-    found = runs.run([room], wish, only=only, impls=impls)
-    assert green, "the gate was asked"
+def measured(room, tiny_request, passing, *, only=("nano",), impls=("eager", "default", "cpu")):
+    found = runs.run([room], tiny_request, only=only, impls=impls)
+    assert passing, "the gate was asked"
     for row in found.rows:
         assert list(row)[: len(rows.FIELDS) + 1] == ["suite", *rows.FIELDS]
         assert 0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"]
@@ -28,8 +28,10 @@ def measured(room, wish, green, *, only=("nano",), impls=("eager", "default", "c
     return found
 
 
-def test_ops(wish, green) -> None:
-    found = measured("ops", wish, green, only=("nano.temporal", "nano.block/", "nano.codes"))
+def test_ops(tiny_request, passing) -> None:
+    found = measured(
+        "ops", tiny_request, passing, only=("nano.temporal", "nano.block/", "nano.codes")
+    )
     seen = {(r["op"], r["impl"], r["mode"]) for r in found.rows[2:]}
     for file in (
         suite("ops").st_attention,
@@ -49,8 +51,8 @@ def test_ops(wish, green) -> None:
     assert row["gb_s"] == pytest.approx(moved / row["p50_ms"] / 1e6, rel=1e-3)
 
 
-def test_every_op_row_answers_to_float64(wish) -> None:
-    """A judge that says yes to everything would prove nothing: wrong results are found."""
+def test_every_op_row_answers_to_float64(tiny_request) -> None:
+    """A verify that says yes to everything would prove nothing: wrong results are found."""
     definition = suite("ops.definition")
     for file in suite("ops").FILES:
         d = file.DEFINITION
@@ -63,13 +65,13 @@ def test_every_op_row_answers_to_float64(wish) -> None:
             return out | {name: out[name] + 0.01}
 
         liar = replace(d, others={"liar": lambda shape, mode, wrong=wrong: wrong})
-        shape = getattr(shapes, d.op)(shapes.run_config("nano.cola", wish.overrides))[0]
-        for toy in definition.cases(liar, [shape], wish):
-            assert toy.judge("eager") is None
-            assert toy.judge("liar"), toy.label
+        shape = getattr(shapes, d.op)(shapes.run_config("nano.cola", tiny_request.overrides))[0]
+        for toy in definition.cases(liar, [shape], tiny_request):
+            assert toy.verify("eager") is None
+            assert toy.verify("liar"), toy.label
 
 
-def test_a_wrong_gradient_is_found(wish) -> None:
+def test_a_wrong_gradient_is_found(tiny_request) -> None:
     definition, adaln = suite("ops.definition"), suite("ops").adaln
 
     class Halved(torch.autograd.Function):
@@ -85,39 +87,39 @@ def test_a_wrong_gradient_is_found(wish) -> None:
         return adaln.call(inputs | {"gate": Halved.apply(inputs["gate"])})
 
     liar = replace(adaln.DEFINITION, others={"liar": lambda shape, mode: wrong})
-    shape = shapes.adaln(shapes.run_config("nano.cola", wish.overrides))[0]
-    forward, backward = definition.cases(liar, [shape], wish)
-    assert forward.judge("liar") is None
-    assert "d gate is off by 5.00e-01" in backward.judge("liar")
+    shape = shapes.adaln(shapes.run_config("nano.cola", tiny_request.overrides))[0]
+    forward, backward = definition.cases(liar, [shape], tiny_request)
+    assert forward.verify("liar") is None
+    assert "d gate is off by 5.00e-01" in backward.verify("liar")
 
 
-def test_an_op_that_is_not_there_is_named(wish, monkeypatch) -> None:
+def test_an_op_that_is_not_there_is_named(tiny_request, monkeypatch) -> None:
     monkeypatch.delattr(ops, "adaln")
-    (skipped,) = suite("ops").adaln.cases(wish)
-    assert (skipped.label, skipped.reason) == ("adaln", "this version of colaworld has no such op")
+    (skipped,) = suite("ops").adaln.cases(tiny_request)
+    assert (skipped.label, skipped.reason) == ("adaln", "this version of colaworld has no op adaln")
 
 
-def test_a_package_that_is_not_there_is_named(wish, monkeypatch) -> None:
+def test_a_package_that_is_not_there_is_named(tiny_request, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
-    toy = next(iter(suite("ops").vector_quantize.cases(wish)))
+    toy = next(iter(suite("ops").vector_quantize.cases(tiny_request)))
     ((_, found),) = runs.ready(toy, ["vector-quantize-pytorch"])
     assert "pip install 'colaworld[bench]'" in found.reason
 
 
-def test_heavy_shapes_wait_to_be_named(wish) -> None:
-    cases, skipped = runs.listed(["ops"], wish, only=["vector_quantize"])
+def test_heavy_shapes_wait_to_be_named(tiny_request) -> None:
+    cases, skipped = runs.listed(["ops"], tiny_request, only=["vector_quantize"])
     assert "bounded.codes" not in {c.shape for c in cases}
     assert any("--only bounded.codes" in s.reason for s in skipped)
-    cases, _ = runs.listed(["ops"], wish, only=["bounded.codes"])
+    cases, _ = runs.listed(["ops"], tiny_request, only=["bounded.codes"])
     assert {c.shape for c in cases} == {"bounded.codes"}
     with pytest.raises(ValueError, match=r"--only nothing: names nothing; .*vector_quantize/"):
-        runs.listed(["ops"], wish, only=["nothing"])
+        runs.listed(["ops"], tiny_request, only=["nothing"])
     with pytest.raises(ValueError, match="no suite 'op'"):
-        runs.listed(["op"], wish)
+        runs.listed(["op"], tiny_request)
 
 
-def test_models(wish, green) -> None:
-    found = measured("models", wish, green)
+def test_models(tiny_request, passing) -> None:
+    found = measured("models", tiny_request, passing)
     assert {(r["op"], r["impl"]) for r in found.rows[2:]} == {
         (op, impl) for op in ("idm", "stdit3_pair", "world_model") for impl in ("eager", "default")
     }
@@ -135,8 +137,8 @@ def test_models_are_judged() -> None:
     assert differs(exact | {"d a": torch.full((4,), torch.nan)}, exact, 1e-3)
 
 
-def test_training(wish, green) -> None:
-    found = measured("training", replace(wish, peak_tflops=2.0), green, only=())
+def test_training(tiny_request, passing) -> None:
+    found = measured("training", replace(tiny_request, peak_tflops=2.0), passing, only=())
     eager, default = found.rows[2:]
     assert (eager["impl"], default["impl"]) == ("eager", "default")
     for row in (eager, default):
@@ -158,16 +160,16 @@ def test_the_step_is_that_of_the_loop(tiny, tmp_path) -> None:
     build_trainer(config, out=tmp_path / "run").run()
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     expected = [json.loads(line)["loss"] for line in lines]
-    arm = suite("arms").ARMS["default"]
-    step = training.Step(config, arm=arm, dtype="float32", device="cpu")
+    variant = suite("variants").VARIANTS["default"]
+    step = training.Step(config, variant=variant, dtype="float32", device="cpu")
     try:
         assert [step() for _ in range(3)] == pytest.approx(expected, rel=1e-6)
     finally:
         step.close()
 
 
-def test_data(wish, green) -> None:
-    found = measured("data", wish, green, only=(), impls=())
+def test_data(tiny_request, passing) -> None:
+    found = measured("data", tiny_request, passing, only=(), impls=())
     assert {(r["shape"], r["impl"]) for r in found.rows[2:]} == {
         (shape, impl)
         for shape in ("nano.first", "nano.steady")
@@ -179,8 +181,10 @@ def test_data(wish, green) -> None:
         )
 
 
-def test_rollout(wish, green) -> None:
-    found = measured("rollout", wish, green, only=("steps3.",), impls=("eager", "default"))
+def test_rollout(tiny_request, passing) -> None:
+    found = measured(
+        "rollout", tiny_request, passing, only=("steps3.",), impls=("eager", "default")
+    )
     assert {(r["shape"], r["impl"]) for r in found.rows[2:]} == {
         (f"nano.steps3.batch{b}", impl) for b in (1, 2) for impl in ("eager", "default")
     }
@@ -189,13 +193,13 @@ def test_rollout(wish, green) -> None:
         assert row["rates"]["frames_s"] == pytest.approx(frames, rel=1e-2)
 
 
-def test_one_more_frame_and_many_candidates(wish, green, monkeypatch) -> None:
-    (small, *_) = shapes.candidates(shapes.run_config("nano.cola", wish.overrides))
+def test_one_more_frame_and_many_candidates(tiny_request, passing, monkeypatch) -> None:
+    (small, *_) = shapes.candidates(shapes.run_config("nano.cola", tiny_request.overrides))
     assert small.heavy and small.sizes["n"] == 64
     few = replace(small, sizes=small.sizes | {"n": 2, "T": 3})
     monkeypatch.setattr(shapes, "candidates", lambda config: [few])
     found = measured(
-        "rollout", wish, green, only=("behind2/", "behind16/", "nano.slides"), impls=()
+        "rollout", tiny_request, passing, only=("behind2/", "behind16/", "nano.slides"), impls=()
     )
     assert {(r["shape"], r["impl"]) for r in found.rows[2:]} == {
         *itertools.product(("nano.behind2", "nano.behind16"), ("recomputed", "exact", "keep")),
@@ -207,30 +211,6 @@ def test_one_more_frame_and_many_candidates(wish, green, monkeypatch) -> None:
     )
 
 
-def test_an_implementation_nobody_has_is_an_error(wish, green) -> None:
+def test_an_implementation_nobody_has_is_an_error(tiny_request, passing) -> None:
     with pytest.raises(ValueError, match=r"--impl fast: nobody of that name; have .*eager"):
-        runs.run(["ops"], wish, only=["nano.codes"], impls=["fast"])
-
-
-def test_pytest_benchmark_runs_the_same_definitions(green, tmp_path, monkeypatch) -> None:
-    pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
-    gate = suite("gate")
-    root = gate.repository()
-    seen: list[str] = []
-
-    class Collect:
-        def pytest_collection_modifyitems(self, items) -> None:
-            seen.extend(item.callspec.id for item in items)
-
-    options = ["-q", "-p", "no:cacheprovider", "--bench-rounds", "1", "--rootdir", str(root)]
-    options += ["-k", "vector_quantize and nano.codes and fwd_bwd and eager", "-m", ""]
-    target = tmp_path / "out.json"
-    options += ["--benchmark-json", str(target), "--import-mode=importlib"]
-    status = pytest.main([str(root / "benchmarks"), *options], plugins=[Collect()])
-    assert status == 0
-    cases, _ = runs.listed(case.SUITES, case.Wish(samples=1))
-    expected = {f"{c.label}/{impl}" for c in cases for impl in c.providers}
-    assert seen and set(seen) <= expected
-    (entry,) = json.loads(target.read_text())["benchmarks"]
-    assert entry["extra_info"]["op"] == "vector_quantize" and entry["extra_info"]["impl"] == "eager"
-    assert green == [suite("ops").vector_quantize.TESTS]
+        runs.run(["ops"], tiny_request, only=["nano.codes"], impls=["fast"])

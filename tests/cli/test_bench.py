@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -11,9 +12,9 @@ from colaworld.cli.bench import suite
 
 
 @pytest.fixture
-def green(monkeypatch):
-    monkeypatch.setattr(suite("gate"), "_green", {})
-    monkeypatch.setattr(suite("gate"), "_run", lambda root, tests: "green")
+def passing(monkeypatch):
+    monkeypatch.setattr(suite("gate"), "_passed", {})
+    monkeypatch.setattr(suite("gate"), "_run", lambda root, tests: "passed")
 
 
 @pytest.fixture
@@ -22,35 +23,46 @@ def untimed(monkeypatch):
     monkeypatch.setattr(suite("run"), "run", lambda *_, **__: pytest.fail("timed"))
 
 
-def test_times_writes_compares_and_plots(green, tmp_path, capsys, monkeypatch) -> None:
+def test_times_writes_compares_and_plots(passing, tmp_path, capsys) -> None:
     file, pictures = tmp_path / "rows.json", tmp_path / "plots"
     arguments = ["ops", "--only", "nano.codes", "--impl", "eager", "cdist", "--samples", "1"]
     arguments += ["--threads", "1"]
     assert bench.run([*arguments, "--json", str(file)]) == 0
     said = capsys.readouterr().out
-    assert "gate: green" in said and "vector_quantize" in said and "roof: copy float32" in said
+    assert "gate: passed" in said and "vector_quantize" in said and "ceiling: copy float32" in said
     rows = json.loads(file.read_text())
     assert {(r["op"], r["impl"]) for r in rows} == {
         ("copy", "torch"),
         ("matmul", "torch"),
         ("code_statistics", "eager"),
+        ("codebook_step", "eager"),
         ("vector_quantize", "eager"),
         ("vector_quantize", "cdist"),
     }
-    assert bench.run(["--rows", str(file), "--compare", str(file), "--plot", str(pictures)]) == 0
+    assert bench.run(["--rows", str(file), "--compare", str(file)]) == 0
     said = capsys.readouterr().out
     assert f"{len(rows)} rows compared, 0 new, 0 not measured now" in said
     assert said.count("within noise") == len(rows)
-    assert (pictures / "index.html").is_file() and (pictures / "roofline-float32.png").is_file()
+    pytest.importorskip("matplotlib", reason="pictures need the extra bench")
+    assert bench.run(["--rows", str(file), "--plot", str(pictures)]) == 0
+    assert (pictures / "roofline-float32.png").is_file()
+
+
+def test_pictures_without_their_package_are_an_error_before_anything_is_timed(
+    colaworld, untimed, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    said = colaworld("bench", "--plot", tmp_path)
+    assert said.status == 2 and "pip install 'colaworld[bench]'" in said.err
 
 
 def test_red_tests_end_with_1_and_no_time(monkeypatch, capsys, tmp_path) -> None:
     gate = suite("gate")
 
     def red(root, tests):
-        raise gate.Red("the tests are red, so no times")
+        raise gate.GateError("the tests are red, so no times")
 
-    monkeypatch.setattr(gate, "_green", {})
+    monkeypatch.setattr(gate, "_passed", {})
     monkeypatch.setattr(gate, "_run", red)
     file = tmp_path / "rows.json"
     assert bench.run(["ops", "--only", "nano.codes", "--json", str(file)]) == 1
@@ -77,7 +89,7 @@ def test_wrong_calls_cost_nothing(colaworld, untimed, tmp_path) -> None:
         assert message in said.plain, (arguments, said.plain)
 
 
-def test_unknown_names_are_told(colaworld, green) -> None:
+def test_unknown_names_are_told(colaworld, passing) -> None:
     assert "did you mean 'nano.cola'" in colaworld("bench", "--recipe", "nano.cole").err
     said = colaworld("bench", "ops", "--only", "nano.cods")
     assert said.status == 2 and "vector_quantize/nano.codes/float32/fwd" in said.err

@@ -89,7 +89,6 @@ def qk_norm_rope(draw: Draw):
         "k_weight": None if norm == "none" else draw.tensor(width),
         "norm": norm,
         "rope": draw.rope(L, max(1, D // 2)),
-        "rotation": draw.random.choice(["interleaved", "half"]),
     }
     return lambda: ops.qk_norm_rope(q, k, **options)
 

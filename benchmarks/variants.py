@@ -5,7 +5,6 @@ Shared by models.py, training.py and rollout.py. Not here: single ops, which hav
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -13,12 +12,10 @@ import torch
 
 from colaworld import ops
 
-from .case import require_compiler
-
 
 @dataclass(frozen=True)
-class Arm:
-    """One way."""
+class Variant:
+    """One way to run a model."""
 
     ops: str | None  # the implementation of every op that is forced; None: colaworld chooses
     compiled: bool
@@ -27,19 +24,13 @@ class Arm:
         """The context in which the model is called."""
         return ops.force(self.ops) if self.ops else nullcontext()
 
-    def prepare(self, compile_model: Callable[[], None], device: str) -> None:
-        """Compile where this way asks for it; Unavailable without a compiler."""
-        if self.compiled:
-            require_compiler(device)
-            compile_model()
-
 
 # "eager" and "compile" are the same baselines as in the ops' rows: the reference ops.
-ARMS = {
-    "eager": Arm("reference", False),
-    "compile": Arm("reference", True),
-    "default": Arm(None, False),
-    "default+compile": Arm(None, True),
+VARIANTS = {
+    "eager": Variant("reference", False),
+    "compile": Variant("reference", True),
+    "default": Variant(None, False),
+    "default+compile": Variant(None, True),
 }
 
 

@@ -1,0 +1,247 @@
+"""The first minutes on a GPU, in two commands that each fit into one short lease of a machine.
+
+    python -m benchmarks.gpu A          under 3 minutes: is every kernel right, how fast is it
+    python -m benchmarks.gpu B          under 7: against compilers and libraries; a joint step
+    python -m benchmarks.gpu rest       under 9: block sizes, SDPA table, sanitizer, large tensors
+    python -m benchmarks.gpu apply-tuning gpu.tar.gz      home: block sizes into kernels/tuning.py
+
+Needs a checkout with torch, Triton and numpy. A compiled library is used where it is installed or
+named by COLAWORLD_NATIVE_LIBRARY. Stages run one after another, each in a process of its own and
+within its own time; after each one the goals are printed and everything is packed into OUT/gpu.tar.gz,
+from which a later call goes on (`--resume`). Nothing is downloaded. Not run on a GPU so far.
+Not here: what a stage does (stages.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import goals, store
+
+PACKAGE = __package__ or "benchmarks.gpu"
+ROOT = Path(__file__).resolve().parents[2]
+ARCHIVE = "gpu.tar.gz"
+_GRACE = 3  # seconds that a stage's process gets beyond what it is told
+_TOOLKITS = ("/usr/local/cuda/bin", "/opt/cuda/bin")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One process and the seconds it may take.
+
+    `command`: from the usual one (a stage of stages.py) to what is run, or why it cannot be.
+    """
+
+    name: str
+    seconds: int
+    command: Callable[[list[str]], list[str] | str] = lambda usual: usual
+
+
+def sanitizer(usual: list[str]) -> list[str] | str:
+    """The stage under compute-sanitizer, from the path or where toolkits are."""
+    homes = [os.environ[n] + "/bin" for n in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(n)]
+    found = (shutil.which("compute-sanitizer", path=p) for p in (None, *homes, *_TOOLKITS))
+    tool = next((path for path in found if path), None)
+    if tool is None:
+        return "no compute-sanitizer (of the CUDA toolkit) on this machine"
+    return [tool, "--tool", "memcheck", "--error-exitcode", "1", *usual]
+
+
+def pytests(usual: list[str]) -> list[str] | str:
+    """What only pytest runs: the memory planner, and the tests of rooms that ask for a GPU."""
+    if importlib.util.find_spec("pytest") is None:
+        return "pytest is not installed on this machine"
+    paths = ("tests/gpu/test_memory_on_gpu.py", "tests/ops/test_cuda.py", "tests/kernels")
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--maxfail", "5"]
+    command += ["--collect-only", "-q"] if "--dry" in usual else []
+    return [*command, "-k", "gpu or cuda", *(str(ROOT / path) for path in paths)]
+
+
+# Seconds in all, and the stages in their order, the most valuable first.
+PLAN: dict[str, tuple[int, tuple[Stage, ...]]] = {
+    "A": (
+        170,
+        (Stage("probe", 15), Stage("correctness", 75), Stage("ceilings", 20), Stage("goals", 55)),
+    ),
+    "B": (
+        420,
+        (
+            Stage("compilation", 75),
+            Stage("rivals", 130),
+            Stage("step8", 105),
+            Stage("step28", 105),
+        ),
+    ),
+    "rest": (
+        540,
+        (
+            Stage("tune", 150),
+            Stage("attention", 70),
+            Stage("large", 90),
+            Stage("memcheck", 100, sanitizer),
+            Stage("pytest", 120, pytests),
+        ),
+    ),
+}
+
+
+def run(stage: Stage, folder: Path, *, workers: int, dry: bool) -> str | None:
+    """Run one stage, its output on the terminal and in the log; what went wrong, or None."""
+    command = [sys.executable, "-m", f"{PACKAGE}.stages", stage.name, "--out", str(folder)]
+    command += ["--seconds", str(stage.seconds - _GRACE), "--workers", str(workers)]
+    command = stage.command(command + (["--dry"] if dry else []))
+    if isinstance(command, str):
+        return f"not run: {command}"
+    environment = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "TRITON_CACHE_DIR": str(folder / "cache" / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache" / "inductor"),
+        "FAIL_WITHOUT_CUDA": "1",
+    }
+    if dry:
+        environment["TRITON_INTERPRET"] = "1"
+    if stage.name == "memcheck":  # every allocation its own, or a read beyond one finds a neighbour
+        environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+    log = folder / "logs" / f"{stage.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+    def copy() -> None:
+        with log.open("a") as file:
+            for line in process.stdout:
+                print(f"{time.monotonic() - began:5.0f} {line}", end="", flush=True)
+                file.write(line)
+                file.flush()
+
+    thread = threading.Thread(target=copy)
+    thread.start()
+    try:
+        code = process.wait(timeout=stage.seconds)
+    except subprocess.TimeoutExpired:
+        return f"stopped after {stage.seconds} s"
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        with_it(process.pid)  # its own processes too: workers and compilers go on without it
+        process.wait()
+        thread.join(timeout=5)
+    return None if code == 0 else f"ended with {code}"
+
+
+def with_it(group: int) -> None:
+    """End what is left of a stage's group of processes."""
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def report(folder: Path, *, whole: bool) -> None:
+    """The goals beside what was reached; those without rows counted, or named with `whole`."""
+    lines = goals.lines(store.rows(folder))
+    known = [line for line in lines if "not measured" not in line]
+    for line in lines if whole else known:
+        print(f"goal: {line}", flush=True)
+    if not whole:
+        print(f"goal: {len(lines) - len(known)} more are not measured so far", flush=True)
+
+
+def summary(folder: Path, problems: list[str]) -> bool:
+    """What failed and what was not run, at the end; whether all is well."""
+    notes = store.notes(folder)
+    kinds = ("ok", "missing", "skipped", "failed")
+    found = {kind: [n for n in notes if n["outcome"] == kind] for kind in kinds}
+    reasons: dict[str, list[str]] = {}
+    for note in found["missing"] + found["skipped"]:
+        reasons.setdefault(note["reason"], []).append(note["label"])
+    for reason, labels in reasons.items():
+        print(f"not run: {reason}: {labels[0]}{f' and {len(labels) - 1} more' * (len(labels) > 1)}")
+    for problem in problems:
+        print(f"stage {problem}")
+    for note in found["failed"]:
+        print(f"FAILED {note['label']}: {note['reason']}")
+    print(", ".join(f"{len(found[kind])} {kind}" for kind in kinds))
+    return not found["failed"] and not any("ended with" in problem for problem in problems)
+
+
+def go(verb: str, folder: Path, out: Path, *, first: str | None, workers: int, dry: bool) -> bool:
+    """The stages of a verb, from `first` on; whether all is well."""
+    total, stages = PLAN[verb]
+    names = [stage.name for stage in stages]
+    if first is not None and first not in names:
+        raise SystemExit(f"--from: expected one of {', '.join(names)}, got {first!r}")
+    began, problems = time.monotonic(), []
+    for stage in stages[names.index(first) if first else 0 :]:
+        print(f"\n== {stage.name}: at most {stage.seconds} s ==", flush=True)
+        problem = run(stage, folder, workers=workers, dry=dry)
+        if problem:
+            problems.append(f"{stage.name}: {problem}")
+            print(f"stage {problems[-1]}", flush=True)
+        report(folder, whole=False)
+        store.pack(folder, out / ARCHIVE)
+    well = summary(folder, problems)
+    report(folder, whole=True)
+    spent = time.monotonic() - began
+    print(f"{verb}: {spent:.0f} of {total} s; everything is in {store.pack(folder, out / ARCHIVE)}")
+    return well
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("verb", choices=[*PLAN, "apply-tuning"])
+    parser.add_argument("archive", nargs="?", type=Path, help="apply-tuning: the archive of a run")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs", help="folder for gpu.tar.gz")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "runs" / "gpu", help="rows, logs, caches"
+    )
+    parser.add_argument("--resume", type=Path, help="an archive whose rows are not measured again")
+    parser.add_argument("--from", dest="first", metavar="STAGE", help="leave out the stages before")
+    parser.add_argument("--workers", type=int, default=max(1, min(12, (os.cpu_count() or 4) - 2)))
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU: tiny sizes, stand-ins")
+    given = parser.parse_args(argv)
+    if given.verb == "apply-tuning":
+        return apply_tuning(given.archive)
+    folder, out = given.work.resolve(), given.out.resolve()
+    for made in (folder, out):
+        made.mkdir(parents=True, exist_ok=True)
+    if given.resume:
+        store.unpack(given.resume, folder)
+    well = go(given.verb, folder, out, first=given.first, workers=given.workers, dry=given.dry_run)
+    return 0 if well else 1
+
+
+def apply_tuning(archive: Path | None) -> int:
+    from . import tune
+
+    if archive is None or not archive.is_file():
+        print(f"apply-tuning: expected the archive of a run, got {archive}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        store.unpack(archive, Path(folder))
+        print(tune.apply(Path(folder)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
