@@ -15,7 +15,7 @@ BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/nul
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-all demo demo-long nano-pretrain sanitize cuda-check gpu gpu-quick lint format bench clean
+.PHONY: help setup native test test-all demo demo-long nano-pretrain sanitize cuda-check nightly gpu gpu-quick lint format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,22 +38,28 @@ $(STAMP): $(BIN)/python $(BUILT_FROM)
 	@$(BIN)/python -c 'from importlib.metadata import version as v; print("torch==" + v("torch"))' \
 	  > $(VENV)/constraints.txt
 	@$(PIP) install -q -c $(VENV)/constraints.txt 'scikit-build-core>=0.11' 'pybind11>=2.13' 'cmake>=3.24' ninja
-	@missing=""; \
-	command -v "$${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
-	  missing="a C++ compiler (Debian, Ubuntu: apt install g++)"; \
-	$(BIN)/python -c 'import os, sys, sysconfig as s; sys.exit(not os.path.exists(os.path.join(s.get_paths()["include"], "Python.h")))' || \
-	  missing="$${missing:+$$missing and }the headers of Python (Debian, Ubuntu: apt install python3-dev)"; \
-	if [ -n "$$missing" ] && [ "$${COLAWORLD_NO_EXTENSION:-0}" = 0 ]; then \
-	  echo "setup: NOT FOUND: $$missing."; \
+	@if ! { command -v "$${CXX:-c++}" || command -v g++ || command -v clang++; } >/dev/null && \
+	  [ "$${COLAWORLD_NO_EXTENSION:-0}" = 0 ]; then \
+	  echo "setup: NOT FOUND: a C++ compiler (Debian, Ubuntu: apt install g++)."; \
 	  echo "       Installing without the extension: everything works, on the slower reference ops."; \
-	  echo "       For the fast ones install what is missing, then: make clean setup"; \
+	  echo "       For the fast ones install one, then: make clean setup"; \
 	  export COLAWORLD_NO_EXTENSION=1; \
 	fi; \
 	echo "setup: installing colaworld[$(EXTRAS)]"; \
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install -q -c $(VENV)/constraints.txt \
 	  --no-build-isolation -e '.[$(EXTRAS)]'
 	@touch $@
-	@echo "setup: done; $(BIN)/colaworld info says what was built"
+	@COLUMNS=200 $(BIN)/colaworld info | grep -E '^(extension|cuda) '
+	@echo "setup: done; $(BIN)/colaworld info tells more"
+
+# Whatever Python has torch: the one of .venv where there is one. No install, no network.
+HERE = $(or $(wildcard $(BIN)/python),$(PYTHON))
+NATIVE := build/native
+native:  ## the compiled ops alone, without an install: build/native/_native.so
+	@PATH="$(abspath $(BIN)):$$PATH"; cmake -S . -B $(NATIVE) -DCMAKE_BUILD_TYPE=Release \
+	  -DPython_EXECUTABLE="$$(command -v $(HERE))" && \
+	MAKEFLAGS=--no-print-directory cmake --build $(NATIVE) --target colaworld_native --parallel "$$(nproc)"
+	@echo "native: COLAWORLD_NATIVE_LIBRARY=$(NATIVE)/_native.so runs on it, here and where the file is carried to"
 
 test: setup  ## the tests, without the slow ones
 	@$(BIN)/python -m pytest -q -m "not slow"
@@ -78,20 +84,23 @@ SANITIZED := build/sanitize
 sanitize: setup  ## the op tests once, on a build with AddressSanitizer and UBSan (gcc)
 	@$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN)/ninja)" \
 	  -DCMAKE_BUILD_TYPE=Release -DCOLAWORLD_SANITIZE=ON -DPython_EXECUTABLE="$(abspath $(BIN)/python)" \
-	  -Dpybind11_DIR="$$($(BIN)/pybind11-config --cmakedir)" -DSKBUILD_PROJECT_VERSION_FULL=sanitize > $(SANITIZED).log || \
+	  > $(SANITIZED).log || \
 	  { cat $(SANITIZED).log; exit 1; }
 	@$(BIN)/cmake --build $(SANITIZED)
 	@ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
 	  COLAWORLD_NATIVE_LIBRARY="$(abspath $(SANITIZED))/_native.so" $(BIN)/python -m pytest -q -x tests/ops -m "not slow" -k "not compile"
 
-cuda-check: setup  ## without a GPU: every GPU kernel compiled ahead of time, its resources compared
-	@$(BIN)/python -m colaworld.benchmarks.resources
+cuda-check: setup  ## without a GPU: every GPU kernel that changed (ONLY=adaln: of one op) compiled, its code compared
+	@$(BIN)/python -m colaworld.benchmarks.resources $(if $(ONLY),--only $(ONLY))
 
-gpu: setup  ## with a GPU: tests, sanitizer, block sizes, times and goals (9 minutes)
-	@$(BIN)/python -m colaworld.benchmarks.gpu
+nightly:  ## what takes too long for every change: PART (all, tests, sanitize, cuda-check, oldest-torch)
+	@.ci/nightly $(PART)
 
-gpu-quick: setup  ## the same, tests and the main ops alone (3 minutes)
-	@$(BIN)/python -m colaworld.benchmarks.gpu --quick
+gpu: gpu-quick  ## with a GPU: what gpu-quick does, then compiled rivals, the joint step, block sizes (GPU_OPTIONS)
+	@$(HERE) -m benchmarks.gpu B $(GPU_OPTIONS)
+
+gpu-quick:  ## with a GPU and any Python that has torch: right or wrong, ceilings, the main ops (3 minutes)
+	@$(HERE) -m benchmarks.gpu A $(GPU_OPTIONS)
 
 lint: setup  ## ruff and clang-format, changing nothing
 	@$(BIN)/ruff check .

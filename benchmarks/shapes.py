@@ -113,7 +113,7 @@ def st_attention(config: RunConfig) -> list[Shape]:
 
 
 def adaln(config: RunConfig) -> list[Shape]:
-    """B, T, S, C; `M` rows of modulation where frames share them by index."""
+    """B, T, S, C."""
     name, model = family(config), config.model
     size = clips(config) | {"C": model.backbone.width}
     shapes = [Shape(f"{name}.block", size, "a block of the generator")]
@@ -122,8 +122,6 @@ def adaln(config: RunConfig) -> list[Shape]:
         shapes.append(Shape(f"{name}.idm.block", inner, "a block of the IDM"))
     return [
         *shapes,
-        # Each clip has two kinds of frames, clean and noised, hence two rows.
-        Shape(f"{name}.block.index", size | {"M": 2 * size["B"]}, "frames share rows by index"),
         Shape("goal.block", {"B": 4, "T": 8, "S": 64, "C": 128}, "a goal"),
         Shape("stdit3-xl.block", _XL_CLIPS | {"C": _XL.width}, "memory-bound"),
         Shape("stdit3-xl.b8.block", _XL_BATCH | {"C": _XL.width}, "memory-bound", heavy=True),

@@ -32,10 +32,14 @@ def _tuning() -> Any:
     return import_module("colaworld.kernels.tuning")
 
 
-def _warps(table: str, key: tuple[Any, ...], counts: Sequence[int]) -> tuple[Any, ...]:
+def _warps(
+    table: str, key: tuple[Any, ...], counts: Sequence[int], stages: Sequence[int] = (1,)
+) -> tuple[Any, ...]:
     tuning = _tuning()
     shipped = tuning.pick(getattr(tuning, table), None, *key)
-    return tuple(replace(shipped, num_warps=count) for count in counts)
+    return tuple(
+        replace(shipped, num_warps=count, num_stages=stage) for stage in stages for count in counts
+    )
 
 
 def _draw(device: str, *shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -71,30 +75,30 @@ def attention(B: int, T: int, S: int, H: int, D: int, dtype: torch.dtype) -> Ite
 
 
 def modulation(B: int, T: int, S: int, C: int, dtype: torch.dtype) -> Iterator[Place]:
-    """Gate, residual, norm and modulation, both passes."""
+    """Gate, residual, norm and modulation, both passes; the stream is float32, as under autocast."""
     kernels = import_module("colaworld.kernels.adaln")
 
     def forward(device: str) -> Callable[[], Outputs]:
         x, y, table = _clip(device)
-        return lambda: kernels.modulate(x, y, table, table, table, None, eps=1e-6, rms=False)
+        return lambda: kernels.modulate(x, y, table, table, table, eps=1e-6, out_dtype=dtype)
 
     def backward(device: str) -> Callable[[], Outputs]:
         x, y, table = _clip(device)
         x_out, _, mean, rstd = kernels.modulate(
-            x, y, table, table, table, None, eps=1e-6, rms=False
+            x, y, table, table, table, eps=1e-6, out_dtype=dtype
         )
-        given = (y, x, x_out, y, table, table, None, mean, rstd)
-        return lambda: kernels.modulate_backward(*given, rms=False)
+        given = (x, y, x_out, y, table, table, mean, rstd)
+        return lambda: kernels.modulate_backward(*given)
 
     def _clip(device: str) -> tuple[Tensor, Tensor, Tensor]:
-        x, y = (_draw(device, B, T, S, C, dtype=dtype, seed=seed) for seed in (0, 1))
-        return x, y, _draw(device, B, T, C, dtype=torch.float32)
+        x, table = (_draw(device, B, T, n, C, dtype=torch.float32) for n in (S, 1))
+        return x, _draw(device, B, T, S, C, dtype=dtype, seed=1), table[:, :, 0]
 
     for direction, prepare in (("backward", backward), ("forward", forward)):
-        key = (direction, 1 << (C - 1).bit_length())
+        key = (direction, sum(kernels.parts_of(C)))
         yield Place(
             "ADALN", key, f"adaln {direction} C={C} {_name(dtype)}, {B}x{T}x{S}",
-            _warps("ADALN", key, (2, 4, 8, 16)), prepare,
+            _warps("ADALN", key, (1, 2, 4), stages=(1, 3)), prepare,
         )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from colaworld import ops
 
 from .. import shapes
-from ..case import Case, Skipped, Unavailable, Wish
+from ..case import Case, Skipped, Wish
 from ..shapes import Shape
 from .definition import Definition, Function, Inputs
 from .definition import cases as cases_of
@@ -23,12 +22,8 @@ EPS = 1e-6  # the op's default
 
 def draw(shape: Shape, g: torch.Generator) -> Inputs:
     B, T, S, C = (shape.sizes[n] for n in "BTSC")
-    rows = (shape.sizes["M"],) if "M" in shape.sizes else (B, T)
     inputs: Inputs = {name: torch.randn(B, T, S, C, generator=g) for name in ("x", "y")}
-    inputs |= {n: 0.5 * torch.randn(*rows, C, generator=g) for n in ("gate", "shift", "scale")}
-    if "M" in shape.sizes:  # the first frame of a clip is clean and takes the clip's first row
-        kind = (torch.arange(T) > 0).long().expand(B, T)
-        inputs["index"] = torch.arange(B)[:, None] * 2 + kind
+    inputs |= {n: 0.5 * torch.randn(B, T, C, generator=g) for n in ("gate", "shift", "scale")}
     return inputs
 
 
@@ -39,8 +34,6 @@ def call(inputs: Inputs) -> dict[str, Tensor]:
 
 def layer_norm(shape: Shape, mode: str) -> Function:
     """As one writes it with torch's fused layer_norm, which has no gate and no modulation."""
-    if "M" in shape.sizes:
-        raise Unavailable("it has no rows by index")
 
     def function(inputs: Inputs) -> dict[str, Tensor]:
         gate, shift, scale = (inputs[n].unsqueeze(2) for n in ("gate", "shift", "scale"))
@@ -51,18 +44,12 @@ def layer_norm(shape: Shape, mode: str) -> Function:
     return function
 
 
-def supports(shape: Shape) -> str | None:
-    if "M" in shape.sizes and "index" not in inspect.signature(ops.adaln).parameters:
-        return "this version of adaln takes no index"
-    return None
-
-
 def cost(shape: Shape, mode: str, itemsize: int) -> tuple[int, int]:
     """Forward: x and y in, x_out and out out, about ten operations an element. Backward: two
     gradients, x_out and y in, dx and dy out, about twenty. Modulation rows are small beside it."""
     B, T, S, C = (shape.sizes[n] for n in "BTSC")
     n = B * T * S * C
-    rows = (shape.sizes["M"] if "M" in shape.sizes else B * T) * C * 3
+    rows = B * T * C * 3
     if mode == "fwd":
         return (4 * n + rows) * itemsize, 10 * n
     return (10 * n + 3 * rows) * itemsize, 30 * n
@@ -78,7 +65,6 @@ DEFINITION = Definition(
     differentiable=("x", "y", "gate", "shift", "scale"),
     cost=cost,
     others={"layer_norm": layer_norm},
-    supports=supports,
 )
 
 

@@ -40,7 +40,6 @@ class Definition:
     cost: Callable[[Shape, str, int], tuple[int, int]]  # (shape, mode, itemsize) -> bytes, flops
     others: Mapping[str, Function | Callable[[Shape, str], Function]] = field(default_factory=dict)
     judge: Callable[[Inputs, dict[str, Tensor], dict[str, Tensor]], str | None] | None = None
-    supports: Callable[[Shape], str | None] = lambda _: None  # why not, or None
 
 
 def forced(name: str, function: Function) -> Function:
@@ -59,10 +58,6 @@ def cases(definition: Definition, shapes: Sequence[Shape], wish: Wish) -> Iterat
         yield Skipped(definition.op, "this version of colaworld has no such op")
         return
     for shape in shapes:
-        reason = definition.supports(shape)
-        if reason is not None:
-            yield Skipped(f"{definition.op}/{shape.name}", reason)
-            continue
         for dtype in wish.dtypes:
             for mode in MODES:
                 yield _case(definition, shape, dtype, mode, wish.device)

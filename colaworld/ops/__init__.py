@@ -14,9 +14,11 @@ from colaworld.ops.attention_backends import BACKENDS as ATTENTION_BACKENDS
 from colaworld.ops.attention_backends import Backend as AttentionBackend
 from colaworld.ops.attention_backends import BackendUnavailableError
 from colaworld.ops.attention_backends import missing as attention_backend_missing
-from colaworld.ops.code_statistics import code_statistics, update_codebook
+from colaworld.ops.block_causal import block_causal_attention
+from colaworld.ops.code_statistics import code_statistics
 from colaworld.ops.qk_norm_rope import qk_norm_rope
 from colaworld.ops.st_attention import st_attention
+from colaworld.ops.update_codebook import update_codebook
 from colaworld.ops.vector_quantize import vector_quantize
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Verdict",
     "adaln",
     "attention_backend_missing",
+    "block_causal_attention",
     "build_info",
     "code_statistics",
     "cuda_kernels",

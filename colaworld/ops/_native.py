@@ -41,8 +41,8 @@ def _load() -> tuple[str | None, str | None]:
     found = os.environ.get(LIBRARY) or (spec.origin if spec else None)
     if found is None:
         return None, (
-            "the extension is not built; with a C++ compiler, torch, scikit-build-core, pybind11 "
-            "and ninja at hand: pip install --no-build-isolation -e ."
+            "the extension is not built; with a C++ compiler, torch, scikit-build-core and ninja at "
+            "hand: pip install --no-build-isolation -e ."
         )
     path = os.path.realpath(found)
     try:

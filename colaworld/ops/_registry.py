@@ -26,6 +26,8 @@ _functorch = torch._C._functorch
 # Entered as `with _below_autograd():`, for calls that record nothing or that a Function records.
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 
+ALL: list[Op] = []  # every op, in the order of their definition
+
 
 class Op:
     """One op: `compiled` and `triton` call its two kernels, positionally, by the schema.
@@ -62,7 +64,8 @@ class Op:
             constants: names of tensors without a derivative.
             compiled: whether csrc/ has kernels for it.
         """
-        self.name = name
+        self.name, self.launch = name, launch
+        ALL.append(self)
         self._save, self._gradients, self._backward = save, gradients, backward
         arguments = torch._C.parse_schema(f"{name}{schema}").arguments
         self._differentiated = tuple(

@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.attention import flex_attention
 
 from colaworld.ops import _dispatch, reference
 
@@ -81,22 +82,27 @@ def _wants_grad(*tensors: Tensor | None) -> bool:
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> Tensor:
-    function, mask_of = _flex_functions()
-    mask = mask_of(q.shape[2], str(q.device)) if causal else None
-    return function(q, k, v, block_mask=mask, scale=scale)
+    mask = _causal_mask(q.shape[2], str(q.device)) if causal else None
+    return flex()(q, k, v, block_mask=mask, scale=scale)
+
+
+def flex() -> Callable[..., Any]:
+    """FlexAttention, compiled; in a graph that is being traced the plain function: that compiles it."""
+    if torch.compiler.is_compiling():
+        return flex_attention.flex_attention
+    return _compiled_flex()
 
 
 @functools.cache
-def _flex_functions() -> tuple[Callable[..., Any], Callable[[int, str], Any]]:
-    module = importlib.import_module("torch.nn.attention.flex_attention")
+def _compiled_flex() -> Callable[..., Any]:
+    return torch.compile(flex_attention.flex_attention, dynamic=False)
 
-    @functools.lru_cache(maxsize=16)
-    def mask_of(length: int, device: str) -> Any:
-        return module.create_block_mask(
-            lambda b, h, i, j: i >= j, None, None, length, length, device=device
-        )
 
-    return torch.compile(module.flex_attention, dynamic=False), mask_of
+@functools.lru_cache(maxsize=16)
+def _causal_mask(length: int, device: str) -> Any:
+    return flex_attention.create_block_mask(
+        lambda b, h, i, j: i >= j, None, None, length, length, device=device
+    )
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> Tensor:

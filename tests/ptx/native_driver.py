@@ -82,7 +82,12 @@ def host() -> ctypes.CDLL:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None or shutil.which("nm") is None:
         raise Missing("no C++ compiler (g++ or c++, or name one in CXX) with nm")
-    sources = [*sorted(CSRC.glob("*")), SIMT / "simt.h", *sorted((HERE / "native").iterdir())]
+    sources = [
+        *sorted(CSRC.glob("*")),
+        SIMT / "simt.h",
+        SIMT / "listing.cuh",
+        *sorted((HERE / "native").iterdir()),
+    ]
     digest = hashlib.sha256(b"".join(s.read_bytes() for s in sources if s.is_file())).hexdigest()
     library = CACHE / f"launches-{digest[:16]}.so"
     if not library.exists():

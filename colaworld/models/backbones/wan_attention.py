@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from colaworld.models.layers.kv_cache import CacheView
-from colaworld.ops import qk_norm_rope
+from colaworld.ops import block_causal_attention, qk_norm_rope
 from colaworld.ops.reference import rms_norm
 
 # (cos, sin) [P, D / 2], positions [N, 3] int64, pairs per axis: what `qk_norm_rope` takes
@@ -49,11 +49,11 @@ class _Projections(nn.Module):
 class WanSelfAttention(_Projections):
     """Attention among the tokens of a clip, rotated by frame, row and column."""
 
-    attends_by = "sdpa"  # whatever backend is asked for
+    backends = ("auto", "sdpa", "flex")
 
     def __init__(self, heads: int, head_dim: int, *, eps: float, causal: bool) -> None:
         super().__init__(heads, head_dim, eps)
-        self.causal = causal
+        self.causal, self.backend = causal, "auto"
 
     def forward(
         self,
@@ -81,7 +81,7 @@ class WanSelfAttention(_Projections):
             k, v = keys.flatten(1, 2), values.flatten(1, 2)
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))  # [B, H, N, D]
         if self.causal:
-            out = block_causal(q, k, v, frames)
+            out = block_causal_attention(q, k, v, frames=frames, backend=self.backend)
         else:
             out = F.scaled_dot_product_attention(q, k, v)
         return self.to_out[0](out.transpose(1, 2).flatten(2))
@@ -96,25 +96,3 @@ class WanCrossAttention(_Projections):
         q, k, v = (self.split(y).transpose(1, 2) for y in (q, k, self.to_v(text)))
         out = F.scaled_dot_product_attention(q, k, v)
         return self.to_out[0](out.transpose(1, 2).flatten(2))
-
-
-def block_causal(
-    q: Tensor,  # [B, H, T S, D]
-    k: Tensor,  # [B, H, (P + T) S, D], P frames come before those of q
-    v: Tensor,  # [B, H, (P + T) S, D]
-    frames: int,  # T
-) -> Tensor:  # [B, H, T S, D]
-    """Attention in which the tokens of a frame see that frame and all earlier ones.
-
-    frame    keys seen          one product per frame over what it sees: no mask is made,
-      0      P | 0              half of the full product is computed, and what a frame gets
-      1      P | 0 1            cannot depend on a later one, not even in the last bit
-      2      P | 0 1 2
-    """
-    per_frame = q.shape[2] // frames
-    before = k.shape[2] - q.shape[2]
-    parts = []
-    for frame, queries in enumerate(q.split(per_frame, dim=2)):
-        seen = before + (frame + 1) * per_frame
-        parts.append(F.scaled_dot_product_attention(queries, k[:, :, :seen], v[:, :, :seen]))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from colaworld.models.layers.kv_cache import CacheView
 from colaworld.models.layers.rope import rope_tables
 from colaworld.ops import (
+    ATTENTION_BACKENDS,
     AttentionBackend,
     attention_backend_missing,
     qk_norm_rope,
@@ -29,6 +30,8 @@ class AxialAttention(nn.Module):
 
     Key names follow STDiT3: `qkv`, `q_norm`, `k_norm`, `proj`.
     """
+
+    backends = ATTENTION_BACKENDS
 
     def __init__(
         self,
@@ -98,19 +101,20 @@ class AxialAttention(nn.Module):
 
 
 def use_backend(model: nn.Module, backend: AttentionBackend) -> None:
-    """Every axial attention within `model` runs on `backend`.
+    """Every attention within `model` that lists its `backends` runs on `backend`.
 
-    Raises ValueError on an unknown name, a package that is not installed, or a module that says
-    (`attends_by`) that it runs on another one alone.
+    Raises ValueError on an unknown name, a package that is not installed, or a module that does not
+    list it.
     """
     reason = attention_backend_missing(backend)
     if reason is not None:
         raise ValueError(reason)
     for module in model.modules():
-        if isinstance(module, AxialAttention):
-            module.backend = backend
-        elif getattr(module, "attends_by", None) not in (None, backend) and backend != "auto":
+        backends = getattr(module, "backends", None)
+        if backends is None:
+            continue
+        if backend not in backends:
             raise ValueError(
-                f"attention: {type(module).__name__} runs on {module.attends_by} alone, got "
-                f"{backend!r}; use 'auto' or {module.attends_by!r}"
+                f"attention: {type(module).__name__} runs on {', '.join(backends)}, got {backend!r}"
             )
+        module.backend = backend

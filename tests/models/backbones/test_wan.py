@@ -499,7 +499,8 @@ def test_sizes_that_are_refused():
 
 def test_a_backend_it_does_not_have_is_refused() -> None:
     model = Wan(WanConfig(layers=1))
-    use_backend(model, "sdpa")
-    use_backend(model, "auto")
-    with pytest.raises(ValueError, match=r"WanSelfAttention runs on sdpa alone, got 'fused'"):
+    for name in ("sdpa", "flex", "auto"):
+        use_backend(model, name)
+        assert model.blocks[0].attn1.backend == name
+    with pytest.raises(ValueError, match=r"WanSelfAttention runs on auto, sdpa, flex, got 'fused'"):
         use_backend(model, "fused")

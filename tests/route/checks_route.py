@@ -1,0 +1,164 @@
+"""Whole models and the joint step, dispatched as on a GPU (stand_in.py), against the reference ops.
+
+test_route.py runs this file in a process whose compiled library is the stand-in's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from stand_in import HostRead, NoHostReads, gpu
+
+from colaworld import ops
+from colaworld.contracts import ClipBatch
+from colaworld.flow.samplers import SamplerConfig
+from colaworld.models.backbones.stdit3 import STDiT3Config
+from colaworld.models.backbones.wan import WanConfig
+from colaworld.models.conditioning import ConditionerConfig
+from colaworld.models.latent_action.idm import IDMConfig
+from colaworld.models.latent_action.quantizers import QuantizerConfig
+from colaworld.models.world_model import ModelConfig, WorldModel
+from colaworld.training.objectives import ColaObjective, ObjectiveConfig
+
+# Heads of 72 and 64 channels take the CUDA kernel, others Triton's.
+BACKBONES = {
+    "stdit3 72": STDiT3Config(depth=1, width=72, heads=1),
+    "stdit3 32": STDiT3Config(depth=1, width=64, heads=2),
+    "wan 64": WanConfig(layers=1, heads=1, head_dim=64, ffn=64),
+}
+ROUNDING = 2e-4  # relative error of a gradient in float32
+FLOOR = 5e-4  # of all gradients together: what is smaller than that is noise in bfloat16
+
+
+def world(backbone: str) -> WorldModel:
+    torch.manual_seed(0)
+    model = WorldModel(
+        ModelConfig(
+            backbone=BACKBONES[backbone],
+            idm=IDMConfig(depth=1, width=64, heads=1, tokens=2, motion=True),
+            quantizer=QuantizerConfig(data_start=False),
+            conditioner=ConditionerConfig(depth=1, heads=1, dropout=0.0),
+            window=3,
+        )
+    )
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():  # what begins at zero would hide the rest
+            if not parameter.any():
+                parameter.normal_(0, 0.05, generator=draw)
+    return model
+
+
+def clips(T: int = 3) -> ClipBatch:
+    frames = torch.randint(0, 256, (1, T, 3, 8, 8), generator=torch.Generator().manual_seed(1))
+    return ClipBatch(frames.byte(), episode=torch.zeros(1).long(), start=torch.zeros(1).long())
+
+
+def step(model: WorldModel, dtype: torch.dtype, watch=contextlib.nullcontext):
+    """(loss, gradients by name) of a joint step; its codebook is updated."""
+    objective = ColaObjective(model, ObjectiveConfig(augment=False, history=(1, 1)))
+    batch, generator = clips(), torch.Generator().manual_seed(2)
+    objective.begin_step()
+    with watch():
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss, _ = objective.loss(batch, generator=generator)
+        loss.backward()
+    gradients = {n: p.grad.double() for n, p in model.named_parameters() if p.grad is not None}
+    objective.after_step(generator=torch.Generator().manual_seed(3))
+    return loss.detach(), gradients
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_joint_step(backbone) -> None:
+    exact, model = (world(backbone) for _ in range(2))
+    with ops.force("reference"):
+        expected, wanted = step(exact, torch.float32)
+    with gpu() as session:
+        loss, found = step(model, torch.float32)
+    assert session.launches, "nothing went to Triton"
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert found.keys() == wanted.keys() and len(found) > 50
+    total = torch.stack([g.norm() for g in wanted.values()]).norm()
+    for name, gradient in wanted.items():
+        assert (found[name] - gradient).norm() <= ROUNDING * (gradient.norm() + 1e-4 * total), name
+    for name, state in exact.quantizer.state_dict().items():
+        torch.testing.assert_close(
+            model.quantizer.state_dict()[name], state, rtol=1e-4, atol=1e-5, msg=name
+        )
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_joint_step_under_autocast(backbone) -> None:
+    """In bfloat16, against float32: no further off than twice what the reference ops are."""
+    found = {}
+    with ops.force("reference"):
+        found["exact"] = step(world(backbone), torch.float32)
+        found["reference"] = step(world(backbone), torch.bfloat16)
+    with gpu() as session:
+        found["gpu"] = step(world(backbone), torch.bfloat16)
+    assert any("bf16" in kind for ran in session.launches for kind in ran.dtypes.values())
+    exact = found["exact"][1]
+    total = torch.stack([g.norm() for g in exact.values()]).norm()
+    for name, gradient in exact.items():
+        wrong = {how: (found[how][1][name] - gradient).norm() for how in ("reference", "gpu")}
+        assert wrong["gpu"] <= 2 * wrong["reference"] + FLOOR * total, name
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_joint_step_reads_nothing_on_the_host(backbone) -> None:
+    """So that a CUDA graph can hold it: the loss and its gradients, up to the update."""
+    with gpu():
+        step(world(backbone), torch.bfloat16, watch=NoHostReads)
+
+
+def test_a_host_read_is_found() -> None:
+    with NoHostReads():
+        with pytest.raises(HostRead):
+            torch.ones(3).sum().item()
+        with pytest.raises(HostRead):
+            torch.ones(3)[torch.tensor([True, False, True])]
+        torch.ones(3)[torch.tensor([0, 2])]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_rollout(backbone) -> None:
+    """Past the window, so that the cache fills and slides."""
+    model = world(backbone).eval()
+    frames = clips().frames[:, :1].float() / 255
+    codes = torch.randn(1, 4, 2, 8, generator=torch.Generator().manual_seed(4))
+    made = []
+
+    def run():
+        draw = torch.Generator().manual_seed(5)
+        return model.rollout(frames, codes, generator=draw, sampler=SamplerConfig(steps=2))
+
+    with torch.no_grad(), ops.force("reference"):
+        made.append(run())
+    with torch.no_grad(), gpu() as session:
+        made.append(run())
+    assert session.launches
+    torch.testing.assert_close(made[1].frames, made[0].frames, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_rollout_reads_nothing_on_the_host(backbone) -> None:
+    model = world(backbone).eval()
+    frames = clips().frames[:, :1].float() / 255
+    codes = torch.zeros(1, 4, 2, 8)
+    draw = torch.Generator().manual_seed(5)
+    with torch.no_grad(), gpu(), NoHostReads():
+        model.rollout(frames, codes, generator=draw, sampler=SamplerConfig(steps=2))
+
+
+@pytest.mark.parametrize("name", ["st_attention", "vector_quantize", "code_statistics"])
+def test_the_cuda_ops_are_the_stand_ins(name) -> None:
+    inputs = {
+        "st_attention": torch.zeros(1, 3, 2, 3, 1, 72),
+        "vector_quantize": torch.zeros(3, 8),
+        "code_statistics": torch.zeros(3, 8),
+    }
+    with gpu():
+        verdicts = ops.explain(name, inputs[name])
+    assert [v.name for v in verdicts if v.would_run] == ["cuda"]
