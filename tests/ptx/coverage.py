@@ -111,8 +111,9 @@ def enter(
             if name == kernel:
                 row.counts.add(counts)
         row.error = max(row.error, most)
-        row.reports += len(reports)
-        row.remarks += len(reports.remarks)
+        bare = kernel.removeprefix(f"{case.op}.")
+        row.reports += sum(key[0] == bare for key in reports.found)
+        row.remarks += sum(key[0] == bare for key in reports.remarks)
         row.wrong += [f"{case.label}: {w}" for w in wrong]
 
 

@@ -264,7 +264,9 @@ class Native:
         if kernel not in self._programs:
             name, text = self.kernels[kernel]
             text = text if self.transform is None else self.transform(text)
-            self._programs[kernel] = Program(Module(text).kernels[name])
+            made = Module(text).kernels[name]
+            made.name = kernel  # in what is reported
+            self._programs[kernel] = Program(made)
         return self._programs[kernel]
 
     def run(self, function: str, *arguments: object, memory: GlobalMemory) -> None:

@@ -1,5 +1,5 @@
-// The launch code of csrc/cuda as functions that Python can call; what it launched can be read back.
-// Every function of csrc/cuda/*.h that launches needs its few lines here.
+// The launch code of csrc/cuda as functions that Python can call; what it launched can be read
+// back. Every function of csrc/cuda/*.h that launches needs its few lines here.
 
 #include "st_attention.cu"
 #include "vector_quantize.cu"
