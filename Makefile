@@ -90,8 +90,8 @@ sanitize: setup  ## the op tests once, on a build with AddressSanitizer and UBSa
 	@ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
 	  COLAWORLD_NATIVE_LIBRARY="$(abspath $(SANITIZED))/_native.so" $(BIN)/python -m pytest -q -x tests/ops -m "not slow" -k "not compile"
 
-cuda-check: setup  ## without a GPU: every GPU kernel compiled ahead of time, its resources compared
-	@$(BIN)/python -m colaworld.benchmarks.resources
+cuda-check: setup  ## without a GPU: every GPU kernel that changed (ONLY=adaln: of one op) compiled, its code compared
+	@$(BIN)/python -m colaworld.benchmarks.resources $(if $(ONLY),--only $(ONLY))
 
 nightly:  ## what takes too long for every change: PART (all, tests, sanitize, cuda-check, oldest-torch)
 	@.ci/nightly $(PART)

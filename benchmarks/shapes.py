@@ -77,7 +77,7 @@ _LAM_DIM = 32  # of a latent action in the paper
 _XL_BATCH = _XL_CLIPS | {"B": 8}
 _SPATIAL = {"axis": "spatial", "causal": False, "norm": True, "rope": False}
 _TEMPORAL = {"axis": "temporal", "causal": True, "norm": True, "rope": True}
-_PLAIN = {"norm": "head", "rope": False, "rotation": "interleaved", "sections": None}
+_PLAIN = {"norm": "head", "rope": False, "sections": None}
 
 
 def _sequences(n: int, why: str, N: int = 0, **heads: int) -> Shape:
@@ -130,12 +130,6 @@ FIXED: dict[str, tuple[Shape, ...]] = {
             {"B": 4, "L": 1024, "H": 12, "D": 128},
             "norm across heads, positions in three axes",
             _PLAIN | {"norm": "across", "rope": True, "sections": (22, 21, 21)},
-        ),
-        Shape(
-            "rotate-half",
-            {"B": 4, "L": 1024, "H": 12, "D": 128},
-            "the other pairing of rotated channels",
-            _PLAIN | {"norm": "none", "rope": True, "rotation": "half"},
         ),
     ),
     "vector_quantize": (
@@ -192,7 +186,7 @@ def st_attention(config: RunConfig) -> list[Shape]:
 
 
 def adaln(config: RunConfig) -> list[Shape]:
-    """B, T, S, C; `M` rows of modulation where frames share them by index."""
+    """B, T, S, C."""
     name, model = family(config), config.model
     size = clips(config) | {"C": model.backbone.width}
     shapes = [Shape(f"{name}.block", size, "a block of the generator")]
@@ -201,14 +195,12 @@ def adaln(config: RunConfig) -> list[Shape]:
         shapes.append(Shape(f"{name}.idm.block", inner, "a block of the IDM"))
     return [
         *shapes,
-        # Each clip has two kinds of frames, clean and noised, hence two rows.
-        Shape(f"{name}.block.index", size | {"M": 2 * size["B"]}, "frames share rows by index"),
         *FIXED["adaln"],
     ]
 
 
 def qk_norm_rope(config: RunConfig) -> list[Shape]:
-    """B sequences, L tokens, H, D; options norm, rope, rotation, sections."""
+    """B sequences, L tokens, H, D; options norm, rope, sections."""
     name, model = family(config), config.model
     size = clips(config)
     heads = {"H": model.backbone.heads, "D": model.backbone.width // model.backbone.heads}

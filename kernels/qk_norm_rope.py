@@ -3,7 +3,7 @@
 Reads q and k where they stand (views of a packed qkv), writes them contiguous. Bound by memory. A
 tile is one token with all of its heads, held as the two members of its channel pairs:
 
-    a, b [HP, PP]     H padded to HP, D / 2 padded to PP; channels (2i, 2i + 1), or (i, i + D / 2)
+    a, b [HP, PP]     H padded to HP, D / 2 padded to PP; channels (2i, 2i + 1)
 
 so that a norm "across" heads is one sum over the tile, and one row of the table serves every head.
 Backward reads q and k again and computes the norm anew; the gradients of the weights are partial sums
@@ -35,35 +35,22 @@ def _load_pairs(
     there,  # [R, 1]
     D: tl.constexpr,
     PP: tl.constexpr,
-    HALF: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """The two members of each pair, [R, PP] each; 0 where there is only padding."""
-    if HALF:
-        pair = tl.arange(0, PP)[None, :]
-        mask = there & (pair < D // 2)
-        a = tl.load(X + row + pair, mask=mask, other=0.0)
-        b = tl.load(X + row + D // 2 + pair, mask=mask, other=0.0)
-    else:
-        d = tl.arange(0, 2 * PP)[None, :]
-        x = tl.load(X + row + d, mask=there & (d < D), other=0.0)
-        a, b = tl.split(tl.reshape(x, (x.shape[0], PP, 2)))
+    d = tl.arange(0, 2 * PP)[None, :]
+    x = tl.load(X + row + d, mask=there & (d < D), other=0.0)
+    a, b = tl.split(tl.reshape(x, (x.shape[0], PP, 2)))
     return a.to(WIDE), b.to(WIDE)
 
 
 @triton.jit
-def _store_pairs(X, row, there, a, b, D: tl.constexpr, PP: tl.constexpr, HALF: tl.constexpr):
+def _store_pairs(X, row, there, a, b, D: tl.constexpr, PP: tl.constexpr):
     """The inverse of _load_pairs: a, b [R, PP] to the rows of X."""
     narrow = X.dtype.element_ty
-    if HALF:
-        pair = tl.arange(0, PP)[None, :]
-        mask = there & (pair < D // 2)
-        tl.store(X + row + pair, a.to(narrow), mask=mask)
-        tl.store(X + row + D // 2 + pair, b.to(narrow), mask=mask)
-    else:
-        d = tl.arange(0, 2 * PP)[None, :]
-        x = tl.reshape(tl.join(a.to(narrow), b.to(narrow)), (a.shape[0], 2 * PP))
-        tl.store(X + row + d, x, mask=there & (d < D))
+    d = tl.arange(0, 2 * PP)[None, :]
+    x = tl.reshape(tl.join(a.to(narrow), b.to(narrow)), (a.shape[0], 2 * PP))
+    tl.store(X + row + d, x, mask=there & (d < D))
 
 
 @triton.jit
@@ -75,7 +62,6 @@ def _weight_pairs(
     PP: tl.constexpr,
     NORM: tl.constexpr,
     ACROSS: tl.constexpr,
-    HALF: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """[HP, PP] each when across, else [1, PP]: the heads share one row."""
@@ -83,10 +69,10 @@ def _weight_pairs(
         a = 0.0
         b = 0.0
     elif ACROSS:
-        a, b = _load_pairs(W, h * D, h < H, D, PP, HALF, WIDE)
+        a, b = _load_pairs(W, h * D, h < H, D, PP, WIDE)
     else:
         row = tl.zeros((1, 1), tl.int32)
-        a, b = _load_pairs(W, row, row == 0, D, PP, HALF, WIDE)
+        a, b = _load_pairs(W, row, row == 0, D, PP, WIDE)
     return a, b
 
 
@@ -148,22 +134,21 @@ def _forward_one(
     NORM: tl.constexpr,
     ACROSS: tl.constexpr,
     ROPE: tl.constexpr,
-    HALF: tl.constexpr,
     PP: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """Queries, or keys, of one token."""
     there = h < H
-    a, b = _load_pairs(X, row, there, D, PP, HALF, WIDE)
+    a, b = _load_pairs(X, row, there, D, PP, WIDE)
     if NORM:
         count = H * D if ACROSS else D
         inverse = 1 / tl.sqrt(_mean(a * a + b * b, count, ACROSS) + eps)
-        wa, wb = _weight_pairs(W, h, H, D, PP, NORM, ACROSS, HALF, WIDE)
+        wa, wb = _weight_pairs(W, h, H, D, PP, NORM, ACROSS, WIDE)
         a = a * inverse * wa
         b = b * inverse * wb
     if ROPE:
         a, b = a * cos - b * sin, b * cos + a * sin
-    _store_pairs(OUT, out_row, there, a, b, D, PP, HALF)
+    _store_pairs(OUT, out_row, there, a, b, D, PP)
 
 
 @triton.jit
@@ -191,7 +176,6 @@ def forward_kernel(
     NORM: tl.constexpr,
     ACROSS: tl.constexpr,
     ROPE: tl.constexpr,
-    HALF: tl.constexpr,
     SECTIONS: tl.constexpr,
     UNIT: tl.constexpr,
     HP: tl.constexpr,
@@ -208,15 +192,11 @@ def forward_kernel(
     row = (
         b * q_stride_b * UNIT + token.to(tl.int64) * q_stride_l * UNIT + wide_h * q_stride_h * UNIT
     )
-    _forward_one(
-        Q, Q_OUT, QW, row, out_row, h, H, cos, sin, eps, D, NORM, ACROSS, ROPE, HALF, PP, WIDE
-    )
+    _forward_one(Q, Q_OUT, QW, row, out_row, h, H, cos, sin, eps, D, NORM, ACROSS, ROPE, PP, WIDE)
     row = (
         b * k_stride_b * UNIT + token.to(tl.int64) * k_stride_l * UNIT + wide_h * k_stride_h * UNIT
     )
-    _forward_one(
-        K, K_OUT, KW, row, out_row, h, H, cos, sin, eps, D, NORM, ACROSS, ROPE, HALF, PP, WIDE
-    )
+    _forward_one(K, K_OUT, KW, row, out_row, h, H, cos, sin, eps, D, NORM, ACROSS, ROPE, PP, WIDE)
 
 
 @triton.jit
@@ -236,7 +216,6 @@ def _backward_one(
     NORM: tl.constexpr,
     ACROSS: tl.constexpr,
     ROPE: tl.constexpr,
-    HALF: tl.constexpr,
     PP: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -245,13 +224,13 @@ def _backward_one(
     With n = x r, r = 1 / sqrt(mean(x^2) + eps) and h = g w: dw = sum g n, dx = r (h - n mean(h n)).
     """
     there = h < H
-    ga, gb = _load_pairs(GRAD, out_row, there, D, PP, HALF, WIDE)
+    ga, gb = _load_pairs(GRAD, out_row, there, D, PP, WIDE)
     if ROPE:
         ga, gb = ga * cos + gb * sin, gb * cos - ga * sin
     dwa = 0.0
     dwb = 0.0
     if NORM:
-        a, b = _load_pairs(X, row, there, D, PP, HALF, WIDE)
+        a, b = _load_pairs(X, row, there, D, PP, WIDE)
         count = H * D if ACROSS else D
         inverse = 1 / tl.sqrt(_mean(a * a + b * b, count, ACROSS) + eps)
         # A head of padding must add 0 to the weights' gradient, with eps = 0 too.
@@ -260,13 +239,13 @@ def _backward_one(
         b = b * inverse
         dwa = ga * a
         dwb = gb * b
-        wa, wb = _weight_pairs(W, h, H, D, PP, NORM, ACROSS, HALF, WIDE)
+        wa, wb = _weight_pairs(W, h, H, D, PP, NORM, ACROSS, WIDE)
         ga = ga * wa
         gb = gb * wb
         mean = _mean(ga * a + gb * b, count, ACROSS)
         ga = inverse * (ga - a * mean)
         gb = inverse * (gb - b * mean)
-    _store_pairs(DX, out_row, there, ga, gb, D, PP, HALF)
+    _store_pairs(DX, out_row, there, ga, gb, D, PP)
     return dwa, dwb
 
 
@@ -293,7 +272,6 @@ def _backward_of(
     NORM: tl.constexpr,
     ACROSS: tl.constexpr,
     ROPE: tl.constexpr,
-    HALF: tl.constexpr,
     SECTIONS: tl.constexpr,
     UNIT: tl.constexpr,
     HP: tl.constexpr,
@@ -313,17 +291,17 @@ def _backward_of(
         row = row + h.to(tl.int64) * stride_h * UNIT
         more_a, more_b = _backward_one(
             GRAD, X, DX, W, row, out_row, h, H, cos, sin, eps,
-            D, NORM, ACROSS, ROPE, HALF, PP, WIDE,
+            D, NORM, ACROSS, ROPE, PP, WIDE,
         )  # fmt: skip
         dwa += more_a
         dwb += more_b
     if NORM and ACROSS:
-        _store_pairs(DW, h * D, h < H, dwa, dwb, D, PP, HALF)
+        _store_pairs(DW, h * D, h < H, dwa, dwb, D, PP)
     elif NORM:
         row = tl.zeros((1, 1), tl.int32)
         dwa = tl.sum(dwa, 0, keep_dims=True)
         dwb = tl.sum(dwb, 0, keep_dims=True)
-        _store_pairs(DW, row, row == 0, dwa, dwb, D, PP, HALF)
+        _store_pairs(DW, row, row == 0, dwa, dwb, D, PP)
 
 
 @triton.jit
@@ -356,7 +334,6 @@ def backward_kernel(
     NORM: tl.constexpr,
     ACROSS: tl.constexpr,
     ROPE: tl.constexpr,
-    HALF: tl.constexpr,
     SECTIONS: tl.constexpr,
     UNIT: tl.constexpr,
     HP: tl.constexpr,
@@ -371,12 +348,12 @@ def backward_kernel(
     _backward_of(
         GRAD_Q, Q, DQ, partial, QW, COS, SIN, POSITION, eps, first, last, L, H, P,
         q_stride_b, q_stride_l, q_stride_h,
-        D, NORM, ACROSS, ROPE, HALF, SECTIONS, UNIT, HP, PP, WIDE,
+        D, NORM, ACROSS, ROPE, SECTIONS, UNIT, HP, PP, WIDE,
     )  # fmt: skip
     _backward_of(
         GRAD_K, K, DK, partial + width, KW, COS, SIN, POSITION, eps, first, last, L, H, P,
         k_stride_b, k_stride_l, k_stride_h,
-        D, NORM, ACROSS, ROPE, HALF, SECTIONS, UNIT, HP, PP, WIDE,
+        D, NORM, ACROSS, ROPE, SECTIONS, UNIT, HP, PP, WIDE,
     )  # fmt: skip
 
 
@@ -398,7 +375,6 @@ def _constants(
     norm: bool,
     across: bool,
     rope: bool,
-    half: bool,
     sections: Sequence[int],
     unit: int,
 ) -> dict[str, object]:
@@ -409,7 +385,6 @@ def _constants(
         "NORM": norm,
         "ACROSS": across,
         "ROPE": rope,
-        "HALF": half and rope,  # which channels are a pair matters to a rotation alone
         "SECTIONS": tuple(sections),
         "UNIT": unit,
         "HP": HP,
@@ -450,7 +425,6 @@ def qk_norm_rope(
     *,
     eps: float,
     across: bool,
-    half: bool,
 ) -> tuple[Tensor, Tensor]:  # [B, L, H, D] each, contiguous
     """Norm, then rotation, of queries and keys in one launch; padded token <= MAX_TOKEN."""
     B, L, H, _ = q.shape
@@ -461,7 +435,6 @@ def qk_norm_rope(
         "norm": q_weight is not None,
         "across": across,
         "rope": cos is not None,
-        "half": half,
         "sections": sections,
     }
     q, k = _readable(q, q), _readable(k, k)
@@ -494,7 +467,6 @@ def qk_norm_rope_backward(
     *,
     eps: float,
     across: bool,
-    half: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of q and k (contiguous) and of the weights (wide). A launch and a sum in fixed order."""
     B, L, H, D = grad_q.shape
@@ -509,7 +481,6 @@ def qk_norm_rope_backward(
         "norm": norm,
         "across": across,
         "rope": cos is not None,
-        "half": half,
         "sections": sections,
     }
     steps = max(1, B * L // PROGRAMS)
@@ -535,23 +506,22 @@ def qk_norm_rope_backward(
     return *outs, partial[:, 0].sum(0), partial[:, 1].sum(0)
 
 
-# (H, D, dtypes, norm, rope, half, pairs of each axis): what is shipped, so what must not spill.
+# (H, D, dtypes, norm, rope, pairs of each axis): what is shipped, so what must not spill.
 _SHIPPED = (
-    (16, 72, ("bf16", "fp16", "fp32"), "head", False, False, ()),  # STDiT3-XL, spatial
-    (16, 72, ("bf16",), "head", True, False, ()),
-    (12, 64, ("bf16", "fp32"), "head", True, False, ()),  # latent action model
-    (12, 64, ("bf16",), "none", True, False, ()),
-    (16, 96, ("bf16",), "head", True, False, ()),
-    (12, 128, ("bf16", "fp32"), "across", True, False, (22, 21, 21)),  # Wan 2.1, 1.3 B
-    (40, 128, ("bf16",), "across", True, False, (22, 21, 21)),  # Wan 2.1, 14 B
-    (16, 128, ("bf16",), "head", True, True, ()),
+    (16, 72, ("bf16", "fp16", "fp32"), "head", False, ()),  # STDiT3-XL, spatial
+    (16, 72, ("bf16",), "head", True, ()),
+    (12, 64, ("bf16", "fp32"), "head", True, ()),  # latent action model
+    (12, 64, ("bf16",), "none", True, ()),
+    (16, 96, ("bf16",), "head", True, ()),
+    (12, 128, ("bf16", "fp32"), "across", True, (22, 21, 21)),  # Wan 2.1, 1.3 B
+    (40, 128, ("bf16",), "across", True, (22, 21, 21)),  # Wan 2.1, 14 B
 )
 
 
 def configurations(arch: int | None = None) -> Iterator[tuning.Configuration]:
     """Every kernel as it is shipped for an architecture."""
     tables = {"QW": "fp32", "KW": "fp32", "COS": "fp32", "SIN": "fp32", "POSITION": "i64"}
-    for H, D, dtypes, norm, rope, half, sections in _SHIPPED:
+    for H, D, dtypes, norm, rope, sections in _SHIPPED:
         for name in dtypes:
             constants = _constants(
                 H,
@@ -560,11 +530,10 @@ def configurations(arch: int | None = None) -> Iterator[tuning.Configuration]:
                 norm=norm != "none",
                 across=norm == "across",
                 rope=rope,
-                half=half,
                 sections=sections,
                 unit=launch.VECTOR,
             )
-            turned = ("half" if half else "interleaved") if rope else "no rotation"
+            turned = "interleaved" if rope else "no rotation"
             for direction, kernel, tensors in (
                 ("forward", forward_kernel, ("Q", "K", "Q_OUT", "K_OUT")),
                 ("backward", backward_kernel, ("GRAD_Q", "GRAD_K", "Q", "K", "DQ", "DK")),

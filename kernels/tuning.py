@@ -114,18 +114,25 @@ QK_NORM_ROPE: dict[tuple, Blocks] = {
     for size in (1 << power for power in range(4, 15))
 }
 
-# adaln: (architecture, pass, numbers of a padded row). Backward holds seven rows at once, three of
-# them running sums, so it spreads a row over twice the lanes.
+
+def _row(direction: str, width: int) -> Blocks:
+    """As few warps as the registers allow: they wait for each other whenever a row is summed. While a
+    row is computed, `num_stages - 1` more are on their way.
+    """
+    most = 24 if direction == "forward" else 18
+    warps = 1
+    while warps < 16 and width > most * 32 * warps:
+        warps *= 2
+    stages = 3 if width <= 2304 else 2 if width <= 4608 else 1
+    return Blocks(warps, f"at most {most} numbers of every row in a lane", stages)
+
+
+# adaln: (architecture, pass, numbers of a padded row: one power of two, or the sum of two).
 ADALN: dict[tuple, Blocks] = {
-    (None, direction, size): Blocks(
-        num_warps=min(16, max(1, size // (512 if direction == "forward" else 256))),
-        reason=f"{16 if direction == 'forward' else 8} numbers of every row in a lane",
-    )
+    (None, direction, width): _row(direction, width)
     for direction in ("forward", "backward")
-    for size in (1 << power for power in range(14))
+    for width in sorted({1 << high | 1 << low for high in range(14) for low in range(high + 1)})
 }
-# On sm_80 the rows of 513 to 1024 numbers spill in 4 warps (C = 768, bf16, without a branch).
-ADALN[80, "backward", 1024] = Blocks(num_warps=8, reason="4 numbers of every row in a lane")
 
 
 @dataclass(frozen=True, kw_only=True)

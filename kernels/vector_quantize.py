@@ -326,7 +326,7 @@ FEW_ROWS = 1 << 14  # up to here small tiles, so that every multiprocessor gets 
 # A table of sums this small is summed without a sort, as long as looking at every index once for
 # every entry stays below what a sort costs: some 10 microseconds of all lanes of an H200.
 SELECT_TABLE, SELECT_WORK = 1 << 13, 1 << 28
-SELECT_ROWS, SELECT_PARTS = 2048, 32  # rows of a part, until there are so many parts
+SELECT_ROWS, SELECT_PARTS = 4096, 32  # rows of a part, until there are so many parts
 PIECE_ROWS = 256  # of a chunk in sorted order: a heavy entry is cut into N / 256 programs
 SUM_TILE, PIECE_TILE = 8192, 4096  # numbers: 32 in each lane of 8 and of 4 warps
 UPDATE_ALONE, UPDATE_TILE = 1 << 15, 4096  # numbers that one program updates, and does at once
@@ -457,27 +457,35 @@ def _sums_by_sort(
 
 
 def update(
-    codebook: Tensor,  # [K, D] contiguous, overwritten
-    count: Tensor,  # [K] contiguous, overwritten
-    total: Tensor,  # [K, D] contiguous, overwritten
+    codebook: Tensor,  # [K, D], overwritten
+    count: Tensor,  # [K], overwritten
+    total: Tensor,  # [K, D], overwritten
     packed: Tensor,  # [K, D + 1]
     *,
     decay: float,
     eps: float,
 ) -> None:
-    """Running means of sums and counts, and the codebook they make. One launch, two for large tables."""
+    """Running means of sums and counts, and the codebook they make. One launch, two for large tables.
+
+    Tables with gaps are worked on in copies.
+    """
     K, D = codebook.shape
     if K * D == 0:
         return
+    given = (codebook, count, total)
+    tables = [table.contiguous() for table in given]
     alone = K * D <= UPDATE_ALONE
     DP = triton.next_power_of_2(D)
     BK = max(1, UPDATE_TILE // DP)
+    widest = max((table.dtype for table in tables), key=lambda dtype: dtype.itemsize)
     with launch.on_device_of(codebook):
         update_kernel[(1 if alone else triton.cdiv(K, BK),)](
-            codebook, count, total, count if alone else count.clone(), packed.contiguous(), K,
-            1 - decay, eps, D=D, BK=BK, DP=DP, KB=1024, WIDE=launch.wide_of(total.dtype),
-            num_warps=4,
+            *tables, tables[1] if alone else tables[1].clone(), packed.contiguous(), K,
+            1 - decay, eps, D=D, BK=BK, DP=DP, KB=1024, WIDE=launch.wide_of(widest), num_warps=4,
         )  # fmt: skip
+        for table, made in zip(given, tables, strict=True):
+            if made is not table:
+                table.copy_(made)
 
 
 # (K, D, dtypes): what is shipped, so what must compile without a spill.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 
 import torch
@@ -23,36 +22,19 @@ EPS = 1e-6  # the op's default
 
 def draw(shape: Shape, g: torch.Generator) -> Inputs:
     B, T, S, C = (shape.sizes[n] for n in "BTSC")
-    rows = (shape.sizes["M"],) if "M" in shape.sizes else (B, T)
     inputs: Inputs = {name: normal(g, B, T, S, C) for name in ("x", "y")}
-    inputs |= {n: 0.5 * normal(g, *rows, C) for n in ("gate", "shift", "scale")}
-    if "M" in shape.sizes:  # the first frame of a clip is clean and takes the clip's first row
-        kind = (torch.arange(T, device=g.device) > 0).long().expand(B, T)
-        inputs["index"] = torch.arange(B, device=g.device)[:, None] * 2 + kind
+    inputs |= {n: 0.5 * normal(g, B, T, C) for n in ("gate", "shift", "scale")}
     return inputs
 
 
-# Under autocast the residual stream x and the modulation are float32, and the next layer takes `out`
-# in the dtype of y; a version of the op that cannot write it so needs a cast behind it.
-_WRITES_NARROW = "out_dtype" in inspect.signature(ops.adaln).parameters
-
-
 def call(inputs: Inputs) -> dict[str, Tensor]:
-    x, y = inputs["x"], inputs["y"]
-    if x.dtype == y.dtype:
-        x_out, out = ops.adaln(**inputs)
-    elif _WRITES_NARROW:
-        x_out, out = ops.adaln(**inputs, out_dtype=y.dtype)
-    else:
-        x_out, out = ops.adaln(**inputs)
-        out = out.to(y.dtype)
+    # Under autocast the stream x and the modulation are float32; the next layer takes `out` as y is.
+    x_out, out = ops.adaln(**inputs, out_dtype=inputs["y"].dtype)
     return {"x_out": x_out, "out": out}
 
 
 def layer_norm(shape: Shape, mode: str) -> Function:
     """As one writes it with torch's fused layer_norm, which has no gate and no modulation."""
-    if "M" in shape.sizes:
-        raise Unavailable("it has no rows by index")
     if shape.options.get("autocast"):
         raise Unavailable("it takes one dtype for all")
 
@@ -65,12 +47,6 @@ def layer_norm(shape: Shape, mode: str) -> Function:
     return function
 
 
-def supports(shape: Shape) -> str | None:
-    if "M" in shape.sizes and "index" not in inspect.signature(ops.adaln).parameters:
-        return "this version of adaln takes no index"
-    return None
-
-
 def cost(shape: Shape, mode: str, itemsize: int) -> tuple[int, int]:
     """Forward: x and y in, x_out and out out, about ten operations an element. Backward: two
     gradients, x_out and y in, dx and dy out, about twenty. Modulation rows are small beside it."""
@@ -81,7 +57,7 @@ def cost(shape: Shape, mode: str, itemsize: int) -> tuple[int, int]:
         return (
             (forward, 10 * n) if mode == "fwd" else (forward + (3 * 4 + 3 * itemsize) * n, 30 * n)
         )
-    rows = (shape.sizes["M"] if "M" in shape.sizes else B * T) * C * 3
+    rows = B * T * C * 3
     if mode == "fwd":
         return (4 * n + rows) * itemsize, 10 * n
     return (10 * n + 3 * rows) * itemsize, 30 * n
@@ -97,7 +73,6 @@ DEFINITION = Definition(
     differentiable=("x", "y", "gate", "shift", "scale"),
     cost=cost,
     others={"layer_norm": layer_norm},
-    supports=supports,
     wide=lambda s: ("x", "gate", "shift", "scale") if s.options.get("autocast") else (),
 )
 

@@ -41,7 +41,6 @@ class Definition:
     cost: Callable[[Shape, str, int], tuple[int, int]]  # (shape, mode, itemsize) -> bytes, flops
     others: Mapping[str, Callable[[Shape, str], Function]] = field(default_factory=dict)
     verify: Callable[[Inputs, dict[str, Tensor], dict[str, Tensor]], str | None] | None = None
-    supports: Callable[[Shape], str | None] = lambda _: None  # why not, or None
     axis: Callable[[Shape], str | None] = lambda _: None  # what the choice is told beside the lead
     wide: Callable[[Shape], Sequence[str]] = lambda _: ()  # inputs that stay float32 in bfloat16
     calls: tuple[str, ...] | None = None  # ops of colaworld that it calls; None: the one it is
@@ -104,10 +103,6 @@ def cases(
         yield Skipped(definition.op, f"this version of colaworld has no op {missing[0]}")
         return
     for shape in shapes:
-        reason = definition.supports(shape)
-        if reason is not None:
-            yield Skipped(f"{definition.op}/{shape.name}", reason)
-            continue
         for dtype in request.dtypes:
             for mode in definition.modes:
                 yield _case(definition, called, shape, dtype, mode, request.device)

@@ -25,7 +25,6 @@ def draw(shape: Shape, g: torch.Generator) -> Inputs:
     qkv = normal(g, B, L, 3, H, D)
     inputs: Inputs = {"q": qkv[:, :, 0], "k": qkv[:, :, 1], "norm": norm}
     inputs |= {"q_weight": None, "k_weight": None, "rope": None}
-    inputs["rotation"] = shape.options["rotation"]
     if norm != "none":
         width = D if norm == "head" else H * D
         inputs["q_weight"] = 1 + 0.1 * normal(g, width)

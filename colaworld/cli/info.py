@@ -31,6 +31,7 @@ EXAMPLES = (
     ("adaln", None, (1, 2, 4, 1152)),
     ("vector_quantize", None, (4, 32)),
     ("code_statistics", None, (4, 32)),
+    ("update_codebook", None, (4, 32)),
 )
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 VARIABLES = (

@@ -15,9 +15,10 @@ from colaworld.ops.attention_backends import Backend as AttentionBackend
 from colaworld.ops.attention_backends import BackendUnavailableError
 from colaworld.ops.attention_backends import missing as attention_backend_missing
 from colaworld.ops.block_causal import block_causal_attention
-from colaworld.ops.code_statistics import code_statistics, update_codebook
+from colaworld.ops.code_statistics import code_statistics
 from colaworld.ops.qk_norm_rope import qk_norm_rope
 from colaworld.ops.st_attention import st_attention
+from colaworld.ops.update_codebook import update_codebook
 from colaworld.ops.vector_quantize import vector_quantize
 
 __all__ = [

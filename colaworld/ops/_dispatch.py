@@ -1,8 +1,9 @@
 """Which implementation of an op runs, and why the others do not.
 
 Plain Python, evaluated once per call in eager mode and once per trace under `torch.compile`. Every
-implementation has one predicate that answers both "can it?" and "why not?"; `choose` is a pure
-function of (device, dtype, shape, strides, axis). Nothing is decided by trying and catching.
+implementation has one predicate that answers both "can it?" and "why not?"; an op may have one more,
+which says by sizes whom it would rather run. Both are pure functions of (device, dtype, shape, strides,
+axis, entries). Nothing is decided by trying and catching.
 Not here: the kernels themselves, and loading the compiled library (`_native.py`).
 """
 
@@ -29,6 +30,7 @@ class Facts:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     axis: str | None = None  # st_attention: "spatial" or "temporal"; None where none is named
+    entries: int | None = None  # K of a codebook; None where none is named
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,14 @@ class Implementation:
     name: str  # one of NAMES
     run: Callable[..., object]
     refuses: Callable[[Facts], str | None]  # a reason, or None when it can run
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Who should run at these sizes, where it can; where it cannot the order stays as it is."""
+
+    name: str  # one of NAMES
+    reason: str  # by what it is expected to be faster
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,8 @@ class NoImplementationError(ValueError):
 
 # op name -> implementations, most preferred first. Filled by `register` at import.
 _REGISTRY: dict[str, tuple[Implementation, ...]] = {}
+# op name -> whom the sizes prefer, for ops of which that depends on sizes.
+_PREFERS: dict[str, Callable[[Facts], Preference | None]] = {}
 
 
 def _checked(name: str, source: str) -> str:
@@ -67,9 +79,19 @@ def _checked(name: str, source: str) -> str:
 _forced: str | None = _checked(os.environ[VARIABLE], VARIABLE) if os.environ.get(VARIABLE) else None
 
 
-def register(op: str, implementations: Sequence[Implementation]) -> None:
-    """Declare the implementations of `op`, most preferred first."""
+def register(
+    op: str,
+    implementations: Sequence[Implementation],
+    *,
+    prefers: Callable[[Facts], Preference | None] | None = None,
+) -> None:
+    """Declare the implementations of `op`, most preferred first.
+
+    `prefers`: the one that comes first at some sizes and why, or None for the order as it is.
+    """
     _REGISTRY[op] = tuple(implementations)
+    if prefers is not None:
+        _PREFERS[op] = prefers
 
 
 def names() -> tuple[str, ...]:
@@ -104,29 +126,48 @@ def choose(
     return None
 
 
-def facts_of(tensor: Tensor, axis: str | None = None) -> Facts:
+def _in_order(op: str, facts: Facts) -> tuple[Sequence[Implementation], Preference | None]:
+    """The implementations with the preferred one first, and that preference."""
+    every = _REGISTRY[op]
+    prefers = _PREFERS.get(op)
+    first = None if prefers is None else prefers(facts)
+    if first is None:
+        return every, None
+    return sorted(every, key=lambda i: i.name != first.name), first
+
+
+def facts_of(tensor: Tensor, axis: str | None = None, entries: int | None = None) -> Facts:
     """What a choice may know of a call led by `tensor`."""
     shape, strides = tuple(tensor.shape), tuple(tensor.stride())
-    return Facts(tensor.device.type, tensor.dtype, shape, strides, axis)
+    return Facts(tensor.device.type, tensor.dtype, shape, strides, axis, entries)
 
 
-def select(op: str, tensor: Tensor, *, axis: str | None = None) -> Callable[..., object]:
+def select(
+    op: str, tensor: Tensor, *, axis: str | None = None, entries: int | None = None
+) -> Callable[..., object]:
     """The function that runs `op` for a call led by `tensor`.
 
     Raises NoImplementationError with each implementation's reason when the forced one refuses.
     """
-    return pick(op, tensor, axis=axis).run
+    return pick(op, tensor, axis=axis, entries=entries).run
 
 
 def pick(
-    op: str, tensor: Tensor, *, axis: str | None = None, fused: bool = False
+    op: str,
+    tensor: Tensor,
+    *,
+    axis: str | None = None,
+    entries: int | None = None,
+    fused: bool = False,
 ) -> Implementation:
     """The implementation that runs `op` for a call led by `tensor`; `fused`: not the reference.
 
     Raises NoImplementationError with each implementation's reason when there is none.
     """
-    facts = facts_of(tensor, axis)
-    candidates = [i for i in _REGISTRY[op] if not (fused and i.name == "reference")]
+    facts = facts_of(tensor, axis, entries)
+    candidates, _ = _in_order(op, facts)
+    if fused:
+        candidates = [i for i in candidates if i.name != "reference"]
     chosen = choose(candidates, facts, _forced)
     if chosen is None:
         raise NoImplementationError(_complaint(op, facts))
@@ -149,12 +190,19 @@ def _complaint(op: str, facts: Facts) -> str:
     return "\n".join(lines)
 
 
-def explain(op: str, tensor: Tensor, *, axis: str | None = None) -> tuple[Verdict, ...]:
-    """For each implementation of `op`: would it run for a call led by `tensor`, and if not, why."""
+def explain(
+    op: str, tensor: Tensor, *, axis: str | None = None, entries: int | None = None
+) -> tuple[Verdict, ...]:
+    """For each implementation of `op`: would it run for a call led by `tensor`, and if not, why.
+
+    `axis`: of st_attention; `entries`: K of the codebook of vector_quantize and code_statistics, whose
+    sizes decide between implementations that all can run.
+    """
     if op not in _REGISTRY:
         raise ValueError(f"op: expected one of {', '.join(_REGISTRY)}, got {op!r}")
-    facts = facts_of(tensor, axis)
-    chosen = choose(_REGISTRY[op], facts, _forced)
+    facts = facts_of(tensor, axis, entries)
+    candidates, preference = _in_order(op, facts)
+    chosen = choose(candidates, facts, _forced)
     verdicts = []
     for implementation in _REGISTRY[op]:
         if implementation is chosen:
@@ -164,10 +212,23 @@ def explain(op: str, tensor: Tensor, *, axis: str | None = None) -> tuple[Verdic
         if reason is None:
             if _forced is not None and implementation.name != _forced:
                 reason = f"{_forced!r} is forced"
+            elif chosen is None:
+                reason = "not chosen"
             else:
-                reason = f"{chosen.name} comes first" if chosen else "not chosen"
+                reason = f"{chosen.name} comes first"
+                if preference is not None and chosen.name == preference.name:
+                    reason += f": {preference.reason}"
         verdicts.append(Verdict(implementation.name, False, reason))
     return tuple(verdicts)
+
+
+def known(condition: bool | torch.SymBool) -> bool:
+    """A condition on sizes; False where a traced size is known only when the graph runs."""
+    if not torch.compiler.is_compiling():
+        return bool(condition)
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return guard_or_false(condition)
 
 
 def always(_: Facts) -> str | None:

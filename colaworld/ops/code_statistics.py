@@ -1,8 +1,8 @@
 """`code_statistics`: per codebook entry, the sum of its rows and how many there are.
 
-The public functions: checks and the choice of an implementation; the update of a codebook from
-running statistics. The meaning is in `reference.py`. Not here: which entry a row belongs to
-(`vector_quantize.py`), summing over processes and re-seeding (the quantizer modules).
+The public function and its checks, and what autograd and the compiler must know of the op. The
+meaning is in `reference.py`. Not here: which entry a row belongs to (`vector_quantize.py`), what
+becomes of the sums (`update_codebook.py`), summing over processes (the quantizer modules).
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def _gradients(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
     return F.embedding(indices, grad[:, : ctx.width]).to(ctx.dtype), None, None, None
 
 
-def _triton_refuses(facts: _dispatch.Facts) -> str | None:
+def triton_refuses(facts: _dispatch.Facts) -> str | None:
+    """Why Triton cannot sum over rows like these; None when it can."""
     reason = _triton.refuses(facts)
     if reason is None and facts.shape[-1] > _CHANNELS:
         reason = f"d is {facts.shape[-1]}, it takes up to {_CHANNELS} channels"
@@ -64,6 +65,30 @@ def _launch(z: Tensor, indices: Tensor, K: int, counts: bool) -> Tensor:
     return kernels.sums(z, indices, K, counts=counts)
 
 
+# What an H200 is expected to take (no measurement), for the choice between two kernels: CUDA reads every
+# index once for each range of entries, of whose sums a block's tables hold so many numbers; Triton sorts.
+_TABLE = 1408
+_LOOK = 2e-6  # microseconds for an index: 8 bytes of L2, and some 20 instructions of a warp for 32
+_SORT, _SORTED = 50.0, 3e-4  # microseconds of its dozen launches, and for a row
+_A_SORT = _dispatch.Preference(
+    "triton", "a sort is expected to be faster than reading all indices for each range of entries"
+)
+
+
+def _prefers(facts: _dispatch.Facts) -> _dispatch.Preference | None:
+    """CUDA, one launch up to 8191 rows, two beyond, until Triton's sort is ahead.
+
+    Predicted: 2 us against 50 at N 4096, K 32, d 32; 50 against 350 at N 1M, K 1024, d 32; 760 against
+    350 at N 1M, K 8192, d 64.
+    """
+    if facts.device != "cuda" or facts.entries is None:
+        return None
+    N, d = facts.shape
+    ranges = facts.entries * (d + 1) / _TABLE
+    slower = _LOOK * N * ranges > _SORT + _SORTED * N
+    return _A_SORT if _dispatch.known(slower) else None
+
+
 _OP = _registry.Op(
     "code_statistics",
     "(Tensor z, Tensor indices, SymInt K, bool counts) -> Tensor",
@@ -78,9 +103,10 @@ _dispatch.register(
     (
         _dispatch.Implementation("cuda", _OP.compiled, _cuda.refuses),
         _dispatch.Implementation("cpu", _OP.compiled, _cpu.refuses),
-        _dispatch.Implementation("triton", _OP.triton, _triton_refuses),
+        _dispatch.Implementation("triton", _OP.triton, triton_refuses),
         _dispatch.Implementation("reference", _reference, _dispatch.always),
     ),
+    prefers=_prefers,
 )
 
 
@@ -118,69 +144,9 @@ def code_statistics(z: Tensor, indices: Tensor, K: int) -> Tensor:
         raise ValueError(f"indices: expected torch.int64, got {indices.dtype}")
     if K < 1:
         raise ValueError(f"K: expected >= 1, got {K}")
-    return _dispatch.select("code_statistics", z)(z, indices, K, True)
+    return _dispatch.select("code_statistics", z, entries=K)(z, indices, K, True)
 
 
 def segmented_sum(z: Tensor, indices: Tensor, K: int) -> Tensor:
     """The sums alone, [K, d], in float32 (float64 for float64), unchecked: for backward passes."""
-    return _dispatch.select("code_statistics", z)(z, indices, K, False)
-
-
-@torch.no_grad()
-def update_codebook(
-    codebook: Tensor,
-    count: Tensor,
-    total: Tensor,
-    packed: Tensor,
-    *,
-    decay: float,
-    eps: float = 1e-5,
-) -> None:
-    """Running means of the latents become the codebook, **in place** (all three tensors).
-
-        count <- decay count + (1 - decay) counts        total <- decay total + (1 - decay) sums
-        codebook = total / smoothed count
-
-    Laplace smoothing moves the counts towards each other by `eps`, keeping their sum, so that an
-    entry without rows does not divide by zero. Everything read is `packed` and the running state:
-    processes that hold equal states and reduced the same `packed` end with equal codebooks.
-
-    Where `code_statistics` runs on Triton, so does this, in one or two launches; elsewhere it is plain
-    PyTorch: it is K x d work beside the N x K x d of the search.
-
-    Args:
-        codebook: [K, d] entries, overwritten.
-        count: [K] running counts, updated.
-        total: [K, d] running sums, updated.
-        packed: [K, d + 1] from `code_statistics`, summed over processes and forward passes.
-        decay: part of the running statistics that stays, in [0, 1].
-        eps: added to each count.
-
-    Raises:
-        ValueError: an argument of a wrong shape, device or value.
-
-    Source: van den Oord et al. 2017, appendix A.1; smoothing as in their published code.
-    """
-    if codebook.ndim != 2:
-        raise ValueError(f"codebook: expected [K, d], got {list(codebook.shape)}")
-    K, d = codebook.shape
-    check_beside("count", count, (K,), "codebook", codebook)
-    check_beside("total", total, (K, d), "codebook", codebook)
-    check_beside("packed", packed, (K, d + 1), "codebook", codebook)
-    if not 0 <= decay <= 1:
-        raise ValueError(f"decay: expected in [0, 1], got {decay}")
-    if not eps > 0:
-        raise ValueError(f"eps: expected > 0, got {eps}")
-    tables = (codebook, count, total)
-    plain = torch.compiler.is_compiling() or _triton_refuses(_dispatch.facts_of(packed)) is not None
-    same = all(t.dtype == packed.dtype and t.is_contiguous() for t in tables)
-    if not plain and same and _dispatch.pick("code_statistics", packed).name == "triton":
-        from colaworld.kernels import vector_quantize as kernels
-
-        kernels.update(codebook, count, total, packed, decay=decay, eps=eps)
-        return
-    count.lerp_(packed[:, d].to(count.dtype), 1 - decay)
-    total.lerp_(packed[:, :d].to(total.dtype), 1 - decay)
-    mass = count.sum()
-    smooth = (count + eps) / (mass + K * eps) * mass
-    codebook.copy_(total / smooth[:, None])
+    return _dispatch.select("code_statistics", z, entries=K)(z, indices, K, False)

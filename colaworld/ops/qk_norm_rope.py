@@ -73,20 +73,20 @@ def _gradients(run, ctx, grad_q: Tensor, grad_k: Tensor):
 
 
 def _launch(
-    q, k, q_weight, k_weight, cos, sin, position, sections, eps, across, half
+    q, k, q_weight, k_weight, cos, sin, position, sections, eps, across
 ) -> tuple[Tensor, Tensor]:
     from colaworld.kernels import qk_norm_rope as kernels
 
-    options = {"eps": eps, "across": across, "half": half}
+    options = {"eps": eps, "across": across}
     return kernels.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, position, sections, **options)
 
 
 def _launch_backward(
-    grad_q, grad_k, q, k, q_weight, k_weight, cos, sin, position, sections, eps, across, half
+    grad_q, grad_k, q, k, q_weight, k_weight, cos, sin, position, sections, eps, across
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from colaworld.kernels import qk_norm_rope as kernels
 
-    options = {"eps": eps, "across": across, "half": half}
+    options = {"eps": eps, "across": across}
     dq, dk, *dweights = kernels.qk_norm_rope_backward(
         grad_q, grad_k, q, k, q_weight, k_weight, cos, sin, position, sections, **options
     )
@@ -99,7 +99,7 @@ def _launch_backward(
 
 _NORM_AND_ROTATION = (
     "Tensor? q_weight, Tensor? k_weight, Tensor? cos, Tensor? sin, Tensor? position, "
-    "int[] sections, float eps, bool across, bool half"
+    "int[] sections, float eps, bool across"
 )
 _BACKWARD = _registry.Op(
     "qk_norm_rope_backward",
@@ -121,20 +121,20 @@ _OP = _registry.Op(
 
 
 def _run_cpu(
-    q, k, q_weight, k_weight, cos, sin, position, sections, *, eps, across, half
+    q, k, q_weight, k_weight, cos, sin, position, sections, *, eps, across
 ) -> tuple[Tensor, Tensor]:
     wide = reference.compute_dtype(q.dtype)
     tables = _cpu.converted(wide, q_weight, k_weight, cos, sin)
-    return _OP.compiled(q, k, *tables, position, sections, eps, across, half)
+    return _OP.compiled(q, k, *tables, position, sections, eps, across)
 
 
 def _run_triton(
-    q, k, q_weight, k_weight, cos, sin, position, sections, *, eps, across, half
+    q, k, q_weight, k_weight, cos, sin, position, sections, *, eps, across
 ) -> tuple[Tensor, Tensor]:
     if position is not None and cos is not None:
         reference._check_rows("position", position, "P", cos)
     tables = (q_weight, k_weight, cos, sin, position)
-    return _OP.triton(q, k, *tables, list(sections), eps, across, half)
+    return _OP.triton(q, k, *tables, list(sections), eps, across)
 
 
 _dispatch.register(
@@ -156,7 +156,6 @@ def qk_norm_rope(
     eps: float = 1e-6,
     norm: Literal["head", "across", "none"] = "head",
     rope: tuple[Tensor, Tensor] | None = None,
-    rotation: Literal["interleaved", "half"] = "interleaved",
     position: Tensor | None = None,
     sections: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -177,12 +176,11 @@ def qk_norm_rope(
         eps: added to the mean square inside the norm.
         norm: the mean square runs over the channels of a "head" (STDiT3), "across" all heads (Wan),
             or there is no norm ("none").
-        rope: (cos, sin), each [P, D/2], applied after the norm; None for no rotation. The tables
-            receive no gradient.
-        rotation: which channels are a pair: "interleaved" (0, 1), (2, 3), ... or "half" (i, i + D/2).
+        rope: (cos, sin), each [P, D/2], applied after the norm to the pairs (0, 1), (2, 3), ...;
+            None for no rotation. The tables receive no gradient.
         position: [L, A] int64 rows of the tables, one for each axis; None: row l for token l, P = L.
-        sections: how many of the D/2 pairs follow each axis, in their order; they sum to D/2. Needed
-            for A > 1 (Wan 2.1 has D = 128 and (22, 21, 21): frame, height, width).
+        sections: with a position, how many of the D/2 pairs follow each axis, in their order; they
+            sum to D/2 (Wan 2.1 has D = 128 and (22, 21, 21): frame, height, width).
 
     Returns:
         (q, k) [B, L, H, D], contiguous, in the dtype of q; computed in float32 (float64 for float64).
@@ -208,8 +206,6 @@ def qk_norm_rope(
         raise ValueError(f"k: expected {q.dtype} as q is, got {k.dtype}")
     if norm not in ("head", "across", "none"):
         raise ValueError(f"norm: expected 'head', 'across' or 'none', got {norm!r}")
-    if rotation not in ("interleaved", "half"):
-        raise ValueError(f"rotation: expected 'interleaved' or 'half', got {rotation!r}")
     _, L, H, D = q.shape
     for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
         if (weight is None) != (norm == "none"):
@@ -241,14 +237,13 @@ def qk_norm_rope(
         sections or (),
         eps=eps,
         across=norm == "across",
-        half=rotation == "half",
     )
 
 
 def _checked_sections(
     position: Tensor | None, sections: Sequence[int] | None, q: Tensor
 ) -> tuple[int, ...]:
-    """Pairs of each axis of `position`; all of them for a single axis."""
+    """Pairs of each axis of `position`."""
     if position is None:
         if sections is not None:
             raise ValueError("sections: given without a position whose axes they follow")
@@ -259,8 +254,6 @@ def _checked_sections(
             f"position: expected [L, A] int64, got {list(position.shape)} {position.dtype}"
         )
     axes = position.shape[1]
-    if sections is None and axes == 1:
-        sections = (pairs,)
     if sections is None:
         raise ValueError(f"sections: expected {axes} counts for the {axes} axes of position")
     check_beside("position", position, (L, len(sections)), "q", q)

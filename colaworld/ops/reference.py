@@ -121,12 +121,6 @@ def _check_rows(name: str, rows: Tensor, count: str, table: Tensor) -> None:
         raise ValueError(f"{message}, got {int(worst)}")
 
 
-def frame_rows(table: Tensor, index: Tensor) -> Tensor:
-    """Rows [B, T, C] of a table [M, C]; `index` [B, T] int64."""
-    _check_rows("index", index, "M", table)
-    return F.embedding(index, table)
-
-
 def code_statistics(
     z: Tensor,  # [N, d]
     indices: Tensor,  # [N] int64 in [0, K)
@@ -142,51 +136,58 @@ def code_statistics(
     return torch.cat([total, count[:, None].to(total.dtype)], dim=1)
 
 
+def update_codebook(
+    codebook: Tensor,  # [K, d], overwritten
+    count: Tensor,  # [K], updated
+    total: Tensor,  # [K, d], updated
+    packed: Tensor,  # [K, d + 1] sums and counts
+    decay: float,
+    eps: float,
+) -> None:
+    """Running means of the sums and counts; each entry becomes its mean, counts smoothed by `eps`."""
+    K, d = codebook.shape
+    count.lerp_(packed[:, d].to(count.dtype), 1 - decay)
+    total.lerp_(packed[:, :d].to(total.dtype), 1 - decay)
+    mass = count.sum()
+    smooth = (count + eps) / (mass + K * eps) * mass
+    codebook.copy_(total / smooth[:, None])
+
+
+def gated_residual(
+    x: Tensor,  # [B, T, S, C]
+    y: Tensor,  # [B, T, S, C]
+    gate: Tensor | None,  # [B, T, C]
+) -> Tensor:
+    """x + gate y in the dtype of x, computed in float32; without a gate x + y."""
+    wide = compute_dtype(x.dtype)
+    branch = y.to(wide)
+    if gate is not None:
+        branch = branch * gate.to(wide).unsqueeze(2)
+    return (x.to(wide) + branch).to(x.dtype)
+
+
 def adaln(
     x: Tensor,  # [B, T, S, C]
     y: Tensor | None,  # [B, T, S, C]
-    gate: Tensor | None,  # [B, T, C], or [M, C] with an index
-    shift: Tensor,  # [B, T, C], or [M, C] with an index
-    scale: Tensor,  # [B, T, C], or [M, C] with an index
-    index: Tensor | None = None,  # [B, T] int64, rows of the tables
+    gate: Tensor | None,  # [B, T, C]
+    shift: Tensor,  # [B, T, C]
+    scale: Tensor,  # [B, T, C]
     *,
     eps: float,
-    rms: bool,
+    out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Gate, residual, norm without parameters, modulation per frame: (x_out, out).
 
     Everything is computed in float32; the norm reads x_out as rounded to the dtype of x, so that
-    it sees what the next block sees.
+    it sees what the next block sees. `out` alone is rounded to `out_dtype`.
     """
     wide = compute_dtype(x.dtype)
-    if index is not None:
-        gate = None if gate is None else frame_rows(gate.to(wide), index)
-        shift, scale = frame_rows(shift.to(wide), index), frame_rows(scale.to(wide), index)
-    x_out = x
-    if y is not None:
-        branch = y.to(wide)
-        if gate is not None:
-            branch = branch * gate.to(wide).unsqueeze(2)
-        x_out = (x.to(wide) + branch).to(x.dtype)
+    x_out = x if y is None else gated_residual(x, y, gate)
     normed = x_out.to(wide)
-    if not rms:
-        normed = normed - normed.mean(-1, keepdim=True)
+    normed = normed - normed.mean(-1, keepdim=True)
     normed = normed * torch.rsqrt(normed.square().mean(-1, keepdim=True) + eps)
     out = normed * (1 + scale.to(wide).unsqueeze(2)) + shift.to(wide).unsqueeze(2)
-    return x_out, out.to(x.dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, half: bool) -> Tensor:
-    """Rotary embedding on the pairs (2i, 2i + 1), or (i, i + D/2) when `half`.
-
-    `x` [..., D]; `cos`, `sin` broadcast against [..., D/2]. Computed in float32, cast back.
-    """
-    if not half:
-        return rotate_pairs(x, cos, sin)
-    wide = x.to(compute_dtype(x.dtype))
-    low, high = wide.chunk(2, dim=-1)
-    cos, sin = cos.to(wide.dtype), sin.to(wide.dtype)
-    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
+    return x_out, out.to(out_dtype)
 
 
 def table_rows(table: Tensor, position: Tensor, sections: Sequence[int]) -> Tensor:
@@ -212,7 +213,6 @@ def qk_norm_rope(
     *,
     eps: float,
     across: bool,
-    half: bool,
 ) -> tuple[Tensor, Tensor]:
     """RMSNorm of queries and keys, per head or across heads, then rotary embedding."""
     if q_weight is not None and k_weight is not None:
@@ -225,5 +225,5 @@ def qk_norm_rope(
         if position is not None:
             cos, sin = (table_rows(table, position, sections) for table in (cos, sin))
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # heads share the row of their token
-        q, k = rotate(q, cos, sin, half=half), rotate(k, cos, sin, half=half)
+        q, k = rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)
     return q.contiguous(), k.contiguous()

@@ -119,7 +119,7 @@ def _prologue_and_attention(
         q_weight = k_weight = None
     if q_weight is not None or cos is not None:
         prologue = _dispatch.select("qk_norm_rope", q)
-        options = {"eps": eps, "across": False, "half": False}
+        options = {"eps": eps, "across": False}
         q, k = prologue(q, k, q_weight, k_weight, cos, sin, None, (), **options)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out = reference.sdpa(q, k, v, causal=causal, scale=scale).transpose(1, 2)

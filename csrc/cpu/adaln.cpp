@@ -38,13 +38,12 @@ ScalarType sum_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// run(kernel) with the kernel of the two dtypes; the checks have seen to it that there is one.
+// run(kernel) with the kernel of the two dtypes; check_out has seen to it that there is one.
 template <typename Run>
-void with_kernel(ScalarType x, ScalarType y, const Run& run) {
+void with_kernel(ScalarType x, ScalarType out, const Run& run) {
   if (x == ScalarType::Double) return run(kernels().f64_f64);
-  const bool narrow_y = y == ScalarType::BFloat16;
-  if (x == ScalarType::Float) return narrow_y ? run(kernels().f32_bf16) : run(kernels().f32_f32);
-  return narrow_y ? run(kernels().bf16_bf16) : run(kernels().bf16_f32);
+  if (x == ScalarType::BFloat16) return run(kernels().bf16_bf16);
+  return out == ScalarType::BFloat16 ? run(kernels().f32_bf16) : run(kernels().f32_f32);
 }
 
 // --- checks --------------------------------------------------------------------------------------
@@ -63,76 +62,50 @@ void check_x(const char* op, const Tensor& x) {
          x.scalar_type());
 }
 
-void check_y(const char* op, const Tensor& y, const Tensor& x) {
-  check_clip(op, "y", y, x);
-  const bool one_width =
-      x.scalar_type() != ScalarType::Double &&
-      (y.scalar_type() == ScalarType::Float || y.scalar_type() == ScalarType::BFloat16);
-  expect(y.scalar_type() == x.scalar_type() || one_width, op, ": y: expected ", x.scalar_type(),
-         x.scalar_type() == ScalarType::Double ? "" : " or the other of float32 and bfloat16",
-         " beside an x of ", x.scalar_type(), ", got ", y.scalar_type());
+// The dtype of out, or of its gradient: that of x, or bfloat16 beside a float32 x.
+void check_out(const char* op, const char* name, ScalarType out, const Tensor& x) {
+  const bool narrower = x.scalar_type() == ScalarType::Float && out == ScalarType::BFloat16;
+  expect(out == x.scalar_type() || narrower, op, ": ", name, ": expected ", x.scalar_type(),
+         x.scalar_type() == ScalarType::Float ? " or BFloat16" : "", " beside an x of ",
+         x.scalar_type(), ", got ", out);
 }
 
-// M of the tables: rows of the first one when they are indexed, frames otherwise.
-void check_table(const char* op,
-                 const char* name,
-                 const Tensor& table,
-                 const Tensor& x,
-                 const MaybeTensor& index,
-                 int64_t M) {
-  if (index.has_value()) {
-    expect(table.dim() == 2 && table.size(0) == M && table.size(1) == x.size(3), op, ": ", name,
-           ": expected [", M, ", ", x.size(3), "] as an index is given, got ", shape_of(table));
-  } else {
-    expect(table.dim() == 3 && table.size(0) == x.size(0) && table.size(1) == x.size(1) &&
-               table.size(2) == x.size(3),
-           op, ": ", name, ": expected [", x.size(0), ", ", x.size(1), ", ", x.size(3), "], got ",
-           shape_of(table));
-  }
+void check_y(const char* op, const Tensor& y, const Tensor& x, ScalarType out) {
+  check_clip(op, "y", y, x);
+  expect(y.scalar_type() == out, op, ": y: expected ", out, " as out is, got ", y.scalar_type());
+}
+
+void check_table(const char* op, const char* name, const Tensor& table, const Tensor& x) {
+  expect(table.dim() == 3 && table.size(0) == x.size(0) && table.size(1) == x.size(1) &&
+             table.size(2) == x.size(3),
+         op, ": ", name, ": expected [", x.size(0), ", ", x.size(1), ", ", x.size(3), "], got ",
+         shape_of(table));
   expect(is_number(table.scalar_type()), op, ": ", name,
          ": expected float32, float64 or bfloat16, got ", table.scalar_type());
   expect(table.is_cpu(), op, ": ", name, ": expected on the CPU as x is");
 }
 
-// The index as neighbouring numbers, each a row of the tables.
-MaybeTensor checked_index(const char* op, const MaybeTensor& index, const Tensor& x, int64_t M) {
-  if (!index.has_value()) return index;
-  expect(index->dim() == 2 && index->size(0) == x.size(0) && index->size(1) == x.size(1), op,
-         ": index: expected [", x.size(0), ", ", x.size(1), "], got ", shape_of(*index));
-  expect(index->scalar_type() == ScalarType::Long, op, ": index: expected int64, got ",
-         index->scalar_type());
-  expect(index->is_cpu(), op, ": index: expected on the CPU as x is");
-  const Tensor rows = torch::stable::contiguous(*index);
-  const int64_t* row = static_cast<const int64_t*>(rows.const_data_ptr());
-  for (int64_t i = 0; i < rows.numel(); ++i) {
-    expect(row[i] >= 0 && row[i] < M, op,
-           ": index: expected rows 0 .. M - 1 of tables with M = ", M, " rows, got ", row[i]);
-  }
-  return rows;
-}
-
 // --- forward -------------------------------------------------------------------------------------
 
-template <typename In, typename Y>
-void run_forward(const AdalnKernel<In, Y>& kernel,
+template <typename In, typename Out>
+void run_forward(const AdalnKernel<In, Out>& kernel,
                  const Tensor& x,  // [B, T, S, C]
                  const MaybeTensor& y,  // [B, T, S, C]
                  const std::optional<Table>& gate,
                  const Table& shift,
                  const Table& scale,
                  double eps,
-                 bool rms,
                  const Tensor& x_out,  // [B, T, S, C]; not written without a y
-                 const Tensor& out,  // [B, T, S, C]
+                 const Tensor& out,  // [B, T, S, C] Out
                  const Tensor& mean,  // [B, T, S]
                  const Tensor& rstd) {  // [B, T, S]
   using Acc = typename accumulate<In>::type;
   const Tasks tasks(x);
   const int64_t C = tasks.C;
   const Clip<In> from_x(x, tasks);
-  const Clip<Y> from_y(y.has_value() ? *y : x, tasks);
+  const Clip<Out> from_y(y.has_value() ? *y : x, tasks);
   In* to_x = static_cast<In*>(x_out.mutable_data_ptr());
-  In* to_out = static_cast<In*>(out.mutable_data_ptr());
+  Out* to_out = static_cast<Out*>(out.mutable_data_ptr());
   Acc* to_mean = static_cast<Acc*>(mean.mutable_data_ptr());
   Acc* to_rstd = static_cast<Acc*>(rstd.mutable_data_ptr());
   torch::stable::parallel_for(0, tasks.count(), tasks.grain(), [&](int64_t first, int64_t last) {
@@ -141,7 +114,7 @@ void run_forward(const AdalnKernel<In, Y>& kernel,
       const int64_t frame = task / tasks.blocks;
       const int64_t row = frame * tasks.S + tasks.first_row(task);
       modulation.read(frame, gate, scale, &shift);
-      AdalnForwardRows<In, Y> a;
+      AdalnForwardRows<In, Out> a;
       a.rows = tasks.rows(task);
       a.C = C;
       a.x = from_x.rows(task);
@@ -152,7 +125,6 @@ void run_forward(const AdalnKernel<In, Y>& kernel,
       a.factor = modulation.factor();
       a.shift = modulation.shift();
       a.eps = static_cast<Acc>(eps);
-      a.rms = rms;
       a.x_out = y.has_value() ? to_x + row * C : nullptr;
       a.out = to_out + row * C;
       a.mean = to_mean + row;
@@ -164,32 +136,30 @@ void run_forward(const AdalnKernel<In, Y>& kernel,
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> adaln(
     const Tensor& x,  // [B, T, S, C] float32, float64 or bfloat16, any strides
-    const MaybeTensor& y,  // [B, T, S, C] any strides
-    const MaybeTensor& gate,  // [B, T, C], or [M, C] with an index; any strides
+    const MaybeTensor& y,  // [B, T, S, C] of out_dtype, any strides
+    const MaybeTensor& gate,  // [B, T, C], any strides
     const Tensor& shift,  // as gate
     const Tensor& scale,  // as gate
-    const MaybeTensor& index,  // [B, T] int64
     double eps,
-    bool rms) {
+    ScalarType out_dtype) {  // that of x, or bfloat16 beside a float32 x
   check_x("adaln", x);
-  if (y.has_value()) check_y("adaln", *y, x);
-  const int64_t M = scale.dim() > 0 ? scale.size(0) : 0;
-  check_table("adaln", "scale", scale, x, index, M);
-  check_table("adaln", "shift", shift, x, index, M);
-  if (gate.has_value()) check_table("adaln", "gate", *gate, x, index, M);
+  check_out("adaln", "out_dtype", out_dtype, x);
+  if (y.has_value()) check_y("adaln", *y, x, out_dtype);
+  check_table("adaln", "scale", scale, x);
+  check_table("adaln", "shift", shift, x);
+  if (gate.has_value()) check_table("adaln", "gate", *gate, x);
   expect(y.has_value() || !gate.has_value(), "adaln: gate: given without a branch y to multiply");
-  const MaybeTensor rows = checked_index("adaln", index, x, M);
 
   Tensor x_out =
       y.has_value() ? torch::stable::new_empty(x, x.sizes()) : torch::stable::new_empty(x, {0});
-  Tensor out = torch::stable::new_empty(x, x.sizes());
+  Tensor out = torch::stable::new_empty(x, x.sizes(), out_dtype);
   Tensor mean = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2)}, sum_type(x));
   Tensor rstd = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2)}, sum_type(x));
   if (x.numel() > 0) {
-    const std::optional<Table> gates = table_of(gate, rows, x);
-    const Table shifts(shift, rows, x), scales(scale, rows, x);
-    with_kernel(x.scalar_type(), (y.has_value() ? *y : x).scalar_type(), [&](const auto& kernel) {
-      run_forward(kernel, x, y, gates, shifts, scales, eps, rms, x_out, out, mean, rstd);
+    const std::optional<Table> gates = table_of(gate);
+    const Table shifts(shift), scales(scale);
+    with_kernel(x.scalar_type(), out_dtype, [&](const auto& kernel) {
+      run_forward(kernel, x, y, gates, shifts, scales, eps, x_out, out, mean, rstd);
     });
   }
   return {x_out, out, mean, rstd};
@@ -197,34 +167,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> adaln(
 
 // --- backward ------------------------------------------------------------------------------------
 
-template <typename In, typename Y>
-void run_backward(const AdalnKernel<In, Y>& kernel,
+template <typename In, typename Out>
+void run_backward(const AdalnKernel<In, Out>& kernel,
                   const Tensor& grad_x_out,  // [B, T, S, C]
                   const Tensor& grad_out,  // [B, T, S, C]
                   const Tensor& x,  // [B, T, S, C]
                   const MaybeTensor& y,  // [B, T, S, C]
                   const std::optional<Table>& gate,
                   const Table& scale,
-                  const MaybeTensor& index,  // [B, T]
                   const Tensor& mean,  // [B, T, S]
                   const Tensor& rstd,  // [B, T, S]
-                  bool rms,
                   const Tensor& dx,  // [B, T, S, C]
                   const Tensor& dy,  // [B, T, S, C]; these two are not written without a y
-                  const Tensor& dgate,  // [B, T, C], or [M, C] with an index
-                  const Tensor& dshift,  // [B, T, C], or [M, C] with an index
-                  const Tensor& dscale) {  // [B, T, C], or [M, C] with an index
+                  const Tensor& dgate,  // [B, T, C]
+                  const Tensor& dshift,  // [B, T, C]
+                  const Tensor& dscale) {  // [B, T, C]
   using Acc = typename accumulate<In>::type;
   const Tasks tasks(x);
   const int64_t C = tasks.C;
-  const Clip<In> from_grad_x_out(grad_x_out, tasks), from_grad_out(grad_out, tasks);
-  const Clip<In> from_x(x, tasks);
-  const Clip<Y> from_y(y.has_value() ? *y : x, tasks);
+  const Clip<In> from_grad_x_out(grad_x_out, tasks), from_x(x, tasks);
+  const Clip<Out> from_grad_out(grad_out, tasks);
+  const Clip<Out> from_y(y.has_value() ? *y : x, tasks);
   const Acc* from_mean = static_cast<const Acc*>(mean.const_data_ptr());
   const Acc* from_rstd = static_cast<const Acc*>(rstd.const_data_ptr());
   In* to_dx = static_cast<In*>(dx.mutable_data_ptr());
-  Y* to_dy = static_cast<Y*>(dy.mutable_data_ptr());
-  const TableSums<Acc> sums(tasks, index);
+  Out* to_dy = static_cast<Out*>(dy.mutable_data_ptr());
+  const TableSums<Acc> sums(tasks);
   torch::stable::parallel_for(0, tasks.count(), tasks.grain(), [&](int64_t first, int64_t last) {
     FrameRows<Acc> modulation(C);
     for (int64_t task = first; task < last; ++task) {
@@ -232,7 +200,7 @@ void run_backward(const AdalnKernel<In, Y>& kernel,
       const int64_t row = frame * tasks.S + tasks.first_row(task);
       modulation.read(frame, gate, scale, nullptr);
       sums.clear(task);
-      AdalnBackwardRows<In, Y> a;
+      AdalnBackwardRows<In, Out> a;
       a.rows = tasks.rows(task);
       a.C = C;
       a.grad_x_out = from_grad_x_out.rows(task);
@@ -247,7 +215,6 @@ void run_backward(const AdalnKernel<In, Y>& kernel,
       a.factor = modulation.factor();
       a.mean = from_mean + row;
       a.rstd = from_rstd + row;
-      a.rms = rms;
       a.dx = to_dx + row * C;
       a.dy = y.has_value() ? to_dy + row * C : nullptr;
       a.sum_gate = sums.row(0, task);
@@ -263,35 +230,31 @@ void run_backward(const AdalnKernel<In, Y>& kernel,
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaln_backward(
     const Tensor& grad_x_out,  // [B, T, S, C] in the dtype of x; any strides
-    const Tensor& grad_out,  // [B, T, S, C] in the dtype of x; any strides
+    const Tensor& grad_out,  // [B, T, S, C] in the dtype of out; any strides
     const Tensor& x,  // [B, T, S, C] what the norm read: x_out, or x where there was no y
     const MaybeTensor& y,  // [B, T, S, C], only together with a gate
-    const MaybeTensor& gate,  // [B, T, C], or [M, C] with an index
+    const MaybeTensor& gate,  // [B, T, C]
     const Tensor& scale,  // as gate
-    const MaybeTensor& index,  // [B, T] int64
     const Tensor& mean,  // [B, T, S] as the forward returned it
-    const Tensor& rstd,  // [B, T, S] as the forward returned it
-    bool rms) {
+    const Tensor& rstd) {  // [B, T, S] as the forward returned it
   const char* op = "adaln_backward";
   check_x(op, x);
-  for (const auto& [name, grad] :
-       {std::make_pair("grad_x_out", &grad_x_out), std::make_pair("grad_out", &grad_out)}) {
-    check_clip(op, name, *grad, x);
-    expect(grad->scalar_type() == x.scalar_type(), op, ": ", name, ": expected ", x.scalar_type(),
-           " as x is, got ", grad->scalar_type());
-  }
+  check_clip(op, "grad_x_out", grad_x_out, x);
+  expect(grad_x_out.scalar_type() == x.scalar_type(), op, ": grad_x_out: expected ",
+         x.scalar_type(), " as x is, got ", grad_x_out.scalar_type());
+  const ScalarType out_dtype = grad_out.scalar_type();
+  check_clip(op, "grad_out", grad_out, x);
+  check_out(op, "grad_out", out_dtype, x);
   expect(y.has_value() == gate.has_value(), op, ": y and gate: expected both or neither");
-  if (y.has_value()) check_y(op, *y, x);
-  const int64_t M = scale.dim() > 0 ? scale.size(0) : 0;
-  check_table(op, "scale", scale, x, index, M);
-  if (gate.has_value()) check_table(op, "gate", *gate, x, index, M);
+  if (y.has_value()) check_y(op, *y, x, out_dtype);
+  check_table(op, "scale", scale, x);
+  if (gate.has_value()) check_table(op, "gate", *gate, x);
   for (const auto& [name, per_row] :
        {std::make_pair("mean", &mean), std::make_pair("rstd", &rstd)}) {
     expect(per_row->is_cpu() && per_row->is_contiguous() && per_row->scalar_type() == sum_type(x) &&
                per_row->dim() == 3 && per_row->numel() * x.size(3) == x.numel(),
            op, ": ", name, ": expected what the forward returned, got ", shape_of(*per_row));
   }
-  const MaybeTensor rows = checked_index(op, index, x, M);
 
   Tensor dx = torch::stable::new_empty(x, x.sizes());
   Tensor dshift = torch::stable::new_empty(x, scale.sizes(), sum_type(x));
@@ -306,11 +269,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adaln_backward(
     torch::stable::zero_(dscale);
     return {dx, dy, dgate, dshift, dscale};
   }
-  const std::optional<Table> gates = table_of(gate, rows, x);
-  const Table scales(scale, rows, x);
-  with_kernel(x.scalar_type(), (y.has_value() ? *y : x).scalar_type(), [&](const auto& kernel) {
-    run_backward(kernel, grad_x_out, grad_out, x, y, gates, scales, rows, mean, rstd, rms, dx, dy,
-                 dgate, dshift, dscale);
+  const std::optional<Table> gates = table_of(gate);
+  const Table scales(scale);
+  with_kernel(x.scalar_type(), out_dtype, [&](const auto& kernel) {
+    run_backward(kernel, grad_x_out, grad_out, x, y, gates, scales, mean, rstd, dx, dy, dgate,
+                 dshift, dscale);
   });
   return {dx, dy, dgate, dshift, dscale};
 }

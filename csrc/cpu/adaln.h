@@ -10,62 +10,60 @@
 namespace colaworld {
 
 // Neighbouring rows of one frame. Strides count elements; the C columns of a row are neighbours.
-template <typename In, typename Y>
+// In is the dtype of the stream x; Out that of what meets a matrix product: the branch y and out.
+template <typename In, typename Out>
 struct AdalnForwardRows {
   using Acc = typename accumulate<In>::type;
   int64_t rows, C;
   const In* x;  // [rows, C]
   int64_t x_stride;
-  const Y* y;  // [rows, C], or null: then x_out is not written and the norm reads x
+  const Out* y;  // [rows, C], or null: then x_out is not written and the norm reads x
   int64_t y_stride;
   const Acc* gate;  // [C]
   const Acc* factor;  // [C] 1 + scale
   const Acc* shift;  // [C]
   Acc eps;
-  bool rms;
   In* x_out;  // [rows, C] contiguous
-  In* out;  // [rows, C] contiguous
-  Acc* mean;  // [rows], 0 for rms
+  Out* out;  // [rows, C] contiguous
+  Acc* mean;  // [rows]
   Acc* rstd;  // [rows]
 };
 
-template <typename In, typename Y>
+template <typename In, typename Out>
 struct AdalnBackwardRows {
   using Acc = typename accumulate<In>::type;
   int64_t rows, C;
   const In* grad_x_out;  // [rows, C]
   int64_t grad_x_out_stride;
-  const In* grad_out;  // [rows, C]
+  const Out* grad_out;  // [rows, C]
   int64_t grad_out_stride;
   const In* x;  // [rows, C] what the norm read
   int64_t x_stride;
-  const Y* y;  // [rows, C], or null: then dy is not written and sum_gate not touched
+  const Out* y;  // [rows, C], or null: then dy is not written and sum_gate not touched
   int64_t y_stride;
   const Acc* gate;  // [C]
   const Acc* factor;  // [C] 1 + scale
   const Acc* mean;  // [rows]
   const Acc* rstd;  // [rows]
-  bool rms;
   In* dx;  // [rows, C] contiguous
-  Y* dy;  // [rows, C] contiguous
+  Out* dy;  // [rows, C] contiguous
   Acc* sum_gate;  // [C] each of the three is added to
   Acc* sum_shift;  // [C]
   Acc* sum_scale;  // [C]
 };
 
-template <typename In, typename Y>
+template <typename In, typename Out>
 struct AdalnKernel {
-  void (*forward)(const AdalnForwardRows<In, Y>&);
-  void (*backward)(const AdalnBackwardRows<In, Y>&);
+  void (*forward)(const AdalnForwardRows<In, Out>&);
+  void (*backward)(const AdalnBackwardRows<In, Out>&);
 };
 
-// Named after the dtypes of x and of y: a y of another dtype than x comes from autocast.
+// Named after In and Out, which differ under autocast: the stream stays in float32.
 struct AdalnKernels {
   AdalnKernel<float, float> f32_f32;
   AdalnKernel<float, bfloat16> f32_bf16;
   AdalnKernel<double, double> f64_f64;
   AdalnKernel<bfloat16, bfloat16> bf16_bf16;
-  AdalnKernel<bfloat16, float> bf16_f32;
 };
 
 // One per translation unit.

@@ -66,27 +66,19 @@ class Clip {
   const Tasks& tasks_;
 };
 
-inline const int64_t* rows_of(const MaybeTensor& index) {
-  return index.has_value() ? static_cast<const int64_t*>(index->const_data_ptr()) : nullptr;
-}
-
-// The row of a table that each frame uses: [B, T, C] by place, or [M, C] through an index. Read in
-// place with any strides and any of the three dtypes, one row at a time.
+// Gate, shift or scale, a row [C] for each frame. Read in place with any strides and any of the
+// three dtypes, one row at a time.
 class Table {
  public:
-  Table(const Tensor& tensor, const MaybeTensor& index, const Tensor& x)
-      : data_(tensor.const_data_ptr()),
-        type_(tensor.scalar_type()),
-        index_(rows_of(index)),
-        T_(x.size(1)) {
-    for (int64_t i = 0; i < tensor.dim(); ++i) stride_[i] = tensor.stride(i);
+  explicit Table(const Tensor& tensor)  // [B, T, C]
+      : data_(tensor.const_data_ptr()), type_(tensor.scalar_type()), T_(tensor.size(1)) {
+    for (int64_t i = 0; i < 3; ++i) stride_[i] = tensor.stride(i);
   }
   // to[c] = plus + row[c]
   template <typename Acc>
   void read(int64_t frame, int64_t C, Acc plus, Acc* to) const {
-    const int64_t start = index_ != nullptr ? index_[frame] * stride_[0]
-                                            : frame / T_ * stride_[0] + frame % T_ * stride_[1];
-    const int64_t step = stride_[index_ != nullptr ? 1 : 2];
+    const int64_t start = frame / T_ * stride_[0] + frame % T_ * stride_[1];
+    const int64_t step = stride_[2];
     switch (type_) {
       case ScalarType::Float:
         return copy(static_cast<const float*>(data_) + start, step, C, plus, to);
@@ -113,16 +105,13 @@ class Table {
 
   const void* data_;
   ScalarType type_;
-  const int64_t* index_;
   int64_t T_;
   int64_t stride_[3];
 };
 
-inline std::optional<Table> table_of(const MaybeTensor& tensor,
-                                     const MaybeTensor& index,
-                                     const Tensor& x) {
+inline std::optional<Table> table_of(const MaybeTensor& tensor) {
   if (!tensor.has_value()) return std::nullopt;
-  return Table(*tensor, index, x);
+  return Table(*tensor);
 }
 
 // The modulation of one frame in the width of sums: gate, 1 + scale, shift. One per thread.
@@ -157,8 +146,7 @@ class FrameRows {
 template <typename Acc>
 class TableSums {
  public:
-  TableSums(const Tasks& tasks, const MaybeTensor& index)
-      : tasks_(tasks), index_(rows_of(index)), memory_(3 * tasks.count() * tasks.C) {}
+  explicit TableSums(const Tasks& tasks) : tasks_(tasks), memory_(3 * tasks.count() * tasks.C) {}
   // [C] of one table and task.
   Acc* row(int64_t table, int64_t task) const {
     return memory_.get() + (table * tasks_.count() + task) * tasks_.C;
@@ -168,8 +156,8 @@ class TableSums {
       std::memset(row(table, task), 0, tasks_.C * sizeof(Acc));
     }
   }
-  // The tasks of a frame, and the frames of a row of the table, are added in their order.
-  void add_up(int64_t table, const Tensor& to) const {  // [B, T, C], or [M, C] with an index
+  // The tasks of a frame are added in their order.
+  void add_up(int64_t table, const Tensor& to) const {  // [B, T, C]
     const int64_t C = tasks_.C, blocks = tasks_.blocks;
     Acc* sums = static_cast<Acc*>(to.mutable_data_ptr());
     std::memset(sums, 0, to.numel() * sizeof(Acc));
@@ -177,9 +165,8 @@ class TableSums {
     const int64_t grain = 1 + ELEMENTS_PER_TASK / tasks_.count();
     torch::stable::parallel_for(0, C, grain, [&](int64_t first, int64_t last) {
       for (int64_t task = 0; task < tasks_.count(); ++task) {
-        const int64_t frame = task / blocks;
         const Acc* from = row(table, task);
-        Acc* sum = sums + (index_ != nullptr ? index_[frame] : frame) * C;
+        Acc* sum = sums + task / blocks * C;
         for (int64_t c = first; c < last; ++c) sum[c] += from[c];
       }
     });
@@ -187,7 +174,6 @@ class TableSums {
 
  private:
   const Tasks& tasks_;
-  const int64_t* index_;
   AlignedBuffer<Acc> memory_;
 };
 

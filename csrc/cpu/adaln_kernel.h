@@ -5,7 +5,7 @@
 //
 // Backward, with g = d out, u = g (1 + scale) and means over C:
 //
-//   dx = d x_out + r (u - mean(u) - h mean(u h))          (rms: without mean(u), and m = 0)
+//   dx = d x_out + r (u - mean(u) - h mean(u h))
 //   dy = gate dx        dgate += y dx        dshift += g        dscale += g h
 //
 // The op waits for memory, so a row is fetched once and walked several times while it is in the
@@ -30,15 +30,15 @@ namespace COLAWORLD_ISA {
 constexpr int64_t ADALN_ROWS = 4;
 
 // R rows from row `first` on; Branch: there is a y.
-template <int64_t R, bool Branch, typename In, typename Y>
-inline void adaln_forward_rows(const AdalnForwardRows<In, Y>& a, int64_t first) {
+template <int64_t R, bool Branch, typename In, typename Out>
+inline void adaln_forward_rows(const AdalnForwardRows<In, Out>& a, int64_t first) {
   using Acc = typename accumulate<In>::type;
   using vec = typename simd<Acc>::vec;
   const int64_t C = a.C;
   const In* x = a.x + first * a.x_stride;
-  const Y* y = Branch ? a.y + first * a.y_stride : nullptr;
+  const Out* y = Branch ? a.y + first * a.y_stride : nullptr;
   In* x_out = Branch ? a.x_out + first * C : nullptr;
-  In* out = a.out + first * C;
+  Out* out = a.out + first * C;
   // What the norm reads: x_out as rounded to its dtype.
   const In* stream = Branch ? x_out : x;
   const int64_t stream_stride = Branch ? C : a.x_stride;
@@ -61,7 +61,7 @@ inline void adaln_forward_rows(const AdalnForwardRows<In, Y>& a, int64_t first) 
 
   Acc mean[R], rstd[R];
   vec squares[R] = {};
-  for (int64_t r = 0; r < R; ++r) mean[r] = a.rms ? Acc(0) : sum_of_lanes<Acc>(sum[r]) / Acc(C);
+  for (int64_t r = 0; r < R; ++r) mean[r] = sum_of_lanes<Acc>(sum[r]) / Acc(C);
   columns<Acc>(C, [&](int64_t j, const auto how) __attribute__((always_inline)) {
 #pragma GCC unroll 4
     for (int64_t r = 0; r < R; ++r) {
@@ -84,17 +84,17 @@ inline void adaln_forward_rows(const AdalnForwardRows<In, Y>& a, int64_t first) 
   });
 }
 
-template <int64_t R, bool Branch, typename In, typename Y>
-inline void adaln_backward_rows(const AdalnBackwardRows<In, Y>& a, int64_t first) {
+template <int64_t R, bool Branch, typename In, typename Out>
+inline void adaln_backward_rows(const AdalnBackwardRows<In, Out>& a, int64_t first) {
   using Acc = typename accumulate<In>::type;
   using vec = typename simd<Acc>::vec;
   const int64_t C = a.C;
   const In* grad_x_out = a.grad_x_out + first * a.grad_x_out_stride;
-  const In* grad_out = a.grad_out + first * a.grad_out_stride;
+  const Out* grad_out = a.grad_out + first * a.grad_out_stride;
   const In* x = a.x + first * a.x_stride;
-  const Y* y = Branch ? a.y + first * a.y_stride : nullptr;
+  const Out* y = Branch ? a.y + first * a.y_stride : nullptr;
   In* dx = a.dx + first * C;
-  Y* dy = Branch ? a.dy + first * C : nullptr;
+  Out* dy = Branch ? a.dy + first * C : nullptr;
   const Acc* mean = a.mean + first;
   const Acc* rstd = a.rstd + first;
 
@@ -118,7 +118,7 @@ inline void adaln_backward_rows(const AdalnBackwardRows<In, Y>& a, int64_t first
 
   Acc mean_u[R], mean_uh[R];
   for (int64_t r = 0; r < R; ++r) {
-    mean_u[r] = a.rms ? Acc(0) : sum_of_lanes<Acc>(sum_u[r]) / Acc(C);
+    mean_u[r] = sum_of_lanes<Acc>(sum_u[r]) / Acc(C);
     mean_uh[r] = sum_of_lanes<Acc>(sum_uh[r]) / Acc(C);
   }
   columns<Acc>(C, [&](int64_t j, const auto how) __attribute__((always_inline)) {
@@ -141,8 +141,8 @@ inline void adaln_backward_rows(const AdalnBackwardRows<In, Y>& a, int64_t first
   });
 }
 
-template <bool Branch, typename In, typename Y>
-inline void adaln_forward_block(const AdalnForwardRows<In, Y>& a) {
+template <bool Branch, typename In, typename Out>
+inline void adaln_forward_block(const AdalnForwardRows<In, Out>& a) {
   int64_t row = 0;
   for (; row + ADALN_ROWS <= a.rows; row += ADALN_ROWS) {
     adaln_forward_rows<ADALN_ROWS, Branch>(a, row);
@@ -150,8 +150,8 @@ inline void adaln_forward_block(const AdalnForwardRows<In, Y>& a) {
   for (; row < a.rows; ++row) adaln_forward_rows<1, Branch>(a, row);
 }
 
-template <bool Branch, typename In, typename Y>
-inline void adaln_backward_block(const AdalnBackwardRows<In, Y>& a) {
+template <bool Branch, typename In, typename Out>
+inline void adaln_backward_block(const AdalnBackwardRows<In, Out>& a) {
   int64_t row = 0;
   for (; row + ADALN_ROWS <= a.rows; row += ADALN_ROWS) {
     adaln_backward_rows<ADALN_ROWS, Branch>(a, row);
@@ -159,14 +159,14 @@ inline void adaln_backward_block(const AdalnBackwardRows<In, Y>& a) {
   for (; row < a.rows; ++row) adaln_backward_rows<1, Branch>(a, row);
 }
 
-template <typename In, typename Y>
-void adaln_forward(const AdalnForwardRows<In, Y>& a) {
+template <typename In, typename Out>
+void adaln_forward(const AdalnForwardRows<In, Out>& a) {
   if (a.y != nullptr) return adaln_forward_block<true>(a);
   adaln_forward_block<false>(a);
 }
 
-template <typename In, typename Y>
-void adaln_backward(const AdalnBackwardRows<In, Y>& a) {
+template <typename In, typename Out>
+void adaln_backward(const AdalnBackwardRows<In, Out>& a) {
   if (a.y != nullptr) return adaln_backward_block<true>(a);
   adaln_backward_block<false>(a);
 }
@@ -178,8 +178,7 @@ AdalnKernels COLAWORLD_JOIN(adaln_, COLAWORLD_ISA)() {
   return {{&adaln_forward<float, float>, &adaln_backward<float, float>},
           {&adaln_forward<float, bfloat16>, &adaln_backward<float, bfloat16>},
           {&adaln_forward<double, double>, &adaln_backward<double, double>},
-          {&adaln_forward<bfloat16, bfloat16>, &adaln_backward<bfloat16, bfloat16>},
-          {&adaln_forward<bfloat16, float>, &adaln_backward<bfloat16, float>}};
+          {&adaln_forward<bfloat16, bfloat16>, &adaln_backward<bfloat16, bfloat16>}};
 }
 
 }  // namespace colaworld

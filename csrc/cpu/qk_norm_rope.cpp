@@ -154,7 +154,6 @@ void run_forward(const QkNormRopeKernel<In>& kernel,
     a.D = D;
     a.across = settings.across && weight[0] != nullptr;
     a.eps = static_cast<Acc>(settings.eps);
-    a.rotation = turn.rotation();
     a.cos = turn.cos();
     a.sin = turn.sin();
     const int64_t end = last * BLOCK_TOKENS < tokens ? last * BLOCK_TOKENS : tokens;
@@ -182,9 +181,8 @@ std::tuple<Tensor, Tensor> qk_norm_rope(
     const MaybeTensor& position,  // [L, A] int64; none: P = L and token l uses row l
     const std::vector<int64_t> sections,  // [A] pairs of each axis
     double eps,
-    bool across,
-    bool half) {
-  Settings settings{q_weight, k_weight, cos, sin, position, sections, eps, across, half};
+    bool across) {
+  Settings settings{q_weight, k_weight, cos, sin, position, sections, eps, across};
   check("qk_norm_rope", q, k, settings);
   Tensor q_out = torch::stable::new_empty(q, q.sizes());
   Tensor k_out = torch::stable::new_empty(k, k.sizes());
@@ -224,7 +222,6 @@ void run_backward(const QkNormRopeKernel<In>& kernel,
     a.D = D;
     a.across = settings.across && weight[0] != nullptr;
     a.eps = static_cast<Acc>(settings.eps);
-    a.rotation = turn.rotation();
     a.cos = turn.cos();
     a.sin = turn.sin();
     a.scratch = scratch.get();
@@ -270,10 +267,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> qk_norm_rope_backward(
     const MaybeTensor& position,
     const std::vector<int64_t> sections,
     double eps,
-    bool across,
-    bool half) {
+    bool across) {
   const char* op = "qk_norm_rope_backward";
-  Settings settings{q_weight, k_weight, cos, sin, position, sections, eps, across, half};
+  Settings settings{q_weight, k_weight, cos, sin, position, sections, eps, across};
   expect(q.has_value() == q_weight.has_value() && k.has_value() == k_weight.has_value(), op,
          ": q and k: expected with the weights of a norm, and only with them");
   const Tensor& from_q = q.has_value() ? *q : grad_q;

@@ -9,12 +9,6 @@
 
 namespace colaworld {
 
-// How the channels of a head are rotated, and what its cosines and sines look like:
-//   none         not at all
-//   interleaved  pairs (0, 1), (2, 3), ...; cos [D] holds each value twice, sin [D] as -s, s
-//   half         pairs (i, i + D/2); cos and sin [D/2]
-enum class Rotation { none, interleaved, half };
-
 // The heads of one token, of q or of k alone. The D channels of a head are neighbours.
 template <typename In>
 struct NormRopeToken {
@@ -25,9 +19,8 @@ struct NormRopeToken {
   const Acc* weight;  // [D], or [H, D] when across; null: no norm
   bool across;  // the mean square runs over all heads
   Acc eps;
-  Rotation rotation;
-  const Acc* cos;
-  const Acc* sin;
+  const Acc* cos;  // [D], each value twice, for pairs (0, 1), (2, 3), ...; null: no rotation
+  const Acc* sin;  // [D], each value as -s, s
   In* out;  // [H, D] contiguous
 };
 
@@ -42,9 +35,8 @@ struct NormRopeTokenBackward {
   const Acc* weight;  // [D], or [H, D] when across; null: no norm
   bool across;
   Acc eps;
-  Rotation rotation;
-  const Acc* cos;
-  const Acc* sin;
+  const Acc* cos;  // [D], each value twice, for pairs (0, 1), (2, 3), ...; null: no rotation
+  const Acc* sin;  // [D], each value as -s, s
   Acc* scratch;  // [H, D]
   Acc* token_sum;  // [D] scratch
   In* dx;  // [H, D] contiguous

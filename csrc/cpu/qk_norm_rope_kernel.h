@@ -32,7 +32,7 @@ inline typename simd<Acc>::vec sum_of_squares(const In* x, int64_t D, typename s
 }
 
 // One head, its r known.
-template <Rotation rotation, bool Norm, typename In>
+template <bool Turned, bool Norm, typename In>
 inline void norm_rope_head(const NormRopeToken<In>& a,
                            const In* x,  // [D]
                            const typename accumulate<In>::type* weight,  // [D]
@@ -40,31 +40,15 @@ inline void norm_rope_head(const NormRopeToken<In>& a,
                            In* out) {  // [D]
   using Acc = typename accumulate<In>::type;
   using vec = typename simd<Acc>::vec;
-  const auto normed = [&](int64_t j, const auto how) __attribute__((always_inline)) {
+  columns<Acc>(a.D, [&](int64_t j, const auto how) __attribute__((always_inline)) {
     vec v = how.load(x + j);
     if constexpr (Norm) v = v * r * how.load(weight + j);
-    return v;
-  };
-  if constexpr (rotation == Rotation::half) {
-    const int64_t half = a.D / 2;
-    columns<Acc>(half, [&](int64_t j, const auto how) __attribute__((always_inline)) {
-      const vec low = normed(j, how), high = normed(j + half, how);
-      const vec cos = how.load(a.cos + j), sin = how.load(a.sin + j);
-      how.store(out + j, low * cos - high * sin);
-      how.store(out + j + half, high * cos + low * sin);
-    });
-  } else {
-    columns<Acc>(a.D, [&](int64_t j, const auto how) __attribute__((always_inline)) {
-      vec v = normed(j, how);
-      if constexpr (rotation == Rotation::interleaved) {
-        v = v * how.load(a.cos + j) + swap_pairs<Acc>(v) * how.load(a.sin + j);
-      }
-      how.store(out + j, v);
-    });
-  }
+    if constexpr (Turned) v = v * how.load(a.cos + j) + swap_pairs<Acc>(v) * how.load(a.sin + j);
+    how.store(out + j, v);
+  });
 }
 
-template <Rotation rotation, bool Norm, typename In>
+template <bool Turned, bool Norm, typename In>
 inline void norm_rope_token(const NormRopeToken<In>& a) {
   using Acc = typename accumulate<In>::type;
   using vec = typename simd<Acc>::vec;
@@ -79,13 +63,13 @@ inline void norm_rope_token(const NormRopeToken<In>& a) {
     if (Norm && !a.across) {
       r = inverse_root(sum_of_lanes<Acc>(sum_of_squares(x, a.D, vec{})) / Acc(a.D) + a.eps);
     }
-    norm_rope_head<rotation, Norm>(a, x, a.weight + (a.across ? h * a.D : 0), r, a.out + h * a.D);
+    norm_rope_head<Turned, Norm>(a, x, a.weight + (a.across ? h * a.D : 0), r, a.out + h * a.D);
   }
 }
 
 // One head: u w into `scaled`, u x r onto sum_weight, u w x r onto the returned lanes. Without a
 // norm u itself is the gradient.
-template <Rotation rotation, bool Norm, typename In>
+template <bool Turned, bool Norm, typename In>
 inline typename simd<typename accumulate<In>::type>::vec unturn_head(
     const NormRopeTokenBackward<In>& a,
     const In* grad,  // [D]
@@ -98,7 +82,9 @@ inline typename simd<typename accumulate<In>::type>::vec unturn_head(
     typename simd<typename accumulate<In>::type>::vec sum) {
   using Acc = typename accumulate<In>::type;
   using vec = typename simd<Acc>::vec;
-  const auto take = [&](int64_t j, const auto how, const vec u) __attribute__((always_inline)) {
+  columns<Acc>(a.D, [&](int64_t j, const auto how) __attribute__((always_inline)) {
+    vec u = how.load(grad + j);
+    if constexpr (Turned) u = u * how.load(a.cos + j) - swap_pairs<Acc>(u) * how.load(a.sin + j);
     if constexpr (Norm) {
       const vec h = how.load(x + j) * r;
       const vec uh = u * h, w = how.load(weight + j);
@@ -108,24 +94,7 @@ inline typename simd<typename accumulate<In>::type>::vec unturn_head(
     } else {
       how.store(dx + j, u);
     }
-  };
-  if constexpr (rotation == Rotation::half) {
-    const int64_t half = a.D / 2;
-    columns<Acc>(half, [&](int64_t j, const auto how) __attribute__((always_inline)) {
-      const vec low = how.load(grad + j), high = how.load(grad + j + half);
-      const vec cos = how.load(a.cos + j), sin = how.load(a.sin + j);
-      take(j, how, low * cos + high * sin);
-      take(j + half, how, high * cos - low * sin);
-    });
-  } else {
-    columns<Acc>(a.D, [&](int64_t j, const auto how) __attribute__((always_inline)) {
-      vec u = how.load(grad + j);
-      if constexpr (rotation == Rotation::interleaved) {
-        u = u * how.load(a.cos + j) - swap_pairs<Acc>(u) * how.load(a.sin + j);
-      }
-      take(j, how, u);
-    });
-  }
+  });
   return sum;
 }
 
@@ -143,7 +112,7 @@ inline void finish_head(const In* x,  // [D]
   });
 }
 
-template <Rotation rotation, bool Norm, typename In>
+template <bool Turned, bool Norm, typename In>
 inline void norm_rope_token_backward(const NormRopeTokenBackward<In>& a) {
   using Acc = typename accumulate<In>::type;
   using vec = typename simd<Acc>::vec;
@@ -168,8 +137,8 @@ inline void norm_rope_token_backward(const NormRopeTokenBackward<In>& a) {
       r = inverse_root(sum_of_lanes<Acc>(sum_of_squares(x, D, vec{})) / Acc(D) + a.eps);
       sum = vec{};
     }
-    sum = unturn_head<rotation, Norm>(a, a.grad + h * a.grad_stride, x, a.weight + place, r,
-                                      a.scratch + place, sum_weight + place, a.dx + h * D, sum);
+    sum = unturn_head<Turned, Norm>(a, a.grad + h * a.grad_stride, x, a.weight + place, r,
+                                    a.scratch + place, sum_weight + place, a.dx + h * D, sum);
     if (Norm && !a.across) {
       finish_head(x, a.scratch, D, r, sum_of_lanes<Acc>(sum) / Acc(D), a.dx + h * D);
     }
@@ -185,30 +154,22 @@ inline void norm_rope_token_backward(const NormRopeTokenBackward<In>& a) {
   }
 }
 
-template <bool Norm, typename In>
-inline void norm_rope_turned(const NormRopeToken<In>& a) {
-  if (a.rotation == Rotation::half) return norm_rope_token<Rotation::half, Norm>(a);
-  if (a.rotation == Rotation::none) return norm_rope_token<Rotation::none, Norm>(a);
-  norm_rope_token<Rotation::interleaved, Norm>(a);
-}
-
-template <bool Norm, typename In>
-inline void norm_rope_turned_backward(const NormRopeTokenBackward<In>& a) {
-  if (a.rotation == Rotation::half) return norm_rope_token_backward<Rotation::half, Norm>(a);
-  if (a.rotation == Rotation::none) return norm_rope_token_backward<Rotation::none, Norm>(a);
-  norm_rope_token_backward<Rotation::interleaved, Norm>(a);
-}
-
 template <typename In>
 void norm_rope_forward(const NormRopeToken<In>& a) {
-  if (a.weight != nullptr) return norm_rope_turned<true>(a);
-  norm_rope_turned<false>(a);
+  const bool turned = a.cos != nullptr, norm = a.weight != nullptr;
+  if (turned && norm) return norm_rope_token<true, true>(a);
+  if (turned) return norm_rope_token<true, false>(a);
+  if (norm) return norm_rope_token<false, true>(a);
+  norm_rope_token<false, false>(a);
 }
 
 template <typename In>
 void norm_rope_backward(const NormRopeTokenBackward<In>& a) {
-  if (a.weight != nullptr) return norm_rope_turned_backward<true>(a);
-  norm_rope_turned_backward<false>(a);
+  const bool turned = a.cos != nullptr, norm = a.weight != nullptr;
+  if (turned && norm) return norm_rope_token_backward<true, true>(a);
+  if (turned) return norm_rope_token_backward<true, false>(a);
+  if (norm) return norm_rope_token_backward<false, true>(a);
+  norm_rope_token_backward<false, false>(a);
 }
 
 }  // namespace COLAWORLD_ISA

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -30,7 +29,6 @@ struct Settings {
   std::vector<int64_t> sections;  // [A], sum D/2
   double eps;
   bool across;
-  bool half;
 };
 
 // A [B, L, H, D] tensor whose channels are neighbours, read where it stands.
@@ -72,10 +70,6 @@ class Turn {
         from_sin_(data_of<Acc>(settings.sin)),
         position_(data_of<int64_t>(settings.position)),
         memory_(2 * D) {}
-  Rotation rotation() const {
-    if (from_cos_ == nullptr) return Rotation::none;
-    return settings_.half ? Rotation::half : Rotation::interleaved;
-  }
   void read(int64_t l) {
     if (from_cos_ == nullptr) return;
     if (position_ == nullptr) {
@@ -89,8 +83,9 @@ class Turn {
       pair += settings_.sections[axis];
     }
   }
-  const Acc* cos() const { return memory_.get(); }
-  const Acc* sin() const { return memory_.get() + D_; }
+  // [D] each; null without a rotation.
+  const Acc* cos() const { return from_cos_ == nullptr ? nullptr : memory_.get(); }
+  const Acc* sin() const { return from_cos_ == nullptr ? nullptr : memory_.get() + D_; }
 
  private:
   // Pairs [first, last) from one row of the tables.
@@ -99,11 +94,6 @@ class Turn {
     const Acc* from_sin = from_sin_ + row * (D_ / 2);
     Acc* to_cos = memory_.get();
     Acc* to_sin = memory_.get() + D_;
-    if (settings_.half) {
-      std::memcpy(to_cos + first, from_cos + first, (last - first) * sizeof(Acc));
-      std::memcpy(to_sin + first, from_sin + first, (last - first) * sizeof(Acc));
-      return;
-    }
     for (int64_t i = first; i < last; ++i) {
       to_cos[2 * i] = to_cos[2 * i + 1] = from_cos[i];
       to_sin[2 * i] = -from_sin[i];

@@ -49,36 +49,75 @@ __device__ __forceinline__ Value shuffle(Value x, int lane) {
   return __shfl_sync(0xffffffffu, x, lane);
 }
 __device__ __forceinline__ uint32_t ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
+__device__ __forceinline__ int count_bits(uint32_t x) { return __popc(x); }
 
 __device__ __forceinline__ int lowest_bit(uint32_t x) { return __ffs(x) - 1; }
-__device__ __forceinline__ float exp2_of(float x) { return exp2f(x); }
+__device__ __forceinline__ float exp2_of(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float inverse_of(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 __device__ __forceinline__ float rsqrt_of(float x) { return rsqrtf(x); }
 __device__ __forceinline__ float max_of(float x, float y) { return fmaxf(x, y); }
 __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
 __device__ __forceinline__ void stop() { __trap(); }
 
-// The same value, and nothing that was made of it before is still in registers: recomputed where it
-// is cheaper than to hold.
-template <typename Value>
-__device__ __forceinline__ Value opaque(Value x) {
-  asm volatile("" : "+r"(x));
-  return x;
+// 16 bytes on their way from global to shared memory, both on 16 bytes. They are there for this
+// lane once it has waited for the copies that it has closed off since, for its warp once that has
+// synced.
+__device__ __forceinline__ void copy_16(void* to, const void* from) {
+  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+}
+__device__ __forceinline__ void close_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Waits until at most OPEN of what was closed off last is still on its way.
+template <int OPEN>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(OPEN) : "memory");
 }
 
-// 8 or 4 bytes of global memory. Volatile: rows that are read twice are meant to be read twice (the
-// second time near the core) instead of being held in registers in between.
-__device__ __forceinline__ uint2 read_two(const void* from) {
-  uint2 x;
-  asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(from));
-  return x;
+// Tiles of 8 x 8 16-bit numbers of shared memory, a word a lane, TURNED: transposed. Lane 8 i + r
+// names row r of tile i.
+template <bool TURNED>
+__device__ __forceinline__ void read_tiles(
+    const void* row, uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d) {
+  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  if constexpr (TURNED) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(a), "=r"(b), "=r"(c), "=r"(d)
+                 : "r"(at)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(a), "=r"(b), "=r"(c), "=r"(d)
+                 : "r"(at)
+                 : "memory");
+  }
 }
-__device__ __forceinline__ uint32_t read_one(const void* from) {
-  uint32_t x;
-  asm volatile("ld.global.u32 %0, [%1];" : "=r"(x) : "l"(from));
-  return x;
+template <bool TURNED>
+__device__ __forceinline__ void read_tiles(const void* row, uint32_t& a, uint32_t& b) {
+  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  if constexpr (TURNED) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(a), "=r"(b)
+                 : "r"(at)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(a), "=r"(b)
+                 : "r"(at)
+                 : "memory");
+  }
 }
 
-// 8 bytes of shared memory, likewise: what is looked up twice is not held in registers in between.
+// 8 bytes of shared memory. Volatile: what is looked up twice is not held in registers in between.
 __device__ __forceinline__ float2 look_up(const float2* from) {
   float2 x;
   const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(from));
@@ -110,6 +149,7 @@ struct words;
 
 template <>
 struct words<bf16> {
+  static constexpr bool WIDE = true;  // as wide a range as float
   static __device__ __forceinline__ float2 unpack(uint32_t x) {
     return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u));
   }
@@ -140,6 +180,7 @@ struct words<bf16> {
 
 template <>
 struct words<fp16> {
+  static constexpr bool WIDE = false;
   static __device__ __forceinline__ float2 unpack(uint32_t x) {
     return make_float2(widen(fp16{static_cast<uint16_t>(x)}),
                        widen(fp16{static_cast<uint16_t>(x >> 16)}));

@@ -18,20 +18,8 @@ namespace cuda {
 COLAWORLD_BOTH constexpr int row_of(int lane) { return lane / 4; }
 COLAWORLD_BOTH constexpr int quad_of(int lane) { return lane % 4; }
 
-// The first of the two neighbouring channels that a lane holds in channel block p of a row of D.
-//
-// Two blocks of eight share sixteen channels so that the four lanes of a row read 8 bytes each:
-//
-//     channel   0  1  2  3 |  4  5  6  7 |  8  9 10 11 | 12 13 14 15
-//     lane      0  0  0  0    1  1  1  1    2  2  2  2    3  3  3  3
-//     block     p  p  p' p'   p  p  p' p'   p  p  p' p'   p  p  p' p'        p' = p + 1
-//
-// A product over channels does not mind the order as long as both sides keep it; a product that
-// makes channels is written back by the same rule. A last block on its own (D = 72) is in order.
-template <int D>
-COLAWORLD_BOTH constexpr int channel_of(int p, int quad) {
-  return D % 16 != 0 && p == D / 8 - 1 ? 8 * p + 2 * quad : 16 * (p / 2) + 4 * quad + 2 * (p % 2);
-}
+// The first of the two neighbouring channels that a lane holds in channel block p of a row.
+COLAWORLD_BOTH constexpr int channel_of(int p, int quad) { return 8 * p + 2 * quad; }
 
 // Which sequence and head a warp works on; heads are neighbours in memory, so they come first.
 struct Place {
@@ -49,6 +37,20 @@ COLAWORLD_BOTH Place place_of(int64_t pair, int64_t S, int64_t H) {
   }
   const int64_t sequence = pair / H;
   return {sequence / S, sequence % S, pair % H};
+}
+
+// The place `step` pairs further on: what place_of would say, without a division.
+COLAWORLD_BOTH Place after(const Place& at, const Place& step, int64_t S, int64_t H) {
+  Place next{at.b + step.b, at.s + step.s, at.h + step.h};
+  if (next.h >= H) {
+    next.h -= H;
+    ++next.s;
+  }
+  if (next.s >= S) {
+    next.s -= S;
+    ++next.b;
+  }
+  return next;
 }
 
 // Attention among T positions: does `row` see `column`? Rows beyond T are padding and see anything.

@@ -11,7 +11,8 @@ namespace colaworld {
 namespace cuda {
 
 // Temporal attention of T positions at each of B * S places and H heads. Strides in elements; the D
-// channels of a row are neighbours, rows start on 8 bytes.
+// channels of a row are neighbours, rows start on
+// st_attention_alignment() bytes.
 struct StAttentionCall {
   const void* x;  // [B, T, S, 3, H, D]
   int64_t x_b, x_t, x_s, x_part, x_h;
@@ -31,6 +32,10 @@ struct StAttentionCall {
 };
 
 constexpr int ST_ATTENTION_LONGEST = 32;
+// Rows start on so many bytes, in x and grad as in out.
+constexpr int st_attention_alignment(Element element) {
+  return element == Element::float32 ? 8 : 16;
+}
 
 // Whether there is a kernel: T in [1, 32]; D of 16-bit numbers is 64, 72, 96 or 128, of float32 a
 // multiple of 8 up to 128.

@@ -3,8 +3,8 @@
 
 #pragma once
 
+#include "st_attention_backward_kernel.cuh"
 #include "st_attention_float_kernel.cuh"
-#include "st_attention_kernel.cuh"
 
 namespace colaworld {
 namespace cuda {
@@ -13,9 +13,10 @@ namespace st_attention {
 
 template <typename E, int D, int R, typename Launch>
 auto with(bool back, Launch&& launch) {
-  using Memory = Tables<D, R>;
-  if (back) return launch(backward<E, D, R>, WARPS, Memory::bytes(true));
-  return launch(forward<E, D, R>, WARPS, Memory::bytes(false));
+  using Forward = Memory<D, R, false>;
+  using Backward = Memory<D, R, true>;
+  if (back) return launch(backward<E, D, R>, Backward::WARPS, Backward::BYTES);
+  return launch(forward<E, D, R>, Forward::WARPS, Forward::BYTES);
 }
 
 template <typename E, typename Launch>

@@ -39,6 +39,8 @@ void check(const char* op,
          ": qkv: expected T <= 32 and D 64, 72, 96 or 128 (float32: a multiple of 8 up to 128), "
          "got ",
          shape_of(qkv));
+  expect(qkv.size(0) * qkv.size(2) * qkv.size(4) <= INT32_MAX, op,
+         ": qkv: expected fewer than 2^31 sequences (B S H), got ", shape_of(qkv));
   const auto check_beside = [&](const char* name, const Tensor& tensor) {
     expect(tensor.is_cuda() && tensor.get_device_index() == qkv.get_device_index(), op, ": ", name,
            ": expected on the GPU that qkv is on");
@@ -73,19 +75,22 @@ bool has_none(const Tensor& tensor) {
   return false;
 }
 
-// The kernels read rows of neighbours that start on 8 bytes; anything else is copied.
+// The kernels read rows of neighbours that start on 8 bytes (16-bit numbers: 16); anything else is
+// copied.
 Tensor readable(const Tensor& tensor) {
-  const auto on_8_bytes = [](const Tensor& x) {
-    return reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 8 == 0;
+  const Element element = element_of(tensor.scalar_type());
+  const int64_t bytes = st_attention_alignment(element), last = tensor.dim() - 1;
+  const int64_t unit = bytes / (element == Element::float32 ? 4 : 2);
+  const auto aligned = [&](const Tensor& x) {
+    return reinterpret_cast<uintptr_t>(x.const_data_ptr()) % bytes == 0;
   };
-  const int64_t last = tensor.dim() - 1, unit = tensor.scalar_type() == ScalarType::Float ? 2 : 4;
-  bool fits = tensor.stride(last) == 1 && on_8_bytes(tensor);
+  bool fits = tensor.stride(last) == 1 && aligned(tensor);
   for (int64_t i = 0; i < last; ++i) {
     fits = fits && (tensor.size(i) == 1 || tensor.stride(i) % unit == 0);
   }
   if (fits) return tensor;
   const Tensor dense = torch::stable::contiguous(tensor);
-  return on_8_bytes(dense) ? dense : torch::stable::clone(dense);
+  return aligned(dense) ? dense : torch::stable::clone(dense);
 }
 
 // The arguments as the kernels take them, and the memory behind its pointers.

@@ -39,8 +39,10 @@ void list(Listing& listing, Element element) {
   namespace kernels = code_statistics_kernels;
   list_search<In, 4>(listing, element);
   list_search<In, 8>(listing, element);
-  listing.add(std::string("code_statistics at its largest, ") + name_of(element), kernels::add<In>,
-              kernels::WARPS * LANES, kernels::TABLE * 4);
+  const int most = (kernels::TABLES + kernels::WARPS * kernels::ROUND) * 4;
+  const std::string name = std::string("code_statistics at its largest, ") + name_of(element);
+  listing.add(name + ", d <= 32", kernels::add<In, kernels::FEW>, kernels::WARPS * LANES, most);
+  listing.add(name + ", d > 32", kernels::add<In, kernels::MANY>, kernels::WARPS * LANES, most);
 }
 
 template <typename In>
@@ -51,9 +53,10 @@ const char* search(const VectorQuantizeCall& call, void* stream) {
 template <typename In>
 const char* add(const CodeStatisticsCall& call, const CodeStatisticsPlan& plan, void* stream) {
   namespace kernels = code_statistics_kernels;
-  const int bytes = kernels::WARPS * plan.per_warp * (plan.columns + 1) * 4;
-  return launch(kernels::add<In>, plan.parts * plan.ranges * plan.slices, kernels::WARPS * LANES,
-                bytes, stream, call, plan);
+  return launch(
+      plan.columns <= LANES ? kernels::add<In, kernels::FEW> : kernels::add<In, kernels::MANY>,
+      plan.parts * plan.ranges * plan.slices, kernels::WARPS * LANES, kernels::bytes(plan), stream,
+      call, plan);
 }
 
 }  // namespace

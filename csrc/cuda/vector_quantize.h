@@ -33,9 +33,9 @@ struct CodeStatisticsCall {
 // How the work is cut: a function of the sizes alone, so that sums are equal on every device.
 struct CodeStatisticsPlan {
   int64_t parts;  // of the rows; sums of parts meet in their order
-  int64_t ranges;  // of the entries, one thread block each
+  int64_t ranges;  // of the entries
   int64_t slices;  // of the channels
-  int per_warp;  // entries that a warp of a block owns
+  int entries;  // of a range
   int columns;  // channels of a slice
 };
 CodeStatisticsPlan code_statistics_plan(int64_t N, int64_t K, int64_t d, int64_t width);

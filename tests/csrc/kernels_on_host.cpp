@@ -43,12 +43,12 @@ void host_code_statistics(int element, const CodeStatisticsCall* call) {
   const CodeStatisticsPlan plan = kernels::plan(call->N, call->K, call->d, call->width);
   const auto run = [&](auto kernel) {
     simt::launch(plan.parts * plan.ranges * plan.slices, kernels::WARPS * LANES,
-                 kernels::WARPS * plan.per_warp * (plan.columns + 1) * 4,
-                 [&] { kernel(*call, plan); });
+                 kernels::bytes(plan), [&] { kernel(*call, plan); });
   };
-  if (element == 0) run(kernels::add<float>);
-  if (element == 1) run(kernels::add<bf16>);
-  if (element == 2) run(kernels::add<fp16>);
+  const auto choose = [&](auto few, auto many) { run(plan.columns <= LANES ? few : many); };
+  if (element == 0) choose(kernels::add<float, kernels::FEW>, kernels::add<float, kernels::MANY>);
+  if (element == 1) choose(kernels::add<bf16, kernels::FEW>, kernels::add<bf16, kernels::MANY>);
+  if (element == 2) choose(kernels::add<fp16, kernels::FEW>, kernels::add<fp16, kernels::MANY>);
   if (plan.parts > 1) {
     simt::launch(3, 32, 0, [&] {
       kernels::merge(call->partial, plan.parts, call->K * call->width, call->out);
@@ -57,12 +57,6 @@ void host_code_statistics(int element, const CodeStatisticsCall* call) {
 }
 
 // layout.h
-int host_channel_of(int D, int p, int quad) {
-  if (D == 64) return channel_of<64>(p, quad);
-  if (D == 72) return channel_of<72>(p, quad);
-  if (D == 96) return channel_of<96>(p, quad);
-  return channel_of<128>(p, quad);
-}
 void host_place_of(int64_t pair, int64_t S, int64_t H, int64_t* place) {
   const Place at = place_of(pair, S, H);
   place[0] = at.b;

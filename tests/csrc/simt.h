@@ -18,6 +18,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #define __global__
@@ -32,12 +33,12 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
   float x, y, z, w;
 };
-struct alignas(8) uint2 {
-  uint32_t x, y;
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 
 namespace simt {
 
@@ -60,12 +61,19 @@ struct Meeting {
   Message messages[2][LANES];
 };
 
+// 16 bytes that a lane has asked for.
+struct Copy {
+  void* to;
+  const void* from;
+};
+
 struct Thread {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
   Index index;
   bool done = false;
   uint64_t with_warp = 0, with_block = 0;  // meetings so far
+  std::vector<std::vector<Copy>> copies;  // closed off, and last those that are still open
 };
 
 inline Index thread_index, block_index, block_size, grid_size;
@@ -133,6 +141,7 @@ inline void launch(unsigned grid,
       thread.index = {t};
       thread.done = false;
       thread.with_warp = thread.with_block = 0;
+      thread.copies.assign(1, {});
       getcontext(&thread.context);
       thread.context.uc_stack.ss_sp = thread.stack.get();
       thread.context.uc_stack.ss_size = STACK;
@@ -195,30 +204,67 @@ inline uint32_t ballot(bool x) {
   for (int lane = 0; lane < LANES; ++lane) bits |= all[lane].word[0] << lane;
   return bits;
 }
+inline int count_bits(uint32_t x) { return __builtin_popcount(x); }
 
 inline int lowest_bit(uint32_t x) { return x == 0 ? -1 : __builtin_ctz(x); }
 inline float exp2_of(float x) { return std::exp2(x); }
+inline float inverse_of(float x) { return 1.f / x; }
 inline float rsqrt_of(float x) { return 1.f / std::sqrt(x); }
 inline float max_of(float x, float y) { return std::fmax(x, y); }
 inline float infinity() { return INFINITY; }
 inline void stop() { simt::fail("stop", ""); }
 
-template <typename Value>
-Value opaque(Value x) {
-  return x;
+inline const void* on_16_bytes(const void* at, const char* what) {
+  if (reinterpret_cast<uintptr_t>(at) % 16 != 0) simt::fail(what, ": not on 16 bytes");
+  return at;
+}
+// Copies are made as late as they may be: when they are waited for.
+inline void copy_16(void* to, const void* from) {
+  on_16_bytes(to, "copy_16");
+  simt::current->copies.back().push_back({to, on_16_bytes(from, "copy_16")});
+}
+inline void close_copies() { simt::current->copies.emplace_back(); }
+template <int OPEN>
+void wait_for_copies() {
+  auto& copies = simt::current->copies;
+  while (copies.size() > OPEN + 1) {
+    for (const simt::Copy& copy : copies.front()) std::memcpy(copy.to, copy.from, 16);
+    copies.erase(copies.begin());
+  }
 }
 
-inline uint2 read_two(const void* from) {
-  if (reinterpret_cast<uintptr_t>(from) % 8 != 0) simt::fail("read_two: not on 8 bytes", "");
-  uint2 x;
-  std::memcpy(&x, from, 8);
-  return x;
+// A lane's word of tile i: the lanes from 8 i on have named its rows.
+inline uint32_t word_of_tile(const simt::Message* all, int i, bool turned) {
+  const int lane = threadIdx.x % LANES, row = lane / 4, column = lane % 4 * 2;
+  const auto number = [&](int r, int c) {
+    const char* at;
+    uint16_t bits;
+    std::memcpy(&at, all[8 * i + r].word, sizeof(at));
+    std::memcpy(&bits, at + 2 * c, 2);
+    return static_cast<uint32_t>(bits);
+  };
+  if (turned) return number(column, row) | number(column + 1, row) << 16;
+  return number(row, column) | number(row, column + 1) << 16;
 }
-inline uint32_t read_one(const void* from) {
-  if (reinterpret_cast<uintptr_t>(from) % 4 != 0) simt::fail("read_one: not on 4 bytes", "");
-  uint32_t x;
-  std::memcpy(&x, from, 4);
-  return x;
+inline const simt::Message* rows_of_tiles(const char* what, const void* row, int tiles) {
+  simt::Message message{};
+  if (static_cast<int>(threadIdx.x % LANES) < 8 * tiles) on_16_bytes(row, what);
+  std::memcpy(message.word, &row, sizeof(row));
+  return simt::exchange(what, message);
+}
+template <bool TURNED>
+void read_tiles(const void* row, uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d) {
+  const simt::Message* all = rows_of_tiles("read_tiles 4", row, 4);
+  a = word_of_tile(all, 0, TURNED);
+  b = word_of_tile(all, 1, TURNED);
+  c = word_of_tile(all, 2, TURNED);
+  d = word_of_tile(all, 3, TURNED);
+}
+template <bool TURNED>
+void read_tiles(const void* row, uint32_t& a, uint32_t& b) {
+  const simt::Message* all = rows_of_tiles("read_tiles 2", row, 2);
+  a = word_of_tile(all, 0, TURNED);
+  b = word_of_tile(all, 1, TURNED);
 }
 
 inline float2 look_up(const float2* from) { return *from; }
@@ -281,6 +327,7 @@ inline uint32_t transposed(uint32_t x) {
 
 template <typename E>
 struct words {
+  static constexpr bool WIDE = std::is_same<E, bf16>::value;
   static float2 unpack(uint32_t x) {
     return {widen(E{static_cast<uint16_t>(x)}), widen(E{static_cast<uint16_t>(x >> 16)})};
   }

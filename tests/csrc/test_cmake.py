@@ -66,10 +66,17 @@ def configure(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "missing", ["-DPython_INCLUDE_DIR=/nowhere", "-DCMAKE_DISABLE_FIND_PACKAGE_pybind11=ON"]
+    "missing",
+    [
+        ("-DPython_INCLUDE_DIR=/nowhere",),
+        # A folder without them, taken as given; CMake itself would stop there.
+        (f"-DPython_INCLUDE_DIR={Path(__file__).parent}", "-DPython_ARTIFACTS_INTERACTIVE=TRUE"),
+        ("-DCMAKE_DISABLE_FIND_PACKAGE_pybind11=ON",),
+    ],
+    ids=["no folder", "no headers", "no pybind11"],
 )
 def test_the_ops_need_neither_the_headers_of_python_nor_pybind11(configure, missing) -> None:
-    done = configure(missing)
+    done = configure(*missing)
     assert not done.failed, done.said
     assert "colaworld: WITHOUT colaworld._C" in done.said
     assert "facts.cpp" in done.commands() and "bindings.cpp" not in done.commands()

@@ -193,7 +193,7 @@ def test_every_architecture_has_every_kernel(resources) -> None:
     assert count("12st_attention7forward") == count("12st_attention8backward") == 16
     assert count("st_attention_float", "forward") == count("st_attention_float", "backward") == 2
     assert count("vector_quantize_kernels") == 6  # 3 types, 2 sizes
-    assert count("code_statistics_kernels", "add") == 3
+    assert count("code_statistics_kernels", "add") == 6  # 3 types, few columns or many
 
 
 @needs_cuda_build

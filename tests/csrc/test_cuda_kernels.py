@@ -307,7 +307,8 @@ def statistics(kernels, z, indices, K, counts=True):
 
 @pytest.mark.parametrize("dtype", ELEMENTS)
 @pytest.mark.parametrize(
-    "shape", [(0, 3, 2), (1, 1, 1), (200, 5, 3), (130, 9, 130), (70, 700, 20), (333, 8, 32)]
+    "shape",
+    [(0, 3, 2), (1, 1, 1), (200, 5, 3), (130, 9, 130), (70, 700, 20), (333, 8, 32), (9000, 9, 3)],
 )
 @pytest.mark.parametrize("counts", [True, False])
 def test_code_statistics(kernels, dtype, shape, counts) -> None:
@@ -321,6 +322,16 @@ def test_code_statistics(kernels, dtype, shape, counts) -> None:
     assert torch.equal(statistics(kernels, z, indices, K, counts), made)
 
 
+@pytest.mark.parametrize(
+    "sizes, parts", [((64, 8, 8), 1), ((2000, 32, 32), 1), ((4096, 32, 32), 1), ((9000, 9, 3), 8)]
+)
+def test_code_statistics_of_few_rows_is_one_launch(kernels, sizes, parts) -> None:
+    """Parts of the rows are merged by a second one."""
+    N, K, d = sizes
+    call = CodeStatisticsCall(N=N, K=K, d=d, width=d + 1)
+    assert kernels.host_code_statistics_parts(ctypes.byref(call)) == parts
+
+
 def test_code_statistics_what_is_not_a_number_stays_in_its_entry(kernels) -> None:
     z, indices = draw((100, 4), torch.float32), torch.arange(100) % 7
     clean = statistics(kernels, z, indices, 7)
@@ -329,16 +340,6 @@ def test_code_statistics_what_is_not_a_number_stays_in_its_entry(kernels) -> Non
     assert made[3, :4].isnan().all()
     made[3] = clean[3]
     assert torch.equal(made, clean)
-
-
-@pytest.mark.parametrize("D", HEAD_DIMS)
-def test_every_channel_has_one_holder(kernels, D) -> None:
-    held = [kernels.host_channel_of(D, p, quad) for p in range(D // 8) for quad in range(4)]
-    assert sorted(held) == list(range(0, D, 2))
-    for c in range(D // 16):  # four lanes, 8 bytes each, in order and side by side
-        for quad in range(4):
-            first, second = (kernels.host_channel_of(D, 2 * c + e, quad) for e in (0, 1))
-            assert first == 16 * c + 4 * quad and second == first + 2
 
 
 @pytest.mark.parametrize("S, H", [(1, 1), (7, 3), (256, 16), (5, 2**33)])

@@ -27,10 +27,10 @@ POSITIONS = 7  # rows of the tables where positions name them
 NAMES = ("q", "k", "q_weight", "k_weight")
 
 each_norm = pytest.mark.parametrize("norm", ["head", "across", "none"])
-each_rotation = pytest.mark.parametrize("rotation", ["interleaved", "half", None])
+each_rotation = pytest.mark.parametrize("rotation", [True, False])
 
 
-def leaves(shape, dtype, *, norm="head", rotation="interleaved", axes=0, seed=0):
+def leaves(shape, dtype, *, norm="head", rotation=True, axes=0, seed=0):
     """[q, k, q_weight, k_weight] and the other arguments of the public function."""
     generator = torch.Generator().manual_seed(seed)
     B, L, H, D = shape
@@ -42,11 +42,11 @@ def leaves(shape, dtype, *, norm="head", rotation="interleaved", axes=0, seed=0)
         width = H * D if norm == "across" else D
         weights = (torch.rand(2, width, **wide) + 0.5).to(**to).unbind()
     rest = {"norm": norm, "eps": 1e-5}
-    if rotation is not None:
+    if rotation:
         rows = POSITIONS if axes else L
         angles = torch.randn(rows, D // 2, **wide)
-        rest |= {"rope": (angles.cos().to(**to), angles.sin().to(**to)), "rotation": rotation}
-    if rotation is not None and axes:
+        rest |= {"rope": (angles.cos().to(**to), angles.sin().to(**to))}
+    if rotation and axes:
         position = torch.randint(0, POSITIONS, (L, axes), generator=generator)
         cut = D // 2 // axes
         rest |= {
@@ -119,7 +119,7 @@ def test_the_sizes_of_the_models(norm, shape) -> None:
 @pytest.mark.parametrize("D", [1, 3, 17])
 @pytest.mark.parametrize("norm", ["head", "across"])
 def test_an_odd_head_without_rotation(norm, D) -> None:
-    check((1, 3, 2, D), torch.float32, norm=norm, rotation=None)
+    check((1, 3, 2, D), torch.float32, norm=norm, rotation=False)
 
 
 @pytest.mark.slow
@@ -130,7 +130,7 @@ def test_an_odd_head_without_rotation(norm, D) -> None:
         st.integers(1, 20).map(lambda n: 2 * n),
     ),
     norm=st.sampled_from(["head", "across", "none"]),
-    rotation=st.sampled_from(["interleaved", "half", None]),
+    rotation=st.booleans(),
     axes=st.integers(0, 3),
     seed=st.integers(0, 99),
 )  # fmt: skip
@@ -292,7 +292,7 @@ def test_gradcheck(norm, rotation) -> None:
 @pytest.mark.parametrize("norm", ["head", "none"])
 def test_opcheck(norm) -> None:
     inputs, rest = leaves((1, 2, 2, 8), torch.float32, norm=norm)
-    options = ((), 1e-5, False, False)
+    options = ((), 1e-5, False)
     arguments = (*inputs, *rest["rope"], None, *options)
     torch.library.opcheck(torch.ops.colaworld.qk_norm_rope_triton, arguments)
     detached = [x if x is None else x.detach() for x in inputs]
@@ -381,7 +381,7 @@ def test_the_kernel_reads_nothing_outside_of_the_tables(wrong) -> None:
     rest["position"][1, 0] = wrong
     out, _ = kernels.qk_norm_rope(
         *(x.detach() for x in inputs), *rest["rope"], rest["position"], rest["sections"],
-        eps=1e-5, across=False, half=False,
+        eps=1e-5, across=False,
     )  # fmt: skip
     assert out[0, 1].isnan().all()
     assert out[0, [0, 2]].isfinite().all()

@@ -227,25 +227,59 @@ def test_nothing_is_left_unwritten(way, way_to_sum) -> None:
 
 @pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("decay", [0.0, 0.99])
-def test_update(alone, decay, monkeypatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_update(alone, decay, dtype, monkeypatch) -> None:
+    """Of tables in their own dtype and with gaps, from float32 sums."""
     monkeypatch.setattr(kernels, "UPDATE_ALONE", 1 << 15 if alone else 0)
     monkeypatch.setattr(kernels, "UPDATE_TILE", 32)
     z, codebook = draw(60, 21, 5)
     count = torch.rand(21, device=DEVICE)
-    state = [codebook, count, codebook * count[:, None]]
+    state = [t.to(dtype) for t in (codebook, count, codebook * count[:, None])]
     packed = reference.code_statistics(z, members(60, 21), 21, True)
+    gaps = [torch.empty((*t.shape, 2), dtype=dtype, device=DEVICE)[..., 0] for t in state]
     results = {}
-    for name, dtype in (("triton", None), ("reference", None), ("exact", torch.float64)):
-        results[name] = [t.clone() if dtype is None else t.to(dtype) for t in state]
-        with ops.force("triton" if name == "triton" else "reference"):
-            wide = packed if dtype is None else packed.to(dtype)
-            ops.update_codebook(*results[name], wide, decay=decay)
+    for name, wide in (
+        ("triton", None),
+        ("gaps", None),
+        ("reference", None),
+        ("exact", torch.float64),
+    ):
+        results[name] = [t.clone() if wide is None else t.to(wide) for t in state]
+        if name == "gaps":
+            results[name] = [g.copy_(t) for g, t in zip(gaps, state, strict=True)]
+        with ops.force("triton" if name in ("triton", "gaps") else "reference"):
+            given = packed if wide is None else packed.to(wide)
+            ops.update_codebook(*results[name], given, decay=decay)
+    assert all(torch.equal(a, b) for a, b in zip(results["triton"], results["gaps"], strict=True))
     for which, ours, plain, exact in zip(
-        ("codebook", "count", "total"), *(results[n] for n in ("triton", "reference", "exact")),
+        ("codebook", "count", "total"),
+        *(results[n] for n in ("triton", "reference", "exact")),
         strict=True,
-    ):  # fmt: skip
+    ):
         errors = [((t.double() - exact).norm() / exact.norm()).item() for t in (ours, plain)]
-        assert errors[0] <= max(2 * errors[1], 4 * 2.0**-24), (which, errors)
+        floor = 4 * torch.finfo(dtype).eps / 2
+        assert ours.dtype == dtype and errors[0] <= max(2 * errors[1], floor), (which, errors)
+
+
+def test_an_update_is_a_change_that_autograd_knows_of() -> None:
+    """What was saved for a backward pass and has changed since is an error there, not a wrong number."""
+    z, codebook = draw(9, 3, 2)
+    weight = torch.ones(3, 2, device=DEVICE, requires_grad=True)
+    out = weight * codebook
+    packed = reference.code_statistics(z, members(9, 3), 3, True)
+    with ops.force("triton"):
+        ops.update_codebook(
+            codebook, torch.ones(3, device=DEVICE), codebook.clone(), packed, decay=0.5
+        )
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_opcheck_of_the_update() -> None:
+    z, codebook = draw(9, 3, 2)
+    packed = reference.code_statistics(z, members(9, 3), 3, True)
+    arguments = (codebook, torch.ones(3, device=DEVICE), codebook.clone(), packed, 0.9, 1e-5)
+    torch.library.opcheck(torch.ops.colaworld.update_codebook_triton.default, arguments)
 
 
 def test_gradient_is_the_segmented_sum() -> None:

@@ -29,7 +29,7 @@ def test_every_shipped_configuration_is_named_once() -> None:
 
     found = list(kernels.configurations(90))
     assert len({c.label for c in found}) == len(found)
-    assert {1152, 768, 1536, 8192} <= {c.constants.get("C") for c in found}
+    assert {1152, 768, 1536, 5120} <= {c.constants.get("C") for c in found}
     assert {c.kernel for c in found} == {
         kernels.forward_kernel, kernels.backward_kernel, kernels.sum_kernel
     }  # fmt: skip
@@ -39,22 +39,39 @@ def test_every_shipped_configuration_is_named_once() -> None:
         assert constants == set(c.constants), c.label
 
 
+@pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("indexed", [False, True])
-def test_a_cuda_tensor_takes_triton_even_where_there_is_no_gpu(dtype, indexed) -> None:
+def test_a_cuda_tensor_takes_triton_even_where_there_is_no_gpu(dtype, out_dtype) -> None:
     """Fake tensors: what is traced. A torch without CUDA cannot record them, so backward is called."""
     with FakeTensorMode(), ops.force("triton"):
         x = torch.empty(2, 3, 16, 1152, device="cuda", dtype=dtype)
-        m = torch.empty((4, 1152) if indexed else (2, 3, 1152), device="cuda")
-        index = torch.empty(2, 3, device="cuda", dtype=torch.int64) if indexed else None
-        x_out, out = ops.adaln(x, x, gate=m, shift=m, scale=m, index=index)
-        assert x_out.shape == out.shape == x.shape and out.dtype == dtype
+        m = torch.empty(2, 3, 1152, device="cuda")
+        x_out, out = ops.adaln(x, x, gate=m, shift=m, scale=m, out_dtype=out_dtype)
+        assert x_out.shape == out.shape == x.shape
+        assert (x_out.dtype, out.dtype) == (dtype, out_dtype)
         row = x.new_empty(2, 3, 16, dtype=torch.float32)
-        dx, dy, *tables = torch.ops.colaworld.adaln_backward_triton(
-            x, x, x, x, m, m, index, row, row, False
-        )
+        dx, dy, *tables = torch.ops.colaworld.adaln_backward_triton(x, out, x, x, m, m, row, row)
         assert dx.shape == dy.shape == x.shape and dx.dtype == dtype and dx.device.type == "cuda"
         assert all(t.shape == m.shape and t.dtype == torch.float32 for t in tables)
+
+
+@pytest.mark.parametrize(
+    ("C", "parts"),
+    [
+        (1, (1, 0)), (96, (128, 0)), (128, (128, 0)), (150, (128, 64)), (200, (256, 0)),
+        (768, (512, 256)), (1040, (1024, 128)), (1152, (1024, 128)), (1153, (1024, 256)),
+        (1536, (1024, 512)), (1537, (2048, 0)), (4097, (4096, 512)), (5120, (4096, 1024)),
+    ],
+)  # fmt: skip
+def test_a_row_is_cut_into_two_powers_of_two(C, parts) -> None:
+    from colaworld.kernels import adaln as kernels
+    from colaworld.kernels import tuning
+
+    assert kernels.parts_of(C) == parts
+    for direction in ("forward", "backward"):
+        blocks = tuning.pick(tuning.ADALN, 90, direction, sum(parts))
+        if parts[1]:  # two bfloat16 numbers in each lane: what cp.async copies at once
+            assert parts[1] >= 2 * 32 * blocks.num_warps
 
 
 def test_why_not() -> None:

@@ -47,7 +47,7 @@ def test_a_cuda_tensor_takes_triton_even_where_there_is_no_gpu() -> None:
             assert out.dtype == torch.bfloat16
             assert out.device.type == "cuda"
             assert out.is_contiguous()
-        arguments = (q, k, q, k, weight, weight, None, None, None, (), 1e-6, False, False)
+        arguments = (q, k, q, k, weight, weight, None, None, None, (), 1e-6, False)
         found = torch.ops.colaworld.qk_norm_rope_backward_triton(*arguments)
         assert [tuple(x.shape) for x in found] == [(2, 5, 16, 72)] * 2 + [(72,)] * 2
 
@@ -71,7 +71,7 @@ def test_what_a_call_compiles(compile_only, shape, across, sections) -> None:
     weight, table = torch.empty(H * D if across else D), torch.empty(L, D // 2)
     position = torch.zeros(L, len(sections), dtype=torch.int64) if sections else None
     rest = (weight, weight, table, table, position, sections)
-    options = {"eps": 1e-6, "across": across, "half": False}
+    options = {"eps": 1e-6, "across": across}
     kernels.qk_norm_rope(q, q, *rest, **options)
     kernels.qk_norm_rope_backward(q.contiguous(), q.contiguous(), q, q, *rest, **options)
     assert [k.metadata.name for k in compiled] == ["forward_kernel", "backward_kernel"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from colaworld import ops
 
@@ -53,6 +54,43 @@ def test_a_cuda_tensor_takes_triton_even_where_there_is_no_gpu(dtype) -> None:
         assert indices.shape == (100,) and indices.dtype == torch.int64
         packed = ops.code_statistics(z, indices, 8)
         assert packed.shape == (8, 33) and packed.dtype == torch.float32
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Names of the kernels that a launch function would start, and of what torch would compute."""
+    from colaworld.kernels import vector_quantize as kernels
+
+    names: list[str] = []
+
+    class Launch:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __getitem__(self, grid):
+            return lambda *_, **__: names.append(self.name)
+
+    class Computed(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            if "empty" not in op.name():  # memory and no launch
+                names.append(op.name())
+            return op(*args, **(kwargs or {}))
+
+    for name in [name for name in vars(kernels) if name.endswith("_kernel")]:
+        monkeypatch.setattr(kernels, name, Launch(name))
+    with Computed():
+        yield names
+
+
+@pytest.mark.parametrize("N", [64, 2000, 4096])
+def test_a_step_of_a_small_codebook_is_three_launches(launched, N) -> None:
+    from colaworld.kernels import vector_quantize as kernels
+
+    z, codebook, count, total = (torch.empty(s) for s in ((N, 32), (32, 32), (32,), (32, 32)))
+    _, indices = kernels.nearest(z, codebook)
+    packed = kernels.sums(z, indices, 32, counts=True)
+    kernels.update(codebook, count, total, packed, decay=0.9, eps=1e-5)
+    assert launched == ["assign_kernel", "select_kernel", "update_kernel"]
 
 
 @pytest.mark.parametrize("op", ["vector_quantize", "code_statistics"])

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from torch._dynamo.backends.common import aot_autograd
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
 from colaworld.models.conditioning import ActionConditioner, ConditionerConfig
@@ -31,12 +32,11 @@ needs_cuda_build = pytest.mark.skipif(
 
 @pytest.fixture
 def as_cuda(monkeypatch):
-    """Within the test a meta tensor is chosen for as a CUDA tensor is."""
+    """Within the test a meta or a CPU tensor is chosen for as a CUDA tensor is."""
     plain = _dispatch.facts_of
 
     def facts_of(tensor, axis=None):
-        facts = plain(tensor, axis)
-        return replace(facts, device="cuda") if facts.device == "meta" else facts
+        return replace(plain(tensor, axis), device="cuda")
 
     monkeypatch.setattr(_dispatch, "facts_of", facts_of)
     torch.compiler.reset()
@@ -132,3 +132,60 @@ def test_the_conditioner(as_cuda) -> None:
     forward, backward = traced(model, codes, drop, dtype=torch.bfloat16)
     assert forward == {"colaworld.st_attention": 1}
     assert backward == {"colaworld.st_attention_backward": 1}
+
+
+def adaln_neighbours(model: torch.nn.Module, *inputs: torch.Tensor, **named: torch.Tensor):
+    """(what reads `out` of each adaln, what makes the gradient of each) in a step under autocast.
+
+    On the CPU, since the meta device has no autocast; views are looked through.
+    """
+
+    def step(weights, inputs, named):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = torch.func.functional_call(model, weights, inputs, named)
+        return torch.autograd.grad(out.float().square().sum(), list(weights.values()))
+
+    weights = dict(model.named_parameters())
+    graph = make_fx(step, tracing_mode="fake")(weights, inputs, named).graph
+
+    def name(node) -> str:
+        return str(node.target).removesuffix(".default")
+
+    def behind(node) -> list[str]:
+        views = ("aten.view", "aten._unsafe_view", "aten.t", "aten.detach", "aten.transpose.int")
+        found = [behind(user) if name(user) in views else [name(user)] for user in node.users]
+        return [one for many in found for one in many]
+
+    def before(node) -> str:
+        views = ("aten.view", "aten._unsafe_view", "aten.detach")
+        return before(node.args[0]) if name(node) in views else name(node)
+
+    readers, makers = [], []
+    for node in graph.nodes:
+        if name(node) == "colaworld.adaln_triton":
+            (out,) = [u for u in node.users if u.args[1] == 1]
+            readers += behind(out)
+        elif name(node) == "colaworld.adaln_backward_triton":
+            makers.append(before(node.args[1]))
+    return readers, makers
+
+
+def test_under_autocast_no_cast_follows_a_modulation(as_cuda) -> None:
+    """The stream is float32, `out` is what the product behind computes in, and so is its gradient."""
+    config = STDiT3Config(depth=1)
+    B, T = 1, 3
+    latents = torch.zeros(B, config.in_channels, T, 4, 4)
+    modulation = torch.zeros(B, T, 2, 6 * config.width)
+    readers, makers = adaln_neighbours(
+        STDiT3(config), latents, torch.zeros(B, T), modulation=modulation, fps=torch.zeros(B)
+    )
+    # Two in each of two blocks, and the last layer's: one product forward, for its weight another.
+    assert Counter(readers) == {"aten.addmm": 5, "aten.mm": 5}
+    assert Counter(makers) == {"aten.mm": 5}
+
+
+def test_under_autocast_no_cast_follows_a_modulation_of_the_idm(as_cuda) -> None:
+    model = InverseDynamicsModel(IDMConfig(depth=1))
+    readers, makers = adaln_neighbours(model, torch.zeros(1, 3, 3, 8, 8))
+    assert Counter(readers) == {"aten.addmm": 3, "aten.mm": 3}
+    assert Counter(makers) == {"aten.mm": 3}

@@ -20,12 +20,24 @@ CPU = pytest.param(
 )
 needs_cpu = CPU.marks[0]
 each = pytest.mark.parametrize("name", ["reference", CPU])
-each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+# Dtypes of (x, y, gate shift and scale, out). Those of compiled kernels; then some that torch helps with.
+MIXED = (F32, BF16, F32, BF16)  # what training under autocast runs
+KERNELS = [(F32, F32, F32, F32), (F64, F64, F64, F64), (BF16, BF16, BF16, BF16), MIXED]
+AROUND = [
+    (F32, BF16, F32, F32),
+    (F32, F32, F32, BF16),
+    (F32, F64, F16, F16),
+    (F64, F32, BF16, F32),
+    (F32, F16, F64, F16),
+    (BF16, F32, F32, BF16),
+    (BF16, BF16, F32, F32),
+]
 NAMES = ("x_out", "out", "dx", "dy", "dgate", "dshift", "dscale")
 
 # Below these an error is rounding, whatever plain torch happens to reach: four units in the last
 # place of the result's dtype. In float64 plain torch is the measure itself, which rounds as well.
-FLOOR = {torch.float64: 1e-13, torch.float32: 4 * 2.0**-24, torch.bfloat16: 4 * 2.0**-9}
+FLOOR = {F64: 1e-13, F32: 4 * 2.0**-24, F16: 4 * 2.0**-11, BF16: 4 * 2.0**-9}
 
 
 def inputs(B=2, T=3, S=2, C=4, dtype=torch.float64, requires_grad=False):
@@ -38,7 +50,7 @@ def inputs(B=2, T=3, S=2, C=4, dtype=torch.float64, requires_grad=False):
     return draw(B, T, S, C), draw(B, T, S, C), draw(B, T, C), draw(B, T, C), draw(B, T, C)
 
 
-def by_hand(x, y, gate, shift, scale, eps, norm):
+def by_hand(x, y, gate, shift, scale, eps):
     x_out, out = x.clone(), torch.empty_like(x)
     B, T, S, C = x.shape
     for b in range(B):
@@ -48,21 +60,20 @@ def by_hand(x, y, gate, shift, scale, eps, norm):
                 if y is not None:
                     row = row + (y[b, t, s] if gate is None else gate[b, t] * y[b, t, s])
                 x_out[b, t, s] = row
-                centred = row - row.sum() / C if norm == "layer" else row
+                centred = row - row.sum() / C
                 normed = centred / ((centred * centred).sum() / C + eps).sqrt()
                 out[b, t, s] = normed * (1 + scale[b, t]) + shift[b, t]
     return x_out, out
 
 
 @each
-@pytest.mark.parametrize("norm", ["layer", "rms"])
 @pytest.mark.parametrize("branch", ["none", "plain", "gated"])
-def test_equals_the_formula(name, norm, branch) -> None:
+def test_equals_the_formula(name, branch) -> None:
     x, y, gate, shift, scale = inputs()
     y, gate = {"none": (None, None), "plain": (y, None), "gated": (y, gate)}[branch]
     with ops.force(name):
-        got = ops.adaln(x, y, gate=gate, shift=shift, scale=scale, eps=1e-2, norm=norm)
-    expected = by_hand(x, y, gate, shift, scale, 1e-2, norm)
+        got = ops.adaln(x, y, gate=gate, shift=shift, scale=scale, eps=1e-2)
+    expected = by_hand(x, y, gate, shift, scale, 1e-2)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -98,27 +109,29 @@ def test_the_norm_reads_the_rounded_stream(name) -> None:
     assert torch.equal(out, again)
 
 
-def leaves(B, T, S, C, *, dtype, indexed=False, seed=0):
-    """x, y, gate, shift, scale, index, and a gradient for each output; float32 numbers inside."""
+def leaves(B, T, S, C, *, dtypes=None, dtype=None, seed=0):
+    """[x, y, gate, shift, scale], and a gradient for each output; float32 numbers inside."""
+    of_x, of_y, of_tables, of_out = dtypes or (dtype,) * 4
     g = torch.Generator().manual_seed(seed)
 
-    def draw(*shape):
+    def draw(dtype, *shape):
         return torch.randn(*shape, generator=g).to(dtype)
 
-    table = (5, C) if indexed else (B, T, C)
-    index = torch.randint(5, (B, T), generator=g) if indexed else None
-    x, y = draw(B, T, S, C), draw(B, T, S, C)
-    modulation = [draw(*table) for _ in range(3)]
-    return [x, y, *modulation], index, [draw(B, T, S, C), draw(B, T, S, C)]
+    tensors = [draw(of_x, B, T, S, C), draw(of_y, B, T, S, C)]
+    tensors += [draw(of_tables, B, T, C) for _ in range(3)]
+    return tensors, [draw(of_x, B, T, S, C), draw(of_out, B, T, S, C)]
 
 
-def all_of(name, tensors, index, grads, *, wide=False, **kwargs):
-    """Outputs and gradients in the order of NAMES, computed by one implementation."""
+def all_of(name, tensors, grads, *, wide=False, **kwargs):
+    """Outputs and gradients in the order of NAMES, computed by one implementation; `out` in the dtype
+    of its gradient, everything in float64 when `wide`."""
+    grads = [g.double() if wide else g for g in grads]
     tensors = [t.double() if wide else t for t in tensors]
     x, y, gate, shift, scale = (t.detach().requires_grad_() for t in tensors)
     with ops.force(name):
-        outputs = ops.adaln(x, y, gate=gate, shift=shift, scale=scale, index=index, **kwargs)
-    grads = [g.to(o.dtype) for g, o in zip(grads, outputs, strict=True)]
+        outputs = ops.adaln(
+            x, y, gate=gate, shift=shift, scale=scale, out_dtype=grads[1].dtype, **kwargs
+        )
     found = torch.autograd.grad(outputs, [x, y, gate, shift, scale], grads)
     return [*(o.detach() for o in outputs), *found]
 
@@ -127,11 +140,11 @@ def distance(got, wanted) -> float:
     return float((got.double() - wanted).norm() / wanted.norm().clamp_min(1e-300))
 
 
-def assert_close(tensors, index, grads, **kwargs) -> None:
+def assert_close(tensors, grads, **kwargs) -> None:
     """The cpu implementation errs at most twice as much as plain torch in the same dtype."""
-    exact = all_of("reference", tensors, index, grads, wide=True, **kwargs)
-    plain = all_of("reference", tensors, index, grads, **kwargs)
-    ours = all_of("cpu", tensors, index, grads, **kwargs)
+    exact = all_of("reference", tensors, grads, wide=True, **kwargs)
+    plain = all_of("reference", tensors, grads, **kwargs)
+    ours = all_of("cpu", tensors, grads, **kwargs)
     for name, e, p, o in zip(NAMES, exact, plain, ours, strict=True):
         assert o.shape == p.shape and o.dtype == p.dtype and o.is_contiguous(), name
         if o.numel():
@@ -140,44 +153,43 @@ def assert_close(tensors, index, grads, **kwargs) -> None:
 
 
 @needs_cpu
-@each_dtype
-@pytest.mark.parametrize("norm", ["layer", "rms"])
-@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize("dtypes", KERNELS, ids=str)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 3, 7, 33), (1, 2, 130, 16), (2, 2, 65, 19)])
-def test_outputs_and_each_gradient(dtype, norm, indexed, shape) -> None:
+def test_outputs_and_each_gradient(dtypes, shape) -> None:
     # eps keeps the norm of two channels from dividing by a difference near zero.
-    assert_close(*leaves(*shape, dtype=dtype, indexed=indexed), norm=norm, eps=1e-2)
+    assert_close(*leaves(*shape, dtypes=dtypes), eps=1e-2)
+
+
+@needs_cpu
+@pytest.mark.parametrize("dtypes", AROUND, ids=str)
+def test_dtypes_that_no_kernel_has(dtypes) -> None:
+    assert_close(*leaves(2, 2, 5, 20, dtypes=dtypes), eps=1e-2)
 
 
 @needs_cpu
 @settings(max_examples=40, deadline=None)
 @given(
     B=st.integers(0, 2), T=st.integers(0, 3), S=st.integers(0, 9), C=st.integers(1, 50),
-    indexed=st.booleans(), norm=st.sampled_from(["layer", "rms"]), seed=st.integers(0, 99),
+    dtypes=st.sampled_from(KERNELS), seed=st.integers(0, 99),
 )  # fmt: skip
-def test_any_shape(B, T, S, C, indexed, norm, seed) -> None:
-    tensors, index, grads = leaves(B, T, S, C, dtype=torch.float64, indexed=indexed, seed=seed)
-    exact = all_of("reference", tensors, index, grads, norm=norm, eps=1e-2)
-    ours = all_of("cpu", tensors, index, grads, norm=norm, eps=1e-2)
-    for name, e, o in zip(NAMES, exact, ours, strict=True):
-        torch.testing.assert_close(o, e, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+def test_any_shape(B, T, S, C, dtypes, seed) -> None:
+    assert_close(*leaves(B, T, S, C, dtypes=dtypes, seed=seed), eps=1e-2)
 
 
 @each
-@pytest.mark.parametrize("norm", ["layer", "rms"])
-@pytest.mark.parametrize("branch", ["none", "plain", "gated", "indexed"])
-def test_gradcheck(name, norm, branch) -> None:
-    tensors, index, _ = leaves(1, 2, 3, 5, dtype=torch.float64, indexed=branch == "indexed")
+@pytest.mark.parametrize("branch", ["none", "plain", "gated"])
+def test_gradcheck(name, branch) -> None:
+    tensors, _ = leaves(1, 2, 3, 5, dtype=torch.float64)
     x, y, gate, shift, scale = (t.requires_grad_() for t in tensors)
     y = None if branch == "none" else y
-    gate = gate if branch in ("gated", "indexed") else None
+    gate = gate if branch == "gated" else None
 
     def call(*tensors):
         given = iter(tensors)
         x, shift, scale = next(given), next(given), next(given)
         return ops.adaln(
             x, next(given, None), gate=next(given, None),
-            shift=shift, scale=scale, index=index, norm=norm, eps=1e-2,
+            shift=shift, scale=scale, eps=1e-2,
         )  # fmt: skip
 
     with ops.force(name):
@@ -186,34 +198,9 @@ def test_gradcheck(name, norm, branch) -> None:
 
 
 @each
-def test_an_index_selects_the_row_of_each_frame(name) -> None:
-    tensors, index, grads = leaves(2, 3, 4, 6, dtype=torch.float64, indexed=True)
-    x, y, *tables = tensors
-    got = all_of(name, tensors, index, grads)
-    expected = all_of("reference", [x, y, *(t[index] for t in tables)], None, grads)
-    torch.testing.assert_close(got[:4], expected[:4], rtol=1e-12, atol=1e-12)
-    for which in (4, 5, 6):  # by hand: every frame adds to its row
-        total = torch.zeros(5, 6, dtype=torch.float64)
-        for b in range(2):
-            for t in range(3):
-                total[index[b, t]] += expected[which][b, t]
-        torch.testing.assert_close(got[which], total, rtol=1e-12, atol=1e-12)
-
-
-@each
-@pytest.mark.parametrize("wrong", [5, -1])
-def test_an_index_outside_of_the_table(name, wrong) -> None:
-    (x, y, gate, shift, scale), index, _ = leaves(2, 3, 1, 4, dtype=torch.float32, indexed=True)
-    index[1, 1] = wrong
-    message = rf"index: expected rows 0 .. M - 1 of tables with M = 5 rows, got {wrong}"
-    with ops.force(name), pytest.raises(ValueError, match=message):
-        ops.adaln(x, y, gate=gate, shift=shift, scale=scale, index=index)
-
-
-@each
 @pytest.mark.parametrize("kept", [0, 1])
 def test_one_output_alone(name, kept) -> None:
-    tensors, _, grads = leaves(2, 2, 5, 20, dtype=torch.float64)
+    tensors, grads = leaves(2, 2, 5, 20, dtype=torch.float64)
     x, y, gate, shift, scale = (t.requires_grad_() for t in tensors)
     got = []
     for which in (name, "reference"):
@@ -238,14 +225,12 @@ def test_the_stream_itself_and_its_norm(name) -> None:
 
 @needs_cpu
 def test_strided_and_expanded_inputs() -> None:
-    tensors, _, grads = leaves(2, 3, 4, 10, dtype=torch.float32)
+    tensors, grads = leaves(2, 3, 4, 10, dtype=torch.float32)
     x, y, gate, shift, scale = tensors
 
     def same(changed, *, grads=grads):
-        exact = all_of(
-            "cpu", [t.contiguous() for t in changed], None, [g.contiguous() for g in grads]
-        )
-        got = all_of("cpu", changed, None, grads)
+        exact = all_of("cpu", [t.contiguous() for t in changed], [g.contiguous() for g in grads])
+        got = all_of("cpu", changed, grads)
         for name, g, e in zip(NAMES, got, exact, strict=True):
             assert torch.equal(g, e), name
 
@@ -259,64 +244,51 @@ def test_strided_and_expanded_inputs() -> None:
     same(tensors, grads=[grads[0][:1, :1, :1].expand_as(x), torch.ones(()).expand_as(x)])
 
 
-@needs_cpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_expanded_modulation_is_read_in_place(dtype) -> None:
-    # A frame count whose copy could not be allocated: 2**40 rows of gate, shift and scale.
-    x = torch.randn(1, 1, 1, 8).to(dtype)
-    m = torch.randn(8).to(dtype).expand(1 << 40, 8)
-    index = torch.tensor([[1 << 39]])
-    with ops.force("cpu"):
-        got = ops.adaln(x, x, gate=m, shift=m, scale=m, index=index)
-        expected = ops.adaln(x, x, gate=m[None, :1], shift=m[None, :1], scale=m[None, :1])
-    assert torch.equal(got[1], expected[1]) and torch.equal(got[0], expected[0])
+@each
+def test_autocast_chooses_the_dtype_of_out(name) -> None:
+    """Its own, as if the product behind had cast it; the stream keeps its dtype."""
+    (x, y, gate, shift, scale), _ = leaves(1, 2, 3, 8, dtypes=MIXED)
+    tables = {"gate": gate, "shift": shift, "scale": scale}
+    with ops.force(name):
+        wide = ops.adaln(x, y, **tables, out_dtype=F32)
+        for dtype in (BF16, F16):
+            with torch.autocast("cpu", dtype=dtype):
+                x_out, out = ops.adaln(x, y, **tables)
+                kept = ops.adaln(x, y, **tables, out_dtype=F32)[1]
+                double = ops.adaln(x.double(), y, **tables)[1]
+            assert (x_out.dtype, out.dtype, kept.dtype, double.dtype) == (F32, dtype, F32, F64)
+            torch.testing.assert_close(x_out, wide[0])
+            assert distance(out, wide[1].to(dtype).double()) <= FLOOR[dtype] / 4
+        assert ops.adaln(x, y, **tables)[1].dtype == F32
 
 
-@needs_cpu
-@pytest.mark.parametrize(
-    ("x_dtype", "y_dtype", "m_dtype"),
-    [
-        (torch.float32, torch.bfloat16, torch.float32),  # autocast: float32 stream, bfloat16 branch
-        (torch.bfloat16, torch.float32, torch.float32),
-        (torch.float32, torch.float64, torch.float16),
-        (torch.float64, torch.float32, torch.bfloat16),
-        (torch.float32, torch.float16, torch.float64),
-    ],
-)
-def test_dtypes_may_differ(x_dtype, y_dtype, m_dtype) -> None:
-    (x, y, *tables), _, grads = leaves(2, 2, 5, 20, dtype=torch.float32)
-    tensors = [x.to(x_dtype), y.to(y_dtype), *(t.to(m_dtype) for t in tables)]
-    ours, plain = (all_of(n, tensors, None, grads, eps=1e-2) for n in ("cpu", "reference"))
-    exact = all_of("reference", tensors, None, [g.to(x_dtype) for g in grads], wide=True, eps=1e-2)
-    for name, o, p, e in zip(NAMES, ours, plain, exact, strict=True):
-        assert o.dtype == p.dtype, name
-        floor = FLOOR.get(o.dtype, 4 * 2.0**-11) if x_dtype != torch.float64 else 4 * 2.0**-9
-        assert distance(o, e) <= max(2 * distance(p, e), floor), (name, distance(o, e))
-
-
-@needs_cpu
-def test_autocast_leaves_the_stream_in_float32() -> None:
-    (x, _, gate, shift, scale), _, _ = leaves(1, 2, 3, 8, dtype=torch.float32)
-    branch = torch.nn.Linear(8, 8)
-    results = []
-    for name in ("cpu", "reference"):
-        with ops.force(name), torch.autocast("cpu", dtype=torch.bfloat16):
-            y = branch(x)
-            x_out, out = ops.adaln(x, y, gate=gate, shift=shift, scale=scale)
-        assert y.dtype == torch.bfloat16 and x_out.dtype == out.dtype == torch.float32
-        grads = torch.autograd.grad(out.square().sum(), branch.weight)
-        results.append((x_out, out, *grads))
-    torch.testing.assert_close(results[0], results[1], rtol=2e-2, atol=2e-2)
+@each
+def test_a_step_under_autocast_is_that_with_a_cast(name) -> None:
+    """Values and gradients through products before and behind, with and without `out_dtype`."""
+    (x, _, gate, shift, scale), _ = leaves(2, 2, 5, 16, dtype=F32)
+    tables = [t.requires_grad_() for t in (gate, shift, scale)]
+    before, behind = torch.nn.Linear(16, 16), torch.nn.Linear(16, 4)
+    wanted = [*tables, *before.parameters(), *behind.parameters()]
+    found = []
+    for out_dtype in (None, F32):
+        with ops.force(name), torch.autocast("cpu", dtype=BF16):
+            x_out, out = ops.adaln(
+                x, before(x), gate=gate, shift=shift, scale=scale, out_dtype=out_dtype
+            )
+            loss = behind(out).float().square().sum() + x_out.square().sum()
+        found.append([loss, *torch.autograd.grad(loss, wanted)])
+    # The product rounds what it reads and what it hands back either way; sums in another order.
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
 @needs_cpu
 def test_a_frame_does_not_reach_another() -> None:
-    tensors, _, grads = leaves(1, 3, 66, 20, dtype=torch.float32)
-    clean = all_of("cpu", tensors, None, grads)
+    tensors, grads = leaves(1, 3, 66, 20, dtype=torch.float32)
+    clean = all_of("cpu", tensors, grads)
     tensors[0][0, 1, 65, 3] = torch.nan
     tensors[1][0, 1, 2] = torch.inf
     grads[1][0, 1, 30, 19] = torch.nan
-    got = all_of("cpu", tensors, None, grads)
+    got = all_of("cpu", tensors, grads)
     rows = torch.ones(66, dtype=torch.bool)
     rows[[2, 30, 65]] = False
     for name, g, c in zip(NAMES, got, clean, strict=True):
@@ -328,34 +300,28 @@ def test_a_frame_does_not_reach_another() -> None:
 
 
 @needs_cpu
-@pytest.mark.parametrize("indexed", [False, True])
-def test_outputs_are_fully_written(indexed) -> None:
-    tensors, index, grads = leaves(2, 2, 67, 21, dtype=torch.float32, indexed=indexed)
-    if indexed:
-        index.clamp_(0, 3)  # nobody uses the last row: its gradient is zero
+def test_outputs_are_fully_written() -> None:
+    tensors, grads = leaves(2, 2, 67, 21, dtype=torch.float32)
     torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     try:
         assert torch.empty(3).isnan().all()
-        results = all_of("cpu", tensors, index, grads)
+        results = all_of("cpu", tensors, grads)
     finally:
         torch.use_deterministic_algorithms(False)
     for name, result in zip(NAMES, results, strict=True):
         assert not result.isnan().any(), name
-    if indexed:
-        assert not any(result[4].any() for result in results[4:])
 
 
 @needs_cpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("indexed", [False, True])
-def test_bitwise_equal_over_runs_and_threads(dtype, indexed) -> None:
-    tensors, index, grads = leaves(2, 5, 150, 40, dtype=dtype, indexed=indexed)
+@pytest.mark.parametrize("dtypes", KERNELS, ids=str)
+def test_bitwise_equal_over_runs_and_threads(dtypes) -> None:
+    tensors, grads = leaves(2, 5, 150, 40, dtypes=dtypes)
     threads = torch.get_num_threads()
     results = []
     try:
         for count in (1, 1, 2, 3):
             torch.set_num_threads(count)
-            results.append(all_of("cpu", tensors, index, grads))
+            results.append(all_of("cpu", tensors, grads))
     finally:
         torch.set_num_threads(threads)
     for result in results[1:]:
@@ -364,31 +330,34 @@ def test_bitwise_equal_over_runs_and_threads(dtype, indexed) -> None:
 
 
 @needs_cpu
-@pytest.mark.parametrize("branch", ["none", "plain", "gated", "indexed"])
+@pytest.mark.parametrize("branch", ["none", "plain", "gated"])
+@pytest.mark.parametrize("dtypes", [KERNELS[0], MIXED], ids=str)
 @pytest.mark.parametrize("requires_grad", [False, True])
-def test_opcheck(branch, requires_grad) -> None:
-    tensors, index, _ = leaves(2, 2, 3, 5, dtype=torch.float32, indexed=branch == "indexed")
+def test_opcheck(branch, dtypes, requires_grad) -> None:
+    tensors, _ = leaves(2, 2, 3, 5, dtypes=dtypes)
     x, y, gate, shift, scale = (t.requires_grad_(requires_grad) for t in tensors)
     y = None if branch == "none" else y
-    gate = gate if branch in ("gated", "indexed") else None
-    arguments = (x, y, gate, shift, scale, index, 1e-6, branch == "plain")
+    gate = gate if branch == "gated" else None
+    arguments = (x, y, gate, shift, scale, 1e-6, dtypes[3])
     torch.library.opcheck(torch.ops.colaworld.adaln.default, arguments)
 
 
 @needs_cpu
 @pytest.mark.parametrize("branch", [False, True])
-def test_opcheck_of_the_backward(branch) -> None:
-    tensors, index, grads = leaves(2, 2, 3, 5, dtype=torch.float32, indexed=True)
+@pytest.mark.parametrize("dtypes", [KERNELS[0], MIXED], ids=str)
+def test_opcheck_of_the_backward(branch, dtypes) -> None:
+    tensors, grads = leaves(2, 2, 3, 5, dtypes=dtypes)
+    out = dtypes[3]
     x, y, gate, shift, scale = tensors
-    x_out, _, mean, rstd = torch.ops.colaworld.adaln(x, y, gate, shift, scale, index, 1e-6, False)
+    x_out, _, mean, rstd = torch.ops.colaworld.adaln(x, y, gate, shift, scale, 1e-6, out)
     y, gate = (y, gate) if branch else (None, None)
-    arguments = (*grads, x_out, y, gate, scale, index, mean, rstd, False)
+    arguments = (*grads, x_out, y, gate, scale, mean, rstd)
     torch.library.opcheck(torch.ops.colaworld.adaln_backward.default, arguments)
 
 
 @needs_cpu
 def test_a_second_derivative_is_an_error_that_says_what_to_do() -> None:
-    (x, y, gate, shift, scale), _, _ = leaves(1, 1, 2, 4, dtype=torch.float64)
+    (x, y, gate, shift, scale), _ = leaves(1, 1, 2, 4, dtype=torch.float64)
     x.requires_grad_()
     with ops.force("cpu"):
         out = ops.adaln(x, y, gate=gate, shift=shift, scale=scale)[1]
@@ -399,7 +368,7 @@ def test_a_second_derivative_is_an_error_that_says_what_to_do() -> None:
 
 @each
 def test_activation_checkpointing(name) -> None:
-    tensors, _, _ = leaves(1, 2, 3, 8, dtype=torch.float32)
+    tensors, _ = leaves(1, 2, 3, 8, dtype=torch.float32)
     x, y, gate, shift, scale = (t.requires_grad_() for t in tensors)
 
     def call(*tensors):
@@ -417,8 +386,7 @@ def test_activation_checkpointing(name) -> None:
 
 
 @each
-@pytest.mark.parametrize("indexed", [False, True])
-def test_compiles_as_one_graph(name, indexed) -> None:
+def test_compiles_as_one_graph(name) -> None:
     torch._dynamo.reset()
     graphs = []
 
@@ -426,8 +394,8 @@ def test_compiles_as_one_graph(name, indexed) -> None:
         graphs.append(graph)
         return graph
 
-    def call(x, y, gate, shift, scale, index):
-        x_out, out = ops.adaln(x, y, gate=gate, shift=shift, scale=scale, index=index)
+    def call(x, y, gate, shift, scale):
+        x_out, out = ops.adaln(x, y, gate=gate, shift=shift, scale=scale)
         return x_out, out * 2
 
     with ops.force(name):
@@ -435,11 +403,11 @@ def test_compiles_as_one_graph(name, indexed) -> None:
             torch._dynamo.reset()
             compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=backend)
             for shape in [(2, 3, 7, 4), (3, 2, 8, 6)]:  # no two equal: they would be one symbol
-                tensors, index, grads = leaves(*shape, dtype=torch.float32, indexed=indexed)
+                tensors, grads = leaves(*shape, dtype=torch.float32)
                 results = []
                 for function in (call, compiled):
                     inputs = [t.detach().requires_grad_() for t in tensors]
-                    outputs = function(*inputs, index)
+                    outputs = function(*inputs)
                     results.append([*outputs, *torch.autograd.grad(outputs, inputs, grads)])
                 torch.testing.assert_close(results[0], results[1])
     assert len(graphs) == 1
@@ -455,19 +423,23 @@ import torch
 from colaworld import ops
 g = torch.Generator().manual_seed(0)
 bounds = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 3e-2}
-for dtype in bounds:
+forms = [(dtype, dtype) for dtype in bounds] + [(torch.float32, torch.bfloat16)]  # of x, of y and out
+for dtype, narrow in forms:
   for size in (2, 3, 5, 8, 11, 16, 19, 40):
     shapes = [(1, 2, 6, size)] * 2 + [(1, 2, size)] * 3
     tensors = [torch.randn(*s, generator=g).to(dtype) for s in shapes]
+    tensors[1] = tensors[1].to(narrow)
     results = []
     for which in ("cpu", "reference"):
         x, y, gate, shift, scale = inputs = [t.clone().requires_grad_() for t in tensors]
         with ops.force(which):
-            outputs = ops.adaln(x, y, gate=gate, shift=shift, scale=scale, eps=0.1)
+            outputs = ops.adaln(
+                x, y, gate=gate, shift=shift, scale=scale, eps=0.1, out_dtype=narrow
+            )
         results.append([*outputs, *torch.autograd.grad(outputs, inputs, tensors[:2])])
     for name, e, p in zip(range(7), *results, strict=True):
-        e, p = e.double(), p.double()
-        assert (e - p).norm() <= bounds[dtype] * p.norm().clamp_min(1), (name, dtype, size)
+        bound, e, p = bounds[e.dtype], e.double(), p.double()
+        assert (e - p).norm() <= bound * p.norm().clamp_min(1), (name, dtype, narrow, size)
 print("done")
 """
     done = subprocess.run(
@@ -495,10 +467,10 @@ def test_explain_names_the_cpu() -> None:
 
 
 def test_the_reference_adds_up_in_float32() -> None:
-    # 4096 channels of 1: a bfloat16 running sum would stop at 256.
-    x, zero = torch.ones(1, 1, 1, 4096).bfloat16(), torch.zeros(1, 1, 4096).bfloat16()
-    _, out = reference.adaln(x, None, None, zero, zero, eps=0.0, rms=True)
-    assert torch.equal(out, x)
+    # 2048 channels of 0 and 2048 of 2, mean and deviation 1: a bfloat16 running sum would stop at 512.
+    x, zero = torch.tensor([0.0, 2.0]).repeat(2048).bfloat16(), torch.zeros(1, 1, 4096).bfloat16()
+    _, out = reference.adaln(x.view(1, 1, 1, 4096), None, None, zero, zero, eps=0.0, out_dtype=BF16)
+    assert torch.equal(out.flatten(), x - 1)
 
 
 def test_errors_name_the_argument() -> None:
@@ -512,10 +484,7 @@ def test_errors_name_the_argument() -> None:
         ({"shift": x}, r"shift: expected \[2, 3, 4\], got \[2, 3, 2, 4\]"),
         ({"scale": scale[..., :1]}, r"scale: expected \[2, 3, 4\], got \[2, 3, 1\]"),
         ({"y": None}, "gate: given without a branch"),
-        ({"norm": "batch"}, "norm: expected 'layer' or 'rms', got 'batch'"),
-        ({"index": torch.zeros(2, 3)}, "index: expected int64, got torch.float32"),
-        ({"index": torch.zeros(6).long()}, r"index: expected \[2, 3\], got \[6\]"),
-        ({"index": torch.zeros(2, 3).long()}, r"scale: expected \[M, 4\] as an index is given"),
+        ({"out_dtype": torch.int32}, "out_dtype: expected a floating-point dtype, got torch.int32"),
     ]:
         kwargs = {**good, **change}
         with pytest.raises(ValueError, match=message):
@@ -525,51 +494,33 @@ def test_errors_name_the_argument() -> None:
 @needs_cpu
 def test_the_compiled_op_checks_for_itself() -> None:
     op = torch.ops.colaworld.adaln
-    (x, y, gate, shift, scale), index, _ = leaves(2, 3, 2, 4, dtype=torch.float32)
-    good = [x, y, gate, shift, scale, index, 1e-6, False]
-    rows = torch.zeros(2, 3, dtype=torch.int64)
+    (x, y, gate, shift, scale), _ = leaves(2, 3, 2, 4, dtype=torch.float32)
+    good = [x, y, gate, shift, scale, 1e-6, F32]
     for place, change, message in [
         (0, x[0], r"adaln: x: expected \[B, T, S, C\], got \[3, 2, 4\]"),
         (0, x[..., :0], r"adaln: x: expected C >= 1, got \[2, 3, 2, 0\]"),
         (0, x.half(), "adaln: x: expected float32, float64 or bfloat16, got Half"),
         (1, y[:1], r"adaln: y: expected \[2, 3, 2, 4\] as x has, got \[1, 3, 2, 4\]"),
-        (1, y.double(), "adaln: y: expected Float .* got Double"),
+        (1, y.double(), "adaln: y: expected Float as out is, got Double"),
+        (6, BF16, "adaln: y: expected BFloat16 as out is, got Float"),
+        (6, F64, "adaln: out_dtype: expected Float or BFloat16 beside an x of Float, got Double"),
         (1, None, "adaln: gate: given without a branch y"),
         (2, gate[0], r"adaln: gate: expected \[2, 3, 4\], got \[3, 4\]"),
         (3, shift[..., :1], r"adaln: shift: expected \[2, 3, 4\], got \[2, 3, 1\]"),
         (4, scale.long(), "adaln: scale: expected float32, float64 or bfloat16, got Long"),
-        (5, rows, r"adaln: scale: expected \[2, 4\] as an index is given, got \[2, 3, 4\]"),
     ]:
         arguments = [*good[:place], change, *good[place + 1 :]]
         with pytest.raises(ValueError, match=message):
             op(*arguments)
-    tables = [x, y, gate[0], shift[0], scale[0]]
-    for wrong, message in [
-        (rows[:1], r"adaln: index: expected \[2, 3\], got \[1, 3\]"),
-        (rows.int(), "adaln: index: expected int64, got Int"),
-        (rows + 3, "adaln: index: expected rows 0 .. M - 1 of tables with M = 3 rows, got 3"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            op(*tables, wrong, 1e-6, False)
     back = torch.ops.colaworld.adaln_backward
     x_out, _, mean, rstd = op(*good)
-    with pytest.raises(ValueError, match="adaln_backward: grad_out: expected Float"):
-        back(x, x.double(), x_out, y, gate, scale, None, mean, rstd, False)
+    with pytest.raises(ValueError, match="adaln_backward: grad_x_out: expected Float as x is"):
+        back(x.bfloat16(), x, x_out, y, gate, scale, mean, rstd)
+    with pytest.raises(ValueError, match="adaln_backward: grad_out: expected Float or BFloat16"):
+        back(x, x.double(), x_out, y, gate, scale, mean, rstd)
+    with pytest.raises(ValueError, match="adaln_backward: y: expected BFloat16 as out is"):
+        back(x, x.bfloat16(), x_out, y, gate, scale, mean, rstd)
     with pytest.raises(ValueError, match="adaln_backward: mean: expected what the forward"):
-        back(x, x, x_out, y, gate, scale, None, mean[:1], rstd, False)
+        back(x, x, x_out, y, gate, scale, mean[:1], rstd)
     with pytest.raises(ValueError, match="adaln_backward: y and gate: expected both or neither"):
-        back(x, x, x_out, y, None, scale, None, mean, rstd, False)
-
-
-@pytest.mark.parametrize("branch", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("stream", [torch.float32, torch.float64, torch.bfloat16])
-def test_a_branch_of_another_dtype(stream, branch, generator) -> None:
-    """Under autocast the branch is narrower than the stream, whatever that is."""
-    x = torch.randn(1, 2, 3, 8, generator=generator).to(stream)
-    y = torch.randn(1, 2, 3, 8, generator=generator).to(branch)
-    shift, scale = (torch.randn(1, 2, 8, generator=generator).to(stream) for _ in range(2))
-    got = ops.adaln(x, y, shift=shift, scale=scale)
-    with ops.force("reference"):
-        wanted = ops.adaln(x, y, shift=shift, scale=scale)
-    for a, b in zip(got, wanted, strict=True):
-        torch.testing.assert_close(a, b)
+        back(x, x, x_out, y, None, scale, mean, rstd)

@@ -89,7 +89,6 @@ def qk_norm_rope(draw: Draw):
         "k_weight": None if norm == "none" else draw.tensor(width),
         "norm": norm,
         "rope": draw.rope(L, max(1, D // 2)),
-        "rotation": draw.random.choice(["interleaved", "half"]),
     }
     return lambda: ops.qk_norm_rope(q, k, **options)
 
@@ -99,14 +98,7 @@ def adaln(draw: Draw):
     x, y = draw.tensor(B, T, S, C), draw.maybe(B, T, S, C)
     gate = draw.maybe(B, T, C)
     shift, scale = draw.tensor(B, T, C), draw.tensor(B, T, C)
-    options = {"norm": draw.random.choice(["layer", "rms"])}
-    if draw.random.random() < 0.3:
-        M = draw.size(4)
-        gate = draw.maybe(M, C) if gate is not None else None
-        shift, scale = draw.tensor(M, C), draw.tensor(M, C)
-        high = max(1, M + (draw.random.random() < 0.2))
-        options["index"] = torch.randint(high, (B, T), generator=draw.generator)
-    return lambda: ops.adaln(x, y, gate=gate, shift=shift, scale=scale, **options)
+    return lambda: ops.adaln(x, y, gate=gate, shift=shift, scale=scale)
 
 
 def vector_quantize(draw: Draw):

@@ -1,8 +1,9 @@
-"""code_statistics and update_codebook: every implementation against sums in float64 and by hand."""
+"""code_statistics: every implementation against sums in float64 and by hand."""
 
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 from colaworld import ops
-from colaworld.ops import _native, reference
+from colaworld.ops import _dispatch, _native, reference
 
 CPU = pytest.param(
     "cpu", marks=pytest.mark.skipif(not _native.AVAILABLE, reason=str(_native.reason()))
@@ -269,47 +270,21 @@ def test_the_reference_is_the_definition() -> None:
         assert packed[k, 4] == (indices == k).sum()
 
 
-# -- update_codebook ---------------------------------------------------------------------------
-
-
-def test_update_by_hand() -> None:
-    codebook, count = torch.zeros(2, 1), torch.tensor([1.0, 3.0])
-    total = torch.tensor([[2.0], [6.0]])
-    packed = torch.tensor([[8.0, 2.0], [0.0, 0.0]])  # two rows of sum 8, none of the other
-    ops.update_codebook(codebook, count, total, packed, decay=0.75, eps=0.5)
-    assert count.tolist() == [1.25, 2.25]  # .75 x {1, 3} + .25 x {2, 0}
-    assert total.flatten().tolist() == [3.5, 4.5]  # .75 x {2, 6} + .25 x {8, 0}
-    # smoothed: (count + .5) / (3.5 + 2 x .5) x 3.5
-    smooth = [1.75 / 4.5 * 3.5, 2.75 / 4.5 * 3.5]
-    assert codebook.flatten().tolist() == pytest.approx([3.5 / smooth[0], 4.5 / smooth[1]])
-
-
-def test_update_of_an_entry_that_nobody_ever_chose_is_finite() -> None:
-    codebook, count, total = torch.zeros(3, 2), torch.zeros(3), torch.zeros(3, 2)
-    packed = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [2.0, 2.0, 1.0]])
-    ops.update_codebook(codebook, count, total, packed, decay=0.5)
-    assert codebook.isfinite().all() and not codebook[1].any()
-    torch.testing.assert_close(codebook[2], torch.full((2,), 2.0), rtol=1e-4, atol=0)
-
-
-def test_update_of_a_leaf_that_trains_is_outside_of_autograd() -> None:
-    codebook = torch.zeros(2, 1, requires_grad=True)
-    ops.update_codebook(codebook, torch.ones(2), torch.ones(2, 1), torch.ones(2, 2), decay=0.5)
-    assert codebook.requires_grad and codebook.grad_fn is None and codebook.detach().all()
-
-
-def test_update_errors_name_the_argument() -> None:
-    good = [torch.zeros(3, 2), torch.ones(3), torch.zeros(3, 2), torch.zeros(3, 3)]
-    for place, bad, message in [
-        (0, torch.zeros(3), r"codebook: expected \[K, d\], got \[3\]"),
-        (1, torch.ones(2), r"count: expected \[3\], got \[2\]"),
-        (2, torch.zeros(3, 3), r"total: expected \[3, 2\], got \[3, 3\]"),
-        (3, torch.zeros(3, 2), r"packed: expected \[3, 3\], got \[3, 2\]"),
-    ]:
-        arguments = [bad if i == place else t for i, t in enumerate(good)]
-        with pytest.raises(ValueError, match=message):
-            ops.update_codebook(*arguments, decay=0.5)
-    with pytest.raises(ValueError, match=r"decay: expected in \[0, 1\], got 1.5"):
-        ops.update_codebook(*good, decay=1.5)
-    with pytest.raises(ValueError, match=r"eps: expected > 0, got 0"):
-        ops.update_codebook(*good, decay=0.5, eps=0)
+# What is faster is a prediction; that the rule says so is what is tested.
+@pytest.mark.parametrize(
+    ("sizes", "first"),
+    [
+        ((4096, 32, 32), None),
+        ((1_000_000, 1024, 32), None),
+        ((4096, 8192, 64), None),  # a sort's launches cost more than looking
+        ((1_000_000, 8192, 64), "triton"),
+        ((0, 8192, 64), None),
+    ],
+)
+def test_sizes_choose_between_the_kernels_of_a_gpu(sizes, first) -> None:
+    (N, K, d), rule = sizes, _dispatch._PREFERS["code_statistics"]
+    facts = _dispatch.Facts("cuda", torch.float32, (N, d), (d, 1), entries=K)
+    found = rule(facts)
+    assert (None if found is None else found.name) == first
+    assert rule(replace(facts, device="cpu")) is None
+    assert rule(replace(facts, entries=None)) is None

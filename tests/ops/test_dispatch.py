@@ -73,6 +73,75 @@ def test_explain_says_who_runs_and_why_not_the_others(monkeypatch) -> None:
         ops.explain("fft", torch.zeros(1))
 
 
+@pytest.fixture
+def toy(monkeypatch):
+    """An op whose sizes prefer its second implementation from 100 rows on."""
+
+    def prefers(facts):
+        return _dispatch.Preference("triton", "it is large") if facts.shape[0] >= 100 else None
+
+    def register(cuda: str | None, triton: str | None) -> None:
+        order = (
+            implementation("cuda", cuda),
+            implementation("triton", triton),
+            implementation("reference", None),
+        )
+        monkeypatch.setitem(_dispatch._REGISTRY, "toy", order)
+        monkeypatch.setitem(_dispatch._PREFERS, "toy", prefers)
+
+    return register
+
+
+def test_sizes_prefer_one_of_those_that_can_run(toy) -> None:
+    toy(None, None)
+    small, large = torch.zeros(99), torch.zeros(100)
+    assert _dispatch.pick("toy", small).name == "cuda"
+    assert _dispatch.pick("toy", large).name == "triton"
+    assert [(v.name, v.reason) for v in ops.explain("toy", large)] == [
+        ("cuda", "triton comes first: it is large"),
+        ("triton", ""),
+        ("reference", "triton comes first: it is large"),
+    ]
+    with ops.force("cuda"):
+        assert _dispatch.pick("toy", large).name == "cuda"
+
+
+def test_a_preference_is_no_refusal(toy) -> None:
+    """The only fused implementation runs at any size, ahead of the reference."""
+    for cuda, triton, runs in [
+        (None, "no", "cuda"),
+        ("no", None, "triton"),
+        ("no", "no", "reference"),
+    ]:
+        toy(cuda, triton)
+        for rows in (1, 100):
+            assert _dispatch.pick("toy", torch.zeros(rows)).name == runs
+    toy("no", None)
+    with ops.force("cuda"), pytest.raises(ops.NoImplementationError, match="cuda: no"):
+        _dispatch.pick("toy", torch.zeros(100))
+
+
+def test_sizes_that_only_the_running_graph_knows_leave_the_order(toy, monkeypatch) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
+    toy(None, None)
+    large = _dispatch.Preference("triton", "it is large")
+    monkeypatch.setitem(
+        _dispatch._PREFERS, "toy", lambda f: large if _dispatch.known(f.shape[0] >= 100) else None
+    )
+    chosen = []
+
+    def call(x, keep):
+        x = x[keep]
+        chosen.append(_dispatch.pick("toy", x).name)
+        return x
+
+    x = torch.zeros(200)
+    torch.compile(call, fullgraph=True, backend="eager")(x, x == 0)
+    call(x, x == 0)
+    assert chosen == ["cuda", "triton"]
+
+
 def test_a_compiled_function_follows_force() -> None:
     torch._dynamo.reset()
     seen = []

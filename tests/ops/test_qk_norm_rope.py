@@ -22,7 +22,7 @@ CPU = pytest.param(
 needs_cpu = CPU.marks[0]
 each = pytest.mark.parametrize("name", ["reference", CPU])
 each_norm = pytest.mark.parametrize("norm", ["head", "across", "none"])
-each_rotation = pytest.mark.parametrize("rotation", ["interleaved", "half", None])
+each_rotation = pytest.mark.parametrize("rotation", [True, False])
 
 # Below these an error is rounding, whatever plain torch happens to reach: four units in the last
 # place of the result's dtype. In float64 plain torch is the measure itself, which rounds as well.
@@ -30,7 +30,7 @@ FLOOR = {torch.float64: 1e-13, torch.float32: 4 * 2.0**-24, torch.bfloat16: 4 * 
 POSITIONS = 7  # rows of the tables when a position is given
 
 
-def leaves(B, L, H, D, *, norm="head", rotation="interleaved", axes=0, dtype=torch.float32, seed=0):
+def leaves(B, L, H, D, *, norm="head", rotation=True, axes=0, dtype=torch.float32, seed=0):
     """Tensors that need a gradient, the other arguments, and a gradient for each output."""
     g = torch.Generator().manual_seed(seed)
 
@@ -42,11 +42,11 @@ def leaves(B, L, H, D, *, norm="head", rotation="interleaved", axes=0, dtype=tor
         width = H * D if norm == "across" else D
         tensors |= {"q_weight": draw(width), "k_weight": draw(width)}
     rest = {"norm": norm, "eps": 1e-2}
-    if rotation is not None:
+    if rotation:
         angle = (
             torch.rand(POSITIONS if axes else L, D // 2, generator=g, dtype=torch.float64) * 6.28
         )
-        rest |= {"rope": (angle.cos(), angle.sin()), "rotation": rotation}
+        rest |= {"rope": (angle.cos(), angle.sin())}
         if axes:
             rest["position"] = torch.randint(POSITIONS, (L, axes), generator=g)
             rest["sections"] = (D // 2 - (axes - 1) * (D // 6), *[D // 6] * (axes - 1))
@@ -93,12 +93,10 @@ def by_hand(x, weight, rest):
                 axis_of = [a for a, n in enumerate(rest.get("sections", ())) for _ in range(n)]
                 for p in range(D // 2):
                     place = rest["position"][t, axis_of[p]] if axis_of else t
-                    i, j = (
-                        (2 * p, 2 * p + 1) if rest["rotation"] == "interleaved" else (p, p + D // 2)
-                    )
                     c, s = cos[place, p], sin[place, p]
-                    out[b, t, h, i] = row[i] * c - row[j] * s
-                    out[b, t, h, j] = row[j] * c + row[i] * s
+                    x0, x1 = row[2 * p], row[2 * p + 1]
+                    out[b, t, h, 2 * p] = x0 * c - x1 * s
+                    out[b, t, h, 2 * p + 1] = x1 * c + x0 * s
     return out
 
 
@@ -153,7 +151,7 @@ def test_outputs_and_each_gradient(norm, rotation, dtype, shape) -> None:
 @given(
     B=st.integers(0, 2), L=st.integers(0, 5), H=st.integers(1, 3), half=st.integers(1, 40),
     norm=st.sampled_from(["head", "across", "none"]), axes=st.sampled_from([0, 1, 3]),
-    rotation=st.sampled_from(["interleaved", "half", None]), seed=st.integers(0, 99),
+    rotation=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_any_shape(B, L, H, half, norm, axes, rotation, seed) -> None:
     case = leaves(
@@ -170,7 +168,7 @@ def test_any_shape(B, L, H, half, norm, axes, rotation, seed) -> None:
 @pytest.mark.parametrize("D", [1, 3, 17, 33])
 @each_norm
 def test_an_odd_head_without_rotation(norm, D) -> None:
-    case = leaves(2, 3, 2, D, norm=norm, rotation=None, dtype=torch.float64)
+    case = leaves(2, 3, 2, D, norm=norm, rotation=False, dtype=torch.float64)
     exact, ours = all_of("reference", *case), all_of("cpu", *case)
     for name, e in exact.items():
         torch.testing.assert_close(ours[name], e, rtol=1e-10, atol=1e-10)
@@ -195,16 +193,14 @@ def test_turns_keep_lengths_and_relative_angles(name) -> None:
     # q . k after the rotation depends on the difference of the positions alone.
     from_zero = torch.outer(torch.arange(6.0, dtype=torch.float64), torch.tensor([1.0, 0.1, 0.01]))
     q, k = (torch.randn(1, 1, 1, 6, dtype=torch.float64).expand(1, 6, 1, 6) for _ in range(2))
-    for rotation in ("interleaved", "half"):
-        with ops.force(name):
-            rope = (from_zero.cos(), from_zero.sin())
-            a, b = ops.qk_norm_rope(q, k, norm="none", rope=rope, rotation=rotation)
-        torch.testing.assert_close(a.norm(dim=-1), q.norm(dim=-1))
-        scores = torch.einsum("blhd,bmhd->lm", a, b)
-        for offset in range(-5, 6):
-            diagonal = scores.diagonal(offset)
-            torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
-        assert (scores[0] - scores[0, 0]).abs()[1:].min() > 1e-6
+    with ops.force(name):
+        a, b = ops.qk_norm_rope(q, k, norm="none", rope=(from_zero.cos(), from_zero.sin()))
+    torch.testing.assert_close(a.norm(dim=-1), q.norm(dim=-1))
+    scores = torch.einsum("blhd,bmhd->lm", a, b)
+    for offset in range(-5, 6):
+        diagonal = scores.diagonal(offset)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
+    assert (scores[0] - scores[0, 0]).abs()[1:].min() > 1e-6
 
 
 @each
@@ -295,14 +291,13 @@ def test_bfloat16_rounds_once_and_the_reference_up_to_three_times(norm, rotation
     )
     exact = all_of("reference", tensors, rest, grads, wide=True)
     plain, ours = (all_of(n, tensors, rest, grads) for n in ("reference", "cpu"))
-    roundings = (0 if norm == "none" else 2) + (rotation is not None)
+    roundings = (0 if norm == "none" else 2) + rotation
     for name in ("q_out", "k_out"):
         e = exact[name]
         unit = 2.0**-8 * e.abs()
-        if rotation is not None:  # it mixes a pair, and what was rounded before with it
-            pairs = e.unflatten(-1, (2, -1) if rotation == "half" else (-1, 2))
-            axis = -2 if rotation == "half" else -1
-            unit = 2.0**-8 * pairs.norm(dim=axis, keepdim=True).expand_as(pairs).flatten(-2)
+        if rotation:  # it mixes a pair, and what was rounded before with it
+            pairs = e.unflatten(-1, (-1, 2))
+            unit = 2.0**-8 * pairs.norm(dim=-1, keepdim=True).expand_as(pairs).flatten(-2)
         slack = unit / 64  # the float32 arithmetic before a rounding, and products of roundings
         gap_of_ours, gap_of_plain = (x[name].double() - e for x in (ours, plain))
         assert (gap_of_ours.abs() <= unit + slack).all(), name
@@ -380,7 +375,7 @@ def test_opcheck(norm, rotation, requires_grad) -> None:
     cos, sin = (t.float() for t in rest["rope"]) if rotation else (None, None)
     arguments = (
         q, k, *(weights or (None, None)), cos, sin, rest.get("position"), rest.get("sections", ()),
-        1e-6, norm == "across", rotation == "half",
+        1e-6, norm == "across",
     )  # fmt: skip
     torch.library.opcheck(torch.ops.colaworld.qk_norm_rope.default, arguments)
 
@@ -391,7 +386,7 @@ def test_opcheck_of_the_backward(norm) -> None:
     tensors, rest, grads = leaves(1, 3, 2, 6, norm=norm)
     cos, sin = (t.float() for t in rest["rope"])
     normed = list(tensors.values()) if norm == "head" else [None] * 4
-    arguments = (*grads, *normed, cos, sin, None, (), 1e-6, False, False)
+    arguments = (*grads, *normed, cos, sin, None, (), 1e-6, False)
     torch.library.opcheck(torch.ops.colaworld.qk_norm_rope_backward.default, arguments)
 
 
@@ -465,16 +460,11 @@ for dtype in bounds:
     rope = (angle.cos(), angle.sin())
     results = []
     for which in ("cpu", "reference"):
-        found = []
-        for rotation in ("interleaved", "half"):
-            q, k, a, b = inputs = [t.clone().requires_grad_() for t in tensors]
-            with ops.force(which):
-                outputs = ops.qk_norm_rope(
-                    q, k, q_weight=a, k_weight=b, rope=rope, rotation=rotation, eps=0.1
-                )
-            found += [*outputs, *torch.autograd.grad(outputs, inputs, tensors[:2])]
-        results.append(found)
-    for name, e, p in zip(range(12), *results, strict=True):
+        q, k, a, b = inputs = [t.clone().requires_grad_() for t in tensors]
+        with ops.force(which):
+            outputs = ops.qk_norm_rope(q, k, q_weight=a, k_weight=b, rope=rope, eps=0.1)
+        results.append([*outputs, *torch.autograd.grad(outputs, inputs, tensors[:2])])
+    for name, e, p in zip(range(6), *results, strict=True):
         e, p = e.double(), p.double()
         assert (e - p).norm() <= bounds[dtype] * p.norm().clamp_min(1), (name, dtype, size)
 print("done")
@@ -511,7 +501,6 @@ def test_errors_name_the_argument() -> None:
         ({"k": good["k"][:, :1]}, r"k: expected \[2, 3, 2, 6\], got \[2, 1, 2, 6\]"),
         ({"k": good["k"].double()}, "k: expected torch.float32 as q is, got torch.float64"),
         ({"norm": "layer"}, "norm: expected 'head', 'across' or 'none', got 'layer'"),
-        ({"rotation": "full"}, "rotation: expected 'interleaved' or 'half', got 'full'"),
         ({"norm": "none"}, "q_weight: expected None for norm='none'"),
         ({"k_weight": None}, "k_weight: expected a weight for norm='head'"),
         ({"norm": "across"}, r"q_weight: expected \[12\], got \[6\]"),
@@ -541,7 +530,7 @@ def test_the_compiled_op_checks_for_itself() -> None:
     op = torch.ops.colaworld.qk_norm_rope
     tensors, rest, grads = leaves(2, 3, 2, 6, axes=3)
     cos, sin = (t.float() for t in rest["rope"])
-    good = [*tensors.values(), cos, sin, rest["position"], (1, 1, 1), 1e-6, False, False]
+    good = [*tensors.values(), cos, sin, rest["position"], (1, 1, 1), 1e-6, False]
     op(*good)
     q, k, position = good[0], good[1], good[6]
     for place, change, message in [

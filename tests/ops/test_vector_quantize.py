@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.fx.experimental.proxy_tensor
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 from colaworld import ops
-from colaworld.ops import _native, reference
+from colaworld.ops import _dispatch, _native, reference
 
 CPU = pytest.param(
     "cpu", marks=pytest.mark.skipif(not _native.AVAILABLE, reason=str(_native.reason()))
@@ -362,3 +364,26 @@ def test_the_compiled_op_checks_for_itself() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             op(*arguments)
+
+
+# What is faster is a prediction; that the rule says so is what is tested.
+@pytest.mark.parametrize(
+    ("sizes", "first"),
+    [
+        ((4096, 32, 32), None),
+        ((4096, 1024, 32), None),
+        ((65536, 1024, 32), "triton"),
+        ((1_000_000, 8192, 64), "triton"),
+        ((1_000_000, 8192, 8), "triton"),
+        ((1_000_000, 8, 8), None),  # as long as it takes to read the rows
+        ((0, 8192, 64), None),
+    ],
+)
+def test_sizes_choose_between_the_kernels_of_a_gpu(sizes, first) -> None:
+    (N, K, d), rule = sizes, _dispatch._PREFERS["vector_quantize"]
+    for dtype in (torch.float32, torch.bfloat16):
+        facts = _dispatch.Facts("cuda", dtype, (N, d), (d, 1), entries=K)
+        found = rule(facts)
+        assert (None if found is None else found.name) == first
+        assert rule(replace(facts, device="cpu")) is None
+        assert rule(replace(facts, entries=None)) is None

@@ -11,8 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from ptx import cases, native_cases
@@ -117,6 +121,23 @@ TITLE = """# What was run from its PTX
 Written by `python tests/ptx --write`. Small tensors; errors are relative, against float64; remarks are what
 compilers do and GPUs bear (`faults.py`). Nothing here was run on a GPU.
 """
+
+
+def made_with() -> str:
+    """Versions, and the commit."""
+    root = Path(__file__).resolve().parents[2]
+    found = []
+    for name, command in (("commit", ("git", "-C", root, "describe", "--always", "--dirty")),
+                          ("nvcc", ("nvcc", "--version"))):  # fmt: skip
+        try:
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        found.append(f"{name} {(re.search('V([0-9.]+)', said) or re.match('(.*)', said))[1]}")
+    found += [f"{n} {version(n)}" for n in ("triton", "torch", "numpy") if find_spec(n) is not None]
+    return ", ".join(found) + "."
+
+
 HEAD = (
     "kernel", "by", "dtype", "sm", "calls", "blocks", "warp instructions", "of bytes read used",
     "written", "largest error", "reports", "remarks",
@@ -161,7 +182,7 @@ def main() -> int:
     if asked.json:
         asked.json.write_text(json.dumps([asdict(r) for r in rows], indent=1))
     if asked.write:
-        TABLE.write_text(f"{TITLE}\n{table}\n")
+        TABLE.write_text(f"{TITLE}{made_with()}\n\n{table}\n")
     return int(any(r.wrong for r in rows))
 
 

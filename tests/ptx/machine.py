@@ -182,7 +182,7 @@ class Machine:
                 elif step.kind == PLAIN and not mine.any():
                     at += 1
                     if mask is not None and at in starts:
-                        self._leave(at, mask)
+                        self.leave(at, mask)
                         return
                     continue
             if step.kind == PLAIN:
@@ -197,10 +197,11 @@ class Machine:
                     active = self._count(mask)
                 at = follow[0]
             if mask is not None and at in starts:
-                self._leave(at, mask)
+                self.leave(at, mask)
                 return
 
-    def _leave(self, at: int, mask: Array | None) -> None:
+    def leave(self, at: int, mask: Array | None) -> None:
+        """The threads of a mask stand at this place of the program."""
         if mask is None:
             self.pc[:] = at
         else:

@@ -1,7 +1,7 @@
 """Calls of the kernels that nvcc compiled, against float64: every kernel of them, every dtype.
 
-Lengths from 1 to 32, head dims, with and without norm, rotation and causality, addresses at 8 modulo 16,
-more pairs than places. Not here: running them (`coverage.py`).
+Lengths from 1 to 32, head dims, with and without norm, rotation and causality, addresses as little aligned
+as the kernels take, more pairs than places. Not here: running them (`coverage.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from colaworld.ops import reference
+from ptx import native_driver
 from ptx.cases import Case, Found, draw, gradients, short_name, widened
 from ptx.native_driver import Native
 
@@ -26,7 +27,7 @@ class Attention:
     causal: bool = False
     norm: bool = True
     rope: bool = True
-    skew: int = 0
+    aligned: bool = True  # or at the least that the kernels take
     S: int = 2
     H: int = 3
     resident: int = 2
@@ -34,22 +35,22 @@ class Attention:
 
 ATTENTION_HALF = (
     *(Attention(D, T) for D in (64, 72, 96, 128) for T in (16, 32)),
-    Attention(72, 5, causal=True, skew=8),
+    Attention(72, 5, causal=True, aligned=False),
     Attention(72, 1),
     Attention(72, 11, norm=False),
     Attention(72, 19, causal=True, rope=False),
-    Attention(64, 7, causal=True, norm=False, rope=False, skew=8),
+    Attention(64, 7, causal=True, norm=False, rope=False, aligned=False),
     Attention(64, 17, causal=True),
     Attention(96, 6, causal=True, S=1, H=1),
     Attention(96, 27, norm=False),
     Attention(128, 8, rope=False),
-    Attention(128, 31, causal=True, skew=8),
+    Attention(128, 31, causal=True, aligned=False),
     Attention(72, 8, S=5, H=3, resident=1),  # more pairs than warps: each works on several
 )
 ATTENTION_FLOAT = (
     Attention(64, 16), Attention(72, 32), Attention(8, 1), Attention(24, 7, causal=True),
     Attention(64, 17, causal=True, norm=False), Attention(128, 9, rope=False, resident=1),
-    Attention(40, 21, norm=False, rope=False, skew=8),
+    Attention(40, 21, norm=False, rope=False, aligned=False),
 )  # fmt: skip
 # (N, K, d): rows that fill no tile, codebooks beyond one tile, channels beyond one slice.
 QUANTIZE = ((70, 65, 33), (130, 5, 32), (65, 130, 7), (1, 1, 1), (40, 70, 130))
@@ -76,7 +77,8 @@ def attention(native: Native, of: Attention, dtype: torch.dtype) -> Case:
         angles = draw(of.T, of.D // 2, seed=4)
         tables = [angles.cos(), angles.sin()] if of.rope else [None, None]
         options = {"causal": of.causal, "eps": 1e-3, "scale": 0.9 * of.D**-0.5}
-        where = {"skew": of.skew, "resident": of.resident}
+        skew = 0 if of.aligned else native_driver.attention_alignment(dtype)
+        where = {"skew": skew, "resident": of.resident}
         rest = (*weights, *tables)
         got = native.attention(qkv, *rest, **options, **where)
         got += native.attention(qkv, *rest, grad=grad, **options, **where)
@@ -98,7 +100,9 @@ def attention(native: Native, of: Attention, dtype: torch.dtype) -> Case:
 
     how = [n for n in ("causal",) if getattr(of, n)]
     how += [f"no {n}" for n in ("norm", "rope") if not getattr(of, n)]
-    label = " ".join([f"{of.H}x{of.D} T={of.T}", *how, *(["at 8 mod 16"] if of.skew else [])])
+    label = " ".join(
+        [f"{of.H}x{of.D} T={of.T}", *how, *([] if of.aligned else ["least alignment"])]
+    )
     return Case("attention", label, short_name(dtype), run)
 
 

@@ -93,10 +93,7 @@ class Program:
             made = _CONTROL[ins.name](decode)
             if made is not None:
                 return Step(CONTROL, None, made, predicate, negated, ins.text)
-        if ins.name not in _PLAIN:
-            raise Unknown(f"unknown instruction: {ins.text}")
-        run = _PLAIN[ins.name](decode)
-        return Step(PLAIN, run, None, predicate, negated, ins.text)
+        return Step(PLAIN, decode.plain(ins.name), None, predicate, negated, ins.text)
 
 
 class Decode:
@@ -107,6 +104,12 @@ class Decode:
 
     def unknown(self) -> Unknown:
         return Unknown(f"unknown form of an instruction: {self.ins.text}")
+
+    def plain(self, name: str) -> Run:
+        """The function of the instruction, as the decoder with this name makes it."""
+        if name not in _PLAIN:
+            raise Unknown(f"unknown instruction: {self.ins.text}")
+        return _PLAIN[name](self)
 
     def source(self, operand: int | Operand, kind: str) -> Source:
         """What gives the operand as numbers of this type."""

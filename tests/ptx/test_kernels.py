@@ -54,7 +54,9 @@ def test_kernels_of_nvcc() -> None:
         case
         for dtype in (*native_cases.HALF, native_cases.torch.float32)
         for case in (
-            native_cases.attention(some, native_cases.Attention(72, 5, causal=True, skew=8), dtype),
+            native_cases.attention(
+                some, native_cases.Attention(72, 5, causal=True, aligned=False), dtype
+            ),
             native_cases.nearest(some, (70, 65, 33), dtype),
             native_cases.sums(some, (200, 5, 3), dtype),
         )
@@ -103,6 +105,27 @@ def test_sums_of_several_locations_do_not_depend_on_which_warp_is_first(monkeypa
             )
     for together, one_after_the_other in zip(*found, strict=True):
         assert cases.torch.equal(together, one_after_the_other)
+
+
+@needs_triton
+def test_memory_of_torch_that_nobody_has_written() -> None:
+    """An empty tensor that a kernel reads; not one that torch has filled, or a kernel."""
+    from colaworld.kernels import vector_quantize as kernels
+    from ptx.triton_driver import on_ptx
+
+    codebook = cases.draw(7, 8)
+
+    def said(rows) -> str:
+        with on_ptx(90) as session:
+            kernels.nearest(rows(), codebook)
+        return str(session.reports)
+
+    empty = cases.torch.empty
+    assert "a read of Z that nobody has written" in said(lambda: empty(5, 8))
+    assert said(lambda: empty(5, 8).fill_(1.0)) == ""
+    assert said(lambda: cases.torch.zeros(5, 8)) == ""
+    assert said(lambda: empty(2, 5, 8).zero_()[1]) == ""
+    assert said(lambda: kernels.nearest(cases.draw(5, 8), codebook)[0]) == ""
 
 
 @needs_triton

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ptx import cases, native_cases
+from ptx import cases, native_cases, native_driver
 from ptx.faults import Fault
 from ptx.native_driver import Missing, Native, NotWritten
 
@@ -176,11 +176,12 @@ def test_nothing_is_found_in_the_kernels_of_nvcc() -> None:
     assert of_nvcc(CASE, FLOAT, None) == "nothing"
 
 
-def test_a_base_between_two_quads_of_bytes() -> None:
-    """At 8 modulo 16 the kernels run; at 4 a GPU would stop."""
-    at_8, at_4 = (native_cases.Attention(72, 5, skew=skew) for skew in (8, 4))
-    assert of_nvcc(at_8, HALF, None) == "nothing"
-    assert "misaligned access" in of_nvcc(at_4, HALF, None)
+def test_a_base_that_is_aligned_to_less_than_the_kernels_take(monkeypatch) -> None:
+    least = native_cases.Attention(72, 5, aligned=False)
+    assert of_nvcc(least, HALF, None) == "nothing"
+    half = native_driver.attention_alignment(HALF) // 2
+    monkeypatch.setattr(native_driver, "attention_alignment", lambda dtype: half)
+    assert "misaligned access" in of_nvcc(least, HALF, None)
 
 
 def test_warps_that_do_not_sync() -> None:

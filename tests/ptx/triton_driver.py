@@ -70,6 +70,8 @@ class Session:
 @contextlib.contextmanager
 def on_ptx(arch: int = 90, *, unwritten: bool = True, **options) -> Iterator[Session]:
     """Within it, Triton kernels run from their PTX; `options` are fields of Session."""
+    if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on"):
+        raise RuntimeError("TRITON_INTERPRET is set: kernels would run in Triton's interpreter")
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.compiler import CUDABackend
     from triton.runtime import driver

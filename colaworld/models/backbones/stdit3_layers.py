@@ -111,6 +111,7 @@ class FinalLayer(nn.Module):
         first_shift, first_scale = (
             (self.scale_shift_table + other[:, None]).unsqueeze(1).expand(-1, x.shape[1], -1, -1)
         ).unbind(2)
-        _, once = adaln(x, y, gate=gate, shift=first_shift, scale=first_scale)
-        _, twice = adaln(once, None, shift=shift, scale=scale)
+        first = {"shift": first_shift, "scale": first_scale}
+        _, once = adaln(x, y, gate=gate, **first, out_dtype=x.dtype)
+        _, twice = adaln(once, None, shift=shift, scale=scale, out_dtype=x.dtype)
         return self.linear(torch.where(mask[:, :, None, None], once, twice))

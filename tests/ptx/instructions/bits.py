@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ptx import formats
+from ptx.memory import SHARED_WINDOW
 from ptx.parse import Name, Vector
 from ptx.program import Decode, Run, instruction
 
@@ -29,8 +30,6 @@ def mov(decode: Decode) -> Run:
 
 def _cvta(decode: Decode) -> Run:
     """Generic addresses of global memory are the addresses themselves; shared memory has a window."""
-    from ptx.memory import SHARED_WINDOW
-
     ins = decode.ins
     put, x = decode.target(0), decode.source(1, ins.type)
     if not ins.has("shared", "shared::cta"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ptx.faults import Fault
+from ptx.instructions.barriers import Arrivals
 from ptx.parse import Name
 from ptx.program import Control, Decode, control
 
@@ -45,7 +46,7 @@ def bra(decode: Decode) -> Control:
 @control("ret", "exit")
 def leave(decode: Decode) -> Control:
     def run(m, at, mask, mine):
-        m._leave(at + 1, mask)
+        m.leave(at + 1, mask)
         m.alive[m.which(mine)] = False
         release(m)  # who has left is not waited for
         return None
@@ -83,7 +84,7 @@ def bar(decode: Decode) -> Control | None:
         if waits and mine is None and len(operands) < 2 and np.ndim(number) == 0:
             m.knowledge.block_meets(slice(None), m.now)  # everybody is here
             return at + 1, mask
-        m._leave(at + 1, mask)
+        m.leave(at + 1, mask)
         threads = m.which(mine)
         numbers = np.broadcast_to(number, m.total)[threads]
         counts = (
@@ -92,8 +93,6 @@ def bar(decode: Decode) -> Control | None:
             else np.zeros(len(threads), np.int64)
         )
         if not waits:
-            from ptx.instructions.barriers import Arrivals
-
             m.state(Arrivals).arrive(threads, numbers)
         else:
             m.at_barrier[threads] = numbers
@@ -109,8 +108,6 @@ def release(m) -> None:
     waiting = np.flatnonzero(m.alive & (m.at_barrier >= 0))
     if len(waiting) == 0:
         return
-    from ptx.instructions.barriers import Arrivals
-
     keys = m.block[waiting] * 16 + m.at_barrier[waiting]
     for key in np.unique(keys):
         threads = waiting[keys == key]
@@ -138,12 +135,7 @@ def collective(decode: Decode) -> Control | None:
     ins = decode.ins
     if ins.name == "activemask":
         return None
-    from ptx.program import _PLAIN
-
-    name = "barwarp" if ins.name in ("bar", "barrier") else ins.name
-    if name not in _PLAIN:
-        raise decode.unknown()
-    run_plain = _PLAIN[name](decode)
+    run_plain = decode.plain("barwarp" if ins.name in ("bar", "barrier") else ins.name)
     aligned = ins.has("aligned")
     size = 128 if ins.name == "wgmma" else _LANES
     named = None
