@@ -71,12 +71,17 @@ _QK = {
         5 * _BYTES, 3 * _BYTES, passes=_TOKENS, blocks=2048, pieces=(128, 16), step=144
     ),
 }
+# x in and out in bf16 or, under autocast, in float32; y and out in bf16; likewise their gradients.
+_ADALN_FORWARD = {"passes": _TOKENS, "blocks": _TOKENS // 8, "pieces": (2048, 256)}
+_ADALN_BACKWARD = {"passes": _TOKENS, "blocks": 1024, "pieces": (2048, 256)}
 _ADALN = {
-    "forward": Work(2 * _BYTES, 2 * _BYTES, passes=_TOKENS, blocks=_TOKENS // 4, pieces=(2304,)),
-    "backward": Work(4 * _BYTES, 2 * _BYTES, passes=_TOKENS, blocks=2048, pieces=(2304,)),
+    ("forward", "bf16"): Work(2 * _BYTES, 2 * _BYTES, **_ADALN_FORWARD),
+    ("backward", "bf16"): Work(4 * _BYTES, 2 * _BYTES, **_ADALN_BACKWARD),
+    ("forward", "mixed"): Work(3 * _BYTES, 3 * _BYTES, **_ADALN_FORWARD),
+    ("backward", "mixed"): Work(6 * _BYTES, 3 * _BYTES, **_ADALN_BACKWARD),
 }
-# Partial sums of 2048 programs, 16 of them for a frame.
-_ADALN_SUM = Work(2048 * 3 * 1152 * 4, 128 * 3 * 1152 * 4, passes=3456, blocks=3456)
+# Partial sums of 1024 programs, 8 of them for a frame.
+_ADALN_SUM = Work(1024 * 3 * 1152 * 4, 128 * 3 * 1152 * 4, passes=3456, blocks=3456)
 
 
 def _search(N: int, K: int, d: int, **how: Any) -> Work:
@@ -105,8 +110,8 @@ SHOWN: tuple[Shown, ...] = (
     Shown("triton", "qk_norm_rope", "qk_norm_rope forward, Wan, bf16", "qk_norm_rope forward 12x128 across, interleaved bf16"),
     Shown("triton", "qk_norm_rope", "qk_norm_rope backward, Wan, bf16", "qk_norm_rope backward 12x128 across, interleaved bf16"),
     *(
-        Shown("triton", "adaln", f"adaln {way}, XL, bf16", f"adaln {way} C=1152 bf16 gated", _ADALN[way])
-        for way in _ADALN
+        Shown("triton", "adaln", f"adaln {way}, XL, {dtypes}", f"adaln {way} C=1152 {dtypes} gated", work)
+        for (way, dtypes), work in _ADALN.items()
     ),
     Shown("triton", "adaln", "adaln second pass", "adaln sum", _ADALN_SUM),
     Shown("triton", "vector_quantize", "vector_quantize, a batch, float32", "vector_quantize K=32 d=32 fp32 few rows", _search(*_BATCH, passes=63, blocks=63)),

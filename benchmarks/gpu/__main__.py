@@ -137,16 +137,14 @@ def run(stage: Stage, folder: Path, *, workers: int, dry: bool) -> str | None:
     except subprocess.TimeoutExpired:
         return f"stopped after {stage.seconds} s"
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        with_it(process.pid)  # its own processes too: workers and compilers go on without it
+        end(process.pid)  # its own processes too: workers and compilers go on without it
         process.wait()
         thread.join(timeout=5)
     return None if code == 0 else f"ended with {code}"
 
 
-def with_it(group: int) -> None:
-    """End what is left of a stage's group of processes."""
+def end(group: int) -> None:
+    """Kill what is left of a stage's group of processes."""
     try:
         os.killpg(group, signal.SIGKILL)
     except ProcessLookupError:

@@ -88,7 +88,7 @@ def _small(op: str, shape: str, field: str, scale: float) -> Callable:
     """The smallest value of a field among ours."""
 
     def reached(rows: Sequence[Row]) -> float | None:
-        found = [find(rows, op=op, shape=shape, mode="fwd", impl=name) for name in OURS]
+        found = [find(rows, op=op, shape=shape, mode="fwd", impl=i) for i in (*OURS, "default")]
         return min((scale * row[field] for row in found if row is not None), default=None)
 
     return reached

@@ -134,7 +134,7 @@ def small(shape: shapes.Shape) -> shapes.Shape:
 
 def goals(options: Options) -> Iterator[tuple[Case, tuple[str, ...]]]:
     """Ours and the eager reference at the sizes of the goals."""
-    ours = ("eager", "cuda", "triton", *(("cpu",) if options.dry else ()))
+    ours = ("eager", "cuda", "triton", "default", *(("cpu",) if options.dry else ()))
     return ((case, ours) for case in cases_of(GOALS, options))
 
 

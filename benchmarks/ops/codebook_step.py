@@ -54,7 +54,8 @@ DEFINITION = Definition(
     probe=(4, 8),
     differentiable=(),
     cost=cost,
-    calls=("vector_quantize", "code_statistics"),
+    others={"default": lambda shape, mode: call},  # each of the three as colaworld chooses
+    calls=("vector_quantize", "code_statistics", "update_codebook"),
     changes=("codebook", "count", "total"),
     modes=("fwd",),
 )

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -59,8 +60,18 @@ def test_what_a_stage_leaves_running_is_ended_with_it(tmp_path) -> None:
     code = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid)"
     assert command.run(process(code), tmp_path, workers=1, dry=True) is None
     number = int((tmp_path / "logs" / "probe.log").read_text())
-    state = Path(f"/proc/{number}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    for _ in range(500):  # a killed process needs a moment to go
+        if not Path(f"/proc/{number}").exists() or state_of(number) == "Z":
+            return
+        time.sleep(0.02)
+    pytest.fail(f"process {number} lives on: {state_of(number)}")
+
+
+def state_of(number: int) -> str:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().split()[2]
+    except OSError:  # gone in between
+        return "Z"
 
 
 def test_stages_from_one_on_the_report_and_the_archive(tmp_path, capsys, monkeypatch) -> None:

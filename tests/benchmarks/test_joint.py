@@ -77,6 +77,21 @@ def test_one_way_after_another_leaves_nothing_behind(config) -> None:
     assert all("forward" not in block.__dict__ for block in blocks(made.model).values())
 
 
+def test_a_call_runs_in_its_own_way_verified_or_not(config, monkeypatch) -> None:
+    used = []
+    right = training.Step.__call__
+
+    def call(self):
+        used.append(self.variant)
+        return right(self)
+
+    monkeypatch.setattr(training.Step, "__call__", call)
+    for name, case in cases(config).items():
+        if "compile" not in name:
+            stages.once(case, name)
+            assert used.pop() == VARIANTS[name]
+
+
 def test_operations_are_counted_on_one_clip_and_stay_the_same(config) -> None:
     made = step(config)
     found = made.flops()

@@ -214,3 +214,27 @@ def test_one_more_frame_and_many_candidates(tiny_request, passing, monkeypatch) 
 def test_an_implementation_nobody_has_is_an_error(tiny_request, passing) -> None:
     with pytest.raises(ValueError, match=r"--impl fast: nobody of that name; have .*eager"):
         runs.run(["ops"], tiny_request, only=["nano.codes"], impls=["fast"])
+
+
+def test_pytest_benchmark_runs_the_same_definitions(passing, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
+    gate = suite("gate")
+    root = gate.repository()
+    seen: list[str] = []
+
+    class Collect:
+        def pytest_collection_modifyitems(self, items) -> None:
+            seen.extend(item.callspec.id for item in items)
+
+    options = ["-q", "-p", "no:cacheprovider", "--bench-rounds", "1", "--rootdir", str(root)]
+    options += ["-k", "vector_quantize and nano.codes and fwd_bwd and eager", "-m", ""]
+    target = tmp_path / "out.json"
+    options += ["--benchmark-json", str(target), "--import-mode=importlib"]
+    status = pytest.main([str(root / "benchmarks"), *options], plugins=[Collect()])
+    assert status == 0
+    cases, _ = runs.listed(case.SUITES, case.Request(samples=1))
+    expected = {f"{c.label}/{impl}" for c in cases for impl in c.providers}
+    assert seen and set(seen) <= expected
+    (entry,) = json.loads(target.read_text())["benchmarks"]
+    assert entry["extra_info"]["op"] == "vector_quantize" and entry["extra_info"]["impl"] == "eager"
+    assert passing == [suite("ops").vector_quantize.TESTS]

@@ -205,10 +205,10 @@ def test_every_kernel_is_listed_with_what_its_launch_takes(resources) -> None:
         kernel for architecture, kernel in resources if architecture == _cuda.ARCHITECTURES[0]
     }
     assert len(kernels) == len(compiled)
-    # Weights [2, D], tables [2, T, D / 2] and, backward, the sums of 4 warps [4, 2, D] beside what
-    # they exchange; 4 bytes each.
+    # Weights [2, D] and tables [2, T, D / 2] of 4 bytes; for each of 4 warps 16 rows of q, k and v.
     forward = kernels["st_attention forward, bfloat16, D 72, T <= 16"]
-    assert (forward.threads, forward.dynamic_shared) == (4 * 32, (2 * 72 + 2 * 16 * 36) * 4)
+    looked_up, rows = (2 * 72 + 2 * 16 * 36) * 4, 4 * 3 * 16 * 72 * 2
+    assert (forward.threads, forward.dynamic_shared) == (4 * 32, looked_up + rows)
     assert forward.registers is forward.local is forward.static_shared is forward.blocks is None
     search = kernels["vector_quantize, 64 rows a block, float32"]
     # Tiles of 32 channels of 64 rows and 64 entries, each padded by 4; a number for each of both.

@@ -190,7 +190,7 @@ def modulation(device: torch.device, name: str, x_dtype, y_dtype, shape) -> None
     B, T, _, C = shape
 
     def call(x, y, gate, shift, scale):
-        return ops.adaln(x, y, gate=gate, shift=shift, scale=scale)
+        return ops.adaln(x, y, gate=gate, shift=shift, scale=scale, out_dtype=y.dtype)
 
     # Six tables stand side by side, as the modulation of a block does.
     six = draw(device, x_dtype, B, T, 6, C, seed=2).unbind(2)
@@ -230,7 +230,7 @@ def update(device: torch.device, name: str, d: int) -> None:
     K = 100
     packed = draw(device, torch.float32, K, d + 1).abs()
     state = [draw(device, torch.float32, *shape).abs() for shape in ((K, d), (K,), (K, d))]
-    need("code_statistics", name, packed)
+    need("update_codebook", name, packed)
     made = {}
     for each in (name, "reference"):
         made[each] = [x.clone() for x in state]

@@ -193,35 +193,31 @@ def _st_attention(kernels, row) -> Case:
 def _adaln(kernels, row) -> Case:
     c = row.constants
     if "C" not in c:  # the sum of partial sums, which every backward pass launches
-        C, indexed, gated, branch, rms = 1152, c.get("INDEXED", False), True, True, False
+        C, gated, branch = 1152, True, True
         x_dtype = y_dtype = out_dtype = torch.bfloat16
     else:
-        C, indexed, gated = c["C"], c.get("INDEXED", False), c["GATED"]
-        branch, rms = c.get("BRANCH", gated), c.get("RMS", False)
+        C, gated = c["C"], c["GATED"]
+        branch = c.get("BRANCH", gated)
         x_dtype, y_dtype = dtype_of(row, "X"), dtype_of(row, "Y", "X")
         out_dtype = dtype_of(row, "OUT", "GRAD", "X")
-    B, T, S, M = 1, 2, 9, 3
+    B, T, S = 1, 2, 9
 
     def run() -> list[Found]:
         x, y = draw(B, T, S, C, dtype=x_dtype), draw(B, T, S, C, dtype=y_dtype, seed=1)
-        shape = (M, C) if indexed else (B, T, C)
-        gate, shift, scale = (draw(*shape, seed=s) for s in (2, 3, 4))
-        index = torch.tensor([[2, 0]]) if indexed else None
+        gate, shift, scale = (draw(B, T, C, seed=s) for s in (2, 3, 4))
         grad_x, grad = (
             draw(B, T, S, C, dtype=x_dtype, seed=5),
             draw(B, T, S, C, dtype=out_dtype, seed=6),
         )
         y, gate = (y if branch else None), (gate if gated else None)
-        options = {"index": index, "eps": c.get("EPS", 1e-6), "rms": rms}
-        narrow = {"out_dtype": out_dtype} if "out_dtype" in knows(kernels.modulate) else {}
-        x_out, out, mean, rstd = call(
-            kernels.modulate, x, y, gate, shift, scale, **options, **narrow
+        eps = c.get("EPS", 1e-6)
+        x_out, out, mean, rstd = kernels.modulate(
+            x, y, gate, shift, scale, eps=eps, out_dtype=out_dtype
         )
         held = x_out if branch else x
-        dx, dy, dgate, dshift, dscale = call(
-            kernels.modulate_backward, grad_x, grad, held, y if gated else None, gate, scale,
-            index=index, mean=mean, rstd=rstd, rms=rms,
-        )  # fmt: skip
+        dx, dy, dgate, dshift, dscale = kernels.modulate_backward(
+            grad_x, grad, held, y if gated else None, gate, scale, mean, rstd
+        )
         got = {"out": out, "x": dx, "shift": dshift, "scale": dscale}
         if branch:
             got["x_out"] = x_out
@@ -230,8 +226,8 @@ def _adaln(kernels, row) -> Case:
 
         def of(wide):
             to = widened if wide else (lambda x: x)
-            of_out = {"out_dtype": torch.float64 if wide else out_dtype} if narrow else {}
-            function = lambda *leaves: call(reference.adaln, *leaves, **options, **of_out)  # noqa: E731
+            of_out = torch.float64 if wide else out_dtype
+            function = lambda *leaves: reference.adaln(*leaves, eps=eps, out_dtype=of_out)  # noqa: E731
             leaves = [to(t) for t in (x, y, gate, shift, scale)]
             outs, grads = gradients(function, leaves, [to(grad_x), to(grad)])
             names = [
@@ -244,8 +240,7 @@ def _adaln(kernels, row) -> Case:
         plain, exact = of(False), of(True)
         return [Found(name, value, plain[name], exact[name]) for name, value in got.items()]
 
-    how = "gated" if gated else "added" if branch else "no branch"
-    how += (" indexed" if indexed else "") + (" rms" if rms else "")
+    how = "gated" if gated else "added" if branch else "alone"
     mixed = "" if x_dtype == out_dtype else f" to {short_name(out_dtype)}"
     return Case("adaln", f"C={C} {how}{mixed}", short_name(x_dtype), run)
 

@@ -52,9 +52,10 @@ ATTENTION_FLOAT = (
     Attention(64, 17, causal=True, norm=False), Attention(128, 9, rope=False, resident=1),
     Attention(40, 21, norm=False, rope=False, aligned=False),
 )  # fmt: skip
-# (N, K, d): rows that fill no tile, codebooks beyond one tile, channels beyond one slice.
+# (N, K, d): rows that fill no tile, codebooks beyond one tile, channels beyond one slice,
+# rows enough for several parts.
 QUANTIZE = ((70, 65, 33), (130, 5, 32), (65, 130, 7), (1, 1, 1), (40, 70, 130))
-STATISTICS = ((200, 5, 3), (333, 8, 32), (130, 9, 130), (1, 1, 1), (70, 700, 16))
+STATISTICS = ((200, 5, 3), (333, 8, 32), (130, 9, 130), (1, 1, 1), (70, 700, 16), (8300, 6, 20))
 MANY = (1 << 15, 3, 4)  # from so many rows on a thread takes eight
 
 

@@ -163,9 +163,8 @@ def recorded(function: str, *arguments: object) -> list[Recorded]:
 
 
 def attention_alignment(dtype: torch.dtype) -> int:
-    """Bytes that rows of qkv and grad start on: what the header says, 8 where it says nothing."""
-    said = re.search(r"float32 \? (\d+) : (\d+);", (CSRC / "st_attention.h").read_text())
-    return 8 if said is None else int(said[1 if dtype == torch.float32 else 2])
+    """Bytes that rows of qkv and grad start on."""
+    return host().attention_alignment(ELEMENTS[dtype])
 
 
 # --- the kernels -----------------------------------------------------------------------------------
@@ -265,7 +264,9 @@ class Native:
         if kernel not in self._programs:
             name, text = self.kernels[kernel]
             text = text if self.transform is None else self.transform(text)
-            self._programs[kernel] = Program(Module(text).kernels[name])
+            made = Module(text).kernels[name]
+            made.name = kernel  # in what is reported
+            self._programs[kernel] = Program(made)
         return self._programs[kernel]
 
     def run(self, function: str, *arguments: object, memory: GlobalMemory) -> None:

@@ -5,6 +5,7 @@ What is run is in cases.py and native_cases.py; `python tests/ptx` prints it as 
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 
 import pytest
@@ -136,3 +137,12 @@ def test_a_call_that_faults_is_wrong() -> None:
     case = cases.Case("adaln", "made up", "bf16", faults)
     (row,) = coverage.triton_rows("adaln", 90, only=[case])
     assert row.wrong == ["made up: misaligned"] and row.error == float("inf")
+
+
+def test_a_row_as_text_and_as_json() -> None:
+    row = coverage.Row("adaln.sum_kernel", "triton", "bf16", 90, calls=2, error=0.0021)
+    row.counts.blocks = 7
+    row.counts.instructions["mul.f32"] = 40
+    assert "| adaln.sum_kernel | triton | bf16 | 90 | 2 | 7 | 40 |" in coverage.markdown([row])
+    read = json.loads(json.dumps(coverage.plain(row)))
+    assert read["counts"]["instructions"] == {"mul.f32": 40} and read["calls"] == 2

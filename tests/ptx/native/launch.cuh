@@ -3,29 +3,12 @@
 
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
 #define __shared__ static
 inline void __syncthreads() {}
-
-// What csrc/cuda asks of the CUDA runtime beside launches; nobody calls it here.
-using cudaError_t = int;
-constexpr cudaError_t cudaSuccess = 0;
-struct cudaFuncAttributes {
-  int numRegs;
-  std::size_t localSizeBytes, sharedSizeBytes;
-};
-template <typename... Arguments>
-cudaError_t cudaFuncGetAttributes(Arguments...) {
-  return cudaSuccess;
-}
-template <typename... Arguments>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(Arguments...) {
-  return cudaSuccess;
-}
 
 namespace colaworld {
 namespace cuda {
@@ -45,12 +28,6 @@ void append(std::vector<char>& to, const Argument& argument) {
   to.resize((to.size() + alignof(Argument) - 1) / alignof(Argument) * alignof(Argument));
   const char* from = reinterpret_cast<const char*>(&argument);
   to.insert(to.end(), from, from + sizeof(Argument));
-}
-
-inline const char* message_of(cudaError_t) { return nullptr; }
-template <typename Kernel>
-cudaError_t allow(Kernel*, int) {
-  return cudaSuccess;
 }
 
 template <typename... Parameters, typename... Arguments>

@@ -1,5 +1,5 @@
-// The launch code of csrc/cuda as functions that Python can call; what it launched can be read back.
-// Every function of csrc/cuda/*.h that launches needs its few lines here.
+// The launch code of csrc/cuda as functions that Python can call; what it launched can be read
+// back. Every function of csrc/cuda/*.h that launches needs its few lines here.
 
 #include "st_attention.cu"
 #include "vector_quantize.cu"
@@ -21,6 +21,9 @@ int parameters_of(int i, const char** at) {
   return static_cast<int>(recorded[i].parameters.size());
 }
 
+int attention_alignment(int element) {
+  return st_attention_alignment(static_cast<Element>(element));
+}
 int64_t attention_blocks(int element, const StAttentionCall* call, int backward) {
   int64_t blocks = 0;
   st_attention_blocks(static_cast<Element>(element), *call, backward != 0, &blocks);

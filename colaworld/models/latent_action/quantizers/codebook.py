@@ -44,22 +44,41 @@ class CodebookQuantizer(Quantizer):
             self.register_buffer("codebook", table)
         self.register_buffer("use", torch.full((size,), 1 / size))  # smoothed share of each code
         self.register_buffer("age", torch.zeros((), dtype=torch.int64))
+        self._steps_read: int | None = None
         if config.continuous_steps:  # latents of the latest steps, to start the codebook from
             self.register_buffer("recent", torch.zeros(_RECENT, dim))
             self.register_buffer("kept", torch.zeros((), dtype=torch.int64))  # rows written to it
         # Every code may be dead at once, and each wants a latent of its own.
         self._pending = Pending(capacity=max(_RECENT, size))
 
+    def _load_from_state_dict(self, *arguments, **options) -> None:
+        super()._load_from_state_dict(*arguments, **options)
+        self._steps_read = None
+
+    def begin_step(self) -> None:
+        super().begin_step()
+        self._steps_read = int(self.age)
+
+    @property
+    def _steps(self) -> int:
+        """`age` on the host. Read once a step, in `begin_step`: between it and `after_step` nothing waits
+        for the device, so that a CUDA graph can hold the passes."""
+        return int(self.age) if self._steps_read is None else self._steps_read
+
+    def _count_step(self) -> None:
+        self.age += 1
+        self._steps_read = None
+
     @property
     def continuous(self) -> bool:
         """Whether latents still pass unquantised (see `continuous_steps`)."""
         steps = self.config.continuous_steps
-        return steps > 0 and int(self.age) < steps
+        return steps > 0 and self._steps < steps
 
     @property
     def _reseeds(self) -> bool:
         """Whether the current step ends with a re-seeding."""
-        return self.config.reseed and (int(self.age) + 1) % self.config.reseed_every == 0
+        return self.config.reseed and (self._steps + 1) % self.config.reseed_every == 0
 
     def _quantize(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
         if not self.continuous:
@@ -128,7 +147,7 @@ class CodebookQuantizer(Quantizer):
         counts = packed[:, -1]
         self.use.lerp_(counts / counts.sum().clamp(min=1), 1 - max(0.9, self.config.decay))
         self._update(packed)
-        self.age += 1
+        self._count_step()
         if not reseeds:
             return {}, []
         return self._reseed(offered(next(pieces)))
@@ -152,7 +171,7 @@ class CodebookQuantizer(Quantizer):
         place = (int(self.kept) + torch.arange(len(latents), device=latents.device)) % _RECENT
         self.recent[place] = latents
         self.kept += len(latents)
-        self.age += 1
+        self._count_step()
         if not self.continuous:
             filled = min(int(self.kept), _RECENT)
             if filled == 0:
