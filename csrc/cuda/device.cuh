@@ -67,6 +67,14 @@ __device__ __forceinline__ float max_of(float x, float y) { return fmaxf(x, y); 
 __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
 __device__ __forceinline__ void stop() { __trap(); }
 
+// The same value, and nothing that was made of it before is still in registers: recomputed where it
+// is cheaper than to hold.
+template <typename Value>
+__device__ __forceinline__ Value opaque(Value x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // 16 bytes on their way from global to shared memory, both on 16 bytes. They are there for this
 // lane once it has waited for the copies that it has closed off since, for its warp once that has
 // synced.

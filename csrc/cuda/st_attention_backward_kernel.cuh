@@ -27,7 +27,7 @@ template <typename E, int D, int R>
 __global__ void __launch_bounds__(Memory<D, R, true>::WARPS* LANES,
                                   R == 2 && D <= 72 ? 3 : 8 / Memory<D, R, true>::WARPS)
     backward(const StAttentionCall call) {
-  constexpr int P = D / 8, CHUNKS = Tile<D, R>::CHUNKS, UNROLL = Scored<E, D, R, true>::UNROLL;
+  constexpr int P = D / 8, CHUNKS = Tile<D, R>::CHUNKS, UNROLL = Tile<D, R>::UNROLL;
   constexpr int64_t BYTES = 2;
   const Memory<D, R, true> memory;
   memory.fill(call);
@@ -93,9 +93,9 @@ __global__ void __launch_bounds__(Memory<D, R, true>::WARPS* LANES,
     transpose<R>(of_q, of_k);
     multiply_into<E>(of_k, grad, v);
     sync_warp();
-    v.write(out() + 2 * out_part, out_row);
-    sync_warp();
     char* const to = out();
+    v.write(to + 2 * out_part, out_row);
+    sync_warp();
     pairs.go_on();
     from = x();
     fetch_values();

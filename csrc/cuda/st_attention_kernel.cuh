@@ -26,6 +26,7 @@ template <typename E, int D, int R>
 __global__ void __launch_bounds__(Memory<D, R, false>::WARPS* LANES,
                                   R == 2 ? 4 : 8 / Memory<D, R, false>::WARPS)
     forward(const StAttentionCall call) {
+  constexpr int UNROLL = Tile<D, R>::UNROLL;
   constexpr int64_t BYTES = 2;
   const Memory<D, R, false> memory;
   memory.fill(call);
@@ -71,7 +72,7 @@ __global__ void __launch_bounds__(Memory<D, R, false>::WARPS* LANES,
     }
     rows.norm(call);
     Square<R> s = {};
-#pragma unroll Scored < E, D, R, false> ::UNROLL
+#pragma unroll UNROLL
     for (int c = 0; c < rows.CHUNKS; ++c) add_scores(rows, c, s);
     if (!rows.HOLD) {
       sync_warp();

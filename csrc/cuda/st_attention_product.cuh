@@ -251,7 +251,8 @@ template <typename E, int D, int R>
 __device__ __forceinline__ void multiply_into(const Operand<R>& a,
                                               const Tile<D, R>& x,
                                               const Tile<D, R>& out) {
-#pragma unroll R == 2 ? Tile < D, R> ::CHUNKS : 1
+  constexpr int UNROLL = Tile<D, R>::UNROLL;
+#pragma unroll UNROLL
   for (int c = 0; c < x.CHUNKS; ++c) {
     Chunk<R> turned;
     x.template load<As::turned>(c, turned);

@@ -84,7 +84,7 @@ struct Factors {
 template <typename E, int D, int R, bool BACKWARD>
 struct Scored {
   static constexpr bool HOLD = R == 2;
-  static constexpr int CHUNKS = Tile<D, R>::CHUNKS, UNROLL = HOLD ? CHUNKS : 1;
+  static constexpr int CHUNKS = Tile<D, R>::CHUNKS, UNROLL = Tile<D, R>::UNROLL;
   const Memory<D, R, BACKWARD>& memory;
   const Tile<D, R>&q, &k;
   float q_rms[R], k_rms[R];  // 1 / root mean square; 1 without a norm, 0 of padding

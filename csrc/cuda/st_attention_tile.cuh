@@ -33,6 +33,8 @@ struct Tile {
   static constexpr int PITCH = 16 * (PIECES | 1);
   static constexpr int BYTES = 8 * R * PITCH;
   static constexpr int CHUNKS = (PIECES + 1) / 2;
+  // Of loops over chunks: a last block on its own must be known to the compiler.
+  static constexpr int UNROLL = R == 2 || D % 16 != 0 ? CHUNKS : 1;
   static constexpr int TOGETHER = LANES / PIECES;  // rows that a warp copies at a time
   static constexpr int TIMES = (8 * R + TOGETHER - 1) / TOGETHER;
 
@@ -41,7 +43,7 @@ struct Tile {
 
   // The first piece that a lane copies, in a tensor with `step` bytes from row to row.
   __device__ __forceinline__ static int64_t first_piece(int lane, int64_t step) {
-    return lane / PIECES * step + lane % PIECES * 16;
+    return opaque(lane / PIECES) * step + lane % PIECES * 16;
   }
   // Calls copy(in the tile, in the tensor) for a lane's pieces; `there` is the first of them.
   template <typename Copy>

@@ -214,6 +214,11 @@ inline float max_of(float x, float y) { return std::fmax(x, y); }
 inline float infinity() { return INFINITY; }
 inline void stop() { simt::fail("stop", ""); }
 
+template <typename Value>
+Value opaque(Value x) {
+  return x;
+}
+
 inline const void* on_16_bytes(const void* at, const char* what) {
   if (reinterpret_cast<uintptr_t>(at) % 16 != 0) simt::fail(what, ": not on 16 bytes");
   return at;
