@@ -79,7 +79,6 @@ def test_wrong_calls_cost_nothing(colaworld, untimed, tmp_path) -> None:
         (["ops", "--compare", tmp_path / "none.json"], "no such file"),
         (["ops", "--compare", foreign], "row 1 has no impl"),
         (["ops", "--json", blocked / "rows.json"], "cannot be written"),
-        (["ops", "--plot", blocked / "plots"], "cannot be written"),
         (["ops", "--json", "--only", "nano"], "--json: name a file"),
         (["ops", "--samples", "0"], "--samples: expected at least 1, got 0"),
         (["ops", "--device", "tpu"], "--device: expected cpu"),
@@ -87,6 +86,13 @@ def test_wrong_calls_cost_nothing(colaworld, untimed, tmp_path) -> None:
         said = colaworld("bench", *arguments)
         assert said.status == 2, arguments
         assert message in said.plain, (arguments, said.plain)
+
+
+def test_a_folder_of_pictures_that_cannot_be_made(colaworld, untimed, tmp_path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need the extra bench")
+    (tmp_path / "file").write_text("")
+    said = colaworld("bench", "ops", "--plot", tmp_path / "file" / "plots")
+    assert said.status == 2 and "cannot be written" in said.plain
 
 
 def test_unknown_names_are_told(colaworld, passing) -> None:
