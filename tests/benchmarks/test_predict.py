@@ -94,6 +94,8 @@ def test_sectors_by_hand() -> None:
     # bytes each: 5 sectors, or 2 x 4 + 1; in one load of 64 channels and one of 8: 5, or 5 + 1.
     assert predict.sector_bytes((32, 32, 32, 32, 16), 144) == pytest.approx(144 / 7)
     assert predict.sector_bytes((128, 16), 144) == pytest.approx(144 / 5.5)
+    # A row by neighbouring lanes in one load: 5 sectors wherever it begins.
+    assert predict.sector_bytes((144,), 144) == pytest.approx(144 / 5)
     assert predict.sector_bytes((128,), 128) == 32
 
 
