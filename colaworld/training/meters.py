@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from colaworld.metrics.codebook import CodebookMeter
-from colaworld.training import parallel
+from colaworld.training.distributed import whole_tensor
 from colaworld.training.optimizer import PhaseOptimizer
 
 
 class HealthMeter:
-    """Codebook health over a window of the latest actions of a phase, over all processes.
+    """Codebook health over a window of the latest actions of a phase.
 
     `latest` is the last health measured, or None before the first; its state is plain JSON.
     """
@@ -28,8 +28,8 @@ class HealthMeter:
         self.latest: dict[str, Any] | None = None
 
     def update(self, indices: Tensor) -> None:
-        """Take in the codes of one forward pass, int64 [M, N]."""
-        self._meter.update(parallel.all_gather_rows(indices.detach()))
+        """Take in the codes of one forward pass, int64 [M, N], of all processes."""
+        self._meter.update(indices)
 
     def measure(self) -> dict[str, Any] | None:
         """Health now, kept as `latest`; None while no codes were seen."""
@@ -63,7 +63,7 @@ def gradient_norms(optimizer: PhaseOptimizer) -> dict[str, float]:
     norms = {}
     for part in optimizer.phase.train:
         gradients = optimizer.gradients(part)
-        norms[part] = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        norms[part] = float(whole_tensor(torch.nn.utils.get_total_norm(gradients)))
     return norms
 
 

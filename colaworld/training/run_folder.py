@@ -18,10 +18,10 @@ import yaml
 from torch import Tensor
 
 from colaworld.training import checkpoint as checkpoints
-from colaworld.training import parallel
 from colaworld.training.checkpoint import Checkpoint
 from colaworld.training.config import TrainingConfig
 from colaworld.training.contracts import ResumeError, RunFolderError
+from colaworld.training.distributed import Distributed
 from colaworld.training.lock import FolderLock
 from colaworld.training.loggers import ConsoleLogger, JsonlLogger, TensorBoardLogger
 from colaworld.training.meters import Throughput
@@ -33,18 +33,20 @@ log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """One process's hold on `out`: take it, open its logs, close it.
+    """One run's hold on `out`: take it, open its logs, close it.
 
-    `console` and `tensorboard` are None before `open_logs`; tensorboard stays None where it is
-    switched off or not installed. `saved` is the newest checkpoint this process wrote or read.
+    The main process of `distributed` alone reads and writes; the others wait, and meet its errors.
+    `saved` is the newest checkpoint that was written or read, on every process.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, distributed: Distributed | None = None) -> None:
         self.out = out
+        self.distributed = distributed or Distributed()
         self.checkpoints = out / "checkpoints"
         self.saved: Path | None = None
-        self.console: ConsoleLogger | None = None
-        self.tensorboard: TensorBoardLogger | None = None
+        self.shows_videos = False  # known from `open_logs` on, on every process
+        self._console: ConsoleLogger | None = None
+        self._tensorboard: TensorBoardLogger | None = None
         self._jsonl: JsonlLogger | None = None
         self._lock: FolderLock | None = None
         self._throughput = Throughput()
@@ -68,9 +70,13 @@ class RunFolder:
         Raises:
             ResumeError: it holds a run and `resume` is off, or a run of another configuration.
         """
+        latest = self.distributed.on_main(lambda: self._take(config_yaml, resume))
+        self.saved = None if latest is None else latest.path
+        return latest
+
+    def _take(self, config_yaml: str, resume: bool) -> Checkpoint | None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        if parallel.rank() == 0:
-            self._lock = FolderLock(self.out)
+        self._lock = FolderLock(self.out)
         checkpoints.sweep(self.checkpoints)
         latest = checkpoints.latest_checkpoint(self.checkpoints)
         if latest is not None and not resume:
@@ -80,32 +86,41 @@ class RunFolder:
             )
         if latest is not None:
             check_same_config(latest.state["config"], config_yaml, where=str(latest.path))
-            self.saved = latest.path
         elif resume:
             log.info("%s has no checkpoint yet; training starts from the beginning", self.out)
         return latest
 
     def write_config(self, config_yaml: str) -> None:
         """config.yaml, whole or as it was."""
-        temporary = self.out / ".config.yaml"
-        temporary.write_text(config_yaml)
-        temporary.replace(self.out / "config.yaml")
+
+        def write() -> None:
+            temporary = self.out / ".config.yaml"
+            temporary.write_text(config_yaml)
+            temporary.replace(self.out / "config.yaml")
+
+        self.distributed.on_main(write)
 
     def open_logs(self, training: TrainingConfig, *, after: int, total: int) -> None:
         """Begin to write behind global step `after`, of a run of `total` steps."""
+        self.shows_videos = self.distributed.on_main(
+            lambda: self._open_logs(training, after, total)
+        )
+
+    def _open_logs(self, training: TrainingConfig, after: int, total: int) -> bool:
         self._jsonl = JsonlLogger(self.out / "metrics.jsonl", after=after)
         if training.tensorboard:
             try:
-                self.tensorboard = TensorBoardLogger(
+                self._tensorboard = TensorBoardLogger(
                     self.out / "tensorboard", after=after, every=training.log_every
                 )
             except ImportError as error:
                 log.warning("no TensorBoard logs: %s", error)
-        self.console = ConsoleLogger(total=total)
+        self._console = ConsoleLogger(total=total)
+        return self._tensorboard is not None
 
     def close(self) -> None:
         """Close what is open and let the folder go."""
-        for opened in (self._jsonl, self.tensorboard, self.console, self._lock):
+        for opened in (self._jsonl, self._tensorboard, self._console, self._lock):
             if opened is not None:
                 opened.close()
 
@@ -113,23 +128,32 @@ class RunFolder:
 
     def row(self, row: dict[str, Any], clips: int, state: PhaseState) -> None:
         """One step, of `clips` clips, into every log; codebook use where its health is due."""
+        if self._jsonl is None or self._console is None:
+            return  # another process than the main one
         self._throughput.update(row["seconds"], clips)
-        if parallel.rank():
-            return
-        assert self._jsonl is not None and self.console is not None
         if row.get("codebook") is None:
             row.pop("codebook", None)
         self._jsonl.row(row)
-        self.console.row(row, clips_per_second=self._throughput.clips_per_second)
-        if self.tensorboard is not None:
-            self.tensorboard.row(row)
+        self._console.row(row, clips_per_second=self._throughput.clips_per_second)
+        if self._tensorboard is not None:
+            self._tensorboard.row(row)
             if state.health is not None and row["step"] % state.training.health_every == 0:
-                self.tensorboard.codes(state.health.counts(), row["global_step"])
+                self._tensorboard.codes(state.health.counts(), row["global_step"])
 
-    def sync(self) -> None:
-        """Rows written so far are on the disk, which a checkpoint must not be ahead of."""
-        if self._jsonl is not None:
-            self._jsonl.sync()
+    def skip_to(self, step: int) -> None:
+        """Count steps up to `step` as behind us that will not be run."""
+        if self._console is not None:
+            self._console.skip_to(step)
+
+    def say(self, text: str) -> None:
+        """Show a person `text`, once for all processes."""
+        if self._console is not None:
+            self._console.say(text)
+
+    def video(self, name: str, frames: Any, global_step: int) -> None:
+        """uint8 frames [n, T, H, W, 3] into TensorBoard, where it is written."""
+        if self._tensorboard is not None:
+            self._tensorboard.video(name, frames, global_step)
 
     def save(
         self,
@@ -139,20 +163,36 @@ class RunFolder:
         *,
         keep: int,
     ) -> None:
-        """Write the checkpoint `name`; of the older ones the newest and the healthy one stay."""
-        self.saved = checkpoints.write_checkpoint(self.checkpoints / name, tensors, state).path
-        checkpoints.prune_checkpoints(self.checkpoints, keep)
+        """Write the checkpoint `name`; of the older ones the newest and the healthy one stay.
+
+        Rows are on the disk before it is: it counts them.
+        """
+
+        def write() -> Path:
+            assert self._jsonl is not None
+            self._jsonl.sync()
+            written = checkpoints.write_checkpoint(self.checkpoints / name, tensors, state)
+            checkpoints.prune_checkpoints(self.checkpoints, keep)
+            return written.path
+
+        self.saved = self.distributed.on_main(write)
 
     def healthy(self) -> Checkpoint | None:
         """The newest checkpoint of a healthy codebook, or None."""
-        return checkpoints.latest_checkpoint(self.checkpoints, healthy=True)
+        return self.distributed.on_main(
+            lambda: checkpoints.latest_checkpoint(self.checkpoints, healthy=True)
+        )
 
     def exported(self) -> bool:
         """Whether weights/ is there."""
-        return (self.out / "weights" / "model.safetensors").exists()
+        file = self.out / "weights" / "model.safetensors"
+        return self.distributed.on_main(file.exists)
 
     def export(self, phase: str, progress: Progress, config_yaml: str) -> None:
         """weights/: what the last checkpoint holds, averaged where an average is kept."""
+        self.distributed.on_main(lambda: self._export(phase, progress, config_yaml))
+
+    def _export(self, phase: str, progress: Progress, config_yaml: str) -> None:
         latest = checkpoints.latest_checkpoint(self.checkpoints)
         assert latest is not None
         averaged = latest.tensors("ema")
