@@ -84,8 +84,12 @@ class Distributed:
 
     def gather_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors of a state that may be sharded: on the main process; {} on the others."""
-        whole = {name: whole_tensor(value) for name, value in state.items()}
-        return whole if self.is_main else {}
+        gathered = {}
+        for name, value in state.items():
+            whole = whole_tensor(value)
+            if self.is_main:
+                gathered[name] = whole
+        return gathered
 
     # -- numbers -----------------------------------------------------------------------------
 
