@@ -264,7 +264,7 @@ def skip(rank: int, out: Path) -> dict[str, Any]:
 
     def poisoned(batch, loss):
         last = rank == 1 and batch.episode[0] == 6  # batch 0 went to before_phase
-        return loss * float("nan") if last else loss
+        return loss + float("nan") if last else loss  # its gradients are numbers
 
     return run(out / "run", rank, hook=poisoned)
 
