@@ -24,8 +24,8 @@ from colaworld.models.latent_action.quantizers import QuantizerConfig
 from colaworld.models.tokenizers.opensora_vae import OpenSoraVAEConfig
 from colaworld.models.world_model import ModelConfig
 from colaworld.recipes.base import PhasesConfig, RunConfig
+from colaworld.training.codebook_monitor import AlarmConfig
 from colaworld.training.config import TrainingConfig
-from colaworld.training.gate import AlarmConfig
 from colaworld.training.objectives import ObjectiveConfig
 from colaworld.training.phases import Phase
 
@@ -35,7 +35,7 @@ FRAMES = 17  # 5 latent frames: one micro-chunk of the VAE; within the paper's I
 SIZE = 256
 
 # Rate and ramp (7.5e-5 after 2000 steps, in every phase) are Phase's own defaults. The paper ended
-# warm-up by eye after so many steps; for our rule instead, give the phase a gate (training/gate.py).
+# warm-up by eye after so many steps; for our rule instead, give the phase a gate (training/codebook_monitor.py).
 _ALARM = AlarmConfig(floor=0.3, action="warn")
 PHASES = PhasesConfig(
     warmup=Phase("warmup", "cola", _LAM, steps=8_000),

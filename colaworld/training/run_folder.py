@@ -1,4 +1,4 @@
-"""The folder of a run: who holds it, its logs, its checkpoints, and the weights it ends with.
+"""The folder of a run: who holds it, is it this run's, its logs, checkpoints and last weights.
 
     out/config.yaml  metrics.jsonl  checkpoints/  tensorboard/  weights/
 
@@ -9,7 +9,11 @@ becomes whole or absent (checkpoint.py).
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
+import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,14 +26,25 @@ from colaworld.training.checkpoint import Checkpoint
 from colaworld.training.config import TrainingConfig
 from colaworld.training.contracts import ResumeError, RunFolderError
 from colaworld.training.distributed import Distributed
-from colaworld.training.lock import FolderLock
 from colaworld.training.loggers import ConsoleLogger, JsonlLogger, TensorBoardLogger
 from colaworld.training.meters import Throughput
-from colaworld.training.phase_state import PhaseState
-from colaworld.training.progress import Progress
-from colaworld.training.resuming import check_same_config
+from colaworld.training.phase_state import PhaseState, Progress
 
 log = logging.getLogger(__name__)
+
+# What may change between stopping and resuming: how long, how often, where. By the key's end.
+FREE = (
+    "max_steps",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_every",
+    "sample_every",
+    "tensorboard",
+    "out",
+    "resume",
+    "recompute",  # the same gradients bit for bit
+)
+_FORMERLY = {"training.compile": {False: "no", True: "full"}}  # values of older configurations
 
 
 class RunFolder:
@@ -206,4 +221,81 @@ class RunFolder:
                 "averaged": bool(averaged),
                 "config": yaml.safe_load(config_yaml) or {},
             },
+        )
+
+
+class FolderLock:
+    """Holds `folder` until `close` or until the process ends, however it ends.
+
+    The lock is on the folder itself: no file is left behind. On a network file system it may hold for
+    the processes of one machine only.
+
+    Raises:
+        RunFolderError: another process holds the folder.
+        OSError: the folder cannot be opened.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise RunFolderError(
+                f"{folder}: another process is training in this folder; wait for it, stop it, or "
+                "choose another --out"
+            ) from None
+
+    def close(self) -> None:
+        """Let the folder go."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # a forked worker may hold a copy of it
+        os.close(self._descriptor)
+
+
+# -- is it the same run? -----------------------------------------------------------------------
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    entries: Any = None
+    if isinstance(value, dict):
+        entries = value.items()
+    elif isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
+        entries = enumerate(value)
+    if not entries:
+        yield path, value
+        return
+    for key, inner in entries:
+        yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+
+
+def _bound(config_yaml: str) -> dict[str, Any]:
+    """Flat key -> value of everything that may not change."""
+    values = yaml.safe_load(config_yaml) or {}
+    bound = {k: v for k, v in _leaves(values) if k.rsplit(".", 1)[-1] not in FREE}
+    for key, meanings in _FORMERLY.items():
+        if isinstance(bound.get(key), bool):
+            bound[key] = meanings[bound[key]]
+    return bound
+
+
+def config_sha256(config_yaml: str) -> str:
+    """Hash of what may not change between stopping and resuming."""
+    return hashlib.sha256(json.dumps(_bound(config_yaml), sort_keys=True).encode()).hexdigest()
+
+
+def check_same_config(saved_yaml: str, given_yaml: str, *, where: str) -> None:
+    """ResumeError with every key that differs, apart from those that may (`FREE`)."""
+    saved, given = _bound(saved_yaml), _bound(given_yaml)
+    absent = "(absent)"
+    lines = [
+        f"  {key}: saved {saved.get(key, absent)!r}, given {given.get(key, absent)!r}"
+        for key in sorted(saved.keys() | given.keys())
+        if saved.get(key, absent) != given.get(key, absent)
+    ]
+    if lines:
+        raise ResumeError(
+            f"{where} was trained with another configuration; these keys differ:\n"
+            + "\n".join(lines)
+            + f"\nResume with the saved values, or train into a new folder "
+            f"(only {', '.join(FREE)} may change)"
         )

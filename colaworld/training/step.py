@@ -25,8 +25,7 @@ from colaworld.training.ema import WeightAverage
 from colaworld.training.guard import LossGuard
 from colaworld.training.meters import gradient_norms
 from colaworld.training.optimizer import PhaseOptimizer
-from colaworld.training.phase_state import PhaseState
-from colaworld.training.progress import Progress
+from colaworld.training.phase_state import PhaseState, Progress
 from colaworld.training.randomness import generator_for
 
 log = logging.getLogger(__name__)

@@ -31,12 +31,10 @@ from colaworld.training.contracts import Loader, Objective, Preview, ResumeError
 from colaworld.training.distributed import Distributed
 from colaworld.training.interrupts import StopRequest
 from colaworld.training.optimizer import Moments
-from colaworld.training.phase_state import PhaseState
+from colaworld.training.phase_state import PhaseState, Progress, TrainResult
 from colaworld.training.phases import Phase, check_phases, enter_phase
-from colaworld.training.progress import Progress, TrainResult
 from colaworld.training.randomness import generator_for
-from colaworld.training.resuming import config_sha256
-from colaworld.training.run_folder import RunFolder
+from colaworld.training.run_folder import RunFolder, config_sha256
 from colaworld.training.step import optimizer_step
 
 log = logging.getLogger(__name__)
