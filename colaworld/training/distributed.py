@@ -80,7 +80,8 @@ class Distributed:
         gradients = [p.grad for p in parameters if p.grad is not None and not _is_sharded(p)]
         for work in [dist.all_reduce(g, group=self.group, async_op=True) for g in gradients]:
             work.wait()
-        torch._foreach_div_(gradients, self.world_size)
+        if gradients:
+            torch._foreach_div_(gradients, self.world_size)
 
     def gather_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors of a state that may be sharded: on the main process; {} on the others."""
