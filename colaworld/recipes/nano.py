@@ -16,8 +16,8 @@ from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.latent_action.quantizers import QuantizerConfig
 from colaworld.models.world_model import ModelConfig
 from colaworld.recipes.base import RunConfig
+from colaworld.training.codebook_monitor import AlarmConfig, GateConfig
 from colaworld.training.config import TrainingConfig
-from colaworld.training.gate import AlarmConfig, GateConfig
 from colaworld.training.objectives import ObjectiveConfig
 from colaworld.training.phases import Phase
 

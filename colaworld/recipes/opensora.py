@@ -25,15 +25,15 @@ from colaworld.models.tokenizers.opensora_vae import OpenSoraVAEConfig
 from colaworld.models.world_model import ModelConfig
 from colaworld.recipes import base
 from colaworld.recipes.base import RunConfig
+from colaworld.training.codebook_monitor import AlarmConfig
 from colaworld.training.config import TrainingConfig
-from colaworld.training.gate import AlarmConfig
 from colaworld.training.objectives import ObjectiveConfig
 
 FRAMES = 17  # 5 latent frames: one micro-chunk of the VAE; within the paper's IDM clips (ours)
 SIZE = 256
 
 # Rate and ramp (7.5e-5 after 2000 steps, in every phase) are Phase's own defaults. The paper ended
-# warm-up by eye after so many steps; for our rule instead, give the phase a gate (training/gate.py).
+# warm-up by eye after so many steps; for our rule instead, give the phase a gate (training/codebook_monitor.py).
 _ALARM = AlarmConfig(floor=0.3, action="warn")
 PHASES = base.PHASES | {name: replace(base.PHASES[name], alarm=_ALARM) for name in ("joint", "lam")}
 

@@ -32,7 +32,6 @@ from colaworld.models.latent_action.quantizers.codebook import (
 from colaworld.models.latent_action.quantizers.continuous import GaussianLatent, NoQuantizer
 from colaworld.models.latent_action.quantizers.estimators import rotation, straight_through
 from colaworld.models.latent_action.quantizers.finite import FSQ
-from colaworld.models.latent_action.quantizers.pending import Ranks
 from colaworld.models.latent_action.quantizers.residual import ResidualVQ
 from colaworld.models.latent_action.quantizers.starts import cluster_start, spread_start
 from colaworld.models.parts import Part, register_part
@@ -82,7 +81,6 @@ __all__ = [
     "Quantized",
     "Quantizer",
     "QuantizerConfig",
-    "Ranks",
     "ResidualVQ",
     "Standardise",
     "build_quantizer",
