@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from colaworld.evaluation.tables import compare, headlines, table
 
 MOVES = ((0, 2), (0, -2), (2, 0), (-2, 0))
 SPEC = ActionSpec("action", "discrete", 4, names=("right", "left", "down", "up"))
+VECTORS = ActionSpec("action", "continuous", 2, unit="px")
 SIGMA = 0.02
+GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
 SMALL = EvaluationConfig(
     clips=24, probe_clips=40, batch_size=8, bootstrap_samples=200, history=2, seed=3
 )
@@ -80,9 +83,55 @@ def batches(*, clips=40, steps=5, actions=True, episodes=8, seed=0):
         )
 
 
+def moved_batches():
+    """The same clips with the moves as real vectors."""
+    for batch in batches():
+        moved = torch.tensor(MOVES, dtype=torch.float32)[batch.actions]
+        yield ClipBatch(batch.frames, batch.episode, batch.start, moved)
+
+
+class ContinuousWorld(ScrollWorld):
+    codebook_size = None
+
+    def infer_actions(self, frames):
+        return LatentActions(super().infer_actions(frames).codes)
+
+
 @pytest.fixture(scope="module")
 def good():
     return run_evaluation(ScrollWorld(), batches(), SPEC, SMALL)
+
+
+def close(found, wanted, where="result"):
+    """Every key and number of `wanted` is in `found`; a later measure may add keys beside them."""
+    if isinstance(wanted, dict):
+        assert isinstance(found, dict), where
+        assert set(wanted) <= set(found), where
+        for key, value in wanted.items():
+            close(found[key], value, f"{where}.{key}")
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted), where
+        for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
+            close(a, b, f"{where}[{i}]")
+    else:
+        near = pytest.approx(wanted, rel=1e-5) if isinstance(wanted, float) else wanted
+        assert found == near, where
+
+
+@pytest.mark.parametrize(
+    ("case", "world", "clips", "spec"),
+    [
+        ("moves", ScrollWorld, batches, SPEC),
+        ("real vectors", ScrollWorld, moved_batches, VECTORS),
+        ("continuous latents", ContinuousWorld, batches, SPEC),
+    ],
+)
+def test_the_numbers_of_version_1_of_the_layout(case, world, clips, spec):
+    result = evaluate(world(), clips(), spec, SMALL)
+    close(json.loads(json.dumps(result)), GOLDEN[case]["result"])
+    lines = [line.split() for line in table(result).splitlines()]
+    for wanted in GOLDEN[case]["table"]:
+        assert wanted.startswith("---") or wanted.split() in lines
 
 
 def test_the_fixed_layout(good):
@@ -162,14 +211,7 @@ def test_without_actions_the_probe_is_null_and_says_why():
 
 
 def test_continuous_actions_are_probed_by_r2():
-    spec = ActionSpec("action", "continuous", 2, unit="px")
-
-    def continuous():
-        for batch in batches():
-            moved = torch.tensor(MOVES, dtype=torch.float32)[batch.actions]
-            yield ClipBatch(batch.frames, batch.episode, batch.start, moved)
-
-    run = run_evaluation(ScrollWorld(), continuous(), spec, SMALL)
+    run = run_evaluation(ScrollWorld(), moved_batches(), VECTORS, SMALL)
     probe = run.result["probe"]
     assert probe["kind"] == "r2"
     assert probe["score"]["mean"] > 0.99
@@ -181,13 +223,7 @@ def test_continuous_actions_are_probed_by_r2():
 
 
 def test_a_continuous_world_has_no_codebook_numbers():
-    class Continuous(ScrollWorld):
-        codebook_size = None
-
-        def infer_actions(self, frames):
-            return LatentActions(super().infer_actions(frames).codes)
-
-    run = run_evaluation(Continuous(), batches(), SPEC, SMALL)
+    run = run_evaluation(ContinuousWorld(), batches(), SPEC, SMALL)
     assert run.result["codebook"] is None
     assert run.result["delta_psnr"]["random"]["low"] > 5
     shown = run.artefacts.every_code
