@@ -14,8 +14,8 @@ from colaworld.config import from_dict, to_dict
 from colaworld.contracts import ActionSpec, ClipBatch, LatentActions, Rollout
 from colaworld.evaluation.artefacts import Artefacts
 from colaworld.evaluation.evaluate import EvaluationConfig, collect, evaluate, run_evaluation
-from colaworld.evaluation.files import write_atomically, write_json
 from colaworld.evaluation.tables import compare, headlines, table
+from colaworld.files import write_atomically, write_json
 
 MOVES = ((0, 2), (0, -2), (2, 0), (-2, 0))
 SPEC = ActionSpec("action", "discrete", 4, names=("right", "left", "down", "up"))

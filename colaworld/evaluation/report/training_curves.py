@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from colaworld.evaluation.charts import Band
+from colaworld.evaluation.report.charts import Band
 
 log = logging.getLogger(__name__)
 
