@@ -62,40 +62,23 @@ class Controllability(Measure):
 
 
 def judge(mean: float, low: float | None, high: float | None) -> Judgement:
-    amount = f"{number(mean)}\u00a0dB".replace("-", "−")
+    gain = f"{number(mean)}\u00a0dB".replace("-", "−")
     if low is None or high is None:
-        return Judgement(
-            "open",
-            "open",
-            "One episode gives no interval; hold out more.",
-            f"The latent actions gain {amount} over random ones; one episode says no more.",
-        )
+        clause = f"The latent actions gain {gain} over random ones; one episode says no more."
+        text = "One episode gives no interval; hold out more."
+        return Judgement("open", "open", text, clause)
+    steers = "The latent actions steer this world"
     if low > 0 and mean >= AIM_DB:
-        return Judgement(
-            "good",
-            "clear",
-            "The true actions give clearly better videos.",
-            "The latent actions steer this world: with the true ones its videos are "
-            f"{amount} closer to what happened than with random ones.",
-        )
+        clause = f"{steers}: with the true ones its videos are {gain} closer to what happened than"
+        text = "The true actions give clearly better videos."
+        return Judgement("good", "clear", text, f"{clause} with random ones.")
     if low > 0:
-        return Judgement(
-            "fair",
-            "small",
-            "The true actions help, by less than we ask for.",
-            f"The latent actions steer this world, but only a little: {amount} over random ones.",
-        )
+        clause = f"{steers}, but only a little: {gain} over random ones."
+        text = "The true actions help, by less than we ask for."
+        return Judgement("fair", "small", text, clause)
     if high < 0:
-        return Judgement(
-            "poor",
-            "reversed",
-            "The true actions make the videos worse.",
-            f"Something is wrong: the true latent actions make its videos worse, {amount}.",
-        )
-    return Judgement(
-        "poor",
-        "not shown",
-        "The interval holds 0: no steering is shown.",
-        "It is not shown that the latent actions steer this world: with random ones its videos are "
-        f"as good ({amount}).",
-    )
+        clause = f"Something is wrong: the true latent actions make its videos worse, {gain}."
+        return Judgement("poor", "reversed", "The true actions make the videos worse.", clause)
+    clause = "It is not shown that the latent actions steer this world: with random ones its videos"
+    text = "The interval holds 0: no steering is shown."
+    return Judgement("poor", "not shown", text, f"{clause} are as good ({gain}).")

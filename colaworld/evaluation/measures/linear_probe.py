@@ -18,7 +18,6 @@ from torch import Tensor
 from colaworld.contracts import ActionSpec
 from colaworld.evaluation.measures.measure import Headline, Judgement, Measure, Setting, number
 from colaworld.evaluation.rollouts import Batch
-from colaworld.metrics.bootstrap import bootstrap_statistic
 from colaworld.metrics.probe import (
     ProbePrediction,
     chance_probe,
@@ -78,10 +77,9 @@ class LinearProbe(Measure):
         if bool((real == real[:1]).all()):
             raise _Skipped("the real action never changes in the held-out clips")
         rng = np.random.default_rng([config.seed, 3])
+        share = config.probe.test_share
         try:
-            train, test = split_by_episode(
-                episodes, test_share=config.probe.test_share, generator=rng
-            )
+            train, test = split_by_episode(episodes, test_share=share, generator=rng)
         except ValueError as error:
             raise _Skipped(str(error)) from None
         found = linear_probe(features, real, train, test, kind=kind, config=config.probe)
@@ -92,9 +90,7 @@ class LinearProbe(Measure):
         self.answers = found
 
         def interval(statistic: Callable[[np.ndarray], float]) -> dict[str, float]:
-            return bootstrap_statistic(
-                statistic, episodes[test], samples=config.bootstrap_samples, generator=rng
-            ).as_dict()
+            return self.setting.interval(statistic, episodes[test], rng=rng)
 
         discrete = kind == "discrete"
         return {
@@ -122,9 +118,8 @@ class LinearProbe(Measure):
     def headline(result: Mapping[str, Any]) -> Headline:
         probe, reason = result.get("probe"), result.get("probe_skipped")
         if probe is None:
-            said = Judgement(
-                "open", "skipped", f"Not probed: {reason or 'no reason given'}.", _UNTESTED
-            )
+            text = f"Not probed: {reason or 'no reason given'}."
+            said = Judgement("open", "skipped", text, _UNTESTED)
             return Headline("linear probe", None, note=reason or "", judgement=said)
         score, chance, pixels = probe["score"], probe["chance"], probe["pixel_difference"]
         marks = ((chance or 0.0, "chance"), (pixels or 0.0, "pixels"))
@@ -153,27 +148,15 @@ def judge(margin: Mapping[str, Any]) -> Judgement:
     if margin["low"] is None or margin["mean"] is None:
         return Judgement("open", "open", "One test episode gives no interval.", _UNTESTED)
     if margin["low"] > 0:
-        return Judgement(
-            "good",
-            "above both",
-            "Latent actions tell more than chance and pixels.",
-            "the real action can be read from the code better than chance or raw pixel "
-            "differences allow.",
-        )
+        clause = "the real action can be read from the code better than chance or raw pixel"
+        text = "Latent actions tell more than chance and pixels."
+        return Judgement("good", "above both", text, f"{clause} differences allow.")
     if margin["high"] < 0:
-        return Judgement(
-            "poor",
-            "below",
-            "A baseline tells more than the latent actions.",
-            "the real action is read better from raw pixel differences than from it.",
-        )
-    return Judgement(
-        "fair",
-        "not clear",
-        "Not clearly above the better baseline.",
-        "the real action cannot be read from it clearly better than from raw pixel differences or "
-        "by chance.",
-    )
+        clause = "the real action is read better from raw pixel differences than from it."
+        return Judgement("poor", "below", "A baseline tells more than the latent actions.", clause)
+    clause = "the real action cannot be read from it clearly better than from raw pixel differences"
+    text = "Not clearly above the better baseline."
+    return Judgement("fair", "not clear", text, f"{clause} or by chance.")
 
 
 def flat_actions(actions: Tensor, spec: ActionSpec) -> Tensor:

@@ -5,7 +5,7 @@ Not here: any number (the other files of this folder), rolling out (`rollouts.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from colaworld.contracts import ActionSpec
 from colaworld.evaluation.rollouts import Batch
 from colaworld.evaluation.settings import EvaluationConfig
-from colaworld.metrics.bootstrap import bootstrap_mean
+from colaworld.metrics.bootstrap import bootstrap_mean, bootstrap_statistic
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,17 @@ class Setting:
     of MEASURES: published bounds rest on that. Every other measure uses a generator of its own."""
 
     def interval(
-        self, values: np.ndarray, episodes: np.ndarray, *, rng: np.random.Generator | None = None
+        self,
+        of: np.ndarray | Callable[[np.ndarray], float],
+        episodes: np.ndarray,
+        *,
+        rng: np.random.Generator | None = None,
     ) -> dict[str, float]:
-        """{mean, low, high} of values [M], resampling episodes [M]."""
+        """{mean, low, high} of values [M], or of a statistic of row numbers; episodes [M]."""
+        bootstrap = bootstrap_statistic if callable(of) else bootstrap_mean
+        rng = self.rng if rng is None else rng
         samples = self.config.bootstrap_samples
-        found = bootstrap_mean(values, episodes, samples=samples, generator=rng or self.rng)
-        return found.as_dict()
+        return bootstrap(of, episodes, samples=samples, generator=rng).as_dict()
 
 
 class Measure:

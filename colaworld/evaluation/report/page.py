@@ -7,6 +7,7 @@ forbids them to itself). Not here: the numbers (`evaluate.py`), the markup (`pag
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from colaworld.evaluation.report.charts import (
 )
 from colaworld.evaluation.report.tiles import code_blocks, shown_frames, strips
 from colaworld.evaluation.report.training_curves import History, read_history
-from colaworld.evaluation.rollouts import VARIANTS
 from colaworld.evaluation.tables import comparison_rows, headlines, verdict
 from colaworld.files import write_atomically
 
@@ -57,7 +57,6 @@ def write_report(
     config_yaml: str,
     environment: Mapping[str, Any],
     compare: Mapping[str, Mapping[str, Any]] | None = None,
-    summary: str | None = None,
 ) -> Path:
     """Write the page, atomically.
 
@@ -69,14 +68,13 @@ def write_report(
         environment: "commit", "date" and "wall_seconds" appear under the title, "versions" (a
             dict) and whatever else there is in a table.
         compare: evaluations of several runs by name, shown side by side.
-        summary: one paragraph on what ran; by default made from the numbers.
 
     Returns:
         The path.
     """
     if isinstance(artefacts, (str, Path)):
         artefacts = Artefacts.load(artefacts)
-    history = read_history(metrics_jsonl)
+    history, seconds = read_history(metrics_jsonl), environment.get("wall_seconds")
     pictures = {}
     if artefacts is not None:
         pictures = {
@@ -88,8 +86,9 @@ def write_report(
     page = _templates.get_template("page.html").render(
         title=title,
         css=Markup((_HERE / "report.css").read_text()),
-        meta=_meta(environment),
-        summary=summary or what_ran(evaluation, history, environment),
+        environment={"date": "", "commit": "", **environment},
+        took=None if seconds is None else duration(float(seconds)),
+        trained={b.name: round(b.stop - b.start) for b in history.phases},
         verdict=verdict(evaluation),
         headlines=[h for h in headlines(evaluation) if h.judgement is not None],
         whisker=whisker,
@@ -117,44 +116,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def what_ran(
-    evaluation: Mapping[str, Any], history: History, environment: Mapping[str, Any]
-) -> str:
-    """The opening paragraph, from the numbers alone."""
-    steps = [(b.name, round(b.stop - b.start)) for b in history.phases]
-    trained = "A world model with latent actions"
-    if steps:
-        trained += f", trained for {sum(n for _, n in steps):,} steps"
-        trained += f" ({', '.join(f'{n:,} {name}' for name, n in steps)})"
-    if environment.get("wall_seconds") is not None:
-        trained += f" in {duration(float(environment['wall_seconds']))}"
-    counts, world = evaluation["counts"], evaluation["world"]
-    if world["codebook_size"] is None:
-        action = f"continuous, {world['tokens']} token{'s' * (world['tokens'] > 1)} a step"
-    else:
-        action = (
-            f"{world['tokens']} token{'s' * (world['tokens'] > 1)} a step from "
-            f"{world['codebook_size']} codes"
-        )
-    given = counts["history"]
-    return (
-        f"{trained}. Its latent actions are {action}, learnt from video without action labels. "
-        f"It is judged on {counts['clips']} clips of {counts['episodes']} held-out episodes "
-        f"({counts['width']} × {counts['height']} pixels): from {given} given "
-        f"frame{'s' * (given > 1)} it predicts the next {counts['horizon']}."
-    )
-
-
-def _meta(environment: Mapping[str, Any]) -> list[str]:
-    date, commit = environment.get("date"), environment.get("commit")
-    parts = [str(date)] if date else []
-    if commit:
-        parts.append(Markup("commit <code>{}</code>").format(str(commit)[:12]))
-    if environment.get("wall_seconds") is not None:
-        parts.append(duration(float(environment["wall_seconds"])))
-    return parts
-
-
 def _columns(artefacts: Artefacts) -> str:
     """What the columns of "same start, every code" are."""
     names, notes = artefacts.code_names, artefacts.code_notes
@@ -170,87 +131,55 @@ def _columns(artefacts: Artefacts) -> str:
     return codes
 
 
-def _horizon(rollout: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+def _horizon(rollout: Mapping[str, Any]) -> dict[str, Markup]:
     steps = list(range(1, len(rollout["psnr_by_horizon"]) + 1))
     psnr = [
         Series(name, steps, rollout["variants"][name]["psnr_by_horizon"], f"c-{name}")
-        for name in sorted(VARIANTS, key=("inferred", "shuffled", "random", "constant").index)
+        for name in ("inferred", "shuffled", "random", "constant")
     ]
     ssim = [
         Series("inferred", steps, rollout["ssim_by_horizon"], "c-inferred"),
         Series("last frame", steps, rollout["copy_ssim_by_horizon"], "c-copy"),
     ]
-    return [
-        (
-            name,
-            line_chart(
-                series,
-                title=f"{name} by horizon",
-                x_label="predicted step",
-                y_label=label,
-                x_ticks=steps if len(steps) <= 12 else None,
-                points=True,
-                width=520,
-                margin=86,
-            ),
-        )
-        for name, label, series in (("PSNR", "PSNR, dB", psnr), ("SSIM", "SSIM", ssim))
-    ]
+    shown = steps if len(steps) <= 12 else None
+    draw = partial(
+        line_chart, x_label="predicted step", x_ticks=shown, points=True, width=520, margin=86
+    )
+    return {
+        "PSNR": draw(psnr, title="PSNR by horizon", y_label="PSNR, dB"),
+        "SSIM": draw(ssim, title="SSIM by horizon", y_label="SSIM"),
+    }
 
 
-def _training(history: History) -> list[tuple[str, Markup]]:
-    """Titles and charts of the training curves that are recorded."""
+def _training(history: History) -> dict[str, Markup]:
+    """Charts of what is recorded, by title; none of a run that has not trained."""
     if not history.rows:
-        return []
+        return {}
+    draw = partial(line_chart, x_label="step", bands=history.phases, width=1020)
     x, y = history.curve("loss")
-    robust = sorted(y)
-    loss_range = None
+    robust, spread = sorted(y), None
     if len(robust) >= 20:  # a spike or a first step must not flatten the rest
         low, high = robust[0], robust[int(0.98 * (len(robust) - 1))]
         air = (high - low) * 0.08 or 0.05 * max(abs(high), 1e-6)
-        loss_range = (low - air, high + air)
-    health = {
-        "entropy / log K": "entropy_normalised",
-        "utilisation": "utilisation",
-        "max usage": "max_usage",
-    }
-    norms = [(key, *history.curve("grad_norm", key)) for key in history.keys("grad_norm")[:5]]
-    charts = {
-        "Loss": (
-            "loss",
-            loss_range,
-            [Series("each step", x, y, "raw c-1", label=False), Series("loss", x, _median(y))],
-        ),
-        "Codebook health": (
-            "share",
-            (-0.03, 1.05),
-            [
-                Series(words, *history.curve("codebook", key), f"c-{i}")
-                for i, (words, key) in enumerate(health.items(), start=1)
-            ],
-        ),
-        "Gradient norms": (
-            "norm",
-            None,
-            [Series(key, x, _median(y), f"c-{i}") for i, (key, x, y) in enumerate(norms, start=1)],
-        ),
-    }
-    return [
-        (
-            title,
-            line_chart(
-                series,
-                title=title,
-                x_label="step",
-                y_label=label,
-                bands=history.phases,
-                y_range=y_range,
-                width=1020,
-            ),
-        )
-        for title, (label, y_range, series) in charts.items()
-        if title == "Loss" or any(s.x for s in series)
+        spread = (low - air, high + air)
+    lines = [Series("each step", x, y, "raw c-1", label=False), Series("loss", x, _median(y))]
+    charts = {"Loss": draw(lines, title="Loss", y_label="loss", y_range=spread)}
+    named = ("entropy / log K", "utilisation", "max usage")
+    keys = ("entropy_normalised", "utilisation", "max_usage")
+    health = [
+        Series(name, *history.curve("codebook", key), f"c-{i}")
+        for i, (name, key) in enumerate(zip(named, keys, strict=True), start=1)
     ]
+    if any(s.x for s in health):
+        title = "Codebook health"
+        charts[title] = draw(health, title=title, y_label="share", y_range=(-0.03, 1.05))
+    norms = []
+    for i, key in enumerate(history.keys("grad_norm")[:5], start=1):
+        x, y = history.curve("grad_norm", key)
+        norms.append(Series(key, x, _median(y), f"c-{i}"))
+    if any(s.x for s in norms):
+        charts["Gradient norms"] = draw(norms, title="Gradient norms", y_label="norm")
+    return charts
 
 
 def _median(values: list[float]) -> Any:

@@ -10,6 +10,7 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -78,17 +79,11 @@ def _uri(image: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(image).decode("ascii")
 
 
-@dataclass(frozen=True)
-class CodeBlock:
-    """Some columns of the grid "same start, every code"."""
+def code_blocks(artefacts: Artefacts, *, columns: int = 8) -> Iterator[dict[str, Any]]:
+    """Tables of the grid: codes [(name, note)], rows of tiles (a start, then each code held from it).
 
-    width: int
-    codes: list[tuple[str, str]]  # names and notes
-    rows: list[list[Tile]]  # per start: the start itself, then each code held from it
-
-
-def code_blocks(artefacts: Artefacts, *, columns: int = 8) -> Iterator[CodeBlock]:
-    """Blocks of nearly equal width: 12 codes are 6 + 6, not 8 + 4."""
+    They are of nearly equal width: 12 codes are 6 + 6, not 8 + 4.
+    """
     videos, names, notes = artefacts.every_code, artefacts.code_names, artefacts.code_notes
     starts, count = videos.shape[:2]
     per_block = -(-count // -(-count // columns))
@@ -104,18 +99,7 @@ def code_blocks(artefacts: Artefacts, *, columns: int = 8) -> Iterator[CodeBlock
                 for c in shown
             ]
             rows.append([start, *held])
-        yield CodeBlock(width, codes, rows)
-
-
-@dataclass(frozen=True)
-class Strip:
-    """A row of pictures: what happened to a clip, or a rollout of it."""
-
-    name: str  # "truth", "inferred" or "random"
-    words: str
-    score: str
-    opens_clip: bool
-    tiles: list[Tile]
+        yield {"width": width, "codes": codes, "rows": rows}
 
 
 def shown_frames(artefacts: Artefacts, *, columns: int = 9) -> list[int]:
@@ -124,8 +108,8 @@ def shown_frames(artefacts: Artefacts, *, columns: int = 9) -> list[int]:
     return sorted({round(i) for i in np.linspace(first, length - 1, min(columns, length - first))})
 
 
-def strips(artefacts: Artefacts) -> Iterator[Strip]:
-    """For each shown clip: the truth, the rollout under inferred and under random actions."""
+def strips(artefacts: Artefacts) -> Iterator[dict[str, Any]]:
+    """Rows of tiles, three per clip: the truth, the rollouts under inferred and random actions."""
     picked, history = shown_frames(artefacts), artefacts.history
     width = max(60, min(112, 900 // len(picked) - 6))
     kinds = {"truth": "truth", "inferred": "inferred actions", "random": "random actions"}
@@ -140,4 +124,5 @@ def strips(artefacts: Artefacts) -> Iterator[Strip]:
                 tile(video[t : t + 1], width=width, alt=f"clip {clip + 1}, {words}, frame {t}")
                 for t in picked
             ]
-            yield Strip(name, words, score, bool(clip) and name == "truth", tiles)
+            gap = name == "truth" and clip > 0  # above it
+            yield {"name": name, "words": words, "score": score, "gap": gap, "tiles": tiles}
