@@ -14,7 +14,7 @@ from colaworld.config import from_dict, to_dict
 from colaworld.contracts import ActionSpec, ClipBatch, LatentActions, Rollout
 from colaworld.evaluation.artefacts import Artefacts
 from colaworld.evaluation.evaluate import EvaluationConfig, collect, evaluate, run_evaluation
-from colaworld.evaluation.tables import compare, headlines, table
+from colaworld.evaluation.tables import compare, comparison_rows, headlines, table
 from colaworld.files import write_atomically, write_json
 
 MOVES = ((0, 2), (0, -2), (2, 0), (-2, 0))
@@ -289,20 +289,29 @@ def test_clips_that_cannot_be_used_are_named():
         EvaluationConfig(clips=1)
 
 
-def test_the_five_numbers_and_both_tables(good):
-    five = headlines(good.result)
-    assert len(five) == 5
-    assert five[0].value == good.result["delta_psnr"]["random"]["mean"]
-    assert five[2].name == "linear probe, accuracy"
+def test_the_headlines_and_both_tables(good):
+    found = {headline.name: headline for headline in headlines(good.result)}
+    gain = found["delta-PSNR over random codes"]
+    assert gain.value == good.result["delta_psnr"]["random"]["mean"]
     text = table(good.result)
-    assert f"{five[0].value:.2f} dB [{five[0].low:.2f}, {five[0].high:.2f}]" in text
-    assert "24 clips of 8 episodes" in text
+    assert f"{gain.value:.2f} dB [{gain.low:.2f}, {gain.high:.2f}]" in text
+    assert "linear probe, accuracy" in text and "24 clips of 8 episodes" in text
+    for headline in found.values():
+        assert f"{headline.name}  " in text and headline.text() in text
     side = compare({"cola": good.result, "naive_joint": good.result}).splitlines()
     assert side[0].startswith("run")
     assert side[2].split("  ")[0] == "cola"
     assert len(side) == 4
     with pytest.raises(ValueError, match="at least one run"):
         compare({})
+
+
+def test_an_evaluation_of_before_a_measure_is_compared(good):
+    header, now, before = comparison_rows({"now": good.result, "before": GOLDEN["moves"]["result"]})
+    assert len(header) == len(now) == len(before)
+    for name, new, old in zip(header[1:], now[1:], before[1:], strict=True):
+        assert old in (new, "-"), name
+    assert table(GOLDEN["moves"]["result"]).splitlines() == GOLDEN["moves"]["table"]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
