@@ -7,6 +7,7 @@ from colaworld.evaluation.measures.controllability import Controllability
 from colaworld.evaluation.measures.fidelity import Fidelity
 from colaworld.evaluation.measures.linear_probe import LinearProbe
 from colaworld.evaluation.measures.measure import Measure
+from colaworld.evaluation.measures.nmse import NMSE
 from colaworld.evaluation.measures.text_effect import TextEffect
 
 MEASURES: tuple[type[Measure], ...] = (
@@ -15,5 +16,6 @@ MEASURES: tuple[type[Measure], ...] = (
     LinearProbe,
     Fidelity,
     CodebookUtilisation,
+    NMSE,
     TextEffect,
 )
