@@ -6,6 +6,7 @@ are drawn on a page (`report`).
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -42,12 +43,10 @@ class Artefacts:
 
     def save(self, path: str | Path) -> None:
         """Write as .npz, atomically."""
-        import io
-
-        buffer = io.BytesIO()
-        values = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
-        for name in ("code_names", "code_notes", "action_names"):
-            values[name] = np.array(getattr(self, name), dtype=np.str_)
+        buffer, values = io.BytesIO(), {}
+        for name, value in vars(self).items():
+            kind = np.str_ if isinstance(value, tuple) else None
+            values[name] = np.asarray(value, dtype=kind)
         np.savez_compressed(buffer, **values)
         write_atomically(path, buffer.getvalue())
 
@@ -59,10 +58,9 @@ class Artefacts:
             if missing:
                 raise ValueError(f"{path}: not an artefacts file, missing {', '.join(missing)}")
             given = {f.name: values[f.name] for f in fields(cls)}
-        given["history"] = int(given["history"])
-        given["probe_kind"] = str(given["probe_kind"])
+        given |= {"history": int(given["history"]), "probe_kind": str(given["probe_kind"])}
         for name in ("code_names", "code_notes", "action_names"):
-            given[name] = tuple(str(v) for v in given[name])
+            given[name] = tuple(given[name].tolist())
         return cls(**given)
 
 

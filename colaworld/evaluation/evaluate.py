@@ -134,7 +134,9 @@ def run_evaluation(
     result: dict[str, Any] = {"format_version": FORMAT_VERSION}
     shown = {}
     for measure in seen_by:
-        result |= measure.result()
+        found = measure.result()
+        assert not found.keys() & result.keys(), f"{type(measure).__name__}: key of another measure"
+        result |= found
         shown |= measure.shown()
     advance("measures")
     result["counts"] = {
@@ -167,16 +169,3 @@ def run_evaluation(
         **shown,
     )
     return Evaluation(plain(result), artefacts)
-
-
-def evaluate(
-    world: World,
-    batches: Iterable[ClipBatch],
-    action_spec: ActionSpec | None,
-    config: EvaluationConfig,
-    progress: Progress | None = None,
-    *,
-    device: torch.device | str = "cpu",
-) -> dict[str, Any]:
-    """The numbers alone: `run_evaluation(...).result`."""
-    return run_evaluation(world, batches, action_spec, config, progress, device=device).result

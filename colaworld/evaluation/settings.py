@@ -40,11 +40,9 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if self.clips < 2:
             raise ValueError(f"evaluation.clips: expected >= 2, got {self.clips}")
-        for name in ("probe_clips", "history", "batch_size", "bootstrap_samples"):
+        counts = ("probe_clips", "history", "batch_size", "bootstrap_samples")
+        for name in (*counts, "shown_clips", "shown_starts", "shown_codes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name}: expected >= 1, got {getattr(self, name)}")
         if self.horizon is not None and self.horizon < 1:
             raise ValueError(f"evaluation.horizon: expected >= 1 or none, got {self.horizon}")
-        for name in ("shown_clips", "shown_starts", "shown_codes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"evaluation.{name}: expected >= 1, got {getattr(self, name)}")

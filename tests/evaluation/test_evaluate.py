@@ -13,7 +13,7 @@ import torch
 from colaworld.config import from_dict, to_dict
 from colaworld.contracts import ActionSpec, ClipBatch, LatentActions, Rollout
 from colaworld.evaluation.artefacts import Artefacts
-from colaworld.evaluation.evaluate import EvaluationConfig, collect, evaluate, run_evaluation
+from colaworld.evaluation.evaluate import EvaluationConfig, collect, run_evaluation
 from colaworld.evaluation.tables import compare, comparison_rows, headlines, table
 from colaworld.files import write_atomically, write_json
 
@@ -100,6 +100,10 @@ class ContinuousWorld(ScrollWorld):
 @pytest.fixture(scope="module")
 def good():
     return run_evaluation(ScrollWorld(), batches(), SPEC, SMALL)
+
+
+def evaluate(*arguments):
+    return run_evaluation(*arguments).result
 
 
 def close(found, wanted, where="result"):

@@ -103,12 +103,14 @@ def pictures(kind="accuracy"):
 
 
 def rows():
-    for phase, count in (("warmup", 30), ("joint", 50)):
-        for step in range(1, count + 1):
-            row = {"phase": phase, "step": step, "loss": 1.0 / step, "grad_norm": {"idm": 0.1}}
-            if step % 10 == 0:
-                row["codebook"] = dict(FOUR)
-            yield row
+    for step in range(1, 81):
+        phase = "warmup" if step <= 30 else "joint"
+        within = step if step <= 30 else step - 30
+        row = {"phase": phase, "step": within, "global_step": step, "loss": 1.0 / within}
+        row["grad_norm"] = {"idm": 0.1}
+        if step % 10 == 0:
+            row["codebook"] = dict(FOUR)
+        yield row
 
 
 def write(path, **changes):
@@ -268,21 +270,18 @@ def test_the_words_follow_the_numbers(change, words):
     assert ("steer this world: with the true" in verdict(result)) == (found[0] == "clear")
 
 
-def test_steps_may_count_per_phase_or_over_the_run():
-    per_phase = read_history(rows())
-    assert per_phase.x == tuple(float(i) for i in range(1, 81))
-    assert [(b.name, b.start, b.stop) for b in per_phase.phases] == [
+def test_steps_count_over_the_run():
+    history = read_history(rows())
+    assert history.x == tuple(float(i) for i in range(1, 81))
+    assert [(b.name, b.start, b.stop) for b in history.phases] == [
         ("warmup", 0.0, 30.0),
         ("joint", 30.0, 80.0),
     ]
-    whole = read_history([{**r, "global_step": i + 1} for i, r in enumerate(rows())])
-    assert whole.x == per_phase.x and whole.phases == per_phase.phases
-    onward = read_history([{**r, "step": i + 1} for i, r in enumerate(rows())])
-    assert onward.x == per_phase.x
-    xs, ys = per_phase.curve("codebook", "entropy_normalised")
+    xs, ys = history.curve("codebook", "entropy_normalised")
     assert xs == [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0] and set(ys) == {0.9}
-    assert read_history([{"phase": "a", "step": 1, "loss": None}]).curve("loss") == ([], [])
-    with pytest.raises(ValueError, match="'phase' and 'step'"):
+    missing = {"phase": "a", "global_step": 1, "loss": None}
+    assert read_history([missing]).curve("loss") == ([], [])
+    with pytest.raises(ValueError, match="'phase' and 'global_step'"):
         read_history([{"loss": 1.0}])
 
 

@@ -16,14 +16,8 @@ from markupsafe import Markup
 
 from colaworld.evaluation.artefacts import Artefacts
 from colaworld.evaluation.measures.measure import number
-from colaworld.evaluation.report.charts import (
-    Series,
-    confusion,
-    line_chart,
-    scatter,
-    smooth,
-    whisker,
-)
+from colaworld.evaluation.report import charts
+from colaworld.evaluation.report.charts import Series
 from colaworld.evaluation.report.tiles import code_blocks, shown_frames, strips
 from colaworld.evaluation.report.training_curves import History, read_history
 from colaworld.evaluation.tables import comparison_rows, headlines, verdict
@@ -61,7 +55,7 @@ def write_report(
     """Write the page, atomically.
 
     Args:
-        evaluation: the result of `evaluate`, or evaluation.json read back.
+        evaluation: the result of `run_evaluation`, or evaluation.json read back.
         artefacts: the pictures, or the path of evaluation.npz, or None to leave them out.
         metrics_jsonl: the run's metrics.jsonl or its rows.
         config_yaml: the resolved configuration, shown as it is.
@@ -91,7 +85,7 @@ def write_report(
         trained={b.name: round(b.stop - b.start) for b in history.phases},
         verdict=verdict(evaluation),
         headlines=[h for h in headlines(evaluation) if h.judgement is not None],
-        whisker=whisker,
+        whisker=charts.whisker,
         compared=comparison_rows(compare) if compare else None,
         artefacts=artefacts,
         horizon=_horizon(evaluation["rollout"]),
@@ -143,7 +137,12 @@ def _horizon(rollout: Mapping[str, Any]) -> dict[str, Markup]:
     ]
     shown = steps if len(steps) <= 12 else None
     draw = partial(
-        line_chart, x_label="predicted step", x_ticks=shown, points=True, width=520, margin=86
+        charts.line_chart,
+        x_label="predicted step",
+        x_ticks=shown,
+        points=True,
+        width=520,
+        margin=86,
     )
     return {
         "PSNR": draw(psnr, title="PSNR by horizon", y_label="PSNR, dB"),
@@ -155,7 +154,7 @@ def _training(history: History) -> dict[str, Markup]:
     """Charts of what is recorded, by title; none of a run that has not trained."""
     if not history.rows:
         return {}
-    draw = partial(line_chart, x_label="step", bands=history.phases, width=1020)
+    draw = partial(charts.line_chart, x_label="step", bands=history.phases, width=1020)
     x, y = history.curve("loss")
     robust, spread = sorted(y), None
     if len(robust) >= 20:  # a spike or a first step must not flatten the rest
@@ -163,7 +162,7 @@ def _training(history: History) -> dict[str, Markup]:
         air = (high - low) * 0.08 or 0.05 * max(abs(high), 1e-6)
         spread = (low - air, high + air)
     lines = [Series("each step", x, y, "raw c-1", label=False), Series("loss", x, _median(y))]
-    charts = {"Loss": draw(lines, title="Loss", y_label="loss", y_range=spread)}
+    shown = {"Loss": draw(lines, title="Loss", y_label="loss", y_range=spread)}
     named = ("entropy / log K", "utilisation", "max usage")
     keys = ("entropy_normalised", "utilisation", "max_usage")
     health = [
@@ -172,18 +171,18 @@ def _training(history: History) -> dict[str, Markup]:
     ]
     if any(s.x for s in health):
         title = "Codebook health"
-        charts[title] = draw(health, title=title, y_label="share", y_range=(-0.03, 1.05))
+        shown[title] = draw(health, title=title, y_label="share", y_range=(-0.03, 1.05))
     norms = []
     for i, key in enumerate(history.keys("grad_norm")[:5], start=1):
         x, y = history.curve("grad_norm", key)
         norms.append(Series(key, x, _median(y), f"c-{i}"))
     if any(s.x for s in norms):
-        charts["Gradient norms"] = draw(norms, title="Gradient norms", y_label="norm")
-    return charts
+        shown["Gradient norms"] = draw(norms, title="Gradient norms", y_label="norm")
+    return shown
 
 
 def _median(values: list[float]) -> Any:
-    return smooth(values, width=max(1, len(values) // 60))
+    return charts.smooth(values, width=max(1, len(values) // 60))
 
 
 def _probed(artefacts: Artefacts | None) -> list[Markup]:
@@ -192,10 +191,10 @@ def _probed(artefacts: Artefacts | None) -> list[Markup]:
         return []
     predicted, target = artefacts.probe_predicted, artefacts.probe_target
     if artefacts.probe_kind == "accuracy":
-        return [confusion(predicted, target, names=artefacts.action_names)]
+        return [charts.confusion(predicted, target, names=artefacts.action_names)]
     names = artefacts.action_names or tuple(f"action {i}" for i in range(target.shape[1]))
     shown = range(min(8, target.shape[1]))
-    return [scatter(predicted[:, i], target[:, i], title=names[i]) for i in shown]
+    return [charts.scatter(predicted[:, i], target[:, i], title=names[i]) for i in shown]
 
 
 def _details(environment: Mapping[str, Any]) -> dict[str, str]:
