@@ -15,7 +15,6 @@ from colaworld.contracts import ActionSpec, ClipBatch, LatentActions, Rollout
 from colaworld.evaluation.artefacts import Artefacts
 from colaworld.evaluation.evaluate import EvaluationConfig, collect, run_evaluation
 from colaworld.evaluation.tables import compare, comparison_rows, headlines, table
-from colaworld.files import write_atomically, write_json
 
 MOVES = ((0, 2), (0, -2), (2, 0), (-2, 0))
 SPEC = ActionSpec("action", "discrete", 4, names=("right", "left", "down", "up"))
@@ -316,21 +315,6 @@ def test_an_evaluation_of_before_a_measure_is_compared(good):
     for name, new, old in zip(header[1:], now[1:], before[1:], strict=True):
         assert old in (new, "-"), name
     assert table(GOLDEN["moves"]["result"]).splitlines() == GOLDEN["moves"]["table"]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "evaluation.json"
-    write_json(path, {"a": [1.0, math.nan], "b": math.inf})
-    assert json.loads(path.read_text()) == {"a": [1.0, None], "b": None}
-
-    def full(fd):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(path, "half")
-    assert json.loads(path.read_text())["a"][0] == 1.0
-    assert [p.name for p in tmp_path.iterdir()] == ["evaluation.json"]
 
 
 def test_the_configuration_survives_a_round_trip():
