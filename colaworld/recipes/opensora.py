@@ -20,7 +20,7 @@ from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.fdm import FDMConfig
 from colaworld.models.latent_action.idm import IDMConfig
-from colaworld.models.latent_action.quantizers import QuantizerConfig
+from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.models.tokenizers.opensora_vae import OpenSoraVAEConfig
 from colaworld.models.world_model import ModelConfig
 from colaworld.recipes import base
@@ -40,7 +40,7 @@ PHASES = base.PHASES | {name: replace(base.PHASES[name], alarm=_ALARM) for name 
 IDM = replace(IDMConfig.paper(), patch=16)  # see the module's docstring
 # Both tokens choose from 32 entries: 1024 actions. Standardised latents, a start from data and
 # re-seeding are ours: without them codebooks fell to one entry (models/README.md).
-QUANTIZER = QuantizerConfig(codebook_size=32)
+QUANTIZER = VQConfig(codebook_size=32)
 FDM = FDMConfig(depth=12, width=768, heads=12, patch=16)  # "similar to the IDM", frames alike
 
 _MODEL = ModelConfig(

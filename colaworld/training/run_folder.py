@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from colaworld.models.latent_action.quantizers.config import FORMER_KEYS
 from colaworld.training import checkpoint as checkpoints
 from colaworld.training.checkpoint import Checkpoint
 from colaworld.training.config import TrainingConfig
@@ -271,11 +272,23 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def _bound(config_yaml: str) -> dict[str, Any]:
     """Flat key -> value of everything that may not change."""
     values = yaml.safe_load(config_yaml) or {}
-    bound = {k: v for k, v in _leaves(values) if k.rsplit(".", 1)[-1] not in FREE}
+    bound = {
+        k: v
+        for k, v in _leaves(values)
+        if k.rsplit(".", 1)[-1] not in FREE and not _says_nothing(k, v)
+    }
     for key, meanings in _FORMERLY.items():
         if isinstance(bound.get(key), bool):
             bound[key] = meanings[bound[key]]
     return bound
+
+
+def _says_nothing(key: str, value: Any) -> bool:
+    """Whether configurations of other versions may leave this out."""
+    where, _, name = key.rpartition(".")
+    if name == "init_from" or key == "model.parts":
+        return not value
+    return where == "model.quantizer" and name in FORMER_KEYS and value == FORMER_KEYS[name]
 
 
 def config_sha256(config_yaml: str) -> str:

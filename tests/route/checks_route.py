@@ -18,7 +18,7 @@ from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.backbones.wan import WanConfig
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.idm import IDMConfig
-from colaworld.models.latent_action.quantizers import QuantizerConfig
+from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.models.world import World
 from colaworld.models.world_model import ModelConfig, WorldModel
 from colaworld.training.objectives import ColaObjective, ObjectiveConfig
@@ -39,7 +39,7 @@ def world(backbone: str) -> WorldModel:
         ModelConfig(
             backbone=BACKBONES[backbone],
             idm=IDMConfig(depth=1, width=64, heads=1, tokens=2, motion=True),
-            quantizer=QuantizerConfig(data_start=False),
+            quantizer=VQConfig(data_start=False),
             conditioner=ConditionerConfig(depth=1, heads=1, dropout=0.0),
             window=3,
         )

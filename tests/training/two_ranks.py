@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from colaworld.contracts import ClipBatch
-from colaworld.models.latent_action.quantizers import QuantizerConfig, build_quantizer
+from colaworld.models.latent_action.quantizers import CONFIGS, VQConfig, build_quantizer
 from colaworld.training.config import TrainingConfig
 from colaworld.training.contracts import RunFolderError
 from colaworld.training.distributed import Distributed, zero_rows
@@ -52,7 +52,7 @@ class Model(nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         self.idm = nn.Linear(12, 4)
-        config = QuantizerConfig(codebook_size=8, reseed_every=2, reseed_below=0.9, **quantizer)
+        config = VQConfig(codebook_size=8, reseed_every=2, reseed_below=0.9, **quantizer)
         self.quantizer = build_quantizer(config, 4)
         self.backbone = nn.Sequential(nn.Linear(4, 12), nn.Dropout(dropout))
 
@@ -140,7 +140,7 @@ def values(rank: int, out: Path) -> dict[str, Any]:
     columns = distribute_tensor(torch.arange(1.0, 11.0).view(5, 2), both.mesh, [Shard(1)])
     zero_rows(columns, torch.tensor([0]))
     gathered = both.gather_state({"table": table, "columns": columns, "own": torch.ones(1)})
-    quantizer = build_quantizer(QuantizerConfig(codebook_size=8), 4)
+    quantizer = build_quantizer(VQConfig(codebook_size=8), 4)
     quantizer.codebook = nn.Parameter(distribute_tensor(torch.ones(8, 4), both.mesh, [Shard(0)]))
     try:
         quantizer.set_process_group(both.group)
@@ -208,7 +208,7 @@ def learn(kind: str, distributed: Distributed | None, rows: slice, **changes) ->
     """A quantizer that sees rows of 24 latents in each of four steps; the last may re-seed."""
     torch.manual_seed(7)
     settings = {"codebook_size": 8, "normalise": False, "decay": 0.9, "reseed_every": 4}
-    quantizer = build_quantizer(QuantizerConfig(kind=kind, **{**settings, **changes}), 4)
+    quantizer = build_quantizer(CONFIGS[kind](**{**settings, **changes}), 4)
     if distributed is not None:
         distributed.shard(quantizer)
     found: dict[str, Any] = {}

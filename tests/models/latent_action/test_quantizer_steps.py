@@ -11,8 +11,7 @@ import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
 from colaworld.models.latent_action.quantizers import (
-    QUANTIZERS,
-    QuantizerConfig,
+    CONFIGS,
     build_quantizer,
 )
 from colaworld.models.latent_action.quantizers.pending import Pending, offered
@@ -25,7 +24,9 @@ def build(kind: str, *, seed: int = 0, **changes):
     settings = {"codebook_size": 8, "levels": (4, 3, 2, 5), "reseed_every": 2} | changes
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build_quantizer(QuantizerConfig(kind=kind, **settings), DIM)
+        config = CONFIGS[kind]
+        taken = {k: v for k, v in settings.items() if hasattr(config, k)}
+        return build_quantizer(config(**taken), DIM)
 
 
 def latents(count: int, seed: int = 1) -> torch.Tensor:
@@ -53,7 +54,7 @@ def step(quantizer, *batches, seed: int = 0):
     return quantizer.after_step(generator=seeded(seed))
 
 
-@pytest.mark.parametrize("kind", QUANTIZERS)
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_a_forward_pass_changes_no_state(kind):
     quantizer = build(kind)
     before = state(quantizer)

@@ -13,12 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from colaworld.contracts import Moved
-from colaworld.models.latent_action.quantizers.base import (
-    Quantized,
-    Quantizer,
-    QuantizerConfig,
-    Seen,
-)
+from colaworld.models.latent_action.quantizers.base import Quantized, Quantizer, Seen
+from colaworld.models.latent_action.quantizers.config import CodebookConfig, EMAConfig
 from colaworld.models.latent_action.quantizers.estimators import ESTIMATORS
 from colaworld.models.latent_action.quantizers.pending import (
     Pending,
@@ -41,7 +37,7 @@ class CodebookQuantizer(Quantizer):
     learned = True  # the codebook is a parameter (else a buffer)
     undecayed = ("codebook",)  # parameters the optimizer must not pull towards zero
 
-    def __init__(self, config: QuantizerConfig, dim: int) -> None:
+    def __init__(self, config: CodebookConfig, dim: int) -> None:
         super().__init__(config, dim)
         self.codebook_size = size = config.codebook_size
         if size < 2:
@@ -218,8 +214,6 @@ class CodebookQuantizer(Quantizer):
 class GradientVQ(CodebookQuantizer):
     """Plain VQ with a learned codebook: 1.0 x codebook + beta x commitment (paper's default)."""
 
-    estimates = True
-
     def _quantize_to_codes(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
         codes, indices, seen = self._search(z)
         loss = F.mse_loss(codes, z.detach()) + self.config.beta * F.mse_loss(z, codes.detach())
@@ -230,9 +224,8 @@ class EMAVQ(CodebookQuantizer):
     """Codebook from running means of the latents (van den Oord et al. 2017, appendix A.1)."""
 
     learned = False
-    estimates = True
 
-    def __init__(self, config: QuantizerConfig, dim: int) -> None:
+    def __init__(self, config: EMAConfig, dim: int) -> None:
         super().__init__(config, dim)
         self.register_buffer("count", torch.ones(config.codebook_size))
         self.register_buffer("total", self.codebook.clone())
