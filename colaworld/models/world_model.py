@@ -48,7 +48,8 @@ class ModelConfig:
     fdm: FDMConfig = field(default_factory=FDMConfig)
     """The forward model of the two-stage baseline; built only where a phase trains it."""
     attention: AttentionBackend = "auto"
-    """auto; fused (one kernel with norm and rotation inside); sdpa; flex; flash (flash-attn)."""
+    """auto; fused (one kernel with norm and rotation inside); sdpa; cudnn (sdpa held to cuDNN); flex;
+    flash, flash3, flash4 (FlashAttention 2, 3 and 4)."""
     window: int = 4
     """Frames the generator sees at once in a rollout; normally the clip length of training."""
 
