@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -105,6 +106,8 @@ def missing(backend: str) -> str | None:
 
 def _importable(module: str) -> bool:
     """Whether there is such a module; the packages above it are imported."""
+    if module in sys.modules:
+        return True
     above = module.rpartition(".")[0]
     return (not above or _importable(above)) and importlib.util.find_spec(module) is not None
 
