@@ -17,6 +17,7 @@ from colaworld.data.latent_cache import LatentCache
 from colaworld.data.loader import ClipLoader, DataConfig
 from colaworld.evaluation.evaluate import EvaluationConfig
 from colaworld.flow.samplers import SamplerConfig
+from colaworld.models.world import World
 from colaworld.models.world_model import ModelConfig, WorldModel
 from colaworld.recipes.preview import RolloutPreview, first_clips
 from colaworld.recipes.sizes import check_frames, check_heads, check_window
@@ -198,7 +199,7 @@ def build_trainer(
         clips = first_clips(config.data, clips=_PREVIEW_CLIPS)
         if clips is not None:
             seed = config.training.seed
-            preview = RolloutPreview(model, clips, sampler=config.sampler, seed=seed)
+            preview = RolloutPreview(World(model, config.sampler), clips, seed=seed)
     objectives = {
         phase.objective: OBJECTIVES[phase.objective](model, config.objective)
         for phase in config.scheduled()
