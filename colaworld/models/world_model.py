@@ -51,7 +51,8 @@ class ModelConfig:
     parts: dict[str, Any] = field(default_factory=dict)
     """Configurations of parts registered elsewhere, by name."""
     attention: AttentionBackend = "auto"
-    """auto; fused (one kernel with norm and rotation inside); sdpa; flex; flash (flash-attn)."""
+    """auto; fused (one kernel with norm and rotation inside); sdpa; cudnn (sdpa held to cuDNN); flex;
+    flash, flash3, flash4 (FlashAttention 2, 3 and 4)."""
     window: int = 4
     """Frames the generator sees at once in a rollout; normally the clip length of training."""
 

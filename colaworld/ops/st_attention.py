@@ -237,8 +237,8 @@ def st_attention(
         rope: (cos, sin), each [L, D/2] with L = T (temporal) or S (spatial), applied after the
             norm to interleaved pairs; None for no rotation. The tables receive no gradient.
         scale: factor on the scores; 1 / sqrt(D) when None.
-        backend: "auto", "fused", "sdpa", "flex" or "flash" (`attention_backends.py`). The last three
-            are what is named, whatever COLAWORLD_OPS or `force` say.
+        backend: "auto", "fused", or one of `ops.ATTENTION_BACKENDS` (`attention_backends.py`) that is
+            then what is named, whatever COLAWORLD_OPS or `force` say.
 
     Returns:
         [B, T, S, H, D] in the dtype of qkv, contiguous.
