@@ -65,7 +65,9 @@ def _scores(
                 row[:, None] + d[None, :], mask=(r < N)[:, None] & (d < D)[None, :], other=0.0
             )
         wide = e.to(WIDE)
-        half += tl.sum(arithmetic.product(wide, wide, PIN), 1)
+        # Of 16 bits a square is exact.
+        rounds: tl.constexpr = PIN and E.dtype.element_ty.primitive_bitwidth > 16
+        half += tl.sum(arithmetic.product(wide, wide, rounds), 1)
         product = tl.dot(z, tl.trans(e), product, input_precision=PRECISION, out_dtype=WIDE)
     score = half[None, :] * 0.5 - product
     return tl.where((score == score) & (k < K)[None, :], score, float("inf"))
