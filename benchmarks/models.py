@@ -59,7 +59,7 @@ class Inverse(nn.Module):
         self.idm.compile(fullgraph=True, dynamic=False)
 
 
-class World(nn.Module):
+class Whole(nn.Module):
     """Frames to latent actions to the generator's velocity."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -105,7 +105,7 @@ def build(what: str, config: RunConfig, frames: Tensor) -> nn.Module:
         with torch.no_grad():
             latents = model.idm(frames).flatten(0, 1)
         model.quantizer.start(latents, generator=torch.Generator().manual_seed(0))
-    return World(model)
+    return Whole(model)
 
 
 def draw(what: str, config: RunConfig, shape: Shape, seed: int) -> tuple[Tensor, ...]:

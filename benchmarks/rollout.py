@@ -1,8 +1,8 @@
 """Generated frames a second, by denoising steps and batch; what remembering and sharing save.
 
     rollout      whole videos, by the ops' implementations
-    next_frame   one more frame behind some: recomputed (no cache), exact and keep (flow/
-                 cached_rollout.py says what they run)
+    next_frame   one more frame behind some: recomputed (no cache), exact and keep
+                 (flow/rollout.py says what they run)
     candidates   many ways on from one history: alone (one rollout after another), in one batch
                  with the history repeated, and sharing it
 
@@ -20,14 +20,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from colaworld.flow.rollout import Rolling
-from colaworld.models.rolling import context
+from colaworld.models.world import World
 from colaworld.models.world_model import WorldModel
 from colaworld.recipes.base import RunConfig
 
 from . import shapes
 from .case import Call, Case, Provider, Request
-from .models import World, build
+from .models import Whole, build
 from .shapes import Shape
 from .variants import VARIANTS, autocast
 
@@ -51,7 +50,7 @@ def cases(request: Request) -> Iterator[Case]:
         g = torch.Generator().manual_seed(0)
         frames = torch.rand(2, config.data.frames_per_clip, 3, height, width, generator=g)
         made = build("world_model", config, frames)
-        assert isinstance(made, World)
+        assert isinstance(made, Whole)
         return made.model.to(request.device)
 
     for makes, listed in (
@@ -89,11 +88,10 @@ def _case(config: RunConfig, shape: Shape, dtype: str, device: str, model) -> Ca
     def video(name: str) -> Tensor:
         history, codes = inputs()
         with VARIANTS[name].choice(), autocast(device, dtype):
-            made = world().rollout(
+            made = World(world(), sampler).rollout(
                 history,
                 codes,
                 generator=torch.Generator(device=device).manual_seed(0),
-                sampler=sampler,
                 frames=T + 1,
             )
         return made.frames
@@ -149,7 +147,7 @@ REMEMBERING = {
 
 
 def _next_frame(config: RunConfig, shape: Shape, dtype: str, device: str, model) -> Case:
-    """A call is one `Rolling.step`, each from the same state."""
+    """A call is one `RolloutState.advance`, each from the same state."""
     held, window = shape.sizes["h"], shape.sizes["W"]
     conditioned = "conditioner" in config.parts()
 
@@ -160,31 +158,18 @@ def _next_frame(config: RunConfig, shape: Shape, dtype: str, device: str, model)
     def step(name: str) -> Call:
         sampler = replace(config.sampler, steps=shape.sizes["steps"], **REMEMBERING[name])
         g = torch.Generator(device=device).manual_seed(0)
-        channels, side = world().tokenizer.channels, world().tokenizer.spatial_stride
         height, width = shapes.frame_size(config)
-        size = (1, channels, held - 1, height // side, width // side)
-        latents = torch.randn(*size, generator=g, device=device, dtype=_wide(dtype))
+        size = (1, held - 1, 3, height, width)
+        frames = torch.rand(size, generator=g, device=device, dtype=_wide(dtype))
         codes = _drawn(config, 1, held, device=device, dtype=dtype)
-        with torch.no_grad(), autocast(device, dtype):
-            rolling = Rolling(
-                context(world(), sampler, conditioned=conditioned),
-                latents,
-                codes[:, : held - 2],
-                window=window,
-                config=sampler,
-                generator=g,
-            )
-            rolling.step(codes[:, held - 2 : held - 1])  # frame `held`: made, not yet remembered
-        state = g.get_state()
+        given = {"codes": codes[:, : held - 2], "conditioned": conditioned}
+        with autocast(device, dtype):
+            state = World(world(), sampler).begin(frames, generator=g, **given)
+            state.advance(codes[:, held - 2 : held - 1])  # frame `held`: made, not yet cached
 
         def call() -> Tensor:
-            g.set_state(state)
-            fresh = copy.copy(rolling)
-            fresh.context = copy.copy(rolling.context)
-            if name != "recomputed":
-                fresh.context.memory = rolling.context.memory.repeat_interleave(1)
-            with torch.no_grad(), autocast(device, dtype):
-                return fresh.step(codes[:, held - 1 :])
+            with autocast(device, dtype):
+                return state.fork().advance(codes[:, held - 1 :])
 
         return call
 
@@ -231,7 +216,7 @@ def _candidates(config: RunConfig, shape: Shape, dtype: str, device: str, model)
 
         def rolled(history: Tensor, codes: Tensor) -> Tensor:
             g = torch.Generator(device=device).manual_seed(0)
-            return world().rollout(history, codes, generator=g, sampler=sampler).generated
+            return World(world(), sampler).rollout(history, codes, generator=g).generated
 
         with autocast(device, dtype):
             if name == "alone":
@@ -239,8 +224,8 @@ def _candidates(config: RunConfig, shape: Shape, dtype: str, device: str, model)
             if name == "batch":
                 return rolled(history.expand(count, -1, -1, -1, -1), whole)
             g = torch.Generator(device=device).manual_seed(0)
-            return world().rollout_candidates(
-                history, codes, history_codes=past, generator=g, sampler=sampler
+            return World(world(), sampler).rollout_candidates(
+                history, codes, context_codes=past, generator=g
             )[0]
 
     expected = cache(lambda: video("alone").double())

@@ -18,7 +18,8 @@ from colaworld.config import from_command_line
 from colaworld.data import transforms
 from colaworld.data.clips import ClipSet, DataConfig
 from colaworld.data.encode import EncodingConfig, VideoWriter
-from colaworld.recipes.runs import TrainedWorld, load_world
+from colaworld.models.world import World
+from colaworld.recipes.runs import load_world
 from colaworld.recipes.sizes import check_frames
 
 
@@ -76,7 +77,7 @@ def run(argv: list[str]) -> int:
         sampler = replace(sampler, steps=options.steps)
     if options.guidance is not None:
         sampler = replace(sampler, guidance=options.guidance)
-    world = TrainedWorld(world.model, sampler)
+    world = replace(world, sampler=sampler)
     if options.start is not None:
         history = _read_image(options.start, config.data)
     else:
@@ -103,7 +104,7 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _indices(world: TrainedWorld, options: SampleOptions) -> Tensor:
+def _indices(world: World, options: SampleOptions) -> Tensor:
     """[rollouts, frames, N] codebook entries, checked."""
     size, tokens = world.codebook_size, world.tokens
     if size is None:

@@ -9,17 +9,35 @@ round, G generated; what a round sees stands in brackets):
 
 With a temporal stride of r, r actions lead into each latent frame but the first.
 
-Order of draws from `generator`: noise of the history if `history_noise` > 0; then in every round
-the noise the new frames start from, and if `history_noise` > 0 the noise put on them afterwards.
-How frames are remembered draws nothing, so it does not change the video.
+Frames passed through the video model in one round, for `new` frames and s calls of a sampler (Euler:
+its steps), in a window of W:
+
+    without a cache      up to W s
+    while it fills up    s new, and once the frames made in the round before
+    slid, slide=exact    s new, and once the W - new that stay
+    slid, slide=keep     s new, and once the frames made in the round before
+
+exact gives what no cache gives. keep does not: the frames that stay still hold what they took from
+frames that left, and from actions before the window's first frame. Every frame is seen with the
+actions that led to it from the start of the window in which it was stored, and never again
+differently; a new frame has its place in the window, as with exact, so that the action path sees
+sequences as long as in training. Positions go on counting (rotary embeddings tell differences only;
+in float32 they are good for some 10^5 frames). A cache is only for a model in which no frame sees a
+later one.
+
+Order of draws from `generator`: noise of the context frames if `history_noise` > 0; then in every
+round the noise the new frames start from, and if `history_noise` > 0 the noise put on them
+afterwards. A cache draws nothing, so it does not change the video.
 
 Shape legend: B clips, T latent frames, r actions per latent frame, N tokens, d token width.
-Not here: remembering frames instead of recomputing them (cached_rollout.py).
+Not here: what is cached (models/layers/kv_cache.py), pixels (models/rollout.py).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -29,8 +47,20 @@ from colaworld.flow.path import interpolate
 from colaworld.flow.samplers import SamplerConfig, Velocity, sample
 
 
-class Steered(Protocol):
-    """The generator under the actions of one window: a velocity, and where in the window it is."""
+class Cache(Protocol):
+    """Keys and values of the frames a video model has seen; it alone writes them."""
+
+    def forget(self, frames: int) -> None:
+        """The first `frames` of those held leave."""
+        ...
+
+    def copy(self) -> Cache:
+        """One that goes its own way from here, and serves n times as many rows as well."""
+        ...
+
+
+class ConditionedVelocity(Protocol):
+    """The video model under the actions of one window, told where in the window the frames are."""
 
     def __call__(
         self,
@@ -38,100 +68,65 @@ class Steered(Protocol):
         times: Tensor,  # [B, t]
         *,
         first: int = 0,  # index in the window of the first frame of x
-        memory: object | None = None,  # of the `first` frames before them; None: there are none
-        store: bool = False,  # remember these frames too
+        cache: Cache | None = None,  # of the `first` frames before them; None: there are none
+        store: bool = False,  # cache these frames too
     ) -> Tensor: ...
 
 
-# steer(codes [B, r (T - 1), N, d]) -> the generator under the actions within a window of T frames
-Steer = Callable[[Tensor], Steered]
+# codes [B, r (T - 1), N, d] of a window of T frames -> the video model under them
+Condition = Callable[[Tensor], ConditionedVelocity]
 
 
-class Context(Protocol):
-    """How a rollout gets the velocity of new frames behind those it has."""
+class LatentRollout:
+    """A rollout of latents; `step` generates the next frames, `fork` goes on in several ways.
 
-    def velocity(self, past: Tensor, codes: Tensor, start: int) -> Velocity:
-        """Of the frames that follow `past` [B, C, k, h, w].
+    Args:
+        condition: the video model under a window's actions.
+        context: [B, C, h, rows, columns] clean latents to begin with.
+        codes: [B, r (h - 1), N, d], the actions that lead through them.
+        window: latent frames the model sees at once.
+        sampler: how frames are generated.
+        generator: of all noise, drawn in the order above.
+        stride: r.
+        new_cache: makes an empty cache; None: every call runs the whole window.
 
-        codes: [B, r (T - 1), N, d], of a window of T frames whose first k are `past`.
-        start: number of the window's first frame within the video; never decreases.
-        """
-        ...
-
-    def share(self, past: Tensor, codes: Tensor, start: int, count: int) -> None:
-        """See the history [B, ...] once, then go on with `count` rows for each of its clips.
-
-        codes: [B, r (k - 1), N, d], those that lead to the frames of `past`.
-        """
-        ...
-
-
-class Recomputed:
-    """The context that remembers nothing: every call runs the whole window."""
-
-    def __init__(self, steer: Steer, *, level: float = 0.0) -> None:
-        self.steer, self.level = steer, level
-
-    def velocity(self, past: Tensor, codes: Tensor, start: int) -> Velocity:
-        steered, held = self.steer(codes), past.shape[2]
-        known = torch.full((past.shape[0], held), self.level, device=past.device)
-
-        def velocity(x: Tensor, times: Tensor) -> Tensor:
-            window = torch.cat([past, x], dim=2)
-            return steered(window, torch.cat([known, times], dim=1))[:, :, held:]
-
-        return velocity
-
-    def share(self, past: Tensor, codes: Tensor, start: int, count: int) -> None:
-        """Nothing is remembered, so nothing is shared."""
-
-
-class Rolling:
-    """A rollout that has come so far; `step` goes on under the actions it is given.
-
-    With `candidates` n > 1 every clip of the history goes on in n ways: codes given to `step` and
-    frames it returns have B n rows, those of one clip together. The n start from the same noise
-    (`shared_noise`), so that each is the rollout it would be alone; else each draws its own.
+    Raises ValueError on codes that do not lead through the context.
     """
 
     def __init__(
         self,
-        context: Context,
-        history: Tensor,  # [B, C, h, rows, columns] clean latents
-        codes: Tensor,  # [B, r (h - 1), N, d]
+        condition: Condition,
+        context: Tensor,
+        codes: Tensor,
         *,
         window: int,
-        config: SamplerConfig,
+        sampler: SamplerConfig,
         generator: torch.Generator,
-        stride: int = 1,  # r
-        candidates: int = 1,
-        shared_noise: bool = True,
+        stride: int = 1,
+        new_cache: Callable[[], Cache] | None = None,
     ) -> None:
-        self.context, self.window, self.stride = context, window, stride
-        self.config, self.generator = config, generator
-        self.candidates, self.shared_noise = candidates, shared_noise
-        self._split = candidates == 1  # whether the history has its rows of every candidate
-        expected = stride * (history.shape[2] - 1)
-        if codes.shape[:2] != (history.shape[0], expected):
+        expected = stride * (context.shape[2] - 1)
+        if codes.shape[:2] != (context.shape[0], expected):
             raise ValueError(
-                f"rollout: expected codes [{history.shape[0]}, {expected}, N, d] that lead through "
-                f"{history.shape[2]} latent frames of history, got {tuple(codes.shape)}"
+                f"rollout: expected codes [{context.shape[0]}, {expected}, N, d] that lead through "
+                f"{context.shape[2]} latent frames of context, got {tuple(codes.shape)}"
             )
-        if candidates < 1:
-            raise ValueError(f"rollout: expected candidates >= 1, got {candidates}")
-        if not 0 <= config.history_noise < 1:
-            raise ValueError(
-                f"sampler.history_noise: expected a time in [0, 1), got {config.history_noise}"
-            )
-        self.frames = history.shape[2]  # of the video so far
+        self.condition, self.new_cache = condition, new_cache
+        self.window, self.stride = window, stride
+        self.sampler, self.generator = sampler, generator
+        self.frames = context.shape[2]  # of the video so far
+        self._ways = 1  # for each row there is now, from the next step on
+        self._shared = 1  # rows in a row that start from the same noise
         self._start = 0  # number of the first frame of _past
-        self._past, self._codes = self._as_history(history), codes
+        self._past, self._codes = self._as_seen(context), codes
+        self._cache = None if new_cache is None else new_cache()
+        self._cached = 0  # how many of _past are
 
     def step(self, codes: Tensor) -> Tensor:
-        """Codes [B n, r new, N, d] -> the next latents [B n, C, new, rows, columns].
+        """Codes [B, r new, N, d] -> the next latents [B, C, new, rows, columns].
 
-        Raises ValueError on actions that are not whole frames, or more frames than fit behind one
-        frame of the window.
+        After `fork(n)` both have B n rows. Raises ValueError on actions that are not whole frames,
+        or more frames than fit behind one frame of the window.
         """
         new, rest = divmod(codes.shape[1], self.stride)
         if rest or not 1 <= new < self.window:
@@ -140,29 +135,90 @@ class Rolling:
                 f"{self.stride} each, got {codes.shape[1]}"
             )
         self._slide(max(0, self.frames + new - self.window))
-        if not self._split:
-            self.context.share(self._past, self._codes, self._start, self.candidates)
-            self._past, self._codes = self._each(self._past), self._each(self._codes)
-            self._split = True
+        if self._ways > 1:  # the past is cached once, then serves every way
+            self._store(self.condition(self._codes))
+            self._past = self._past.repeat_interleave(self._ways, dim=0)
+            self._codes = self._codes.repeat_interleave(self._ways, dim=0)
+            self._ways = 1
         self._codes = torch.cat([self._codes, codes], dim=1)
-        velocity = self.context.velocity(self._past, self._codes, self._start)
+        velocity = self._behind_past(self.condition(self._codes))
         noise = self._noise(self._past, new)
-        made = sample(velocity, noise, None, self.config).to(self._past.dtype)
-        self._past = torch.cat([self._past, self._as_history(made)], dim=2)
+        made = sample(velocity, noise, None, self.sampler).to(self._past.dtype)
+        self._past = torch.cat([self._past, self._as_seen(made)], dim=2)
         self.frames += new
         return made
+
+    def fork(
+        self,
+        count: int = 1,
+        *,
+        shared_noise: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> LatentRollout:
+        """A rollout that goes on from here in `count` ways for each row; this one stays as it is.
+
+        Nothing is copied: what is cached so far is held once and serves all.
+
+        Args:
+            count: n >= 1. Rows of one clip stand together: [B n, ...].
+            shared_noise: the n ways start from the same noise, so that each is the rollout it would
+                be alone; else every row draws its own.
+            generator: of the noise from here on; None: a copy of this rollout's, so that both go on
+                from the same noise.
+        """
+        if count < 1:
+            raise ValueError(f"fork: expected count >= 1, got {count}")
+        fork = copy.copy(self)
+        fork.generator = self.generator.clone_state() if generator is None else generator
+        fork._cache = None if self._cache is None else self._cache.copy()
+        fork._ways = self._ways * count
+        fork._shared = self._shared * count if shared_noise else 1
+        return fork
+
+    def _behind_past(self, conditioned: ConditionedVelocity) -> Velocity:
+        """The velocity of new frames that follow the past."""
+        past, held = self._past, self._past.shape[2]
+        if self._cache is not None:
+            self._store(conditioned)
+            return partial(conditioned, first=held, cache=self._cache)
+        level = self.sampler.history_noise
+        known = torch.full((past.shape[0], held), level, device=past.device)
+
+        def velocity(x: Tensor, times: Tensor) -> Tensor:
+            window, all_times = torch.cat([past, x], dim=2), torch.cat([known, times], dim=1)
+            return conditioned(window, all_times)[:, :, held:]
+
+        return velocity
+
+    def _store(self, conditioned: ConditionedVelocity) -> None:
+        """Cache what is not yet."""
+        missing = self._past[:, :, self._cached :]
+        if self._cache is None or not missing.shape[2]:
+            return
+        shape, level = (missing.shape[0], missing.shape[2]), self.sampler.history_noise
+        times = torch.full(shape, level, device=missing.device)
+        conditioned(missing, times, first=self._cached, cache=self._cache, store=True)
+        self._cached = self._past.shape[2]
 
     def _slide(self, start: int) -> None:
         """Frames before number `start` leave, and the actions up to it."""
         leaving = start - self._start
-        if leaving > 0:
-            self._past = self._past[:, :, leaving:]
-            self._codes = self._codes[:, self.stride * leaving :]
-            self._start = start
+        if leaving <= 0:
+            return
+        self._past = self._past[:, :, leaving:]
+        self._codes = self._codes[:, self.stride * leaving :]
+        self._start = start
+        if self._cache is None or self.new_cache is None:
+            return
+        if self.sampler.slide == "exact" or leaving >= self._cached:
+            self._cache, self._cached = self.new_cache(), 0
+        else:
+            self._cache.forget(leaving)
+            self._cached -= leaving
 
-    def _as_history(self, latents: Tensor) -> Tensor:
-        """Latents as they are seen from now on: noised once where the config says so."""
-        level = self.config.history_noise
+    def _as_seen(self, latents: Tensor) -> Tensor:
+        """Latents as they are seen from now on: noised once where the sampler says so."""
+        level = self.sampler.history_noise
         if level == 0:
             return latents
         noise = self._noise(latents, latents.shape[2])
@@ -171,57 +227,9 @@ class Rolling:
 
     def _noise(self, like: Tensor, frames: int) -> Tensor:
         """[rows of `like`, C, frames, rows, columns] from the generator."""
-        rows = like.shape[0]
-        shared = self._split and self.candidates > 1 and self.shared_noise
-        shape = (rows // self.candidates if shared else rows, like.shape[1], frames)
-        noise = torch.randn(
-            *shape,
-            *like.shape[3:],
-            generator=self.generator,
-            device=like.device,
-            dtype=like.dtype,
-        )
-        return self._each(noise) if shared else noise
-
-    def _each(self, x: Tensor) -> Tensor:
-        """[B, ...] -> [B n, ...]: every clip once for each of its candidates."""
-        return x.repeat_interleave(self.candidates, dim=0)
-
-
-def rollout(
-    context: Context,
-    history: Tensor,  # [B, C, h, rows, columns] clean latents
-    codes: Tensor,  # [B n, r (T - 1), N, d]; entry t leads from pixel frame t to t + 1; T >= h
-    *,
-    window: int,
-    config: SamplerConfig,
-    generator: torch.Generator,
-    stride: int = 1,  # r, actions per latent frame
-    chunk: int = 1,
-) -> Tensor:
-    """Latents [B, C, T, rows, columns]: the history, then T - h generated frames.
-
-    Each round generates up to `chunk` frames behind the last `window - chunk` ones.
-    """
-    if not 1 <= chunk < window:
-        raise ValueError(f"rollout: expected 1 <= chunk < window = {window}, got {chunk}")
-    known = stride * (history.shape[2] - 1)
-    if codes.shape[1] < known:
-        raise ValueError(
-            f"rollout: {codes.shape[1]} actions do not cover {history.shape[2]} history frames"
-        )
-    check_whole_frames(codes.shape[1] - known, stride)
-    rolling = Rolling(
-        context,
-        history,
-        codes[:, :known],
-        window=window,
-        config=config,
-        generator=generator,
-        stride=stride,
-    )
-    steps = codes[:, known:].split(stride * chunk, dim=1) if codes.shape[1] > known else ()
-    return torch.cat([history, *(rolling.step(part) for part in steps)], dim=2)
+        shape = (like.shape[0] // self._shared, like.shape[1], frames, *like.shape[3:])
+        noise = torch.randn(shape, generator=self.generator, device=like.device, dtype=like.dtype)
+        return noise.repeat_interleave(self._shared, dim=0)
 
 
 def check_whole_frames(actions: int, stride: int) -> None:
@@ -230,6 +238,6 @@ def check_whole_frames(actions: int, stride: int) -> None:
         low = actions - actions % stride
         fits = f"{low} or {low + stride}" if low else f"{stride}"
         raise ValueError(
-            f"rollout: {actions} actions after the history are not whole latent frames of {stride} "
+            f"rollout: {actions} actions after the context are not whole latent frames of {stride} "
             f"actions; pass {fits}"
         )

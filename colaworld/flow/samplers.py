@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -45,6 +45,17 @@ class SamplerConfig:
             raise ValueError(f"sampler.guidance: expected a number, got {self.guidance}")
         if not 0 < self.shift < math.inf:
             raise ValueError(f"sampler.shift: expected a number above 0, got {self.shift}")
+        if not 0 <= self.history_noise < 1:
+            raise ValueError(
+                f"sampler.history_noise: expected a time in [0, 1), got {self.history_noise}"
+            )
+        for name in ("guidance_passes", "cache", "slide"):
+            allowed = get_args(get_type_hints(SamplerConfig)[name])
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"sampler.{name}: expected one of {', '.join(allowed)}, got "
+                    f"{getattr(self, name)!r}"
+                )
 
     @staticmethod
     def paper() -> SamplerConfig:
@@ -96,26 +107,3 @@ def sample(
             moved_on = torch.where(moved, x + step * v, x)
         x = moved_on
     return x
-
-
-def guided(conditional: Velocity, unconditional: Velocity, scale: float) -> Velocity:
-    """v_u + scale (v_c - v_u) (Ho & Salimans 2022); at scale 1 the conditional velocity alone."""
-    if scale == 1.0:
-        return conditional
-
-    def velocity(x: Tensor, times: Tensor) -> Tensor:
-        base = unconditional(x, times)
-        return base + scale * (conditional(x, times) - base)
-
-    return velocity
-
-
-def guided_in_one(both: Velocity, scale: float) -> Velocity:
-    """`guided` with one call: `both` takes 2 B clips, the first B of them under the condition."""
-
-    def velocity(x: Tensor, times: Tensor) -> Tensor:
-        v = both(torch.cat([x, x]), torch.cat([times, times]))
-        conditional, base = v.chunk(2)
-        return base + scale * (conditional - base)
-
-    return velocity

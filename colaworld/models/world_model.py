@@ -2,30 +2,31 @@
 
     frames --idm--> z --quantizer--> codes --conditioner--> modulation --backbone--> velocity
 
-The direct children are the parameter groups that training phases name: `tokenizer`, `idm`,
-`quantizer`, `conditioner`, `backbone`, and for the two-stage baseline `fdm`.
-Not here: losses and phases (training), samplers (flow), how a rollout goes on (rolling.py).
+The direct children are the parameter groups that training phases name: `tokenizer`, `backbone`, and
+the parts of `parts.py`: `idm`, `quantizer`, `conditioner`, for the two-stage baseline `fdm`, yours.
+Not here: losses and phases (training), samplers (flow), rollouts (world.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from colaworld.contracts import LatentActions, Rollout
-from colaworld.flow.rollout import Steered
-from colaworld.flow.samplers import SamplerConfig
-from colaworld.models import rolling
+from colaworld.config import ConfigError, from_dict
+from colaworld.contracts import LatentActions
 from colaworld.models.backbones import BackboneConfig, build_backbone
 from colaworld.models.backbones.stdit3 import STDiT3Config
-from colaworld.models.conditioning import ActionConditioner, ConditionerConfig
-from colaworld.models.latent_action.fdm import FDMConfig, ForwardDynamicsModel
-from colaworld.models.latent_action.idm import IDMConfig, InverseDynamicsModel
-from colaworld.models.latent_action.quantizers import Quantized, QuantizerConfig, build_quantizer
+from colaworld.models.conditioning import ConditionerConfig
+from colaworld.models.latent_action.fdm import FDMConfig
+from colaworld.models.latent_action.idm import IDMConfig
+from colaworld.models.latent_action.quantizers import Quantized, QuantizerConfig
 from colaworld.models.layers.attention import use_backend
+from colaworld.models.parts import PARTS, build_order, find_part
 from colaworld.models.tokenizers import TokenizerConfig, build_tokenizer
 from colaworld.models.tokenizers.pixels import PixelTokenizerConfig
 from colaworld.ops import AttentionBackend
@@ -47,10 +48,31 @@ class ModelConfig:
     """The path from actions into the generator."""
     fdm: FDMConfig = field(default_factory=FDMConfig)
     """The forward model of the two-stage baseline; built only where a phase trains it."""
+    parts: dict[str, Any] = field(default_factory=dict)
+    """Configurations of parts registered elsewhere, by name."""
     attention: AttentionBackend = "auto"
     """auto; fused (one kernel with norm and rotation inside); sdpa; flex; flash (flash-attn)."""
     window: int = 4
     """Frames the generator sees at once in a rollout; normally the clip length of training."""
+
+    def __post_init__(self) -> None:
+        made = {}
+        for name, given in self.parts.items():
+            if name in {f.name for f in fields(self)}:
+                raise ConfigError(f"model.parts.{name}: set model.{name} itself")
+            config = find_part(name).config
+            made[name] = (
+                given
+                if isinstance(given, config)
+                else from_dict(config, given, where=f"model.parts.{name}")
+            )
+        object.__setattr__(self, "parts", made)
+
+    def of(self, part: str) -> Any:
+        """The configuration of a part: what is given, else its defaults."""
+        if hasattr(self, part):
+            return getattr(self, part)
+        return self.parts[part] if part in self.parts else find_part(part).config()
 
 
 class WorldModel(nn.Module):
@@ -65,9 +87,7 @@ class WorldModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config = config or ModelConfig()
-        known = {"idm", "quantizer", "conditioner", "fdm"}
-        if set(parts) - known:
-            raise ValueError(f"parts: expected a subset of {sorted(known)}, got {parts}")
+        order = build_order(parts)
         if config.backbone.text == "full":
             raise ValueError(
                 "model.backbone.text: a world model is given no captions, got 'full'; use 'null' (the "
@@ -82,22 +102,8 @@ class WorldModel(nn.Module):
                 f"the generator takes latents of {self.backbone.channels} channels "
                 f"(model.backbone.in_channels), the tokenizer makes {self.tokenizer.channels}"
             )
-        dim, tokens = config.idm.dim, config.idm.tokens
-        if "idm" in parts:
-            self.idm = InverseDynamicsModel(config.idm)
-        if "quantizer" in parts:
-            self.quantizer = build_quantizer(config.quantizer, dim)
-        if "conditioner" in parts:
-            self.conditioner = ActionConditioner(
-                config.conditioner,
-                width=self.backbone.width,
-                blocks=self.backbone.modulated_blocks,
-                tokens=tokens,
-                dim=dim,
-                actions_per_frame=self.tokenizer.temporal_stride,
-            )
-        if "fdm" in parts:
-            self.fdm = ForwardDynamicsModel(config.fdm, dim=dim)
+        for name in order:
+            setattr(self, name, find_part(name).build(config.of(name), self))
         use_backend(self, config.attention)
 
     @property
@@ -122,7 +128,7 @@ class WorldModel(nn.Module):
         that no action is inferred from a longer past than in training.
         """
         window = self.config.window
-        with rolling.evaluating(self):
+        with evaluating(self):
             first = self.quantize(frames[:, :window])
             codes, indices = [first.codes], [first.indices]
             for end in range(window + 1, frames.shape[1] + 1):
@@ -158,112 +164,23 @@ class WorldModel(nn.Module):
         modulation = None if codes is None else self.conditioner(codes, drop)
         return self.backbone.velocity(latents, times, modulation=modulation)
 
-    def velocity_under(
-        self, codes: Tensor | None, guidance: float = 1.0, *, passes: str = "one"
-    ) -> Steered:
-        """A velocity function for samplers; the actions are embedded once. See `rolling.steer`."""
-        return rolling.steer(self, codes, guidance=guidance, passes=passes)
-
-    @torch.no_grad()
-    def rollout(
-        self,
-        history: Tensor,  # [B, h, 3, H, W] in [0, 1]; h = 1 + r j
-        codes: Tensor | None,  # [B, T - 1, N, d], the history's first; None = no conditioning
-        *,
-        generator: torch.Generator,
-        sampler: SamplerConfig | None = None,
-        frames: int | None = None,  # T, needed when codes is None
-        chunk: int = 1,  # latent frames a round
-    ) -> Rollout:
-        """Generate the frames after the history, up to T = 1 + r k pixel frames.
-
-        Same generator state, same video: cached or not, and streamed or not (up to rounding).
-        Raises ValueError on frames that the tokenizer's temporal stride r does not divide (it says
-        what fits), a chunk that does not fit the window, and settings of a sampler that nobody has.
-        """
-        return rolling.roll(
-            self,
-            history,
-            codes,
-            generator=generator,
-            sampler=sampler or SamplerConfig(),
-            frames=frames,
-            chunk=chunk,
-        )
-
-    @torch.no_grad()
-    def rollout_candidates(
-        self,
-        history: Tensor,  # [B, h, 3, H, W] in [0, 1]
-        codes: Tensor,  # [B, n, steps, N, d]: n ways on, the first action leads on from frame h - 1
-        *,
-        generator: torch.Generator,
-        history_codes: Tensor | None = None,  # [B, h - 1, N, d]; may be left out for one frame
-        sampler: SamplerConfig | None = None,
-        chunk: int = 1,
-        shared_noise: bool = True,
-        decode: bool = True,
-    ) -> Tensor:
-        """Only the generated frames, [B, n, steps, 3, H, W]; the history is encoded once.
-
-        With `shared_noise` candidate i is what `rollout` gives for codes[:, i] from the same
-        generator state, so candidates differ by their actions alone; without it each draws its own.
-        `decode=False` returns latents [B, n, C, steps / r, h, w]. The default sampler is
-        `SamplerConfig.planning()`. Raises ValueError as `rollout` does.
-        """
-        return rolling.roll_candidates(
-            self,
-            history,
-            codes,
-            generator=generator,
-            history_codes=history_codes,
-            sampler=sampler or SamplerConfig.planning(),
-            chunk=chunk,
-            shared_noise=shared_noise,
-            decode=decode,
-        )
-
-    def rollout_stream(
-        self,
-        history: Tensor,  # [B, h, 3, H, W] in [0, 1]
-        actions: rolling.Actions | None,
-        *,
-        generator: torch.Generator,
-        history_codes: Tensor | None = None,  # [B, h - 1, N, d]; may be left out for one frame
-        sampler: SamplerConfig | None = None,
-        chunk: int = 1,
-        decode_context: int | None = None,
-    ) -> Iterator[Tensor]:
-        """Frames [B, r, 3, H, W] (r * chunk of them) as soon as they are decoded.
-
-        actions: a tensor [B, steps, N, d], or any iterable of [B, N, d] or [B, k, N, d], of which
-            no more is taken than the next frames need; or a function that is given the frames made
-            last (at first the history) and returns such actions, None to end; or None: the plain
-            generator, without end.
-        decode_context: with r > 1, how many latents before the new ones are decoded along. None:
-            all so far, whose number grows; fewer cost less and may show seams.
-
-        Same generator state, same frames as `rollout`, where decoding a beginning gives the
-        beginning: for tokenizers without a temporal stride and those that are causal in time.
-        Between frames the model is in the mode it was in. Raises ValueError as `rollout` does, and
-        on actions that end within a latent frame.
-        """
-        return rolling.roll_stream(
-            self,
-            history,
-            actions,
-            generator=generator,
-            history_codes=history_codes,
-            sampler=sampler or SamplerConfig(),
-            chunk=chunk,
-            decode_context=decode_context,
-        )
-
     def compile_parts(self) -> None:
         """torch.compile what runs in a training step, each part as one full graph."""
-        for name in ("idm", "conditioner", "backbone", "fdm"):
-            if hasattr(self, name):
-                getattr(self, name).compile(fullgraph=True, dynamic=False)
+        for name, child in self.named_children():
+            if name == "backbone" or (name in PARTS and PARTS[name].compile):
+                child.compile(fullgraph=True, dynamic=False)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block, each module's own mode restored after it."""
+    modules = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modules:
+            module.training = training
 
 
 TOKENIZER_MARK = "tokenizer.fingerprint"  # in a state_dict, in place of the weights of a tokenizer

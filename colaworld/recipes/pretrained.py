@@ -26,10 +26,11 @@ from colaworld.config import VERSION, ConfigError, from_dict, to_dict
 from colaworld.models.backbones import BackboneConfig, build_backbone, published_config
 from colaworld.models.backbones.weights import Layout, WeightsError, files_of, load_weights
 from colaworld.models.hub import HUB_NAME, hub_package, local_folder
+from colaworld.models.world import World
 from colaworld.models.world_model import TOKENIZER_MARK
 from colaworld.recipes.base import RunConfig, build_model
 from colaworld.recipes.model_card import model_card
-from colaworld.recipes.runs import TrainedWorld, read_config
+from colaworld.recipes.runs import read_config
 from colaworld.recipes.weights import PATTERNS
 from colaworld.training.checkpoint import write_folder
 
@@ -46,7 +47,7 @@ def from_pretrained(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     revision: str | None = None,
-) -> nn.Module | TrainedWorld:
+) -> nn.Module | World:
     """A pre-trained generator in its published layout, or an exported world.
 
     Args:
@@ -62,8 +63,8 @@ def from_pretrained(
         revision: of the hub id.
 
     Returns:
-        A generator (`models.backbones.base.Backbone`), or a `TrainedWorld` with `infer_actions`,
-        `lookup` and `rollout`, in evaluation mode.
+        A generator (`models.backbones.base.Backbone`), or a `models.world.World` with the
+        sampler of its run, in evaluation mode.
 
     Raises:
         WeightsError: nothing readable there; keys missing, left over or of another shape.
@@ -156,7 +157,7 @@ def push_to_hub(
 
 def _world(
     folder: Path, described: dict[str, Any], device: torch.device | str, dtype: torch.dtype | None
-) -> TrainedWorld:
+) -> World:
     version = described.get("config_version", VERSION)
     if version != VERSION:
         raise ConfigError(
@@ -176,11 +177,11 @@ def _world(
         )
     mark = {k: v for k, v in model.state_dict().items() if k == TOKENIZER_MARK}
     load_weights(model, folder, Layout(constants=mark))
-    for name in ("idm", "conditioner", "backbone", "fdm") if dtype is not None else ():
-        if hasattr(model, name):  # codes stay as trained, the tokenizer has its own dtype
-            getattr(model, name).to(dtype)
+    for name, child in model.named_children() if dtype is not None else ():
+        if name not in ("quantizer", "tokenizer"):  # codes as trained; a dtype of its own
+            child.to(dtype)
     model = model.to(device)
-    return TrainedWorld(model.eval(), config.sampler)
+    return World(model.eval(), config.sampler)
 
 
 def _find(source: str | Path, revision: str | None) -> Path:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from colaworld.data.loader import DataConfig, DataError, iterate_once
-from colaworld.flow.samplers import SamplerConfig
-from colaworld.models.world_model import WorldModel
+from colaworld.models.world import World
 
 log = logging.getLogger(__name__)
 
@@ -23,30 +22,27 @@ class RolloutPreview:
     """Rolls clips out from their first frame under the actions inferred from them.
 
     Args:
-        model: rolled out as it stands when called; its modes are restored.
+        world: rolled out as its model stands when called; its modes are restored.
         frames: clips, uint8 [n, T, 3, H, W].
-        sampler: how videos are generated.
         seed: of the noise, drawn from a generator of its own.
     """
 
-    def __init__(
-        self, model: WorldModel, frames: Tensor, *, sampler: SamplerConfig, seed: int
-    ) -> None:
-        self.model, self.frames, self.sampler, self.seed = model, frames, sampler, seed
+    def __init__(self, world: World, frames: Tensor, *, seed: int) -> None:
+        self.world, self.frames, self.seed = world, frames, seed
 
     @torch.no_grad()
     def __call__(self, step: int, phase: str) -> Tensor:
         """uint8 [n, T, 2 H, W, 3]: the truth above, the rollout below."""
-        device = next(self.model.parameters()).device
+        model = self.world.model
+        device = next(model.parameters()).device
         truth = self.frames.to(device).float() / 255
         codes = None
-        if hasattr(self.model, "conditioner"):  # a plain generator predicts without actions
-            codes = self.model.infer_actions(truth).codes
-        rollout = self.model.rollout(
+        if hasattr(model, "conditioner"):  # a plain generator predicts without actions
+            codes = self.world.infer_actions(truth).codes
+        rollout = self.world.rollout(
             truth[:, :1],
             codes,
             generator=torch.Generator(device=device).manual_seed(self.seed),
-            sampler=self.sampler,
             frames=truth.shape[1],
         )
         both = torch.cat([truth, rollout.frames.to(truth.dtype)], dim=-2)  # [n, T, 3, 2 H, W]

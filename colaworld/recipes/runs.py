@@ -9,23 +9,22 @@ import logging
 import platform
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from colaworld import __version__
 from colaworld.config import ConfigError, load_yaml
-from colaworld.contracts import ClipBatch, LatentActions, Rollout
+from colaworld.contracts import ClipBatch
 from colaworld.data.loader import ClipSet, DataConfig, DataError, iterate_once
 from colaworld.evaluation.contracts import to_float
 from colaworld.evaluation.evaluate import Evaluation, EvaluationConfig, collect, run_evaluation
 from colaworld.evaluation.text_effect import text_effect
-from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.backbones import build_backbone
+from colaworld.models.world import World
 from colaworld.models.world_model import WorldModel
 from colaworld.recipes.base import RunConfig, build_model
 from colaworld.recipes.sizes import check_frames
@@ -33,34 +32,6 @@ from colaworld.recipes.weights import load_generator
 from colaworld.training.checkpoint import latest_checkpoint, load_strictly, load_weights
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainedWorld:
-    """A world model with a way to sample from it: what evaluation calls a world."""
-
-    model: WorldModel
-    sampler: SamplerConfig
-
-    @property
-    def codebook_size(self) -> int | None:
-        return self.model.codebook_size
-
-    @property
-    def tokens(self) -> int:
-        return self.model.tokens
-
-    @torch.no_grad()
-    def infer_actions(self, frames: Tensor) -> LatentActions:
-        return self.model.infer_actions(frames)
-
-    @torch.no_grad()
-    def lookup(self, indices: Tensor) -> Tensor:
-        return self.model.lookup(indices)
-
-    @torch.no_grad()
-    def rollout(self, history: Tensor, codes: Tensor, *, generator: torch.Generator) -> Rollout:
-        return self.model.rollout(history, codes, generator=generator, sampler=self.sampler)
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -71,7 +42,7 @@ def read_config(folder: Path) -> RunConfig:
     return load_yaml(path, RunConfig)
 
 
-def load_world(folder: Path, *, device: str = "cpu") -> tuple[TrainedWorld, RunConfig]:
+def load_world(folder: Path, *, device: str = "cpu") -> tuple[World, RunConfig]:
     """The trained world of a run: weights/ when it is finished, else the last checkpoint."""
     config = read_config(folder)
     model = build_model(config, weights=False)
@@ -94,7 +65,7 @@ def load_world(folder: Path, *, device: str = "cpu") -> tuple[TrainedWorld, RunC
             f"(model.quantizer.continuous_steps {config.model.quantizer.continuous_steps}): it has "
             "no codes yet; train it further"
         )
-    return TrainedWorld(model.to(device).eval(), config.sampler), config
+    return World(model.to(device).eval(), config.sampler), config
 
 
 def evaluate_run(

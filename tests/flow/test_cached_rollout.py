@@ -1,7 +1,7 @@
-"""Remembered frames: the same video as recomputed ones, at the cost of the new frames alone.
+"""Cached frames: the same video as without a cache, at the cost of the new frames alone; forks.
 
 The toy generator has two layers of causal attention with weights that depend on the distance, so
-that what a frame holds depends on every earlier one; its memory is real. In float64.
+that what a frame holds depends on every earlier one; its cache is real. In float64.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import itertools
 import pytest
 import torch
 
-from colaworld.flow.cached_rollout import Remembered
-from colaworld.flow.rollout import Recomputed, Rolling, rollout
+from colaworld.flow.rollout import LatentRollout
 from colaworld.flow.samplers import SamplerConfig
 
 
-class ToyMemory:
+class ToyCache:
     """What each layer has stored, and how many frames ever were."""
 
     def __init__(self) -> None:
@@ -26,15 +25,14 @@ class ToyMemory:
     def forget(self, frames):
         self.layers = [layer[frames:] for layer in self.layers]
 
-    def repeat_interleave(self, count):
-        copy = ToyMemory()
-        copy.layers = [[x.repeat_interleave(count, 0) for x in layer] for layer in self.layers]
-        copy.seen = self.seen
+    def copy(self):
+        copy = ToyCache()
+        copy.layers, copy.seen = [list(layer) for layer in self.layers], self.seen
         return copy
 
 
 class Toy:
-    """`steer` of a rollout; `passes` counts (clips, frames) of each call of the generator.
+    """`condition` of a rollout; `passes` counts (clips, frames) of each call of the generator.
 
     shallow: one layer that holds nothing of the actions, so that nothing a frame holds depends on
     the window: then forgetting a frame is all there is to a window that slides.
@@ -49,11 +47,15 @@ class Toy:
         action = (packed @ weights).cumsum(1) / 2  # [B, T - 1]
         told = torch.cat([action.new_full((codes.shape[0], 1), 0.7), action], 1)
 
-        def velocity(x, times, *, first=0, memory=None, store=False):
+        def velocity(x, times, *, first=0, cache=None, store=False):
             self.passes.append((x.shape[0], x.shape[2]))
-            memory = memory or ToyMemory()
-            assert len(memory.layers[0]) == first, "the memory is not what comes before"
-            layers = [list(layer) for layer in memory.layers]
+            cache = cache or ToyCache()
+            assert len(cache.layers[0]) == first, "the cache is not what comes before"
+            rows = x.shape[0]
+            layers = [
+                [held.repeat_interleave(rows // held.shape[0], 0) for held in layer]
+                for layer in cache.layers
+            ]
             out = []
             for t in range(x.shape[2]):
                 m = told[:, first + t, None, None, None]
@@ -66,7 +68,7 @@ class Toy:
                     h = h + self.attend(layers[1])
                 out.append(h + 0.2 * m - 0.5 * x[:, :, t])
             if store:
-                memory.layers, memory.seen = layers, memory.seen + x.shape[2]
+                cache.layers, cache.seen = layers, cache.seen + x.shape[2]
             return torch.stack(out, 2)
 
         return velocity
@@ -84,17 +86,20 @@ def drawn(*, history: int, new: int, stride: int = 1, clips: int = 2):
     return latents, torch.randn(clips, steps, 1, 2, generator=g, dtype=torch.float64)
 
 
-def roll(context, latents, codes, *, window, chunk=1, stride=1, seed=3, **config):
-    return rollout(
-        context,
+def roll(toy, latents, codes, *, window, chunk=1, stride=1, seed=3, cached=True, **config):
+    known = stride * (latents.shape[2] - 1)
+    state = LatentRollout(
+        toy,
         latents,
-        codes,
+        codes[:, :known],
         window=window,
-        config=SamplerConfig(steps=2, **config),
+        sampler=SamplerConfig(steps=2, **config),
         generator=torch.Generator().manual_seed(seed),
         stride=stride,
-        chunk=chunk,
+        new_cache=ToyCache if cached else None,
     )
+    steps = codes[:, known:].split(stride * chunk, dim=1)
+    return torch.cat([latents, *(state.step(part) for part in steps)], dim=2)
 
 
 def close(made, expected):
@@ -108,12 +113,10 @@ def close(made, expected):
 def test_exact_is_what_recomputing_gives(window, chunk, history):
     latents, codes = drawn(history=history, new=7)
     for more in ({}, {"method": "heun"}, {"history_noise": 0.2}):
-        level = more.get("history_noise", 0.0)
-        expected = roll(
-            Recomputed(Toy(), level=level), latents, codes, window=window, chunk=chunk, **more
+        made, expected = (
+            roll(Toy(), latents, codes, window=window, chunk=chunk, cached=cached, **more)
+            for cached in (True, False)
         )
-        context = Remembered(Toy(), ToyMemory, level=level)
-        made = roll(context, latents, codes, window=window, chunk=chunk, **more)
         close(made, expected)
         assert (expected[:, :, history:] - latents[:, :, -1:]).abs().min() > 1e-6
 
@@ -122,11 +125,8 @@ def test_exact_is_what_recomputing_gives(window, chunk, history):
 def test_exact_with_several_actions_per_frame(stride):
     latents, codes = drawn(history=2, new=6, stride=stride)
     expected, made = (
-        roll(context, latents, codes, window=4, stride=stride)
-        for context in (
-            Recomputed(Toy(stride=stride)),
-            Remembered(Toy(stride=stride), ToyMemory),
-        )
+        roll(Toy(stride=stride), latents, codes, window=4, stride=stride, cached=cached)
+        for cached in (False, True)
     )
     close(made, expected)
 
@@ -134,8 +134,7 @@ def test_exact_with_several_actions_per_frame(stride):
 def test_keep_is_exact_until_the_window_slides_and_then_not():
     latents, codes = drawn(history=2, new=8)
     exact, kept = (
-        roll(Remembered(Toy(), ToyMemory, slide=slide), latents, codes, window=5)
-        for slide in ("exact", "keep")
+        roll(Toy(), latents, codes, window=5, slide=slide) for slide in ("exact", "keep")
     )
     close(kept[:, :, :5], exact[:, :, :5])
     moved = (kept - exact).abs().amax((0, 1, 3, 4))
@@ -147,31 +146,33 @@ def test_keep_is_exact_where_no_frame_holds_what_left(window, chunk):
     """Then only the bookkeeping could differ: which frames are held, and where they stand."""
     latents, codes = drawn(history=3, new=9)
     exact, kept = (
-        roll(context, latents, codes, window=window, chunk=chunk)
-        for context in (
-            Recomputed(Toy(shallow=True)),
-            Remembered(Toy(shallow=True), ToyMemory, slide="keep"),
-        )
+        roll(Toy(shallow=True), latents, codes, window=window, chunk=chunk, **more)
+        for more in ({"cached": False}, {"slide": "keep"})
     )
     close(kept, exact)
 
 
+def begun(toy, latents, codes, *, window, **config) -> LatentRollout:
+    """Cached, with the actions of the history alone."""
+    return LatentRollout(
+        toy,
+        latents,
+        codes[:, : latents.shape[2] - 1],
+        window=window,
+        sampler=SamplerConfig(**{"steps": 2} | config),
+        generator=torch.Generator().manual_seed(3),
+        new_cache=ToyCache,
+    )
+
+
 def frames_per_round(slide: str, *, history: int, new: int, window: int, chunk: int = 1):
     toy = Toy()
-    context = Remembered(toy, ToyMemory, slide=slide)
     latents, codes = drawn(history=history, new=new)
-    rolling = Rolling(
-        context,
-        latents,
-        codes[:, : history - 1],
-        window=window,
-        config=SamplerConfig(steps=3),
-        generator=torch.Generator().manual_seed(0),
-    )
+    state = begun(toy, latents, codes, window=window, steps=3, slide=slide)
     counts = []
     for part in codes[:, history - 1 :].split(chunk, dim=1):
         toy.passes.clear()
-        rolling.step(part)
+        state.step(part)
         counts.append(sum(frames for _, frames in toy.passes))
     return counts
 
@@ -199,50 +200,52 @@ def test_cost_after_the_window_is_constant():
 
 
 @pytest.mark.parametrize("window", [3, 9])
-@pytest.mark.parametrize("remembered", [True, False])
-def test_candidates_are_the_rollouts_they_would_be_alone(remembered, window):
+@pytest.mark.parametrize("cached", [True, False])
+def test_forks_are_the_rollouts_they_would_be_alone(cached, window):
     latents, codes = drawn(history=3, new=4)
     other = codes + 0.5
     toy = Toy()
-    context = Remembered(toy, ToyMemory) if remembered else Recomputed(toy)
-    rolling = Rolling(
-        context,
-        latents,
-        codes[:, :2],
-        window=window,
-        config=SamplerConfig(steps=2),
-        generator=torch.Generator().manual_seed(3),
-        candidates=2,
-    )
+    state = begun(toy, latents, codes, window=window)
+    if not cached:
+        state.new_cache = state._cache = None
     both = torch.stack([codes, other], 1)[:, :, 2:].flatten(0, 1)  # [B n, 4, N, d]
-    made = torch.cat([rolling.step(part) for part in both.split(1, dim=1)], 2).unflatten(0, (2, 2))
-    if remembered:  # the history went through once, with one row for each clip
+    fork = state.fork(2)
+    made = torch.cat([fork.step(part) for part in both.split(1, dim=1)], 2).unflatten(0, (2, 2))
+    if cached:  # the history went through once, with one row for each clip
         assert toy.passes[0] == (2, min(3, window - 1))
         assert all(clips == 4 for clips, _ in toy.passes[1:])
     for index, mine in enumerate((codes, other)):
         mine = torch.cat([codes[:, :2], mine[:, 2:]], 1)
-        alone = roll(Remembered(Toy(), ToyMemory), latents, mine, window=window)
-        close(made[:, index], alone[:, :, 3:])
+        close(made[:, index], roll(Toy(), latents, mine, window=window)[:, :, 3:])
 
 
-def test_candidates_with_noise_of_their_own_differ_under_equal_actions():
+@pytest.mark.parametrize("slide", ["exact", "keep"])
+@pytest.mark.parametrize("window", [3, 9])
+def test_forks_of_a_fork_leave_what_they_came_from_alone(window, slide):
+    """Two ways after one frame, three of each after the next: six rollouts, and the first goes on."""
+    latents, codes = drawn(history=2, new=4, clips=1)
+    state = begun(Toy(), latents, codes, window=window, slide=slide, history_noise=0.1)
+    ways = codes + torch.arange(6).view(6, 1, 1, 1) / 7  # [6, 5, N, d]
+    first = state.step(codes[:, 1:2])
+    pair = state.fork(2)
+    second = pair.step(ways[::3, 2:3])
+    six = pair.fork(3)
+    rest = torch.cat([six.step(part) for part in ways[:, 3:].split(1, dim=1)], 2)
+    for index in range(6):
+        mine = torch.cat([codes[:, :2], ways[index // 3 * 3, 2:3][None], ways[index, 3:][None]], 1)
+        alone = roll(Toy(), latents, mine, window=window, slide=slide, history_noise=0.1)
+        made = torch.cat([first, second[index // 3][None], rest[index][None]], 2)
+        close(made, alone[:, :, 2:])
+    later = torch.cat([state.step(part) for part in codes[:, 2:].split(1, dim=1)], 2)
+    alone = roll(Toy(), latents, codes, window=window, slide=slide, history_noise=0.1)
+    close(later, alone[:, :, 3:])
+
+
+def test_forks_with_noise_of_their_own_differ_under_equal_actions():
     latents, codes = drawn(history=1, new=2, clips=1)
     for shared, equal in ((True, True), (False, False)):
-        rolling = Rolling(
-            Remembered(Toy(), ToyMemory),
-            latents,
-            codes[:, :0],
-            window=4,
-            config=SamplerConfig(steps=2, history_noise=0.1),
-            generator=torch.Generator().manual_seed(0),
-            candidates=2,
-            shared_noise=shared,
-        )
+        state = begun(Toy(), latents, codes, window=4, history_noise=0.1)
+        fork = state.fork(2, shared_noise=shared)
         for part in codes.expand(2, -1, -1, -1).split(1, dim=1):
-            made = rolling.step(part)
+            made = fork.step(part)
             assert torch.equal(made[0], made[1]) is equal
-
-
-def test_an_unknown_slide_is_named():
-    with pytest.raises(ValueError, match=r"sampler.slide: expected one of exact, keep, got 'fast'"):
-        Remembered(Toy(), ToyMemory, slide="fast")

@@ -9,14 +9,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from colaworld.flow.rollout import Recomputed, Rolling, rollout
+from colaworld.flow.rollout import LatentRollout, check_whole_frames
 from colaworld.flow.samplers import SamplerConfig
 
 ONE = SamplerConfig(steps=1)
 
 
 class Recorder:
-    """`steer` of a rollout; `rounds` holds (codes, first value of every clip frame, times)."""
+    """`condition` of a rollout; `rounds` holds (codes, first value of every clip frame, times)."""
 
     def __init__(self, stride: int = 1) -> None:
         self.rounds, self.stride = [], stride
@@ -35,16 +35,24 @@ class Recorder:
         return velocity
 
 
+def rollout(condition, context, codes, *, chunk: int = 1, stride: int = 1, **more):
+    """The context, then all frames that the codes lead to."""
+    known = stride * (context.shape[2] - 1)
+    state = LatentRollout(condition, context, codes[:, :known], stride=stride, **more)
+    steps = codes[:, known:].split(stride * chunk, dim=1) if codes.shape[1] > known else ()
+    return torch.cat([context, *(state.step(part) for part in steps)], dim=2)
+
+
 def roll(*, history: int, total: int, window: int, chunk: int = 1, stride: int = 1, **config):
     given = torch.arange(history).float().view(1, 1, -1, 1, 1) * 10
     codes = torch.arange(stride * (total - 1)).float().view(1, -1, 1, 1)
     recorder = Recorder(stride)
     made = rollout(
-        Recomputed(recorder, level=config.get("history_noise", 0.0)),
+        recorder,
         given,
         codes,
         window=window,
-        config=SamplerConfig(steps=1, **config),
+        sampler=SamplerConfig(steps=1, **config),
         generator=torch.Generator().manual_seed(0),
         stride=stride,
         chunk=chunk,
@@ -114,15 +122,15 @@ def drawn(total: int, seed: int, chunk: int = 1, **config):
     history = torch.randn(2, 3, 2, 4, 4, generator=generator)
     codes = torch.randn(2, 9, 1, 1, generator=generator)[:, : total - 1]
 
-    def steer(part):
+    def condition(part):
         return lambda x, t: x.mean(2, keepdim=True) - 0.3 * x + part.mean() + 0.1 * t.mean()
 
     made = rollout(
-        Recomputed(steer, level=config.get("history_noise", 0.0)),
+        condition,
         history,
         codes,
         window=4,
-        config=SamplerConfig(steps=2, **config),
+        sampler=SamplerConfig(steps=2, **config),
         generator=torch.Generator().manual_seed(seed),
         chunk=chunk,
     )
@@ -150,48 +158,23 @@ def test_nothing_to_generate_returns_the_history():
     assert torch.equal(made, history)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"history": 1, "total": 3, "window": 2, "chunk": 2}, r"1 <= chunk < window = 2, got 2"),
-        ({"history": 1, "total": 3, "window": 2, "chunk": 0}, r"got 0"),
-        ({"history": 4, "total": 3, "window": 2}, r"2 actions do not cover 4 history frames"),
-        (
-            {"history": 1, "total": 3, "window": 3, "history_noise": 1.0},
-            r"sampler.history_noise: expected a time in \[0, 1\), got 1.0",
-        ),
-    ],
-)
-def test_refuses(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        roll(**arguments)
-
-
 @pytest.mark.parametrize(("actions", "fits"), [(7, "4 or 8"), (3, "4"), (9, "8 or 12")])
 def test_actions_that_end_within_a_latent_frame_say_what_fits(actions, fits):
-    with pytest.raises(ValueError, match=rf"{actions} actions after the history .*; pass {fits}$"):
-        rollout(
-            Recomputed(Recorder()),
-            torch.zeros(1, 1, 2, 1, 1),
-            torch.zeros(1, 4 + actions, 1, 1),
-            window=3,
-            config=ONE,
-            generator=torch.Generator(),
-            stride=4,
-        )
+    with pytest.raises(ValueError, match=rf"{actions} actions after the context .*; pass {fits}$"):
+        check_whole_frames(actions, 4)
 
 
-def rolling(**changes) -> Rolling:
-    given = {"window": 3, "config": ONE, "generator": torch.Generator(), "stride": 2}
+def state(**changes) -> LatentRollout:
+    given = {"window": 3, "sampler": ONE, "generator": torch.Generator(), "stride": 2}
     codes = changes.pop("codes", torch.zeros(1, 2, 1, 1))
-    return Rolling(Recomputed(Recorder()), torch.zeros(1, 1, 2, 1, 1), codes, **given | changes)
+    return LatentRollout(Recorder(), torch.zeros(1, 1, 2, 1, 1), codes, **given | changes)
 
 
 def test_a_step_refuses_what_does_not_fit_the_window():
     for actions in (0, 3, 6):
         with pytest.raises(ValueError, match=rf"1 \.\. 2 new latent frames, 2 each, got {actions}"):
-            rolling().step(torch.zeros(1, actions, 1, 1))
+            state().step(torch.zeros(1, actions, 1, 1))
     with pytest.raises(ValueError, match=r"expected codes \[1, 2, N, d\] .* got \(1, 1, 1, 1\)"):
-        rolling(codes=torch.zeros(1, 1, 1, 1))
-    with pytest.raises(ValueError, match=r"candidates >= 1, got 0"):
-        rolling(candidates=0)
+        state(codes=torch.zeros(1, 1, 1, 1))
+    with pytest.raises(ValueError, match=r"count >= 1, got 0"):
+        state().fork(0)

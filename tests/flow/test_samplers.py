@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from colaworld.flow.samplers import SamplerConfig, guided, guided_in_one, sample, time_grid
+from colaworld.flow.samplers import SamplerConfig, sample, time_grid
 
 MEAN, DEVIATION = 1.5, 0.4
 
@@ -80,36 +80,6 @@ def test_an_unknown_method_is_not_taken_for_euler():
 def test_mask_of_a_wrong_length_is_named():
     with pytest.raises(ValueError, match=r"expected generated \[3\], got \(2,\)"):
         sample(lambda x, t: x, torch.zeros(1, 1, 3, 1, 1), torch.ones(2).bool(), SamplerConfig())
-
-
-def test_guidance_by_formula():
-    x, times = torch.ones(1, 1, 1, 1, 1), torch.ones(1, 1)
-    velocity = guided(lambda x, t: 3 * x, lambda x, t: 1 * x, 4.0)
-    assert velocity(x, times).item() == 1 + 4 * (3 - 1)
-
-    def conditional(x, t):
-        return x
-
-    def never(x, t):
-        raise AssertionError("guidance 1 needs no unconditional velocity")
-
-    assert guided(conditional, never, 1.0) is conditional
-
-
-def test_guidance_in_one_call_is_guidance_in_two(generator):
-    x, times = torch.randn(2, 1, 3, 2, 2, generator=generator), torch.rand(2, 3)
-    calls = []
-
-    def both(x, times):
-        calls.append((x.shape[0], times.shape[0]))
-        strength = torch.tensor([3.0, 3.0, 1.0, 1.0]).view(4, 1, 1, 1, 1)
-        return strength * x + times[:, None, :, None, None]
-
-    made = guided_in_one(both, 4.0)(x, times)
-    assert calls == [(4, 4)]
-    told = times[:, None, :, None, None]
-    expected = guided(lambda x, t: 3 * x + told, lambda x, t: x + told, 4.0)(x, times)
-    torch.testing.assert_close(made, expected)
 
 
 def test_what_the_paper_samples_with():

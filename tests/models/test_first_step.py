@@ -13,6 +13,7 @@ from colaworld.models.backbones.wan import WanConfig
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.latent_action.quantizers import QuantizerConfig
+from colaworld.models.world import World
 from colaworld.models.world_model import ModelConfig, WorldModel
 
 BACKBONES = {
@@ -63,13 +64,9 @@ def test_the_rollout_is_the_generators(world, level, guidance) -> None:
     codes = torch.randn(1, 5, 2, 2, generator=torch.Generator().manual_seed(3))
     sampler = SamplerConfig(steps=2, guidance=guidance, history_noise=level)
     made, plain = (
-        world.rollout(
-            history,
-            given,
-            generator=torch.Generator().manual_seed(4),
-            sampler=replace(sampler, guidance=1.0 if given is None else guidance),
-            frames=6,
-        ).frames
+        World(world, replace(sampler, guidance=1.0 if given is None else guidance))
+        .rollout(history, given, generator=torch.Generator().manual_seed(4), frames=6)
+        .frames
         for given in (codes, None)
     )
     torch.testing.assert_close(made, plain, atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""A world model's rollouts: cached or not, guided in one pass or two, candidates, streams.
+"""Rollouts of a world: cached or not, guided in one pass or two, forked, stepped.
 
 With random weights in every part; STDiT3 with two temporal layers, so that what a frame holds
 depends on the frames before it.
@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from colaworld.flow.rollout import Recomputed
 from colaworld.flow.samplers import SamplerConfig
-from colaworld.models import rolling
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.backbones.wan import WanConfig
 from colaworld.models.conditioning import ConditionerConfig
+from colaworld.models.guidance import ConditionedVelocity, GuidedCache
 from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.latent_action.quantizers import QuantizerConfig
+from colaworld.models.world import World
 from colaworld.models.world_model import ModelConfig, WorldModel
 
 GENERATORS = {
@@ -65,7 +65,7 @@ def latents_of(model, frames, codes, sampler, *, chunk=1):
     decode = model.tokenizer.decode
     model.tokenizer.decode = lambda z: made.append(z) or decode(z)
     try:
-        model.rollout(frames, codes, generator=seeded(), sampler=sampler, chunk=chunk)
+        World(model, sampler).rollout(frames, codes, generator=seeded(), chunk=chunk)
     finally:
         del model.tokenizer.decode
     return made[0]
@@ -117,9 +117,9 @@ def test_a_long_history_and_none_of_the_actions(build):
     assert_equal(cached, plain)
     alone = build(3, parts=())
     cached, plain = (
-        alone.rollout(
-            frames, None, generator=seeded(), frames=9, sampler=replace(TWO, cache=cache)
-        ).generated
+        World(alone, replace(TWO, cache=cache))
+        .rollout(frames, None, generator=seeded(), frames=9)
+        .generated
         for cache in ("on", "off")
     )
     assert_equal(cached, plain)
@@ -183,9 +183,9 @@ def test_keep_forgets_the_right_frames_and_knows_where_the_others_stand(
     model = randomised(WorldModel(config, parts=())).eval()
     frames, _ = drawn(history=2, new=0)
     exact, kept = (
-        model.rollout(
-            frames, None, frames=12, generator=seeded(), sampler=replace(TWO, slide=s), chunk=chunk
-        ).generated
+        World(model, replace(TWO, slide=s))
+        .rollout(frames, None, frames=12, generator=seeded(), chunk=chunk)
+        .generated
         for s in ("exact", "keep")
     )
     assert exact.std() > 0.1
@@ -220,10 +220,10 @@ def test_a_frame_costs_the_same_behind_any_history_up_to_the_window(build):
         for history in (1, 4, 7):
             frames, codes = drawn(history=history, new=2)
             with Counting(model) as count:
-                model.rollout(frames, codes, generator=seeded(), sampler=sampler)
+                World(model, sampler).rollout(frames, codes, generator=seeded())
             assert count.passes == [(rows, history), *[(rows, 1)] * 5]
     with Counting(model) as count:
-        model.rollout(frames, codes, generator=seeded(), sampler=replace(TWO, cache="off"))
+        World(model, replace(TWO, cache="off")).rollout(frames, codes, generator=seeded())
     assert count.passes == [(2, 8), (2, 8), (2, 9), (2, 9)]
 
 
@@ -235,25 +235,15 @@ def test_candidates_are_the_rollouts_they_would_be_alone(build, more):
         many = torch.stack([codes, codes.flip(1), -codes], 1)
         given = codes[:, :1]
         sampler = replace(TWO, **more)
-        made = model.rollout_candidates(
-            frames, many[:, :, 1:], history_codes=given, generator=seeded(), sampler=sampler
+        made = World(model, sampler).rollout_candidates(
+            frames, many[:, :, 1:], context_codes=given, generator=seeded()
         )
         assert made.shape == (2, 3, 4, 3, 8, 8)
         for index in range(3):
             whole = torch.cat([given, many[:, index, 1:]], 1)
-            alone = model.rollout(frames, whole, generator=seeded(), sampler=sampler)
+            alone = World(model, sampler).rollout(frames, whole, generator=seeded())
             assert_equal(made[:, index], alone.generated)
         assert (made[:, 0] - made[:, 1]).abs().max() > 1e-3
-        latents = model.rollout_candidates(
-            frames,
-            many[:, :, 1:],
-            history_codes=given,
-            generator=seeded(),
-            sampler=sampler,
-            decode=False,
-        )
-        assert latents.shape == (2, 3, 12, 4, 4, 4)
-        assert torch.equal(model.tokenizer.decode(latents.flatten(0, 1)), made.flatten(0, 1))
 
 
 def test_candidates_encode_their_history_once(build):
@@ -261,8 +251,10 @@ def test_candidates_encode_their_history_once(build):
     frames, codes = drawn(history=5, new=2, clips=1)
     many = codes[:, None, 4:].expand(-1, 64, -1, -1, -1)
     with Counting(model) as count:
-        model.rollout_candidates(frames, many, history_codes=codes[:, :4], generator=seeded())
-    # The default is SamplerConfig.planning(): 3 steps; one frame each is stored in between.
+        World(model, SamplerConfig.planning()).rollout_candidates(
+            frames, many, context_codes=codes[:, :4], generator=seeded()
+        )
+    # As the paper plans: 3 steps; one frame each is stored in between.
     assert count.passes == [(1, 5), *[(64, 1)] * 3, (64, 1), *[(64, 1)] * 3]
 
 
@@ -271,71 +263,101 @@ def test_candidates_with_noise_of_their_own(build):
     frames, codes = drawn(history=1, new=2)
     many = codes[:, None].expand(-1, 2, -1, -1, -1)
     for shared in (True, False):
-        made = model.rollout_candidates(
-            frames, many, generator=seeded(), sampler=TWO, shared_noise=shared
+        made = World(model, TWO).rollout_candidates(
+            frames, many, generator=seeded(), shared_noise=shared
         )
         assert torch.equal(made[:, 0], made[:, 1]) is shared
 
 
 @pytest.mark.parametrize("chunk", [1, 2])
 @pytest.mark.parametrize("more", [{}, {"guidance": 4.0, "history_noise": 0.1}, {"cache": "off"}])
-def test_a_stream_shows_the_frames_of_the_rollout(build, more, chunk):
-    model = build(4)
+def test_steps_show_the_frames_of_the_rollout(build, more, chunk):
+    world = World(build(4), replace(TWO, **more))
     frames, codes = drawn(history=2, new=5)
-    sampler = replace(TWO, **more)
-    expected = model.rollout(
-        frames, codes, generator=seeded(), sampler=sampler, chunk=chunk
-    ).generated
-    sources = {
-        "tensor": codes[:, 1:],
-        "one by one": iter(codes[:, 1:].unbind(1)),
-        "in parts": [codes[:, 1:4], codes[:, 4], codes[:, 5:]],
-    }
-    for name, actions in sources.items():
-        stream = model.rollout_stream(
-            frames,
-            actions,
-            history_codes=codes[:, :1],
-            generator=seeded(),
-            sampler=sampler,
-            chunk=chunk,
-        )
-        parts = list(stream)
-        assert [part.shape[1] for part in parts] == ([1] * 5 if chunk == 1 else [2, 2, 1]), name
-        assert_equal(torch.cat(parts, 1), expected)
+    expected = world.rollout(frames, codes, generator=seeded(), chunk=chunk).generated
+    state = world.begin(frames, codes[:, :1], generator=seeded())
+    parts = [state.step(part) for part in codes[:, 1:].split(chunk, dim=1)]
+    assert [part.shape[1] for part in parts] == ([1] * 5 if chunk == 1 else [2, 2, 1])
+    assert_equal(torch.cat(parts, 1), expected)
 
 
-def test_a_player_sees_a_frame_before_choosing_the_next_action(build):
+def test_between_steps_the_model_is_as_it_was(build):
     model = build(3)
     model.train()
-    frames, codes = drawn(history=1, new=4, clips=1)
-    shown = []
-
-    def player(last):
-        assert model.training and torch.is_grad_enabled() == grad  # it is the caller's code
-        shown.append(last)
-        return None if len(shown) > 3 else (1 if last.mean() > 0.5 else -1) * codes[:, len(shown)]
-
-    grad = torch.is_grad_enabled()
-    stream = model.rollout_stream(frames, player, generator=seeded(), sampler=TWO)
-    made = []
-    for frame in stream:
-        assert model.training and not frame.requires_grad
-        assert len(shown) == len(made) + 1  # not asked for the next one yet
-        made.append(frame)
-    assert len(made) == 3 and torch.equal(shown[0], frames)
-    for given, frame in zip(shown[1:], made, strict=True):
-        assert torch.equal(given, frame)
-    assert (made[0] - made[1]).abs().max() > 1e-4
+    frames, codes = drawn(history=1, new=3, clips=1)
+    state = World(model, TWO).begin(frames, generator=seeded())
+    for code in codes.split(1, dim=1):
+        assert model.training and torch.is_grad_enabled()
+        assert not state.step(code).requires_grad
+    assert model.training
 
 
-def test_an_endless_stream_of_the_plain_generator(build):
-    model = build(3, parts=())
+def test_without_actions_a_rollout_has_no_end(build):
+    world = World(build(3, parts=()), TWO)
     frames, _ = drawn(history=2, new=0)
-    stream = model.rollout_stream(frames, None, generator=seeded(), sampler=TWO)
-    made = torch.cat(list(itertools.islice(stream, 5)), 1)
-    expected = model.rollout(frames, None, frames=7, generator=seeded(), sampler=TWO)
-    assert_equal(made, expected.generated)
+    state = world.begin(frames, generator=seeded(), conditioned=False)
+    made = torch.cat([state.step() for _ in range(5)], 1)
+    assert_equal(made, world.rollout(frames, None, frames=7, generator=seeded()).generated)
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"guidance": 4.0, "guidance_passes": "two"}, {"cache": "off"}]
+)
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_forks_go_their_own_ways_and_leave_the_state_alone(build, kind, more):
+    """A tree: after one frame three ways on, and from the second of them two more."""
+    world = World(build(4, kind=kind), replace(TWO, **more))
+    frames, codes = drawn(history=2, new=4)
+    expected = world.rollout(frames, codes, generator=seeded()).generated
+    state = world.begin(frames, codes[:, :1], generator=seeded())
+    made = [state.step(codes[:, 1:2])]
+    three = state.fork(3)
+    ways = torch.stack([codes, -codes, codes.flip(1)], 1)  # [B, 3, steps, N, d]
+    shown = three.step(ways[:, :, 2:3].flatten(0, 1)).unflatten(0, (2, 3))
+    six = three.fork(2)
+    many = ways[:, :, None].expand(-1, -1, 2, -1, -1, -1).flatten(0, 2)
+    last = six.step(many[:, 3:4]).unflatten(0, (2, 3, 2))
+    made += [state.step(part) for part in codes[:, 2:].split(1, dim=1)]
+    assert_equal(torch.cat(made, 1), expected)  # the state it all came from is where it was
+    for index in range(3):
+        whole = torch.cat([codes[:, :2], ways[:, index, 2:4]], 1)
+        alone = world.rollout(frames, whole, generator=seeded()).generated
+        assert_equal(shown[:, index], alone[:, 1:2])
+        for way in range(2):
+            assert_equal(last[:, index, way], alone[:, 2:3])
+
+
+def test_a_copy_is_a_place_to_come_back_to(build):
+    world = World(build(3), replace(TWO, history_noise=0.2))
+    frames, codes = drawn(history=1, new=5)
+    state = world.begin(frames, generator=seeded())
+    state.step(codes[:, :1])
+    place = state.fork()
+    first = torch.cat([state.step(part) for part in codes[:, 1:].split(1, dim=1)], 1)
+    again = torch.cat([place.step(part) for part in codes[:, 1:].split(1, dim=1)], 1)
+    assert torch.equal(first, again)
+
+
+def test_64_forks_hold_their_context_once_and_a_second_context_costs_the_first_nothing(build):
+    model = build(9)
+    world = World(model, SamplerConfig.planning())
+    frames, codes = drawn(history=5, new=3, clips=1)
+    state = world.begin(frames, codes[:, :4], generator=seeded())
+    many = codes.expand(64, -1, -1, -1)
+    with Counting(model) as count:
+        forks = state.fork(64)
+        forks.step(many[:, 4:5])
+        other = world.begin(frames + 0.1, codes[:, :4], generator=seeded())
+        other.step(codes[:, 4:5])
+        forks.step(many[:, 5:6])
+    # The context with one row, then new frames; the second context between them changes nothing.
+    assert count.passes == [
+        *[(1, 5), (64, 1), (64, 1), (64, 1)],
+        *[(1, 5), (1, 1), (1, 1), (1, 1)],
+        *[(64, 1), (64, 1), (64, 1), (64, 1)],
+    ]
+    for layer in forks._rollout._cache.layers:
+        assert [part.keys.shape[:2] for part in layer.parts] == [(1, 5), (64, 1)]
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
@@ -346,7 +368,6 @@ def test_a_generator_that_sees_the_future_is_rolled_out_without_a_cache(build, k
         latents_of(model, frames, codes, replace(TWO, cache=cache)) for cache in ("auto", "off")
     )
     assert torch.equal(auto, off)
-    assert isinstance(rolling.context(model, TWO, conditioned=True), Recomputed)
     with pytest.raises(ValueError, match=r"sampler.cache is on: (STDiT3|Wan): a cache needs"):
         latents_of(model, frames, codes, replace(TWO, cache="on"))
 
@@ -356,32 +377,40 @@ def test_a_generator_that_sees_the_future_is_rolled_out_without_a_cache(build, k
     [
         ({"cache": "yes"}, r"sampler.cache: expected one of auto, on, off, got 'yes'"),
         ({"slide": "fast"}, r"sampler.slide: expected one of exact, keep, got 'fast'"),
-        ({"guidance_passes": "2"}, r"sampler.guidance_passes: expected 'one' or 'two', got '2'"),
+        ({"guidance_passes": "2"}, r"sampler.guidance_passes: expected one of one, two, got '2'"),
         ({"history_noise": -0.1}, r"sampler.history_noise: expected a time in \[0, 1\), got -0.1"),
     ],
 )
 def test_settings_that_nobody_has_are_named(build, config, message):
     frames, codes = drawn(history=1, new=1)
     with pytest.raises(ValueError, match=message):
-        build().rollout(frames, codes, generator=seeded(), sampler=replace(TWO, **config))
+        World(build(), replace(TWO, **config)).rollout(frames, codes, generator=seeded())
 
 
 def test_what_does_not_fit_is_named(build):
-    model = build(4)
+    world = World(build(4), TWO)
     frames, codes = drawn(history=2, new=2)
     many = codes[:, None, 1:]
-    with pytest.raises(ValueError, match=r"history of 2 frames needs history_codes \[2, 1, N, d\]"):
-        model.rollout_candidates(frames, many, generator=seeded())
-    with pytest.raises(ValueError, match=r"history of 2 frames needs history_codes"):
-        model.rollout_stream(frames, codes, generator=seeded())
+    with pytest.raises(ValueError, match=r"2 context frames need codes \[2, 1, N, d\]"):
+        world.rollout_candidates(frames, many, generator=seeded())
+    with pytest.raises(ValueError, match=r"2 context frames need codes"):
+        world.begin(frames, generator=seeded())
+    with pytest.raises(ValueError, match=r"expected codes \[2, 3, N, d\] that lead through 4"):
+        world.rollout(frames.repeat(1, 2, 1, 1, 1), codes[:, :2], generator=seeded())
     for wrong in (codes, many[:1], many[:, :0], many[:, :, :0]):
         with pytest.raises(ValueError, match=r"expected codes \[2, n, steps, N, d\]"):
-            model.rollout_candidates(frames, wrong, generator=seeded())
-    with pytest.raises(ValueError, match=r"1 <= chunk < window = 4, got 4"):
-        model.rollout_stream(frames[:, :1], codes, generator=seeded(), chunk=4)
-    stream = model.rollout_stream(frames[:, :1], [codes[:1, 0]], generator=seeded())
-    with pytest.raises(ValueError, match=r"expected actions \[2, 2, 4\] .* got \(1, 1, 2, 4\)"):
-        next(stream)
+            world.rollout_candidates(frames, wrong, generator=seeded())
+    for chunk in (0, 4):
+        with pytest.raises(ValueError, match=rf"1 <= chunk < window = 4, got {chunk}"):
+            world.rollout(frames, codes, generator=seeded(), chunk=chunk)
+    state = world.begin(frames[:, :1], generator=seeded())
+    for wrong in (None, codes[:1, :1], codes[:, 0], codes[..., :1]):
+        with pytest.raises(ValueError, match=r"expected codes \[2, 1 k, 2, 4\], got"):
+            state.step(wrong)
+    with pytest.raises(ValueError, match=r"actions of 1 \.\. 3 new latent frames"):
+        state.step(codes[:, :1].expand(-1, 4, -1, -1))
+    with pytest.raises(ValueError, match=r"decode_context >= 1, got 0"):
+        world.begin(frames[:, :1], generator=seeded(), decode_context=0)
 
 
 @pytest.mark.parametrize("cache", ["on", "off"])
@@ -420,13 +449,16 @@ def test_no_denoising_step_waits_for_the_device(build, cache, kind):
     model = build(4, kind=kind)
     _, codes = drawn(history=3, new=1)
     past = torch.randn(2, 12, 3, 4, 4, generator=seeded())
-    for more in ({"guidance": 4.0}, {"guidance": 4.0, "guidance_passes": "two"}):
+    for more in ({}, {"passes": "two"}):
         with torch.no_grad():
-            context = rolling.context(model, replace(TWO, cache=cache, **more), conditioned=True)
-            velocity = context.velocity(past, codes, 0)
+            velocity = ConditionedVelocity(model, codes, guidance=4.0, **more)
+            held = model.backbone.new_cache if cache == "on" else None
+            if held is not None:
+                held = GuidedCache(held(), held()) if more else held()
+                velocity(past, torch.zeros(2, 3), cache=held, store=True)
             x, times = past[:, :, :1], torch.full((2, 1), 0.5)
             with Waits() as waits:
-                velocity(x, times)
+                velocity(x, times, first=0 if held is None else 3, cache=held)
             assert waits.calls == []
     with waits:  # that the test can fail
         torch.tensor(1.0).item()

@@ -23,6 +23,7 @@ from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ActionConditioner, ConditionerConfig
 from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.tokenizers.base import latent_frames
+from colaworld.models.world import World
 from colaworld.models.world_model import ModelConfig, WorldModel
 
 ONE = SamplerConfig(steps=1)
@@ -114,105 +115,60 @@ def test_frame_k_is_led_into_by_action_k_minus_1(stride, histories, chunk):
     model = painter(stride, window=9)
     for given in histories:
         history = torch.full((2, given, 3, 2, 2), 0.5)
-        made = model.rollout(history, numbered(16), generator=seeded(), sampler=ONE, chunk=chunk)
+        made = World(model, ONE).rollout(history, numbered(16), generator=seeded(), chunk=chunk)
         assert made.frames.shape[1] == 17 and made.history == given
         assert shown(made.frames) == [0.5] * given + list(range(given - 1, 16)), given
 
 
 def test_a_window_begins_with_a_frame_that_no_action_led_into():
     model = painter(4, window=9)  # 3 latent frames
-    model.rollout(torch.zeros(1, 1, 3, 2, 2), numbered(16, 1), generator=seeded(), sampler=ONE)
+    World(model, ONE).rollout(torch.zeros(1, 1, 3, 2, 2), numbered(16, 1), generator=seeded())
     assert model.backbone.first_action == [-1] * 4
 
 
 @pytest.mark.parametrize("stride", [1, 4])
-def test_streams_and_candidates_count_alike(stride):
+def test_steps_and_candidates_count_alike(stride):
     model = painter(stride, window=9)
     history = torch.full((2, 5, 3, 2, 2), 0.5)
     codes = numbered(16)
-    stream = model.rollout_stream(
-        history,
-        iter(codes[:, 4:].unbind(1)),
-        history_codes=codes[:, :4],
-        generator=seeded(),
-        sampler=ONE,
-    )
-    parts = list(stream)
+    state = World(model, ONE).begin(history, codes[:, :4], generator=seeded())
+    parts = [state.step(part) for part in codes[:, 4:].split(stride, dim=1)]
     assert [part.shape[1] for part in parts] == [stride] * (12 // stride)
     assert shown(torch.cat(parts, 1)) == list(range(4, 16))
-    many = model.rollout_candidates(
+    many = World(model, ONE).rollout_candidates(
         history,
         torch.stack([codes, codes + 100], 1)[:, :, 4:],
-        history_codes=codes[:, :4],
+        context_codes=codes[:, :4],
         generator=seeded(),
-        sampler=ONE,
     )
     assert shown(many[:, 0]) == list(range(4, 16))
     assert shown(many[:, 1]) == list(range(104, 116))
 
 
-def test_a_stream_takes_no_more_actions_than_the_next_frames_need():
-    model, taken = painter(4, window=9), []
-
-    def actions():
-        for action in numbered(8).unbind(1):
-            taken.append(action)
-            yield action
-
-    stream = model.rollout_stream(
-        torch.zeros(2, 1, 3, 2, 2), actions(), generator=seeded(), sampler=ONE
-    )
-    assert taken == []
-    next(stream)
-    assert len(taken) == 4
-    assert shown(next(stream)) == [4, 5, 6, 7] and len(taken) == 8
-
-
 def test_decoding_with_less_context_shows_the_same_where_latents_decode_alone():
-    model = painter(4, window=9)
-    parts = model.rollout_stream(
-        torch.zeros(1, 1, 3, 2, 2),
-        numbered(16, 1),
-        generator=seeded(),
-        sampler=ONE,
-        decode_context=1,
-    )
-    assert shown(torch.cat(list(parts), 1)) == list(range(16))
-    with pytest.raises(ValueError, match=r"decode_context >= 1, got 0"):
-        model.rollout_stream(
-            torch.zeros(1, 1, 3, 2, 2), numbered(4, 1), generator=seeded(), decode_context=0
-        )
-
-
-def test_a_policy_that_gives_nothing_is_told_not_asked_for_ever():
-    nothing = torch.zeros(1, 0, 1, numbered(4, 1).shape[-1])
-    stream = painter(4, window=9).rollout_stream(
-        torch.zeros(1, 1, 3, 2, 2), lambda shown: nothing, generator=seeded(), sampler=ONE
-    )
-    with pytest.raises(ValueError, match=r"k >= 1 \(None ends it\).*got \(1, 0, 1, "):
-        next(stream)
+    world = World(painter(4, window=9), ONE)
+    state = world.begin(torch.zeros(1, 1, 3, 2, 2), generator=seeded(), decode_context=1)
+    parts = [state.step(part) for part in numbered(16, 1).split(4, dim=1)]
+    assert shown(torch.cat(parts, 1)) == list(range(16))
 
 
 def test_what_does_not_fit_says_what_would():
     model = painter(4, window=9)
     history = torch.zeros(2, 5, 3, 2, 2)
-    with pytest.raises(ValueError, match=r"rollout: history: .* got 6; take 5 or 9"):
-        model.rollout(torch.zeros(2, 6, 3, 2, 2), numbered(12), generator=seeded())
-    with pytest.raises(ValueError, match=r"7 actions after the history .*; pass 4 or 8"):
-        model.rollout(history, numbered(4 + 7), generator=seeded())
-    with pytest.raises(ValueError, match=r"7 actions after the history .*; pass 4 or 8"):
-        model.rollout_candidates(
-            history, numbered(7)[:, None], history_codes=numbered(4), generator=seeded()
+    with pytest.raises(ValueError, match=r"rollout: context_frames: .* got 6; take 5 or 9"):
+        World(model).rollout(torch.zeros(2, 6, 3, 2, 2), numbered(12), generator=seeded())
+    with pytest.raises(ValueError, match=r"7 actions after the context .*; pass 4 or 8"):
+        World(model).rollout(history, numbered(4 + 7), generator=seeded())
+    with pytest.raises(ValueError, match=r"7 actions after the context .*; pass 4 or 8"):
+        World(model, SamplerConfig.planning()).rollout_candidates(
+            history, numbered(7)[:, None], context_codes=numbered(4), generator=seeded()
         )
-    stream = model.rollout_stream(
-        history, numbered(6), history_codes=numbered(4), generator=seeded(), sampler=ONE
-    )
-    assert shown(next(stream)) == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match=r"2 actions after the history .*; pass 4"):
-        next(stream)
+    state = World(model, ONE).begin(history, numbered(4), generator=seeded())
+    with pytest.raises(ValueError, match=r"2 actions after the context .*; pass 4"):
+        state.step(numbered(2))
     model.config = replace(model.config, window=8)
     with pytest.raises(ValueError, match=r"model.window: .* got 8; take 5 or 9"):
-        model.rollout(history, numbered(8), generator=seeded())
+        World(model).rollout(history, numbered(8), generator=seeded())
 
 
 @pytest.fixture
@@ -248,9 +204,9 @@ def drawn() -> tuple[torch.Tensor, torch.Tensor]:
 def test_cached_and_uncached_are_equal(strided, more):
     history, codes = drawn()
     cached, plain = (
-        strided.rollout(
-            history, codes, generator=seeded(), sampler=SamplerConfig(2, cache=cache, **more)
-        ).generated
+        World(strided, SamplerConfig(2, cache=cache, **more))
+        .rollout(history, codes, generator=seeded())
+        .generated
         for cache in ("on", "off")
     )
     assert plain.shape == (2, 12, 3, 4, 4) and plain.std() > 0.1
@@ -263,7 +219,7 @@ def test_an_action_changes_nothing_before_its_latent_frame(strided, action):
     other = codes.clone()
     other[:, action] += 1.0
     made, changed = (
-        strided.rollout(history, c, generator=seeded(), sampler=SamplerConfig(2)).frames
+        World(strided, SamplerConfig(2)).rollout(history, c, generator=seeded()).frames
         for c in (codes, other)
     )
     moved = (made - changed).abs().amax((0, 2, 3, 4))

@@ -11,10 +11,12 @@ from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.backbones.wan import WanConfig
 from colaworld.models.conditioning import ConditionerConfig
+from colaworld.models.guidance import ConditionedVelocity
 from colaworld.models.latent_action.fdm import FDMConfig
 from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.latent_action.quantizers import QuantizerConfig
 from colaworld.models.layers.attention import AxialAttention
+from colaworld.models.world import World
 from colaworld.models.world_model import ModelConfig, WorldModel
 
 SMALL = ModelConfig(
@@ -78,7 +80,7 @@ def test_untrained_conditioner_leaves_the_generator_exactly_as_it_was(randomised
         assert torch.equal(plain, model.backbone.velocity(x, times))
         assert torch.equal(plain, model.velocity(x, times, codes))
         assert torch.equal(plain, model.velocity(x, times, codes, drop))
-        assert torch.equal(plain, model.velocity_under(codes)(x, times))
+        assert torch.equal(plain, ConditionedVelocity(model, codes)(x, times))
         randomised(model.conditioner)
         assert (plain - model.velocity(x, times, codes)).abs().max() > 1e-2
 
@@ -126,11 +128,13 @@ def test_guidance_by_formula(randomised):
         null = model.velocity(x, times, codes, torch.ones(2, 3).bool())
         expected = null + 4 * (conditional - null)
         for passes in ("one", "two"):
-            made = model.velocity_under(codes, 4.0, passes=passes)(x, times)
+            made = ConditionedVelocity(model, codes, guidance=4.0, passes=passes)(x, times)
             # The batch of twice the clips rounds its products differently, guidance magnifies it.
             assert (made - expected).norm() <= 2e-6 * expected.norm(), passes
-        assert torch.equal(model.velocity_under(codes, 1.0)(x, times), conditional)
-        assert torch.equal(model.velocity_under(None)(x, times), model.backbone.velocity(x, times))
+        assert torch.equal(ConditionedVelocity(model, codes)(x, times), conditional)
+        assert torch.equal(
+            ConditionedVelocity(model, None)(x, times), model.backbone.velocity(x, times)
+        )
 
 
 def test_inferred_actions_are_in_evaluation_mode_and_change_nothing(randomised):
@@ -183,13 +187,13 @@ def test_rollout_keeps_history_bit_for_bit_and_repeats_with_the_seed(randomised)
     history = video()[:, :2]
     codes = inputs(length=6)[2]
     config = SamplerConfig(steps=2)
-    made = model.rollout(history, codes, generator=seeded(), sampler=config)
+    made = World(model, config).rollout(history, codes, generator=seeded())
     assert made.frames.shape == (2, 6, 3, 8, 8) and made.history == 2
     assert torch.equal(made.frames[:, :2], history)
     assert made.generated.min() >= 0 and made.generated.max() <= 1
-    again = model.rollout(history, codes, generator=seeded(), sampler=config)
+    again = World(model, config).rollout(history, codes, generator=seeded())
     assert torch.equal(made.frames, again.frames)
-    other = model.rollout(history, codes, generator=seeded(1), sampler=config)
+    other = World(model, config).rollout(history, codes, generator=seeded(1))
     assert not torch.equal(made.generated, other.generated)
     assert all(module.training for module in model.modules())
 
@@ -201,7 +205,7 @@ def test_rollout_follows_actions_from_their_frame_on(randomised):
     changed[:, 2] += 1.0  # leads from frame 2 to frame 3
     config = SamplerConfig(steps=2)
     made, other = (
-        model.rollout(history, c, generator=seeded(), sampler=config).frames
+        World(model, config).rollout(history, c, generator=seeded()).frames
         for c in (codes, changed)
     )
     moved = (made - other).abs().amax((0, 2, 3, 4))
@@ -212,7 +216,7 @@ def test_rollout_guidance_is_the_samplers(randomised):
     model = randomised(build())
     history, codes = video()[:, :1], inputs(length=2)[2]
     plain, strong = (
-        model.rollout(history, codes, generator=seeded(), sampler=SamplerConfig(2, guidance=g))
+        World(model, SamplerConfig(2, guidance=g)).rollout(history, codes, generator=seeded())
         for g in (1.0, 4.0)
     )
     assert (plain.generated - strong.generated).abs().max() > 1e-3
@@ -222,11 +226,11 @@ def test_rollout_without_actions_needs_a_length(randomised):
     model = randomised(build(parts=()))
     history = video()[:, :2]
     config = SamplerConfig(steps=2)
-    made = model.rollout(history, None, generator=seeded(), frames=5, sampler=config)
+    made = World(model, config).rollout(history, None, generator=seeded(), frames=5)
     assert made.frames.shape[1] == 5
     for frames in (None, 1):
         with pytest.raises(ValueError, match=rf"without codes needs frames >= 2, got {frames}"):
-            model.rollout(history, None, generator=seeded(), frames=frames)
+            World(model).rollout(history, None, generator=seeded(), frames=frames)
 
 
 def test_an_attention_backend_is_chosen_by_name_for_every_layer(monkeypatch) -> None:

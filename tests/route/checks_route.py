@@ -19,6 +19,7 @@ from colaworld.models.backbones.wan import WanConfig
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.latent_action.quantizers import QuantizerConfig
+from colaworld.models.world import World
 from colaworld.models.world_model import ModelConfig, WorldModel
 from colaworld.training.objectives import ColaObjective, ObjectiveConfig
 
@@ -132,7 +133,7 @@ def test_a_rollout(backbone) -> None:
 
     def run():
         draw = torch.Generator().manual_seed(5)
-        return model.rollout(frames, codes, generator=draw, sampler=SamplerConfig(steps=2))
+        return World(model, SamplerConfig(steps=2)).rollout(frames, codes, generator=draw)
 
     with torch.no_grad(), ops.force("reference"):
         made.append(run())
@@ -149,7 +150,7 @@ def test_a_rollout_reads_nothing_on_the_host(backbone) -> None:
     codes = torch.zeros(1, 4, 2, 8)
     draw = torch.Generator().manual_seed(5)
     with torch.no_grad(), gpu(), NoHostReads():
-        model.rollout(frames, codes, generator=draw, sampler=SamplerConfig(steps=2))
+        World(model, SamplerConfig(steps=2)).rollout(frames, codes, generator=draw)
 
 
 @pytest.mark.parametrize("name", ["st_attention", "vector_quantize", "code_statistics"])

@@ -1,8 +1,8 @@
-"""Keys and values of frames a generator has already seen, so that a new frame costs one frame.
+"""Keys and values of frames a video model has already seen, so that a new frame costs one frame.
 
 Exact only where no frame attends to a later one: the caller may cache clean history under causal
 attention, nothing else. Not here: attention itself, nor when a rollout caches (flow/rollout).
-Shape legend: B clips, T frames held, S tokens per frame, H heads, D head dim.
+Shape legend: B clips, b a divisor of B, T frames held, S tokens per frame, H heads, D head dim.
 """
 
 from __future__ import annotations
@@ -14,19 +14,55 @@ import torch
 from torch import Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
+class Part:
+    """Frames that were stored for as many rows as there were then."""
+
+    keys: Tensor  # [b, T, S, H, D], normed and rotated, ready for the product
+    values: Tensor  # [b, T, S, H, D]
+
+
 class LayerCache:
-    """What one attention layer holds; keys are normed and rotated, ready for the product."""
+    """What one attention layer holds, oldest first; nothing that is held ever changes.
 
-    keys: Tensor | None = None  # [B, T, S, H, D]
-    values: Tensor | None = None  # [B, T, S, H, D]
+    A part of b rows serves any multiple B: B / b rows in a row see the same. So what rollouts have
+    in common is held once, however many they are.
+    """
 
-    def joined(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """What is held, then the given [B, t, S, H, D]; a cache of one clip serves any number."""
-        if self.keys is None or self.values is None:
-            return keys, values
-        held = [x.expand(keys.shape[0], *x.shape[1:]) for x in (self.keys, self.values)]
-        return torch.cat([held[0], keys], dim=1), torch.cat([held[1], values], dim=1)
+    def __init__(self, parts: tuple[Part, ...] = ()) -> None:
+        self.parts = parts
+
+    @property
+    def frames(self) -> int:
+        """How many are held."""
+        return sum(part.keys.shape[1] for part in self.parts)
+
+    def joined(self, rows: int, *following: Part) -> tuple[Tensor, Tensor]:
+        """Keys and values [rows, T, S, H, D] of what is held and of what follows; not empty."""
+        parts = (*self.parts, *following)
+        keys = [_rows(part.keys, rows) for part in parts]
+        values = [_rows(part.values, rows) for part in parts]
+        if len(parts) == 1:
+            return keys[0], values[0]
+        return torch.cat(keys, dim=1), torch.cat(values, dim=1)
+
+    def store(self, new: Part) -> None:
+        """Hold the given frames too; those of as many rows stand in one part."""
+        before = self.parts
+        if before and before[-1].keys.shape[0] == new.keys.shape[0]:
+            keys, values = LayerCache(before[-1:]).joined(new.keys.shape[0], new)
+            before, new = before[:-1], Part(keys, values)
+        self.parts = (*before, new)
+
+    def forget(self, frames: int) -> None:
+        """The first `frames` leave; there are as many."""
+        kept = []
+        for part in self.parts:
+            leaving = min(frames, part.keys.shape[1])
+            frames -= leaving
+            if leaving < part.keys.shape[1]:
+                kept.append(Part(part.keys[:, leaving:], part.values[:, leaving:]))
+        self.parts = tuple(kept)
 
 
 @dataclass(frozen=True)
@@ -39,10 +75,11 @@ class CacheView:
 
     def extended(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values to attend to, [B, held + t, S, H, D]; kept if `store`."""
-        keys, values = self.layer.joined(keys, values)
-        if self.store:
-            self.layer.keys, self.layer.values = keys, values
-        return keys, values
+        new, rows = Part(keys, values), keys.shape[0]
+        if not self.store:
+            return self.layer.joined(rows, new)
+        self.layer.store(new)
+        return self.layer.joined(rows)
 
 
 class KVCache:
@@ -71,19 +108,16 @@ class KVCache:
         anew. Raises ValueError on more frames than are held.
         """
         for layer in self.layers:
-            held = 0 if layer.keys is None else layer.keys.shape[1]
-            if not 0 <= frames <= held:
-                raise ValueError(f"KVCache.forget: expected 0 .. {held} frames, got {frames}")
-            if layer.keys is not None and layer.values is not None:
-                layer.keys, layer.values = layer.keys[:, frames:], layer.values[:, frames:]
+            if not 0 <= frames <= layer.frames:
+                raise ValueError(
+                    f"KVCache.forget: expected 0 .. {layer.frames} frames, got {frames}"
+                )
+            layer.forget(frames)
 
-    def repeat_interleave(self, count: int) -> KVCache:
-        """Each clip's history `count` times in a row; for one clip without copying."""
-        copy = KVCache(len(self.layers))
-        copy.frames = self.frames
-        for mine, new in zip(self.layers, copy.layers, strict=True):
-            if mine.keys is not None and mine.values is not None:
-                new.keys, new.values = (_repeat(x, count) for x in (mine.keys, mine.values))
+    def copy(self) -> KVCache:
+        """One that goes its own way from here; what is held so far is held once for both."""
+        copy = KVCache(0)
+        copy.layers, copy.frames = [LayerCache(layer.parts) for layer in self.layers], self.frames
         return copy
 
 
@@ -105,16 +139,18 @@ def frames_before(
             f"cache: expected {expected} layers, got {len(cache.layers)}; make it with this model's "
             "new_cache()"
         )
-    held = cache.layers[0].keys
-    if held is not None and (held.shape[0] not in (1, clips) or held.shape[2] != tokens):
-        raise ValueError(
-            f"cache: expected {tokens} tokens per frame of {clips} clips (or of 1), it holds "
-            f"{held.shape[2]} of {held.shape[0]}"
-        )
+    for part in cache.layers[0].parts:
+        rows, _, held = part.keys.shape[:3]
+        if clips % rows or held != tokens:
+            raise ValueError(
+                f"cache: expected {tokens} tokens per frame of {clips} clips (or of a divisor), it "
+                f"holds {held} of {rows}"
+            )
     return cache.frames
 
 
-def _repeat(x: Tensor, count: int) -> Tensor:
-    if x.shape[0] == 1:
-        return x.expand(count, *x.shape[1:])
-    return x.repeat_interleave(count, dim=0)
+def _rows(x: Tensor, rows: int) -> Tensor:
+    """x [b, ...] with each row rows / b times; without copying where there is one or enough."""
+    if x.shape[0] in (1, rows):
+        return x.expand(rows, *x.shape[1:])
+    return x.repeat_interleave(rows // x.shape[0], dim=0)

@@ -32,9 +32,9 @@ from colaworld.models.latent_action.quantizers.codebook import (
 from colaworld.models.latent_action.quantizers.continuous import GaussianLatent, NoQuantizer
 from colaworld.models.latent_action.quantizers.estimators import rotation, straight_through
 from colaworld.models.latent_action.quantizers.finite import FSQ
-from colaworld.models.latent_action.quantizers.pending import Ranks
 from colaworld.models.latent_action.quantizers.residual import ResidualVQ
 from colaworld.models.latent_action.quantizers.starts import cluster_start, spread_start
+from colaworld.models.parts import Part, register_part
 
 QUANTIZERS: dict[str, Callable[[QuantizerConfig, int], Quantizer]] = {
     "vq": GradientVQ,
@@ -59,6 +59,15 @@ def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
     return QUANTIZERS[config.kind](config, dim)
 
 
+register_part(
+    Part(
+        "quantizer",
+        QuantizerConfig,
+        lambda config, model: build_quantizer(config, model.config.idm.dim),
+        needs=("idm",),
+    )
+)
+
 __all__ = [
     "EMAVQ",
     "FSQ",
@@ -72,7 +81,6 @@ __all__ = [
     "Quantized",
     "Quantizer",
     "QuantizerConfig",
-    "Ranks",
     "ResidualVQ",
     "Standardise",
     "build_quantizer",

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from colaworld.contracts import Moved
-from colaworld.models.latent_action.quantizers.pending import Pending, Ranks
+from colaworld.models.latent_action.quantizers.pending import Pending, gather_rows, sum_pieces
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Kind = Literal["vq", "ema", "nsvq", "fsq", "residual", "gaussian", "none"]
 
@@ -141,7 +144,7 @@ class Quantizer(nn.Module):
         self.config, self.dim = config, dim
         self.standardise = Standardise(dim) if config.normalise else nn.Identity()
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
-        self.ranks = Ranks()
+        self.process_group: ProcessGroup | None = None
         self._pending = Pending(capacity=0)
 
     def forward(self, z: Tensor, *, generator: torch.Generator | None = None) -> Quantized:
@@ -174,11 +177,14 @@ class Quantizer(nn.Module):
         """
         self.started.fill_(True)
         if isinstance(self.standardise, Standardise):
-            self.standardise.start(self.ranks.gather(z.float().reshape(-1, self.dim)))
+            flat = z.float().reshape(-1, self.dim)
+            self.standardise.start(gather_rows(flat, self.process_group))
 
-    def over(self, ranks: Ranks) -> None:
-        """Let `start` and `after_step` count what all these processes saw."""
-        self.ranks = ranks
+    def set_process_group(self, group: ProcessGroup | None) -> None:
+        """Let `start` and `after_step` count what all processes of `group` saw; None: this one."""
+        for module in self.modules():
+            if isinstance(module, Quantizer):
+                module.process_group = group
 
     def begin_step(self) -> None:
         """Before the forward passes of an optimiser step: forget what an abandoned step left."""
@@ -205,7 +211,7 @@ class Quantizer(nn.Module):
         pieces = self._pieces(generator)
         if not pieces:
             return {}, []
-        result = self._absorb(iter(self.ranks.total(pieces)), generator)
+        result = self._absorb(iter(sum_pieces(pieces, self.process_group)), generator)
         self.begin_step()
         return result
 

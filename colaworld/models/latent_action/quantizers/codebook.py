@@ -6,6 +6,7 @@ Not here: several codebooks in a row (residual.py), where one starts (starts.py)
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,17 @@ from colaworld.models.latent_action.quantizers.base import (
     Seen,
 )
 from colaworld.models.latent_action.quantizers.estimators import ESTIMATORS
-from colaworld.models.latent_action.quantizers.pending import Pending, offered
+from colaworld.models.latent_action.quantizers.pending import (
+    Pending,
+    gather_rows,
+    offered,
+    shared_generator,
+)
 from colaworld.models.latent_action.quantizers.starts import cluster_start, spread_start
 from colaworld.ops import code_statistics, update_codebook, vector_quantize
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _RECENT = 1024  # latents kept while they pass unquantised, and of a step that re-seeds
 
@@ -57,7 +66,8 @@ class CodebookQuantizer(Quantizer):
 
     def begin_step(self) -> None:
         super().begin_step()
-        self._steps_read = int(self.age)
+        if self.config.reseed or self.config.continuous_steps:  # else nothing asks
+            self._steps_read = int(self.age)
 
     @property
     def _steps(self) -> int:
@@ -102,6 +112,14 @@ class CodebookQuantizer(Quantizer):
         seen = Seen(flat.detach(), indices) if self.training else None
         return codes.view_as(z), indices.view(z.shape[:-1]), seen
 
+    def set_process_group(self, group: ProcessGroup | None) -> None:
+        if hasattr(self.codebook, "full_tensor"):  # a DTensor
+            raise TypeError(
+                "quantizer: the codebook is sharded over processes; keep it replicated, since "
+                "re-seeding writes single rows of it on every process"
+            )
+        super().set_process_group(group)
+
     @torch.no_grad()
     def start(self, z: Tensor, *, generator: torch.Generator | None = None) -> None:
         super().start(z, generator=generator)
@@ -110,7 +128,8 @@ class CodebookQuantizer(Quantizer):
             self.eval()
             flat = self.standardise(z.float()).reshape(-1, self.dim)
             self.train(was)
-            flat, generator = self.ranks.gather(flat), self.ranks.agreed(generator)
+            flat = gather_rows(flat, self.process_group)
+            generator = shared_generator(generator, self.process_group)
             self.codebook.copy_(spread_start(flat, self.codebook.shape[0], generator))
         self._started()
 
@@ -130,9 +149,11 @@ class CodebookQuantizer(Quantizer):
                 # Different latents for different codes: equal codes would tie, one stay dead.
                 count, device = len(pending.latents), pending.latents.device
                 order = torch.randperm(count, generator=generator, device=device)
-                pieces.append(pending.offer(self.codebook.shape[0], self.ranks, order=order))
+                pieces.append(
+                    pending.offer(self.codebook.shape[0], self.process_group, order=order)
+                )
         elif pending.latents is not None:
-            pieces.append(pending.offer(_RECENT, self.ranks))
+            pieces.append(pending.offer(_RECENT, self.process_group))
         return pieces
 
     def _absorb(
@@ -179,7 +200,8 @@ class CodebookQuantizer(Quantizer):
                     "quantizer: no finite latent was seen in continuous_steps, so the codebook "
                     "cannot start; the latent action model has diverged"
                 )
-            count, generator = self.codebook.shape[0], self.ranks.agreed(generator)
+            count = self.codebook.shape[0]
+            generator = shared_generator(generator, self.process_group)
             self.codebook.copy_(cluster_start(self.recent[:filled], count, generator))
             self._started()
 

@@ -17,7 +17,6 @@ from colaworld.models.latent_action.quantizers.base import (
 )
 from colaworld.models.latent_action.quantizers.codebook import GradientVQ
 from colaworld.models.latent_action.quantizers.estimators import ESTIMATORS
-from colaworld.models.latent_action.quantizers.pending import Ranks
 
 
 class ResidualVQ(Quantizer):
@@ -65,11 +64,6 @@ class ResidualVQ(Quantizer):
             layer.start(left, generator=generator)
             left = left - layer(left).codes
         self.train(was)
-
-    def over(self, ranks: Ranks) -> None:
-        super().over(ranks)
-        for layer in self.layers:
-            layer.over(ranks)
 
     def begin_step(self) -> None:
         super().begin_step()
