@@ -102,6 +102,12 @@ def _convert(hint: Any, value: Any, path: str, before: Any) -> Any:
             _convert(h, v, f"{path}[{i}]", None)
             for i, (h, v) in enumerate(zip(inner, value, strict=True))
         )
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path}: expected a mapping, got {value!r}")
+        held = before if isinstance(before, Mapping) else {}
+        made = {k: _entry(args[1], k, v, f"{path}.{k}", held) for k, v in value.items()}
+        return {**held, **made}
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
@@ -114,6 +120,17 @@ def _convert(hint: Any, value: Any, path: str, before: Any) -> Any:
     if hint is Any or (isinstance(value, hint) and not (hint is int and isinstance(value, bool))):
         return value
     raise ConfigError(f"{path}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+
+
+def _entry(hint: Any, key: Any, value: Any, path: str, held: Mapping[str, Any]) -> Any:
+    """One value of a mapping whose keys are open; a new key may be a misspelt one."""
+    try:
+        return _convert(hint, value, path, held.get(key))
+    except ConfigError as error:
+        near = difflib.get_close_matches(str(key), held, n=1)
+        if key in held or not near:
+            raise
+        raise ConfigError(f"{error}; did you mean {near[0]!r} instead of {key!r}?") from None
 
 
 def _of_kind(options: list[Any], value: Any, path: str, before: Any) -> Any:

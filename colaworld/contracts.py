@@ -24,7 +24,7 @@ def _expect(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """What a real action column holds. Real actions are used by evaluation only, never by training.
+    """What a real action column holds. Evaluation reads real actions, and a phase whose objective asks for them.
 
     `kind` "discrete": integer class ids in [0, size); "continuous": float vectors of length size.
     `names` has one entry per class (discrete) or per dimension (continuous), or is empty.

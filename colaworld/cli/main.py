@@ -9,6 +9,7 @@ import os
 import sys
 
 from colaworld.cli.errors import FORESEEN, tell
+from colaworld.cli.plugins import import_plugins
 
 VERBS = {
     "record": "film a simulator into a data set",
@@ -56,8 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"colaworld: no verb {verb!r}.{hint}\n\n{usage()}", end="", file=sys.stderr)
         return 2
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    module = importlib.import_module(f"colaworld.cli.{verb.replace('-', '_')}")
     try:
+        import_plugins()
+        module = importlib.import_module(f"colaworld.cli.{verb.replace('-', '_')}")
         return int(module.run(rest) or 0)
     except KeyboardInterrupt:
         print("colaworld: stopped", file=sys.stderr)

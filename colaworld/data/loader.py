@@ -63,7 +63,7 @@ class _Group:
 class ClipLoader:
     """Endless iterator of ClipBatch, the same for the same (config, batch_size, seed, rank).
 
-    Ranks read disjoint pieces. `with_actions` adds real actions (evaluation only); DataError if
+    Ranks read disjoint pieces. `with_actions` adds real actions; DataError if
     there are none. `latents`, of this loader's `clips`, fills each batch's latents; it may be set
     until the first batch is asked for. `close()` stops the threads (they are daemons, so a process can end without it).
     """

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from colaworld.models.layers.mlp import MLP
 from colaworld.models.layers.rope import rope_tables
+from colaworld.models.parts import Part, register_part
 from colaworld.ops import st_attention
 
 
@@ -118,3 +119,19 @@ class ActionConditioner(nn.Module):
     def null_modulation(self, codes: Tensor) -> Tensor:
         """The modulation when every action is the null action (for guidance)."""
         return self(codes, torch.ones(codes.shape[:2], dtype=torch.bool, device=codes.device))
+
+
+def _build(config: ConditionerConfig, model: nn.Module) -> ActionConditioner:
+    return ActionConditioner(
+        config,
+        width=model.backbone.width,
+        blocks=model.backbone.modulated_blocks,
+        tokens=model.config.idm.tokens,
+        dim=model.config.idm.dim,
+        actions_per_frame=model.tokenizer.temporal_stride,
+    )
+
+
+register_part(
+    Part("conditioner", ConditionerConfig, _build, needs=("idm", "quantizer"), compile=True)
+)

@@ -2,8 +2,8 @@
 
     frames --idm--> z --quantizer--> codes --conditioner--> modulation --backbone--> velocity
 
-The direct children are the parameter groups that training phases name: `tokenizer`, `idm`,
-`quantizer`, `conditioner`, `backbone`, and for the two-stage baseline `fdm`.
+The direct children are the parameter groups that training phases name: `tokenizer`, `backbone`, and
+the parts of `parts.py`: `idm`, `quantizer`, `conditioner`, for the two-stage baseline `fdm`, yours.
 Not here: losses and phases (training), samplers (flow), rollouts (world.py).
 """
 
@@ -11,19 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from colaworld.config import ConfigError, from_dict
 from colaworld.contracts import LatentActions
 from colaworld.models.backbones import BackboneConfig, build_backbone
 from colaworld.models.backbones.stdit3 import STDiT3Config
-from colaworld.models.conditioning import ActionConditioner, ConditionerConfig
-from colaworld.models.latent_action.fdm import FDMConfig, ForwardDynamicsModel
-from colaworld.models.latent_action.idm import IDMConfig, InverseDynamicsModel
-from colaworld.models.latent_action.quantizers import Quantized, QuantizerConfig, build_quantizer
+from colaworld.models.conditioning import ConditionerConfig
+from colaworld.models.latent_action.fdm import FDMConfig
+from colaworld.models.latent_action.idm import IDMConfig
+from colaworld.models.latent_action.quantizers import Quantized, QuantizerConfig
 from colaworld.models.layers.attention import use_backend
+from colaworld.models.parts import PARTS, build_order, find_part
 from colaworld.models.tokenizers import TokenizerConfig, build_tokenizer
 from colaworld.models.tokenizers.pixels import PixelTokenizerConfig
 from colaworld.ops import AttentionBackend
@@ -45,10 +48,31 @@ class ModelConfig:
     """The path from actions into the generator."""
     fdm: FDMConfig = field(default_factory=FDMConfig)
     """The forward model of the two-stage baseline; built only where a phase trains it."""
+    parts: dict[str, Any] = field(default_factory=dict)
+    """Configurations of parts registered elsewhere, by name."""
     attention: AttentionBackend = "auto"
     """auto; fused (one kernel with norm and rotation inside); sdpa; flex; flash (flash-attn)."""
     window: int = 4
     """Frames the generator sees at once in a rollout; normally the clip length of training."""
+
+    def __post_init__(self) -> None:
+        made = {}
+        for name, given in self.parts.items():
+            if name in {f.name for f in fields(self)}:
+                raise ConfigError(f"model.parts.{name}: set model.{name} itself")
+            config = find_part(name).config
+            made[name] = (
+                given
+                if isinstance(given, config)
+                else from_dict(config, given, where=f"model.parts.{name}")
+            )
+        object.__setattr__(self, "parts", made)
+
+    def of(self, part: str) -> Any:
+        """The configuration of a part: what is given, else its defaults."""
+        if hasattr(self, part):
+            return getattr(self, part)
+        return self.parts[part] if part in self.parts else find_part(part).config()
 
 
 class WorldModel(nn.Module):
@@ -63,9 +87,7 @@ class WorldModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config = config or ModelConfig()
-        known = {"idm", "quantizer", "conditioner", "fdm"}
-        if set(parts) - known:
-            raise ValueError(f"parts: expected a subset of {sorted(known)}, got {parts}")
+        order = build_order(parts)
         if config.backbone.text == "full":
             raise ValueError(
                 "model.backbone.text: a world model is given no captions, got 'full'; use 'null' (the "
@@ -80,22 +102,8 @@ class WorldModel(nn.Module):
                 f"the generator takes latents of {self.backbone.channels} channels "
                 f"(model.backbone.in_channels), the tokenizer makes {self.tokenizer.channels}"
             )
-        dim, tokens = config.idm.dim, config.idm.tokens
-        if "idm" in parts:
-            self.idm = InverseDynamicsModel(config.idm)
-        if "quantizer" in parts:
-            self.quantizer = build_quantizer(config.quantizer, dim)
-        if "conditioner" in parts:
-            self.conditioner = ActionConditioner(
-                config.conditioner,
-                width=self.backbone.width,
-                blocks=self.backbone.modulated_blocks,
-                tokens=tokens,
-                dim=dim,
-                actions_per_frame=self.tokenizer.temporal_stride,
-            )
-        if "fdm" in parts:
-            self.fdm = ForwardDynamicsModel(config.fdm, dim=dim)
+        for name in order:
+            setattr(self, name, find_part(name).build(config.of(name), self))
         use_backend(self, config.attention)
 
     @property
@@ -158,9 +166,9 @@ class WorldModel(nn.Module):
 
     def compile_parts(self) -> None:
         """torch.compile what runs in a training step, each part as one full graph."""
-        for name in ("idm", "conditioner", "backbone", "fdm"):
-            if hasattr(self, name):
-                getattr(self, name).compile(fullgraph=True, dynamic=False)
+        for name, child in self.named_children():
+            if name == "backbone" or (name in PARTS and PARTS[name].compile):
+                child.compile(fullgraph=True, dynamic=False)
 
 
 @contextmanager

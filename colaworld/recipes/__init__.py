@@ -22,6 +22,13 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 }
 
 
+def register_recipe(name: str, function: Callable[[], RunConfig]) -> None:
+    """Make a recipe known by name, for example of your own package. Raises ConfigError if taken."""
+    if RECIPES.get(name, function) is not function:
+        raise ConfigError(f"recipe {name!r}: there is a recipe of this name already")
+    RECIPES[name] = function
+
+
 def recipe(name: str) -> RunConfig:
     """The configuration of the recipe called `name`. Raises ConfigError with the nearest name."""
     if name not in RECIPES:

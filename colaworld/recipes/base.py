@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +18,7 @@ from colaworld.data.latent_cache import LatentCache
 from colaworld.data.loader import ClipLoader, DataConfig
 from colaworld.evaluation.evaluate import EvaluationConfig
 from colaworld.flow.samplers import SamplerConfig
+from colaworld.models.parts import build_order
 from colaworld.models.world import World
 from colaworld.models.world_model import ModelConfig, WorldModel
 from colaworld.recipes.preview import RolloutPreview, first_clips
@@ -25,46 +27,31 @@ from colaworld.recipes.weights import load_generator
 from colaworld.training.checkpoint import latest_checkpoint
 from colaworld.training.config import TrainingConfig
 from colaworld.training.distributed import Distributed
-from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig
+from colaworld.training.objectives import ObjectiveConfig, find_objective
 from colaworld.training.phases import Phase
 from colaworld.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-PHASES = ("pretrain", "warmup", "joint", "lam", "world")
 _PREVIEW_CLIPS = 4  # side by side in TensorBoard
-_NEEDS: dict[str, tuple[str, ...]] = {  # what an objective runs through, trained or frozen
-    "flow": (),
-    "cola": ("idm", "quantizer", "conditioner"),
-    "world": ("idm", "quantizer", "conditioner"),
-    "reconstruction": ("idm", "quantizer", "fdm"),
-}
-
-
 _LAM = ("idm", "quantizer", "conditioner")
 
-# The paper's lengths; it starts from a published generator, so the length of pretrain is ours.
-_PRETRAIN = Phase("pretrain", "flow", ("backbone",), steps=40_000)
-_WARMUP = Phase("warmup", "cola", _LAM, steps=8_000)
-_JOINT = Phase("joint", "cola", (*_LAM, "backbone"), steps=30_000)
-_FIRST_STAGE = Phase("lam", "reconstruction", ("idm", "quantizer", "fdm"), steps=30_000)
-_SECOND_STAGE = Phase("world", "world", ("conditioner", "backbone"), steps=30_000)
-
-
-@dataclass(frozen=True)
-class PhasesConfig:
-    """The phases a run may have; `schedule` in the run says which, in which order."""
-
-    pretrain: Phase = _PRETRAIN
-    """The generator alone, without actions."""
-    warmup: Phase = _WARMUP
-    """The generator is frozen; the latent action model learns through it."""
-    joint: Phase = _JOINT
-    """Everything trains."""
-    lam: Phase = _FIRST_STAGE
-    """First of two stages: the latent action model with its own forward model."""
-    world: Phase = _SECOND_STAGE
-    """Second of two stages: the world model under frozen latent actions."""
+PHASES: dict[str, Phase] = {
+    phase.name: phase
+    for phase in (
+        # The paper's lengths; it starts from a published generator, so that of pretrain is ours.
+        # The generator alone, without actions.
+        Phase("pretrain", "flow", ("backbone",), steps=40_000),
+        # The generator is frozen; the latent action model learns through it.
+        Phase("warmup", "cola", _LAM, steps=8_000),
+        # Everything trains.
+        Phase("joint", "cola", (*_LAM, "backbone"), steps=30_000),
+        # First of two stages: the latent action model with its own forward model.
+        Phase("lam", "reconstruction", ("idm", "quantizer", "fdm"), steps=30_000),
+        # Second of two stages: the world model under frozen latent actions.
+        Phase("world", "world", ("conditioner", "backbone"), steps=30_000),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +61,7 @@ class RunConfig:
     recipe: str = "nano.cola"
     """The recipe this configuration began as."""
     schedule: tuple[str, ...] = ("warmup", "joint")
-    """Phases, in order: pretrain, warmup, joint, lam, world."""
+    """Names of phases, in order."""
     generator: str | None = "nano"
     """The pre-trained video generator: "nano" (shipped), a safetensors file, a run folder, a folder
     or hub name of published weights; None (in YAML: null) for random weights."""
@@ -87,8 +74,8 @@ class RunConfig:
     """Sizes."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """The loss."""
-    phases: PhasesConfig = field(default_factory=PhasesConfig)
-    """What each phase trains, how fast and how long."""
+    phases: dict[str, Phase] = field(default_factory=PHASES.copy)
+    """What each phase trains, how fast and how long, by name; `schedule` says which run."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """The loop."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -97,29 +84,39 @@ class RunConfig:
     """What is measured on held-out episodes."""
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.schedule if name not in PHASES]
+        unknown = [name for name in self.schedule if name not in self.phases]
         if unknown or not self.schedule:
             raise ConfigError(
-                f"schedule: expected some of {', '.join(PHASES)}, got {self.schedule}"
+                f"schedule: expected some of {', '.join(self.phases)}, got {self.schedule}"
             )
-        for name in PHASES:
-            if getattr(self.phases, name).name != name:
+        for name, phase in self.phases.items():
+            if phase.name != name:
                 raise ConfigError(f"phases.{name}.name: expected {name!r}; it cannot be renamed")
-            objective = getattr(self.phases, name).objective
-            if objective not in _NEEDS:
-                raise ConfigError(
-                    f"phases.{name}.objective: expected one of {', '.join(_NEEDS)}, got {objective!r}"
-                )
+        for phase in self.scheduled():
+            try:
+                find_objective(phase.objective)
+            except ConfigError as error:
+                raise ConfigError(f"phases.{phase.name}.objective: {error}") from None
+
+    def with_phase(self, name: str, **changes: Any) -> RunConfig:
+        """The same run with fields of one of its phases changed."""
+        phase = replace(self.phases[name], **changes)
+        return replace(self, phases=self.phases | {name: phase})
 
     def scheduled(self) -> tuple[Phase, ...]:
         """The phases of this run, in order."""
-        return tuple(getattr(self.phases, name) for name in self.schedule)
+        return tuple(self.phases[name] for name in self.schedule)
 
     def parts(self) -> tuple[str, ...]:
-        """What the model needs besides tokenizer and generator."""
+        """What the model needs besides tokenizer and generator, in the order it is built."""
         needed = {part for phase in self.scheduled() for part in phase.train}
-        needed.update(part for phase in self.scheduled() for part in _NEEDS[phase.objective])
-        return tuple(p for p in ("idm", "quantizer", "conditioner", "fdm") if p in needed)
+        for phase in self.scheduled():
+            needed.update(find_objective(phase.objective).needs)
+        return build_order(needed - {"tokenizer", "backbone"})
+
+    def uses_actions(self) -> bool:
+        """Whether a phase learns from the recorded actions."""
+        return any(find_objective(phase.objective).uses_actions for phase in self.scheduled())
 
 
 def build_model(config: RunConfig, *, weights: bool = True) -> WorldModel:
@@ -171,6 +168,7 @@ def build_trainer(
         seed=config.training.seed,
         rank=distributed.rank,
         world_size=distributed.world_size,
+        with_actions=config.uses_actions(),
     )
     check_frames(
         config.model,
@@ -207,7 +205,7 @@ def build_trainer(
             seed = config.training.seed
             preview = RolloutPreview(World(model, config.sampler), clips, seed=seed)
     objectives = {
-        phase.objective: OBJECTIVES[phase.objective](model, config.objective)
+        phase.objective: find_objective(phase.objective)(model, config.objective)
         for phase in config.scheduled()
     }
     return Trainer(
@@ -233,7 +231,6 @@ def with_data(config: RunConfig, path: Path) -> RunConfig:
 
 __all__ = [
     "PHASES",
-    "PhasesConfig",
     "RunConfig",
     "build_model",
     "build_trainer",

@@ -103,7 +103,7 @@ def plan_memory(
     if device not in ("cuda", "cpu"):
         raise ValueError(f"device: expected 'cuda' or 'cpu', got {device!r}")
     names = config.schedule if phases is None else phases
-    return tuple(_phase_memory(config, getattr(config.phases, name), device) for name in names)
+    return tuple(_phase_memory(config, config.phases[name], device) for name in names)
 
 
 def _phase_memory(config: RunConfig, phase: Phase, device: str) -> PhaseMemory:

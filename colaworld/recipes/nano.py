@@ -15,7 +15,7 @@ from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.latent_action.quantizers import QuantizerConfig
 from colaworld.models.world_model import ModelConfig
-from colaworld.recipes.base import PhasesConfig, RunConfig
+from colaworld.recipes.base import RunConfig
 from colaworld.training.codebook_monitor import AlarmConfig, GateConfig
 from colaworld.training.config import TrainingConfig
 from colaworld.training.objectives import ObjectiveConfig
@@ -97,9 +97,9 @@ def _nano(recipe: str, schedule: tuple[str, ...], **changes: object) -> RunConfi
             augment=False,  # the shipped generator knows whole cells only, no scaled crops
             quantizer_weight=0.1,  # at 1 the commitment outweighs the flow loss's small gradient
         ),
-        "phases": PhasesConfig(
-            pretrain=_PRETRAIN, warmup=_WARMUP, joint=_JOINT, lam=_LAM_STAGE, world=_WORLD_STAGE
-        ),
+        "phases": {
+            phase.name: phase for phase in (_PRETRAIN, _WARMUP, _JOINT, _LAM_STAGE, _WORLD_STAGE)
+        },
         "training": TrainingConfig(
             batch_size=8, health_window=1024, checkpoint_every=250, sample_every=500
         ),
@@ -135,8 +135,7 @@ def cola() -> RunConfig:
 def cola_long() -> RunConfig:
     """The same with about four times the steps: an hour on two cores, as estimated."""
     config = _nano("nano.cola_long", ("warmup", "joint"))
-    phases = replace(config.phases, joint=replace(_JOINT, steps=7000, cooldown_steps=1500))
-    return replace(config, phases=phases)
+    return config.with_phase("joint", steps=7000, cooldown_steps=1500)
 
 
 def two_stage() -> RunConfig:
@@ -148,11 +147,11 @@ def naive_joint() -> RunConfig:
     """Joint training without a warm-up, over the same number of steps."""
     plain = replace(_MODEL, quantizer=replace(_MODEL.quantizer, continuous_steps=0))
     config = _nano("nano.naive_joint", ("joint",), model=plain)
-    return replace(config, phases=replace(config.phases, joint=replace(_JOINT, steps=_BUDGET)))
+    return config.with_phase("joint", steps=_BUDGET)
 
 
 def frozen_world() -> RunConfig:
     """Warm-up only, over the same number of steps; the generator never moves."""
     config = _nano("nano.frozen_world", ("warmup",))
-    longer = replace(_WARMUP, steps=_BUDGET, gate=None)  # nothing follows that a gate could open to
-    return replace(config, phases=replace(config.phases, warmup=longer))
+    # Nothing follows that a gate could open to.
+    return config.with_phase("warmup", steps=_BUDGET, gate=None)

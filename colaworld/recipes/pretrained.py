@@ -177,9 +177,9 @@ def _world(
         )
     mark = {k: v for k, v in model.state_dict().items() if k == TOKENIZER_MARK}
     load_weights(model, folder, Layout(constants=mark))
-    for name in ("idm", "conditioner", "backbone", "fdm") if dtype is not None else ():
-        if hasattr(model, name):  # codes stay as trained, the tokenizer has its own dtype
-            getattr(model, name).to(dtype)
+    for name, child in model.named_children() if dtype is not None else ():
+        if name not in ("quantizer", "tokenizer"):  # codes as trained; a dtype of its own
+            child.to(dtype)
     model = model.to(device)
     return World(model.eval(), config.sampler)
 

@@ -9,8 +9,6 @@ tokenizer   Wan's VAE through diffusers (pip install colaworld[vae]); time / 4 a
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from colaworld.data.loader import DataConfig
 from colaworld.evaluation.evaluate import EvaluationConfig
 from colaworld.flow.path import TimeConfig
@@ -38,16 +36,16 @@ _MODEL = ModelConfig(
 
 def cola() -> RunConfig:
     """CoLA-World on Wan2.1-T2V-1.3B: warm-up through the frozen generator, then joint training."""
-    warmup = replace(opensora.PHASES.warmup, steps=5_000)
-    return RunConfig(
+    config = RunConfig(
         recipe="wan.cola",
         schedule=("warmup", "joint"),
         generator=_PUBLISHED,
         data=DataConfig(frames_per_clip=opensora.FRAMES, height=opensora.SIZE, width=opensora.SIZE),
         model=_MODEL,
         objective=ObjectiveConfig(history=(1, 4), times=TimeConfig(shift=None)),
-        phases=replace(opensora.PHASES, warmup=warmup),
+        phases=opensora.PHASES,
         training=opensora.TRAINING,
         sampler=SamplerConfig(steps=10, guidance=4.0, shift=TIME_SHIFT),
         evaluation=EvaluationConfig(horizon=16),
     )
+    return config.with_phase("warmup", steps=5_000)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -242,6 +242,35 @@ def load_weights(module: nn.Module, path: Path, *, prefix: str = "") -> None:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from None
     chosen = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     load_strictly(module, chosen, source=str(path))
+
+
+def init_parts(model: nn.Module, source: str) -> list[str]:
+    """Let the parts of `model` that `source` holds start from its weights; returns their names.
+
+    Args:
+        source: the folder of a finished run, or a safetensors file of a world model.
+
+    Raises CheckpointError where there is no such file, or a part that it holds does not fit.
+    """
+    path = Path(source)
+    path = path / "weights" / "model.safetensors" if path.is_dir() else path
+    try:
+        with safe_open(path, framework="pt") as file:
+            held = {key.split(".")[0] for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"init_from: expected the folder of a finished run or a safetensors file, got {source!r}: "
+            f"{error}"
+        ) from None
+    parts = [name for name, _ in model.named_children() if name in held]
+    if not parts:
+        raise CheckpointError(
+            f"init_from: {path} holds none of {', '.join(n for n, _ in model.named_children())}; it "
+            f"holds {', '.join(sorted(held))}"
+        )
+    for name in parts:
+        load_weights(getattr(model, name), path, prefix=f"{name}.")
+    return parts
 
 
 def export_weights(folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:

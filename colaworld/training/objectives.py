@@ -1,10 +1,11 @@
-"""What each phase minimises. Every objective is `loss(batch, generator) -> (loss, metrics)`.
+"""What each phase minimises. Every objective is a forward pass and a list of loss terms over it.
 
 flow            the generator alone, without actions                     (pretrain)
 cola            flow loss through generator, conditioning and quantizer  (warmup, joint)
 world           the same flow loss under a frozen latent action model    (second stage)
 reconstruction  a forward dynamics model in pixels                       (first stage)
 
+An objective of your own: subclass `BaseObjective`, then `register_objective("name", YourObjective)`.
 Not here: which parts of the model train (phases), the loop (trainer), the models.
 """
 
@@ -18,10 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from colaworld.config import ConfigError
 from colaworld.contracts import ClipBatch, Moved
 from colaworld.data.transforms import random_resized_crop
 from colaworld.flow.loss import masked_velocity_loss
 from colaworld.flow.path import TimeConfig, draw_times, interpolate, target_velocity
+from colaworld.models.latent_action.quantizers import Quantized
 from colaworld.models.world_model import WorldModel
 
 
@@ -46,14 +49,86 @@ def pixels(batch: ClipBatch) -> Tensor:
     return batch.frames.float().div_(255)
 
 
-class _Base:
-    """What all objectives share. `codebook_size` and `tokens` are None without a codebook."""
+@dataclass(frozen=True)
+class Forward:
+    """What a forward pass made, for the terms to read. Legend: B clips, T latent frames, F frames."""
 
+    frames: Tensor | None = None  # [B, F, 3, H, W] in [0, 1] that the model was shown
+    velocity: Tensor | None = None  # [B, C, T, h, w] of the generator
+    target: Tensor | None = None  # [B, C, T, h, w] what it should be
+    predict: Tensor | None = None  # [B, T] bool: frames that were noised
+    predicted: Tensor | None = None  # [B, F - 1, 3, H, W] frames of a forward model
+    quantized: Quantized | None = None  # the latent actions, in training
+    indices: Tensor | None = None  # [B, F - 1, N] codes used, for the codebook meter
+
+
+@dataclass(frozen=True)
+class Term:
+    """One addend of a loss; its value is reported under its name."""
+
+    name: str
+    value: Callable[[Any], Tensor]
+    """What the forward pass made -> a scalar with its graph."""
+    weight: Callable[[ObjectiveConfig], float] = lambda config: 1.0
+
+
+def flow_error(made: Forward) -> Tensor:
+    """Mean squared error of the velocity over the frames to predict."""
+    return masked_velocity_loss(made.velocity, made.target, made.predict)
+
+
+def quantizer_error(made: Forward) -> Tensor:
+    """Codebook and commitment loss, or the KL divergence."""
+    return made.quantized.loss
+
+
+def frame_error(made: Forward) -> Tensor:
+    """Mean squared error of predicted frames; pixels in [-1, 1], so on the scale of the flow loss."""
+    return 4 * F.mse_loss(made.predicted.float(), made.frames[:, 1:])
+
+
+FLOW = Term("flow", flow_error)
+QUANTIZER = Term("quantizer", quantizer_error, lambda config: config.quantizer_weight)
+RECONSTRUCTION = Term("reconstruction", frame_error)
+
+
+class BaseObjective:
+    """A forward pass, and the terms whose weighted sum is minimised.
+
+    Subclasses implement `forward` and say what they need. `codebook_size` and `tokens` are None
+    where the codebook is not watched. See `contracts.Objective` for the hooks.
+    """
+
+    needs: tuple[str, ...] = ()
+    """Parts the forward pass runs through, trained or frozen, besides tokenizer and backbone."""
+    uses_actions = False
+    """Whether batches must carry the recorded actions."""
+    terms: tuple[Term, ...] = ()
     codebook_size: int | None = None
     tokens: int | None = None
 
     def __init__(self, model: WorldModel, config: ObjectiveConfig) -> None:
         self.model, self.config = model, config
+
+    def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Any:
+        """What the terms read; a `Forward`, or whatever they take."""
+        raise NotImplementedError(f"{type(self).__name__} must implement forward")
+
+    def loss(
+        self, batch: ClipBatch, *, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """See `contracts.Objective.loss`: the weighted sum of the terms, and each of them."""
+        made = self.forward(batch, generator=generator)
+        values = {term.name: term.value(made) for term in self.terms}
+        loss = sum(term.weight(self.config) * values[term.name] for term in self.terms)
+        self.observe(made, generator=generator)
+        metrics: dict[str, Any] = {name: value.detach() for name, value in values.items()}
+        if getattr(made, "indices", None) is not None:
+            metrics["indices"] = made.indices.flatten(0, 1).detach()
+        return loss, metrics
+
+    def observe(self, made: Any, *, generator: torch.Generator) -> None:
+        """Once per forward pass that counts: nothing to remember."""
 
     def before_phase(self, batches: Callable[[], ClipBatch], *, generator: torch.Generator) -> None:
         """Nothing to prepare."""
@@ -96,18 +171,17 @@ class _Base:
         return interpolate(x0, noise, times), times, target_velocity(x0, noise), predict
 
 
-class FlowObjective(_Base):
+class FlowObjective(BaseObjective):
     """The generator by itself: predict the rest of a clip from its history, without actions."""
 
-    def loss(
-        self, batch: ClipBatch, *, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Any]]:
+    terms = (FLOW,)
+
+    def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Forward:
         x_t, times, target, predict = self._noised(pixels(batch), batch.latents, generator)
-        loss = masked_velocity_loss(self.model.velocity(x_t, times), target, predict)
-        return loss, {"flow": loss.detach()}
+        return Forward(velocity=self.model.velocity(x_t, times), target=target, predict=predict)
 
 
-class _LatentActionObjective(_Base):
+class _LatentActionObjective(BaseObjective):
     """Shared by the objectives that train a latent action model."""
 
     def __init__(self, model: WorldModel, config: ObjectiveConfig) -> None:
@@ -137,8 +211,8 @@ class _LatentActionObjective(_Base):
         frames = pixels(batch)
         return random_resized_crop(frames, generator=generator) if self.config.augment else frames
 
-    def _report(self, indices: Tensor | None) -> dict[str, Any]:
-        return {} if indices is None else {"indices": indices.flatten(0, 1).detach()}
+    def observe(self, made: Forward, *, generator: torch.Generator) -> None:
+        self.model.quantizer.observe(made.quantized, generator=generator)
 
 
 class ColaObjective(_LatentActionObjective):
@@ -147,59 +221,64 @@ class ColaObjective(_LatentActionObjective):
     The same objective serves warm-up and joint training; the phase says what moves.
     """
 
-    def loss(
-        self, batch: ClipBatch, *, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Any]]:
+    needs = ("idm", "quantizer", "conditioner")
+    terms = (FLOW, QUANTIZER)
+
+    def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Forward:
         frames = self._frames(batch, generator)
         stored = None if self.config.augment else batch.latents  # those of a crop are others
         x_t, times, target, predict = self._noised(frames, stored, generator)
         quantized = self.model.quantize(frames, generator=generator)
         drop = _drop(quantized.codes, self.model.conditioner.config.dropout, generator)
         velocity = self.model.velocity(x_t, times, quantized.codes, drop)
-        flow = masked_velocity_loss(velocity, target, predict)
-        loss = flow + self.config.quantizer_weight * quantized.loss
-        self.model.quantizer.observe(quantized, generator=generator)
-        metrics = {"flow": flow.detach(), "quantizer": quantized.loss.detach()}
-        return loss, metrics | self._report(quantized.indices)
+        return Forward(
+            frames=frames,
+            velocity=velocity,
+            target=target,
+            predict=predict,
+            quantized=quantized,
+            indices=quantized.indices,
+        )
 
 
-class WorldObjective(_Base):
+class WorldObjective(BaseObjective):
     """The second of two stages: the world model learns to follow frozen latent actions."""
+
+    needs = ("idm", "quantizer", "conditioner")
+    terms = (FLOW,)
 
     def __init__(self, model: WorldModel, config: ObjectiveConfig) -> None:
         super().__init__(model, config)
         self.codebook_size, self.tokens = model.codebook_size, model.tokens
 
-    def loss(
-        self, batch: ClipBatch, *, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Any]]:
+    def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Forward:
         frames = pixels(batch)  # no augmentation: the latent action model is fixed (paper)
         x_t, times, target, predict = self._noised(frames, batch.latents, generator)
         actions = self.model.infer_actions(frames)
         drop = _drop(actions.codes, self.model.conditioner.config.dropout, generator)
         velocity = self.model.velocity(x_t, times, actions.codes, drop)
-        loss = masked_velocity_loss(velocity, target, predict)
-        metrics: dict[str, Any] = {"flow": loss.detach()}
-        if actions.indices is not None:
-            metrics["indices"] = actions.indices.flatten(0, 1)
-        return loss, metrics
+        return Forward(
+            frames=frames,
+            velocity=velocity,
+            target=target,
+            predict=predict,
+            indices=actions.indices,
+        )
 
 
 class ReconstructionObjective(_LatentActionObjective):
     """The first of two stages: a latent action model with its own small forward model."""
 
-    def loss(
-        self, batch: ClipBatch, *, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Any]]:
+    needs = ("idm", "quantizer", "fdm")
+    terms = (RECONSTRUCTION, QUANTIZER)
+
+    def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Forward:
         frames = self._frames(batch, generator)
         quantized = self.model.quantize(frames, generator=generator)
         predicted = self.model.fdm(frames[:, :-1], quantized.codes)
-        # Pixels in [-1, 1], so that the loss has the scale of the flow loss.
-        error = 4 * F.mse_loss(predicted.float(), frames[:, 1:])
-        loss = error + self.config.quantizer_weight * quantized.loss
-        self.model.quantizer.observe(quantized, generator=generator)
-        metrics = {"reconstruction": error.detach(), "quantizer": quantized.loss.detach()}
-        return loss, metrics | self._report(quantized.indices)
+        return Forward(
+            frames=frames, predicted=predicted, quantized=quantized, indices=quantized.indices
+        )
 
 
 def _drop(codes: Tensor, share: float, generator: torch.Generator) -> Tensor | None:
@@ -209,9 +288,27 @@ def _drop(codes: Tensor, share: float, generator: torch.Generator) -> Tensor | N
     return torch.rand(codes.shape[:2], generator=generator, device=codes.device) < share
 
 
-OBJECTIVES = {
-    "flow": FlowObjective,
-    "cola": ColaObjective,
-    "world": WorldObjective,
-    "reconstruction": ReconstructionObjective,
-}
+OBJECTIVES: dict[str, type[BaseObjective]] = {}
+
+
+def register_objective(name: str, objective: type[BaseObjective]) -> None:
+    """Make an objective known to phases. Raises ConfigError on a name that is taken."""
+    if OBJECTIVES.get(name, objective) is not objective:
+        raise ConfigError(f"objective {name!r}: there is an objective of this name already")
+    OBJECTIVES[name] = objective
+
+
+def find_objective(name: str) -> type[BaseObjective]:
+    """The objective of this name. Raises ConfigError with those that are known."""
+    if name not in OBJECTIVES:
+        raise ConfigError(
+            f"no objective {name!r} is registered; known: {', '.join(OBJECTIVES)}. Import the file "
+            "that registers it (on the command line: COLAWORLD_IMPORT=file.py)"
+        )
+    return OBJECTIVES[name]
+
+
+register_objective("flow", FlowObjective)
+register_objective("cola", ColaObjective)
+register_objective("world", WorldObjective)
+register_objective("reconstruction", ReconstructionObjective)

@@ -1,7 +1,7 @@
 """A phase: a value that says what is minimised, which parts of the model move, and for how long.
 
-Warm-up, joint training, LAM, world model and pre-training are five such values (see recipes), run
-one after another by the same loop. Not here: objectives, the optimizer, or when a gate opens.
+Warm-up, joint training, LAM, world model and pre-training are such values (see recipes), run one after
+another by the same loop. Not here: objectives, the optimizer, or when a gate opens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Phase:
     name: str
     """What the phase is called in logs and checkpoints; unique within a run."""
     objective: str
-    """Which objective is minimised, by its key: "flow", "cola", "reconstruction" or "world"."""
+    """Which objective is minimised, by its name: flow, cola, reconstruction, world, or yours."""
     train: tuple[str, ...]
     """Parts of the model that train; all others are frozen and in evaluation mode."""
     steps: int
@@ -35,6 +35,9 @@ class Phase:
     """Last steps over which the learning rate falls linearly to a tenth; 0 for none (paper)."""
     group_rates: tuple[tuple[str, float], ...] = ()
     """(part, factor) pairs: a part's learning rate as a multiple of `learning_rate`."""
+    init_from: str | None = None
+    """Where parts start from at the phase's first step: the folder of a finished run, or a
+    safetensors file of a world model. Parts that it holds take its weights, others stay."""
     gate: GateConfig | None = None
     """Leave the phase early by this rule; None runs all steps."""
     alarm: AlarmConfig | None = None

@@ -25,7 +25,7 @@ from torch import nn
 from colaworld.contracts import ClipBatch
 from colaworld.training import checkpoint as checkpoints
 from colaworld.training.blocks import wrap_blocks
-from colaworld.training.checkpoint import Checkpoint
+from colaworld.training.checkpoint import Checkpoint, init_parts
 from colaworld.training.config import TrainingConfig
 from colaworld.training.contracts import Loader, Objective, Preview, ResumeError
 from colaworld.training.distributed import Distributed
@@ -183,6 +183,9 @@ class Trainer:
         limit = self._limit(phase)
         enter_phase(self.model, phase)
         if phase.name not in progress.started:
+            if phase.init_from is not None:
+                parts = init_parts(self.model, phase.init_from)
+                log.info("%s: %s from %s", phase.name, ", ".join(parts), phase.init_from)
             generator = generator_for(self.device, training.seed, phase.name, "before")
             objective.before_phase(self._next_batch, generator=generator)
             enter_phase(self.model, phase)

@@ -55,7 +55,7 @@ class Noise:
 
 
 def two_steps(config: RunConfig, name: str) -> None:
-    phase = getattr(config.phases, name)
+    phase = config.phases[name]
     model = build_model(config)
     if config.training.recompute == "blocks":
         recompute_blocks(model)

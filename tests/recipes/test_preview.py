@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from colaworld.data.loader import ClipLoader, ClipSet
+from colaworld.models.world import World
 from colaworld.recipes.base import build_model, build_trainer
 from colaworld.recipes.preview import RolloutPreview, first_clips
 
@@ -26,7 +27,7 @@ def test_truth_above_rollout_and_equal_noise(tiny) -> None:
     config = tiny()
     model = build_model(config)
     clips = first_clips(config.data, clips=2)
-    preview = RolloutPreview(model, clips, sampler=config.sampler, seed=1)
+    preview = RolloutPreview(World(model, config.sampler), clips, seed=1)
     state, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
     model.idm.train()
     model.backbone.eval()
@@ -48,7 +49,7 @@ def test_truth_above_rollout_and_equal_noise(tiny) -> None:
 def test_a_plain_generator_has_a_preview_too(tiny) -> None:
     config = tiny("nano.pretrain")
     clips = first_clips(config.data, clips=1)
-    preview = RolloutPreview(build_model(config), clips, sampler=config.sampler, seed=0)
+    preview = RolloutPreview(World(build_model(config), config.sampler), clips, seed=0)
     assert preview(1, "pretrain").shape == (1, 4, 48, 32, 3)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from colaworld.models.layers.attention import AxialAttention
 from colaworld.models.layers.embeddings import grid_embedding
 from colaworld.models.layers.mlp import MLP
+from colaworld.models.parts import Part, register_part
 
 
 @dataclass(frozen=True)
@@ -76,3 +77,14 @@ class ForwardDynamicsModel(nn.Module):
         x = self.out(self.norm(x[:, :, : -codes.shape[2]]))
         x = x.flatten(0, 1).transpose(1, 2).unflatten(2, (H // patch, W // patch))
         return (F.pixel_shuffle(x, patch).unflatten(0, (B, T)) + 1) / 2
+
+
+register_part(
+    Part(
+        "fdm",
+        FDMConfig,
+        lambda config, model: ForwardDynamicsModel(config, dim=model.config.idm.dim),
+        needs=("idm", "quantizer"),
+        compile=True,
+    )
+)

@@ -19,6 +19,7 @@ from colaworld.models.latent_action.matching import matching_volume
 from colaworld.models.layers.attention import AxialAttention
 from colaworld.models.layers.embeddings import grid_embedding
 from colaworld.models.layers.mlp import MLP
+from colaworld.models.parts import Part, register_part
 from colaworld.ops import adaln
 
 
@@ -153,3 +154,8 @@ class InverseDynamicsModel(nn.Module):
             return z
         mean = volume[:, 1:].mean((3, 4)).to(self.motion.weight.dtype)  # [B, T - 1, candidates]
         return z + self.motion(mean).view_as(z)
+
+
+register_part(
+    Part("idm", IDMConfig, lambda config, model: InverseDynamicsModel(config), compile=True)
+)

@@ -34,6 +34,7 @@ from colaworld.models.latent_action.quantizers.estimators import rotation, strai
 from colaworld.models.latent_action.quantizers.finite import FSQ
 from colaworld.models.latent_action.quantizers.residual import ResidualVQ
 from colaworld.models.latent_action.quantizers.starts import cluster_start, spread_start
+from colaworld.models.parts import Part, register_part
 
 QUANTIZERS: dict[str, Callable[[QuantizerConfig, int], Quantizer]] = {
     "vq": GradientVQ,
@@ -57,6 +58,15 @@ def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
         )
     return QUANTIZERS[config.kind](config, dim)
 
+
+register_part(
+    Part(
+        "quantizer",
+        QuantizerConfig,
+        lambda config, model: build_quantizer(config, model.config.idm.dim),
+        needs=("idm",),
+    )
+)
 
 __all__ = [
     "EMAVQ",

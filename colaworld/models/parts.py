@@ -1,0 +1,76 @@
+"""Parts of a world model by name: what phases can train besides tokenizer and backbone.
+
+A part registers itself, here or in your own package; importing the file is enough:
+
+    register_part(Part("adapter", AdapterConfig, lambda config, model: Adapter(config)))
+
+Its configuration is the field of that name in `ModelConfig`, or `ModelConfig.parts["adapter"]`.
+Not here: any part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from colaworld.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Part:
+    """How a part is made."""
+
+    name: str
+    """The attribute of `WorldModel`, and what phases call it."""
+    config: type
+    """Its configuration, a dataclass with defaults."""
+    build: Callable[[Any, nn.Module], nn.Module]
+    """(its configuration, the world model with `config`, tokenizer, backbone and what it needs)."""
+    needs: tuple[str, ...] = ()
+    """Parts that are built before it, where a run has them."""
+    compile: bool = False
+    """`torch.compile` it in a training step, as one full graph."""
+
+
+PARTS: dict[str, Part] = {}
+
+
+def register_part(part: Part) -> None:
+    """Make a part known. Raises ConfigError on a name that is taken."""
+    if part.name in ("tokenizer", "backbone") or PARTS.get(part.name, part) != part:
+        raise ConfigError(f"part {part.name!r}: there is a part of this name already")
+    PARTS[part.name] = part
+
+
+def find_part(name: str) -> Part:
+    """The part of this name. Raises ConfigError with those that are known."""
+    if name not in PARTS:
+        raise ConfigError(
+            f"no part {name!r} is registered; known: {', '.join(sorted(PARTS))}. Import the file that "
+            "registers it (on the command line: COLAWORLD_IMPORT=file.py)"
+        )
+    return PARTS[name]
+
+
+def build_order(names: Iterable[str]) -> tuple[str, ...]:
+    """These parts, each behind those it needs; independent ones by name.
+
+    Raises ConfigError on an unknown part, or parts that need each other.
+    """
+    wanted, order = sorted(set(names)), []
+
+    def add(name: str, above: tuple[str, ...]) -> None:
+        if name in above:
+            raise ConfigError(f"parts that need each other: {' -> '.join((*above, name))}")
+        for needed in find_part(name).needs:
+            if needed in wanted:
+                add(needed, (*above, name))
+        if name not in order:
+            order.append(name)
+
+    for name in wanted:
+        add(name, ())
+    return tuple(order)

@@ -1,0 +1,74 @@
+"""A part, an objective, a phase and a recipe from outside: an adapter from real actions to codes.
+
+It stands for what a user writes in one file of their own; no list of the package knows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from colaworld.models.parts import Part, register_part
+from colaworld.recipes import nano, register_recipe
+from colaworld.training.objectives import BaseObjective, Forward, Term, pixels, register_objective
+from colaworld.training.phases import Phase
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Sizes of the adapter."""
+
+    actions: int = 17
+    """How many discrete actions there are."""
+
+
+class Adapter(nn.Module):
+    """Discrete actions [B, T - 1] to codes [B, T - 1, N, d]."""
+
+    def __init__(self, config: AdapterConfig, *, tokens: int, dim: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.table = nn.Embedding(config.actions, tokens * dim)
+
+    def forward(self, actions: torch.Tensor) -> torch.Tensor:
+        return self.table(actions).unflatten(-1, (self.tokens, -1))
+
+
+def distance(made: Forward) -> torch.Tensor:
+    """Mean squared distance of the adapter's codes to the latent actions of the same frames."""
+    return F.mse_loss(made.predicted, made.target)
+
+
+class AdapterObjective(BaseObjective):
+    """Real actions should mean what the latent action model sees between the frames."""
+
+    needs = ("idm", "quantizer", "adapter")
+    uses_actions = True
+    terms = (Term("distance", distance),)
+
+    def forward(self, batch, *, generator):
+        codes = self.model.infer_actions(pixels(batch)).codes
+        return Forward(predicted=self.model.adapter(batch.actions), target=codes)
+
+
+def build(config: AdapterConfig, model: nn.Module) -> Adapter:
+    return Adapter(config, tokens=model.config.idm.tokens, dim=model.config.idm.dim)
+
+
+register_part(Part("adapter", AdapterConfig, build, needs=("idm", "quantizer")))
+register_objective("adapter", AdapterObjective)
+
+
+def adapter():
+    """Map a data set's actions to the latent actions of a trained world."""
+    config = nano.cola()
+    phase = Phase("adapter", "adapter", ("adapter",), steps=20, ramp_steps=0, learning_rate=0.05)
+    model = replace(config.model, parts={"adapter": AdapterConfig()})
+    phases = config.phases | {"adapter": phase}
+    return replace(config, recipe="toy.adapter", schedule=("adapter",), phases=phases, model=model)
+
+
+register_recipe("toy.adapter", adapter)

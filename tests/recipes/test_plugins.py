@@ -1,0 +1,145 @@
+"""What one file from outside can add: a part, an objective with real actions, a phase, a recipe."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from colaworld.cli.main import main
+from colaworld.cli.plugins import import_plugins
+from colaworld.config import ConfigError, load_yaml, to_yaml
+from colaworld.models.parts import PARTS, Part, build_order, register_part
+from colaworld.models.world_model import ModelConfig
+from colaworld.recipes import RECIPES, recipe, register_recipe
+from colaworld.recipes.base import RunConfig, build_trainer
+from colaworld.training.checkpoint import CheckpointError
+from colaworld.training.objectives import OBJECTIVES, FlowObjective, register_objective
+
+PLUGIN = Path(__file__).with_name("plugin_adapter.py")
+
+
+@pytest.fixture
+def plugin(monkeypatch):
+    """The file is imported as COLAWORLD_IMPORT does, and forgotten afterwards."""
+    import sys
+
+    monkeypatch.setenv("COLAWORLD_IMPORT", str(PLUGIN))
+    known = [(table, dict(table)) for table in (PARTS, OBJECTIVES, RECIPES)]
+    import_plugins()
+    yield
+    for table, before in known:
+        table.clear()
+        table.update(before)
+    sys.modules.pop(f"colaworld_plugin_{PLUGIN.stem}", None)
+
+
+@pytest.fixture(scope="module")
+def with_actions(tmp_path_factory) -> Path:
+    """A recorded set of the scene with its five moves."""
+    out = tmp_path_factory.mktemp("recorded") / "set"
+    assert main(["record", "scene", "--out", str(out), "--episodes", "10", "--steps", "12"]) == 0
+    return out
+
+
+def test_an_adapter_from_real_actions_trains_on_a_trained_world(
+    plugin, tiny, with_actions, tmp_path, capsys
+):
+    """A world is trained; the adapter phase starts from it, and reads actions none of it changes."""
+    first = tiny("nano.cola")
+    first = replace(first, data=replace(first.data, path=with_actions))
+    build_trainer(first, out=tmp_path / "first").run()
+
+    config = tiny("toy.adapter")
+    model = replace(config.model, parts=recipe("toy.adapter").model.parts)
+    training = replace(config.training, max_steps=None)
+    config = replace(config, model=model, training=training, data=first.data)
+    config = config.with_phase("adapter", init_from=str(tmp_path / "first"))
+    assert config.parts() == ("idm", "quantizer", "adapter") and config.uses_actions()
+    trainer = build_trainer(config, out=tmp_path / "second")
+    trainer.run()
+
+    rows = [json.loads(line) for line in (tmp_path / "second/metrics.jsonl").open()]
+    losses = [row["metrics"]["distance"] for row in rows]
+    assert len(losses) == 20 and sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    before = build_trainer(first, out=tmp_path / "first", resume=True)
+    before.run()  # is finished; gives the weights that it ended with
+    for part in ("idm", "quantizer", "backbone"):
+        ours, theirs = (getattr(t.model, part).state_dict() for t in (trainer, before))
+        for key in ours:
+            torch.testing.assert_close(ours[key].cpu(), theirs[key].cpu(), msg=key)
+    again = load_yaml(tmp_path / "second/config.yaml", RunConfig)
+    assert again == config
+
+
+def test_it_is_on_the_command_line(plugin, with_actions, tmp_path, capsys):
+    out = tmp_path / "run"
+    call = ["train", "toy.adapter", "--data", str(with_actions), "--out", str(out), "--generator"]
+    call += ["none", "--model.parts.adapter.actions", "5", "--phases.adapter.steps", "2"]
+    assert main([*call, "--training.batch-size", "2", "--training.no-tensorboard"]) == 0
+    assert load_yaml(out / "config.yaml", RunConfig).model.parts["adapter"].actions == 5
+    assert "trains adapter" in capsys.readouterr().out
+
+
+def test_without_its_file_the_error_says_what_to_do(plugin, monkeypatch, tmp_path):
+    text = to_yaml(recipe("toy.adapter"))
+    for table, name in ((PARTS, "adapter"), (OBJECTIVES, "adapter")):
+        del table[name]
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(
+            ConfigError, match=r"no (part|objective) 'adapter' is registered; known"
+        ):
+            load_yaml(tmp_path / "config.yaml", RunConfig)
+        text = text.replace("parts:\n    adapter:\n      actions: 17", "parts: {}")
+
+
+def test_a_set_without_actions_is_refused_by_a_phase_that_needs_them(plugin, tiny, tmp_path):
+    config = tiny("toy.adapter")
+    config = replace(config, model=replace(config.model, parts={"adapter": {}}))
+    with pytest.raises(ValueError, match="actions"):
+        build_trainer(config, out=tmp_path)
+
+
+def test_init_from_names_what_is_wrong(tiny, tmp_path):
+    for source, message in (
+        (tmp_path / "none", r"expected the folder of a finished run or a safetensors file"),
+        (tmp_path, r"expected the folder of a finished run"),
+    ):
+        config = tiny().with_phase("warmup", init_from=str(source))
+        with pytest.raises(CheckpointError, match=message):
+            build_trainer(config, out=tmp_path / "run").run()
+
+
+def test_names_that_are_taken():
+    with pytest.raises(ConfigError, match=r"part 'idm': there is a part of this name already"):
+        register_part(Part("idm", ModelConfig, lambda config, model: model))
+    with pytest.raises(ConfigError, match=r"part 'backbone'"):
+        register_part(Part("backbone", ModelConfig, lambda config, model: model))
+    with pytest.raises(ConfigError, match=r"objective 'cola': there is an objective"):
+        register_objective("cola", FlowObjective)
+    with pytest.raises(ConfigError, match=r"recipe 'nano.cola': there is a recipe"):
+        register_recipe("nano.cola", lambda: RunConfig())
+    with pytest.raises(ConfigError, match=r"no part 'adaptr' is registered; known: conditioner, "):
+        build_order(("adaptr",))
+
+
+def test_parts_that_need_each_other(monkeypatch):
+    for name, needs in (("a", ("b",)), ("b", ("a",))):
+        part = Part(name, ModelConfig, lambda config, model: model, needs=needs)
+        monkeypatch.setitem(PARTS, name, part)
+    with pytest.raises(ConfigError, match=r"need each other: a -> b -> a"):
+        build_order(("a", "b"))
+
+
+def test_a_file_that_is_not_there_or_fails_is_named(monkeypatch, tmp_path, capsys):
+    broken = tmp_path / "broken.py"
+    broken.write_text("1 / 0\n")
+    for name, message in ((tmp_path / "none.py", "no such file"), (broken, "ZeroDivisionError")):
+        monkeypatch.setenv("COLAWORLD_IMPORT", str(name))
+        assert main(["train", "nano.cola", "--help"]) == 2
+        assert (
+            f"COLAWORLD_IMPORT: {name}" in (error := capsys.readouterr().err) and message in error
+        )
