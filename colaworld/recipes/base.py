@@ -166,9 +166,9 @@ def build_trainer(
         config.data,
         batch_size=config.training.batch_size,
         seed=config.training.seed,
-        with_actions=config.uses_actions(),
         rank=distributed.rank,
         world_size=distributed.world_size,
+        with_actions=config.uses_actions(),
     )
     check_frames(
         config.model,
