@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from colaworld.contracts import ClipBatch
 from colaworld.data.loader import ClipLoader
 from colaworld.models.world_model import WorldModel
-from colaworld.recipes.base import RunConfig, build_model
+from colaworld.runs.build import build_model
+from colaworld.runs.config import RunConfig
 from colaworld.training.blocks import blocks, wrap_blocks
 from colaworld.training.guard import LossGuard
 from colaworld.training.objectives import OBJECTIVES

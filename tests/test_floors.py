@@ -16,6 +16,7 @@ FLOORS = (
     ("flow", "metrics"),
     ("models", "data", "envs"),
     ("training", "evaluation", "planning"),
+    ("runs",),
     ("recipes",),
     ("cli", "playground"),
 )

@@ -26,9 +26,10 @@ from colaworld.evaluation.text_effect import text_effect
 from colaworld.models.backbones import build_backbone
 from colaworld.models.world import World
 from colaworld.models.world_model import WorldModel
-from colaworld.recipes.base import RunConfig, build_model
-from colaworld.recipes.sizes import check_frames
-from colaworld.recipes.weights import load_generator
+from colaworld.runs.build import build_model
+from colaworld.runs.config import RunConfig
+from colaworld.runs.sizes import check_frames
+from colaworld.runs.weights import load_generator
 from colaworld.training.checkpoint import latest_checkpoint, load_strictly, load_weights
 
 log = logging.getLogger(__name__)
@@ -247,7 +248,7 @@ def commit() -> str:
         ).stdout.strip()
 
     try:
-        if git("ls-files", "--error-unmatch", "runs.py"):
+        if git("ls-files", "--error-unmatch", "load.py"):
             return git("rev-parse", "--short=12", "HEAD") + ("+" if git("diff", "HEAD") else "")
     except (OSError, subprocess.CalledProcessError):
         pass  # an installed package, or no git: the caller shows "unknown"
