@@ -68,18 +68,18 @@ def test_only_ops_loads_compiled_code() -> None:
             assert not re.search(r"load_library|colaworld\._(C|native)\b", text), path
 
 
-def test_the_tree_in_the_readme_exists() -> None:
-    readme = ROOT / "README.md"
-    if not readme.exists():
-        pytest.skip("no README.md yet")
+def test_the_tree_in_contributing_exists() -> None:
+    document = ROOT / "CONTRIBUTING.md"
     # Lines of a fenced block like "  models/   layers, latent_action": a folder, by indentation.
-    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", readme.read_text(), flags=re.S | re.M)
+    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", document.read_text(), flags=re.S | re.M)
     trees = [b for b in blocks if re.search(r"^colaworld/", b, flags=re.M)]
-    assert trees, "README.md shows no tree (a fenced block with a line that starts colaworld/)"
+    assert trees, (
+        "CONTRIBUTING.md shows no tree (a fenced block with a line that starts colaworld/)"
+    )
     above: dict[int, Path] = {}
     for line in trees[0].splitlines():
         if entry := re.match(r"( *)([\w.-]+)/(?:\s|$)", line):
             depth = len(entry[1])
             above = {d: p for d, p in above.items() if d < depth}
             above[depth] = (above[max(above)] if above else ROOT) / entry[2]
-            assert above[depth].is_dir(), f"README.md lists {above[depth].relative_to(ROOT)}/"
+            assert above[depth].is_dir(), f"CONTRIBUTING.md lists {above[depth].relative_to(ROOT)}/"
