@@ -67,13 +67,13 @@ test: setup  ## the tests, without the slow ones
 test-all: setup  ## every test
 	@$(BIN)/python -m pytest -q
 
-demo: setup  ## record, train, evaluate, report: about 12 minutes on two cores
+demo: setup  ## record, train, evaluate, report: about 7 minutes on two cores
 	@$(BIN)/colaworld demo --out $(RUN)
 
 demo-long: setup  ## the same with an hour of training
 	@$(BIN)/colaworld demo --out $(RUN)-long --long
 
-nano-pretrain: setup  ## train the shipped nano video generator again
+nano-pretrain: setup  ## train the shipped nano video model again
 	@test -d $(PRETRAIN)/data || $(BIN)/colaworld record crafter --out $(PRETRAIN)/data \
 	  --episodes 600 --steps 100 --seed 1000 --behaviour sticky-random --repeat 0.3 --start varied --workers 2
 	@$(BIN)/colaworld train nano.pretrain --data $(PRETRAIN)/data --out $(PRETRAIN)/run --training.compile full --resume

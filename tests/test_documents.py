@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from colaworld.cli.main import VERBS
+from colaworld.recipes import RECIPES
+
 ROOT = Path(__file__).resolve().parents[1]
 _spec = importlib.util.spec_from_file_location("numbers_in_prose", ROOT / "docs" / "numbers.py")
 numbers = importlib.util.module_from_spec(_spec)
@@ -54,3 +57,10 @@ def test_a_number_that_differs_is_written_anew() -> None:
 def test_a_number_without_a_source_is_an_error(key: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"{key}: no such number")):
         numbers.written(f"<!-- n:{key} -->1<!-- /n -->")
+
+
+def test_every_recipe_and_every_verb_has_a_row() -> None:
+    recipes = (ROOT / "docs" / "recipes.md").read_text()
+    assert not [name for name in RECIPES if f"| `{name}` |" not in recipes]
+    commands = (ROOT / "docs" / "commands.md").read_text()
+    assert not [verb for verb in VERBS if f"`colaworld {verb}" not in commands]

@@ -1,6 +1,6 @@
 """A finished or unfinished run, read back: its configuration, its world, its evaluation.
 
-Not here: how a run is made (base.py), what is measured (evaluation), any printing (cli).
+Not here: how a run is made (build.py), what is measured (evaluation), any printing (cli).
 """
 
 from __future__ import annotations

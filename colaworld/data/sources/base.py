@@ -1,6 +1,6 @@
 """What a data set on disk must offer: the `Source` protocol, and how one is opened.
 
-Not here: clips, windows, crops, caches (loader.py). A source knows files and frames only.
+Not here: clips, windows, crops (clips.py), caches (cache.py). A source knows files and frames only.
 """
 
 from __future__ import annotations
