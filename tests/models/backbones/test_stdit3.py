@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from colaworld.models.backbones.stdit3 import PatchEmbedding, STDiT3, STDiT3Config
+from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
+from colaworld.models.backbones.stdit3.layers import PatchEmbedding
 
 SMALL = STDiT3Config(
     depth=2, width=24, heads=2, in_channels=4, predict_sigma=True, input_sq_size=16

@@ -2,7 +2,7 @@
 
 Self-attention runs over all tokens of a clip, or block-causally: a token sees its own frame and
 the earlier ones. Cross-attention reads a caption. Not here: norms, modulation and residuals of the
-block around them (`wan.py`).
+block around them (`block.py`).
 
 Shape legend: B clips, T frames, S tokens per frame, N = T S tokens, H heads, D head dim, C = H D.
 """

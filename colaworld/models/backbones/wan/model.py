@@ -1,10 +1,11 @@
 """Wan 2.1, the video diffusion transformer with full attention over space and time, as a backbone.
 
-One class from nano to 14B. Names and shapes are those of diffusers' WanTransformer3DModel
-(`wan_keys.py` translates the original ones); with `text="full"` and `causal=False` the output is
+One class for every size. Names and shapes are those of diffusers' WanTransformer3DModel
+(`keys.py` translates the original ones); with `text="full"` and `causal=False` the output is
 the published one. What CoLA-World changes: attention may be block-causal in time, text may be
 removed, every frame has its own diffusion time, and an additive modulation per frame and block
-carries the latent action. Not here: the blocks (`wan_block.py`), reading weights.
+carries the latent action. Not here: sizes (`config.py`), the blocks
+(`block.py`), the published layout (`published.py`).
 
 Shape legend: B clips, T latent frames, S = h * w / 4 tokens per frame, N = T * S tokens, C width,
 G parts of a clip that share a modulation: 1, T or N.
@@ -12,15 +13,13 @@ G parts of a clip that share a modulation: 1, T or N.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-from colaworld.models.backbones.wan_attention import Rotation
-from colaworld.models.backbones.wan_block import WanBlock
-from colaworld.models.backbones.wan_keys import FLOAT32_KEYS, TEXT_KEYS, from_original
+from colaworld.models.backbones.wan.attention import Rotation
+from colaworld.models.backbones.wan.block import WanBlock
+from colaworld.models.backbones.wan.config import WanConfig
+from colaworld.models.backbones.wan.published import layout
 from colaworld.models.backbones.weights import Layout
 from colaworld.models.layers.autocast import no_autocast
 from colaworld.models.layers.embeddings import sinusoid
@@ -32,64 +31,6 @@ from colaworld.ops.reference import compute_dtype
 
 TIME_SCALE = 1000.0  # Wan embeds times in [0, 1000]
 TIME_SHIFT = 3.0  # Wan 2.1's shift of noise levels at 480p; the same for clips of every size
-
-
-@dataclass(frozen=True)
-class WanConfig:
-    """Sizes of the generator. `wan_1_3b()` and `wan_14b()` give the published layouts."""
-
-    kind: Literal["wan"] = field(default="wan", kw_only=True)
-    """Which generator this is; the recipe decides it."""
-    layers: int = 4
-    """Blocks."""
-    heads: int = 3
-    """Attention heads."""
-    head_dim: int = 32
-    """Channels of a head; the width of a token is heads * head_dim."""
-    ffn: int = 384
-    """Hidden width of the MLP."""
-    in_channels: int = 12
-    """Channels of a latent (Wan's own VAE: 16)."""
-    patch: tuple[int, int, int] = (1, 2, 2)
-    """Latent frames, rows and columns of one token."""
-    freq_dim: int = 256
-    """Channels of the sinusoid that embeds the time."""
-    text_width: int = 4096
-    """Channels of a caption's tokens (umT5-XXL); only where there is text."""
-    eps: float = 1e-6
-    """Of every norm."""
-    cross_attn_norm: bool = True
-    """An affine norm in front of cross-attention, as in all published models."""
-    text: Literal["full", "null", "removed"] = "removed"
-    """Cross-attention to a caption. full: to the one given; null: to a row of zeros, which is what
-    512 rows of the published padding come to; removed: there is none (CoLA-World)."""
-    causal: bool = True
-    """A token sees its own frame and earlier ones only (Wan was trained with false)."""
-
-    @property
-    def width(self) -> int:
-        """Channels of a token."""
-        return self.heads * self.head_dim
-
-    @staticmethod
-    def nano() -> WanConfig:
-        """0.55 M parameters; runs on a CPU."""
-        return WanConfig()
-
-    @staticmethod
-    def tiny() -> WanConfig:
-        """About 10 M parameters: an evening on one GPU."""
-        return WanConfig(layers=12, heads=4, head_dim=64, ffn=1024)
-
-    @staticmethod
-    def wan_1_3b() -> WanConfig:
-        """Wan2.1-T2V-1.3B without its text path."""
-        return WanConfig(layers=30, heads=12, head_dim=128, ffn=8960, in_channels=16)
-
-    @staticmethod
-    def wan_14b() -> WanConfig:
-        """Wan2.1-T2V-14B without its text path."""
-        return WanConfig(layers=40, heads=40, head_dim=128, ffn=13_824, in_channels=16)
 
 
 class TwoLinears(nn.Module):
@@ -130,7 +71,9 @@ class ConditionEmbedder(nn.Module):
 
 
 class Wan(nn.Module):
-    """Velocity of every latent frame. Satisfies `backbones.base.Backbone`."""
+    """Velocity of every latent frame. Satisfies `backbones.backbone.Backbone`."""
+
+    block_lists = ("blocks",)
 
     def __init__(self, config: WanConfig | None = None) -> None:
         super().__init__()
@@ -245,7 +188,7 @@ class Wan(nn.Module):
         cache: KVCache | None = None,
         store: bool = False,
     ) -> Tensor:
-        """See `backbones.base.Backbone.velocity`. Wan embeds no frame rate: `fps` is not read."""
+        """See `Backbone.velocity`. Wan embeds no frame rate: `fps` is not read."""
         if latents.ndim == 5 and tuple(times.shape) != (latents.shape[0], latents.shape[2]):
             raise ValueError(
                 f"Wan: times: expected [B, T] = [{latents.shape[0]}, {latents.shape[2]}], one for "
@@ -255,12 +198,11 @@ class Wan(nn.Module):
         return -self(latents, timestep, text, modulation=modulation, cache=cache, store=store)
 
     def layout(self) -> Layout:
-        """See `backbones.base.Backbone.layout`: diffusers' names, and the original ones."""
-        drop = TEXT_KEYS if self.config.text == "removed" else ()
-        return Layout(rename=from_original, drop=drop, float32=FLOAT32_KEYS)
+        """See `Backbone.layout`."""
+        return layout(self.config)
 
     def new_cache(self) -> KVCache:
-        """See `backbones.base.Backbone.new_cache`."""
+        """See `Backbone.new_cache`."""
         if not self.config.causal:
             raise ValueError(
                 "Wan: a cache needs frames that do not attend to later ones; build the model with "
@@ -269,7 +211,7 @@ class Wan(nn.Module):
         return KVCache(self.config.layers)
 
     def time_shift(self, frames: int, rows: int, columns: int) -> float:
-        """See `backbones.base.Backbone.time_shift`."""
+        """See `Backbone.time_shift`."""
         return TIME_SHIFT
 
     def _checked(

@@ -1,23 +1,23 @@
 """STDiT3, the factorised video diffusion transformer of Open-Sora v1.2, as a world-model backbone.
 
-One class from nano (1.0 M parameters) to XL/2 (1.2 B): module names are those of the published
-weights, so that they load key for key. What CoLA-World changes: temporal attention may be causal,
+One class for every size: module names are those of the published weights, so that they load key
+for key. What CoLA-World changes: temporal attention may be causal,
 the text path may be removed, every frame has its own diffusion time, and an additive modulation per
-frame and block carries the latent action. Not here: the layers (stdit3_layers.py).
+frame and block carries the latent action. Not here: sizes (`config.py`), the
+layers (`layers.py`), the published layout (`published.py`).
 
 Shape legend: B clips, T latent frames, S = h * w / 4 tokens per frame, C width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colaworld.models.backbones.stdit3_layers import FinalLayer, PatchEmbedding, STDiT3Block
+from colaworld.models.backbones.stdit3.config import STDiT3Config
+from colaworld.models.backbones.stdit3.layers import FinalLayer, PatchEmbedding, STDiT3Block
+from colaworld.models.backbones.stdit3.published import layout
 from colaworld.models.backbones.weights import Layout
 from colaworld.models.layers.cross_attention import CaptionEmbedder
 from colaworld.models.layers.embeddings import ScalarEmbedder, grid_embedding
@@ -25,72 +25,6 @@ from colaworld.models.layers.kv_cache import KVCache, frames_before
 from colaworld.models.layers.patch import from_patches
 
 TIME_SCALE = 1000.0  # STDiT3 embeds times in [0, 1000]
-
-
-@dataclass(frozen=True)
-class STDiT3Config:
-    """Sizes of the generator. `xl2()` gives the published layout."""
-
-    kind: Literal["stdit3"] = field(default="stdit3", kw_only=True)
-    """Which generator this is; the recipe decides it."""
-    depth: int = 4
-    """Pairs of one spatial and one temporal block."""
-    width: int = 96
-    """Channels of a token."""
-    heads: int = 3
-    """Attention heads."""
-    mlp_ratio: float = 4.0
-    """Hidden width of the MLP over width."""
-    patch: tuple[int, int, int] = (1, 2, 2)
-    """Latent frames, rows and columns of one token."""
-    in_channels: int = 12
-    """Channels of a latent."""
-    predict_sigma: bool = False
-    """Twice the output channels, of which the second half is ignored (as published)."""
-    input_sq_size: int = 32
-    """Reference size of the position embedding, in pixels (published: 512)."""
-    pixels_per_latent: int = 2
-    """Pixels per side of one latent location, for the position embedding's scale."""
-    causal: bool = True
-    """Temporal attention sees no later frame (CoLA-World)."""
-    text: Literal["removed", "null", "full"] = "removed"
-    """Cross-attention to a caption: removed (CoLA-World), fed with the null caption, or with one."""
-    caption_width: int = 4096
-    """Channels of a caption's features (T5-XXL)."""
-    caption_length: int = 300
-    """Tokens of the null caption."""
-    fps: float = 0.0
-    """Frame rate the generator is told when a call names none."""
-
-    @staticmethod
-    def nano() -> STDiT3Config:
-        """The generator shipped with the library; runs on a CPU."""
-        return STDiT3Config()
-
-    @staticmethod
-    def tiny() -> STDiT3Config:
-        """About 10 M parameters: an evening on one GPU."""
-        return STDiT3Config(depth=6, width=256, heads=8)
-
-    @staticmethod
-    def xl2(*, text: Literal["removed", "null", "full"] = "removed") -> STDiT3Config:
-        """STDiT3-XL/2 of Open-Sora v1.2; without its text path, as CoLA-World uses it."""
-        return STDiT3Config(
-            depth=28,
-            width=1152,
-            heads=16,
-            in_channels=4,
-            predict_sigma=True,
-            input_sq_size=512,
-            pixels_per_latent=8,
-            text=text,
-            fps=24.0,
-        )
-
-    @staticmethod
-    def large(*, text: Literal["removed", "null", "full"] = "removed") -> STDiT3Config:
-        """STDiT3-3B/2 of Open-Sora v1.2."""
-        return replace(STDiT3Config.xl2(text=text), width=1872, heads=26)
 
 
 def _starts_at_zero(name: str) -> bool:
@@ -103,7 +37,9 @@ def _starts_at_zero(name: str) -> bool:
 
 
 class STDiT3(nn.Module):
-    """Velocity of every latent frame. Satisfies `backbones.base.Backbone`."""
+    """Velocity of every latent frame. Satisfies `backbones.backbone.Backbone`."""
+
+    block_lists = ("spatial_blocks", "temporal_blocks")
 
     def __init__(self, config: STDiT3Config | None = None) -> None:
         super().__init__()
@@ -119,12 +55,21 @@ class STDiT3(nn.Module):
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         if config.text != "removed":
             self.y_embedder = CaptionEmbedder(config.caption_width, width, config.caption_length)
-        self.spatial_blocks = nn.ModuleList(
-            STDiT3Block(config, temporal=False) for _ in range(config.depth)
-        )
-        self.temporal_blocks = nn.ModuleList(
-            STDiT3Block(config, temporal=True) for _ in range(config.depth)
-        )
+
+        def blocks(*, temporal: bool) -> nn.ModuleList:
+            return nn.ModuleList(
+                STDiT3Block(
+                    width,
+                    config.heads,
+                    int(width * config.mlp_ratio),
+                    temporal=temporal,
+                    causal=config.causal,
+                    text=config.text != "removed",
+                )
+                for _ in range(config.depth)
+            )
+
+        self.spatial_blocks, self.temporal_blocks = blocks(temporal=False), blocks(temporal=True)
         out = config.in_channels * (2 if config.predict_sigma else 1)
         self.out_channels = out
         self.final_layer = FinalLayer(width, config.patch[1] * config.patch[2] * out)
@@ -170,7 +115,7 @@ class STDiT3(nn.Module):
                 them; None: the null caption. Only with text.
             caption_mask: [B, L], True (or 1): this token exists.
             modulation: [B, T, 1 | 2 * depth, 6 * C], added to each block's time modulation.
-            cache, store: see `backbones.base.Backbone.velocity`.
+            cache, store: see `Backbone.velocity`.
 
         Returns:
             [B, out_channels, T, h, w] float32; the first `in_channels` are the velocity.
@@ -306,7 +251,7 @@ class STDiT3(nn.Module):
         cache: KVCache | None = None,
         store: bool = False,
     ) -> Tensor:
-        """See `backbones.base.Backbone.velocity`."""
+        """See `Backbone.velocity`."""
         out = self(
             latents,
             times * TIME_SCALE,
@@ -319,16 +264,11 @@ class STDiT3(nn.Module):
         return out[:, : self.channels]
 
     def layout(self) -> Layout:
-        """See `backbones.base.Backbone.layout`: `hpcai-tech/OpenSora-STDiT-v3`."""
-        head_dim = self.width // self.config.heads
-        pair = torch.arange(0, head_dim, 2, dtype=torch.float64)
-        return Layout(
-            drop=("y_embedder.*", "*.cross_attn.*") if self.config.text == "removed" else (),
-            constants={"rope.freqs": 10_000.0 ** (-pair / head_dim)},
-        )
+        """See `Backbone.layout`."""
+        return layout(self.config)
 
     def new_cache(self) -> KVCache:
-        """See `backbones.base.Backbone.new_cache`."""
+        """See `Backbone.new_cache`."""
         if not self.config.causal:
             raise ValueError(
                 "STDiT3: a cache needs causal temporal attention (model.backbone.causal)"
@@ -336,7 +276,7 @@ class STDiT3(nn.Module):
         return KVCache(self.config.depth)
 
     def time_shift(self, frames: int, rows: int, columns: int) -> float:
-        """See `backbones.base.Backbone.time_shift`; grows with the square root of what there is to
+        """See `Backbone.time_shift`; grows with the square root of what there is to
         see, against the reference resolution and one frame (Open-Sora v1.2)."""
         pixels = rows * columns * self.config.pixels_per_latent**2
         return (pixels / self.config.input_sq_size**2 * frames) ** 0.5

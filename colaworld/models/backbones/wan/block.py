@@ -1,7 +1,7 @@
 """One block of Wan 2.1: self-attention, cross-attention where there is text, MLP.
 
 Names are those of diffusers' WanTransformer3DModel. Not here: the attentions themselves
-(`wan_attention.py`), embeddings and the last layer (`wan.py`).
+(`attention.py`), embeddings and the last layer (`model.py`).
 
 Shape legend: B clips, N tokens, C width, L caption tokens, G parts of a clip that share a
 modulation: the clip, its frames, or its tokens.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from colaworld.models.backbones.wan_attention import Rotation, WanCrossAttention, WanSelfAttention
+from colaworld.models.backbones.wan.attention import Rotation, WanCrossAttention, WanSelfAttention
 from colaworld.models.layers.kv_cache import CacheView
 from colaworld.ops import adaln
 from colaworld.ops.reference import compute_dtype

@@ -5,8 +5,6 @@ Shape legend: B clips, T latent frames, S tokens per frame, C width.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,9 +15,6 @@ from colaworld.models.layers.kv_cache import CacheView
 from colaworld.models.layers.mlp import MLP
 from colaworld.models.layers.patch import to_patches
 from colaworld.ops import adaln
-
-if TYPE_CHECKING:
-    from colaworld.models.backbones.stdit3 import STDiT3Config
 
 
 class PatchEmbedding(nn.Module):
@@ -41,21 +36,22 @@ class STDiT3Block(nn.Module):
     fuses gate, residual, norm and modulation into one pass over the tokens.
     """
 
-    def __init__(self, config: STDiT3Config, *, temporal: bool) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, *, temporal: bool, causal: bool, text: bool
+    ) -> None:
         super().__init__()
-        width = config.width
         self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
         self.attn = AxialAttention(
             width,
-            config.heads,
+            heads,
             axis="temporal" if temporal else "spatial",
-            causal=temporal and config.causal,
+            causal=temporal and causal,
             rope_theta=10_000.0 if temporal else None,
             zero_init=temporal,
         )
-        if config.text != "removed":
-            self.cross_attn = CrossAttention(width, config.heads)
-        self.mlp = MLP(width, int(width * config.mlp_ratio), zero_init=True)
+        if text:
+            self.cross_attn = CrossAttention(width, heads)
+        self.mlp = MLP(width, hidden, zero_init=True)
 
     def forward(
         self,
