@@ -71,7 +71,7 @@ class STDiT3Block(nn.Module):
         if caption is None:
             x, h = adaln(x, h, gate=gate_attn, shift=shift_mlp, scale=scale_mlp)
         else:  # no norm before and no gate after, as published
-            x = x + gate_attn[:, :, None] * h
+            x = x + (gate_attn[:, :, None] * h).to(x.dtype)
             x = x + self.cross_attn(x.flatten(1, 2), caption, caption_mask).view_as(x)
             _, h = adaln(x, None, shift=shift_mlp, scale=scale_mlp)
         return x, self.mlp(h), gate_mlp
