@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from colaworld.config import ConfigError, load_yaml, to_dict, to_yaml
+from colaworld.data.clips import DataConfig
 from colaworld.data.latent_cache import LatentCache
-from colaworld.data.loader import ClipLoader, DataConfig
+from colaworld.data.loader import ClipLoader
 from colaworld.evaluation.evaluate import EvaluationConfig
 from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.parts import build_order

@@ -19,7 +19,9 @@ import torch
 from colaworld import __version__
 from colaworld.config import ConfigError, load_yaml
 from colaworld.contracts import ClipBatch
-from colaworld.data.loader import ClipSet, DataConfig, DataError, iterate_once
+from colaworld.data.clips import ClipSet, DataConfig
+from colaworld.data.errors import DataError
+from colaworld.data.loader import iterate_once
 from colaworld.evaluation.contracts import to_float
 from colaworld.evaluation.evaluate import Evaluation, EvaluationConfig, collect, run_evaluation
 from colaworld.evaluation.text_effect import text_effect

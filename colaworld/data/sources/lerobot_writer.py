@@ -27,9 +27,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from colaworld.contracts import ActionSpec
-from colaworld.data import decode
-from colaworld.data.encode import EncodingConfig, VideoWriter
+from colaworld.data import video_reader
 from colaworld.data.errors import DataError
+from colaworld.data.video_writer import EncodingConfig, VideoWriter
 
 log = logging.getLogger(__name__)
 CAMERA = "observation.images.main"
@@ -197,7 +197,7 @@ class LeRobotWriter:
         """Closes the file and compares its first episode with what was given."""
         assert self._video is not None and self._kept is not None
         self._video.close()
-        decoded = decode.stream_frames(self._video.path, 0, len(self._kept))
+        decoded = video_reader.stream_frames(self._video.path, 0, len(self._kept))
         error = [
             np.mean((a.astype(np.float64) - b) ** 2)
             for a, b in zip(decoded, self._kept, strict=True)

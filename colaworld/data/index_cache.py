@@ -1,0 +1,98 @@
+"""What opening a data set found out about its files, kept on disk: a start probes only what changed.
+
+One JSON file per data set, under $COLAWORLD_CACHE, else $XDG_CACHE_HOME/colaworld, else
+~/.cache/colaworld. An entry holds for a file's name, size and time of change; the whole file for one
+version of this layout and of PyAV, which does the probing. It is written beside its name and renamed,
+so that processes that share it see one whole state or another. It can be deleted at any time: what
+is missing, damaged or not writable costs time and nothing else.
+Not here: what the values mean (sources/).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+
+log = logging.getLogger(__name__)
+VERSION = 1  # raised when the meaning of a value changes
+
+
+def cache_folder() -> Path:
+    """Where this package may keep what it can make again."""
+    if own := os.environ.get("COLAWORLD_CACHE"):
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path("~/.cache").expanduser()) / "colaworld"
+
+
+class IndexCache:
+    """Values by name and stamp, for the data set at `root`. `save()` when all were asked for."""
+
+    def __init__(self, root: Path) -> None:
+        # Names within it, and so errors, begin with the path as it was given.
+        key = hashlib.sha256(f"{root.absolute()}\n{root}".encode()).hexdigest()[:32]
+        self.path = cache_folder() / "index" / f"{key}.json"
+        self._before = self._load()
+        self._now: dict[str, Any] = {}
+
+    def get(self, name: str, stamp: Callable[[], tuple[int, ...]], make: Callable[[], Any]) -> Any:
+        """The JSON value kept for `name` while its stamp is the same, else that of `make()`."""
+        try:
+            mark = list(stamp())
+        except OSError:
+            return make()
+        kept = self._before.get(name)
+        value = kept[1] if kept is not None and kept[0] == mark else make()
+        self._now[name] = [mark, value]
+        return value
+
+    def save(self) -> None:
+        """Keep what was asked for since the start, and nothing else."""
+        if self._now == self._before:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".writing_")
+            try:
+                with os.fdopen(descriptor, "w") as file:
+                    json.dump({**_header(self._now), "entries": self._now}, file)
+                os.replace(temporary, self.path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                raise
+        except OSError as error:
+            log.info("%s: not kept, the next start probes again: %s", self.path, error)
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            stored = json.loads(self.path.read_text())
+            entries = stored.pop("entries")
+            if stored["version"] != VERSION or stored["pyav"] != av.__version__:
+                return {}
+            if stored != _header(entries):
+                raise ValueError("its checksum differs")
+            return entries
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            log.info("%s: ignored, all files are probed again: %s", self.path, error)
+            return {}
+
+
+def _header(entries: dict[str, Any]) -> dict[str, Any]:
+    text = json.dumps(entries, sort_keys=True)
+    return {
+        "version": VERSION,
+        "pyav": av.__version__,
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
