@@ -55,8 +55,10 @@ class IndexCache:
         self._now[name] = [mark, value]
         return value
 
-    def save(self) -> None:
-        """Keep what was asked for since the start, and nothing else."""
+    def save(self, *, whole: bool = True) -> None:
+        """Keep what was asked for, and, unless that was the `whole` set, what was there before."""
+        if not whole:
+            self._now = {**self._before, **self._now}
         if self._now == self._before:
             return
         try:
@@ -71,7 +73,7 @@ class IndexCache:
                     os.unlink(temporary)
                 raise
         except OSError as error:
-            log.info("%s: not kept, the next start probes again: %s", self.path, error)
+            log.warning("%s: not kept, the next start probes again: %s", self.path, error)
 
     def _load(self) -> dict[str, Any]:
         try:
@@ -85,7 +87,7 @@ class IndexCache:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            log.info("%s: ignored, all files are probed again: %s", self.path, error)
+            log.warning("%s: ignored, all files are probed again: %s", self.path, error)
             return {}
 
 

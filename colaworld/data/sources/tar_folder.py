@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
@@ -33,9 +34,11 @@ class TarFolderSource(VideosSource):
     def _find(self, index: IndexCache) -> Iterator[tuple[str, Path, Video]]:
         alone = self.path.is_file()
         for tar in [self.path] if alone else sorted(self.path.rglob("*.tar")):
-            listed = index.get(
-                str(tar), lambda tar=tar: file_stamp(tar), lambda tar=tar: _list(tar)
-            )
+            try:
+                listed = index.get(str(tar), partial(file_stamp, tar), partial(_list, tar))
+            except OSError as error:
+                self._skip(tar, f"{tar}: cannot be read: {error}")
+                continue
             for reason in listed["broken"]:
                 self._skip(tar, reason)
             place = tar.name if alone else tar.relative_to(self.path).as_posix()
@@ -63,14 +66,14 @@ def _list(tar: Path) -> dict[str, Any]:
             opened.fileobj.seek(opened.offset)  # where the list ends: zeros, or a damaged header
             if any(opened.fileobj.read(tarfile.BLOCKSIZE)):
                 broken.append(f"{tar}: damaged at byte {opened.offset}: what follows is not read")
-    except (tarfile.TarError, OSError) as error:
+    except tarfile.TarError as error:
         broken.append(f"{tar}: cannot be read as an uncompressed tar: {error}")
     return {"members": members, "broken": broken}
 
 
 def _member(tar: Path, name: str, offset: int, size: int) -> Video:
     def open_member() -> BinaryIO:
-        return cast(BinaryIO, _Slice(tar, offset, size))
+        return cast(BinaryIO, _Slice(tar, name, offset, size))
 
     def stamp() -> tuple[int, ...]:
         return size, *file_stamp(tar), offset
@@ -81,7 +84,8 @@ def _member(tar: Path, name: str, offset: int, size: int) -> Video:
 class _Slice(io.RawIOBase):
     """`size` bytes of a file from `offset` on, as a file of its own."""
 
-    def __init__(self, path: Path, offset: int, size: int) -> None:
+    def __init__(self, path: Path, name: str, offset: int, size: int) -> None:
+        self.name = name  # its ending helps FFmpeg to guess the format
         self._file = path.open("rb", buffering=0)
         self._offset, self._size, self._at = offset, size, 0
 

@@ -52,20 +52,14 @@ class VideosSource:
         self.episodes: list[EpisodeInfo] = []
         self._videos: list[Video] = []
         index = IndexCache(self.path)
-        found = list(self._find(index))
-        total = len(found) + len(self.broken)
-        for name, file, video in found:
-            try:
-                info = _probe(video, index)
-            except BrokenFileError as error:
-                self._skip(file, str(error))
-                continue
-            number = len(self.episodes)
-            self._videos.append(video)
-            self.episodes.append(
-                EpisodeInfo(number, name, file, info.frames, info.fps, info.height, info.width)
-            )
+        try:
+            for name, file, video in self._find(index):
+                self._add(name, file, video, index)
+        except BaseException:  # Ctrl-C during a long first look, for one
+            index.save(whole=False)
+            raise
         index.save()
+        total = len(self.episodes) + len(self.broken)
         if not total:
             raise DataError(
                 f"{self.path}: no video files in it (looked for {', '.join(sorted(SUFFIXES))})"
@@ -79,6 +73,18 @@ class VideosSource:
     def _find(self, index: IndexCache) -> Iterator[tuple[str, Path, Video]]:
         """(name within the set, file on disk, video) of each episode; `_skip` what is broken."""
         raise NotImplementedError
+
+    def _add(self, name: str, file: Path, video: Video, index: IndexCache) -> None:
+        try:
+            info = _probe(video, index)
+        except BrokenFileError as error:
+            self._skip(file, str(error))
+            return
+        number = len(self.episodes)
+        self._videos.append(video)
+        self.episodes.append(
+            EpisodeInfo(number, name, file, info.frames, info.fps, info.height, info.width)
+        )
 
     def _skip(self, file: Path, reason: str) -> None:
         log.warning("skipped: %s", reason)
