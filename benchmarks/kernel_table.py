@@ -23,7 +23,16 @@ class Shown(NamedTuple):
 
 
 def _attention(
-    impl: str, *, T: int, H: int, D: int, size: int, backward: bool, pieces: tuple[int, ...]
+    impl: str,
+    *,
+    T: int,
+    H: int,
+    D: int,
+    size: int,
+    backward: bool,
+    pieces: tuple[int, ...],
+    warps: int,
+    chunks: int = 1,
 ) -> Work:
     """Temporal attention of 8 clips of 256 places: qkv in, out out; with d out in, dqkv out."""
     places, numbers = 8 * 256, 8 * T * 256 * H * D * size
@@ -34,8 +43,8 @@ def _attention(
         "pieces": pieces,
         "step": D * size,
     }
-    if impl == "cuda":  # four warps, or one in float32, each with a pair of its own
-        return Work(**work, passes=places * H // (4 if size == 2 else 1))
+    if impl == "cuda":  # each warp with a pair of its own
+        return Work(**work, passes=places * H // warps, inner=(chunks,), arithmetic=chunks)
     if not backward:
         return Work(**work, blocks=places * H)
     steps = max(1, places * H // 4096)  # PROGRAMS of kernels/st_attention.py
@@ -44,19 +53,30 @@ def _attention(
 
 _XL = {"T": 16, "H": 16, "D": 72, "size": 2}
 _LAM = {"T": 8, "H": 12, "D": 64}
+_WIDE = {"T": 32, "H": 12, "D": 128, "size": 2}
 _LAM16, _LAM32 = _LAM | {"size": 2}, _LAM | {"size": 4}
 
 
-def _attentions(impl: str, name: str, row: str, size: dict[str, int], *pieces: int) -> list[Shown]:
+def _attentions(
+    impl: str,
+    name: str,
+    row: str,
+    size: dict[str, int],
+    *pieces: int,
+    warps: tuple[int, int] = (4, 4),  # of a block of CUDA, forward and backward
+    chunks: int = 1,  # of 16 channels of a row, where the kernel loops over them
+) -> list[Shown]:
     return [
         Shown(
             impl,
             "st_attention",
             f"st_attention {way}, {name}",
             row.format(way),
-            _attention(impl, **size, backward=way == "backward", pieces=pieces),
+            _attention(
+                impl, **size, backward=way == "backward", pieces=pieces, warps=of, chunks=chunks
+            ),
         )
-        for way in ("forward", "backward")
+        for way, of in zip(("forward", "backward"), warps, strict=True)
     ]
 
 
@@ -99,6 +119,7 @@ SHOWN: tuple[Shown, ...] = (
     *_attentions("triton", "XL, bf16", "st_attention {} 16x72 T<=16 bf16", _XL, 128, 16),
     *_attentions("triton", "LAM, bf16", "st_attention {} 12x64 T<=16 bf16 causal", _LAM16, 128),
     *_attentions("triton", "LAM, float32", "st_attention {} 12x64 T<=16 fp32 causal", _LAM32, 256),
+    *_attentions("triton", "D 128, T 32, bf16", "st_attention {} 12x128 T<=32 bf16", _WIDE, 256),
     *(
         Shown("triton", "qk_norm_rope", f"{way}, XL, bf16", f"{way} 16x72 head, no rotation bf16", _QK[way])
         for way in _QK
@@ -121,11 +142,12 @@ SHOWN: tuple[Shown, ...] = (
     Shown("triton", "vector_quantize", "code_statistics, entries of a sort", "code_statistics entries K=8192 d=64 fp32", Work(12_099 * 64 * 4, 8192 * 65 * 4, passes=8192, blocks=8192)),
     Shown("triton", "vector_quantize", "update_codebook", "update_codebook K=32 d=32", Work(32 * (2 * 32 + 2) * 4, 32 * (2 * 32 + 1) * 4, passes=1, blocks=1)),
     *_attentions("cuda", "XL, bf16", "st_attention::{}<colaworld::cuda::bf16, 72, 2>", _XL, 144),
-    *_attentions("cuda", "XL, T 32, bf16", "st_attention::{}<colaworld::cuda::bf16, 72, 4>", _XL | {"T": 32}, 144),
+    *_attentions("cuda", "XL, T 32, bf16", "st_attention::{}<colaworld::cuda::bf16, 72, 4>", _XL | {"T": 32}, 144, warps=(4, 2)),
     *_attentions("cuda", "LAM, bf16", "st_attention::{}<colaworld::cuda::bf16, 64, 2>", _LAM16, 128),
     Shown("cuda", "st_attention", "st_attention forward, D 128, bf16", "st_attention::forward<colaworld::cuda::bf16, 128, 2>"),
     Shown("cuda", "st_attention", "st_attention backward, D 128, bf16", "st_attention::backward<colaworld::cuda::bf16, 128, 2>"),
-    *_attentions("cuda", "LAM, float32", "st_attention_float::{}<16>", _LAM32, *[32] * 8),
+    *_attentions("cuda", "D 128, T 32, bf16", "st_attention::{}<colaworld::cuda::bf16, 128, 4>", _WIDE, 256, warps=(2, 1), chunks=8),
+    *_attentions("cuda", "LAM, float32", "st_attention_float::{}<16>", _LAM32, *[32] * 8, warps=(1, 1)),
     Shown("cuda", "st_attention", "st_attention, sums of the weights", "sum"),
     Shown("cuda", "vector_quantize", "vector_quantize, a batch, float32", "vector_quantize_kernels::assign<float, 4>", _search(*_BATCH, passes=32, blocks=32, inner=(1, 2), arithmetic=8)),
     Shown("cuda", "vector_quantize", "vector_quantize, K 8192 d 64, float32", "vector_quantize_kernels::assign<float, 8>", _search(*_LARGE, passes=_LARGE_BLOCKS * 8192 // 64, blocks=_LARGE_BLOCKS, inner=(2, 4), arithmetic=8)),

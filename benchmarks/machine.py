@@ -19,7 +19,14 @@ from colaworld import ops
 
 from . import gate, timing
 
-PACKAGES = ("colaworld", "triton", "vector-quantize-pytorch", "flash-attn")
+PACKAGES = (
+    "colaworld",
+    "triton",
+    "vector-quantize-pytorch",
+    "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
+)
 _CODE = ("csrc", "colaworld", "kernels", "benchmarks", "CMakeLists.txt")
 # Bytes: past any cache (the H200's holds 60 MB) and still milliseconds.
 _COPIED = {"cpu": 1 << 26, "cuda": 1 << 31}

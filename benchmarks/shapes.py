@@ -221,9 +221,9 @@ def vector_quantize(config: RunConfig) -> list[Shape]:
     """N rows, K entries, d width."""
     size, model = clips(config), config.model
     rows = size["B"] * (size["T"] - 1) * model.idm.tokens
-    entries = model.quantizer.codebook_size
-    if model.quantizer.kind == "fsq":
-        entries = math.prod(model.quantizer.levels)
+    entries = getattr(model.quantizer, "codebook_size", 0)
+    if not entries:  # no table to search
+        return list(FIXED["vector_quantize"])
     sizes = {"N": rows, "K": entries, "d": model.idm.dim}
     own = Shape(f"{family(config)}.codes", sizes, "one training step: calls, not arithmetic")
     return [own, *FIXED["vector_quantize"]]

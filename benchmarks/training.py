@@ -1,8 +1,8 @@
 """One optimizer step of a recipe: samples and tokens a second, where the time goes, MFU, memory.
 
-The step is made of the public parts that training's loop is made of, in its order, so that several
-ways of running it can take turns; a test holds its losses against the loop's. Left out: guard,
-health, logs and checkpoints, and the choice of a phase (the last of the schedule is timed).
+The step is the loop's own `backward_pass` and `apply_update`, so that several ways of running it can
+take turns; a test holds its losses against the loop's. Left out: health, logs and checkpoints, and
+the choice of a phase (the last of the schedule is timed).
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from colaworld.data.loader import ClipLoader
 from colaworld.models.world_model import WorldModel
 from colaworld.recipes.base import RunConfig, build_model
 from colaworld.training.blocks import blocks, wrap_blocks
+from colaworld.training.guard import LossGuard
 from colaworld.training.objectives import OBJECTIVES
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.phases import enter_phase
 from colaworld.training.randomness import generator_for
+from colaworld.training.step import apply_update, backward_pass
 
 from . import shapes, timing
 from .case import Case, Provider, Request, require_compiler
@@ -134,7 +136,9 @@ class Step:
             self.objective.before_phase(self.batch, generator=generator)
         enter_phase(self.model, self.phase)
         self.optimizer = PhaseOptimizer(self.model, self.phase, training)
+        self.guard = LossGuard(replace(training, spike_factor=0.0))
         self.marks = _Marks(self.device)
+        self._began: float | None = None  # when the current backward pass began
         self._arrived: float | None = None  # when the gradient left the generator
         self._watch()
         self.variant: Variant | None = None
@@ -162,8 +166,22 @@ class Step:
         return self.batches().to(self.device, non_blocking=True)
 
     def _watch(self) -> None:
-        """Put marks around the model's own seams, outside of what is compiled."""
+        """Put marks around the model's own seams, outside of what is compiled; let the objective run
+        in the way of the variant in use."""
         model, around = self.model, self.marks.around
+        loss, after_step = around("rest", self.objective.loss), self.objective.after_step
+
+        def before_backward(batch: ClipBatch, *, generator: torch.Generator) -> Any:
+            with self.variant.choice():
+                made = loss(batch, generator=generator)
+            self._began, self._arrived = (self.marks.now() if self.marks.on else None), None
+            return made
+
+        def after(*, generator: torch.Generator) -> Any:
+            with self.variant.choice():
+                return after_step(generator=generator)
+
+        self.objective.loss, self.objective.after_step = before_backward, after
         generator = model.backbone.velocity
 
         def velocity(latents: Tensor, times: Tensor, *, modulation: Any = None, **rest: Any):
@@ -183,39 +201,50 @@ class Step:
 
     def __call__(self) -> float:
         """One step. Returns its loss, and so waits for the device, as training's loop does."""
-        marks, training, seconds = self.marks, self.config.training, self.marks.seconds
+        training = self.config.training
         self.number += 1
         key = (training.seed, self.phase.name, self.number)
-        self.objective.begin_step()
         self.optimizer.zero_grad()
-        losses = []
-        for micro in range(training.accumulate):
-            batch = marks.around("data", self.batch)()
-            loss = marks.around("rest", self._loss)(batch, generator_for(self.device, *key, micro))
-            began, self._arrived = (marks.now() if marks.on else 0.0), None
-            (loss / training.accumulate).backward()
-            if marks.on:
-                over = marks.now()
-                left = over if self._arrived is None else self._arrived
-                seconds["world_model"] += left - began
-                seconds["lam"] += over - left
-            losses.append(loss.detach())
-        marks.around("optimizer", self._update)(generator_for(self.device, *key, "after"))
-        return torch.stack(losses).mean().item()
+        terms = backward_pass(
+            self.objective,
+            self.optimizer,
+            (self._next() for _ in range(training.accumulate)),
+            passes=training.accumulate,
+            key=key,
+            bf16=self.dtype == "bfloat16",
+        )
+        self._end_backward()
+        update = self.marks.around("optimizer", apply_update)(
+            self.objective,
+            self.optimizer,
+            terms,
+            number=self.number,
+            key=key,
+            clip_norm=training.clip_norm,
+            guard=self.guard,
+        )
+        if update.skipped is not None:
+            raise ValueError(f"step {self.number} was skipped: {update.skipped}")
+        return update.loss
+
+    def _next(self) -> ClipBatch:
+        """The next batch; the backward pass of the one before is over."""
+        self._end_backward()
+        return self.marks.around("data", self.batch)()
+
+    def _end_backward(self) -> None:
+        """Share the time of a backward pass out: to the generator, then to what it got codes from."""
+        if not self.marks.on or self._began is None:
+            return
+        over, seconds = self.marks.now(), self.marks.seconds
+        left = over if self._arrived is None else self._arrived
+        seconds["world_model"] += left - self._began
+        seconds["lam"] += over - left
+        self._began = None
 
     def _loss(self, batch: ClipBatch, generator: torch.Generator) -> Tensor:
-        with self.variant.choice(), autocast(str(self.device), self.dtype):
+        with autocast(str(self.device), self.dtype):
             return self.objective.loss(batch, generator=generator)[0]
-
-    def _update(self, generator: torch.Generator) -> None:
-        clip, gradients = self.config.training.clip_norm, self.optimizer.gradients()
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if clip:
-            parameters = list(self.optimizer.parameters.values())
-            torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
-        self.optimizer.step(self.number)
-        with self.variant.choice():
-            self.objective.after_step(generator=generator)
 
     def split(self, steps: int) -> dict[str, float]:
         """Milliseconds of each part of a step, the median over `steps` steps."""

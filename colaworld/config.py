@@ -53,6 +53,9 @@ def from_dict(
     given = {}
     for key, value in values.items():
         path = f"{where}.{key}" if where else str(key)
+        former = getattr(cls, "FORMER_KEYS", {})
+        if key not in known and key in former and value == former[key]:
+            continue
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
@@ -177,15 +180,72 @@ def to_yaml(config: Any) -> str:
 def from_command_line(default: T, arguments: Sequence[str], *, program: str, description: str) -> T:
     """`default` with every field reachable as --a.b-c VALUE; --help lists all with their docs.
 
-    A member annotated with `tyro.conf.arg(name="")` lends its fields without its own name.
+    A member annotated with `tyro.conf.arg(name="")` lends its fields without its own name. Where one of
+    several dataclasses may stand, `--a.kind NAME` takes the one of that kind, with its defaults and
+    what it has in common with the one that stood there.
     """
     import tyro
 
+    default, rest = _choose_kinds(default, arguments)
     return tyro.cli(
         type(default),
         default=default,
-        args=list(arguments),
+        args=rest,
         prog=program,
         description=description,
         config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def _choose_kinds(default: T, arguments: Sequence[str]) -> tuple[T, list[str]]:
+    """`default` with every `--a.b.kind NAME` done, and the other arguments."""
+    rest: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        flag, equals, kind = argument.partition("=")
+        if not (flag.startswith("--") and flag.endswith(".kind")):
+            rest.append(argument)
+            continue
+        keys = flag[2:].replace("-", "_").split(".")[:-1]
+        path = _union_at(default, keys)
+        if path is None:
+            rest.append(argument)
+            continue
+        kind = kind if equals else next(left, "")
+        default = _with_kind(default, path, kind, flag)
+    return default, rest
+
+
+def _union_at(config: Any, keys: list[str]) -> list[str] | None:
+    """The field names that lead to a union of dataclasses, past members that lend their fields."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    if keys[0] not in hints:
+        for name, hint in hints.items():
+            if getattr(hint, "__metadata__", ()) and dataclasses.is_dataclass(
+                getattr(config, name)
+            ):
+                below = _union_at(getattr(config, name), keys)
+                return None if below is None else [name, *below]
+        return None
+    if len(keys) > 1:
+        inner = getattr(config, keys[0])
+        below = _union_at(inner, keys[1:]) if dataclasses.is_dataclass(inner) else None
+        return None if below is None else [keys[0], *below]
+    options = typing.get_args(hints[keys[0]])
+    return keys if options and all(hasattr(option, "kind") for option in options) else None
+
+
+def _with_kind(config: Any, path: list[str], kind: str, flag: str) -> Any:
+    name, *below = path
+    before = getattr(config, name)
+    if below:
+        return dataclasses.replace(config, **{name: _with_kind(before, below, kind, flag)})
+    options = typing.get_args(typing.get_type_hints(type(config))[name])
+    chosen = _of_kind(list(options), {"kind": kind}, flag[2:].removesuffix(".kind"), None)
+    shared = {f.name for f in dataclasses.fields(chosen)} - {"kind"}
+    kept = {k: v for k, v in _given(before).items() if k in shared}
+    return dataclasses.replace(config, **{name: chosen(**kept)})
+
+
+def _given(config: Any) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}

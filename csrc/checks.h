@@ -1,4 +1,5 @@
-// Argument checks whose message names the argument, what was expected and what came.
+// Argument checks whose message names the argument, what was expected and what came, and what else
+// every op does with its arguments.
 // Not here: checks of a single op; those stand at the top of its entry function.
 
 #pragma once
@@ -7,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
@@ -21,13 +23,25 @@ void expect(bool condition, const Parts&... parts) {
   throw std::invalid_argument(message.str());
 }
 
-// "[4, 32]"
-inline std::string shape_of(const torch::stable::Tensor& tensor) {
-  std::ostringstream text;
-  text << '[';
-  for (int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
-  text << ']';
-  return text.str();
+// Streamed as "[4, 32]". No text is made of the tensors of a check that holds: on a small call that
+// took longer than the work.
+struct ShapeOf {
+  const torch::stable::Tensor& tensor;
+
+  friend std::ostream& operator<<(std::ostream& out, const ShapeOf& shape) {
+    out << '[';
+    for (int64_t i = 0; i < shape.tensor.dim(); ++i) {
+      out << (i ? ", " : "") << shape.tensor.size(i);
+    }
+    return out << ']';
+  }
+};
+
+inline ShapeOf shape_of(const torch::stable::Tensor& tensor) { return {tensor}; }
+
+// The same, without a call of the dispatcher where nothing is to be copied.
+inline torch::stable::Tensor as_contiguous(const torch::stable::Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
 }  // namespace colaworld

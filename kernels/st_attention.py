@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from colaworld.kernels import launch, tuning
+from colaworld.kernels import arithmetic, launch, tuning
 
 LOG2_E = tl.constexpr(1.4426950408889634)  # the hardware has a power of two, not of e
 
@@ -244,10 +244,10 @@ def _unprepared(
         x0 = x0 * inverse
         x1 = x1 * inverse
         w0, w1 = _weight(W, D, D0, D1, WIDE)
-        dw0 = tl.sum(g0 * x0, 0)
+        dw0 = tl.sum(arithmetic.product(g0, x0, PIN), 0)
         g0 = g0 * w0
         if D1 > 0:
-            dw1 = tl.sum(g1 * x1, 0)
+            dw1 = tl.sum(arithmetic.product(g1, x1, PIN), 0)
             g1 = g1 * w1
         mean = _row_sum(g0 * x0, g1 * x1, D1) / D
         g0 = inverse * (g0 - x0 * mean)
@@ -261,17 +261,20 @@ def _add_to(SUMS, dw0, dw1, more, D: tl.constexpr, D0: tl.constexpr, D1: tl.cons
     """Add [D0], [D1] to what stands in SUMS [D], or put them there when there is no more before.
 
     SUMS belongs to this program alone and stays in the cache; in registers it would cost a sixth of
-    them, in every warp. The barrier lets each lane see what another wrote the last time.
+    them, in every warp. The first barrier lets each lane see what another wrote the last time, the
+    second lets all of them read before any writes: a number may be held by several lanes.
     """
-    tl.debug_barrier()
     more = tl.full((1,), 1, tl.int32) * more > 0
-    d = tl.arange(0, D0)
-    before = tl.load(SUMS + d, mask=(d < D) & more, other=0.0)
-    tl.store(SUMS + d, before + dw0, mask=d < D)
+    tl.debug_barrier()
+    d0 = tl.arange(0, D0)
+    before0 = tl.load(SUMS + d0, mask=(d0 < D) & more, other=0.0)
     if D1 > 0:
-        d = D0 + tl.arange(0, D1)
-        before = tl.load(SUMS + d, mask=(d < D) & more, other=0.0)
-        tl.store(SUMS + d, before + dw1, mask=d < D)
+        d1 = D0 + tl.arange(0, D1)
+        before1 = tl.load(SUMS + d1, mask=(d1 < D) & more, other=0.0)
+    tl.debug_barrier()
+    tl.store(SUMS + d0, before0 + dw0, mask=d0 < D)
+    if D1 > 0:
+        tl.store(SUMS + d1, before1 + dw1, mask=d1 < D)
 
 
 @triton.jit

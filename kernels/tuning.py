@@ -143,19 +143,18 @@ class Tile(Blocks):
     BK: int
 
 
-# vector_quantize: (architecture, search, rows, channels of a chunk, bytes of a number). The two halves
-# of 128 x 32 float32 numbers and more spill in 4 warps; products out of registers, before Hopper, also
+# vector_quantize: (architecture, rows, channels of a chunk, bytes of a number). The two halves of
+# 128 x 32 float32 numbers and more spill in 4 warps; products out of registers, before Hopper, also
 # spill in 8 at 128 x 64 against 64 entries.
 VECTOR_QUANTIZE: dict[tuple, Tile] = {
-    (arch, search, rows, DB, size): Tile(
+    (arch, rows, DB, size): Tile(
         BN=32 if rows == "few" else 128,
-        BK=32 if search == "exact" or (arch is None and DB * size > 128) else 64,
-        num_warps=8 if search == "tensor cores" and rows == "many" and DB * size > 64 else 4,
-        num_stages=1 if search == "exact" else 2,
+        BK=32 if arch is None and DB * size > 128 else 64,
+        num_warps=8 if rows == "many" and DB * size > 64 else 4,
+        num_stages=2,
         reason="few rows: a program for each multiprocessor; many: an entry is read for 128 rows",
     )
     for arch in (None, 90, 100)
-    for search in ("tensor cores", "exact")
     for rows in ("few", "many")
     for DB in (16, 32, 64)
     for size in (2, 4)

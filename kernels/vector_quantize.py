@@ -3,8 +3,8 @@
 Nearest entry: score(n, k) = |e_k|^2 / 2 - z_n . e_k orders the entries as the distance does. A program
 takes some rows and walks over the entries in blocks, with a running best under a strict <: the lowest
 index wins among equal scores, a score that is NaN never wins, and a row of NaN keeps index 0. Products
-run on tensor cores, float32 as three tf32 products, or `exact` without tensor cores. There is no N x K
-matrix, and no sum that depends on another program.
+run on tensor cores, float32 as three tf32 products. There is no N x K matrix, and no sum that depends
+on another program.
 
 Sums per entry, without atomics, in a fixed order:
   small tables      a program for each entry and part of the rows reads the rows of its entry alone
@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from colaworld.kernels import launch, tuning
+from colaworld.kernels import arithmetic, launch, tuning
 
 # --- nearest entry -------------------------------------------------------------------------------
 
@@ -45,35 +45,30 @@ def _scores(
     BN: tl.constexpr,
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
-    EXACT: tl.constexpr,
     WIDE: tl.constexpr,
+    PIN: tl.constexpr,
 ):
     """[BN, BK]; +inf where it is NaN or there is no such entry."""
     entry = E + k.to(tl.int64) * e_stride
     row = Z + r.to(tl.int64) * z_stride
     product = tl.zeros((BN, BK), WIDE)
     half = tl.zeros((BK,), WIDE)
-    if EXACT:
-        for d in range(D):
-            e = tl.load(entry + d, mask=k < K, other=0.0).to(WIDE)
-            z = tl.load(row + d, mask=r < N, other=0.0).to(WIDE)
-            half += e * e
-            product += z[:, None] * e[None, :]
-    else:
-        for first in range(0, D, DB):
-            d = first + tl.arange(0, DB)
-            e = tl.load(
-                entry[:, None] + d[None, :], mask=(k < K)[:, None] & (d < D)[None, :], other=0.0
+    for first in range(0, D, DB):
+        d = first + tl.arange(0, DB)
+        e = tl.load(
+            entry[:, None] + d[None, :], mask=(k < K)[:, None] & (d < D)[None, :], other=0.0
+        )
+        if DB >= D:
+            z = whole
+        else:
+            z = tl.load(
+                row[:, None] + d[None, :], mask=(r < N)[:, None] & (d < D)[None, :], other=0.0
             )
-            if DB >= D:
-                z = whole
-            else:
-                z = tl.load(
-                    row[:, None] + d[None, :], mask=(r < N)[:, None] & (d < D)[None, :], other=0.0
-                )
-            wide = e.to(WIDE)
-            half += tl.sum(wide * wide, 1)
-            product = tl.dot(z, tl.trans(e), product, input_precision=PRECISION, out_dtype=WIDE)
+        wide = e.to(WIDE)
+        # Of 16 bits a square is exact.
+        rounds: tl.constexpr = PIN and E.dtype.element_ty.primitive_bitwidth > 16
+        half += tl.sum(arithmetic.product(wide, wide, rounds), 1)
+        product = tl.dot(z, tl.trans(e), product, input_precision=PRECISION, out_dtype=WIDE)
     score = half[None, :] * 0.5 - product
     return tl.where((score == score) & (k < K)[None, :], score, float("inf"))
 
@@ -93,13 +88,13 @@ def assign_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
-    EXACT: tl.constexpr,
     WIDE: tl.constexpr,
+    PIN: tl.constexpr,
 ):
     r = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     d = tl.arange(0, DB)
     whole = tl.zeros((BN, DB), Z.dtype.element_ty)
-    if DB >= D and not EXACT:
+    if DB >= D:
         whole = tl.load(
             Z + r[:, None] * z_stride + d[None, :],
             mask=(r < N)[:, None] & (d < D)[None, :],
@@ -110,7 +105,7 @@ def assign_kernel(
     for first in range(0, K, BK):
         k = first + tl.arange(0, BK)
         score = _scores(
-            Z, E, r, k, N, K, z_stride, e_stride, whole, D, DB, BN, BK, PRECISION, EXACT, WIDE
+            Z, E, r, k, N, K, z_stride, e_stride, whole, D, DB, BN, BK, PRECISION, WIDE, PIN
         )
         lowest, where = tl.min(score, 1, return_indices=True)
         better = lowest < best
@@ -342,22 +337,21 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 def _assign_constants(
-    N: int, K: int, D: int, dtype: torch.dtype, arch: int | None, *, exact: bool
+    N: int, K: int, D: int, dtype: torch.dtype, arch: int | None, *, pin: bool = True
 ) -> tuple[dict[str, object], tuning.Blocks]:
     # More channels than one chunk: a float32 chunk of half the size leaves room for the next one.
     widest = CHUNK // 2 if D > CHUNK and dtype.itemsize >= 4 else CHUNK
     DB = min(widest, max(16, triton.next_power_of_2(D)))
     rows = "few" if N <= FEW_ROWS else "many"
-    search = "exact" if exact else "tensor cores"
-    tile = tuning.pick(tuning.VECTOR_QUANTIZE, arch, search, rows, DB, min(4, dtype.itemsize))
+    tile = tuning.pick(tuning.VECTOR_QUANTIZE, arch, rows, DB, min(4, dtype.itemsize))
     constants = {
         "D": D,
         "DB": DB,
         "BN": tile.BN,
         "BK": min(tile.BK, max(16, triton.next_power_of_2(K))),
         "PRECISION": launch.precision_of(dtype),
-        "EXACT": exact,
         "WIDE": launch.wide_of(dtype),
+        "PIN": pin,
     }
     return constants, tile
 
@@ -365,13 +359,10 @@ def _assign_constants(
 def nearest(
     z: Tensor,  # [N, D], any strides
     codebook: Tensor,  # [K, D], any strides
-    *,
-    exact: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(codes [N, D], indices [N] int64) of the nearest entries. One launch.
 
-    `exact`: scores of float32 rows as plain sums of float32 products, without tensor cores. Otherwise
-    a product of float32 numbers is three tf32 products, which drops its last two bits or so.
+    A product of float32 numbers is three tf32 products, which drops its last two bits or so.
     """
     N, D = z.shape
     K = codebook.shape[0]
@@ -380,7 +371,8 @@ def nearest(
     if N == 0:
         return codes, indices
     z, codebook = _rows(z), _rows(codebook)
-    constants, tile = _assign_constants(N, K, D, z.dtype, launch.architecture(z), exact=exact)
+    arch = launch.architecture(z)
+    constants, tile = _assign_constants(N, K, D, z.dtype, arch, pin=z.is_cuda)
     with launch.on_device_of(z):
         assign_kernel[(triton.cdiv(N, tile.BN),)](
             z, codebook, codes, indices, N, K, z.stride(0), codebook.stride(0),
@@ -504,13 +496,11 @@ def configurations(arch: int | None = None) -> Iterator[tuning.Configuration]:
     for K, D, dtypes in _SHIPPED:
         for name in dtypes:
             of = f"K={K} d={D} {name}"
-            for exact in (False, True) if name == "fp32" else (False,):
-                for rows, N in (("few", 1), ("many", FEW_ROWS + 1)):
-                    constants, tile = _assign_constants(N, K, D, _DTYPES[name], arch, exact=exact)
-                    how = f"{rows} rows{' exact' if exact else ''}"
-                    yield _configuration(
-                        f"vector_quantize {of} {how}", assign_kernel, tile, constants, name
-                    )
+            for rows, N in (("few", 1), ("many", FEW_ROWS + 1)):
+                constants, tile = _assign_constants(N, K, D, _DTYPES[name], arch)
+                yield _configuration(
+                    f"vector_quantize {of} {rows} rows", assign_kernel, tile, constants, name
+                )
             DP = triton.next_power_of_2(D)
             constants = {"D": D, "STEP": 1, "COUNTS": 1, "DP": DP, "WIDE": tl.float32}
             if K * D <= SELECT_TABLE:

@@ -190,3 +190,45 @@ def test_help_shows_the_documentation_of_fields(capsys):
         line(["--help"])
     shown = capsys.readouterr().out
     assert "Learning rate." in shown and "--optimizer.rate" in shown
+
+
+# -- one of several kinds, on the command line ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Round:
+    radius: float = 1.0
+    colour: str = "red"
+    kind: Literal["round"] = "round"
+
+
+@dataclass(frozen=True)
+class Square:
+    side: float = 2.0
+    colour: str = "blue"
+    kind: Literal["square"] = "square"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    shape: Round | Square = field(default_factory=Round)
+
+
+@dataclass(frozen=True)
+class Page:
+    drawing: Drawing = field(default_factory=Drawing)
+    pages: int = 1
+
+
+def test_a_kind_on_the_command_line_takes_that_dataclass():
+    given = Page(Drawing(Round(colour="green")))
+
+    def parse(*arguments):
+        return from_command_line(given, arguments, program="draw", description="")
+
+    assert parse("--drawing.shape.kind", "square") == Page(Drawing(Square(colour="green")))
+    both = parse("--pages", "2", "--drawing.shape.kind=square", "--drawing.shape.side", "3")
+    assert both == Page(Drawing(Square(3.0, "green")), 2)
+    assert parse("--drawing.shape.kind", "round") == given
+    with pytest.raises(ConfigError, match=r"drawing.shape.kind: expected one of 'round', 'square'"):
+        parse("--drawing.shape.kind", "oval")

@@ -16,7 +16,16 @@ TEMPORAL = {"op": "st_attention", "shape": "stdit3-xl.b8.temporal"}
 MODULATION = {"op": "adaln", "shape": "stdit3-xl.b8.autocast"}
 PROLOGUE = {"op": "qkv_norm_rope", "shape": "stdit3-xl.b8.spatial"}
 # torch's attention with norm and rotation compiled around it; the eager ones are slower.
-RIVALS = ("compile", "compile:cudnn", "compile:flash", "flex", "flash-attn")
+RIVALS = (
+    "compile",
+    "compile:cudnn",
+    "compile:flash",
+    "cudnn",
+    "flex",
+    "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
+)
 _STEPS = ("xl28.b8.joint", "xl8.b8.joint")  # the larger one where it was measured
 _PAIRS = 28
 

@@ -29,6 +29,7 @@ from colaworld import ops
 from .. import gate, machine, run, shapes
 from ..case import Case, Failed, Request, Skipped
 from . import dry, store
+from .goals import RIVALS as COMPILED
 
 # (op, shape, dtype), the most important first: what a goal is about, then what rivals are timed for.
 GOALS = (
@@ -49,7 +50,6 @@ RIVALS = (
     ("adaln", "stdit3-xl.b8.block", "bfloat16"),
     ("code_statistics", "bounded.codes", "float32"),
 )
-_COMPILED = ("compile", "compile:cudnn", "compile:flash", "flex", "flash-attn")
 _FILLED_PAIRS = 2  # of blocks: every graph that more of them have
 _CASE_SECONDS = 6  # a case takes about so long once its kernels are there
 _STEP_SAMPLES = 7
@@ -214,9 +214,11 @@ def measure(
 def probe(options: Options, keep: Callable) -> None:
     """What this machine has: printed first, since everything else depends on it."""
     print(f"device: {machine.device_name(options.device)}; {machine.versions()}")
-    for package in ("triton", "pytest", "rich", "matplotlib", "flash_attn"):
+    for package in ("triton", "pytest", "rich", "matplotlib"):
         found = importlib.util.find_spec(package) is not None
         print(f"{package}: {'there' if found else 'not installed'}")
+    for backend in ops.ATTENTION_BACKENDS:
+        print(f"attention {backend}: {ops.attention_backend_missing(backend) or 'there'}")
     built = ops.build_info()
     print(f"compiled library: {built if built else ops.why_not_compiled()}")
     probes = {
@@ -314,7 +316,7 @@ def jobs(source: str, options: Options) -> dict[str, Callable[[], None]]:
                 made[check.label] = lambda check=check: check.run(device)
     if source in ("large", "memcheck"):
         return made
-    fits = (lambda name: name == "triton") if source == "correctness" else _COMPILED.__contains__
+    fits = (lambda name: name == "triton") if source == "correctness" else COMPILED.__contains__
     listed = goals(options) if source == "correctness" else rivals(options)
     for case, _ in listed:
         for name in filter(fits, case.providers):

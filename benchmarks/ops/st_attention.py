@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from colaworld import ops
 from colaworld.models.layers.rope import rope_tables
+from colaworld.ops.attention_backends import attend
 
 from .. import shapes
 from ..case import Case, Request, Skipped, Unavailable, require_compiler
@@ -34,6 +35,14 @@ BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
 _ON_CPU = ("flash", "math")
+# Rows of ours around an attention by name: what the row is called, and `backend` of st_attention.
+NAMED = {
+    "cudnn": "cudnn",
+    "flex": "flex",
+    "flash-attn": "flash",
+    "flash-attn-3": "flash3",
+    "flash-attn-4": "flash4",
+}
 
 
 def draw(shape: Shape, g: torch.Generator) -> Inputs:
@@ -85,19 +94,20 @@ def pinned(name: str) -> Callable[[Shape, str], Function]:
 
 
 def named(backend: str) -> Callable[[Shape, str], Function]:
-    """What `st_attention(backend=...)` runs, compiled around it: FlexAttention, flash-attn."""
+    """What `st_attention(backend=...)` runs, in one graph of torch.compile."""
 
     def whole(inputs: Inputs) -> dict[str, Tensor]:
         return {"out": ops.st_attention(**inputs, backend=backend)}
 
     def function(inputs: Inputs) -> dict[str, Tensor]:
-        require_compiler(inputs["qkv"].device.type)
         try:
-            return made(inputs)
+            attend(backend, inputs["qkv"], inputs["q_weight"])
         except ops.BackendUnavailableError as error:
             raise Unavailable(str(error)) from None
+        require_compiler(inputs["qkv"].device.type)
+        return made(inputs)
 
-    made = torch.compile(whole, dynamic=False)
+    made = available(torch.compile(whole, fullgraph=True, dynamic=False))
     return lambda shape, mode: function
 
 
@@ -126,8 +136,7 @@ DEFINITION = Definition(
         **{f"sdpa:{name}": eager(name) for name in BACKENDS},
         "compile:flash": pinned("flash"),
         "compile:cudnn": pinned("cudnn"),
-        "flex": named("flex"),
-        "flash-attn": named("flash"),
+        **{name: named(backend) for name, backend in NAMED.items()},
     },
     axis=lambda shape: shape.options["axis"],
     wide=lambda _: ("q_weight", "k_weight", "rope"),  # as a model in bfloat16 hands them over

@@ -16,7 +16,7 @@ import tyro
 
 from colaworld.cli import evaluate, record, train
 from colaworld.config import ConfigError
-from colaworld.evaluation.files import read_json
+from colaworld.files import read_json
 from colaworld.recipes.runs import read_config
 
 # The generator was pre-trained on other episodes of the same world (seed 1000).

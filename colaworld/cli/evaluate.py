@@ -15,9 +15,9 @@ from colaworld.cli.train import choose_device, data_flag
 from colaworld.config import from_command_line
 from colaworld.data.clips import DataConfig
 from colaworld.evaluation.evaluate import EvaluationConfig
-from colaworld.evaluation.files import read_json
-from colaworld.evaluation.report import write_report
+from colaworld.evaluation.report.page import write_report
 from colaworld.evaluation.tables import compare, table
+from colaworld.files import read_json
 from colaworld.flow.samplers import SamplerConfig
 from colaworld.recipes.runs import environment, evaluate_run, read_config
 
@@ -57,7 +57,7 @@ def run(argv: list[str]) -> int:
     )
     others: dict[Path, dict[str, Any]] = {}
     for other in options.compare:  # before the long work, so that a wrong path costs nothing
-        others[other] = read_json(other / "evaluation.json")
+        others[other] = read_json(other / "evaluation.json", made_by="`colaworld evaluate`")
     with bar("evaluating") as progress:
         evaluation = evaluate_run(
             options.run, config=config, device=choose_device(options.device), progress=progress

@@ -103,6 +103,7 @@ def collect(device: str | None = None, dtype: str = "float32") -> dict[str, Any]
         "devices": _devices(),
         "extension": ops.build_info() or {"absent": ops.why_not_compiled()},
         "kernels": importlib.util.find_spec("colaworld.kernels") is not None,
+        "attention": {name: ops.attention_backend_missing(name) for name in ops.ATTENTION_BACKENDS},
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "ops": table,
     }
@@ -136,6 +137,11 @@ def _print(info: dict[str, Any], *, explain: bool = False) -> None:
         )
         architectures = ", ".join(map(str, extension["cuda_architectures"]))
         console.print(f"cuda       {architectures or 'none'} ({extension['cuda_note']})")
+    there = [name for name, reason in info["attention"].items() if reason is None]
+    console.print("attention  " + ", ".join(there))
+    if explain:
+        for reason in filter(None, info["attention"].values()):
+            console.print("           " + reason, markup=False, soft_wrap=True)
     for name, value in info["environment"].items():
         console.print(f"variable   {name}={value}", markup=False)
     if explain:

@@ -1,14 +1,16 @@
 """The pictures behind the numbers: strips, the grid "same start, every code", the probe's answers.
 
 They travel beside evaluation.json as one .npz of plain arrays (never pickled). Not here: how they
-are drawn on a page (`report.py`).
+are drawn on a page (`report`).
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +18,9 @@ from torch import Tensor
 
 from colaworld.contracts import ActionSpec, LatentActions
 from colaworld.evaluation.contracts import World, seeded, to_float
-from colaworld.evaluation.files import write_atomically
-from colaworld.evaluation.generation import roll
+from colaworld.evaluation.measures.measure import Measure, Setting
+from colaworld.evaluation.rollouts import Batch, roll
+from colaworld.files import write_atomically
 
 _NOISE = 4  # stream of randomness under the evaluation's seed
 
@@ -40,12 +43,10 @@ class Artefacts:
 
     def save(self, path: str | Path) -> None:
         """Write as .npz, atomically."""
-        import io
-
-        buffer = io.BytesIO()
-        values = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
-        for name in ("code_names", "code_notes", "action_names"):
-            values[name] = np.array(getattr(self, name), dtype=np.str_)
+        buffer, values = io.BytesIO(), {}
+        for name, value in vars(self).items():
+            kind = np.str_ if isinstance(value, tuple) else None
+            values[name] = np.asarray(value, dtype=kind)
         np.savez_compressed(buffer, **values)
         write_atomically(path, buffer.getvalue())
 
@@ -57,10 +58,9 @@ class Artefacts:
             if missing:
                 raise ValueError(f"{path}: not an artefacts file, missing {', '.join(missing)}")
             given = {f.name: values[f.name] for f in fields(cls)}
-        given["history"] = int(given["history"])
-        given["probe_kind"] = str(given["probe_kind"])
+        given |= {"history": int(given["history"]), "probe_kind": str(given["probe_kind"])}
         for name in ("code_names", "code_notes", "action_names"):
-            given[name] = tuple(str(v) for v in given[name])
+            given[name] = tuple(given[name].tolist())
         return cls(**given)
 
 
@@ -77,91 +77,118 @@ def choose_clips(episodes: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([np.sort(first), rest])[:count]
 
 
-def choose_codes(
-    world: World, actions: LatentActions, *, limit: int
-) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
-    """Which actions to show: (codes [C, N, d], indices [C, N] or None, names).
+class Strips(Measure):
+    """Keeps the truth and two rollouts of a few clips. It measures nothing."""
+
+    variants = ("inferred", "random")
+
+    def __init__(self, setting: Setting, clips: np.ndarray) -> None:
+        super().__init__(setting)
+        self.clips = clips  # [S] numbers
+        self._videos: dict[int, dict[str, np.ndarray]] = {}
+
+    def update(self, batch: Batch) -> None:
+        length = batch.history + batch.truth.shape[1]
+        for clip in self.clips:
+            row = clip - batch.first
+            if 0 <= row < len(batch.frames):
+                truth = batch.frames[row, :length].movedim(1, -1).numpy()
+                rolled = {name: to_uint8(batch.rollouts[name][row]) for name in self.variants}
+                self._videos[clip] = {"truth": truth, **rolled}
+
+    def shown(self) -> dict[str, Any]:
+        names = ("truth", *self.variants)
+        return {n: np.stack([self._videos[clip][n] for clip in self.clips]) for n in names}
+
+
+class EveryCode:
+    """The grid "same start, every code": which codes it shows, under which names.
 
     With a codebook that fits, every single code when N = 1; else the combinations that occur most
     often. Continuous: latents far from each other, chosen greedily from the one nearest the mean.
     """
-    if world.codebook_size is None:
-        pool = actions.codes.flatten(0, 1)
-        pool = pool[:: max(1, pool.shape[0] // 4096)]
-        flat = pool.flatten(1).double()
-        chosen = [int((flat - flat.mean(0)).square().sum(1).argmin())]
-        distance = (flat - flat[chosen[0]]).square().sum(1)
-        while len(chosen) < min(limit, flat.shape[0]):
-            chosen.append(int(distance.argmax()))
-            distance = torch.minimum(distance, (flat - flat[chosen[-1]]).square().sum(1))
-        return pool[chosen], None, tuple(f"latent {i + 1}" for i in range(len(chosen)))
-    if world.tokens == 1 and world.codebook_size <= limit:
-        indices = torch.arange(world.codebook_size)[:, None]
-    else:
-        seen, counts = torch.unique(actions.indices.flatten(0, 1), dim=0, return_counts=True)
-        indices = seen[counts.argsort(descending=True, stable=True)[:limit]]
-        indices = indices[np.lexsort(indices.numpy().T[::-1]).copy()]
-    names = tuple("code " + "·".join(str(i) for i in row) for row in indices.tolist())
-    return indices, indices, names
 
-
-def code_notes(
-    indices: Tensor | None, latent: LatentActions, actions: Tensor | None, spec: ActionSpec | None
-) -> tuple[str, ...]:
-    """What really happened under each code [C, N]: "left 83%", "mean +0.20 -0.41", "unused"."""
-    if indices is None:
-        return ()
-    used = latent.indices.flatten(0, 1)
-    notes = []
-    for row in indices:
-        hit = (used == row).all(dim=1)
-        if not bool(hit.any()):
-            notes.append("unused")
-        elif actions is None or spec is None:
-            notes.append(f"{float(hit.float().mean()):.0%} of steps")
-        elif spec.kind == "discrete":
-            counts = torch.bincount(actions.flatten()[hit], minlength=spec.size)
-            top = int(counts.argmax())
-            name = spec.names[top] if spec.names else f"action {top}"
-            notes.append(f"{name} {float(counts[top] / counts.sum()):.0%}")
+    def __init__(self, world: World, actions: LatentActions, *, limit: int) -> None:
+        self.world = world
+        self.indices: Tensor | None = None  # [C, N]
+        if world.codebook_size is None:
+            self.codes = _far_apart(actions.codes.flatten(0, 1), limit)  # [C, N, d]
+            self.names = tuple(f"latent {i + 1}" for i in range(len(self.codes)))
+            return
+        if world.tokens == 1 and world.codebook_size <= limit:
+            self.indices = torch.arange(world.codebook_size)[:, None]
         else:
-            mean = actions.flatten(0, 1)[hit].float().mean(0)[:3]
-            notes.append("mean " + " ".join(f"{v:+.2f}" for v in mean.tolist()))
-    return tuple(notes)
+            seen, counts = torch.unique(actions.indices.flatten(0, 1), dim=0, return_counts=True)
+            often = seen[counts.argsort(descending=True, stable=True)[:limit]]
+            self.indices = often[np.lexsort(often.numpy().T[::-1]).copy()]
+        rows = self.indices.tolist()
+        self.names = tuple("code " + "·".join(str(i) for i in row) for row in rows)
+
+    def notes(
+        self, latent: LatentActions, actions: Tensor | None, spec: ActionSpec | None
+    ) -> tuple[str, ...]:
+        """What really happened under each code: "left 83%", "mean +0.20 -0.41", "unused"."""
+        if self.indices is None:
+            return ("",) * len(self.names)
+        used = latent.indices.flatten(0, 1)
+        notes = []
+        for row in self.indices:
+            hit = (used == row).all(dim=1)
+            if not bool(hit.any()):
+                notes.append("unused")
+            elif actions is None or spec is None:
+                notes.append(f"{float(hit.float().mean()):.0%} of steps")
+            elif spec.kind == "discrete":
+                counts = torch.bincount(actions.flatten()[hit], minlength=spec.size)
+                top = int(counts.argmax())
+                name = spec.names[top] if spec.names else f"action {top}"
+                notes.append(f"{name} {float(counts[top] / counts.sum()):.0%}")
+            else:
+                mean = actions.flatten(0, 1)[hit].float().mean(0)[:3]
+                notes.append("mean " + " ".join(f"{v:+.2f}" for v in mean.tolist()))
+        return tuple(notes)
+
+    def roll(
+        self,
+        given: Tensor,
+        before: Tensor,
+        *,
+        steps: int,
+        seed: int,
+        device: torch.device | str,
+        watch: Callable[[], None] = lambda: None,
+    ) -> np.ndarray:
+        """Hold each code for `steps` from each start, with one noise for all codes.
+
+        Args:
+            given: [S, h, 3, H, W] uint8 starts; before: [S, h-1, N, d] codes between their frames.
+            watch: called after each code.
+
+        Returns:
+            [S, C, steps+1, H, W, 3] uint8; frame 0 is the last given frame.
+        """
+        if self.indices is not None:
+            with torch.no_grad():
+                self.codes = self.world.lookup(self.indices.to(device))
+        given, before = to_float(given, device), before.to(device)
+        tiles = []
+        for code in self.codes.to(device):
+            future = code.to(before.dtype).expand(given.shape[0], steps, *code.shape)
+            codes = torch.cat([before, future], dim=1)
+            generator = seeded(device, seed, _NOISE)
+            video = roll(self.world, given, codes, generator=generator)
+            tiles.append(to_uint8(video[:, given.shape[1] - 1 :]))
+            watch()
+        return np.stack(tiles, axis=1)
 
 
-def roll_every_code(
-    world: World,
-    frames: Tensor,
-    actions: LatentActions,
-    chosen: Tensor,
-    *,
-    history: int,
-    steps: int,
-    seed: int,
-    device: torch.device | str,
-    watch: Callable[[], None] = lambda: None,
-) -> np.ndarray:
-    """Hold each code for `steps` from each start, with one noise for all codes.
-
-    Args:
-        frames: [S, >= h, 3, H, W] uint8 starts; actions: their inferred actions.
-        chosen: [C, N] indices, or [C, N, d] codes when continuous.
-        watch: called after each code.
-
-    Returns:
-        [S, C, steps+1, H, W, 3] uint8; frame 0 is the last history frame.
-    """
-    if chosen.ndim == 2:
-        with torch.no_grad():
-            chosen = world.lookup(chosen.to(device))
-    given = to_float(frames[:, :history], device)
-    before = actions.codes[:, : history - 1].to(device)
-    tiles = []
-    for code in chosen.to(device):
-        future = code.to(before.dtype).expand(given.shape[0], steps, *code.shape)
-        generator = seeded(device, seed, _NOISE)
-        video = roll(world, given, torch.cat([before, future], dim=1), generator=generator)
-        tiles.append(to_uint8(video[:, history - 1 :]))
-        watch()
-    return np.stack(tiles, axis=1)
+def _far_apart(pool: Tensor, limit: int) -> Tensor:
+    """Up to `limit` latents out of [M, N, d], each far from those before it."""
+    pool = pool[:: max(1, pool.shape[0] // 4096)]
+    flat = pool.flatten(1).double()
+    chosen = [int((flat - flat.mean(0)).square().sum(1).argmin())]
+    distance = (flat - flat[chosen[0]]).square().sum(1)
+    while len(chosen) < min(limit, flat.shape[0]):
+        chosen.append(int(distance.argmax()))
+        distance = torch.minimum(distance, (flat - flat[chosen[-1]]).square().sum(1))
+    return pool[chosen]

@@ -1,109 +1,34 @@
 """Evaluations as text: one run as a short list, several runs side by side.
 
 Plain text of fixed width, so that it reads the same in a terminal, a log and a commit message.
-Also the five headline numbers, in one place for the table and the page. Not here: the page.
+Also the verdict over one run. Not here: the numbers and what each means (`measures`), the page.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Headline:
-    """One number a run is judged by."""
-
-    name: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    unit: str = ""
-    note: str = ""  # what to compare it with, in a few words
-
-    def text(self, *, interval: bool = True) -> str:
-        if self.value is None:
-            return "-"
-        shown = number(self.value, self.unit)
-        if interval and self.low is not None and self.high is not None:
-            shown += f" [{number(self.low)}, {number(self.high)}]"
-        return shown
-
-
-def number(value: float | None, unit: str = "") -> str:
-    """Two decimals, with a true minus sign left to the page; "-" for a missing value."""
-    if value is None:
-        return "-"
-    return f"{value:.2f}{' ' + unit if unit else ''}"
+from colaworld.evaluation.measures import MEASURES
+from colaworld.evaluation.measures.measure import Headline
 
 
 def headlines(result: Mapping[str, Any]) -> list[Headline]:
-    """The five numbers: steering, code entropy, probe, picture quality, code utilisation."""
-    delta = result["delta_psnr"]["random"]
-    rows = [
-        Headline(
-            "delta-PSNR over random codes",
-            delta["mean"],
-            delta["low"],
-            delta["high"],
-            "dB",
-            f"shuffled {number(result['delta_psnr']['shuffled']['mean'])}, "
-            f"constant {number(result['delta_psnr']['constant']['mean'])}",
-        )
-    ]
-    health = result.get("codebook")
-    if health is None:
-        rows.append(Headline("normalised code entropy", None, note="continuous latents"))
-    else:
-        rows.append(
-            Headline(
-                "normalised code entropy",
-                health["entropy_normalised"],
-                note=f"perplexity {number(health['perplexity'])} of "
-                f"{result['world']['codebook_size']}, joint "
-                f"{number(health['joint']['entropy_normalised'])}",
-            )
-        )
-    probe = result.get("probe")
-    if probe is None:
-        rows.append(Headline("linear probe", None, note=result.get("probe_skipped") or ""))
-    else:
-        score = probe["score"]
-        rows.append(
-            Headline(
-                "linear probe, " + ("R²" if probe["kind"] == "r2" else "accuracy"),
-                score["mean"],
-                score["low"],
-                score["high"],
-                note=f"chance {number(probe['chance'])}, "
-                f"pixel difference {number(probe['pixel_difference'])}",
-            )
-        )
-    rollout = result["rollout"]
-    first, last = rollout["psnr_by_horizon"][0], rollout["psnr_by_horizon"][-1]
-    mean = rollout["psnr"]
-    rows.append(
-        Headline(
-            "PSNR of rollouts",
-            mean["mean"],
-            mean["low"],
-            mean["high"],
-            "dB",
-            f"{number(first)} at step 1, {number(last)} at step {len(rollout['psnr_by_horizon'])}",
-        )
-    )
-    if health is None:
-        rows.append(Headline("codebook utilisation", None, note="continuous latents"))
-    else:
-        rows.append(
-            Headline(
-                "codebook utilisation",
-                health["utilisation"],
-                note=f"most used code {number(health['max_usage'])}",
-            )
-        )
-    return rows
+    """The numbers that a run is judged by, in the order of MEASURES."""
+    found = (measure.headline(result) for measure in MEASURES)
+    return [headline for headline in found if headline is not None]
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """Two or three plain sentences that a person can repeat."""
+    judged = [h.judgement for h in headlines(result) if h.judgement and h.judgement.clause]
+    first, last, *others = judged
+    text = f"{first.clause} {last.clause}"
+    for said in others:
+        joint = ", and " if (last.tone == "good") == (said.tone == "good") else ", but "
+        text += ("; " if said.tone == "open" else joint) + said.clause
+        last = said
+    return text
 
 
 def _columns(rows: list[list[str]]) -> str:
@@ -114,17 +39,9 @@ def _columns(rows: list[list[str]]) -> str:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """One run: the five numbers with 95 % intervals and what to compare them with."""
+    """One run: its numbers with 95 % intervals and what to compare them with."""
     rows = [["", "held-out", "compare with"]]
     rows += [[h.name, h.text(), h.note] for h in headlines(result)]
-    text = result.get("text")
-    if text is not None:
-        null, removed = text["loss_null_caption"], text["loss_removed"]
-        share = f"{100 * (removed / null - 1):+.1f} %" if null else "-"
-        note = (
-            f"null caption {null:.4f} ({share}), velocity changed by {100 * text['change']:.1f} %"
-        )
-        rows.append(["flow loss without cross-attention", f"{removed:.4f}", note])
     counts = result["counts"]
     return (
         _columns(rows)
@@ -137,13 +54,14 @@ def comparison_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]
     """A header and one row per run; for the text table and for the page."""
     if not results:
         raise ValueError("compare: expected at least one run")
-    rows: list[list[str]] = []
-    for name, result in results.items():
-        found = headlines(result)
-        if not rows:
-            rows.append(["run", *(h.name.split(",")[0] for h in found)])
-        rows.append([name, *(h.text() for h in found)])
-    return rows
+    found = [[measure.headline(result) for result in results.values()] for measure in MEASURES]
+    columns = []
+    for cells in found:  # one measure each; a run may be older than the measure
+        judged = [cell for cell in cells if cell is not None and cell.judgement is not None]
+        if judged:
+            name = judged[0].name.split(",")[0]
+            columns.append([name, *(cell.text() if cell else "-" for cell in cells)])
+    return [list(row) for row in zip(["run", *results], *columns, strict=True)]
 
 
 def compare(results: Mapping[str, Mapping[str, Any]]) -> str:

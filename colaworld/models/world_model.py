@@ -24,7 +24,7 @@ from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.fdm import FDMConfig
 from colaworld.models.latent_action.idm import IDMConfig
-from colaworld.models.latent_action.quantizers import Quantized, QuantizerConfig
+from colaworld.models.latent_action.quantizers import Quantized, QuantizerConfig, VQConfig
 from colaworld.models.layers.attention import use_backend
 from colaworld.models.parts import PARTS, build_order, find_part
 from colaworld.models.tokenizers import TokenizerConfig, build_tokenizer
@@ -42,7 +42,7 @@ class ModelConfig:
     """The video generator."""
     idm: IDMConfig = field(default_factory=IDMConfig)
     """The inverse dynamics model."""
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    quantizer: QuantizerConfig = field(default_factory=VQConfig)
     """The quantizer."""
     conditioner: ConditionerConfig = field(default_factory=ConditionerConfig)
     """The path from actions into the generator."""
@@ -51,7 +51,8 @@ class ModelConfig:
     parts: dict[str, Any] = field(default_factory=dict)
     """Configurations of parts registered elsewhere, by name."""
     attention: AttentionBackend = "auto"
-    """auto; fused (one kernel with norm and rotation inside); sdpa; flex; flash (flash-attn)."""
+    """auto; fused (one kernel with norm and rotation inside); sdpa; cudnn (sdpa held to cuDNN); flex;
+    flash, flash3, flash4 (FlashAttention 2, 3 and 4)."""
     window: int = 4
     """Frames the generator sees at once in a rollout; normally the clip length of training."""
 

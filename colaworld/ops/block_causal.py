@@ -7,24 +7,23 @@
 
 Two ways to compute it: one product a frame over what that frame sees ("sdpa"), and torch's FlexAttention
 with a mask of blocks ("flex"). The gradient of the first makes T full-size tensors for k and for v, one a
-frame; that of the second reads and writes each once. Not here: norm and rotation (`qk_norm_rope.py`).
+frame; that of the second reads and writes each once. Not here: norm and rotation (`qk_norm_rope.py`), and
+the mask (`block_mask.py`).
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 
 from colaworld.ops import _dispatch, attention_backends
 from colaworld.ops._checks import check_beside
+from colaworld.ops.block_mask import block_mask
 
 Backend = Literal["auto", "sdpa", "flex"]
-BLOCK = 128  # rows and columns of a block of the mask: FlexAttention's own
 
 
 def block_causal_attention(
@@ -74,50 +73,3 @@ def block_causal_attention(
         seen = before + (frame + 1) * per_frame
         parts.append(F.scaled_dot_product_attention(queries, k[:, :, :seen], v[:, :, :seen]))
     return torch.cat(parts, dim=2)
-
-
-@functools.lru_cache(maxsize=32)
-def block_mask(frames: int, all_frames: int, per_frame: int, device: str) -> BlockMask:
-    """Which blocks of keys each block of queries reads, whole or in part; no mask of tokens is made.
-
-    Args:
-        frames: T of the queries, the last of `all_frames`.
-        all_frames: P + T of the keys.
-        per_frame: S.
-        device: of the queries.
-    """
-    queries, keys = frames * per_frame, all_frames * per_frame
-    before = keys - queries
-
-    def first_and_last(length: int, offset: int) -> tuple[Tensor, Tensor]:
-        """Frames of the first and the last token of each block."""
-        starts = torch.arange(0, length, BLOCK)
-        ends = (starts + BLOCK).clamp(max=length) - 1
-        return (starts + offset) // per_frame, (ends + offset) // per_frame
-
-    q_first, q_last = first_and_last(queries, before)
-    k_first, k_last = first_and_last(keys, 0)
-    read = k_first[None] <= q_last[:, None]
-    whole = k_last[None] <= q_first[:, None]
-    if keys % BLOCK:
-        whole[:, -1] = False  # what is beyond the last key is masked token by token
-
-    def listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """(how many, their columns first), [1, 1, rows] and [1, 1, rows, columns] int32."""
-        columns = blocks.int().argsort(dim=1, descending=True, stable=True)
-        counts = blocks.sum(1)
-        return (
-            counts[None, None].to(device, torch.int32),
-            columns[None, None].to(device, torch.int32),
-        )
-
-    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (q + before) // per_frame >= k // per_frame
-
-    return BlockMask.from_kv_blocks(
-        *listed(read & ~whole),
-        *listed(whole),
-        BLOCK_SIZE=BLOCK,
-        mask_mod=seen,
-        seq_lengths=(queries, keys),
-    )

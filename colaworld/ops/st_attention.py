@@ -78,6 +78,23 @@ def _gradients(run, ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
 # Triton: one kernel for a short temporal axis; norm and rotation ahead of the attention that torch
 # chooses for everything else.
 
+_FEW_WARPS = _dispatch.Preference(
+    "triton", "at 128 channels and more than 16 frames it is expected to be faster backward"
+)
+
+
+def _prefers(facts: _dispatch.Facts) -> _dispatch.Preference | None:
+    """CUDA, but where its backward pass fills the shared memory with 3 warps of a multiprocessor.
+
+    Predicted for an H200, no measurement: their bytes take both 0.33 ms at B8 S256 T32 12x128, for which an
+    instruction of a warp may last 1.3 cycles in CUDA and 2.5 in Triton, and some 3 are usual.
+    """
+    T, D = facts.shape[1], facts.shape[5]
+    if facts.device != "cuda" or facts.axis == "spatial" or facts.dtype.itemsize != 2 or D != 128:
+        return None
+    return _FEW_WARPS if _dispatch.known(T > 16) and _dispatch.known(T <= _FRAMES) else None
+
+
 _FRAMES, _CHANNELS = 32, 128  # the largest tile of kernels/st_attention.py
 _CHANNELS_OF_FLOAT32 = 64  # beyond, the backward pass in float32 does not fit into the registers
 
@@ -210,6 +227,7 @@ _dispatch.register(
         _dispatch.Implementation("triton", _run_triton, _triton.refuses),
         _dispatch.Implementation("reference", reference.st_attention, _dispatch.always),
     ),
+    prefers=_prefers,
 )
 
 
@@ -237,8 +255,8 @@ def st_attention(
         rope: (cos, sin), each [L, D/2] with L = T (temporal) or S (spatial), applied after the
             norm to interleaved pairs; None for no rotation. The tables receive no gradient.
         scale: factor on the scores; 1 / sqrt(D) when None.
-        backend: "auto", "fused", "sdpa", "flex" or "flash" (`attention_backends.py`). The last three
-            are what is named, whatever COLAWORLD_OPS or `force` say.
+        backend: "auto", "fused", or one of `ops.ATTENTION_BACKENDS` (`attention_backends.py`) that is
+            then what is named, whatever COLAWORLD_OPS or `force` say.
 
     Returns:
         [B, T, S, H, D] in the dtype of qkv, contiguous.

@@ -128,12 +128,14 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"z: expected [N, d], got {list(z.shape)}")
     if z.dtype not in _DTYPES:
         raise ValueError(f"z: expected a floating-point tensor, got {z.dtype}")
-    if codebook.ndim != 2 or codebook.shape[1] != z.shape[1]:
-        raise ValueError(f"codebook: expected [K, {z.shape[1]}], got {list(codebook.shape)}")
-    if codebook.shape[0] < 1 or codebook.shape[1] < 1:
+    d = z.shape[1]
+    if codebook.ndim != 2 or codebook.shape[1] != d:
+        raise ValueError(f"codebook: expected [K, {d}], got {list(codebook.shape)}")
+    K = codebook.shape[0]
+    if K < 1 or d < 1:
         raise ValueError(f"codebook: expected K >= 1 and d >= 1, got {list(codebook.shape)}")
     if codebook.dtype != z.dtype:
         raise ValueError(f"codebook: expected {z.dtype} as z is, got {codebook.dtype}")
     if codebook.device != z.device:
         raise ValueError(f"codebook: expected on {z.device} as z is, got {codebook.device}")
-    return _dispatch.select("vector_quantize", z, entries=codebook.shape[0])(z, codebook)
+    return _dispatch.select("vector_quantize", z, entries=K)(z, codebook)

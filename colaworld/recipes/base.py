@@ -27,6 +27,7 @@ from colaworld.recipes.sizes import check_frames, check_heads, check_window
 from colaworld.recipes.weights import load_generator
 from colaworld.training.checkpoint import latest_checkpoint
 from colaworld.training.config import TrainingConfig
+from colaworld.training.distributed import Distributed
 from colaworld.training.objectives import ObjectiveConfig, find_objective
 from colaworld.training.phases import Phase
 from colaworld.training.trainer import Trainer
@@ -161,10 +162,13 @@ def build_trainer(
     resume_command: str = "",
 ) -> Trainer:
     """Wire a run. Raises ConfigError or DataError, naming what does not fit."""
+    distributed = Distributed(device)
     loader = ClipLoader(
         config.data,
         batch_size=config.training.batch_size,
         seed=config.training.seed,
+        rank=distributed.rank,
+        world_size=distributed.world_size,
         with_actions=config.uses_actions(),
     )
     check_frames(
@@ -217,6 +221,7 @@ def build_trainer(
         resume=resume,
         device=device,
         resume_command=resume_command,
+        distributed=distributed,
     )
 
 

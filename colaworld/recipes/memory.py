@@ -27,6 +27,7 @@ from colaworld.training.blocks import recompute_blocks
 from colaworld.training.memory import Kind, MemoryCount, trace_step
 from colaworld.training.objectives import OBJECTIVES
 from colaworld.training.phases import Phase, check_phases
+from colaworld.training.step import uses_bf16
 
 GIB = 2**30
 _GRANULARITY = 512  # bytes; what CUDA's allocator rounds up to
@@ -125,7 +126,7 @@ def _phase_memory(config: RunConfig, phase: Phase, device: str) -> PhaseMemory:
         shape = (clips, frames, 3, height, width)
         batch = ClipBatch(torch.empty(shape, dtype=torch.uint8), episode=number, start=number)
         tokenizer = _count_encoding(model.tokenizer, count)
-        bf16 = training.autocast == "bf16" or (training.autocast == "auto" and device == "cuda")
+        bf16 = uses_bf16(training.autocast, device)
         trace_step(count, model, objective, phase, training, batch, autocast=bf16)
         at: dict[Kind, int] = count.at_peak
         return PhaseMemory(

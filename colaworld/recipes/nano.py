@@ -13,11 +13,11 @@ from colaworld.evaluation.evaluate import EvaluationConfig
 from colaworld.flow.path import TimeConfig
 from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.latent_action.idm import IDMConfig
-from colaworld.models.latent_action.quantizers import QuantizerConfig
+from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.models.world_model import ModelConfig
 from colaworld.recipes.base import RunConfig
+from colaworld.training.codebook_monitor import AlarmConfig, GateConfig
 from colaworld.training.config import TrainingConfig
-from colaworld.training.gate import AlarmConfig, GateConfig
 from colaworld.training.objectives import ObjectiveConfig
 from colaworld.training.phases import Phase
 
@@ -79,7 +79,7 @@ _NEAR_NOISE = TimeConfig(shift=16.0)
 _MODEL = ModelConfig(
     window=4,
     idm=IDMConfig(tokens=2, motion=True),
-    quantizer=QuantizerConfig(continuous_steps=250),
+    quantizer=VQConfig(continuous_steps=250),
 )
 
 

@@ -20,27 +20,27 @@ from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.fdm import FDMConfig
 from colaworld.models.latent_action.idm import IDMConfig
-from colaworld.models.latent_action.quantizers import QuantizerConfig
+from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.models.tokenizers.opensora_vae import OpenSoraVAEConfig
 from colaworld.models.world_model import ModelConfig
 from colaworld.recipes import base
 from colaworld.recipes.base import RunConfig
+from colaworld.training.codebook_monitor import AlarmConfig
 from colaworld.training.config import TrainingConfig
-from colaworld.training.gate import AlarmConfig
 from colaworld.training.objectives import ObjectiveConfig
 
 FRAMES = 17  # 5 latent frames: one micro-chunk of the VAE; within the paper's IDM clips (ours)
 SIZE = 256
 
 # Rate and ramp (7.5e-5 after 2000 steps, in every phase) are Phase's own defaults. The paper ended
-# warm-up by eye after so many steps; for our rule instead, give the phase a gate (training/gate.py).
+# warm-up by eye after so many steps; for our rule instead, give the phase a gate (training/codebook_monitor.py).
 _ALARM = AlarmConfig(floor=0.3, action="warn")
 PHASES = base.PHASES | {name: replace(base.PHASES[name], alarm=_ALARM) for name in ("joint", "lam")}
 
 IDM = replace(IDMConfig.paper(), patch=16)  # see the module's docstring
 # Both tokens choose from 32 entries: 1024 actions. Standardised latents, a start from data and
 # re-seeding are ours: without them codebooks fell to one entry (models/README.md).
-QUANTIZER = QuantizerConfig(codebook_size=32)
+QUANTIZER = VQConfig(codebook_size=32)
 FDM = FDMConfig(depth=12, width=768, heads=12, patch=16)  # "similar to the IDM", frames alike
 
 _MODEL = ModelConfig(

@@ -18,7 +18,7 @@ class WeightAverage:
     """Exponential moving average of the parameters of `model` that require a gradient."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
+        self.model, self.decay = model, decay
         self.updates = 0
         self._shadow = {
             name: parameter.detach().clone()
@@ -27,11 +27,11 @@ class WeightAverage:
         }
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self) -> None:
         """Take in the live weights after one update."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        live = dict(model.named_parameters())
+        live = dict(self.model.named_parameters())
         names = list(self._shadow)
         torch._foreach_lerp_(
             [self._shadow[name] for name in names],
@@ -39,9 +39,9 @@ class WeightAverage:
             1 - decay,
         )
 
-    def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """A whole state_dict of `model` in which averaged parameters replace the live ones."""
-        return {**model.state_dict(), **self._shadow}
+    def weights(self) -> dict[str, Tensor]:
+        """A whole state_dict of the model in which averaged parameters replace the live ones."""
+        return {**self.model.state_dict(), **self._shadow}
 
     def tensors(self) -> list[Tensor]:
         """The averages themselves."""

@@ -6,8 +6,8 @@
             trace_step(count, model, objective, phase, training, batch)
     count.peak, count.at_peak                bytes at the moment when they were most
 
-`MemoryCount` follows the storages that operators return until they die; `trace_step` is the step of
-step.py without its batches. What lives only inside an operator (the scratch of a kernel) is not seen.
+`MemoryCount` follows the storages that operators return until they die; `trace_step` runs the step of
+step.py on one batch. What lives only inside an operator (the scratch of a kernel) is not seen.
 Not here: how a run becomes a model and a batch, or what to change when it does not fit (recipes).
 """
 
@@ -28,6 +28,7 @@ from colaworld.training.contracts import Objective
 from colaworld.training.ema import WeightAverage
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.phases import Phase, enter_phase
+from colaworld.training.step import apply_update, backward_pass
 
 T = TypeVar("T")
 Kind = Literal["parameters", "gradients", "optimizer", "average", "activations"]
@@ -110,8 +111,7 @@ def trace_step(
     One forward and backward pass is traced: with several to a step, the second and later ones find
     the gradients of those before, so that is how the one starts.
 
-    Left out, as nothing next to the rest: `before_phase` (no gradient), the statistics of codes in
-    `after_step`, and the frames (bytes) of the batches that wait for their pass.
+    Left out, as nothing next to the rest: `before_phase` (no gradient).
     """
     enter_phase(model, phase)
     count.name([*model.parameters(), *model.buffers()], "parameters")
@@ -133,15 +133,16 @@ def trace_step(
             lambda parameter: count.name([parameter.grad], "gradients")
         )
     count.begin()
-    with torch.autocast(batch.frames.device.type, dtype=torch.bfloat16, enabled=autocast):
-        loss, metrics = objective.loss(batch, generator=torch.Generator())
-    (loss / training.accumulate).backward()
-    del loss, metrics
-    norm = torch.nn.utils.get_total_norm(optimizer.gradients())
-    if training.clip_norm:
-        torch.nn.utils.clip_grads_with_norm_(
-            list(optimizer.parameters.values()), training.clip_norm, norm
-        )
-    optimizer.step(2)
-    if average is not None:
-        average.update(model)
+    key = (training.seed, phase.name, 2)
+    terms = backward_pass(
+        objective, optimizer, [batch], passes=training.accumulate, key=key, bf16=autocast
+    )
+    apply_update(  # without a guard, which would have to read numbers
+        objective,
+        optimizer,
+        terms,
+        number=2,
+        key=key,
+        clip_norm=training.clip_norm,
+        average=average,
+    )

@@ -1,61 +1,16 @@
-"""What is measured while training: codebook health, gradient norms, speed.
+"""What is measured while training: gradient norms and speed.
 
-Not here: the health numbers themselves (metrics.codebook), nor where they are written (loggers.py).
+Not here: codebook health (codebook_monitor.py), nor where numbers are written (loggers.py).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from colaworld.metrics.codebook import CodebookMeter
-from colaworld.training import parallel
+from colaworld.training.distributed import whole_tensor
 from colaworld.training.optimizer import PhaseOptimizer
-
-
-class HealthMeter:
-    """Codebook health over a window of the latest actions of a phase, over all processes.
-
-    `latest` is the last health measured, or None before the first; its state is plain JSON.
-    """
-
-    def __init__(self, codebook_size: int, tokens: int, window: int) -> None:
-        self._meter = CodebookMeter(codebook_size, tokens, window)
-        self.window = window
-        self.latest: dict[str, Any] | None = None
-
-    def update(self, indices: Tensor) -> None:
-        """Take in the codes of one forward pass, int64 [M, N]."""
-        self._meter.update(parallel.all_gather_rows(indices.detach()))
-
-    def measure(self) -> dict[str, Any] | None:
-        """Health now, kept as `latest`; None while no codes were seen."""
-        if len(self._meter):
-            self.latest = self._meter.health()
-        return self.latest
-
-    @property
-    def full(self) -> bool:
-        """Whether the window is full: before, entropy is low only because few codes were seen."""
-        return len(self._meter) >= self.window
-
-    @property
-    def codebook_size(self) -> int:
-        return self._meter.codebook_size
-
-    def counts(self) -> Tensor:
-        """Uses of each code in the window, int64 [N, K]."""
-        return self._meter.counts()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"meter": self._meter.state_dict(), "latest": self.latest}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._meter.load_state_dict(state["meter"])
-        self.latest = state["latest"]
 
 
 def gradient_norms(optimizer: PhaseOptimizer) -> dict[str, float]:
@@ -63,7 +18,7 @@ def gradient_norms(optimizer: PhaseOptimizer) -> dict[str, float]:
     norms = {}
     for part in optimizer.phase.train:
         gradients = optimizer.gradients(part)
-        norms[part] = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        norms[part] = float(whole_tensor(torch.nn.utils.get_total_norm(gradients)))
     return norms
 
 

@@ -24,9 +24,8 @@ from colaworld.contracts import ClipBatch, Moved
 from colaworld.data.transforms import random_resized_crop
 from colaworld.flow.loss import masked_velocity_loss
 from colaworld.flow.path import TimeConfig, draw_times, interpolate, target_velocity
-from colaworld.models.latent_action.quantizers import Quantized, Ranks
+from colaworld.models.latent_action.quantizers import Quantized
 from colaworld.models.world_model import WorldModel
-from colaworld.training import parallel
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,6 @@ class _LatentActionObjective(BaseObjective):
     def __init__(self, model: WorldModel, config: ObjectiveConfig) -> None:
         super().__init__(model, config)
         self.codebook_size, self.tokens = model.codebook_size, model.tokens
-        model.quantizer.over(Ranks(parallel.all_reduce_sum, parallel.rank(), parallel.world_size()))
 
     @torch.no_grad()
     def before_phase(self, batches: Callable[[], ClipBatch], *, generator: torch.Generator) -> None:

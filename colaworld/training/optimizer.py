@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from colaworld.training.config import TrainingConfig
+from colaworld.training.distributed import zero_rows
 from colaworld.training.phases import Phase
 
 Moments = dict[str, dict[str, Tensor]]  # parameter name -> exp_avg, exp_avg_sq, step
@@ -98,7 +99,6 @@ class PhaseOptimizer:
             group["lr"] = group["rate"] * ramp
         self.adamw.step()
 
-    @torch.no_grad()
     def forget(self, parameter: nn.Parameter, rows: Tensor) -> None:
         """Zero the moments of rows [M] that were set anew; what is not trained here is ignored.
 
@@ -107,7 +107,7 @@ class PhaseOptimizer:
         """
         for value in self.adamw.state.get(parameter, {}).values():
             if value.shape == parameter.shape:
-                value[rows] = 0
+                zero_rows(value, rows)
 
     def moments(self) -> Moments:
         """The state by parameter name (the live tensors, not copies)."""

@@ -1,30 +1,59 @@
-"""What lives as long as one phase: its optimizer, guard, gate, alarm, health meter and average.
+"""Where a run stands (`Progress`) and what lives as long as one of its phases (`PhaseState`).
 
-Made fresh when a phase begins, or as a checkpoint had it. It says what of it is saved, measures
-health, and answers what gate and alarm make of it. Not here: a step (step.py), the order of things
+A PhaseState has the optimizer, guard, gate, alarm, health meter and average; made fresh when a phase
+begins, or as a checkpoint had it. It says what of it is saved, measures health, and answers what
+gate and alarm make of it. Not here: a step (step.py), the order of things
 and what a rollback does (trainer.py).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from colaworld.training.checkpoint import Checkpoint
+from colaworld.training.codebook_monitor import CollapseAlarm, HealthMeter, WarmupGate
 from colaworld.training.config import TrainingConfig
 from colaworld.training.contracts import Objective
 from colaworld.training.ema import WeightAverage
-from colaworld.training.gate import CollapseAlarm, WarmupGate
 from colaworld.training.guard import LossGuard
-from colaworld.training.meters import HealthMeter
 from colaworld.training.optimizer import Moments, PhaseOptimizer
 from colaworld.training.phases import Phase
-from colaworld.training.progress import Progress
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Plain JSON values only."""
+
+    phase: int = 0  # index of the current phase
+    step: int = 0  # optimizer steps done in it
+    global_step: int = 0  # optimizer steps done in all, those undone by a rollback included
+    round: int = 0  # rollbacks so far
+    over: str | None = None  # why the current phase is over: "steps" or "gate"
+    started: list[str] = field(default_factory=list)  # phases whose before_phase was called
+    ended: list[dict[str, Any]] = field(default_factory=list)  # {"phase", "steps", "reason"}
+    seconds: float = 0.0  # training time so far, over all sessions
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a call of `Trainer.run` ended."""
+
+    status: Literal["finished", "interrupted", "stopped"]
+    message: str
+    phase: str
+    step: int
+    global_step: int
+    seconds: float
+    checkpoint: Path | None
+    phases: tuple[Mapping[str, Any], ...] = ()  # ended phases: "phase", "steps", "reason"
 
 
 class PhaseState:

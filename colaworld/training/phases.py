@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from colaworld.config import ConfigError
-from colaworld.training.gate import AlarmConfig, GateConfig
+from colaworld.training.codebook_monitor import AlarmConfig, GateConfig
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The folder of a run: who holds it, its logs, its checkpoints, and the weights it ends with.
+"""The folder of a run: who holds it, is it this run's, its logs, checkpoints and last weights.
 
     out/config.yaml  metrics.jsonl  checkpoints/  tensorboard/  weights/
 
@@ -9,7 +9,11 @@ becomes whole or absent (checkpoint.py).
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
+import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,34 +21,48 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from colaworld.models.latent_action.quantizers.config import FORMER_KEYS
 from colaworld.training import checkpoint as checkpoints
-from colaworld.training import parallel
 from colaworld.training.checkpoint import Checkpoint
 from colaworld.training.config import TrainingConfig
 from colaworld.training.contracts import ResumeError, RunFolderError
-from colaworld.training.lock import FolderLock
+from colaworld.training.distributed import Distributed
 from colaworld.training.loggers import ConsoleLogger, JsonlLogger, TensorBoardLogger
 from colaworld.training.meters import Throughput
-from colaworld.training.phase_state import PhaseState
-from colaworld.training.progress import Progress
-from colaworld.training.resuming import check_same_config
+from colaworld.training.phase_state import PhaseState, Progress
 
 log = logging.getLogger(__name__)
 
+# What may change between stopping and resuming: how long, how often, where. By the key's end.
+FREE = (
+    "max_steps",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_every",
+    "sample_every",
+    "tensorboard",
+    "out",
+    "resume",
+    "recompute",  # the same gradients bit for bit
+)
+_FORMERLY = {"training.compile": {False: "no", True: "full"}}  # values of older configurations
+
 
 class RunFolder:
-    """One process's hold on `out`: take it, open its logs, close it.
+    """One run's hold on `out`: take it, open its logs, close it.
 
-    `console` and `tensorboard` are None before `open_logs`; tensorboard stays None where it is
-    switched off or not installed. `saved` is the newest checkpoint this process wrote or read.
+    The main process of `distributed` alone reads and writes; the others wait, and meet its errors.
+    `saved` is the newest checkpoint that was written or read, on every process.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, distributed: Distributed | None = None) -> None:
         self.out = out
+        self.distributed = distributed or Distributed()
         self.checkpoints = out / "checkpoints"
         self.saved: Path | None = None
-        self.console: ConsoleLogger | None = None
-        self.tensorboard: TensorBoardLogger | None = None
+        self.shows_videos = False  # known from `open_logs` on, on every process
+        self._console: ConsoleLogger | None = None
+        self._tensorboard: TensorBoardLogger | None = None
         self._jsonl: JsonlLogger | None = None
         self._lock: FolderLock | None = None
         self._throughput = Throughput()
@@ -68,9 +86,13 @@ class RunFolder:
         Raises:
             ResumeError: it holds a run and `resume` is off, or a run of another configuration.
         """
+        latest = self.distributed.on_main(lambda: self._take(config_yaml, resume))
+        self.saved = None if latest is None else latest.path
+        return latest
+
+    def _take(self, config_yaml: str, resume: bool) -> Checkpoint | None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        if parallel.rank() == 0:
-            self._lock = FolderLock(self.out)
+        self._lock = FolderLock(self.out)
         checkpoints.sweep(self.checkpoints)
         latest = checkpoints.latest_checkpoint(self.checkpoints)
         if latest is not None and not resume:
@@ -80,32 +102,41 @@ class RunFolder:
             )
         if latest is not None:
             check_same_config(latest.state["config"], config_yaml, where=str(latest.path))
-            self.saved = latest.path
         elif resume:
             log.info("%s has no checkpoint yet; training starts from the beginning", self.out)
         return latest
 
     def write_config(self, config_yaml: str) -> None:
         """config.yaml, whole or as it was."""
-        temporary = self.out / ".config.yaml"
-        temporary.write_text(config_yaml)
-        temporary.replace(self.out / "config.yaml")
+
+        def write() -> None:
+            temporary = self.out / ".config.yaml"
+            temporary.write_text(config_yaml)
+            temporary.replace(self.out / "config.yaml")
+
+        self.distributed.on_main(write)
 
     def open_logs(self, training: TrainingConfig, *, after: int, total: int) -> None:
         """Begin to write behind global step `after`, of a run of `total` steps."""
+        self.shows_videos = self.distributed.on_main(
+            lambda: self._open_logs(training, after, total)
+        )
+
+    def _open_logs(self, training: TrainingConfig, after: int, total: int) -> bool:
         self._jsonl = JsonlLogger(self.out / "metrics.jsonl", after=after)
         if training.tensorboard:
             try:
-                self.tensorboard = TensorBoardLogger(
+                self._tensorboard = TensorBoardLogger(
                     self.out / "tensorboard", after=after, every=training.log_every
                 )
             except ImportError as error:
                 log.warning("no TensorBoard logs: %s", error)
-        self.console = ConsoleLogger(total=total)
+        self._console = ConsoleLogger(total=total)
+        return self._tensorboard is not None
 
     def close(self) -> None:
         """Close what is open and let the folder go."""
-        for opened in (self._jsonl, self.tensorboard, self.console, self._lock):
+        for opened in (self._jsonl, self._tensorboard, self._console, self._lock):
             if opened is not None:
                 opened.close()
 
@@ -113,23 +144,32 @@ class RunFolder:
 
     def row(self, row: dict[str, Any], clips: int, state: PhaseState) -> None:
         """One step, of `clips` clips, into every log; codebook use where its health is due."""
+        if self._jsonl is None or self._console is None:
+            return  # another process than the main one
         self._throughput.update(row["seconds"], clips)
-        if parallel.rank():
-            return
-        assert self._jsonl is not None and self.console is not None
         if row.get("codebook") is None:
             row.pop("codebook", None)
         self._jsonl.row(row)
-        self.console.row(row, clips_per_second=self._throughput.clips_per_second)
-        if self.tensorboard is not None:
-            self.tensorboard.row(row)
+        self._console.row(row, clips_per_second=self._throughput.clips_per_second)
+        if self._tensorboard is not None:
+            self._tensorboard.row(row)
             if state.health is not None and row["step"] % state.training.health_every == 0:
-                self.tensorboard.codes(state.health.counts(), row["global_step"])
+                self._tensorboard.codes(state.health.counts(), row["global_step"])
 
-    def sync(self) -> None:
-        """Rows written so far are on the disk, which a checkpoint must not be ahead of."""
-        if self._jsonl is not None:
-            self._jsonl.sync()
+    def skip_to(self, step: int) -> None:
+        """Count steps up to `step` as behind us that will not be run."""
+        if self._console is not None:
+            self._console.skip_to(step)
+
+    def say(self, text: str) -> None:
+        """Show a person `text`, once for all processes."""
+        if self._console is not None:
+            self._console.say(text)
+
+    def video(self, name: str, frames: Any, global_step: int) -> None:
+        """uint8 frames [n, T, H, W, 3] into TensorBoard, where it is written."""
+        if self._tensorboard is not None:
+            self._tensorboard.video(name, frames, global_step)
 
     def save(
         self,
@@ -139,20 +179,36 @@ class RunFolder:
         *,
         keep: int,
     ) -> None:
-        """Write the checkpoint `name`; of the older ones the newest and the healthy one stay."""
-        self.saved = checkpoints.write_checkpoint(self.checkpoints / name, tensors, state).path
-        checkpoints.prune_checkpoints(self.checkpoints, keep)
+        """Write the checkpoint `name`; of the older ones the newest and the healthy one stay.
+
+        Rows are on the disk before it is: it counts them.
+        """
+
+        def write() -> Path:
+            assert self._jsonl is not None
+            self._jsonl.sync()
+            written = checkpoints.write_checkpoint(self.checkpoints / name, tensors, state)
+            checkpoints.prune_checkpoints(self.checkpoints, keep)
+            return written.path
+
+        self.saved = self.distributed.on_main(write)
 
     def healthy(self) -> Checkpoint | None:
         """The newest checkpoint of a healthy codebook, or None."""
-        return checkpoints.latest_checkpoint(self.checkpoints, healthy=True)
+        return self.distributed.on_main(
+            lambda: checkpoints.latest_checkpoint(self.checkpoints, healthy=True)
+        )
 
     def exported(self) -> bool:
         """Whether weights/ is there."""
-        return (self.out / "weights" / "model.safetensors").exists()
+        file = self.out / "weights" / "model.safetensors"
+        return self.distributed.on_main(file.exists)
 
     def export(self, phase: str, progress: Progress, config_yaml: str) -> None:
         """weights/: what the last checkpoint holds, averaged where an average is kept."""
+        self.distributed.on_main(lambda: self._export(phase, progress, config_yaml))
+
+    def _export(self, phase: str, progress: Progress, config_yaml: str) -> None:
         latest = checkpoints.latest_checkpoint(self.checkpoints)
         assert latest is not None
         averaged = latest.tensors("ema")
@@ -166,4 +222,93 @@ class RunFolder:
                 "averaged": bool(averaged),
                 "config": yaml.safe_load(config_yaml) or {},
             },
+        )
+
+
+class FolderLock:
+    """Holds `folder` until `close` or until the process ends, however it ends.
+
+    The lock is on the folder itself: no file is left behind. On a network file system it may hold for
+    the processes of one machine only.
+
+    Raises:
+        RunFolderError: another process holds the folder.
+        OSError: the folder cannot be opened.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise RunFolderError(
+                f"{folder}: another process is training in this folder; wait for it, stop it, or "
+                "choose another --out"
+            ) from None
+
+    def close(self) -> None:
+        """Let the folder go."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # a forked worker may hold a copy of it
+        os.close(self._descriptor)
+
+
+# -- is it the same run? -----------------------------------------------------------------------
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    entries: Any = None
+    if isinstance(value, dict):
+        entries = value.items()
+    elif isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
+        entries = enumerate(value)
+    if not entries:
+        yield path, value
+        return
+    for key, inner in entries:
+        yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+
+
+def _bound(config_yaml: str) -> dict[str, Any]:
+    """Flat key -> value of everything that may not change."""
+    values = yaml.safe_load(config_yaml) or {}
+    bound = {
+        k: v
+        for k, v in _leaves(values)
+        if k.rsplit(".", 1)[-1] not in FREE and not _says_nothing(k, v)
+    }
+    for key, meanings in _FORMERLY.items():
+        if isinstance(bound.get(key), bool):
+            bound[key] = meanings[bound[key]]
+    return bound
+
+
+def _says_nothing(key: str, value: Any) -> bool:
+    """Whether configurations of other versions may leave this out."""
+    where, _, name = key.rpartition(".")
+    if name == "init_from" or key == "model.parts":
+        return not value
+    return where == "model.quantizer" and name in FORMER_KEYS and value == FORMER_KEYS[name]
+
+
+def config_sha256(config_yaml: str) -> str:
+    """Hash of what may not change between stopping and resuming."""
+    return hashlib.sha256(json.dumps(_bound(config_yaml), sort_keys=True).encode()).hexdigest()
+
+
+def check_same_config(saved_yaml: str, given_yaml: str, *, where: str) -> None:
+    """ResumeError with every key that differs, apart from those that may (`FREE`)."""
+    saved, given = _bound(saved_yaml), _bound(given_yaml)
+    absent = "(absent)"
+    lines = [
+        f"  {key}: saved {saved.get(key, absent)!r}, given {given.get(key, absent)!r}"
+        for key in sorted(saved.keys() | given.keys())
+        if saved.get(key, absent) != given.get(key, absent)
+    ]
+    if lines:
+        raise ResumeError(
+            f"{where} was trained with another configuration; these keys differ:\n"
+            + "\n".join(lines)
+            + f"\nResume with the saved values, or train into a new folder "
+            f"(only {', '.join(FREE)} may change)"
         )

@@ -1,36 +1,171 @@
-"""One optimizer step of a phase, applied or skipped: forward, backward, guard, clipping, update.
+"""One optimizer step: `backward_pass` makes gradients, `apply_update` applies or skips them.
 
-    loss x accumulate -> guard -> clip -> AdamW -> after_step -> average        or skipped
+    backward_pass   (loss -> backward) x passes -> mean over processes
+    apply_update    guard -> clip -> AdamW -> after_step -> average            or skipped
 
-Not here: which steps there are and what follows from them (trainer.py), what is minimised
-(objectives.py).
+Both work without a Trainer, with the parts they are given. `optimizer_step` is the two as the loop
+takes them, with a row for the logs. Not here: which steps there are and what follows from them
+(trainer.py), what is minimised (objectives.py).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from colaworld.contracts import ClipBatch
-from colaworld.training import parallel
-from colaworld.training.contracts import UnstableTrainingError
+from colaworld.training.contracts import Objective, UnstableTrainingError
+from colaworld.training.distributed import Distributed, whole_tensor
+from colaworld.training.ema import WeightAverage
 from colaworld.training.guard import LossGuard
 from colaworld.training.meters import gradient_norms
-from colaworld.training.phase_state import PhaseState
-from colaworld.training.progress import Progress
+from colaworld.training.optimizer import PhaseOptimizer
+from colaworld.training.phase_state import PhaseState, Progress
 from colaworld.training.randomness import generator_for
 
 log = logging.getLogger(__name__)
+Key = tuple[int | str, ...]  # what the randomness of a step depends on
 
 
-def autocast(choice: str, device: torch.device) -> torch.autocast:
-    """The arithmetic of the forward pass; `choice` is `TrainingConfig.autocast`."""
-    on = choice == "bf16" or (choice == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)
+def uses_bf16(choice: str, device: torch.device | str) -> bool:
+    """Whether forward passes are in bfloat16; `choice` is `TrainingConfig.autocast`."""
+    return choice == "bf16" or (choice == "auto" and torch.device(device).type == "cuda")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the passes of a step gave besides gradients. Nothing has waited for the device yet."""
+
+    scalars: dict[str, Tensor]
+    """"loss" and the objective's metrics: float32 scalars, the mean over passes."""
+    indices: list[Tensor] = field(default_factory=list)
+    """Codes of each pass, int64 [M, N]; empty without a codebook."""
+    clips: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Episode and start of the clips of each pass, int64 [B]."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What became of a step's gradients. Without a guard `loss` and `grad_norm` are not read."""
+
+    skipped: str | None
+    """Why nothing was applied; None: it was."""
+    loss: float | None = None
+    grad_norm: float | None = None
+    """Of the whole gradient, before clipping."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The objective's, those of `after_step` included."""
+
+
+def backward_pass(
+    objective: Objective,
+    optimizer: PhaseOptimizer,
+    batches: Iterable[ClipBatch],
+    *,
+    passes: int,
+    key: Key,
+    bf16: bool = False,
+    distributed: Distributed | None = None,
+) -> Terms:
+    """Forward, loss and backward of each batch; gradients are added to those there are.
+
+    Args:
+        objective: what is minimised.
+        optimizer: of the parameters that train.
+        batches: on the model's device; each is asked for when the one before is done.
+        passes: how many batches a step has: each loss counts 1 / passes.
+        key: seeds the randomness, together with the number of the pass.
+        bf16: run the forward passes in bfloat16 (autocast).
+        distributed: the processes whose gradients are averaged; None is this one alone.
+
+    Raises:
+        ValueError: the loss does not depend on what trains.
+    """
+    objective.begin_step()
+    scalars: dict[str, list[Tensor]] = {}
+    indices, clips = [], []
+    for number, batch in enumerate(batches):
+        device = batch.frames.device
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            loss, metrics = objective.loss(batch, generator=generator_for(device, *key, number))
+        if not loss.requires_grad:
+            phase = optimizer.phase
+            raise ValueError(
+                f"phase {phase.name!r}: the loss of objective {phase.objective!r} does not "
+                f"depend on what trains ({', '.join(phase.train)})"
+            )
+        (loss / passes).backward()
+        clips.append((batch.episode, batch.start))
+        for name, value in {**metrics, "loss": loss}.items():
+            if name == "indices":
+                if value is not None:
+                    indices.append(value.detach())
+            else:
+                scalar = torch.as_tensor(value, device=device).detach()
+                scalars.setdefault(name, []).append(scalar.float().reshape(()))
+    if distributed is not None:
+        distributed.average_gradients(optimizer.parameters.values())
+    means = {name: torch.stack(values).mean() for name, values in scalars.items()}
+    return Terms(means, indices, clips)
+
+
+def apply_update(
+    objective: Objective,
+    optimizer: PhaseOptimizer,
+    terms: Terms,
+    *,
+    number: int,
+    key: Key,
+    clip_norm: float = 0.0,
+    guard: LossGuard | None = None,
+    average: WeightAverage | None = None,
+    distributed: Distributed | None = None,
+) -> Update:
+    """Clip the gradients and step, or skip: parameters, `after_step`, averaged weights.
+
+    All processes decide alike, since the guard judges means over them.
+
+    Args:
+        objective: whose `after_step` follows an update that was applied.
+        optimizer: holds the gradients; a skipped update clears them.
+        terms: of `backward_pass`.
+        number: of the update within its phase (1 is the first): its learning rate.
+        key: seeds the randomness of `after_step`.
+        clip_norm: largest norm of the whole gradient; 0 turns clipping off.
+        guard: judges loss and gradient norm. None applies every update and reads no number.
+        average: of the weights, to be moved along.
+        distributed: the processes that train together; None is this one alone.
+    """
+    parameters = list(optimizer.parameters.values())
+    device = parameters[0].device
+    norm = whole_tensor(torch.nn.utils.get_total_norm(optimizer.gradients())).to(device)
+    loss = total = None
+    metrics: dict[str, float] = {}
+    if guard is not None:
+        numbers = torch.stack([*terms.scalars.values(), norm.float().reshape(())])
+        if distributed is not None:
+            numbers = distributed.mean(numbers)
+        *means, total = numbers.tolist()  # the one place where a step waits for the device
+        metrics = dict(zip(terms.scalars, means, strict=True))
+        loss = metrics.pop("loss")
+        reason = guard.judge(loss, total)
+        if reason is not None:
+            optimizer.zero_grad()
+            return Update(reason, loss, total, metrics)
+    if clip_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    optimizer.step(number)
+    more, moved = objective.after_step(generator=generator_for(device, *key, "after"))
+    for parameter, rows in moved:
+        optimizer.forget(parameter, rows)
+    if average is not None:
+        average.update()
+    return Update(None, loss, total, {**metrics, **more})
 
 
 def optimizer_step(
@@ -38,6 +173,7 @@ def optimizer_step(
     progress: Progress,
     next_batch: Callable[[], ClipBatch],
     device: torch.device,
+    distributed: Distributed,
 ) -> tuple[dict[str, Any], int]:
     """One more step of the phase, counted in `progress` whether applied or skipped.
 
@@ -46,97 +182,79 @@ def optimizer_step(
         progress: where the run stands; `step` and `global_step` grow by one.
         next_batch: the next training batch, on `device`.
         device: of the model.
+        distributed: the processes that train together.
 
     Returns:
-        Its row, and how many clips it saw.
+        Its row, and how many clips all processes saw.
 
     Raises:
         ValueError: the loss does not depend on what trains.
         UnstableTrainingError: too many updates were skipped.
     """
-    phase, objective, training = state.phase, state.objective, state.training
+    phase, training = state.phase, state.training
     number = progress.step + 1
-    key: tuple[int | str, ...] = (training.seed, phase.name, number)
-    if progress.round or parallel.rank():  # another stream after a rollback, and per process
-        key = (*key, f"round {progress.round} rank {parallel.rank()}")
+    key: Key = (training.seed, phase.name, number)
+    if progress.round or distributed.rank:  # another stream after a rollback, and per process
+        key = (*key, f"round {progress.round} rank {distributed.rank}")
     state.optimizer.zero_grad()
-    objective.begin_step()
-    scalars: dict[str, list[Tensor]] = {}
-    indices, batches = [], []
-    for micro in range(training.accumulate):
-        batch = next_batch()
-        batches.append(batch)
-        with autocast(training.autocast, device):
-            loss, metrics = objective.loss(batch, generator=generator_for(device, *key, micro))
-        if not loss.requires_grad:
-            raise ValueError(
-                f"phase {phase.name!r}: the loss of objective {phase.objective!r} does not "
-                f"depend on what trains ({', '.join(phase.train)})"
-            )
-        (loss / training.accumulate).backward()
-        for name, value in {**metrics, "loss": loss}.items():
-            if name == "indices":
-                if value is not None:
-                    indices.append(value.detach())
-            else:
-                scalar = torch.as_tensor(value, device=device).detach()
-                scalars.setdefault(name, []).append(scalar.float().reshape(()))
+    terms = backward_pass(
+        state.objective,
+        state.optimizer,
+        (next_batch() for _ in range(training.accumulate)),
+        passes=training.accumulate,
+        key=key,
+        bf16=uses_bf16(training.autocast, device),
+        distributed=distributed,
+    )
     health_due = number == 1 or number % training.health_every == 0
     norms = gradient_norms(state.optimizer) if health_due else {}
-    gradients = state.optimizer.gradients()
-    norm = torch.nn.utils.get_total_norm(gradients).to(device)
-    names = list(scalars)
-    values = torch.stack(
-        [torch.stack(scalars[name]).mean() for name in names] + [norm.float().reshape(())]
-    ).tolist()  # the one place where the step waits for the device
-    means, total = dict(zip(names, values[:-1], strict=True)), values[-1]
-    mean_loss = means.pop("loss")
-    reason = state.guard.judge(mean_loss, total)
+    update = apply_update(
+        state.objective,
+        state.optimizer,
+        terms,
+        number=number,
+        key=key,
+        clip_norm=training.clip_norm,
+        guard=state.guard,
+        average=state.average,
+        distributed=distributed,
+    )
     row: dict[str, Any] = {
         "phase": phase.name,
         "step": number,
         "global_step": progress.global_step + 1,
         "round": progress.round,
-        "loss": mean_loss,
+        "loss": update.loss,
         "lr": phase.learning_rate * phase.ramp(number),
     }
-    if reason is None:
-        if training.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(
-                list(state.optimizer.parameters.values()), training.clip_norm, norm
-            )
-        state.optimizer.step(number)
-        more, moved = objective.after_step(generator=generator_for(device, *key, "after"))
-        means.update(more)
-        for parameter, rows in moved:
-            state.optimizer.forget(parameter, rows)
-        if state.average is not None:
-            state.average.update(state.model)
-        if state.health is not None:
-            for codes in indices:
-                state.health.update(codes)
-    else:
-        state.optimizer.zero_grad()
-        _skip(row, reason, batches, state.guard)
-    row["grad_norm"] = {**norms, "total": total}
-    row["metrics"] = means
+    if update.skipped is not None:
+        _skip(row, update.skipped, distributed.gather(_names(terms.clips)), state.guard)
+    elif state.health is not None:
+        for codes in terms.indices:
+            state.health.update(distributed.gather_rows(codes))
+    row["grad_norm"] = {**norms, "total": update.grad_norm}
+    row["metrics"] = update.metrics
     progress.step += 1
     progress.global_step += 1
-    return row, sum(len(batch) for batch in batches)
+    return row, distributed.world_size * sum(len(episode) for episode, _ in terms.clips)
 
 
-def _skip(row: dict[str, Any], reason: str, batches: Sequence[ClipBatch], guard: LossGuard) -> None:
-    """Write into the row why and on which clips; give up where the guard does."""
-    clips = [
+def _names(clips: list[tuple[Tensor, Tensor]]) -> list[str]:
+    """What clips are called in logs: episode@start."""
+    return [
         f"{episode}@{start}"
-        for batch in batches
-        for episode, start in zip(batch.episode.tolist(), batch.start.tolist(), strict=True)
+        for episodes, starts in clips
+        for episode, start in zip(episodes.tolist(), starts.tolist(), strict=True)
     ]
-    where = f"{row['phase']} step {row['step']}: {reason}; clips (episode@start) " + ", ".join(
-        clips
-    )
+
+
+def _skip(row: dict[str, Any], reason: str, clips: list[list[str]], guard: LossGuard) -> None:
+    """Write into the row why and on which clips; give up where the guard does."""
     row["skipped"] = reason
-    row["skipped_clips"] = clips
+    row["skipped_clips"] = named = [name for names in clips for name in names]
+    where = f"{row['phase']} step {row['step']}: {reason}; clips (episode@start) " + ", ".join(
+        named
+    )
     if guard.exhausted:
         raise UnstableTrainingError(
             f"{where}. {guard.in_a_row} updates were skipped in a row, "

@@ -24,19 +24,17 @@ from torch import nn
 
 from colaworld.contracts import ClipBatch
 from colaworld.training import checkpoint as checkpoints
-from colaworld.training import parallel
 from colaworld.training.blocks import wrap_blocks
 from colaworld.training.checkpoint import Checkpoint, init_parts
 from colaworld.training.config import TrainingConfig
-from colaworld.training.contracts import Loader, Objective, Preview
+from colaworld.training.contracts import Loader, Objective, Preview, ResumeError
+from colaworld.training.distributed import Distributed
 from colaworld.training.interrupts import StopRequest
 from colaworld.training.optimizer import Moments
-from colaworld.training.phase_state import PhaseState
+from colaworld.training.phase_state import PhaseState, Progress, TrainResult
 from colaworld.training.phases import Phase, check_phases, enter_phase
-from colaworld.training.progress import Progress, TrainResult
 from colaworld.training.randomness import generator_for
-from colaworld.training.resuming import config_sha256
-from colaworld.training.run_folder import RunFolder
+from colaworld.training.run_folder import RunFolder, config_sha256
 from colaworld.training.step import optimizer_step
 
 log = logging.getLogger(__name__)
@@ -57,6 +55,8 @@ class Trainer:
         resume: continue what is in `out` (from the start if there is no checkpoint yet).
         device: where to train.
         resume_command: what a person would type to resume; shown when interrupted.
+        distributed: the processes that train together; default: those of torch.distributed, if it
+            is initialised. Each has a Trainer of its own and a loader with its share of the clips.
 
     Raises:
         ConfigError: the phases do not fit the model or the objectives.
@@ -75,10 +75,12 @@ class Trainer:
         resume: bool = False,
         device: torch.device | str = "cpu",
         resume_command: str = "",
+        distributed: Distributed | None = None,
     ) -> None:
         check_phases(phases, model, list(objectives))
         self.device = torch.device(device)
-        self.model = model.to(self.device)
+        self.distributed = distributed or Distributed(self.device)
+        self.model = self.distributed.shard(model.to(self.device))
         self.objectives = objectives
         self.phases = tuple(phases)
         self.loader = loader
@@ -91,7 +93,7 @@ class Trainer:
         self.progress = Progress()
         self._moments: Moments = {}  # what the next optimizer begins with, by parameter name
         self._restored: Checkpoint | None = None  # what the current phase continues from
-        self._folder = RunFolder(self.out)
+        self._folder = RunFolder(self.out, self.distributed)
 
     # -- the run ---------------------------------------------------------------------------
 
@@ -110,7 +112,7 @@ class Trainer:
                     self._export()
                 log.info(where)
                 return self._result("finished", where)
-            self._skip_to(self._steps_behind())
+            self._folder.skip_to(self._steps_behind())
             wrap_blocks(self.model, self.training)
             with StopRequest() as request:
                 while True:
@@ -125,7 +127,7 @@ class Trainer:
             self._folder.close()
 
     def _open_folder(self) -> None:
-        folder = self._folder = RunFolder(self.out)
+        folder = self._folder = RunFolder(self.out, self.distributed)
         with folder.usable():
             latest = folder.take(self.config_yaml, resume=self.resume)
             if latest is not None:
@@ -195,6 +197,8 @@ class Trainer:
             alarm = state.check_health(progress, row, last=progress.step >= limit)
             if progress.over is None and progress.step >= limit:
                 progress.over = "steps"
+            # Every process asks, and asks once: all stop behind the same step.
+            stopping = self.distributed.agree(request.requested is not None)
             row["seconds"] = time.perf_counter() - began
             progress.seconds += row["seconds"]
             self._folder.row(row, clips, state)
@@ -210,17 +214,18 @@ class Trainer:
             if (
                 progress.over
                 or alarm == "stop"
-                or request.requested
+                or stopping
                 or progress.step % training.checkpoint_every == 0
             ):
                 self._save(state)
             if alarm == "stop":
                 return self._stopped(f"the codebook collapsed in phase {phase.name}")
-            if request.requested:
-                return self._interrupted(request.requested, phase)
+            if stopping:
+                signals = self.distributed.gather(request.requested)
+                return self._interrupted(next(filter(None, signals)), phase)
             self._show_preview(phase)
         self._moments = state.optimizer.moments()
-        self._skip_to(self._steps_behind() + limit - progress.step)
+        self._folder.skip_to(self._steps_behind() + limit - progress.step)
         return None
 
     def _begin(self, phase: Phase, objective: Objective) -> PhaseState:
@@ -238,7 +243,7 @@ class Trainer:
         return state
 
     def _step(self, state: PhaseState) -> tuple[dict[str, Any], int]:
-        return optimizer_step(state, self.progress, self._next_batch, self.device)
+        return optimizer_step(state, self.progress, self._next_batch, self.device, self.distributed)
 
     def _next_batch(self) -> ClipBatch:
         try:
@@ -277,40 +282,50 @@ class Trainer:
         log.warning(
             "rolled back to %s; %s begins again", healthy.path.name, phase.alarm.rewarm_phase
         )
-        self._skip_to(self._steps_behind())
+        self._folder.skip_to(self._steps_behind())
         return None
 
     # -- saving and restoring --------------------------------------------------------------
 
     def _save(self, state: PhaseState) -> None:
-        progress = self.progress
-        self._folder.sync()
-        if parallel.rank():
-            return
+        progress, distributed = self.progress, self.distributed
         name = f"step_{progress.phase}_{progress.step:07d}"
         if progress.round:
             name += f"_round{progress.round}"
         tensors = {
-            "model": self.model.state_dict(),
-            "optimizer": state.moments(),
-            "rng": checkpoints.rng_tensors(self.device),
+            "model": distributed.gather_state(self.model.state_dict()),
+            "optimizer": distributed.gather_state(state.moments()),
+            "rng": {
+                _of_rank(rank, name): value
+                for rank, own in enumerate(distributed.gather(checkpoints.rng_tensors(self.device)))
+                for name, value in own.items()
+            },
         }
         if state.average is not None:
-            tensors["ema"] = state.average.weights(self.model)
+            tensors["ema"] = distributed.gather_state(state.average.weights())
+        loaders = distributed.gather(dict(self.loader.state_dict()))
         values = {
             "progress": dataclasses.asdict(progress),
             "phase_name": state.phase.name,
             "healthy": state.healthy(self.phases),
             "seed": self.training.seed,
             **state.state_dict(),
-            "loader": dict(self.loader.state_dict()),
+            "loader": loaders[0] if distributed.world_size == 1 else loaders,
             "config_sha256": config_sha256(self.config_yaml),
             "config": self.config_yaml,
         }
         self._folder.save(name, tensors, values, keep=self.training.keep_checkpoints)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        state = checkpoint.state
+        state, distributed = checkpoint.state, self.distributed
+        loaders = state["loader"]
+        if not isinstance(loaders, list):  # of one process
+            loaders = [loaders]
+        if len(loaders) != distributed.world_size:
+            raise ResumeError(
+                f"{checkpoint.path} was written by {len(loaders)} processes, this run has "
+                f"{distributed.world_size}; resume with as many"
+            )
         checkpoints.load_strictly(
             self.model, checkpoint.tensors("model"), source=str(checkpoint.path)
         )
@@ -319,8 +334,10 @@ class Trainer:
         for key, value in checkpoint.tensors("optimizer").items():
             parameter, kind = key.rsplit("/", 1)
             self._moments.setdefault(parameter, {})[kind] = value
-        checkpoints.restore_rng(checkpoint.tensors("rng"), self.device)
-        self.loader.load_state_dict(state["loader"])
+        rng, rank = checkpoint.tensors("rng"), distributed.rank
+        own = {kind: rng.get(_of_rank(rank, kind)) for kind in ("cpu", "cuda")}
+        checkpoints.restore_rng({k: v for k, v in own.items() if v is not None}, self.device)
+        self.loader.load_state_dict(loaders[rank])
         self._restored = checkpoint
         log.info("resumed from %s", checkpoint.path)
 
@@ -329,10 +346,6 @@ class Trainer:
         self._folder.export(phase, self.progress, self.config_yaml)
 
     # -- showing ---------------------------------------------------------------------------
-
-    def _skip_to(self, step: int) -> None:
-        assert self._folder.console is not None
-        self._folder.console.skip_to(step)
 
     def _stopped(self, why: str) -> TrainResult:
         message = f"stopped: {why}; the run is saved in {self.out}"
@@ -343,18 +356,22 @@ class Trainer:
         message = f"{signal}: saved {phase.name} step {self.progress.step} in {self.out}."
         if self.resume_command:
             message += f" Resume with:\n  {self.resume_command}"
-        assert self._folder.console is not None
-        self._folder.console.say(message)
+        self._folder.say(message)
         return self._result("interrupted", message)
 
     def _show_preview(self, phase: Phase) -> None:
         every = self.training.sample_every
-        tensorboard = self._folder.tensorboard
-        if not every or self.preview is None or tensorboard is None:
+        if not every or self.preview is None or not self._folder.shows_videos:
             return
         if self.progress.step % every:
             return
+        # On every process, since a sharded model runs on all or on none.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             frames = self.preview(self.progress.step, phase.name)
-        tensorboard.video(f"rollout/{phase.name}", frames, self.progress.global_step)
+        self._folder.video(f"rollout/{phase.name}", frames, self.progress.global_step)
         enter_phase(self.model, phase)
+
+
+def _of_rank(rank: int, name: str) -> str:
+    """What the state `name` of a process is called in a file that all share."""
+    return f"rank{rank}/{name}" if rank else name

@@ -94,8 +94,8 @@ Tensor code_statistics(const Tensor& z,  // [N, d] float32, float64 or bfloat16,
   expect(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16,
          "code_statistics: z: expected float32, float64 or bfloat16, got ", dtype);
 
-  const Tensor rows = torch::stable::contiguous(z);
-  const Tensor names = torch::stable::contiguous(indices);
+  const Tensor rows = as_contiguous(z);
+  const Tensor names = as_contiguous(indices);
   const ScalarType wide = dtype == ScalarType::Double ? dtype : ScalarType::Float;
   Tensor out = torch::stable::new_empty(rows, {K, z.size(1) + (counts ? 1 : 0)}, wide);
   switch (dtype) {

@@ -75,8 +75,8 @@ std::tuple<Tensor, Tensor> vector_quantize(
   expect(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16,
          "vector_quantize: z: expected float32, float64 or bfloat16, got ", dtype);
 
-  const Tensor rows = torch::stable::contiguous(z);
-  const Tensor book = torch::stable::contiguous(codebook);
+  const Tensor rows = as_contiguous(z);
+  const Tensor book = as_contiguous(codebook);
   Tensor codes = torch::stable::new_empty(book, z.sizes());
   Tensor indices = torch::stable::new_empty(book, {z.size(0)}, ScalarType::Long);
   if (z.size(0) > 0) {

@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(WARPS* LANES, RESIDENT)
     }
     sync_warp();
     for (int next = 0; next < waiting; next += AHEAD) {
-      float x[AHEAD][EACH];
+      In x[AHEAD][EACH];  // widened only when all of them are under way
 #pragma unroll
       for (int i = 0; i < AHEAD; ++i) {
         const bool there = next + i < waiting;
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(WARPS* LANES, RESIDENT)
 #pragma unroll
         for (int j = 0; j < EACH; ++j) {
           const int column = j * LANES + lane;
-          x[i][j] = there && column < columns ? widen(row[column]) : 0.f;
+          x[i][j] = there && column < columns ? row[column] : In{};
         }
       }
 #pragma unroll
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(WARPS* LANES, RESIDENT)
 #pragma unroll
         for (int j = 0; j < EACH; ++j) {
           const int column = j * LANES + lane;
-          if (column < columns) to[column] += x[i][j];
+          if (column < columns) to[column] += widen(x[i][j]);
         }
         if (counts && lane == 0) to[plan.columns] += 1.f;
       }

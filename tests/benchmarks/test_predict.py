@@ -124,7 +124,7 @@ def test_the_grids_of_what_is_shown_are_those_of_the_launches() -> None:
     assert work["triton", "st_attention backward, XL, bf16"].blocks == ceil(places / steps) * 16
     pieces = work["triton", "code_statistics, pieces of a sort"].blocks
     assert pieces == 8192 + ceil(1_000_000 / vector_quantize.PIECE_ROWS)
-    constants, _ = vector_quantize._assign_constants(2000, 32, 32, torch.float32, 90, exact=False)
+    constants, _ = vector_quantize._assign_constants(2000, 32, 32, torch.float32, 90)
     assert work["triton", "vector_quantize, a batch, float32"].blocks == ceil(
         2000 / constants["BN"]
     )

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks import ops as suite
 from benchmarks import run, shapes
 from benchmarks.case import MODES, Request, Skipped, Unavailable
-from benchmarks.gpu import stages
+from benchmarks.gpu import goals, stages
 from benchmarks.ops import attention, definition, st_attention
 from colaworld import ops
 
@@ -139,6 +139,23 @@ def test_a_pinned_backend_is_in_its_own_graph(monkeypatch) -> None:
     assert ["_sdpa_kernel" in graph for graph in graphs] == [False, True, True]
     for result in results[1:]:
         torch.testing.assert_close(result, results[0])
+
+
+def test_what_runs_by_name_is_a_rival_or_says_why_not() -> None:
+    assert set(st_attention.NAMED) < set(goals.RIVALS)
+    assert set(st_attention.NAMED.values()) == set(ops.ATTENTION_BACKENDS) - {
+        "auto",
+        "fused",
+        "sdpa",
+    }
+    shape = stages.small(shapes.fixed("st_attention", "stdit3-xl.b8.spatial"))
+    inputs = definition._inputs(
+        st_attention.DEFINITION, shape, torch.bfloat16, "cpu", False, seed=0
+    )
+    for name, backend in st_attention.NAMED.items():
+        if backend != "flex":
+            with pytest.raises(Unavailable, match=f"attention '{backend}' (needs|runs on CUDA)"):
+                st_attention.DEFINITION.others[name](shape, "fwd")(inputs)
 
 
 def test_torch_s_attention_is_judged_against_float64(monkeypatch) -> None:

@@ -123,7 +123,7 @@ def kept(row, table: str, key: tuple, impl: str, p50: float, chosen: bool, numbe
 
 @pytest.fixture
 def measured(row) -> list[dict]:
-    tile = (90, "tensor cores", "few", 32, 4)
+    tile = (90, "few", 32, 4)
     many = "num_warps=8 num_stages=2 BN=16 BK=32"
     return [
         kept(row, "VECTOR_QUANTIZE", tile, "shipped", 0.02, False, "num_warps=4"),
@@ -144,7 +144,7 @@ def test_the_section_is_python_that_sets_the_rows_and_depends_on_no_order(measur
     assert names["ST_ATTENTION"] == {
         ROW[1]: tuning.Blocks(2, "measured: 100 us, 200 before", num_stages=1)
     }
-    tile = names["VECTOR_QUANTIZE"][90, "tensor cores", "few", 32, 4]
+    tile = names["VECTOR_QUANTIZE"][90, "few", 32, 4]
     assert (tile.BN, tile.BK, tile.num_warps, tile.num_stages) == (16, 32, 8, 2)
     assert "# a label; a card, torch 2" in made and "ADALN" not in made
     assert max(map(len, made.splitlines())) <= 100

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ import torch
 from colaworld.config import from_dict, to_dict
 from colaworld.contracts import ActionSpec, ClipBatch, LatentActions, Rollout
 from colaworld.evaluation.artefacts import Artefacts
-from colaworld.evaluation.evaluate import EvaluationConfig, collect, evaluate, run_evaluation
-from colaworld.evaluation.files import write_atomically, write_json
-from colaworld.evaluation.tables import compare, headlines, table
+from colaworld.evaluation.evaluate import EvaluationConfig, collect, run_evaluation
+from colaworld.evaluation.tables import compare, comparison_rows, headlines, table
 
 MOVES = ((0, 2), (0, -2), (2, 0), (-2, 0))
 SPEC = ActionSpec("action", "discrete", 4, names=("right", "left", "down", "up"))
+VECTORS = ActionSpec("action", "continuous", 2, unit="px")
 SIGMA = 0.02
+GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
 SMALL = EvaluationConfig(
     clips=24, probe_clips=40, batch_size=8, bootstrap_samples=200, history=2, seed=3
 )
@@ -80,9 +82,59 @@ def batches(*, clips=40, steps=5, actions=True, episodes=8, seed=0):
         )
 
 
+def moved_batches():
+    """The same clips with the moves as real vectors."""
+    for batch in batches():
+        moved = torch.tensor(MOVES, dtype=torch.float32)[batch.actions]
+        yield ClipBatch(batch.frames, batch.episode, batch.start, moved)
+
+
+class ContinuousWorld(ScrollWorld):
+    codebook_size = None
+
+    def infer_actions(self, frames):
+        return LatentActions(super().infer_actions(frames).codes)
+
+
 @pytest.fixture(scope="module")
 def good():
     return run_evaluation(ScrollWorld(), batches(), SPEC, SMALL)
+
+
+def evaluate(*arguments):
+    return run_evaluation(*arguments).result
+
+
+def close(found, wanted, where="result"):
+    """Every key and number of `wanted` is in `found`; a later measure may add keys beside them."""
+    if isinstance(wanted, dict):
+        assert isinstance(found, dict), where
+        assert set(wanted) <= set(found), where
+        for key, value in wanted.items():
+            close(found[key], value, f"{where}.{key}")
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted), where
+        for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
+            close(a, b, f"{where}[{i}]")
+    else:
+        near = pytest.approx(wanted, rel=1e-5) if isinstance(wanted, float) else wanted
+        assert found == near, where
+
+
+@pytest.mark.parametrize(
+    ("case", "world", "clips", "spec"),
+    [
+        ("moves", ScrollWorld, batches, SPEC),
+        ("real vectors", ScrollWorld, moved_batches, VECTORS),
+        ("continuous latents", ContinuousWorld, batches, SPEC),
+    ],
+)
+def test_the_numbers_of_version_1_of_the_layout(case, world, clips, spec):
+    result = evaluate(world(), clips(), spec, SMALL)
+    close(json.loads(json.dumps(result)), GOLDEN[case]["result"])
+    lines = [line.split() for line in table(result).splitlines()]
+    for wanted in GOLDEN[case]["table"]:
+        assert wanted.startswith("---") or wanted.split() in lines
 
 
 def test_the_fixed_layout(good):
@@ -162,14 +214,7 @@ def test_without_actions_the_probe_is_null_and_says_why():
 
 
 def test_continuous_actions_are_probed_by_r2():
-    spec = ActionSpec("action", "continuous", 2, unit="px")
-
-    def continuous():
-        for batch in batches():
-            moved = torch.tensor(MOVES, dtype=torch.float32)[batch.actions]
-            yield ClipBatch(batch.frames, batch.episode, batch.start, moved)
-
-    run = run_evaluation(ScrollWorld(), continuous(), spec, SMALL)
+    run = run_evaluation(ScrollWorld(), moved_batches(), VECTORS, SMALL)
     probe = run.result["probe"]
     assert probe["kind"] == "r2"
     assert probe["score"]["mean"] > 0.99
@@ -181,13 +226,7 @@ def test_continuous_actions_are_probed_by_r2():
 
 
 def test_a_continuous_world_has_no_codebook_numbers():
-    class Continuous(ScrollWorld):
-        codebook_size = None
-
-        def infer_actions(self, frames):
-            return LatentActions(super().infer_actions(frames).codes)
-
-    run = run_evaluation(Continuous(), batches(), SPEC, SMALL)
+    run = run_evaluation(ContinuousWorld(), batches(), SPEC, SMALL)
     assert run.result["codebook"] is None
     assert run.result["delta_psnr"]["random"]["low"] > 5
     shown = run.artefacts.every_code
@@ -253,14 +292,15 @@ def test_clips_that_cannot_be_used_are_named():
         EvaluationConfig(clips=1)
 
 
-def test_the_five_numbers_and_both_tables(good):
-    five = headlines(good.result)
-    assert len(five) == 5
-    assert five[0].value == good.result["delta_psnr"]["random"]["mean"]
-    assert five[2].name == "linear probe, accuracy"
+def test_the_headlines_and_both_tables(good):
+    found = {headline.name: headline for headline in headlines(good.result)}
+    gain = found["delta-PSNR over random codes"]
+    assert gain.value == good.result["delta_psnr"]["random"]["mean"]
     text = table(good.result)
-    assert f"{five[0].value:.2f} dB [{five[0].low:.2f}, {five[0].high:.2f}]" in text
-    assert "24 clips of 8 episodes" in text
+    assert f"{gain.value:.2f} dB [{gain.low:.2f}, {gain.high:.2f}]" in text
+    assert "linear probe, accuracy" in text and "24 clips of 8 episodes" in text
+    for headline in found.values():
+        assert f"{headline.name}  " in text and headline.text() in text
     side = compare({"cola": good.result, "naive_joint": good.result}).splitlines()
     assert side[0].startswith("run")
     assert side[2].split("  ")[0] == "cola"
@@ -269,19 +309,12 @@ def test_the_five_numbers_and_both_tables(good):
         compare({})
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "evaluation.json"
-    write_json(path, {"a": [1.0, math.nan], "b": math.inf})
-    assert json.loads(path.read_text()) == {"a": [1.0, None], "b": None}
-
-    def full(fd):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(path, "half")
-    assert json.loads(path.read_text())["a"][0] == 1.0
-    assert [p.name for p in tmp_path.iterdir()] == ["evaluation.json"]
+def test_an_evaluation_of_before_a_measure_is_compared(good):
+    header, now, before = comparison_rows({"now": good.result, "before": GOLDEN["moves"]["result"]})
+    assert len(header) == len(now) == len(before)
+    for name, new, old in zip(header[1:], now[1:], before[1:], strict=True):
+        assert old in (new, "-"), name
+    assert table(GOLDEN["moves"]["result"]).splitlines() == GOLDEN["moves"]["table"]
 
 
 def test_the_configuration_survives_a_round_trip():

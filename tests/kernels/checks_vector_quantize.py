@@ -1,7 +1,7 @@
 """Checks of vector quantisation in Triton, run by test_vector_quantize.py: see conftest.py.
 
 The search and the sums go through the public functions with the triton implementation forced; what
-they do not offer (the exact search, each way to sum) is called in the kernels' own file.
+they do not offer (each way to sum) is called in the kernels' own file.
 """
 
 from __future__ import annotations
@@ -64,19 +64,15 @@ def way_to_sum(monkeypatch, request):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("shape", "exact"),
-    [((1, 1, 1), True), ((63, 17, 5), True), ((63, 17, 5), False), ((37, 150, 33), False),
-     ((9, 20, 70), False)],
-)  # fmt: skip
-def test_finds_the_nearest(dtype, shape, exact) -> None:
+@pytest.mark.parametrize("shape", [(1, 1, 1), (63, 17, 5), (37, 150, 33), (9, 20, 70)])
+def test_finds_the_nearest(dtype, shape) -> None:
     z, codebook = draw(*shape, dtype=dtype)
-    codes, indices = kernels.nearest(z, codebook, exact=exact)
+    codes, indices = kernels.nearest(z, codebook)
     assert codes.dtype == dtype and codes.shape == z.shape
     assert indices.dtype == torch.int64 and indices.shape == z.shape[:1]
     assert torch.equal(codes, codebook[indices])
     # Three tf32 products keep 21 bits and more of float32's 24.
-    assert wrong_codes(z, codebook, indices, bits=23 if INTERPRETED or exact else 20) == 0
+    assert wrong_codes(z, codebook, indices, bits=23 if INTERPRETED else 20) == 0
 
 
 def test_a_large_tile_finds_the_same(monkeypatch) -> None:
@@ -102,24 +98,22 @@ def test_any_size(N, K, d, seed) -> None:
     torch.testing.assert_close(packed.double(), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("exact", [False, True])
-def test_the_lowest_index_wins_a_tie(exact) -> None:
+def test_the_lowest_index_wins_a_tie() -> None:
     # Orthonormal entries, repeated far apart: ties within a block and between blocks of 64.
     book = torch.eye(5, device=DEVICE).repeat(31, 1)
     z = torch.eye(5, device=DEVICE).repeat(7, 1)
-    assert torch.equal(kernels.nearest(z, book, exact=exact)[1].cpu(), torch.arange(35) % 5)
-    halfway = kernels.nearest((z[2:3] + z[3:4]) / 2, book, exact=exact)[1]
+    assert torch.equal(kernels.nearest(z, book)[1].cpu(), torch.arange(35) % 5)
+    halfway = kernels.nearest((z[2:3] + z[3:4]) / 2, book)[1]
     assert halfway.tolist() == [2]
 
 
-@pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("K", [1, 7, 70])
-def test_what_is_not_a_number(K, exact) -> None:
+def test_what_is_not_a_number(K) -> None:
     z, codebook = draw(20, K, 6)
-    _, expected = kernels.nearest(z, codebook, exact=exact)
+    _, expected = kernels.nearest(z, codebook)
     z[3] = torch.nan
     z[11, 2] = torch.nan
-    codes, indices = kernels.nearest(z, codebook, exact=exact)
+    codes, indices = kernels.nearest(z, codebook)
     expected[3] = expected[11] = 0
     assert torch.equal(indices, expected)  # the other rows as before
     assert torch.equal(codes, codebook[expected])

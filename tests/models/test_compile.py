@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.backends.debugging import aot_eager
 
 from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
+from colaworld.models.backbones.wan import Wan, WanConfig
 from colaworld.models.conditioning import ActionConditioner, ConditionerConfig
 from colaworld.models.latent_action.fdm import FDMConfig, ForwardDynamicsModel
 from colaworld.models.latent_action.idm import IDMConfig, InverseDynamicsModel
+from colaworld.models.layers.attention import use_backend
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -62,3 +65,23 @@ def test_full_graph_forward_and_backward(name, randomised):
     assert traced_grads.keys() == eager_grads.keys()
     for key, grad in eager_grads.items():
         torch.testing.assert_close(traced_grads[key], grad, atol=1e-5, rtol=1e-4, msg=key)
+
+
+def test_wan_on_flex_is_one_graph_with_one_mask(randomised):
+    """FlexAttention has no gradient on a CPU, so the forward alone; every layer has the same mask."""
+    torch.compiler.reset()
+    model = Wan(WanConfig(layers=2, heads=2, head_dim=12, ffn=16, in_channels=4, text="removed"))
+    randomised(model)
+    latents, time = drawn(1, 4, 3, 4, 4), drawn(1, 3).abs()
+    masks = []
+
+    def backend(graph, inputs):
+        masks.extend(n for n in graph.graph.nodes if "block_mask" in str(n.target))
+        return aot_eager(graph, inputs)
+
+    with torch.no_grad():
+        wanted = model(latents, time)
+        use_backend(model, "flex")
+        got = torch.compile(model, fullgraph=True, dynamic=False, backend=backend)(latents, time)
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    assert len(masks) == 2

@@ -12,7 +12,7 @@ from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.backbones.wan import WanConfig
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.idm import IDMConfig
-from colaworld.models.latent_action.quantizers import QuantizerConfig
+from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.models.world import World
 from colaworld.models.world_model import ModelConfig, WorldModel
 
@@ -32,7 +32,7 @@ def world(request, randomised) -> WorldModel:
     config = ModelConfig(
         backbone=BACKBONES[request.param],
         idm=IDMConfig(depth=1, width=16, heads=2, tokens=2, dim=2),
-        quantizer=QuantizerConfig(codebook_size=4, continuous_steps=0),
+        quantizer=VQConfig(codebook_size=4, continuous_steps=0),
         conditioner=ConditionerConfig(depth=1, heads=2),
     )
     with torch.random.fork_rng():

@@ -19,7 +19,7 @@ from colaworld.models.backbones.wan import WanConfig
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.guidance import ConditionedVelocity, GuidedCache
 from colaworld.models.latent_action.idm import IDMConfig
-from colaworld.models.latent_action.quantizers import QuantizerConfig
+from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.models.world import World
 from colaworld.models.world_model import ModelConfig, WorldModel
 
@@ -29,7 +29,7 @@ GENERATORS = {
 }
 SMALL = ModelConfig(
     idm=IDMConfig(depth=1, width=16, heads=2, tokens=2, dim=4),
-    quantizer=QuantizerConfig(codebook_size=4),
+    quantizer=VQConfig(codebook_size=4),
     conditioner=ConditionerConfig(depth=1, heads=2),
 )
 TWO = SamplerConfig(steps=2)

@@ -14,7 +14,7 @@ from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.guidance import ConditionedVelocity
 from colaworld.models.latent_action.fdm import FDMConfig
 from colaworld.models.latent_action.idm import IDMConfig
-from colaworld.models.latent_action.quantizers import QuantizerConfig
+from colaworld.models.latent_action.quantizers import GaussianConfig, NoneConfig, VQConfig
 from colaworld.models.layers.attention import AxialAttention
 from colaworld.models.world import World
 from colaworld.models.world_model import ModelConfig, WorldModel
@@ -22,7 +22,7 @@ from colaworld.models.world_model import ModelConfig, WorldModel
 SMALL = ModelConfig(
     backbone=STDiT3Config(depth=1, width=16, heads=2),
     idm=IDMConfig(depth=1, width=16, heads=2, tokens=2, dim=4),
-    quantizer=QuantizerConfig(codebook_size=4),
+    quantizer=VQConfig(codebook_size=4),
     conditioner=ConditionerConfig(depth=1, heads=2),
     fdm=FDMConfig(depth=1, width=16, heads=2),
 )
@@ -158,7 +158,7 @@ def test_actions_of_a_long_video_are_inferred_through_the_window(randomised):
     """Window 4, and continuous latents, which show the least difference."""
     frames = video(length=7)
     assert randomised(build()).infer_actions(frames).indices.shape == (2, 6, 2)
-    model = randomised(build(replace(SMALL, quantizer=QuantizerConfig(kind="none"))))
+    model = randomised(build(replace(SMALL, quantizer=NoneConfig())))
     actions = model.infer_actions(frames)
     assert actions.codes.shape == (2, 6, 2, 4)
     torch.testing.assert_close(actions.codes[:, :3], model.infer_actions(frames[:, :4]).codes)
@@ -176,7 +176,7 @@ def test_modes_are_restored_after_an_error():
 
 
 def test_continuous_actions_have_no_codebook():
-    model = build(replace(SMALL, quantizer=QuantizerConfig(kind="gaussian")))
+    model = build(replace(SMALL, quantizer=GaussianConfig()))
     assert model.codebook_size is None and model.infer_actions(video()).indices is None
     assert build(parts=()).codebook_size is None
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
 from torch.nn.attention.flex_attention import flex_attention
 
 from colaworld import ops
-from colaworld.ops import attention_backends, block_causal
+from colaworld.ops import attention_backends
+from colaworld.ops.block_mask import BLOCK, block_mask
 
 # frames of the queries, of the cache before them, tokens a frame
 SHAPES = [
@@ -61,8 +63,8 @@ def test_a_product_a_frame_equals_the_formula(shape) -> None:
 def test_the_blocks_of_the_mask(shape) -> None:
     """By the tokens: a block is read in part, whole, or not at all."""
     T, P, S = shape
-    mask = block_causal.block_mask(T, P + T, S, "cpu")
-    seen, size = dense(*shape), block_causal.BLOCK
+    mask = block_mask(T, P + T, S, "cpu")
+    seen, size = dense(*shape), BLOCK
     assert mask.shape[-2:] == seen.shape
     for row in range(mask.kv_num_blocks.shape[-1]):
         part = set(mask.kv_indices[0, 0, row, : mask.kv_num_blocks[0, 0, row]].tolist())
@@ -85,6 +87,64 @@ def test_flex_equals_the_formula(shape, monkeypatch) -> None:
     tensors = draw(shape, dim=16)
     out = ops.block_causal_attention(*tensors, frames=shape[0], backend="flex")
     torch.testing.assert_close(out, formula(*tensors, dense(*shape)), rtol=1e-6, atol=1e-6)
+
+
+def graph_of(compiled_graphs: list):
+    """A backend that keeps the graphs it is given and runs them as they are."""
+
+    def backend(graph, _):
+        compiled_graphs.append(graph)
+        return graph.forward
+
+    return backend
+
+
+def test_a_graph_copies_the_finished_mask() -> None:
+    """It does not make one again in each call; one graph for each shape, and each with its own mask."""
+    torch.compiler.reset()
+    graphs: list = []
+
+    def attention(q, k, v, frames):
+        return ops.block_causal_attention(q, k, v, frames=frames, backend="flex")
+
+    run = torch.compile(attention, fullgraph=True, dynamic=False, backend=graph_of(graphs))
+    shapes = [(3, 2, 100), (2, 1, 128), (2, 1, 64)]
+    for shape in shapes:
+        q, k, v = draw(shape)
+        for _ in range(3):
+            out = run(q, k, v, shape[0])
+            torch.testing.assert_close(out, formula(q, k, v, dense(*shape)), rtol=1e-6, atol=1e-6)
+    assert len(graphs) == len(shapes)
+    for graph in graphs:
+        called = [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
+        assert [name for name in called if "getitem" not in name] == [
+            "colaworld.block_mask.default",
+            "flex_attention",
+        ]
+
+
+def test_a_graph_of_any_length() -> None:
+    torch.compiler.reset()
+
+    def attention(q, k, v):
+        return ops.block_causal_attention(q, k, v, frames=3, backend="flex")
+
+    run = torch.compile(attention, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch.no_grad():
+        for S in (50, 70, 128):
+            q, k, v = draw((3, 1, S))
+            wanted = formula(q, k, v, dense(3, 1, S))
+            torch.testing.assert_close(run(q, k, v), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_a_mask_is_kept_only_where_every_later_call_can_use_it() -> None:
+    sizes = (3, 4, 10, "cpu")
+    with FakeTensorMode():
+        block_mask(*sizes)
+    with torch.inference_mode():
+        first = block_mask(*sizes)
+    assert type(first.kv_indices) is torch.Tensor and not first.kv_indices.is_inference()
+    assert block_mask(*sizes) is first
 
 
 @pytest.mark.slow

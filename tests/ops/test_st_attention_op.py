@@ -5,11 +5,13 @@ Its values are in test_st_attention_cpu.py.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from colaworld import ops
-from colaworld.ops import _native
+from colaworld.ops import _dispatch, _native
 
 pytestmark = pytest.mark.skipif(not _native.AVAILABLE, reason=str(_native.reason()))
 
@@ -54,6 +56,22 @@ def test_the_compiled_op_checks_for_itself() -> None:
         backward(torch.zeros(1, 2, 3, 4), *arguments)
     with pytest.raises(ValueError, match="grad: expected Float as qkv is, got Double"):
         backward(torch.zeros(1, 2, 3, 1, 4).double(), *arguments)
+
+
+@pytest.mark.parametrize(
+    ("T", "D", "dtype", "axis", "first"),
+    [(17, 128, torch.bfloat16, "temporal", "triton"), (32, 128, torch.float16, "temporal", "triton"),
+     (16, 128, torch.bfloat16, "temporal", None), (32, 96, torch.bfloat16, "temporal", None),
+     (32, 128, torch.float32, "temporal", None), (33, 128, torch.bfloat16, "temporal", None),
+     (32, 128, torch.bfloat16, "spatial", None)],
+)  # fmt: skip
+def test_on_a_gpu_sizes_choose_between_cuda_and_triton(T, D, dtype, axis, first) -> None:
+    shape = (1, T, 2, 3, 1, D)
+    facts = _dispatch.Facts("cuda", dtype, shape, torch.empty(shape).stride(), axis=axis)
+    rule = _dispatch._PREFERS["st_attention"]
+    preference = rule(facts)
+    assert (preference and preference.name) == first
+    assert rule(replace(facts, device="cpu")) is None
 
 
 def test_a_second_derivative_is_an_error_that_says_what_to_do(generator) -> None:

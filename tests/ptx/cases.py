@@ -327,7 +327,7 @@ def thresholds(kernels, **numbers: int) -> ExitStack:
 def _nearest(kernels, c, K: int, D: int, dtype: torch.dtype) -> list[Found]:
     z, codebook = draw(150, D, dtype=dtype), draw(K, D, dtype=dtype, seed=1)
     with thresholds(kernels, FEW_ROWS=0 if c["BN"] > 32 else 1 << 14):
-        codes, indices = kernels.nearest(z, codebook, exact=c["EXACT"])
+        codes, indices = kernels.nearest(z, codebook)
     assert torch.equal(codes, codebook[indices]), "codes are not the entries of the indices"
     distance = torch.cdist(z.double(), codebook.double())
     chosen, least = distance.gather(1, indices[:, None])[:, 0], distance.min(1).values

@@ -20,8 +20,8 @@ class Reports:
 
     found: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     # Counted beside the findings, because compilers do it and GPUs bear it:
-    # ROUNDING  two lanes that hold one sum, added up in different orders, store it to one place; which
-    #           of them wins is the hardware's choice
+    # ROUNDING  two lanes that hold one sum, added up in different orders or of products that one of them
+    #           has not rounded, store it to one place; which of them wins is the hardware's choice
     # PROXY     wgmma reads what cp.async has copied with no fence.proxy.async between, as the manual
     #           asks; Triton 3.6 and the tutorials of CUTLASS do so
     remarks: Counter[tuple[str, str, str]] = field(default_factory=Counter)

@@ -54,7 +54,15 @@ ATTENTION_FLOAT = (
 )  # fmt: skip
 # (N, K, d): rows that fill no tile, codebooks beyond one tile, channels beyond one slice,
 # rows enough for several parts.
-QUANTIZE = ((70, 65, 33), (130, 5, 32), (65, 130, 7), (1, 1, 1), (40, 70, 130))
+QUANTIZE = (
+    (70, 65, 33),
+    (40, 70, 17),
+    (40, 70, 24),
+    (130, 5, 32),
+    (65, 130, 7),
+    (1, 1, 1),
+    (40, 70, 130),
+)
 STATISTICS = ((200, 5, 3), (333, 8, 32), (130, 9, 130), (1, 1, 1), (70, 700, 16), (8300, 6, 20))
 MANY = (1 << 15, 3, 4)  # from so many rows on a thread takes eight
 

@@ -17,15 +17,6 @@ import pytest
 
 # torch looks at its own modes there, and would meet ours.
 _OF_TORCH = ("compile", "opcheck")
-# Reports that are true and do no harm, each with its reason.
-HARMLESS = {
-    # Where a tile is smaller than a block, lanes of several warps read the same sums. Only the lane
-    # that stores a sum uses what it read: warp after warp the numbers are the same (test_kernels.py).
-    (
-        "backward_kernel",
-        "RACE: a write over what another thread has read of DW, no barrier between",
-    ),
-}
 
 
 def pytest_addoption(parser) -> None:
@@ -67,8 +58,7 @@ def no_report(request) -> Iterator[None]:
     session = request.config.ptx
     session.reports.found.clear()
     yield from _tracked(request, session)
-    found = [key for key in session.reports.found if key[:2] not in HARMLESS]
-    assert not found, str(session.reports)
+    assert not session.reports, str(session.reports)
 
 
 def _tracked(request, session) -> Iterator[None]:

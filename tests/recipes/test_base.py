@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from colaworld.config import ConfigError, from_dict
+from colaworld.config import ConfigError, from_dict, to_yaml
 from colaworld.contracts import ClipBatch
 from colaworld.flow.path import TimeConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.idm import IDMConfig
+from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.models.world_model import ModelConfig
 from colaworld.recipes import RECIPES, recipe
 from colaworld.recipes.base import PHASES, RunConfig, build_model, build_trainer, with_data
+from colaworld.training.contracts import ResumeError
 from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig
 from colaworld.training.phases import check_phases
+from colaworld.training.run_folder import check_same_config
 
 COMPARED = ("nano.cola", "nano.two_stage", "nano.naive_joint", "nano.frozen_world")
 
@@ -211,3 +216,16 @@ def losses(phase_name: str) -> list[float]:
 @pytest.mark.parametrize("phase", PHASES)
 def test_first_losses_are_the_recorded_ones(phase):
     assert losses(phase) == pytest.approx(GOLDEN[phase], rel=1e-4)
+
+
+def test_a_run_of_the_first_version_is_the_same_run():
+    """Fields of other quantizers are gone, phases have a new one: neither says anything."""
+    text = Path(__file__).with_name("config_0.1.0.yaml").read_text()
+    values = yaml.safe_load(text)
+    assert values.pop("config_version") == 1
+    config = from_dict(RunConfig, values)
+    assert config == recipe("nano.cola")
+    check_same_config(text, to_yaml(config), where="here")
+    changed = replace(config, model=replace(config.model, quantizer=VQConfig(codebook_size=9)))
+    with pytest.raises(ResumeError, match=r"model.quantizer.codebook_size"):
+        check_same_config(text, to_yaml(changed), where="here")

@@ -18,7 +18,7 @@ from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.backbones.wan import WanConfig
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.idm import IDMConfig
-from colaworld.models.latent_action.quantizers import QuantizerConfig
+from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.models.world import World
 from colaworld.models.world_model import ModelConfig, WorldModel
 from colaworld.training.objectives import ColaObjective, ObjectiveConfig
@@ -39,7 +39,7 @@ def world(backbone: str) -> WorldModel:
         ModelConfig(
             backbone=BACKBONES[backbone],
             idm=IDMConfig(depth=1, width=64, heads=1, tokens=2, motion=True),
-            quantizer=QuantizerConfig(data_start=False),
+            quantizer=VQConfig(data_start=False),
             conditioner=ConditionerConfig(depth=1, heads=1, dropout=0.0),
             window=3,
         )
@@ -163,3 +163,67 @@ def test_the_cuda_ops_are_the_stand_ins(name) -> None:
     with gpu():
         verdicts = ops.explain(name, inputs[name])
     assert [v.name for v in verdicts if v.would_run] == ["cuda"]
+
+
+def displaced(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers, one number behind an aligned address: what a view into a larger tensor has."""
+    room = tensor.new_empty(tensor.numel() + 1)
+    return room[1:].view(tensor.shape).copy_(tensor).detach()
+
+
+def _attention(axis: str, D: int):
+    def run(qkv, q_weight, k_weight):
+        return ops.st_attention(qkv, axis=axis, q_weight=q_weight, k_weight=k_weight)
+
+    return run, ((2, 5, 3, 3, 2, D), (D,), (D,))
+
+
+def _adaln(x, y, shift, scale, gate):
+    return ops.adaln(x, y, gate=gate, shift=shift, scale=scale)
+
+
+def _heads(q, k, q_weight, k_weight):
+    return ops.qk_norm_rope(q, k, q_weight=q_weight, k_weight=k_weight)
+
+
+# What is called, and the shapes of its arguments.
+CALLS = {
+    "temporal attention in CUDA": _attention("temporal", 72),
+    "temporal attention in Triton": _attention("temporal", 32),
+    "spatial attention": _attention("spatial", 72),
+    "adaln": (_adaln, ((2, 3, 5, 72), (2, 3, 5, 72), *((2, 3, 72),) * 3)),
+    "qk_norm_rope": (_heads, ((2, 7, 2, 72), (2, 7, 2, 72), (72,), (72,))),
+    "vector_quantize": (ops.vector_quantize, ((70, 24), (9, 24))),
+    "code_statistics": (lambda z: ops.code_statistics(z, torch.arange(70) % 9, 9), ((70, 24),)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", CALLS)
+def test_tensors_that_begin_at_an_odd_address(name, dtype) -> None:
+    """Bit by bit what aligned ones give, the gradients too: nothing is read from beside them."""
+    run, shapes = CALLS[name]
+    draw = torch.Generator().manual_seed(6)
+    drawn = [torch.randn(shape, generator=draw).to(dtype) for shape in shapes]
+
+    def results(place) -> list[torch.Tensor]:
+        inputs = [place(tensor).requires_grad_() for tensor in drawn]
+        made = run(*inputs)
+        made = [made] if isinstance(made, torch.Tensor) else list(made)
+        wide = [m for m in made if m.requires_grad]
+        grads = [
+            place(torch.randn(m.shape, generator=torch.Generator().manual_seed(7)).to(m.dtype))
+            for m in wide
+        ]
+        found = torch.autograd.grad(wide, inputs, grads, allow_unused=True) if wide else ()
+        return made + [f for f in found if f is not None]
+
+    assert displaced(drawn[0]).data_ptr() % 16 == dtype.itemsize
+    with gpu():
+        expected, found = results(torch.clone), results(displaced)
+    with ops.force("reference"):
+        plain = results(torch.clone)
+    assert len(found) == len(expected) == len(plain)
+    for f, e, p in zip(found, expected, plain, strict=True):
+        assert torch.equal(f, e)
+        assert (f.double() - p.double()).norm() <= 0.02 * p.double().norm()

@@ -13,7 +13,7 @@ from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.fdm import FDMConfig
 from colaworld.models.latent_action.idm import IDMConfig
-from colaworld.models.latent_action.quantizers import QuantizerConfig
+from colaworld.models.latent_action.quantizers import ResidualConfig, VQConfig
 from colaworld.models.world_model import ModelConfig, WorldModel
 from colaworld.training import blocks as blocks_of
 from colaworld.training.blocks import blocks, compile_blocks, recompute_blocks
@@ -22,7 +22,7 @@ from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig
 MODEL = ModelConfig(
     backbone=STDiT3Config(depth=3, width=32, heads=2),
     idm=IDMConfig(depth=3, width=32, heads=2, dim=4),
-    quantizer=QuantizerConfig(normalise=False),
+    quantizer=VQConfig(normalise=False),
     conditioner=ConditionerConfig(depth=3, heads=2),
     fdm=FDMConfig(depth=3, width=32, heads=2),
 )
@@ -68,7 +68,7 @@ def test_the_blocks_of_a_world_model_by_name() -> None:
         "conditioner.blocks.0",
         "fdm.blocks.0",
     ]
-    residual = replace(MODEL, quantizer=QuantizerConfig(kind="residual"))
+    residual = replace(MODEL, quantizer=ResidualConfig())
     model = WorldModel(residual, parts=PARTS)
     assert not [name for name in blocks(model) if name.startswith("quantizer")]  # they draw, count
 

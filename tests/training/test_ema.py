@@ -21,10 +21,10 @@ def test_average_by_hand_and_frozen_parts_live():
     average = WeightAverage(m, decay=0.5)
     m.a.weight.data.fill_(1.0)
     m.b.running_mean.fill_(7.0)
-    average.update(m)  # decay min(.5, 2/11)
-    average.update(m)  # decay min(.5, 3/12)
+    average.update()  # decay min(.5, 2/11)
+    average.update()  # decay min(.5, 3/12)
     left = (2 / 11) * (3 / 12)
-    weights = average.weights(m)
+    weights = average.weights()
     torch.testing.assert_close(weights["a.weight"], torch.full((1, 1), 1 - left))
     assert weights["b.running_mean"].item() == 7.0
     assert set(weights) == set(m.state_dict())
@@ -35,19 +35,19 @@ def test_decay_reaches_its_value():
     m = model()
     m.a.weight.data.fill_(0.0)
     average = WeightAverage(m, decay=0.5)
-    average.load(average.weights(m), updates=1000)
+    average.load(average.weights(), updates=1000)
     m.a.weight.data.fill_(1.0)
-    average.update(m)
-    assert average.weights(m)["a.weight"].item() == 0.5
+    average.update()
+    assert average.weights()["a.weight"].item() == 0.5
 
 
 def test_load_restores():
     m = model()
     one, two = WeightAverage(m, 0.9), WeightAverage(m, 0.9)
     m.a.weight.data.fill_(3.0)
-    one.update(m)
-    two.load(one.weights(m), one.updates)
+    one.update()
+    two.load(one.weights(), one.updates)
     m.a.weight.data.fill_(-1.0)
-    one.update(m)
-    two.update(m)
-    assert torch.equal(one.weights(m)["a.weight"], two.weights(m)["a.weight"])
+    one.update()
+    two.update()
+    assert torch.equal(one.weights()["a.weight"], two.weights()["a.weight"])

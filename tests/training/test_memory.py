@@ -14,7 +14,7 @@ from colaworld.contracts import ClipBatch
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.idm import IDMConfig
-from colaworld.models.latent_action.quantizers import QuantizerConfig
+from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.models.world_model import ModelConfig, WorldModel
 from colaworld.training.blocks import recompute_blocks
 from colaworld.training.config import TrainingConfig
@@ -108,7 +108,7 @@ def test_every_byte_of_a_small_step_by_hand(fake, accumulate) -> None:
 SMALL = ModelConfig(
     backbone=STDiT3Config(depth=2, width=48, heads=2),
     idm=IDMConfig(depth=2, width=32, heads=2),
-    quantizer=QuantizerConfig(reseed=False),
+    quantizer=VQConfig(reseed=False),
     conditioner=ConditionerConfig(depth=1, heads=2),
 )
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from colaworld.training.checkpoint import latest_checkpoint
+from colaworld.training.codebook_monitor import AlarmConfig
 from colaworld.training.contracts import (
     CheckpointError,
     Objective,
@@ -23,7 +24,6 @@ from colaworld.training.contracts import (
     RunFolderError,
     UnstableTrainingError,
 )
-from colaworld.training.gate import AlarmConfig
 from colaworld.training.phases import Phase
 
 

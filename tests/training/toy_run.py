@@ -26,8 +26,8 @@ import torch
 from torch import nn
 
 from colaworld.contracts import ClipBatch
+from colaworld.training.codebook_monitor import AlarmConfig, GateConfig
 from colaworld.training.config import TrainingConfig
-from colaworld.training.gate import AlarmConfig, GateConfig
 from colaworld.training.phases import Phase
 from colaworld.training.trainer import Trainer
 

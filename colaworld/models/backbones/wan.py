@@ -12,7 +12,6 @@ G parts of a clip that share a modulation: 1, T or N.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,6 +22,7 @@ from colaworld.models.backbones.wan_attention import Rotation
 from colaworld.models.backbones.wan_block import WanBlock
 from colaworld.models.backbones.wan_keys import FLOAT32_KEYS, TEXT_KEYS, from_original
 from colaworld.models.backbones.weights import Layout
+from colaworld.models.layers.autocast import no_autocast
 from colaworld.models.layers.embeddings import sinusoid
 from colaworld.models.layers.kv_cache import KVCache, frames_before
 from colaworld.models.layers.patch import from_patches, to_patches
@@ -122,18 +122,11 @@ class ConditionEmbedder(nn.Module):
         In the dtype of the weights, under autocast too, as published: half precision cannot tell
         neighbouring times apart.
         """
-        with _without_autocast(timestep.device.type):
+        with no_autocast(timestep):
             features = sinusoid(timestep, self.freq_dim)
             time = self.time_embedder(features.to(self.time_embedder.linear_1.weight.dtype))
             time = time.to(self.time_proj.weight.dtype)
             return time, self.time_proj(nn.functional.silu(time))
-
-
-def _without_autocast(device: str) -> AbstractContextManager[object]:
-    """Autocast off inside; the meta device, for one, has none to turn off."""
-    if torch.amp.is_autocast_available(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
 
 
 class Wan(nn.Module):

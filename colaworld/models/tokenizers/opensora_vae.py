@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from colaworld.models.backbones.weights import load_weights
 from colaworld.models.hub import local_folder
+from colaworld.models.layers.autocast import no_autocast
 from colaworld.models.tokenizers.image_vae import ImageVAE, posterior
 from colaworld.models.tokenizers.temporal_vae import TemporalVAE
 from colaworld.models.tokenizers.vae import (
@@ -36,7 +37,6 @@ from colaworld.models.tokenizers.vae import (
     check_frames,
     check_vae_config,
     in_passes,
-    no_autocast,
     to_pixels,
 )
 

@@ -11,17 +11,16 @@ Shape legend: B clips, T frames, C channels, H W pixels, T' h w latents.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from colaworld.models.layers.autocast import no_autocast
 from colaworld.models.tokenizers.base import latent_frames
 
 Posterior = Literal["mean", "sample"]
@@ -136,14 +135,6 @@ class VAE(nn.Module):
     def _to_network(self, frames: Tensor) -> Tensor:
         """[0, 1] -> [-1, 1] in our dtype."""
         return (frames.float() * 2 - 1).to(self.dtype)
-
-
-def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Inside, what is computed on the device of x keeps its dtype, whatever the caller set."""
-    kind = x.device.type
-    if not torch.amp.is_autocast_available(kind):  # the meta device has none
-        return contextlib.nullcontext()
-    return torch.autocast(kind, enabled=False)
 
 
 def to_pixels(values: Tensor) -> Tensor:

@@ -7,12 +7,14 @@ import math
 import pytest
 import torch
 
+from colaworld.config import ConfigError, from_dict
 from colaworld.models.latent_action.quantizers import (
-    QuantizerConfig,
+    CONFIGS,
     build_quantizer,
     rotation,
     straight_through,
 )
+from colaworld.models.world_model import ModelConfig
 
 
 def draw(*shape: int, seed: int = 0, dtype=torch.float64) -> torch.Tensor:
@@ -109,7 +111,7 @@ def test_quantizers_use_the_estimator_they_are_told(kind):
     for estimator in ("straight_through", "rotation"):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            config = QuantizerConfig(kind=kind, normalise=False, estimator=estimator)
+            config = CONFIGS[kind](normalise=False, estimator=estimator)
             quantizer = build_quantizer(config, 4)
         quantizer.start(draw(64, 1, 4, seed=5, dtype=torch.float32),
                         generator=torch.Generator().manual_seed(0))  # fmt: skip
@@ -125,7 +127,7 @@ def test_quantizers_use_the_estimator_they_are_told(kind):
 
 @pytest.mark.parametrize("kind", ["nsvq", "fsq", "gaussian", "none"])
 def test_where_an_estimator_means_nothing_it_is_refused(kind):
-    with pytest.raises(ValueError, match=r"'rotation' applies to vq, ema and residual, not to"):
-        build_quantizer(QuantizerConfig(kind=kind, estimator="rotation"), 2)
-    with pytest.raises(ValueError, match=r"estimator: expected 'straight_through' or 'rotation'"):
-        build_quantizer(QuantizerConfig(kind=kind, estimator="gumbel"), 2)
+    with pytest.raises(ConfigError, match=r"unknown key 'quantizer.estimator'"):
+        from_dict(ModelConfig, {"quantizer": {"kind": kind, "estimator": "rotation"}})
+    with pytest.raises(ConfigError, match=r"estimator: expected one of 'straight_through', 'rota"):
+        from_dict(ModelConfig, {"quantizer": {"kind": "vq", "estimator": "gumbel"}})

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from colaworld.config import ConfigError, from_dict
 from colaworld.models.latent_action.quantizers import (
-    QUANTIZERS,
-    QuantizerConfig,
+    CONFIGS,
     Standardise,
+    VQConfig,
     build_quantizer,
     straight_through,
 )
+from colaworld.models.world_model import ModelConfig
 
 DIM = 4
 WITH_CODES = ("vq", "ema", "nsvq", "fsq", "residual")
@@ -22,7 +24,9 @@ def build(kind: str, *, dim: int = DIM, seed: int = 0, **changes):
     settings = {"codebook_size": 8, "levels": (4, 3, 2, 5)[:dim], "reseed_every": 3} | changes
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build_quantizer(QuantizerConfig(kind=kind, **settings), dim)
+        config = CONFIGS[kind]
+        taken = {k: v for k, v in settings.items() if hasattr(config, k)}
+        return build_quantizer(config(**taken), dim)
 
 
 def latents(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -50,7 +54,7 @@ def snapshot(quantizer) -> dict[str, torch.Tensor]:
 # -- the contract ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", QUANTIZERS)
+@pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("training", [True, False])
 def test_shapes_and_dtypes(kind, training):
     quantizer = build(kind).train(training)
@@ -66,7 +70,7 @@ def test_shapes_and_dtypes(kind, training):
         assert made.indices is None and quantizer.codebook_size is None
 
 
-@pytest.mark.parametrize("kind", QUANTIZERS)
+@pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("normalise", [True, False])
 def test_gradient_reaches_the_encoder(kind, normalise):
     quantizer = build(kind, normalise=normalise)
@@ -106,7 +110,7 @@ def test_no_codebook_no_lookup(kind):
         build(kind).lookup(torch.zeros(1, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("kind", QUANTIZERS)
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_evaluation_changes_no_state_and_draws_nothing(kind):
     quantizer = build(kind)
     quantizer.start(latents(64, 1), generator=seeded())
@@ -123,7 +127,7 @@ def test_evaluation_changes_no_state_and_draws_nothing(kind):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-@pytest.mark.parametrize("kind", QUANTIZERS)
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_resuming_gives_the_same_next_steps(kind):
     """Five steps, state saved, five more; a fresh quantizer with that state does the same five."""
 
@@ -165,7 +169,7 @@ def test_resuming_gives_the_same_next_steps(kind):
     assert all(torch.equal(left[key], right[key]) for key in left)
 
 
-@pytest.mark.parametrize("kind", QUANTIZERS)
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_start_is_remembered_and_takes_the_statistics(kind):
     quantizer = build(kind)
     assert not quantizer.started
@@ -177,7 +181,7 @@ def test_start_is_remembered_and_takes_the_statistics(kind):
     assert quantizer.training  # as before the start
 
 
-@pytest.mark.parametrize("kind", QUANTIZERS)
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_half_precision_latents_are_computed_in_float32(kind):
     z = latents(7, 2).bfloat16()
     expected = build(kind)(z.float(), generator=seeded())
@@ -187,15 +191,24 @@ def test_half_precision_latents_are_computed_in_float32(kind):
     assert torch.equal(made.codes, expected.codes) and torch.equal(made.loss, expected.loss)
 
 
-@pytest.mark.parametrize("kind", QUANTIZERS)
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_a_wrong_width_is_named(kind):
     with pytest.raises(ValueError, match=r"expected z \[..., 4\], got \(2, 1, 3\)"):
         build(kind)(torch.zeros(2, 1, 3))
 
 
 def test_an_unknown_kind_is_named():
-    with pytest.raises(ValueError, match=r"quantizer.kind: expected one of vq, ema, .* got 'vqq'"):
-        build("vqq")
+    message = r"model.quantizer.kind: expected one of 'vq', 'ema', .* got 'vqq'"
+    with pytest.raises(ConfigError, match=message):
+        from_dict(ModelConfig, {"quantizer": {"kind": "vqq"}}, where="model")
+
+
+def test_a_field_of_another_kind_is_refused_but_for_what_early_runs_wrote():
+    old = {"kind": "vq", "codebook_size": 6, "levels": [4, 2], "depth": 2, "normalise": True}
+    assert from_dict(ModelConfig, {"quantizer": old}).quantizer == VQConfig(codebook_size=6)
+    for key, value in (("levels", [8, 8]), ("depth", 3), ("estimater", "rotation")):
+        with pytest.raises(ConfigError, match=rf"unknown key 'quantizer.{key}'"):
+            from_dict(ModelConfig, {"quantizer": {"kind": "vq", key: value}})
 
 
 # -- standardisation ---------------------------------------------------------------------------
@@ -517,8 +530,8 @@ def test_none_passes_the_latents():
     assert torch.equal(made.codes, z) and made.loss == 0
 
 
-@pytest.mark.parametrize("kind", QUANTIZERS)
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_builds_on_the_meta_device(kind):
     with torch.device("meta"):
-        quantizer = build_quantizer(QuantizerConfig(kind=kind, levels=(4, 2)), 2)
+        quantizer = build_quantizer(CONFIGS[kind](), 2)
     assert quantizer.codebook_size in (None, 8, 64)

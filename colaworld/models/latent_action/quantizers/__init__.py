@@ -15,12 +15,11 @@ Not here: where z comes from (idm.py) and what the codes condition (conditioning
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from colaworld.models.latent_action.quantizers.base import (
-    Kind,
     Quantized,
     Quantizer,
-    QuantizerConfig,
     Standardise,
 )
 from colaworld.models.latent_action.quantizers.codebook import (
@@ -29,62 +28,74 @@ from colaworld.models.latent_action.quantizers.codebook import (
     CodebookQuantizer,
     GradientVQ,
 )
+from colaworld.models.latent_action.quantizers.config import (
+    CONFIGS,
+    EMAConfig,
+    FSQConfig,
+    GaussianConfig,
+    NoneConfig,
+    NSVQConfig,
+    QuantizerConfig,
+    ResidualConfig,
+    VQConfig,
+)
 from colaworld.models.latent_action.quantizers.continuous import GaussianLatent, NoQuantizer
 from colaworld.models.latent_action.quantizers.estimators import rotation, straight_through
 from colaworld.models.latent_action.quantizers.finite import FSQ
-from colaworld.models.latent_action.quantizers.pending import Ranks
 from colaworld.models.latent_action.quantizers.residual import ResidualVQ
 from colaworld.models.latent_action.quantizers.starts import cluster_start, spread_start
 from colaworld.models.parts import Part, register_part
 
-QUANTIZERS: dict[str, Callable[[QuantizerConfig, int], Quantizer]] = {
-    "vq": GradientVQ,
-    "ema": EMAVQ,
-    "nsvq": NSVQ,
-    "fsq": FSQ,
-    "residual": ResidualVQ,
-    "gaussian": GaussianLatent,
-    "none": NoQuantizer,
+QUANTIZERS: dict[type, Callable[[Any, int], Quantizer]] = {
+    VQConfig: GradientVQ,
+    EMAConfig: EMAVQ,
+    NSVQConfig: NSVQ,
+    FSQConfig: FSQ,
+    ResidualConfig: ResidualVQ,
+    GaussianConfig: GaussianLatent,
+    NoneConfig: NoQuantizer,
 }
 
 
 def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
-    """The quantizer named by `config.kind`, for latent actions of width `dim`.
+    """The quantizer of this configuration, for latent actions of width `dim`.
 
-    Raises ValueError on an unknown kind or settings that do not fit it or `dim`.
+    Raises ValueError on settings that do not fit `dim`.
     """
-    if config.kind not in QUANTIZERS:
-        raise ValueError(
-            f"quantizer.kind: expected one of {', '.join(QUANTIZERS)}, got {config.kind!r}"
-        )
-    return QUANTIZERS[config.kind](config, dim)
+    return QUANTIZERS[type(config)](config, dim)
 
 
 register_part(
     Part(
         "quantizer",
-        QuantizerConfig,
+        VQConfig,
         lambda config, model: build_quantizer(config, model.config.idm.dim),
         needs=("idm",),
     )
 )
 
 __all__ = [
+    "CONFIGS",
     "EMAVQ",
     "FSQ",
     "NSVQ",
     "QUANTIZERS",
     "CodebookQuantizer",
+    "EMAConfig",
+    "FSQConfig",
+    "GaussianConfig",
     "GaussianLatent",
     "GradientVQ",
-    "Kind",
+    "NSVQConfig",
     "NoQuantizer",
+    "NoneConfig",
     "Quantized",
     "Quantizer",
     "QuantizerConfig",
-    "Ranks",
+    "ResidualConfig",
     "ResidualVQ",
     "Standardise",
+    "VQConfig",
     "build_quantizer",
     "cluster_start",
     "rotation",

@@ -1,4 +1,4 @@
-"""The contract of all quantizers, their configuration, and the standardisation of latents.
+"""The contract of all quantizers, and the standardisation of latents.
 
 Not here: any quantizer (codebook.py, residual.py, finite.py, continuous.py).
 """
@@ -7,51 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from colaworld.contracts import Moved
-from colaworld.models.latent_action.quantizers.pending import Pending, Ranks
+from colaworld.models.latent_action.quantizers.config import QuantizerConfig
+from colaworld.models.latent_action.quantizers.pending import Pending, gather_rows, sum_pieces
 
-Kind = Literal["vq", "ema", "nsvq", "fsq", "residual", "gaussian", "none"]
-
-
-@dataclass(frozen=True)
-class QuantizerConfig:
-    """Which quantizer turns the IDM's latents into latent actions, and its health measures."""
-
-    kind: Kind = "vq"
-    """vq: gradient codebook (paper); ema; nsvq; fsq; residual; gaussian (beta-VAE); none."""
-    codebook_size: int = 8
-    """Entries, shared by all tokens of an action (fsq: the product of `levels` instead)."""
-    beta: float = 0.25
-    """Weight of the commitment loss (paper), or of the KL divergence (gaussian)."""
-    estimator: Literal["straight_through", "rotation"] = "straight_through"
-    """vq, ema, residual: how the gradient passes the choice; rotation is Fifty et al. 2024."""
-    normalise: bool = True
-    """Standardise z per channel over the batch (running statistics in evaluation)."""
-    data_start: bool = True
-    """Start the codebook from latents of real clips instead of U(-1/K, 1/K)."""
-    continuous_steps: int = 0
-    """vq, ema, nsvq: steps in which latents pass unquantised, before the codebook starts (0: none).
-    Smooth gradients find the actions first; the codebook then starts from clusters of them."""
-    continuous_noise: float = 0.0
-    """Deviation of the Gaussian noise on them meanwhile, in units of the latents' own: it leaves
-    room for few bits, so that the most useful ones are told first."""
-    reseed: bool = True
-    """Move codes that fell out of use onto latents of the current step."""
-    reseed_below: float = 0.1
-    """A code is dead when its smoothed share of use is below this part of 1/K."""
-    reseed_every: int = 10
-    """Optimiser steps between two re-seedings."""
-    decay: float = 0.99
-    """Smoothing of codebook statistics (ema) and of the use of codes (all)."""
-    levels: tuple[int, ...] = (4, 2)
-    """fsq: values per channel; the latent width d must equal the number of channels."""
-    depth: int = 2
-    """residual: how many codebooks follow each other."""
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -124,24 +90,13 @@ class Quantizer(nn.Module):
     """
 
     codebook_size: int | None = None
-    estimates = False  # whether `config.estimator` has a meaning here
 
     def __init__(self, config: QuantizerConfig, dim: int) -> None:
         super().__init__()
-        if config.estimator not in ("straight_through", "rotation"):
-            raise ValueError(
-                "quantizer.estimator: expected 'straight_through' or 'rotation', got "
-                f"{config.estimator!r}"
-            )
-        if config.estimator != "straight_through" and not self.estimates:
-            raise ValueError(
-                f"quantizer.estimator: {config.estimator!r} applies to vq, ema and residual, not to "
-                f"{config.kind!r}; leave it 'straight_through'"
-            )
         self.config, self.dim = config, dim
         self.standardise = Standardise(dim) if config.normalise else nn.Identity()
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
-        self.ranks = Ranks()
+        self.process_group: ProcessGroup | None = None
         self._pending = Pending(capacity=0)
 
     def forward(self, z: Tensor, *, generator: torch.Generator | None = None) -> Quantized:
@@ -174,11 +129,14 @@ class Quantizer(nn.Module):
         """
         self.started.fill_(True)
         if isinstance(self.standardise, Standardise):
-            self.standardise.start(self.ranks.gather(z.float().reshape(-1, self.dim)))
+            flat = z.float().reshape(-1, self.dim)
+            self.standardise.start(gather_rows(flat, self.process_group))
 
-    def over(self, ranks: Ranks) -> None:
-        """Let `start` and `after_step` count what all these processes saw."""
-        self.ranks = ranks
+    def set_process_group(self, group: ProcessGroup | None) -> None:
+        """Let `start` and `after_step` count what all processes of `group` saw; None: this one."""
+        for module in self.modules():
+            if isinstance(module, Quantizer):
+                module.process_group = group
 
     def begin_step(self) -> None:
         """Before the forward passes of an optimiser step: forget what an abandoned step left."""
@@ -205,7 +163,7 @@ class Quantizer(nn.Module):
         pieces = self._pieces(generator)
         if not pieces:
             return {}, []
-        result = self._absorb(iter(self.ranks.total(pieces)), generator)
+        result = self._absorb(iter(sum_pieces(pieces, self.process_group)), generator)
         self.begin_step()
         return result
 

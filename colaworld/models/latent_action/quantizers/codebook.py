@@ -6,22 +6,27 @@ Not here: several codebooks in a row (residual.py), where one starts (starts.py)
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from colaworld.contracts import Moved
-from colaworld.models.latent_action.quantizers.base import (
-    Quantized,
-    Quantizer,
-    QuantizerConfig,
-    Seen,
-)
+from colaworld.models.latent_action.quantizers.base import Quantized, Quantizer, Seen
+from colaworld.models.latent_action.quantizers.config import CodebookConfig, EMAConfig
 from colaworld.models.latent_action.quantizers.estimators import ESTIMATORS
-from colaworld.models.latent_action.quantizers.pending import Pending, offered
+from colaworld.models.latent_action.quantizers.pending import (
+    Pending,
+    gather_rows,
+    offered,
+    shared_generator,
+)
 from colaworld.models.latent_action.quantizers.starts import cluster_start, spread_start
 from colaworld.ops import code_statistics, update_codebook, vector_quantize
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _RECENT = 1024  # latents kept while they pass unquantised, and of a step that re-seeds
 
@@ -32,7 +37,7 @@ class CodebookQuantizer(Quantizer):
     learned = True  # the codebook is a parameter (else a buffer)
     undecayed = ("codebook",)  # parameters the optimizer must not pull towards zero
 
-    def __init__(self, config: QuantizerConfig, dim: int) -> None:
+    def __init__(self, config: CodebookConfig, dim: int) -> None:
         super().__init__(config, dim)
         self.codebook_size = size = config.codebook_size
         if size < 2:
@@ -57,7 +62,8 @@ class CodebookQuantizer(Quantizer):
 
     def begin_step(self) -> None:
         super().begin_step()
-        self._steps_read = int(self.age)
+        if self.config.reseed or self.config.continuous_steps:  # else nothing asks
+            self._steps_read = int(self.age)
 
     @property
     def _steps(self) -> int:
@@ -102,6 +108,14 @@ class CodebookQuantizer(Quantizer):
         seen = Seen(flat.detach(), indices) if self.training else None
         return codes.view_as(z), indices.view(z.shape[:-1]), seen
 
+    def set_process_group(self, group: ProcessGroup | None) -> None:
+        if hasattr(self.codebook, "full_tensor"):  # a DTensor
+            raise TypeError(
+                "quantizer: the codebook is sharded over processes; keep it replicated, since "
+                "re-seeding writes single rows of it on every process"
+            )
+        super().set_process_group(group)
+
     @torch.no_grad()
     def start(self, z: Tensor, *, generator: torch.Generator | None = None) -> None:
         super().start(z, generator=generator)
@@ -110,7 +124,8 @@ class CodebookQuantizer(Quantizer):
             self.eval()
             flat = self.standardise(z.float()).reshape(-1, self.dim)
             self.train(was)
-            flat, generator = self.ranks.gather(flat), self.ranks.agreed(generator)
+            flat = gather_rows(flat, self.process_group)
+            generator = shared_generator(generator, self.process_group)
             self.codebook.copy_(spread_start(flat, self.codebook.shape[0], generator))
         self._started()
 
@@ -130,9 +145,11 @@ class CodebookQuantizer(Quantizer):
                 # Different latents for different codes: equal codes would tie, one stay dead.
                 count, device = len(pending.latents), pending.latents.device
                 order = torch.randperm(count, generator=generator, device=device)
-                pieces.append(pending.offer(self.codebook.shape[0], self.ranks, order=order))
+                pieces.append(
+                    pending.offer(self.codebook.shape[0], self.process_group, order=order)
+                )
         elif pending.latents is not None:
-            pieces.append(pending.offer(_RECENT, self.ranks))
+            pieces.append(pending.offer(_RECENT, self.process_group))
         return pieces
 
     def _absorb(
@@ -179,7 +196,8 @@ class CodebookQuantizer(Quantizer):
                     "quantizer: no finite latent was seen in continuous_steps, so the codebook "
                     "cannot start; the latent action model has diverged"
                 )
-            count, generator = self.codebook.shape[0], self.ranks.agreed(generator)
+            count = self.codebook.shape[0]
+            generator = shared_generator(generator, self.process_group)
             self.codebook.copy_(cluster_start(self.recent[:filled], count, generator))
             self._started()
 
@@ -196,8 +214,6 @@ class CodebookQuantizer(Quantizer):
 class GradientVQ(CodebookQuantizer):
     """Plain VQ with a learned codebook: 1.0 x codebook + beta x commitment (paper's default)."""
 
-    estimates = True
-
     def _quantize_to_codes(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
         codes, indices, seen = self._search(z)
         loss = F.mse_loss(codes, z.detach()) + self.config.beta * F.mse_loss(z, codes.detach())
@@ -208,9 +224,8 @@ class EMAVQ(CodebookQuantizer):
     """Codebook from running means of the latents (van den Oord et al. 2017, appendix A.1)."""
 
     learned = False
-    estimates = True
 
-    def __init__(self, config: QuantizerConfig, dim: int) -> None:
+    def __init__(self, config: EMAConfig, dim: int) -> None:
         super().__init__(config, dim)
         self.register_buffer("count", torch.ones(config.codebook_size))
         self.register_buffer("total", self.codebook.clone())

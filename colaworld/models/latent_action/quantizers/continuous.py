@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from colaworld.models.latent_action.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from colaworld.models.latent_action.quantizers.base import Quantized, Quantizer
+from colaworld.models.latent_action.quantizers.config import GaussianConfig
 
 
 class GaussianLatent(Quantizer):
     """Continuous latents with a beta-weighted KL to N(0, I) (Higgins et al. 2017)."""
 
-    def __init__(self, config: QuantizerConfig, dim: int) -> None:
+    def __init__(self, config: GaussianConfig, dim: int) -> None:
         super().__init__(config, dim)
         self.moments = nn.Linear(dim, 2 * dim)
 

@@ -7,14 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-from colaworld.models.latent_action.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from colaworld.models.latent_action.quantizers.base import Quantized, Quantizer
+from colaworld.models.latent_action.quantizers.config import FSQConfig
 from colaworld.models.latent_action.quantizers.estimators import straight_through
 
 
 class FSQ(Quantizer):
     """Finite scalar quantisation (Mentzer et al. 2024): each channel rounded to a few levels."""
 
-    def __init__(self, config: QuantizerConfig, dim: int) -> None:
+    def __init__(self, config: FSQConfig, dim: int) -> None:
         super().__init__(config, dim)
         if len(config.levels) != dim:
             raise ValueError(

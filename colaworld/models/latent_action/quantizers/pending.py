@@ -7,57 +7,47 @@ codebook.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
-def _unchanged(value: Tensor) -> Tensor:
-    return value
+
+def sum_pieces(pieces: Sequence[Tensor], group: ProcessGroup | None) -> list[Tensor]:
+    """Each piece summed over the processes of `group`, in one reduction; None: as they are."""
+    if group is None or not pieces:
+        return list(pieces)
+    flat = torch.cat([piece.flatten() for piece in pieces])
+    dist.all_reduce(flat, group=group)
+    parts = flat.split([piece.numel() for piece in pieces])
+    return [part.view_as(piece) for part, piece in zip(parts, pieces, strict=True)]
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """The processes whose statistics count together; by default this one alone.
+def gather_rows(rows: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Rows [M, d] of every process in rank order, [size * M, d]. Equal M everywhere."""
+    if group is None:
+        return rows
+    every = [torch.empty_like(rows) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(every, rows.contiguous(), group=group)
+    return torch.cat(every)
 
-    `reduce` sums a tensor over the processes (in place or not) and returns the same bits on each,
-    as `training.parallel.all_reduce_sum` does.
-    """
 
-    reduce: Callable[[Tensor], Tensor] = _unchanged
-    rank: int = 0  # of this process
-    size: int = 1  # how many there are
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.size:
-            raise ValueError(f"ranks: expected 0 <= rank < size, got {self.rank} of {self.size}")
-
-    def total(self, pieces: Sequence[Tensor]) -> list[Tensor]:
-        """Each piece summed over the processes, in one reduction."""
-        if not pieces:
-            return []
-        flat = self.reduce(torch.cat([piece.flatten() for piece in pieces]))
-        parts = flat.split([piece.numel() for piece in pieces])
-        return [part.view_as(piece) for part, piece in zip(parts, pieces, strict=True)]
-
-    def gather(self, rows: Tensor) -> Tensor:
-        """Rows [M, d] of every process in rank order, [size * M, d]. Equal M everywhere."""
-        if self.size == 1:
-            return rows
-        every = rows.new_zeros(self.size, *rows.shape)
-        every[self.rank] = rows
-        return self.reduce(every).flatten(0, 1)
-
-    def agreed(self, generator: torch.Generator | None) -> torch.Generator | None:
-        """A generator that draws the same on every process; alone, the given one."""
-        if self.size == 1:
-            return generator
-        device = "cpu" if generator is None else generator.device
-        seed = torch.randint(1 << 48, (1,), generator=generator, device=device)
-        seed = self.reduce(seed if self.rank == 0 else torch.zeros_like(seed))
-        return torch.Generator(device).manual_seed(int(seed))
+def shared_generator(
+    generator: torch.Generator | None, group: ProcessGroup | None
+) -> torch.Generator | None:
+    """A generator that draws the same on every process of `group`; alone, the given one."""
+    if group is None:
+        return generator
+    device = "cpu" if generator is None else generator.device
+    seed = torch.randint(1 << 48, (1,), generator=generator, device=device)
+    dist.broadcast(seed, group_src=0, group=group)
+    return torch.Generator(device).manual_seed(int(seed))
 
 
 @dataclass
@@ -99,7 +89,9 @@ class Pending:
             z, self._keys = z[lowest], keys[lowest]
         self.latents = z
 
-    def offer(self, slots: int, ranks: Ranks, *, order: Tensor | None = None) -> Tensor:
+    def offer(
+        self, slots: int, group: ProcessGroup | None, *, order: Tensor | None = None
+    ) -> Tensor:
         """This process's part of a table of latents [slots, d + 1] that is complete once summed.
 
         Process r fills slots r, r + size, ... with its finite latents, in `order` [len(latents)]
@@ -112,7 +104,8 @@ class Pending:
         mine = self.latents if order is None else self.latents[order]
         mine = mine[mine.isfinite().all(1)]
         table = mine.new_zeros(slots, mine.shape[1] + 1)
-        places = table[ranks.rank :: ranks.size]
+        rank, size = (0, 1) if group is None else (group.rank(), group.size())
+        places = table[rank::size]
         filled = min(len(places), len(mine))
         places[:filled, :-1] = mine[:filled]
         places[:filled, -1] = 1

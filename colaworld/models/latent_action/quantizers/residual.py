@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from colaworld.contracts import Moved
-from colaworld.models.latent_action.quantizers.base import (
-    Quantized,
-    Quantizer,
-    QuantizerConfig,
-    Seen,
-)
+from colaworld.models.latent_action.quantizers.base import Quantized, Quantizer, Seen
 from colaworld.models.latent_action.quantizers.codebook import GradientVQ
+from colaworld.models.latent_action.quantizers.config import ResidualConfig
 from colaworld.models.latent_action.quantizers.estimators import ESTIMATORS
-from colaworld.models.latent_action.quantizers.pending import Ranks
 
 
 class ResidualVQ(Quantizer):
@@ -27,12 +21,9 @@ class ResidualVQ(Quantizer):
     applies once, to the sum of the entries.
     """
 
-    estimates = True
-
-    def __init__(self, config: QuantizerConfig, dim: int) -> None:
+    def __init__(self, config: ResidualConfig, dim: int) -> None:
         super().__init__(config, dim)
-        inner = replace(config, kind="vq", normalise=False, continuous_steps=0)
-        self.layers = nn.ModuleList(GradientVQ(inner, dim) for _ in range(config.depth))
+        self.layers = nn.ModuleList(GradientVQ(config.each(), dim) for _ in range(config.depth))
         self.codebook_size = config.codebook_size**config.depth
 
     def _quantize(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
@@ -65,11 +56,6 @@ class ResidualVQ(Quantizer):
             layer.start(left, generator=generator)
             left = left - layer(left).codes
         self.train(was)
-
-    def over(self, ranks: Ranks) -> None:
-        super().over(ranks)
-        for layer in self.layers:
-            layer.over(ranks)
 
     def begin_step(self) -> None:
         super().begin_step()

@@ -7,12 +7,12 @@ dark and to paper; lines are labelled where they end instead of in a legend. Not
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import count
 
 import numpy as np
+from markupsafe import Markup, escape
 
 _ids = count()  # SVG ids must be unique on a page
 
@@ -35,6 +35,32 @@ class Band:
     name: str
     start: float
     stop: float
+
+
+def tag(name: str, *inside: str, **attributes: object) -> Markup:
+    """An element: floats with one digit, names as in Python (class_, text_anchor), text escaped."""
+    shown = []
+    for key, value in attributes.items():
+        value = f"{value:.1f}" if isinstance(value, float) else value
+        shown.append(f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"')
+    return Markup(f"<{name}{''.join(shown)}>{''.join(map(escape, inside))}</{name}>")
+
+
+def _scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
+    """The straight line that takes [low, high] to [start, stop]."""
+    return lambda value: start + (value - low) / (high - low) * (stop - start)
+
+
+def _tick(text: str, **attributes: object) -> Markup:
+    return tag("text", text, class_="tick", **attributes)
+
+
+def _labels(x: float, y: float, x_label: str, y_label: str, *, bottom: float, side: int) -> Markup:
+    """The names of both axes: around x at height `bottom`, and turned around y at `side`."""
+    turned = f"rotate(-90 {side} {y:.1f})"
+    across = tag("text", x_label, class_="label", x=x, y=bottom, text_anchor="middle")
+    up = {"class_": "label", "x": side, "y": y, "text_anchor": "middle", "transform": turned}
+    return across + tag("text", y_label, **up)
 
 
 def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
@@ -106,7 +132,7 @@ def line_chart(
     width: int = 720,
     height: int = 250,
     margin: int = 124,
-) -> str:
+) -> Markup:
     """Lines with labelled ends over named bands, as an <svg> element.
 
     y_range: by default what the lines span, with 5 % of air. points: mark every point.
@@ -115,8 +141,8 @@ def line_chart(
     lines = [(s, *_thin(np.asarray(s.x, float), np.asarray(s.y, float))) for s in series]
     lines = [entry for entry in lines if entry[1].size]
     if not lines:
-        return f'<p class="none">Nothing recorded for “{escape(title)}”.</p>'
-    left, right, top, bottom = 52, margin, 26 if bands else 12, 40
+        return tag("p", f"Nothing recorded for “{title}”.", class_="none")
+    left, right, top, floor = 52, width - margin, 26 if bands else 12, height - 40
     x_low = min([float(x.min()) for _, x, _ in lines] + [b.start for b in bands])
     x_high = max([float(x.max()) for _, x, _ in lines] + [b.stop for b in bands])
     if y_range is None:
@@ -124,81 +150,43 @@ def line_chart(
         high = max(float(y.max()) for _, _, y in lines)
         air = (high - low) * 0.05 or max(abs(high), 1.0) * 0.05
         y_range = (low - air, high + air)
-    y_low, y_high = y_range
-    x_span = (x_high - x_low) or 1.0
-
-    def px(x: float) -> float:
-        return left + (x - x_low) / x_span * (width - left - right)
-
-    def py(y: float) -> float:
-        return height - bottom - (y - y_low) / (y_high - y_low) * (height - top - bottom)
-
+    px = _scale(x_low, x_high if x_high > x_low else x_low + 1.0, left, right)
+    py = _scale(*y_range, floor, top)
     clip = f"clip{next(_ids)}"
-    floor = height - bottom
-    out = [
-        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(title, quote=True)}">',
-        f'<clipPath id="{clip}"><rect x="{left}" y="{top - 2}" '
-        f'width="{width - left - right + 4}" height="{floor - top + 4}"/></clipPath>',
-    ]
+    inner = tag("rect", x=left, y=top - 2, width=right - left + 4, height=floor - top + 4)
+    out = [tag("clipPath", inner, id=clip)]
     for i, band in enumerate(bands):
         a, b = px(band.start), px(band.stop)
-        out.append(
-            f'<rect class="band band-{i % 4}" x="{a:.1f}" y="{top}" width="{max(b - a, 1):.1f}" '
-            f'height="{floor - top}"/>'
-        )
+        kind = f"band band-{i % 4}"
+        out.append(tag("rect", class_=kind, x=a, y=top, width=max(b - a, 1.0), height=floor - top))
         if b - a > 7 * len(band.name):
-            out.append(
-                f'<text class="band-name" x="{(a + b) / 2:.1f}" y="{top - 9}" '
-                f'text-anchor="middle">{escape(band.name)}</text>'
-            )
-    for value in ticks(y_low, y_high):
+            at = {"x": (a + b) / 2, "y": top - 9, "text_anchor": "middle"}
+            out.append(tag("text", band.name, class_="band-name", **at))
+    for value in ticks(*y_range):
         y = py(value)
-        out.append(
-            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        )
-        out.append(
-            f'<text class="tick" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{short(value)}</text>"
-        )
+        out.append(tag("line", class_="grid", x1=left, x2=right, y1=y, y2=y))
+        out.append(_tick(short(value), x=left - 8, y=y + 4, text_anchor="end"))
     for value in ticks(x_low, x_high, about=6) if x_ticks is None else x_ticks:
-        out.append(
-            f'<text class="tick" x="{px(value):.1f}" y="{floor + 17}" text-anchor="middle">'
-            f"{short(value)}</text>"
-        )
-    out.append(f'<line class="axis" x1="{left}" x2="{width - right}" y1="{floor}" y2="{floor}"/>')
-    out.append(
-        f'<text class="label" x="{(left + width - right) / 2:.1f}" y="{height - 5}" '
-        f'text-anchor="middle">{escape(x_label)}</text>'
-    )
-    middle = (top + floor) / 2
-    out.append(
-        f'<text class="label" x="12" y="{middle:.1f}" text-anchor="middle" '
-        f'transform="rotate(-90 12 {middle:.1f})">{escape(y_label)}</text>'
-    )
+        out.append(_tick(short(value), x=px(value), y=floor + 17, text_anchor="middle"))
+    out.append(tag("line", class_="axis", x1=left, x2=right, y1=floor, y2=floor))
+    middle = ((left + right) / 2, (top + floor) / 2)
+    out.append(_labels(*middle, x_label, y_label, bottom=height - 5, side=12))
     for entry, x, y in lines:
         path = " ".join(f"{px(a):.1f},{py(b):.1f}" for a, b in zip(x, y, strict=True))
-        out.append(
-            f'<polyline class="line {entry.style}" points="{path}" clip-path="url(#{clip})"/>'
-        )
-        if points or x.size == 1:
-            out += [
-                f'<circle class="dot {entry.style}" cx="{px(a):.1f}" cy="{py(b):.1f}" r="3">'
-                f"<title>{escape(entry.name)}: {b:.3f} at {a:g}</title></circle>"
-                for a, b in zip(x, y, strict=True)
-            ]
-    named = [(s, x, y) for s, x, y in lines if s.label]
+        kind = f"line {entry.style}"
+        out.append(tag("polyline", class_=kind, points=path, clip_path=f"url(#{clip})"))
+        for a, b in zip(x, y, strict=True) if points or x.size == 1 else ():
+            words = tag("title", f"{entry.name}: {b:.3f} at {a:g}")
+            out.append(tag("circle", words, class_=f"dot {entry.style}", cx=px(a), cy=py(b), r=3))
+    named = [entry for entry in lines if entry[0].label]
     spots = _spread([py(float(y[-1])) for _, _, y in named], 15, top + 4, floor - 4)
     for (entry, x, y), spot in zip(named, spots, strict=True):
         end, mark = px(float(x[-1])), min(max(py(float(y[-1])), top), floor)
-        out.append(
-            f'<path class="leader" d="M{end + 3:.1f} {mark:.1f} L{width - right + 10} {spot:.1f}"/>'
-        )
-        out.append(
-            f'<text class="name {entry.style}" x="{width - right + 13}" y="{spot + 4:.1f}">'
-            f"{escape(entry.name)}</text>"
-        )
-    return "".join(out) + "</svg>"
+        leader = f"M{end + 3:.1f} {mark:.1f} L{right + 10} {spot:.1f}"
+        out.append(tag("path", class_="leader", d=leader))
+        out.append(tag("text", entry.name, class_=f"name {entry.style}", x=right + 13, y=spot + 4))
+    box = f"0 0 {width} {height}"
+    return tag("svg", *out, class_="chart", viewBox=box, role="img", aria_label=title)
 
 
 def whisker(
@@ -208,42 +196,36 @@ def whisker(
     *,
     span: tuple[float, float],
     marks: Sequence[tuple[float, str]] = (),
-) -> str:
+) -> Markup:
     """A number with its interval on a short scale, and what to compare it with, as an <svg>."""
     width, height, pad, axis = 176, 40, 6, 12
     a, b = span
     b = b if b > a else a + 1.0
+    scale = _scale(a, b, pad, width - pad)
 
     def px(v: float) -> float:
-        return pad + (min(max(v, a), b) - a) / (b - a) * (width - 2 * pad)
+        return float(scale(min(max(v, a), b)))
 
-    out = [f'<svg class="whisker" viewBox="0 0 {width} {height}" aria-hidden="true">']
-    out.append(f'<line class="axis" x1="{pad}" x2="{width - pad}" y1="{axis}" y2="{axis}"/>')
+    out = [tag("line", class_="axis", x1=pad, x2=width - pad, y1=axis, y2=axis)]
     previous = -1e9
     for at, name in sorted(marks):
         x = px(at)
-        out.append(
-            f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{axis - 7}" y2="{axis + 7}"/>'
-        )
+        out.append(tag("line", class_="mark", x1=x, x2=x, y1=axis - 7, y2=axis + 7))
         half = 2.9 * len(name)
         place = min(max(x, half + 1), width - half - 1)
         if place - half > previous:  # a name that would overlap the one before is left to the text
-            out.append(
-                f'<text class="tick" x="{place:.1f}" y="{axis + 22}" text-anchor="middle">'
-                f"{escape(name)}</text>"
-            )
+            out.append(_tick(name, x=place, y=axis + 22, text_anchor="middle"))
             previous = place + half + 4
     if low is not None and high is not None:
-        out.append(
-            f'<line class="range" x1="{px(low):.1f}" x2="{px(high):.1f}" y1="{axis}" y2="{axis}"/>'
-        )
-    out.append(f'<circle class="value" cx="{px(value):.1f}" cy="{axis}" r="5"/></svg>')
-    return "".join(out)
+        out.append(tag("line", class_="range", x1=px(low), x2=px(high), y1=axis, y2=axis))
+    out.append(tag("circle", class_="value", cx=px(value), cy=axis, r=5))
+    box = f"0 0 {width} {height}"
+    return tag("svg", *out, class_="whisker", viewBox=box, aria_hidden="true")
 
 
-def scatter(predicted: np.ndarray, target: np.ndarray, *, title: str, limit: int = 600) -> str:
+def scatter(predicted: np.ndarray, target: np.ndarray, *, title: str, limit: int = 600) -> Markup:
     """Predicted against true values of one dimension, with the diagonal. [M] floats each."""
-    size, left, bottom, top = 260, 40, 38, 8
+    size, left, floor, top = 260, 40, 222, 8
     if target.size > limit:
         chosen = np.linspace(0, target.size - 1, limit).round().astype(int)
         predicted, target = predicted[chosen], target[chosen]
@@ -251,46 +233,25 @@ def scatter(predicted: np.ndarray, target: np.ndarray, *, title: str, limit: int
     low, high = float(both.min()), float(both.max())
     air = (high - low) * 0.04 or 1.0
     low, high = low - air, high + air
-
-    def px(v: float) -> float:
-        return left + (v - low) / (high - low) * (size - left - 8)
-
-    def py(v: float) -> float:
-        return size - bottom - (v - low) / (high - low) * (size - bottom - top)
-
-    out = [
-        f'<svg class="chart square" viewBox="0 0 {size} {size}" role="img" '
-        f'aria-label="{escape(title, quote=True)}: predicted against true">'
-    ]
+    px, py = _scale(low, high, left, size - 8), _scale(low, high, floor, top)
+    out = []
     for value in ticks(low, high, about=4):
-        out.append(
-            f'<line class="grid" x1="{left}" x2="{size - 8}" y1="{py(value):.1f}" '
-            f'y2="{py(value):.1f}"/>'
-            f'<text class="tick" x="{left - 6}" y="{py(value) + 4:.1f}" text-anchor="end">'
-            f"{short(value)}</text>"
-            f'<text class="tick" x="{px(value):.1f}" y="{size - bottom + 15}" '
-            f'text-anchor="middle">{short(value)}</text>'
-        )
-    out.append(
-        f'<line class="mark" x1="{px(low):.1f}" y1="{py(low):.1f}" x2="{px(high):.1f}" '
-        f'y2="{py(high):.1f}"/>'
-    )
-    out += [
-        f'<circle class="point" cx="{px(t):.1f}" cy="{py(p):.1f}" r="2.2"/>'
-        for p, t in zip(predicted.tolist(), target.tolist(), strict=True)
-    ]
-    out.append(
-        f'<text class="label" x="{(left + size) / 2}" y="{size - 6}" text-anchor="middle">'
-        f"true {escape(title)}</text>"
-        f'<text class="label" x="11" y="{(size - bottom) / 2}" text-anchor="middle" '
-        f'transform="rotate(-90 11 {(size - bottom) / 2})">predicted</text></svg>'
-    )
-    return "".join(out)
+        x, y = px(value), py(value)
+        out.append(tag("line", class_="grid", x1=left, x2=size - 8, y1=y, y2=y))
+        out.append(_tick(short(value), x=left - 6, y=y + 4, text_anchor="end"))
+        out.append(_tick(short(value), x=x, y=floor + 15, text_anchor="middle"))
+    out.append(tag("line", class_="mark", x1=px(low), y1=py(low), x2=px(high), y2=py(high)))
+    for p, t in zip(predicted.tolist(), target.tolist(), strict=True):
+        out.append(tag("circle", class_="point", cx=px(t), cy=py(p), r="2.2"))
+    middle = ((left + size) / 2, floor / 2)
+    out.append(_labels(*middle, f"true {title}", "predicted", bottom=size - 6, side=11))
+    about = {"role": "img", "aria_label": f"{title}: predicted against true"}
+    return tag("svg", *out, class_="chart square", viewBox=f"0 0 {size} {size}", **about)
 
 
 def confusion(
     predicted: np.ndarray, target: np.ndarray, *, names: Sequence[str] = (), limit: int = 18
-) -> str:
+) -> Markup:
     """Share of each true class (row) that was read as each class (column). [M] ints each.
 
     At most `limit` classes, the most frequent ones; the rest is pooled in a last column.
@@ -299,8 +260,7 @@ def confusion(
     frequent = {int(c): int((target == c).sum()) for c in classes}
     shown = sorted(sorted(frequent, key=lambda c: -frequent[c])[:limit])
     rows = [c for c in shown if frequent[c]]
-    pooled = len(classes) > len(shown)
-    columns = [*shown, None] if pooled else list(shown)
+    columns = [*shown, None] if len(classes) > len(shown) else list(shown)
 
     def name(c: int | None) -> str:
         if c is None:
@@ -311,39 +271,30 @@ def confusion(
     left = 12 + int(6.6 * max(len(name(c)) for c in rows)) + 44
     top = 14 + int(4.9 * max(len(name(c)) for c in columns))
     width, height = left + cell * len(columns) + 60, top + cell * len(rows) + 30
-    out = [
-        f'<svg class="chart matrix" viewBox="0 0 {width} {height}" style="max-width:{width}px" '
-        'role="img" aria-label="Confusion matrix of the linear probe">'
-    ]
+    out = []
     for j, c in enumerate(columns):
-        x = left + cell * (j + 0.5)
-        out.append(
-            f'<text class="tick" x="{x + 3:.1f}" y="{top - 7}" '
-            f'transform="rotate(-45 {x + 3:.1f} {top - 7})">{escape(name(c))}</text>'
-        )
+        x = left + cell * (j + 0.5) + 3
+        out.append(_tick(name(c), x=x, y=top - 7, transform=f"rotate(-45 {x:.1f} {top - 7})"))
     for i, r in enumerate(rows):
         y = top + cell * i
         given = predicted[target == r]
-        out.append(
-            f'<text class="tick" x="{left - 8}" y="{y + cell / 2 + 4}" text-anchor="end">'
-            f'{escape(name(r))} <tspan class="count">{given.size}</tspan></text>'
-        )
+        size = tag("tspan", str(given.size), class_="count")
+        words = escape(name(r)) + " " + size
+        out.append(_tick(words, x=left - 8, y=y + cell / 2 + 4, text_anchor="end"))
         for j, c in enumerate(columns):
             hits = np.isin(given, shown, invert=True).sum() if c is None else (given == c).sum()
             share = float(hits) / given.size
-            strong = " strong" if share > 0.55 else ""
-            out.append(
-                f'<rect class="cell" x="{left + cell * j + 1}" y="{y + 1}" width="{cell - 2}" '
-                f'height="{cell - 2}" rx="3" style="fill-opacity:{0.04 + 0.96 * share:.3f}">'
-                f"<title>{escape(name(r))} read as {escape(name(c))}: {share:.0%}</title></rect>"
-            )
+            told = tag("title", f"{name(r)} read as {name(c)}: {share:.0%}")
+            at = {"x": left + cell * j + 1, "y": y + 1, "width": cell - 2, "height": cell - 2}
+            shade = f"fill-opacity:{0.04 + 0.96 * share:.3f}"
+            out.append(tag("rect", told, class_="cell", **at, rx=3, style=shade))
             if share >= 0.05:
-                out.append(
-                    f'<text class="cell-text{strong}" x="{left + cell * (j + 0.5)}" '
-                    f'y="{y + cell / 2 + 4}" text-anchor="middle">{share * 100:.0f}</text>'
-                )
-    out.append(
-        f'<text class="label" x="{left + cell * len(columns) / 2}" y="{height - 8}" '
-        'text-anchor="middle">read from the latent action, % of each true action</text></svg>'
-    )
-    return "".join(out)
+                at = {"x": left + cell * (j + 0.5), "y": y + cell / 2 + 4, "text_anchor": "middle"}
+                strong = "cell-text strong" if share > 0.55 else "cell-text"
+                out.append(tag("text", f"{share * 100:.0f}", class_=strong, **at))
+    text = "read from the latent action, % of each true action"
+    at = {"x": left + cell * len(columns) / 2, "y": height - 8, "text_anchor": "middle"}
+    out.append(tag("text", text, class_="label", **at))
+    about = {"role": "img", "aria_label": "Confusion matrix of the linear probe"}
+    box, wide = f"0 0 {width} {height}", f"max-width:{width}px"
+    return tag("svg", *out, class_="chart matrix", viewBox=box, style=wide, **about)

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from colaworld.evaluation.charts import Band
+from colaworld.evaluation.report.charts import Band
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class History:
-    """Rows of a run with the step count `x` over all phases."""
+    """Rows of a run, with `x` their steps counted over all phases."""
 
     x: tuple[float, ...]
     rows: tuple[Mapping[str, Any], ...]
@@ -66,21 +66,13 @@ def read_history(source: str | Path | Iterable[Mapping[str, Any]]) -> History:
 
 
 def _on_one_axis(rows: Sequence[Mapping[str, Any]]) -> History:
-    """Steps may count from the start of the run or of each phase; x always counts over the run."""
     xs: list[float] = []
     bands: list[Band] = []
-    offset, previous = 0.0, None
     for row in rows:
-        if "phase" not in row or "step" not in row:
-            raise ValueError(f"metrics row: expected 'phase' and 'step', got {sorted(row)}")
-        x = float(row.get("global_step", row["step"] + offset))
-        name = str(row["phase"])
-        if xs and "global_step" not in row and x <= xs[-1]:
-            offset = xs[-1] - row["step"] + 1 if row["step"] < 1 else xs[-1]
-            x = row["step"] + offset
-        if name != previous:
-            bands.append(Band(name, xs[-1] if xs else min(x, 0.0), x))
-            previous = name
-        bands[-1] = Band(name, bands[-1].start, x)
-        xs.append(x)
+        if "phase" not in row or "global_step" not in row:
+            raise ValueError(f"metrics row: expected 'phase' and 'global_step', got {sorted(row)}")
+        name, before = str(row["phase"]), xs[-1] if xs else 0.0
+        xs.append(float(row["global_step"]))
+        start = bands.pop().start if bands and bands[-1].name == name else before
+        bands.append(Band(name, start, xs[-1]))
     return History(tuple(xs), tuple(rows), tuple(bands))

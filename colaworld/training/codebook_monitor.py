@@ -1,7 +1,7 @@
-"""When to leave warm-up, and when to call a codebook collapsed: two small rules on entropy.
+"""Codebook health while training: when to leave warm-up, and when to call a codebook collapsed.
 
-Both look at one number, the normalised entropy of the codes in use (1 even, 0 one code), each time
-it is measured. The method leaves warm-up "when it is high and stable", judged by eye; here:
+Two small rules look at one number, the normalised entropy of the codes in use (1 even, 0 one code),
+each time it is measured. The method leaves warm-up "when it is high and stable", judged by eye; here:
 
     entropy  ^            ......... level >= threshold
              |       ....'|<------>| drift of a fitted line over the window ~ 0  -> leave
@@ -9,7 +9,7 @@ it is measured. The method leaves warm-up "when it is high and stable", judged b
              +--|------------------------> step
               min_steps
 
-Not here: how entropy is measured (metrics.codebook) or what a rollback does (trainer.py).
+Not here: the health numbers themselves (metrics.codebook) or what a rollback does (trainer.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import Tensor
+
 from colaworld.config import ConfigError
+from colaworld.metrics.codebook import CodebookMeter
 
 
 @dataclass(frozen=True)
@@ -137,3 +140,45 @@ class CollapseAlarm:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._recent.clear()
         self._recent.extend(float(value) for value in state["recent"])
+
+
+class HealthMeter:
+    """Codebook health over a window of the latest actions of a phase.
+
+    `latest` is the last health measured, or None before the first; its state is plain JSON.
+    """
+
+    def __init__(self, codebook_size: int, tokens: int, window: int) -> None:
+        self._meter = CodebookMeter(codebook_size, tokens, window)
+        self.window = window
+        self.latest: dict[str, Any] | None = None
+
+    def update(self, indices: Tensor) -> None:
+        """Take in the codes of one forward pass, int64 [M, N], of all processes."""
+        self._meter.update(indices)
+
+    def measure(self) -> dict[str, Any] | None:
+        """Health now, kept as `latest`; None while no codes were seen."""
+        if len(self._meter):
+            self.latest = self._meter.health()
+        return self.latest
+
+    @property
+    def full(self) -> bool:
+        """Whether the window is full: before, entropy is low only because few codes were seen."""
+        return len(self._meter) >= self.window
+
+    @property
+    def codebook_size(self) -> int:
+        return self._meter.codebook_size
+
+    def counts(self) -> Tensor:
+        """Uses of each code in the window, int64 [N, K]."""
+        return self._meter.counts()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"meter": self._meter.state_dict(), "latest": self.latest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._meter.load_state_dict(state["meter"])
+        self.latest = state["latest"]

@@ -1,60 +1,54 @@
-"""Do the latent actions steer? Rollouts of held-out clips under inferred and under wrong actions.
+"""The stream that measures score: held-out clips, rolled out under inferred and under wrong actions.
 
-A world that ignores its actions can still draw good pictures, so fidelity alone proves nothing.
-Each clip is rolled out four times from the same history with the same noise:
+Each clip is rolled out from the same history with the same noise, once per variant:
 
     inferred   the actions that the world itself reads off the true future
     random     codes drawn uniformly from the codebook, anew for every step
     shuffled   the inferred actions of another clip, of another episode where possible
     constant   one random code per clip, held for the whole rollout
+    copy       no rollout: the last history frame, repeated
 
-delta-PSNR of a variant is PSNR(inferred) - PSNR(variant), per clip, averaged over the horizon
-(after Genie, arXiv 2402.15391). A fifth row, "copy", repeats the last history frame: what a world
-without motion would score. The history's own transitions keep their inferred codes throughout.
+The history's own transitions keep their inferred codes throughout.
 
 With continuous latents there is no codebook to draw from: "random" and "constant" then draw from
 the inferred latents of other clips, which is harder to tell from the truth than a codebook draw.
+Not here: scoring (`measures`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from colaworld.contracts import LatentActions, Rollout
+from colaworld.contracts import ClipBatch, LatentActions, Rollout
 from colaworld.evaluation.contracts import World, seeded, to_float
-from colaworld.metrics.image import PSNR_CAP, psnr, ssim
 
 VARIANTS = ("inferred", "random", "shuffled", "constant")
 _NOISE, _CODES = 1, 2  # streams of randomness under one seed
 
 
 @dataclass(frozen=True)
-class Generation:
-    """Scores of every clip, variant and step: horizon n, M clips."""
+class Batch:
+    """b held-out clips of T frames, and what the world made of them: h given, n predicted frames."""
 
-    psnr: dict[str, np.ndarray]  # variant or "copy" -> [M, n] dB
-    ssim: dict[str, np.ndarray]  # "inferred" and "copy" -> [M, n]
-    episodes: np.ndarray  # [M]
+    first: int  # number of its first clip among all
+    frames: Tensor  # [b, T, 3, H, W] uint8, on the CPU; T >= h + n
+    episodes: np.ndarray  # [b]
+    latent: LatentActions  # inferred: codes [b, T-1, N, d], on the CPU
+    actions: Tensor | None  # real ones, [b, T-1] int64 or [b, T-1, A] floats, where there are any
+    history: int  # h
+    truth: Tensor | None = None  # [b, n, 3, H, W] in [0, 1], on the world's device
+    rollouts: Mapping[str, Tensor] = field(default_factory=dict)
+    """Variant -> [b, h+n, 3, H, W] in [0, 1], on the world's device; none of clips that are not
+    rolled out."""
 
-    def delta(self, variant: str) -> np.ndarray:
-        """[M] PSNR(inferred) - PSNR(variant), dB, averaged over the horizon."""
-        return (self.psnr["inferred"] - self.psnr[variant]).mean(axis=1)
-
-    def error_against_copy(self) -> float:
-        """Squared error of the rollouts as a share of that of repeating the last history frame.
-
-        Pooled over clips and steps, because in a mean of dB the clips in which nothing moves
-        decide. NaN where no clip moves at all.
-        """
-        error = {name: 10 ** (-self.psnr[name] / 10) for name in ("inferred", "copy")}
-        if self.psnr["copy"].min() >= PSNR_CAP - 1e-3:
-            return float("nan")
-        return float(error["inferred"].mean() / error["copy"].mean())
+    def predicted(self, variant: str) -> Tensor:
+        """[b, n, 3, H, W]: the frames of a rollout after the given ones."""
+        return self.rollouts[variant][:, self.history :]
 
 
 def derangement(episodes: np.ndarray, *, generator: np.random.Generator) -> np.ndarray:
@@ -148,69 +142,66 @@ def variant_codes(
     return result
 
 
-def rollouts(
+def head(actions: LatentActions, clips: slice | np.ndarray, steps: int) -> LatentActions:
+    """The first `steps` transitions of some clips."""
+    indices = actions.indices
+    return LatentActions(
+        actions.codes[clips, :steps], None if indices is None else indices[clips, :steps]
+    )
+
+
+def stream(
     world: World,
-    frames: Tensor,
-    codes: dict[str, Tensor],
+    clips: ClipBatch,
+    latent: LatentActions,
     *,
+    variants: Collection[str],
     history: int,
-    batch_size: int,
-    seed: int,
-    device: torch.device | str,
-) -> Iterator[tuple[slice, str, Tensor]]:
-    """(which clips, variant, frames [b, h+n, 3, H, W]) for every batch and variant.
-
-    The generator starts anew from the same seed for each variant of a batch: paired noise.
-    """
-    count = frames.shape[0]
-    for start in range(0, count, batch_size):
-        rows = slice(start, min(start + batch_size, count))
-        given = to_float(frames[rows, :history], device)
-        for name, values in codes.items():
-            generator = seeded(device, seed, _NOISE, start)
-            yield rows, name, roll(world, given, values[rows].to(device), generator=generator)
-
-
-def generation(
-    world: World,
-    frames: Tensor,
-    actions: LatentActions,
-    episodes: np.ndarray,
-    *,
-    history: int,
+    horizon: int,
+    rolled: int,
     batch_size: int,
     seed: int,
     device: torch.device | str = "cpu",
-    watch: Callable[[slice, str, Tensor], None] | None = None,
-) -> Generation:
-    """Roll every clip out under every variant and score it against the truth.
+    watch: Callable[[], None] = lambda: None,
+) -> Iterator[Batch]:
+    """All clips in batches; the first `rolled` of them rolled out under `variants`.
+
+    The generator starts anew from the same seed for each variant of a batch: paired noise.
 
     Args:
-        frames: [M, h+n, 3, H, W] uint8 held-out clips.
-        actions: their inferred latent actions, from `infer`.
-        episodes: [M] the episode of each clip.
-        history: h, frames given; the other n are predicted.
-        watch: called with (clips, variant, frames [b, h+n, 3, H, W]) after each rollout.
+        clips: [M] clips of at least history + horizon frames, on the CPU.
+        latent: their inferred latent actions, from `infer`.
+        variants: names out of VARIANTS, and "copy".
+        watch: called after each rollout.
     """
-    count, length = frames.shape[:2]
-    if not 1 <= history < length:
-        raise ValueError(f"history: expected 1..{length - 1} of {length} frames, got {history}")
-    codes = variant_codes(world, actions, episodes, history=history, seed=seed, device=device)
-    n = length - history
-    scores = {name: np.zeros((count, n)) for name in (*VARIANTS, "copy")}
-    similarity = {name: np.zeros((count, n)) for name in ("inferred", "copy")}
-    for rows, name, video in rollouts(
-        world, frames, codes, history=history, batch_size=batch_size, seed=seed, device=device
-    ):
-        truth = to_float(frames[rows, history:], device)
-        shown = {name: video[:, history:]}
-        if name == "inferred":
-            last = to_float(frames[rows, history - 1 : history], device)
-            shown["copy"] = last.expand_as(truth)
-        for key, predicted in shown.items():
-            scores[key][rows] = psnr(predicted, truth).cpu().numpy()
-            if key in similarity:
-                similarity[key][rows] = ssim(predicted, truth).cpu().numpy()
-        if watch is not None:
-            watch(rows, name, video)
-    return Generation(scores, similarity, np.asarray(episodes))
+    length, episodes = history + horizon, clips.episode.numpy()
+    steered = head(latent, slice(rolled), length - 1)
+    codes = variant_codes(
+        world, steered, episodes[:rolled], history=history, seed=seed, device=device
+    )
+    starts = [*range(0, rolled, batch_size), *range(rolled, len(clips), batch_size)]
+    for start, stop in zip(starts, [*starts[1:], len(clips)], strict=True):
+        rows = slice(start, stop)
+        truth, rollouts = None, {}
+        if start < rolled:
+            video = to_float(clips.frames[rows, :length], device)
+            given, truth = video[:, :history], video[:, history:]
+            for name in (v for v in VARIANTS if v in variants):
+                generator = seeded(device, seed, _NOISE, start)
+                rollouts[name] = roll(
+                    world, given, codes[name][rows].to(device), generator=generator
+                )
+                watch()
+            if "copy" in variants:
+                still = given[:, -1:].expand_as(truth)
+                rollouts["copy"] = torch.cat([given, still], dim=1)
+        yield Batch(
+            first=start,
+            frames=clips.frames[rows],
+            episodes=episodes[rows],
+            latent=head(latent, rows, clips.frames.shape[1] - 1),
+            actions=None if clips.actions is None else clips.actions[rows],
+            history=history,
+            truth=truth,
+            rollouts=rollouts,
+        )

@@ -1,16 +1,19 @@
-"""The warm-up gate and the collapse alarm on sequences whose answer is known."""
+"""The warm-up gate and the collapse alarm on sequences whose answer is known; health over a phase."""
 
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
+import torch
 
 from colaworld.config import ConfigError
-from colaworld.training.gate import (
+from colaworld.training.codebook_monitor import (
     AlarmConfig,
     CollapseAlarm,
     GateConfig,
+    HealthMeter,
     WarmupGate,
     fitted_slope,
 )
@@ -89,3 +92,19 @@ def test_alarm_state_survives_json():
 def test_bad_settings_are_named(make, name):
     with pytest.raises(ConfigError, match=name):
         make()
+
+
+def test_health_is_kept_between_checks_and_resumes():
+    meter = HealthMeter(4, 1, window=4)
+    assert meter.measure() is None and meter.latest is None
+    meter.update(torch.tensor([[0], [1]]))
+    assert not meter.full
+    assert meter.measure()["entropy_normalised"] == pytest.approx(math.log(2) / math.log(4))
+    meter.update(torch.tensor([[2], [3]]))
+    assert meter.full
+    assert meter.latest["perplexity"] == pytest.approx(2)  # not measured again yet
+    other = HealthMeter(4, 1, window=4)
+    other.load_state_dict(meter.state_dict())
+    assert other.latest == meter.latest and other.full
+    assert other.measure()["perplexity"] == pytest.approx(4)
+    assert other.counts().tolist() == [[1, 1, 1, 1]]

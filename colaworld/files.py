@@ -1,4 +1,4 @@
-"""Write a result file so that a reader sees the old one or the new one, never half of one."""
+"""Result files: written so that a reader sees the old one or the new one, never half of one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import os
 import tempfile
 from pathlib import Path
 from typing import Any
+
+
+class FileError(ValueError):
+    """A file that cannot be read; the message names it."""
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
@@ -44,11 +48,15 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomically(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read it back. Raises ValueError that names the file where it is missing or not JSON."""
+def read_json(path: str | Path, *, made_by: str = "") -> Any:
+    """Read JSON. Raises FileError, which names the file, where it is missing or not JSON.
+
+    made_by: what writes such a file, for the message where it is missing.
+    """
     try:
         return json.loads(Path(path).read_text())
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); evaluate first") from None
+        hint = f"; {made_by} writes it" if made_by else ""
+        raise FileError(f"{path}: cannot be read ({error.strerror}){hint}") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
+        raise FileError(f"{path}: not valid JSON: {error}") from None

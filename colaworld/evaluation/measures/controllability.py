@@ -1,0 +1,84 @@
+"""Controllability: how much worse a rollout gets under actions that did not happen.
+
+delta-PSNR of a variant is PSNR(inferred) - PSNR(variant), per clip, averaged over the horizon
+(after Genie, arXiv 2402.15391). A world that ignores its actions can still draw good pictures, so
+fidelity alone proves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from colaworld.evaluation.measures.measure import Headline, Judgement, Measure, number
+from colaworld.evaluation.rollouts import VARIANTS, Batch
+from colaworld.metrics.image import psnr
+
+AIM_DB = 1.5  # published worlds of this kind report about 2 dB; below 1.5 control is weak
+
+
+class Controllability(Measure):
+    """delta-PSNR over random, shuffled and constant actions, dB."""
+
+    variants = VARIANTS
+
+    def update(self, batch: Batch) -> None:
+        scores = {v: psnr(batch.predicted(v), batch.truth).double() for v in self.variants}
+        self.keep(episodes=batch.episodes, **scores)
+
+    def result(self) -> dict[str, Any]:
+        true, episodes = self.kept("inferred"), self.kept("episodes")
+        gains = {v: true - self.kept(v) for v in self.variants if v != "inferred"}
+        return {
+            "delta_psnr": {
+                name: {
+                    **self.setting.interval(gain.mean(axis=1), episodes),
+                    "by_horizon": gain.mean(axis=0).tolist(),
+                }
+                for name, gain in gains.items()
+            }
+        }
+
+    @staticmethod
+    def headline(result: Mapping[str, Any]) -> Headline:
+        delta = result["delta_psnr"]["random"]
+        mean, low, high = delta["mean"], delta["low"], delta["high"]
+        others = (
+            f"{v} {number(result['delta_psnr'][v]['mean'])}" for v in ("shuffled", "constant")
+        )
+        bottom = min(0.0, mean, low or 0.0)
+        top = max(2.0, mean, high or 0.0) * 1.08
+        return Headline(
+            "delta-PSNR over random codes",
+            mean,
+            low,
+            high,
+            "dB",
+            ", ".join(others),
+            judgement=judge(mean, low, high),
+            span=(bottom - 0.06 * (top - bottom), top),
+            marks=((0.0, "no effect"), (AIM_DB, "aim")),
+        )
+
+
+def judge(mean: float, low: float | None, high: float | None) -> Judgement:
+    gain = f"{number(mean)}\u00a0dB".replace("-", "−")
+    if low is None or high is None:
+        clause = f"The latent actions gain {gain} over random ones; one episode says no more."
+        text = "One episode gives no interval; hold out more."
+        return Judgement("open", "open", text, clause)
+    steers = "The latent actions steer this world"
+    if low > 0 and mean >= AIM_DB:
+        clause = f"{steers}: with the true ones its videos are {gain} closer to what happened than"
+        text = "The true actions give clearly better videos."
+        return Judgement("good", "clear", text, f"{clause} with random ones.")
+    if low > 0:
+        clause = f"{steers}, but only a little: {gain} over random ones."
+        text = "The true actions help, by less than we ask for."
+        return Judgement("fair", "small", text, clause)
+    if high < 0:
+        clause = f"Something is wrong: the true latent actions make its videos worse, {gain}."
+        return Judgement("poor", "reversed", "The true actions make the videos worse.", clause)
+    clause = "It is not shown that the latent actions steer this world: with random ones its videos"
+    text = "The interval holds 0: no steering is shown."
+    return Judgement("poor", "not shown", text, f"{clause} are as good ({gain}).")

@@ -1,0 +1,91 @@
+"""Fidelity: PSNR and SSIM of rollouts against what was filmed, step by step.
+
+"copy" repeats the last given frame: what a world without motion would score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from colaworld.evaluation.measures.measure import Headline, Judgement, Measure, number
+from colaworld.evaluation.rollouts import VARIANTS, Batch
+from colaworld.metrics.image import PSNR_CAP, psnr, ssim
+
+
+class Fidelity(Measure):
+    """`rollout` of evaluation.json; its headline is the PSNR under inferred actions, dB."""
+
+    variants = (*VARIANTS, "copy")
+
+    def update(self, batch: Batch) -> None:
+        scores = {v: psnr(batch.predicted(v), batch.truth).double() for v in self.variants}
+        for name in ("inferred", "copy"):
+            scores[f"{name} ssim"] = ssim(batch.predicted(name), batch.truth).double()
+        self.keep(episodes=batch.episodes, **scores)
+
+    def result(self) -> dict[str, Any]:
+        found, similarity = self.kept("inferred"), self.kept("inferred ssim")  # [M, n]
+        copy, episodes = self.kept("copy"), self.kept("episodes")
+
+        def interval(values: np.ndarray) -> dict[str, float]:
+            return self.setting.interval(values, episodes)
+
+        return {
+            "rollout": {
+                "psnr_by_horizon": found.mean(axis=0).tolist(),
+                "ssim_by_horizon": similarity.mean(axis=0).tolist(),
+                "psnr": interval(found.mean(axis=1)),
+                "ssim": interval(similarity.mean(axis=1)),
+                "psnr_first": interval(found[:, 0]),
+                "psnr_last": interval(found[:, -1]),
+                "variants": {
+                    v: {"psnr_by_horizon": self.kept(v).mean(axis=0).tolist()}
+                    for v in self.variants
+                },
+                "error_against_copy": error_against_copy(found, copy),
+                "copy_ssim_by_horizon": self.kept("copy ssim").mean(axis=0).tolist(),
+            }
+        }
+
+    @staticmethod
+    def headline(result: Mapping[str, Any]) -> Headline:
+        rollout = result["rollout"]
+        steps, mean = rollout["psnr_by_horizon"], rollout["psnr"]
+        shown = [*steps, *(v for v in mean.values() if v is not None)]
+        return Headline(
+            "PSNR of rollouts",
+            mean["mean"],
+            mean["low"],
+            mean["high"],
+            "dB",
+            f"{number(steps[0])} at step 1, {number(steps[-1])} at step {len(steps)}",
+            judgement=judge(rollout["error_against_copy"]),
+            span=(min(shown) - 1, max(shown) + 1),
+            marks=((steps[0], "step 1"), (steps[-1], f"step {len(steps)}"))[: len(steps)],
+        )
+
+
+def error_against_copy(found: np.ndarray, copy: np.ndarray) -> float:
+    """Squared error of the rollouts as a share of that of repeating the last given frame.
+
+    found, copy: [M, n] PSNR, dB. Pooled over clips and steps, because in a mean of dB the clips in
+    which nothing moves decide. NaN where no clip moves at all.
+    """
+    if copy.min() >= PSNR_CAP - 1e-3:
+        return float("nan")
+    return float((10 ** (-found / 10)).mean() / (10 ** (-copy / 10)).mean())
+
+
+def judge(ratio: float | None) -> Judgement:
+    """Of `error_against_copy`."""
+    if ratio is None:
+        return Judgement("open", "open", "The clips do not move: there is nothing to predict.")
+    text = "than repeating the last given frame."
+    if ratio < 0.95:
+        return Judgement("good", f"{1 / ratio:.1f}× closer", text)
+    if ratio > 1.05:
+        return Judgement("poor", f"{ratio:.1f}× further off", text)
+    return Judgement("fair", "no closer", text)

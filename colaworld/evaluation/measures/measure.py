@@ -1,0 +1,128 @@
+"""The contract of a measure: it sees batches of rollouts, gives numbers, and says what they mean.
+
+Not here: any number (the other files of this folder), rolling out (`rollouts.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from torch import Tensor
+
+from colaworld.contracts import ActionSpec
+from colaworld.evaluation.rollouts import Batch
+from colaworld.evaluation.settings import EvaluationConfig
+from colaworld.metrics.bootstrap import bootstrap_mean, bootstrap_statistic
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a number means, for a reader who does not know the field."""
+
+    tone: Literal["good", "fair", "poor", "open"]  # a CSS class
+    word: str  # one or two words
+    text: str  # one sentence
+    clause: str = ""  # this number's part of the verdict over all, if it has one
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One number a run is judged by."""
+
+    name: str
+    value: float | None  # None: there is no such number here, and the note says why
+    low: float | None = None  # bounds of the 95 % interval
+    high: float | None = None
+    unit: str = ""
+    note: str = ""  # what to compare it with, in a few words
+    better: Literal["higher", "lower"] = "higher"
+    digits: int = 2
+    judgement: Judgement | None = None  # None: shown in the table only
+    span: tuple[float, float] = (0.0, 1.0)  # the scale under the number
+    marks: tuple[tuple[float, str], ...] = ()  # named places on it
+
+    def text(self) -> str:
+        """ "1.50 dB [1.20, 1.80]"; "-" where there is no value."""
+        if self.value is None:
+            return "-"
+        shown = number(self.value, self.unit, digits=self.digits)
+        if self.low is not None and self.high is not None:
+            low, high = (number(v, digits=self.digits) for v in (self.low, self.high))
+            shown += f" [{low}, {high}]"
+        return shown
+
+
+def number(value: float | None, unit: str = "", *, digits: int = 2) -> str:
+    """A value as text, with a true minus sign left to the page; "-" for a missing one."""
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}{' ' + unit if unit else ''}"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a measure knows before the first batch."""
+
+    codebook_size: int | None  # K, or None when latent actions are continuous
+    action_spec: ActionSpec | None  # of the real actions, or None when there are none
+    config: EvaluationConfig
+    rng: np.random.Generator
+    """Shared by the intervals of `Controllability` and `Fidelity`, which draw from it in the order
+    of MEASURES: published bounds rest on that. Every other measure uses a generator of its own."""
+
+    def interval(
+        self,
+        of: np.ndarray | Callable[[np.ndarray], float],
+        episodes: np.ndarray,
+        *,
+        rng: np.random.Generator | None = None,
+    ) -> dict[str, float]:
+        """{mean, low, high} of values [M], or of a statistic of row numbers; episodes [M]."""
+        bootstrap = bootstrap_statistic if callable(of) else bootstrap_mean
+        rng = self.rng if rng is None else rng
+        samples = self.config.bootstrap_samples
+        return bootstrap(of, episodes, samples=samples, generator=rng).as_dict()
+
+
+class Measure:
+    """A base to derive from: keeps rows from batch to batch; every method may be left as it is."""
+
+    variants: ClassVar[tuple[str, ...]] = ()
+    """The rollouts it scores, out of VARIANTS and "copy". Without any it sees all clips, rolled
+    out or not, and reads their frames and actions alone."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self._rows: dict[str, list[np.ndarray]] = {}
+
+    def update(self, batch: Batch) -> None:
+        """See one batch; each clip comes once."""
+
+    def result(self) -> dict[str, Any]:
+        """Its keys of evaluation.json, after the last batch."""
+        return {}
+
+    def shown(self) -> dict[str, Any]:
+        """Its fields of `Artefacts`, asked after `result`."""
+        return {}
+
+    @staticmethod
+    def headline(result: Mapping[str, Any]) -> Headline | None:
+        """The number that tables and pages show, from a whole evaluation.json, which may be old.
+
+        None where `result` was made without this measure.
+        """
+        return None
+
+    def keep(self, **rows: Tensor | np.ndarray) -> None:
+        """Add rows [b, ...] to what `kept` gives."""
+        for name, values in rows.items():
+            values = values.cpu().numpy() if isinstance(values, Tensor) else values
+            self._rows.setdefault(name, []).append(values)
+
+    def kept(self, name: str) -> np.ndarray:
+        """All rows kept under `name`, [M, ...]."""
+        return np.concatenate(self._rows[name])

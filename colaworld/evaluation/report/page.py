@@ -1,0 +1,210 @@
+"""One HTML file that says in a minute what a run did and how good it is.
+
+Self-contained: styles, charts and pictures are inside, there is no script and no request (the page
+forbids them to itself). Not here: the numbers (`evaluate.py`), the markup (`page.html`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from colaworld.evaluation.artefacts import Artefacts
+from colaworld.evaluation.measures.measure import number
+from colaworld.evaluation.report import charts
+from colaworld.evaluation.report.charts import Series
+from colaworld.evaluation.report.tiles import code_blocks, shown_frames, strips
+from colaworld.evaluation.report.training_curves import History, read_history
+from colaworld.evaluation.tables import comparison_rows, headlines, verdict
+from colaworld.files import write_atomically
+
+_HERE = Path(__file__).parent
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+_templates = Environment(
+    loader=FileSystemLoader(_HERE),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_templates.filters["minus"] = _minus
+_templates.filters["number"] = lambda value, digits=2: _minus(number(value, digits=digits))
+
+
+def write_report(
+    path: str | Path,
+    *,
+    title: str,
+    evaluation: Mapping[str, Any],
+    artefacts: Artefacts | str | Path | None,
+    metrics_jsonl: str | Path | Iterable[Mapping[str, Any]],
+    config_yaml: str,
+    environment: Mapping[str, Any],
+    compare: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Path:
+    """Write the page, atomically.
+
+    Args:
+        evaluation: the result of `run_evaluation`, or evaluation.json read back.
+        artefacts: the pictures, or the path of evaluation.npz, or None to leave them out.
+        metrics_jsonl: the run's metrics.jsonl or its rows.
+        config_yaml: the resolved configuration, shown as it is.
+        environment: "commit", "date" and "wall_seconds" appear under the title, "versions" (a
+            dict) and whatever else there is in a table.
+        compare: evaluations of several runs by name, shown side by side.
+
+    Returns:
+        The path.
+    """
+    if isinstance(artefacts, (str, Path)):
+        artefacts = Artefacts.load(artefacts)
+    history, seconds = read_history(metrics_jsonl), environment.get("wall_seconds")
+    pictures = {}
+    if artefacts is not None:
+        pictures = {
+            "columns": _columns(artefacts),
+            "code_blocks": code_blocks(artefacts),
+            "frames": shown_frames(artefacts),
+            "strips": strips(artefacts),
+        }
+    page = _templates.get_template("page.html").render(
+        title=title,
+        css=Markup((_HERE / "report.css").read_text()),
+        environment={"date": "", "commit": "", **environment},
+        took=None if seconds is None else duration(float(seconds)),
+        trained={b.name: round(b.stop - b.start) for b in history.phases},
+        verdict=verdict(evaluation),
+        headlines=[h for h in headlines(evaluation) if h.judgement is not None],
+        whisker=charts.whisker,
+        compared=comparison_rows(compare) if compare else None,
+        artefacts=artefacts,
+        horizon=_horizon(evaluation["rollout"]),
+        training=_training(history),
+        evaluation={"probe": None, "probe_skipped": None, **evaluation},
+        probed=_probed(artefacts),
+        details=_details(environment),
+        config_yaml=config_yaml,
+        **pictures,
+    )
+    write_atomically(path, page + "\n")
+    return Path(path)
+
+
+def duration(seconds: float) -> str:
+    """48 s, 11 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 90:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _columns(artefacts: Artefacts) -> str:
+    """What the columns of "same start, every code" are."""
+    names, notes = artefacts.code_names, artefacts.code_notes
+    if not (names and names[0].startswith("code")):
+        return "continuous latents far from each other"
+    codes = "the most used combinations of codes" if "·" in names[0] else "the codes"
+    if any(note.endswith("of steps") for note in notes):
+        codes += " (below each: how often it occurs)"
+    elif any(note.startswith("mean") for note in notes):
+        codes += " (below each: the mean real action under it)"
+    elif any(notes):
+        codes += " (below each: the real action seen most under it)"
+    return codes
+
+
+def _horizon(rollout: Mapping[str, Any]) -> dict[str, Markup]:
+    steps = list(range(1, len(rollout["psnr_by_horizon"]) + 1))
+    psnr = [
+        Series(name, steps, rollout["variants"][name]["psnr_by_horizon"], f"c-{name}")
+        for name in ("inferred", "shuffled", "random", "constant")
+    ]
+    ssim = [
+        Series("inferred", steps, rollout["ssim_by_horizon"], "c-inferred"),
+        Series("last frame", steps, rollout["copy_ssim_by_horizon"], "c-copy"),
+    ]
+    shown = steps if len(steps) <= 12 else None
+    draw = partial(
+        charts.line_chart,
+        x_label="predicted step",
+        x_ticks=shown,
+        points=True,
+        width=520,
+        margin=86,
+    )
+    return {
+        "PSNR": draw(psnr, title="PSNR by horizon", y_label="PSNR, dB"),
+        "SSIM": draw(ssim, title="SSIM by horizon", y_label="SSIM"),
+    }
+
+
+def _training(history: History) -> dict[str, Markup]:
+    """Charts of what is recorded, by title; none of a run that has not trained."""
+    if not history.rows:
+        return {}
+    draw = partial(charts.line_chart, x_label="step", bands=history.phases, width=1020)
+    x, y = history.curve("loss")
+    robust, spread = sorted(y), None
+    if len(robust) >= 20:  # a spike or a first step must not flatten the rest
+        low, high = robust[0], robust[int(0.98 * (len(robust) - 1))]
+        air = (high - low) * 0.08 or 0.05 * max(abs(high), 1e-6)
+        spread = (low - air, high + air)
+    lines = [Series("each step", x, y, "raw c-1", label=False), Series("loss", x, _median(y))]
+    shown = {"Loss": draw(lines, title="Loss", y_label="loss", y_range=spread)}
+    named = ("entropy / log K", "utilisation", "max usage")
+    keys = ("entropy_normalised", "utilisation", "max_usage")
+    health = [
+        Series(name, *history.curve("codebook", key), f"c-{i}")
+        for i, (name, key) in enumerate(zip(named, keys, strict=True), start=1)
+    ]
+    if any(s.x for s in health):
+        title = "Codebook health"
+        shown[title] = draw(health, title=title, y_label="share", y_range=(-0.03, 1.05))
+    norms = []
+    for i, key in enumerate(history.keys("grad_norm")[:5], start=1):
+        x, y = history.curve("grad_norm", key)
+        norms.append(Series(key, x, _median(y), f"c-{i}"))
+    if any(s.x for s in norms):
+        shown["Gradient norms"] = draw(norms, title="Gradient norms", y_label="norm")
+    return shown
+
+
+def _median(values: list[float]) -> Any:
+    return charts.smooth(values, width=max(1, len(values) // 60))
+
+
+def _probed(artefacts: Artefacts | None) -> list[Markup]:
+    """The probe's answers: a confusion matrix, or a scatter plot of each dimension."""
+    if artefacts is None or not artefacts.probe_kind:
+        return []
+    predicted, target = artefacts.probe_predicted, artefacts.probe_target
+    if artefacts.probe_kind == "accuracy":
+        return [charts.confusion(predicted, target, names=artefacts.action_names)]
+    names = artefacts.action_names or tuple(f"action {i}" for i in range(target.shape[1]))
+    shown = range(min(8, target.shape[1]))
+    return [charts.scatter(predicted[:, i], target[:, i], title=names[i]) for i in shown]
+
+
+def _details(environment: Mapping[str, Any]) -> dict[str, str]:
+    """Rows of the table "To run it again"."""
+    rows: dict[str, str] = {}
+    for key, value in environment.items():
+        if isinstance(value, Mapping):
+            rows.update({str(k): str(v) for k, v in value.items()})
+        elif key == "wall_seconds":
+            rows["wall time"] = duration(float(value))
+        else:
+            rows[str(key).replace("_", " ")] = str(value)
+    return rows

@@ -1,0 +1,172 @@
+"""The configuration of each quantizer; `kind` tells them apart. Not here: the quantizers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+# Early configurations hold the fields of every kind. Where they are none of this kind and say what
+# they always said, they are passed over.
+FORMER_KEYS: dict[str, Any] = {
+    "codebook_size": 8,
+    "beta": 0.25,
+    "estimator": "straight_through",
+    "data_start": True,
+    "continuous_steps": 0,
+    "continuous_noise": 0.0,
+    "reseed": True,
+    "reseed_below": 0.1,
+    "reseed_every": 10,
+    "decay": 0.99,
+    "levels": [4, 2],
+    "depth": 2,
+}
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What every quantizer has."""
+
+    FORMER_KEYS: ClassVar[dict[str, Any]] = FORMER_KEYS
+
+    normalise: bool = True
+    """Standardise z per channel over the batch (running statistics in evaluation)."""
+
+
+@dataclass(frozen=True)
+class CodebookConfig(_Config):
+    """What quantizers with a table of codes have: the size and the health measures."""
+
+    codebook_size: int = 8
+    """Entries, shared by all tokens of an action."""
+    data_start: bool = True
+    """Start the codebook from latents of real clips instead of U(-1/K, 1/K)."""
+    continuous_steps: int = 0
+    """Steps in which latents pass unquantised, before the codebook starts (0: none). Smooth gradients
+    find the actions first; the codebook then starts from clusters of them."""
+    continuous_noise: float = 0.0
+    """Deviation of the Gaussian noise on them meanwhile, in units of the latents' own: it leaves
+    room for few bits, so that the most useful ones are told first."""
+    reseed: bool = True
+    """Move codes that fell out of use onto latents of the current step."""
+    reseed_below: float = 0.1
+    """A code is dead when its smoothed share of use is below this part of 1/K."""
+    reseed_every: int = 10
+    """Optimiser steps between two re-seedings."""
+    decay: float = 0.99
+    """Smoothing of the use of codes; for ema also of the codebook's statistics."""
+
+
+Estimator = Literal["straight_through", "rotation"]
+
+
+@dataclass(frozen=True)
+class VQConfig(CodebookConfig):
+    """A codebook that learns by gradients (the paper's)."""
+
+    kind: Literal["vq"] = "vq"
+    """Which quantizer."""
+    beta: float = 0.25
+    """Weight of the commitment loss (paper)."""
+    estimator: Estimator = "straight_through"
+    """How the gradient passes the choice; rotation is Fifty et al. 2024."""
+
+
+@dataclass(frozen=True)
+class EMAConfig(CodebookConfig):
+    """A codebook of running means (van den Oord et al. 2017, appendix A.1)."""
+
+    kind: Literal["ema"] = "ema"
+    """Which quantizer."""
+    beta: float = 0.25
+    """Weight of the commitment loss."""
+    estimator: Estimator = "straight_through"
+    """How the gradient passes the choice; rotation is Fifty et al. 2024."""
+
+
+@dataclass(frozen=True)
+class NSVQConfig(CodebookConfig):
+    """Noise substitution (Vali & Backstrom 2022)."""
+
+    kind: Literal["nsvq"] = "nsvq"
+    """Which quantizer."""
+
+
+@dataclass(frozen=True)
+class ResidualConfig(_Config):
+    """Several gradient codebooks, each on what the one before left (Zeghidour et al. 2021)."""
+
+    kind: Literal["residual"] = "residual"
+    """Which quantizer."""
+    codebook_size: int = 8
+    """Entries of each codebook."""
+    depth: int = 2
+    """How many codebooks follow each other."""
+    beta: float = 0.25
+    """Weight of the commitment loss."""
+    estimator: Estimator = "straight_through"
+    """How the gradient passes the choice, once for the sum; rotation is Fifty et al. 2024."""
+    data_start: bool = True
+    """Start the codebooks from latents of real clips instead of U(-1/K, 1/K)."""
+    reseed: bool = True
+    """Move codes that fell out of use onto latents of the current step."""
+    reseed_below: float = 0.1
+    """A code is dead when its smoothed share of use is below this part of 1/K."""
+    reseed_every: int = 10
+    """Optimiser steps between two re-seedings."""
+    decay: float = 0.99
+    """Smoothing of the use of codes."""
+
+    def each(self) -> VQConfig:
+        """Of one of the codebooks."""
+        return VQConfig(
+            normalise=False,
+            codebook_size=self.codebook_size,
+            beta=self.beta,
+            estimator=self.estimator,
+            data_start=self.data_start,
+            reseed=self.reseed,
+            reseed_below=self.reseed_below,
+            reseed_every=self.reseed_every,
+            decay=self.decay,
+        )
+
+
+@dataclass(frozen=True)
+class FSQConfig(_Config):
+    """Finite scalar quantisation (Mentzer et al. 2024): a grid, no table."""
+
+    kind: Literal["fsq"] = "fsq"
+    """Which quantizer."""
+    levels: tuple[int, ...] = (4, 2)
+    """Values per channel; the latent width d must equal the number of channels."""
+
+
+@dataclass(frozen=True)
+class GaussianConfig(_Config):
+    """Continuous latent actions of a beta-VAE (Higgins et al. 2017)."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    """Which quantizer."""
+    beta: float = 0.25
+    """Weight of the KL divergence."""
+
+
+@dataclass(frozen=True)
+class NoneConfig(_Config):
+    """Continuous latent actions as the inverse dynamics model gives them."""
+
+    kind: Literal["none"] = "none"
+    """Which quantizer."""
+
+
+QuantizerConfig = (
+    VQConfig | EMAConfig | NSVQConfig | FSQConfig | ResidualConfig | GaussianConfig | NoneConfig
+)
+CONFIGS: dict[str, type] = {
+    config.kind: config
+    for config in (
+        *(VQConfig, EMAConfig, NSVQConfig, FSQConfig),
+        *(ResidualConfig, GaussianConfig, NoneConfig),
+    )
+}

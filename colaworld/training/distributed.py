@@ -1,0 +1,177 @@
+"""The processes that train together, as one object that the loop asks. Alone, it does nothing.
+
+    processes = Distributed(device)      after torch.distributed.init_process_group, or without it
+    model = processes.shard(model)       equal weights, shared statistics; the place for FSDP2
+    processes.agree(flag)                True where it is True on any process
+
+Every method but the plain values is collective: all processes call it, in the same order.
+Not here: who starts processes and initialises torch.distributed, and which batches each one reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+T = TypeVar("T")
+
+
+class Distributed:
+    """All processes of torch.distributed's default group, or this one alone.
+
+    Args:
+        device: where they train.
+
+    `group` and `mesh` (one dimension, "data") are None alone. Only the main process writes files.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.rank, self.world_size = 0, 1
+        self.group: dist.ProcessGroup | None = None
+        self.mesh: DeviceMesh | None = None
+        self._host: dist.ProcessGroup | None = None  # for what lives on the CPU: flags, objects
+        if dist.is_available() and dist.is_initialized():
+            self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+            self.group = dist.group.WORLD
+            self.mesh = dist.init_device_mesh(
+                torch.device(device).type, (self.world_size,), mesh_dim_names=("data",)
+            )
+            gloo = "gloo" in dist.get_backend()
+            self._host = self.group if gloo else dist.new_group(backend="gloo")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks to the person."""
+        return self.rank == 0
+
+    # -- the model and its state -------------------------------------------------------------
+
+    def shard(self, model: nn.Module) -> nn.Module:
+        """`model` for training by all processes: replicated, from the main process's values.
+
+        Modules with a `set_process_group` (quantizers) get the group. Alone: the model as it is.
+        """
+        if self.group is None:
+            return model
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                dist.broadcast(tensor, src=0, group=self.group)
+        for module in model.modules():
+            if hasattr(module, "set_process_group"):
+                module.set_process_group(self.group)
+        return model
+
+    @torch.no_grad()
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over processes, once per step.
+
+        A sharded parameter (DTensor) is passed over: its backward pass has reduced the gradient.
+        The same parameters must have gradients on every process.
+        """
+        if self.group is None:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None and not _is_sharded(p)]
+        for work in [dist.all_reduce(g, group=self.group, async_op=True) for g in gradients]:
+            work.wait()
+        if gradients:
+            torch._foreach_div_(gradients, self.world_size)
+
+    def gather_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors of a state that may be sharded: on the main process; {} on the others."""
+        gathered = {}
+        for name, value in state.items():
+            whole = whole_tensor(value)
+            if self.is_main:
+                gathered[name] = whole
+        return gathered
+
+    # -- numbers -----------------------------------------------------------------------------
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over processes, with the same bits on each. For decisions and for logs."""
+        if self.group is None:
+            return values
+        total = values.clone()
+        dist.all_reduce(total, group=self.group)
+        return total / self.world_size
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Rows [M, N] of every process, in rank order: [M * world_size, N]. Equal M everywhere."""
+        if self.group is None:
+            return rows
+        gathered = [torch.empty_like(rows) for _ in range(self.world_size)]
+        dist.all_gather(gathered, rows.contiguous(), group=self.group)
+        return torch.cat(gathered)
+
+    # -- decisions and files -----------------------------------------------------------------
+
+    def agree(self, flag: bool) -> bool:
+        """True on every process as soon as `flag` is True on one."""
+        if self._host is None:
+            return flag
+        raised = torch.tensor(int(flag))
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._host)
+        return bool(raised)
+
+    def gather(self, value: T) -> list[T]:
+        """A small plain value of every process, in rank order."""
+        if self._host is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self._host)
+        return values
+
+    def on_main(self, call: Callable[[], T]) -> T:
+        """Let the main process alone do something while the others wait.
+
+        Returns on every process what `call()` returns there, and raises on every process what it
+        raises, so that no process waits for one that has given up.
+        """
+        if self._host is None:
+            return call()
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = call()
+            except Exception as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0, group=self._host)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self._host is not None:
+            dist.barrier(group=self._host)
+
+
+def whole_tensor(value: Tensor) -> Tensor:
+    """All of a sharded tensor (collective), any other as it is."""
+    return value.full_tensor() if _is_sharded(value) else value
+
+
+@torch.no_grad()
+def zero_rows(value: Tensor, rows: Tensor) -> None:
+    """Set rows [M] of `value` to 0, numbered over the whole tensor; each process zeroes its own."""
+    if not _is_sharded(value):
+        value[rows] = 0
+        return
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    chosen = torch.zeros(value.shape[0], dtype=torch.bool, device=rows.device)
+    chosen[rows] = True
+    placements = [p if p == Shard(0) else Replicate() for p in value.placements]
+    own = distribute_tensor(chosen, value.device_mesh, placements, src_data_rank=None)
+    value.to_local()[own.to_local()] = 0
+
+
+def _is_sharded(value: Tensor) -> bool:
+    return hasattr(value, "full_tensor")  # a DTensor, whose import takes seconds

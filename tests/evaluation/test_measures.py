@@ -1,0 +1,55 @@
+"""What the measures share, and what no whole evaluation shows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from colaworld.evaluation.evaluate import EvaluationConfig
+from colaworld.evaluation.measures import MEASURES
+from colaworld.evaluation.measures.fidelity import error_against_copy
+from colaworld.evaluation.measures.measure import Headline, Measure, Setting
+from colaworld.evaluation.rollouts import VARIANTS
+from colaworld.metrics.image import PSNR_CAP
+
+SETTING = Setting(4, None, EvaluationConfig(bootstrap_samples=20), np.random.default_rng(0))
+
+
+def test_every_measure_asks_for_rollouts_that_exist():
+    for measure in MEASURES:
+        assert set(measure.variants) <= {*VARIANTS, "copy"}, measure
+
+
+def test_an_empty_measure_adds_nothing():
+    measure = Measure(SETTING)
+    assert measure.result() == {} and measure.shown() == {} and measure.headline({}) is None
+
+
+def test_rows_are_kept_in_order():
+    measure = Measure(SETTING)
+    measure.keep(a=np.array([1, 2]), b=np.zeros((2, 3)))
+    measure.keep(a=np.array([3]))
+    assert measure.kept("a").tolist() == [1, 2, 3] and measure.kept("b").shape == (2, 3)
+
+
+def test_an_interval_of_its_own_generator_leaves_the_shared_one_alone():
+    before = SETTING.rng.bit_generator.state
+    values, episodes = np.arange(6.0), np.arange(6)
+    of_values = SETTING.interval(values, episodes, rng=np.random.default_rng(1))
+    of_rows = SETTING.interval(
+        lambda rows: values[rows].mean(), episodes, rng=np.random.default_rng(1)
+    )
+    assert of_values == of_rows and of_values["mean"] == 2.5
+    assert SETTING.rng.bit_generator.state == before
+
+
+def test_squared_errors_are_pooled_and_nothing_is_said_where_nothing_moves():
+    found, copy = np.array([[20.0], [10.0]]), np.array([[10.0], [10.0]])
+    assert error_against_copy(found, copy) == pytest.approx(0.11 / 0.2)
+    assert np.isnan(error_against_copy(found, np.full((2, 1), PSNR_CAP)))
+
+
+def test_a_headline_as_text():
+    assert Headline("x", 1.5, 1.2, 1.8, "dB").text() == "1.50 dB [1.20, 1.80]"
+    assert Headline("x", 0.12345, digits=4).text() == "0.1235"
+    assert Headline("x", None, note="no such number").text() == "-"

@@ -1,0 +1,164 @@
+"""Alone, `Distributed` changes nothing. Two processes (two_ranks.py) decide, learn, save and stop as
+one: each fault here once made them hang, differ or write twice."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import colaworld
+from colaworld.training.checkpoint import latest_checkpoint
+from colaworld.training.contracts import ResumeError
+from colaworld.training.distributed import Distributed
+
+SCRIPT = Path(__file__).with_name("two_ranks.py")
+CASES = ("values", "step", "codebook", "skip", "interrupt")
+
+
+@pytest.fixture(scope="module")
+def script():
+    """two_ranks.py as a module, for what one process does."""
+    spec = importlib.util.spec_from_file_location("colaworld_tests_two_ranks", SCRIPT)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    """played(case) -> the case's folder and what each of two processes found in it."""
+    out = tmp_path_factory.mktemp("two")
+    home = str(Path(colaworld.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(out), *CASES],
+        env={**os.environ, "PYTHONPATH": home, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+    def results(case: str) -> tuple[Path, list[dict]]:
+        files = [out / case / f"rank{rank}.json" for rank in range(2)]
+        assert all(file.exists() for file in files), done.stdout + done.stderr
+        return out / case, [json.loads(file.read_text()) for file in files]
+
+    return results
+
+
+def close(left, right) -> None:
+    """Nested lists of numbers equal but for the order of sums."""
+    torch.testing.assert_close(torch.tensor(left), torch.tensor(right), rtol=1e-5, atol=1e-7)
+
+
+def rows_of(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row.pop("seconds")
+    return rows
+
+
+def test_alone_it_does_nothing():
+    alone, value, model = Distributed(), torch.tensor([1.0, 2.0]), nn.Linear(2, 2)
+    assert (alone.rank, alone.world_size, alone.is_main) == (0, 1, True)
+    assert alone.group is None and alone.mesh is None
+    assert alone.shard(model) is model
+    assert alone.mean(value) is value and alone.gather_rows(value) is value
+    assert alone.gather_state({"a": value})["a"] is value
+    assert (alone.agree(True), alone.agree(False)) == (True, False)
+    assert alone.gather("x") == ["x"] and alone.on_main(lambda: 3) == 3
+    model(value).sum().backward()
+    before = model.weight.grad.clone()
+    alone.average_gradients(model.parameters())
+    assert torch.equal(model.weight.grad, before)
+    alone.barrier()
+
+
+def test_two_processes(played):
+    _, found = played("values")
+    assert [f["ranks"] for f in found] == [[0, 2, True, 2], [1, 2, False, 2]]
+    for one in found:
+        assert one["agreed"] == [True, False]
+        assert one["mean"] == [0.5, 1.0]
+        assert one["rows"] == [[0, 0], [1, 10]]
+        assert one["gathered"] == [{"rank": 0}, {"rank": 1}]
+        assert one["gradient"] == [[1.5, 15.0]]
+        assert one["on_main"] == "by 0" and one["said"] == "refused by 0"
+        assert "the codebook is sharded" in one["refused"]
+    assert found[0]["state"] == {  # rows by their number in the whole table
+        "table": [[1, 2], [0, 0], [5, 6], [7, 8], [0, 0]],
+        "columns": [[0, 0], [3, 4], [5, 6], [7, 8], [9, 10]],
+        "own": [1],
+    }
+    assert found[1]["state"] == {}
+
+
+def test_a_step_of_two_halves_is_a_step_of_the_whole(script, played):
+    alone = script.train_by_hand(None, seed=0, rows=slice(0, 6))
+    for one in played("step")[1]:
+        close(one["updates"], alone["updates"])
+        for kind in ("gradients", "model"):
+            assert one[kind].keys() == alone[kind].keys()
+            for name, value in one[kind].items():
+                close(value, alone[kind][name])
+
+
+def test_a_codebook_learns_from_the_latents_of_both(script, played):
+    _, found = played("codebook")
+    assert found[0] == found[1]
+    for name, one in found[0].items():
+        kind, changes = script.CODEBOOKS[name]
+        alone = script.learn(kind, None, slice(0, 24), **changes)
+        assert one["moved"] == alone["moved"] and one["reseeded"] == alone["reseeded"]
+        if "re-seeded" not in name:
+            for key, value in one["state"].items():
+                close(value, alone["state"][key])
+            continue
+        # The same codes are dead; which latents replace them is drawn, from those of both.
+        assert one["reseeded"] > 1
+        close(one["state"]["use"], alone["state"]["use"])
+        table = torch.tensor(one["state"]["codebook"])
+        fresh = [(torch.tensor(one["last"]) == row).all(1).nonzero().tolist() for row in table]
+        taken = [places[0][0] for places in fresh if places]
+        assert len(taken) == one["reseeded"]
+        assert min(taken) < 12 <= max(taken)
+
+
+def test_a_loss_that_is_no_number_on_one_skips_on_both(played):
+    out, found = played("skip")
+    assert [one["status"] for one in found] == ["finished", "finished"]
+    assert found[0]["model"] == found[1]["model"]
+    rows = rows_of(out / "run")
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert [row["step"] for row in rows if "skipped" in row] == [3]
+    assert len(rows[2]["skipped_clips"]) == 24  # those of both: nobody knows whose it was
+    assert all(math.isfinite(row["loss"]) for row in rows if row["step"] != 3)
+
+
+def test_a_signal_to_one_stops_both_and_both_resume(script, played):
+    out, found = played("interrupt")
+    for one in found:
+        assert (one["first"]["status"], one["first"]["step"]) == ("interrupted", 5)
+        assert one["first"]["checkpoint"] == "step_0_0000005"
+        assert one["there"] == ["step_0_0000003", "step_0_0000005"]
+        assert one["second"]["status"] == "finished"
+        assert one["second"]["model"] == one["whole"]["model"]  # dropout of each went on, too
+        assert "already holds a run" in one["again"]
+        assert "SIGTERM" in one["first"]["message"]
+    assert found[0]["second"]["model"] == found[1]["second"]["model"]
+    assert rows_of(out / "run") == rows_of(out / "whole")
+    assert [row["step"] for row in rows_of(out / "run")] == list(range(1, 9))
+    names = ("checkpoints", "config.yaml", "metrics.jsonl", "weights")
+    assert sorted(p.name for p in (out / "run").iterdir()) == sorted(names)
+    last = latest_checkpoint(out / "run" / "checkpoints")
+    assert [state["rank"] for state in last.state["loader"]] == [0, 1]
+    with pytest.raises(ResumeError, match="written by 2 processes, this run has 1"):
+        script.run(out / "run", 0, resume=True)
