@@ -14,6 +14,7 @@ import pytest
 
 from colaworld.contracts import ActionSpec
 from colaworld.data.clips import ClipSet, DataConfig
+from colaworld.data.episode_stream import episode_stream
 from colaworld.data.errors import DataError
 from colaworld.data.sources import open_source
 from colaworld.data.sources.lerobot_columns import write_columns
@@ -72,6 +73,22 @@ def test_a_loader_takes_them_as_actions(old, tmp_path) -> None:
     new = write_columns(old, tmp_path / "new", {"latent": VECTORS})
     config = DataConfig(path=new, frames_per_clip=4, split="all", action_column="latent")
     np.testing.assert_array_equal(ClipSet(config).clip_actions(1, 5), VECTORS[65:68])
+
+
+def test_labels_made_from_a_stream_land_on_their_frames(old, tmp_path) -> None:
+    """What the room's README shows, with a label that can be known from two frames."""
+    clips = ClipSet(DataConfig(path=old, split="all", frames_per_clip=4))
+    offset = np.cumsum([0, *(e.frames for e in clips.source.episodes)])
+    made = np.zeros(offset[-1], np.float32)
+    for w in episode_stream(clips, window=16):
+        frames = w.frames.float()
+        change = (frames[1:] - frames[:-1]).abs().mean((1, 2, 3))
+        made[offset[w.episode] + w.index[:-1].numpy()] = change
+    new = open_source(write_columns(old, tmp_path / "new", {"c": made}), action_column="c")
+    for i, length in enumerate(LENGTHS):
+        frames = new.read(i, range(length)).astype(np.float32)
+        wanted = np.abs(np.diff(frames, axis=0)).mean((1, 2, 3))
+        np.testing.assert_allclose(new.actions(i)[:-1, 0], wanted, rtol=1e-5)
 
 
 def test_meta_describes_them(old, tmp_path) -> None:
