@@ -28,7 +28,7 @@ class EpisodeWindow:
 
     episode: int  # its index within the source
     first: int  # place of the first frame within the episode, in steps of the stream
-    new: int  # how many frames at the front repeat the end of the window before; 0 in the first
+    repeats: int  # frames at its front that end the window before; 0 in the first
     frames: Tensor  # [n, 3, H, W] uint8
     index: Tensor  # [n] int64: index of each frame within the episode, as recorded
 
@@ -71,15 +71,15 @@ def _windows(
     data: ClipSet | Source, window: int, overlap: int, episodes: Iterable[int]
 ) -> Iterator[EpisodeWindow]:
     for episode in episodes:
-        first = new = 0
+        first = repeats = 0
         held: list[tuple[int, np.ndarray]] = []
         for step in _steps(data, episode):
             held.append(step)
             if len(held) == window:
-                yield _window(episode, first, new, held)
-                first, new, held = first + window - overlap, overlap, held[-overlap:]
-        if len(held) > new:
-            yield _window(episode, first, new, held)
+                yield _window(episode, first, repeats, held)
+                first, repeats, held = first + window - overlap, overlap, held[-overlap:]
+        if len(held) > repeats:
+            yield _window(episode, first, repeats, held)
 
 
 def _steps(data: ClipSet | Source, episode: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -93,7 +93,9 @@ def _steps(data: ClipSet | Source, episode: int) -> Iterator[tuple[int, np.ndarr
 
 
 def _window(
-    episode: int, first: int, new: int, held: list[tuple[int, np.ndarray]]
+    episode: int, first: int, repeats: int, held: list[tuple[int, np.ndarray]]
 ) -> EpisodeWindow:
     frames = torch.from_numpy(np.stack([frame for _, frame in held]))
-    return EpisodeWindow(episode, first, new, frames, torch.tensor([index for index, _ in held]))
+    return EpisodeWindow(
+        episode, first, repeats, frames, torch.tensor([index for index, _ in held])
+    )

@@ -26,12 +26,17 @@ log = logging.getLogger(__name__)
 VERSION = 1  # raised when the meaning of a value changes
 
 
-def cache_folder() -> Path:
-    """Where this package may keep what it can make again."""
+def cache_folder() -> Path | None:
+    """Where this package may keep what it can make again. None: nowhere, without a home folder."""
     if own := os.environ.get("COLAWORLD_CACHE"):
-        return Path(own).expanduser()
+        return Path(own)
     shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path("~/.cache").expanduser()) / "colaworld"
+    if shared:
+        return Path(shared) / "colaworld"
+    try:
+        return Path.home() / ".cache" / "colaworld"
+    except RuntimeError:
+        return None
 
 
 class IndexCache:
@@ -40,7 +45,8 @@ class IndexCache:
     def __init__(self, root: Path) -> None:
         # Names within it, and so errors, begin with the path as it was given.
         key = hashlib.sha256(f"{root.absolute()}\n{root}".encode()).hexdigest()[:32]
-        self.path = cache_folder() / "index" / f"{key}.json"
+        folder = cache_folder()
+        self.path = None if folder is None else folder / "index" / f"{key}.json"
         self._before = self._load()
         self._now: dict[str, Any] = {}
 
@@ -59,7 +65,7 @@ class IndexCache:
         """Keep what was asked for, and, unless that was the `whole` set, what was there before."""
         if not whole:
             self._now = {**self._before, **self._now}
-        if self._now == self._before:
+        if self.path is None or self._now == self._before:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +82,8 @@ class IndexCache:
             log.warning("%s: not kept, the next start probes again: %s", self.path, error)
 
     def _load(self) -> dict[str, Any]:
+        if self.path is None:
+            return {}
         try:
             stored = json.loads(self.path.read_text())
             entries = stored.pop("entries")

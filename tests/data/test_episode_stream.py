@@ -21,7 +21,7 @@ def _new(windows) -> dict[int, list[int]]:
     """Per episode, the frames that windows bring in addition to the one before."""
     found: dict[int, list[int]] = {}
     for w in windows:
-        found.setdefault(w.episode, []).extend(w.index[w.new :].tolist())
+        found.setdefault(w.episode, []).extend(w.index[w.repeats :].tolist())
     return found
 
 
@@ -38,7 +38,7 @@ def test_each_frame_and_each_transition_is_new_once(tmp_path, film, number_of, w
         shown = [number_of(f.numpy()) for f in w.frames]
         assert shown == [100 * w.episode + int(i) for i in w.index]
         again = before is not None and before.episode == w.episode
-        assert w.new == (overlap if again else 0)
+        assert w.repeats == (overlap if again else 0)
         if again:
             assert torch.equal(before.index[-overlap:], w.index[:overlap])
 
@@ -72,7 +72,7 @@ def test_memory_does_not_grow_with_the_episode(tmp_path, film) -> None:
     film(tmp_path / "a.mp4", range(600), height=64, width=160)
     clips = ClipSet(_config(tmp_path))
     tracemalloc.start()
-    count = sum(len(w.index) - w.new for w in episode_stream(clips, window=16))
+    count = sum(len(w.index) - w.repeats for w in episode_stream(clips, window=16))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     frame = 3 * 64 * 160

@@ -196,5 +196,15 @@ def test_where_it_lies(monkeypatch, tmp_path) -> None:
     assert index_cache.cache_folder() == tmp_path / ".cache/colaworld"
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
     assert index_cache.cache_folder() == Path("/x/colaworld")
-    monkeypatch.setenv("COLAWORLD_CACHE", "~/own")
-    assert index_cache.cache_folder() == tmp_path / "own"
+    monkeypatch.setenv("COLAWORLD_CACHE", "/own")
+    assert index_cache.cache_folder() == Path("/own")
+
+
+def test_without_a_home_nothing_is_kept(films, monkeypatch, probed) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("COLAWORLD_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert _seen(films) == _seen(films) and len(probed) == 8

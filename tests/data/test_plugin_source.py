@@ -61,7 +61,7 @@ def test_it_is_found_and_gives_clips_with_actions(plugin, arrays) -> None:
         starts |= set(zip(batch.episode.tolist(), batch.start.tolist(), strict=True))
     loader.close()
     assert starts == {(e, s) for e, n in enumerate((12, 15, 9)) for s in range(n - 3)}
-    assert sum(len(w.index) - w.new for w in episode_stream(loader.clips, window=5)) == 36
+    assert sum(len(w.index) - w.repeats for w in episode_stream(loader.clips, window=5)) == 36
     assert ClipSet(replace(config, fps=5.0)).stride(0) == 2
 
 

@@ -30,6 +30,7 @@ class TarFolderSource(VideosSource):
 
     kind = "tar_folder"
     format = "videos in tar files"
+    _what = "a tar of videos"
 
     def _find(self, index: IndexCache) -> Iterator[tuple[str, Path, Video]]:
         alone = self.path.is_file()

@@ -41,6 +41,7 @@ class VideosSource:
 
     kind: str
     format = "video files"
+    _what = "a folder of videos"
     action_spec = None
     uniform_fps = False
 
@@ -93,8 +94,8 @@ class VideosSource:
     def describe(self) -> Description:
         return Description(
             self.format,
-            f"{self.path}: a folder of videos has no actions (column {self._action_column!r} was "
-            "asked); record or convert to LeRobot v3 to have them",
+            f"{self.path}: {self._what} has no actions (column {self._action_column!r} was asked); "
+            " record or convert to LeRobot v3 to have them",
         )
 
     def identity(self, episode: int) -> tuple[str, int | None]:

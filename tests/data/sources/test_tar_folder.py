@@ -79,8 +79,8 @@ def test_one_tar_is_a_set_and_trains(tmp_path, loose, number_of) -> None:
             begin = first[name.removeprefix("one.tar/")] + int(batch.start[b])
             assert [number_of(f.numpy()) for f in batch.frames[b]] == [begin, begin + 1, begin + 2]
     loader.close()
-    assert sum(len(w.index) - w.new for w in episode_stream(loader.clips, window=7)) == 120
-    with pytest.raises(DataError, match=r"one\.tar: a folder of videos has no actions"):
+    assert sum(len(w.index) - w.repeats for w in episode_stream(loader.clips, window=7)) == 120
+    with pytest.raises(DataError, match=r"one\.tar: a tar of videos has no actions"):
         loader.clips.require_actions()
 
 
