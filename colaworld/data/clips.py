@@ -175,7 +175,7 @@ class ClipSet:
 
     @property
     def pieces(self) -> list[windows.Segment]:
-        """`segments`."""
+        """`segments`, under the name that recipes/runs.py asks for."""
         return self.segments
 
     def segment_bytes(self, segment: windows.Segment) -> int:

@@ -17,7 +17,6 @@ from typing import Any, BinaryIO, cast
 
 from colaworld.data.index_cache import IndexCache
 from colaworld.data.sources.registry import register_source
-from colaworld.data.sources.video_folder import video_files
 from colaworld.data.sources.videos import VideosSource, is_video
 from colaworld.data.video_reader import Video, file_stamp
 
@@ -34,7 +33,7 @@ class TarFolderSource(VideosSource):
 
     def _find(self, index: IndexCache) -> Iterator[tuple[str, Path, Video]]:
         alone = self.path.is_file()
-        for tar in [self.path] if alone else sorted(self.path.rglob("*.tar")):
+        for tar in [self.path] if alone else sorted(self.path.rglob("[!.]*.tar")):
             try:
                 listed = index.get(str(tar), partial(file_stamp, tar), partial(_list, tar))
             except OSError as error:
@@ -120,7 +119,12 @@ def _detect(path: Path) -> bool:
     """A tar, or a folder of tars without videos beside them."""
     if path.is_file():
         return path.suffix == ".tar"
-    return any(path.rglob("*.tar")) and not any(video_files(path))
+    tars = False
+    for file in path.rglob("*"):  # once, and in a folder of videos only up to the first
+        if is_video(file.relative_to(path)) and file.is_file():
+            return False
+        tars = tars or (file.suffix == ".tar" and not file.name.startswith("."))
+    return tars
 
 
 register_source(TarFolderSource.kind, detect=_detect, open=TarFolderSource)

@@ -20,15 +20,10 @@ class VideoFolderSource(VideosSource):
         if self.path.is_file():
             yield self.path.name, self.path, Video.file(self.path)
             return
-        for file in sorted(video_files(self.path)):
-            yield file.relative_to(self.path).as_posix(), file, Video.file(file)
-
-
-def video_files(folder: Path) -> Iterator[Path]:
-    """Video files at any depth, in no order."""
-    for file in folder.rglob("*"):
-        if is_video(file.relative_to(folder)) and file.is_file():
-            yield file
+        for file in sorted(self.path.rglob("*")):
+            name = file.relative_to(self.path)
+            if is_video(name) and file.is_file():
+                yield name.as_posix(), file, Video.file(file)
 
 
 # Takes anything, so that a folder without videos is told what was looked for.
