@@ -77,7 +77,7 @@ nano-pretrain: setup  ## train the shipped nano video generator again
 	@test -d $(PRETRAIN)/data || $(BIN)/colaworld record crafter --out $(PRETRAIN)/data \
 	  --episodes 600 --steps 100 --seed 1000 --behaviour sticky-random --repeat 0.3 --start varied --workers 2
 	@$(BIN)/colaworld train nano.pretrain --data $(PRETRAIN)/data --out $(PRETRAIN)/run --training.compile full --resume
-	@$(BIN)/python -m colaworld.recipes.weights $(PRETRAIN)/run
+	@$(BIN)/python -m colaworld.runs.weights $(PRETRAIN)/run
 
 # The op tests on a build that finds every access outside of memory and every undefined operation.
 SANITIZED := build/sanitize

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from colaworld.data.loader import ClipLoader
-from colaworld.recipes.base import RunConfig
+from colaworld.runs.config import RunConfig
 
 from . import shapes
 from .case import Call, Case, Provider, Request

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from colaworld.recipes.base import RunConfig, build_model
+from colaworld.runs.build import build_model
+from colaworld.runs.config import RunConfig
 
 from . import shapes, timing
 from .case import MODES, Call, Case, Provider, Request, require_compiler

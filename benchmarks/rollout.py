@@ -22,7 +22,7 @@ from torch import Tensor
 
 from colaworld.models.world import World
 from colaworld.models.world_model import WorldModel
-from colaworld.recipes.base import RunConfig
+from colaworld.runs.config import RunConfig
 
 from . import shapes
 from .case import Call, Case, Provider, Request

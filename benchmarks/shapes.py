@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if (
     TYPE_CHECKING
 ):  # a GPU machine may have torch and Triton alone: recipes are loaded when asked for
-    from colaworld.recipes.base import RunConfig
+    from colaworld.runs.config import RunConfig
 
 # Height and width where a recipe leaves them to the data set: Crafter's map of 7 x 9 cells at 4 px,
 # which the shipped generator was trained on and `colaworld demo` records.
@@ -36,7 +36,7 @@ def run_config(name: str, overrides: Mapping[str, Any] | None = None) -> RunConf
     """The recipe called `name`, `overrides` put over it. ConfigError on an unknown name."""
     from colaworld.config import from_dict
     from colaworld.recipes import recipe
-    from colaworld.recipes.base import RunConfig
+    from colaworld.runs.config import RunConfig
 
     config = recipe(name)
     return from_dict(RunConfig, overrides, base=config) if overrides else config

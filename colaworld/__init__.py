@@ -1,7 +1,7 @@
 """colaworld: latent action models trained through a video diffusion transformer.
 
 Importing the package loads no room; each is imported by name (`colaworld.ops`, ...). Here by name:
-`from_pretrained`, which loads published generators and exported worlds (`recipes/pretrained.py`).
+`from_pretrained`, which loads published generators and exported worlds (`runs/pretrained.py`).
 The folders `kernels/` and `benchmarks/` of a checkout are `colaworld.kernels` and `colaworld.benchmarks`:
 an installation puts them there, and without one this file does.
 """
@@ -21,7 +21,7 @@ _CHECKOUT = Path(__file__).resolve().parents[1]
 if (_CHECKOUT / "kernels" / "tuning.py").is_file():
     __path__.append(str(_CHECKOUT))  # the last place to look, behind what is installed
 
-_LAZY = {"from_pretrained": "colaworld.recipes.pretrained"}
+_LAZY = {"from_pretrained": "colaworld.runs.pretrained"}
 
 
 def __getattr__(name: str) -> object:

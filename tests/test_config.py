@@ -18,7 +18,7 @@ from colaworld.config import (
     to_yaml,
 )
 from colaworld.recipes import RECIPES, recipe
-from colaworld.recipes.base import RunConfig
+from colaworld.runs.config import RunConfig
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import tyro
 from colaworld.cli import evaluate, record, train
 from colaworld.config import ConfigError
 from colaworld.files import read_json
-from colaworld.recipes.runs import read_config
+from colaworld.runs.load import read_config
 
 # The generator was pre-trained on other episodes of the same world (seed 1000).
 _DATA = ("--steps", "100", "--seed", "7", "--behaviour", "sticky-random", "--repeat", "0.3")

@@ -22,10 +22,10 @@ from colaworld.data.latent_cache import LatentCache
 from colaworld.data.latent_writer import write_latents
 from colaworld.models.tokenizers import build_tokenizer
 from colaworld.recipes import RECIPES, recipe
-from colaworld.recipes.base import RunConfig
-from colaworld.recipes.presets import with_preset
-from colaworld.recipes.runs import read_config
-from colaworld.recipes.sizes import check_frames
+from colaworld.runs.config import RunConfig
+from colaworld.runs.load import read_config
+from colaworld.runs.presets import with_preset
+from colaworld.runs.sizes import check_frames
 
 _USAGE = """usage: colaworld data encode RECIPE|RUN --data PATH --out DIR [--config FILE] [--FIELD VALUE ...]
 

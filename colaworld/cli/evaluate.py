@@ -19,7 +19,7 @@ from colaworld.evaluation.report.page import write_report
 from colaworld.evaluation.tables import compare, table
 from colaworld.files import read_json
 from colaworld.flow.samplers import SamplerConfig
-from colaworld.recipes.runs import environment, evaluate_run, read_config
+from colaworld.runs.load import environment, evaluate_run, read_config
 
 
 @dataclass(frozen=True)

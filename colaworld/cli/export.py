@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from colaworld.config import from_command_line
-from colaworld.recipes.pretrained import SHARD_GB, export_run, push_to_hub
+from colaworld.runs.pretrained import SHARD_GB, export_run, push_to_hub
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """colaworld plan-memory: does a recipe fit on a card, and what to change where it does not.
 
-From the command line to a table by phase. Not here: how memory is counted (recipes/memory.py).
+From the command line to a table by phase. Not here: how memory is counted (runs/memory.py).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import tyro
 from colaworld.cli.train import data_flag, take
 from colaworld.config import ConfigError, from_command_line, load_yaml
 from colaworld.recipes import RECIPES, recipe
-from colaworld.recipes.base import RunConfig
-from colaworld.recipes.memory import GIB, Advice, PhaseMemory, advise, plan_memory, usable
-from colaworld.recipes.presets import with_preset
+from colaworld.runs.config import RunConfig
+from colaworld.runs.memory import GIB, Advice, PhaseMemory, advise, plan_memory, usable
+from colaworld.runs.presets import with_preset
 
 _USAGE = """usage: colaworld plan-memory RECIPE [--gpu GB] [--preset GB] [--json FILE] [--FIELD VALUE ...]
 

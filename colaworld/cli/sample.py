@@ -19,8 +19,8 @@ from colaworld.data import transforms
 from colaworld.data.clips import ClipSet, DataConfig
 from colaworld.data.video_writer import EncodingConfig, VideoWriter
 from colaworld.models.world import World
-from colaworld.recipes.runs import load_world
-from colaworld.recipes.sizes import check_frames
+from colaworld.runs.load import load_world
+from colaworld.runs.sizes import check_frames
 
 
 @dataclass(frozen=True)

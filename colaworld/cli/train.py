@@ -1,7 +1,7 @@
 """colaworld train: run a recipe.
 
 From the command line to a `RunConfig`, and what a person reads before and after training. Not here:
-the wiring (recipes/base.py), the loop and its progress (training).
+the wiring (runs/build.py), the loop and its progress (training).
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import tyro
 
 from colaworld.config import ConfigError, from_command_line, load_yaml
 from colaworld.recipes import RECIPES, recipe
-from colaworld.recipes.base import RunConfig, build_trainer
-from colaworld.recipes.presets import with_preset
-from colaworld.recipes.runs import read_config
+from colaworld.runs.build import build_trainer
+from colaworld.runs.config import RunConfig
+from colaworld.runs.load import read_config
+from colaworld.runs.presets import with_preset
 from colaworld.training.checkpoint import find_checkpoints
 from colaworld.training.trainer import Trainer
 

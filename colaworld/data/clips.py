@@ -173,11 +173,6 @@ class ClipSet:
         """Steps on an episode's clock from one frame of a clip to the next."""
         return self._timing[episode].stride
 
-    @property
-    def pieces(self) -> list[windows.Segment]:
-        """`segments`, under the name that recipes/runs.py asks for."""
-        return self.segments
-
     def segment_bytes(self, segment: windows.Segment) -> int:
         return 3 * self.height * self.width * (segment.stop - segment.first)
 

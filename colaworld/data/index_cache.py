@@ -10,17 +10,17 @@ Not here: what the values mean (sources/).
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import av
+
+from colaworld.files import write_atomically
 
 log = logging.getLogger(__name__)
 VERSION = 1  # raised when the meaning of a value changes
@@ -68,16 +68,8 @@ class IndexCache:
         if self.path is None or self._now == self._before:
             return
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".writing_")
-            try:
-                with os.fdopen(descriptor, "w") as file:
-                    json.dump({**_header(self._now), "entries": self._now}, file)
-                os.replace(temporary, self.path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
-                raise
+            text = json.dumps({**_header(self._now), "entries": self._now})
+            write_atomically(self.path, text)
         except OSError as error:
             log.warning("%s: not kept, the next start probes again: %s", self.path, error)
 

@@ -1,7 +1,7 @@
 """A world to act in: a world model and how it is sampled.
 
 Everything that rolls a model out uses this object: evaluation, previews, `colaworld sample`, your own
-loop. Not here: how a run becomes a world (recipes/runs.py, recipes/pretrained.py).
+loop. Not here: how a run becomes a world (runs/load.py, runs/pretrained.py).
 
     state = world.begin(context_frames, codes, generator=g)    # the context is encoded once
     frames = state.step(next_codes)                            # as long as you like

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from colaworld.config import ConfigError
 from colaworld.recipes import nano, opensora, wan
-from colaworld.recipes.base import RunConfig
+from colaworld.runs.config import RunConfig
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "nano.pretrain": nano.pretrain,

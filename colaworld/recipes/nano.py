@@ -15,7 +15,7 @@ from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.models.world_model import ModelConfig
-from colaworld.recipes.base import RunConfig
+from colaworld.runs.config import RunConfig
 from colaworld.training.codebook_monitor import AlarmConfig, GateConfig
 from colaworld.training.config import TrainingConfig
 from colaworld.training.objectives import ObjectiveConfig

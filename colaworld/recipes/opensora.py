@@ -23,8 +23,8 @@ from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.models.tokenizers.opensora_vae import OpenSoraVAEConfig
 from colaworld.models.world_model import ModelConfig
-from colaworld.recipes import base
-from colaworld.recipes.base import RunConfig
+from colaworld.runs.config import PHASES as BASE
+from colaworld.runs.config import RunConfig
 from colaworld.training.codebook_monitor import AlarmConfig
 from colaworld.training.config import TrainingConfig
 from colaworld.training.objectives import ObjectiveConfig
@@ -35,7 +35,7 @@ SIZE = 256
 # Rate and ramp (7.5e-5 after 2000 steps, in every phase) are Phase's own defaults. The paper ended
 # warm-up by eye after so many steps; for our rule instead, give the phase a gate (training/codebook_monitor.py).
 _ALARM = AlarmConfig(floor=0.3, action="warn")
-PHASES = base.PHASES | {name: replace(base.PHASES[name], alarm=_ALARM) for name in ("joint", "lam")}
+PHASES = BASE | {name: replace(BASE[name], alarm=_ALARM) for name in ("joint", "lam")}
 
 IDM = replace(IDMConfig.paper(), patch=16)  # see the module's docstring
 # Both tokens choose from 32 entries: 1024 actions. Standardised latents, a start from data and

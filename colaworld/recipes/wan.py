@@ -18,7 +18,7 @@ from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.tokenizers.diffusers_vae import DiffusersVAEConfig
 from colaworld.models.world_model import ModelConfig
 from colaworld.recipes import opensora
-from colaworld.recipes.base import RunConfig
+from colaworld.runs.config import RunConfig
 from colaworld.training.objectives import ObjectiveConfig
 
 _PUBLISHED = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"

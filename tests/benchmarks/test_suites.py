@@ -12,7 +12,7 @@ import torch
 
 from colaworld import ops
 from colaworld.cli.bench import suite
-from colaworld.recipes.base import build_trainer
+from colaworld.runs.build import build_trainer
 
 case, runs, rows, shapes = suite("case"), suite("run"), suite("rows"), suite("shapes")
 

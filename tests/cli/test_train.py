@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from colaworld.cli import train
-from colaworld.recipes.weights import find_generator
+from colaworld.runs.weights import find_generator
 from colaworld.training import checkpoint
 
 WEIGHTS = Path("weights") / "model.safetensors"

@@ -17,8 +17,9 @@ from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.world_model import ModelConfig
 from colaworld.recipes import recipe
-from colaworld.recipes.base import RunConfig, build_model
-from colaworld.recipes.memory import plan_memory
+from colaworld.runs.build import build_model
+from colaworld.runs.config import RunConfig
+from colaworld.runs.memory import plan_memory
 from colaworld.training.blocks import recompute_blocks
 from colaworld.training.config import TrainingConfig
 from colaworld.training.objectives import OBJECTIVES

@@ -20,10 +20,11 @@ from colaworld.models.tokenizers.opensora_vae import OpenSoraVAEConfig
 from colaworld.models.tokenizers.pixels import PixelTokenizer
 from colaworld.models.world_model import WorldModel
 from colaworld.recipes import recipe
-from colaworld.recipes.base import RunConfig, build_trainer
-from colaworld.recipes.memory import plan_memory, usable
-from colaworld.recipes.presets import PRESETS, with_preset
-from colaworld.recipes.sizes import check_frames, check_heads, check_window
+from colaworld.runs.build import build_trainer
+from colaworld.runs.config import RunConfig
+from colaworld.runs.memory import plan_memory, usable
+from colaworld.runs.presets import PRESETS, with_preset
+from colaworld.runs.sizes import check_frames, check_heads, check_window
 
 NAMES = ("opensora.cola", "opensora.two_stage", "wan.cola")
 CARDS = [(name, card) for name, cards in PRESETS.items() for card in cards]

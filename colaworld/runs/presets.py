@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from colaworld.config import ConfigError
-from colaworld.recipes.base import RunConfig
+from colaworld.runs.config import RunConfig
 
 
 @dataclass(frozen=True)

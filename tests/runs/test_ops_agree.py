@@ -9,7 +9,7 @@ import pytest
 
 from colaworld import ops
 from colaworld.recipes import recipe
-from colaworld.recipes.base import build_trainer
+from colaworld.runs.build import build_trainer
 
 STEPS = 50
 # Sums in another order differ by 1e-7 of their size; fifty updates of AdamW, which divides by the

@@ -23,8 +23,8 @@ from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.tokenizers.opensora_vae import OpenSoraVAEConfig
 from colaworld.models.world_model import ModelConfig
 from colaworld.recipes import recipe
-from colaworld.recipes.base import RunConfig
-from colaworld.recipes.memory import plan_memory
+from colaworld.runs.config import RunConfig
+from colaworld.runs.memory import plan_memory
 from colaworld.training.config import TrainingConfig
 
 SCRIPT = Path(__file__).parent / "measure_step.py"

@@ -20,7 +20,8 @@ import torch
 
 from colaworld.config import load_yaml, to_yaml
 from colaworld.contracts import ClipBatch
-from colaworld.recipes.base import RunConfig, build_model
+from colaworld.runs.build import build_model
+from colaworld.runs.config import RunConfig
 from colaworld.training.blocks import recompute_blocks
 from colaworld.training.objectives import OBJECTIVES
 from colaworld.training.phases import enter_phase

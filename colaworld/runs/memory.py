@@ -21,8 +21,8 @@ from colaworld.models.layers.attention import AxialAttention
 from colaworld.models.tokenizers import build_tokenizer
 from colaworld.models.tokenizers.base import latent_frames
 from colaworld.models.world_model import WorldModel
-from colaworld.recipes.base import RunConfig
-from colaworld.recipes.sizes import check_frames, check_heads
+from colaworld.runs.config import RunConfig
+from colaworld.runs.sizes import check_frames, check_heads
 from colaworld.training.blocks import recompute_blocks
 from colaworld.training.memory import Kind, MemoryCount, trace_step
 from colaworld.training.objectives import OBJECTIVES

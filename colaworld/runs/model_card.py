@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from colaworld.recipes.base import RunConfig
+from colaworld.runs.config import RunConfig
 
 _MISSING = "not evaluated: run `colaworld evaluate` before the export"
 

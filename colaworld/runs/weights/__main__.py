@@ -1,4 +1,4 @@
-"""python -m colaworld.recipes.weights RUN: make a finished nano.pretrain run the shipped generator.
+"""python -m colaworld.runs.weights RUN: make a finished nano.pretrain run the shipped generator.
 
 Writes nano.safetensors (half precision, averaged weights) and nano.json (how it was made) beside
 this file.
@@ -15,8 +15,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from colaworld.recipes.runs import environment
-from colaworld.recipes.weights import SHIPPED
+from colaworld.runs.load import environment
+from colaworld.runs.weights import SHIPPED
 
 _POINTS = 60  # of the loss curve
 
@@ -63,9 +63,9 @@ def ship(run: Path, *, made_at: str) -> Path:
 
 
 if __name__ == "__main__":
-    from colaworld.recipes.runs import commit
+    from colaworld.runs.load import commit
 
     if len(sys.argv) not in (2, 3):
-        sys.exit("usage: python -m colaworld.recipes.weights RUN [COMMIT]")
+        sys.exit("usage: python -m colaworld.runs.weights RUN [COMMIT]")
     made = ship(Path(sys.argv[1]), made_at=sys.argv[2] if len(sys.argv) == 3 else commit())
     print(f"{made.name}: {made.stat().st_size / 1e6:.2f} MB")

@@ -18,7 +18,8 @@ from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.models.world_model import ModelConfig
 from colaworld.recipes import RECIPES, recipe
-from colaworld.recipes.base import PHASES, RunConfig, build_model, build_trainer, with_data
+from colaworld.runs.build import build_model, build_trainer
+from colaworld.runs.config import PHASES, RunConfig, with_data
 from colaworld.training.contracts import ResumeError
 from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig
 from colaworld.training.phases import check_phases

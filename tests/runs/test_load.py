@@ -16,8 +16,8 @@ from colaworld.data.errors import DataError
 from colaworld.evaluation.tables import table
 from colaworld.models.backbones import build_backbone
 from colaworld.models.backbones.weights import WeightsError
-from colaworld.recipes import runs
-from colaworld.recipes.base import build_trainer, check_generator_data
+from colaworld.runs import load
+from colaworld.runs.build import build_trainer, check_generator_data
 from colaworld.training.checkpoint import CheckpointError, latest_checkpoint
 
 
@@ -33,14 +33,14 @@ def run(tiny, tmp_path):
 
 def test_the_configuration_comes_back_equal(run) -> None:
     folder, config, _ = run
-    assert runs.read_config(folder) == config
+    assert load.read_config(folder) == config
     with pytest.raises(ConfigError, match=r"absent is not a run folder: it has no config\.yaml"):
-        runs.read_config(folder / "absent")
+        load.read_config(folder / "absent")
 
 
 def test_the_world_is_the_averaged_one_finished_or_not(run) -> None:
     folder, config, trainer = run
-    world, stored = runs.load_world(folder)
+    world, stored = load.load_world(folder)
     assert stored == config and world.sampler == config.sampler
     assert (world.codebook_size, world.tokens) == (8, 1)
     assert not any(module.training for module in world.model.modules())
@@ -50,11 +50,11 @@ def test_the_world_is_the_averaged_one_finished_or_not(run) -> None:
     trained = trainer.model.state_dict()
     assert any(not torch.equal(finished[key], trained[key]) for key in trained)
     shutil.rmtree(folder / "weights")
-    unfinished = runs.load_world(folder)[0].model.state_dict()
+    unfinished = load.load_world(folder)[0].model.state_dict()
     assert all(torch.equal(finished[key], unfinished[key]) for key in finished)
     shutil.rmtree(folder / "checkpoints")
     with pytest.raises(ConfigError, match="neither weights nor a complete checkpoint"):
-        runs.load_world(folder)
+        load.load_world(folder)
 
 
 def test_weights_of_another_configuration_are_refused(run) -> None:
@@ -62,7 +62,7 @@ def test_weights_of_another_configuration_are_refused(run) -> None:
     saved = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(saved.replace("codebook_size: 8", "codebook_size: 16"))
     with pytest.raises(CheckpointError, match=r"misshapen: quantizer\.\w+ .*\[16, 8\].*\[8, 8\]"):
-        runs.load_world(folder)
+        load.load_world(folder)
 
 
 def test_a_run_without_codes_yet_says_so(tiny, tmp_path) -> None:
@@ -71,7 +71,7 @@ def test_a_run_without_codes_yet_says_so(tiny, tmp_path) -> None:
     config = replace(config, model=replace(config.model, quantizer=late))
     assert build_trainer(config, out=tmp_path / "run").run().status == "finished"
     with pytest.raises(ConfigError, match=r"continuous_steps 50\): it has no codes yet"):
-        runs.load_world(tmp_path / "run")
+        load.load_world(tmp_path / "run")
 
 
 def test_a_generator_that_knows_held_out_episodes_is_told(tiny, tmp_path, caplog) -> None:
@@ -89,12 +89,12 @@ def test_a_generator_that_knows_held_out_episodes_is_told(tiny, tmp_path, caplog
 def test_a_generator_has_no_world(tiny, tmp_path) -> None:
     build_trainer(tiny("nano.pretrain"), out=tmp_path / "run").run()
     with pytest.raises(ConfigError, match=r"a run of nano\.pretrain, which has no latent actions"):
-        runs.load_world(tmp_path / "run")
+        load.load_world(tmp_path / "run")
 
 
 def test_a_rollout_is_the_seeds_alone(run, generator) -> None:
     folder, _, _ = run
-    world, _ = runs.load_world(folder)
+    world, _ = load.load_world(folder)
     history = torch.rand(2, 1, 3, 24, 32, generator=generator)
     codes = world.lookup(torch.tensor([[[1], [2]], [[3], [3]]]))
     assert codes.shape == (2, 2, 1, 8)
@@ -112,29 +112,29 @@ def test_a_rollout_is_the_seeds_alone(run, generator) -> None:
 def test_the_horizon_is_eight_or_what_the_episodes_allow(run) -> None:
     folder, config, _ = run
     told = []
-    made = runs.evaluate_run(folder, progress=lambda *at: told.append(at))
+    made = load.evaluate_run(folder, progress=lambda *at: told.append(at))
     assert made.result["counts"]["horizon"] == 8  # 10 frames would allow 9
     assert told[-1][0] == told[-1][1]
     strided = replace(config, data=replace(config.data, stride=2))
     # frames 0 2 4 6 8 of ten: one given, four predicted
-    assert runs.evaluate_run(folder, config=strided).result["counts"]["horizon"] == 4
+    assert load.evaluate_run(folder, config=strided).result["counts"]["horizon"] == 4
     longer = replace(strided, evaluation=replace(config.evaluation, history=3))
-    assert runs.evaluate_run(folder, config=longer).result["counts"]["horizon"] == 2
+    assert load.evaluate_run(folder, config=longer).result["counts"]["horizon"] == 2
     asked = replace(config, evaluation=replace(config.evaluation, horizon=10))
     with pytest.raises(DataError, match=r"evaluation\.history 1 \+ evaluation\.horizon 10 frames"):
-        runs.evaluate_run(folder, config=asked)
+        load.evaluate_run(folder, config=asked)
 
 
 def test_frames_that_do_not_fit_are_refused_before_the_work(run) -> None:
     folder, config, _ = run
     other = replace(config, data=replace(config.data, height=22, width=32))
     with pytest.raises(ConfigError, match=r"22x32 px .* --data\.height 24 --data\.width 32"):
-        runs.evaluate_run(folder, config=other)
+        load.evaluate_run(folder, config=other)
 
 
 def test_where_the_numbers_come_from(run) -> None:
     folder, _, trainer = run
-    told = runs.environment(folder)
+    told = load.environment(folder)
     assert told["wall_seconds"] == pytest.approx(trainer.progress.seconds)
     assert told["versions"]["torch"] == torch.__version__ and told["threads"] == 1
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", told["date"])
@@ -146,7 +146,7 @@ def test_the_commit_is_unknown_without_git(monkeypatch) -> None:
         raise FileNotFoundError("git")
 
     monkeypatch.setattr(subprocess, "run", absent)
-    assert runs.commit() == "unknown"
+    assert load.commit() == "unknown"
 
 
 def test_what_removing_cross_attention_costs_is_measured(tiny, tmp_path) -> None:
@@ -167,7 +167,7 @@ def test_what_removing_cross_attention_costs_is_measured(tiny, tmp_path) -> None
     )
     assert build_trainer(config, out=tmp_path / "run").run().status == "finished"
     asked = replace(config, evaluation=replace(config.evaluation, text_effect=True))
-    found = runs.evaluate_run(tmp_path / "run", config=asked).result
+    found = load.evaluate_run(tmp_path / "run", config=asked).result
     assert found["text"]["change"] > 0.01
     assert found["text"]["loss_removed"] != found["text"]["loss_null_caption"]
     assert "flow loss without cross-attention" in table(found)
@@ -176,11 +176,11 @@ def test_what_removing_cross_attention_costs_is_measured(tiny, tmp_path) -> None
     plain = build_backbone(small)
     save_file(dict(plain.state_dict()), tmp_path / "generator.safetensors")
     with pytest.raises(WeightsError, match=r"missing .*cross_attn"):
-        runs.evaluate_run(tmp_path / "run", config=asked)
+        load.evaluate_run(tmp_path / "run", config=asked)
 
 
 def test_predicted_frames_are_whole_latents() -> None:
-    whole = runs._whole_latents
+    whole = load._whole_latents
     assert [whole(h, 1, 1) for h in (1, 2, 8)] == [1, 2, 8]
     assert [whole(h, 1, 4) for h in (4, 7, 8, 11)] == [4, 4, 8, 8]
     assert [whole(h, 2, 4) for h in (3, 6, 7)] == [3, 3, 7]  # 5, 5 and 9 frames with the history

@@ -13,8 +13,8 @@ from colaworld.cli import plan_memory as verb
 from colaworld.cli.main import main
 from colaworld.config import ConfigError
 from colaworld.models.tokenizers.opensora_vae import OpenSoraVAEConfig
-from colaworld.recipes.base import build_trainer
-from colaworld.recipes.memory import GIB, advise, plan_memory, usable
+from colaworld.runs.build import build_trainer
+from colaworld.runs.memory import GIB, advise, plan_memory, usable
 
 TINY_VAE = OpenSoraVAEConfig(
     channels=12,

@@ -9,8 +9,8 @@ import torch
 from colaworld.data.clips import ClipSet
 from colaworld.data.loader import ClipLoader
 from colaworld.models.world import World
-from colaworld.recipes.base import build_model, build_trainer
-from colaworld.recipes.preview import RolloutPreview, first_clips
+from colaworld.runs.build import build_model, build_trainer
+from colaworld.runs.preview import RolloutPreview, first_clips
 
 
 def test_the_clips_are_held_out_where_any_are(tiny) -> None:

@@ -28,10 +28,11 @@ from colaworld.models.backbones.weights import Layout, WeightsError, files_of, l
 from colaworld.models.hub import HUB_NAME, hub_package, local_folder
 from colaworld.models.world import World
 from colaworld.models.world_model import TOKENIZER_MARK
-from colaworld.recipes.base import RunConfig, build_model
-from colaworld.recipes.model_card import model_card
-from colaworld.recipes.runs import read_config
-from colaworld.recipes.weights import PATTERNS
+from colaworld.runs.build import build_model
+from colaworld.runs.config import RunConfig
+from colaworld.runs.load import read_config
+from colaworld.runs.model_card import model_card
+from colaworld.runs.weights import PATTERNS
 from colaworld.training.checkpoint import write_folder
 
 _TOKENIZER = "tokenizer"  # the folder of an export that holds a tokenizer's own files

@@ -15,7 +15,8 @@ from colaworld.config import ConfigError, load_yaml, to_yaml
 from colaworld.models.parts import PARTS, Part, build_order, register_part
 from colaworld.models.world_model import ModelConfig
 from colaworld.recipes import RECIPES, recipe, register_recipe
-from colaworld.recipes.base import RunConfig, build_trainer
+from colaworld.runs.build import build_trainer
+from colaworld.runs.config import RunConfig
 from colaworld.training.checkpoint import CheckpointError
 from colaworld.training.objectives import OBJECTIVES, FlowObjective, register_objective
 

@@ -10,7 +10,7 @@ from colaworld.config import ConfigError
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.world_model import ModelConfig
-from colaworld.recipes.sizes import check_frames, check_heads, check_window
+from colaworld.runs.sizes import check_frames, check_heads, check_window
 
 LAM = ("idm", "quantizer", "conditioner")
 

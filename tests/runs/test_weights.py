@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 
 from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
 from colaworld.models.backbones.wan import Wan, WanConfig
-from colaworld.recipes import recipe, weights
-from colaworld.recipes.base import build_model
-from colaworld.recipes.weights import WeightsError, find_generator, load_generator
+from colaworld.recipes import recipe
+from colaworld.runs import weights
+from colaworld.runs.build import build_model
+from colaworld.runs.weights import WeightsError, find_generator, load_generator
 
 SMALL = STDiT3Config(depth=1, width=16, heads=2)
 
@@ -110,7 +111,7 @@ def test_a_missing_shipped_generator_says_how_to_make_it(tmp_path, monkeypatch):
 
 
 def test_shipping_tells_how_the_data_was_recorded(stored, tmp_path, monkeypatch):
-    from colaworld.recipes.weights.__main__ import ship
+    from colaworld.runs.weights.__main__ import ship
 
     meta, run = tmp_path / "data" / "meta", tmp_path / "run"
     meta.mkdir(parents=True)
@@ -120,7 +121,7 @@ def test_shipping_tells_how_the_data_was_recorded(stored, tmp_path, monkeypatch)
     save_file({f"backbone.{k}": v for k, v in stored.items()}, run / "weights/model.safetensors")
     (run / "config.yaml").write_text(f"schedule: [pretrain]\ndata: {{path: {meta.parent}}}\n")
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
-    monkeypatch.setattr("colaworld.recipes.weights.__main__.SHIPPED", tmp_path)
+    monkeypatch.setattr("colaworld.runs.weights.__main__.SHIPPED", tmp_path)
     assert ship(run, made_at="abc") == tmp_path / "nano.safetensors"
     card = json.loads((tmp_path / "nano.json").read_text())
     assert card["data"]["recorded"] == {"environment": "crafter", "seed": 1000}

@@ -18,9 +18,9 @@ from colaworld.models.backbones.wan import Wan, WanConfig
 from colaworld.models.backbones.wan_keys import to_original
 from colaworld.models.backbones.weights import WeightsError
 from colaworld.models.tokenizers.opensora_vae import OpenSoraVAE, OpenSoraVAEConfig
-from colaworld.recipes import pretrained
-from colaworld.recipes.base import build_trainer
-from colaworld.recipes.runs import load_world
+from colaworld.runs import pretrained
+from colaworld.runs.build import build_trainer
+from colaworld.runs.load import load_world
 from colaworld.training.checkpoint import CheckpointError
 
 # What the published repository says of itself, at a size that fits a test.

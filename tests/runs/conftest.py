@@ -17,7 +17,7 @@ from colaworld.models.latent_action.fdm import FDMConfig
 from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.world_model import ModelConfig
 from colaworld.recipes import recipe
-from colaworld.recipes.base import RunConfig
+from colaworld.runs.config import RunConfig
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,131 @@
+"""A configuration is wired into a run: model, objectives, loader, Trainer. Knows every room below."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from colaworld.config import ConfigError, load_yaml, to_yaml
+from colaworld.data.latent_cache import LatentCache
+from colaworld.data.loader import ClipLoader
+from colaworld.models.world import World
+from colaworld.models.world_model import WorldModel
+from colaworld.runs.config import RunConfig
+from colaworld.runs.preview import RolloutPreview, first_clips
+from colaworld.runs.sizes import check_frames, check_heads, check_window
+from colaworld.runs.weights import load_generator
+from colaworld.training.checkpoint import latest_checkpoint
+from colaworld.training.distributed import Distributed
+from colaworld.training.objectives import find_objective
+from colaworld.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+_PREVIEW_CLIPS = 4  # side by side in TensorBoard
+
+
+def build_model(config: RunConfig, *, weights: bool = True) -> WorldModel:
+    """The model of a run, its initial weights drawn from the run's seed.
+
+    `weights=False` leaves the pre-trained generator out, for a checkpoint that follows anyway.
+    """
+    check_heads(config.model, config.parts())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        model = WorldModel(config.model, parts=config.parts())
+    if weights and config.generator is not None:
+        load_generator(model.backbone, config.generator)
+    return model
+
+
+def check_generator_data(config: RunConfig) -> None:
+    """A warning where the generator was trained on episodes that this run calls held out."""
+    if config.generator is None or not (Path(config.generator) / "config.yaml").is_file():
+        return  # random, shipped or a bare file: nothing is known of its data
+    before = load_yaml(Path(config.generator) / "config.yaml", RunConfig).data
+    if before.path != config.data.path:
+        return
+    if before.holdout != config.data.holdout or before.split != config.data.split:
+        log.warning(
+            "the generator %s was trained with data.holdout %g (split %r) of the same data set, "
+            "this run has %g (split %r): held-out episodes may be known to it; use the same",
+            config.generator,
+            before.holdout,
+            before.split,
+            config.data.holdout,
+            config.data.split,
+        )
+
+
+def build_trainer(
+    config: RunConfig,
+    *,
+    out: Path,
+    resume: bool = False,
+    device: str = "cpu",
+    resume_command: str = "",
+) -> Trainer:
+    """Wire a run. Raises ConfigError or DataError, naming what does not fit."""
+    distributed = Distributed(device)
+    loader = ClipLoader(
+        config.data,
+        batch_size=config.training.batch_size,
+        seed=config.training.seed,
+        rank=distributed.rank,
+        world_size=distributed.world_size,
+        with_actions=config.uses_actions(),
+    )
+    check_frames(
+        config.model,
+        config.parts(),
+        height=loader.clips.height,
+        width=loader.clips.width,
+        frames=config.data.frames_per_clip,
+    )
+    check_generator_data(config)
+    check_window(
+        config.model,
+        frames=config.data.frames_per_clip,
+        most_history=config.objective.history[1],
+    )
+    if config.latents is not None and config.objective.augment:
+        raise ConfigError(
+            "latents: cached latents are of whole frames, but objective.augment crops clips at "
+            "random; set --objective.no-augment, or leave latents out"
+        )
+    if getattr(config.model.tokenizer, "path", None) == "":
+        log.warning(
+            "model.tokenizer.path is empty: the tokenizer has random weights, good for tests alone"
+        )
+    # A checkpoint holds the generator too, so the file it came from may be gone by then.
+    resumed = resume and latest_checkpoint(out / "checkpoints") is not None
+    model = build_model(config, weights=not resumed)
+    if config.latents is not None:
+        fingerprint = model.tokenizer.to(device).fingerprint()
+        loader.latents = LatentCache.open(config.latents, loader.clips, tokenizer=fingerprint)
+    preview = None
+    if config.training.sample_every and config.training.tensorboard:
+        clips = first_clips(config.data, clips=_PREVIEW_CLIPS)
+        if clips is not None:
+            seed = config.training.seed
+            preview = RolloutPreview(World(model, config.sampler), clips, seed=seed)
+    objectives = {
+        phase.objective: find_objective(phase.objective)(model, config.objective)
+        for phase in config.scheduled()
+    }
+    return Trainer(
+        model,
+        objectives,
+        config.scheduled(),
+        loader,
+        out,
+        config.training,
+        to_yaml(config),
+        preview=preview,
+        resume=resume,
+        device=device,
+        resume_command=resume_command,
+        distributed=distributed,
+    )

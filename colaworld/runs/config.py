@@ -1,0 +1,106 @@
+"""A run's whole configuration. Not here: how it becomes a trainer (build.py), recipes (recipes/)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from colaworld.config import ConfigError
+from colaworld.data.clips import DataConfig
+from colaworld.evaluation.evaluate import EvaluationConfig
+from colaworld.flow.samplers import SamplerConfig
+from colaworld.models.parts import build_order
+from colaworld.models.world_model import ModelConfig
+from colaworld.training.config import TrainingConfig
+from colaworld.training.objectives import ObjectiveConfig, find_objective
+from colaworld.training.phases import Phase
+
+_LAM = ("idm", "quantizer", "conditioner")
+
+PHASES: dict[str, Phase] = {
+    phase.name: phase
+    for phase in (
+        # The paper's lengths; it starts from a published generator, so that of pretrain is ours.
+        # The generator alone, without actions.
+        Phase("pretrain", "flow", ("backbone",), steps=40_000),
+        # The generator is frozen; the latent action model learns through it.
+        Phase("warmup", "cola", _LAM, steps=8_000),
+        # Everything trains.
+        Phase("joint", "cola", (*_LAM, "backbone"), steps=30_000),
+        # First of two stages: the latent action model with its own forward model.
+        Phase("lam", "reconstruction", ("idm", "quantizer", "fdm"), steps=30_000),
+        # Second of two stages: the world model under frozen latent actions.
+        Phase("world", "world", ("conditioner", "backbone"), steps=30_000),
+    )
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run depends on; saved as config.yaml in the run folder."""
+
+    recipe: str = "nano.cola"
+    """The recipe this configuration began as."""
+    schedule: tuple[str, ...] = ("warmup", "joint")
+    """Names of phases, in order."""
+    generator: str | None = "nano"
+    """The pre-trained video generator: "nano" (shipped), a safetensors file, a run folder, a folder
+    or hub name of published weights; None (in YAML: null) for random weights."""
+    latents: str | None = None
+    """A cache made by `colaworld data encode`, read in place of encoding; needs objective.augment
+    false, since a crop has other latents. None: the tokenizer encodes on the fly."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Videos and clips."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Sizes."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """The loss."""
+    phases: dict[str, Phase] = field(default_factory=PHASES.copy)
+    """What each phase trains, how fast and how long, by name; `schedule` says which run."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """The loop."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """How videos are generated in previews, evaluation and `colaworld sample`."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What is measured on held-out episodes."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.schedule if name not in self.phases]
+        if unknown or not self.schedule:
+            raise ConfigError(
+                f"schedule: expected some of {', '.join(self.phases)}, got {self.schedule}"
+            )
+        for name, phase in self.phases.items():
+            if phase.name != name:
+                raise ConfigError(f"phases.{name}.name: expected {name!r}; it cannot be renamed")
+        for phase in self.scheduled():
+            try:
+                find_objective(phase.objective)
+            except ConfigError as error:
+                raise ConfigError(f"phases.{phase.name}.objective: {error}") from None
+
+    def with_phase(self, name: str, **changes: Any) -> RunConfig:
+        """The same run with fields of one of its phases changed."""
+        phase = replace(self.phases[name], **changes)
+        return replace(self, phases=self.phases | {name: phase})
+
+    def scheduled(self) -> tuple[Phase, ...]:
+        """The phases of this run, in order."""
+        return tuple(self.phases[name] for name in self.schedule)
+
+    def parts(self) -> tuple[str, ...]:
+        """What the model needs besides tokenizer and generator, in the order it is built."""
+        needed = {part for phase in self.scheduled() for part in phase.train}
+        for phase in self.scheduled():
+            needed.update(find_objective(phase.objective).needs)
+        return build_order(needed - {"tokenizer", "backbone"})
+
+    def uses_actions(self) -> bool:
+        """Whether a phase learns from the recorded actions."""
+        return any(find_objective(phase.objective).uses_actions for phase in self.scheduled())
+
+
+def with_data(config: RunConfig, path: Path) -> RunConfig:
+    """The same run on the data set at `path`."""
+    return replace(config, data=replace(config.data, path=path))
