@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from colaworld.data.errors import DataError
 from colaworld.data.sources.lerobot import LeRobotSource
 from colaworld.data.sources.lerobot_writer import Statistics
+from colaworld.files import write_atomically
 
 _CHUNK = 65_536  # rows looked at together
 
@@ -230,17 +231,12 @@ def _write_episodes(root: Path, work: Path, columns: Mapping[str, _Column], tota
 def _write_meta(source: LeRobotSource, work: Path, columns: Mapping[str, _Column]) -> None:
     features = {name: column.feature for name, column in columns.items()}
     info = {**source.info, "features": {**source.info["features"], **features}}
-    _replace(work / "meta" / "info.json", json.dumps(info, indent=1))
+    write_atomically(work / "meta" / "info.json", json.dumps(info, indent=1))  # never into a link
     file = work / "meta" / "stats.json"
     before = json.loads(file.read_text()) if file.exists() else {}
     total = int(info["total_frames"])
     after = {name: column.statistics(0, total).to_dict() for name, column in columns.items()}
-    _replace(file, json.dumps({**before, **after}))
-
-
-def _replace(file: Path, text: str) -> None:
-    file.unlink(missing_ok=True)  # it may be a link to the old one
-    file.write_text(text)
+    write_atomically(file, json.dumps({**before, **after}))
 
 
 class _Rewritten:
