@@ -52,7 +52,7 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []  # removed when the proces
 def recorded(height: int, width: int) -> Path:
     """A small set of the scene in closed form, recorded once per process into a temporary folder."""
     from colaworld import envs
-    from colaworld.data.recording import LeRobotWriter
+    from colaworld.data.sources.lerobot_writer import LeRobotWriter
     from colaworld.envs import behaviours
 
     _folders.append(tempfile.TemporaryDirectory(prefix="colaworld-bench-"))
