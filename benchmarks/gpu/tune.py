@@ -270,5 +270,5 @@ def apply(folder: Path, table: Path | None = None) -> str:
     count = len({row["shape"] for row in found if row["chosen"] and row["impl"] != "shipped"})
     return (
         f"{table.name}: {count} rows of {len({row['shape'] for row in found})} are new; then: "
-        "python -m benchmarks.resources --write"
+        "python tests/cuda_check --write"
     )
