@@ -417,9 +417,10 @@ def joint(config: RunConfig, request: Request, dtype: str = "bfloat16") -> Itera
         return made()[0]
 
     def verify(name: str) -> str | None:
+        step, batch = used("eager"), made()[1]
         with torch.no_grad():
-            expected = used("eager").loss_of(made()[1])
-        return off("loss", used(name).loss_of(made()[1]), expected, LOSS_BOUND)
+            expected = step.loss_of(batch)
+        return off("loss", used(name).loss_of(batch), expected, LOSS_BOUND)
 
     def details(name: str, p50: float) -> dict[str, Any]:
         found = mfu(request, dtype, made()[2], p50)
