@@ -60,14 +60,14 @@ class Whole(nn.Module):
         self.model.compile_parts()
 
 
-def settled(config: RunConfig, *, generator: str | None = None) -> RunConfig:
-    """The recipe with random weights or those of `generator`, its codebook in use from the start."""
+def without_warmup(config: RunConfig, *, generator: str | None = None) -> RunConfig:
+    """The recipe with random weights or those of `generator`, its codebook in use from the first step."""
     quantizer = replace(config.model.quantizer, continuous_steps=0)
     return replace(config, model=replace(config.model, quantizer=quantizer), generator=generator)
 
 
 @torch.no_grad()
-def awake(model: nn.Module) -> nn.Module:
+def nonzero(model: nn.Module) -> nn.Module:
     """Layers that begin at zero get small numbers, or most gradients would be zero."""
     generator = None
     for parameter in model.parameters():
@@ -79,7 +79,7 @@ def awake(model: nn.Module) -> nn.Module:
 
 def build(what: str, config: RunConfig, frames: Tensor) -> nn.Module:
     """The model called `what`, in evaluation mode, on the CPU in float32."""
-    model = awake(build_model(settled(config))).eval()
+    model = nonzero(build_model(without_warmup(config))).eval()
     if what == "idm":
         return model.idm
     if what == "stdit3_pair":

@@ -36,7 +36,7 @@ from colaworld.training.step import apply_update, backward_pass
 
 from . import shapes, timing
 from .case import Case, Request, require_compiler
-from .models import awake, settled
+from .models import nonzero, without_warmup
 from .variants import VARIANTS, Variant, autocast
 
 TESTS = ("tests/training/test_objectives.py", "tests/training/test_optimizer.py", "tests/ops")
@@ -320,7 +320,7 @@ def _case(config: RunConfig, dtype: str, request: Request) -> Case:
 
     def step(name: str) -> Step:
         if name not in steps:
-            run = on_data(settled(config, generator=config.generator), request.data)
+            run = on_data(without_warmup(config, generator=config.generator), request.data)
             steps[name] = Step(run, variant=VARIANTS[name], dtype=dtype, device=request.device)
             first[name] = steps[name]()
         return steps[name]
@@ -408,7 +408,7 @@ def joint(config: RunConfig, request: Request, dtype: str = "bfloat16") -> Itera
             dtype=dtype,
             device=request.device,
             batches=lambda: batch,
-            model=awake(model),
+            model=nonzero(model),
         )
         return step, batch, step.flops()
 

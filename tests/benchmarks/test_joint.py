@@ -55,7 +55,7 @@ def step(config) -> training.Step:
     )
     return training.Step(
         config, variant=VARIANTS["eager"], dtype="float32", device="cpu", batches=lambda: batch,
-        model=training.awake(model),
+        model=training.nonzero(model),
     )  # fmt: skip
 
 
