@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from colaworld.contracts import ClipBatch
 from colaworld.data.loader import ClipLoader
 from colaworld.models.world_model import WorldModel
+from colaworld.rng import generator_for
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig
 from colaworld.training.blocks import blocks, wrap_blocks
@@ -31,7 +32,6 @@ from colaworld.training.guard import LossGuard
 from colaworld.training.objectives import OBJECTIVES
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.phases import enter_phase
-from colaworld.training.randomness import generator_for
 from colaworld.training.step import apply_update, backward_pass
 
 from . import shapes, timing
@@ -52,7 +52,7 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []  # removed when the proces
 def recorded(height: int, width: int) -> Path:
     """A small set of the scene in closed form, recorded once per process into a temporary folder."""
     from colaworld import envs
-    from colaworld.data.recording import LeRobotWriter
+    from colaworld.data.sources.lerobot_writer import LeRobotWriter
     from colaworld.envs import behaviours
 
     _folders.append(tempfile.TemporaryDirectory(prefix="colaworld-bench-"))

@@ -1,4 +1,5 @@
-"""Frames -> an mp4 file, one at a time. Not here: reading (decode.py), data sets (recording.py).
+"""Frames -> an mp4 file, one at a time. Not here: reading (video_reader.py), data sets
+(sources/lerobot_writer.py).
 
 Key frames every 2nd frame: a random clip then decodes at most one frame too many, which makes
 random access several times faster at about the same size.

@@ -10,7 +10,7 @@ import pytest
 
 from colaworld.contracts import ActionSpec
 from colaworld.data.errors import DataError
-from colaworld.data.recording import CAMERA, LeRobotWriter
+from colaworld.data.sources.lerobot_writer import CAMERA, LeRobotWriter
 
 
 def _writer(path, **options) -> LeRobotWriter:

@@ -6,8 +6,8 @@ import av
 import numpy as np
 import pytest
 
-from colaworld.data import decode
-from colaworld.data.encode import EncodingConfig, VideoWriter
+from colaworld.data import video_reader
+from colaworld.data.video_writer import EncodingConfig, VideoWriter
 
 
 def _psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -20,7 +20,7 @@ def _write(path, frames, **options) -> np.ndarray:
     with VideoWriter(path, fps=10, height=height, width=width, encoding=encoding) as writer:
         for frame in frames:
             writer.write(frame)
-    return decode.read_frames(path, range(len(frames)))
+    return video_reader.read_frames(path, range(len(frames)))
 
 
 def test_full_colour_resolution_keeps_small_cells(tmp_path) -> None:

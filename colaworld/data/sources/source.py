@@ -1,6 +1,7 @@
-"""What a data set on disk must offer: the `Source` protocol, and how one is opened.
+"""What a data set on disk must offer: the `Source` protocol.
 
-Not here: clips, windows, crops, caches (loader.py). A source knows files and frames only.
+Not here: opening one (`open_source` in this folder's `__init__`), clips, crops, caches
+(../clips.py). A source knows files and frames only.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import Protocol
 import numpy as np
 
 from colaworld.contracts import ActionSpec
-from colaworld.data.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,42 @@ class BrokenFile:
     reason: str
 
 
+@dataclass(frozen=True)
+class Description:
+    """What a source says of itself, for headers, listings and messages."""
+
+    format: str
+    """What the files are: "LeRobot v3", "video files"."""
+    no_actions: str
+    """The error of whoever asks for actions where `action_spec` is None: names file and column."""
+    camera: str | None = None
+    """Of several views, the one in use."""
+    cameras: tuple[str, ...] = ()
+    """Views to choose from."""
+    columns: tuple[str, ...] = ()
+    """What there is per frame besides its picture."""
+
+
 class Source(Protocol):
     """Episodes of frames, perhaps with real actions."""
 
-    kind: str  # "lerobot", "video_folder"
+    kind: str  # the name it is registered by
     path: Path
     episodes: Sequence[EpisodeInfo]
     broken: Sequence[BrokenFile]  # found when opening; not among `episodes`
     action_spec: ActionSpec | None  # None: no such column
+    uniform_fps: bool  # frames are evenly spaced, so that a rate that divides fps is a stride
+
+    def describe(self) -> Description:
+        """What it is, in words."""
+        ...
+
+    def identity(self, episode: int) -> tuple[str, int | None]:
+        """What an episode's frames are read from: its name within the set, and its bytes.
+
+        Fingerprints of a data set are made of these. The bytes are None where it is missing.
+        """
+        ...
 
     def stream(self, episode: int, first: int, stop: int) -> Iterator[np.ndarray]:
         """Frames first..stop-1 of an episode in order, each uint8 [H, W, 3]; bounded memory."""
@@ -65,27 +93,3 @@ class Source(Protocol):
         the column does not match the frames: there is no default action.
         """
         ...
-
-
-def open_source(
-    path: Path | str,
-    *,
-    kind: str = "auto",
-    camera: str | None = None,
-    action_column: str | None = "action",
-) -> Source:
-    """Open a folder as the `kind` of source it is; "auto" looks for LeRobot's meta/info.json."""
-    path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path}: no such folder; record one with `colaworld record`")
-    if kind == "auto":
-        kind = "lerobot" if (path / "meta" / "info.json").exists() else "video_folder"
-    if kind == "lerobot":
-        from colaworld.data.sources.lerobot import LeRobotSource
-
-        return LeRobotSource(path, camera=camera, action_column=action_column)
-    if kind == "video_folder":
-        from colaworld.data.sources.video_folder import VideoFolderSource
-
-        return VideoFolderSource(path)
-    raise DataError(f"unknown source {kind!r}; expected auto, lerobot or video_folder")

@@ -27,9 +27,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from colaworld.contracts import ActionSpec
-from colaworld.data import decode
-from colaworld.data.encode import EncodingConfig, VideoWriter
+from colaworld.data import video_reader
 from colaworld.data.errors import DataError
+from colaworld.data.video_writer import EncodingConfig, VideoWriter
 
 log = logging.getLogger(__name__)
 CAMERA = "observation.images.main"
@@ -70,7 +70,7 @@ class LeRobotWriter:
         self.episodes = self.frames = 0
         self.psnr: list[float] = []  # decoded against original, first episode of each video file
         self._tasks: dict[str, int] = {}
-        self._statistics: dict[str, _Statistics] = {}
+        self._statistics: dict[str, Statistics] = {}
         self._video: VideoWriter | None = None
         self._video_file = self._data_file = 0
         self._kept: np.ndarray | None = None
@@ -126,10 +126,10 @@ class LeRobotWriter:
             "meta/episodes/file_index": 0,
         }
         sampled = frames[:: max(1, length // 20)]
-        measured = {self.camera: _Statistics.of_images(sampled, length)}
+        measured = {self.camera: Statistics.of_images(sampled, length)}
         if actions is not None:
-            measured["action"] = _Statistics.of(actions)
-        measured |= {name: _Statistics.of(values) for name, values in columns.items()}
+            measured["action"] = Statistics.of(actions)
+        measured |= {name: Statistics.of(values) for name, values in columns.items()}
         for name, statistics in measured.items():
             row |= {f"stats/{name}/{k}": v for k, v in statistics.to_dict().items()}
             before = self._statistics.get(name)
@@ -197,7 +197,7 @@ class LeRobotWriter:
         """Closes the file and compares its first episode with what was given."""
         assert self._video is not None and self._kept is not None
         self._video.close()
-        decoded = decode.stream_frames(self._video.path, 0, len(self._kept))
+        decoded = video_reader.stream_frames(self._video.path, 0, len(self._kept))
         error = [
             np.mean((a.astype(np.float64) - b) ** 2)
             for a, b in zip(decoded, self._kept, strict=True)
@@ -356,7 +356,7 @@ def _task_table(tasks: list[str]) -> pa.Table:
     return table.replace_schema_metadata({b"pandas": json.dumps(pandas).encode()})
 
 
-class _Statistics:
+class Statistics:
     """Minimum, maximum, mean, deviation and count per dimension, mergeable (Chan's formula)."""
 
     def __init__(
@@ -367,21 +367,21 @@ class _Statistics:
         self.frames: int | None = None
 
     @classmethod
-    def of(cls, values: np.ndarray) -> _Statistics:
+    def of(cls, values: np.ndarray) -> Statistics:
         x = np.asarray(values, np.float64).reshape(len(values), -1)
         mean = x.mean(0)
         return cls(x.min(0), x.max(0), mean, ((x - mean) ** 2).sum(0), len(x))
 
     @classmethod
-    def of_images(cls, frames: np.ndarray, length: int) -> _Statistics:
+    def of_images(cls, frames: np.ndarray, length: int) -> Statistics:
         made = cls.of(frames.reshape(-1, 3) / 255.0)
         made.shape, made.frames = (3, 1, 1), length  # [3, 1, 1], as LeRobot broadcasts it
         return made
 
-    def merged(self, other: _Statistics) -> _Statistics:
+    def merged(self, other: Statistics) -> Statistics:
         count = self.count + other.count
         delta = other.mean - self.mean
-        made = _Statistics(
+        made = Statistics(
             np.minimum(self.low, other.low),
             np.maximum(self.high, other.high),
             self.mean + delta * other.count / count,
