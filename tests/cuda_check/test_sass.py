@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import sass
+from cuda_check import sass
 
 RECORDED = sass.functions((Path(__file__).parent / "recorded.sass").read_text())
 

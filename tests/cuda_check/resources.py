@@ -1,21 +1,20 @@
 """What every GPU kernel takes of a processor, and what that lets expect of it. No GPU is needed.
 
-    python -m colaworld.benchmarks.resources            print, and compare with the committed table
-    python -m colaworld.benchmarks.resources --write    print, and write the table and the READMEs' part of it
-    ... --only adaln                                    the kernels of one op, the others as they are
+    python tests/cuda_check            print, and compare with the committed table
+    python tests/cuda_check --write    print, and write the table and the READMEs' part of it
+    ... --only adaln                   the kernels of one op, the others as they are
 
 A failure is a kernel that touches the stack (its registers spilled), asks for more shared memory than
 the architecture has, or is worse than its committed row: more registers, shared memory or
 instructions; fewer blocks on a multiprocessor, narrower loads or stores, fewer bytes of loads under
 way at a time. Instructions, widths and bytes may differ by TOLERANCE. Rows of another compiler are not
-compared. Not here: reading kernels (`compiled.py`), formulas (`predict.py`), times (`run.py`).
+compared. Not here: reading kernels (`compiled.py`), formulas (`predict.py`), times (benchmarks).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ from . import compiled, predict
 from .kernel_table import READMES, markdown, with_table
 from .predict import Row
 
-RESULTS = Path(__file__).parent / "results" / "resources.json"
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "resources.json"
 TOLERANCE = 0.02  # what an edit elsewhere may change of a kernel
 
 
@@ -114,7 +114,7 @@ def write(rows: list[Row]) -> Iterable[str]:
     RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     yield RESULTS.name
     for kind, name in READMES.items():
-        file = RESULTS.parents[2] / name
+        file = ROOT / name
         if file.is_file() and any(row["impl"] == kind for row in rows):
             file.write_text(with_table(file.read_text(), markdown(rows, kind)))
             yield name
@@ -152,7 +152,3 @@ def main() -> int:
         print(f"WRONG {line}")
     print(f"{len(found)} rows, {len(wrong)} wrong")
     return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

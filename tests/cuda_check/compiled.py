@@ -26,9 +26,9 @@ from colaworld import ops
 from colaworld.ops import _native
 
 from . import predict, sass
-from .gate import repository
 from .predict import Row
 
+KEPT = Path(__file__).resolve().parents[2] / "build" / "resources"
 OPS = ("st_attention", "qk_norm_rope", "adaln", "vector_quantize")  # files in kernels
 _USAGE = re.compile(
     r"Function (?P<name>\S+):\s*\n\s*REG:(?P<registers>\d+) STACK:(?P<stack>\d+) SHARED:(?P<shared>\d+)"
@@ -271,8 +271,7 @@ def _hash(*parts: Any) -> str:
 
 
 def _kept(key: str) -> Path:
-    root = repository() or Path(tempfile.gettempdir()) / "colaworld"
-    return root / "build" / "resources" / f"{key}.json"
+    return KEPT / f"{key}.json"
 
 
 def _remembered(key: str, make: Callable[[], Any]) -> Any:

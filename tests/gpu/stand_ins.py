@@ -1,8 +1,8 @@
-"""Stand-ins for a GPU, so that every line of the host runs on the CPU: `--dry-run`, and the tests.
+"""Stand-ins for a GPU, so that every line of the host runs on the CPU: `python -m benchmarks.gpu ...
+--dry-run`, and the tests.
 
 Streams do nothing, events read the host's clock, a graph repeats the operations it saw, and
-torch.compile generates no code. Times and memory mean nothing then. Not here: sizes that are quick
-on a CPU (stages.py makes shapes small).
+torch.compile generates no code. Times and memory mean nothing then.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ import contextlib
 import functools
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from .. import timing
 
 _compile = torch.compile
 
@@ -110,8 +108,8 @@ def compile_without_code(function: Any = None, *, backend: Any = None, **keyword
 
 
 @contextlib.contextmanager
-def stand_ins() -> Iterator[None]:
-    """Within the block calls on the CPU are treated as calls on a GPU."""
+def stand_ins(timing: ModuleType) -> Iterator[None]:
+    """Within the block calls on the CPU are treated as calls on a GPU, by `benchmarks.timing` too."""
     functions: dict[str, Any] = {
         "Stream": Stream,
         "stream": lambda _: contextlib.nullcontext(),

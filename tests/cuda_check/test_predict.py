@@ -7,8 +7,8 @@ from math import ceil
 import pytest
 import torch
 
-from benchmarks import kernel_table, predict
-from benchmarks.predict import Work
+from cuda_check import kernel_table, predict
+from cuda_check.predict import Work
 
 ROW = {
     "arch": 90,

@@ -155,7 +155,7 @@ SHOWN: tuple[Shown, ...] = (
     Shown("cuda", "vector_quantize", "code_statistics, merge", "code_statistics_kernels::merge<float>"),
 )  # fmt: skip
 READMES = {"triton": "kernels/README.md", "cuda": "csrc/README.md"}
-OPEN = "<!-- resources: written by `python -m colaworld.benchmarks.resources --write` -->"
+OPEN = "<!-- resources: written by `python tests/cuda_check --write` -->"
 CLOSE = "<!-- end of resources -->"
 
 

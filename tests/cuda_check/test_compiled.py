@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import compiled
+from cuda_check import compiled
 
 
 def test_usage_is_read_by_hand() -> None:
@@ -72,8 +72,8 @@ def test_a_cuda_kernel_that_nobody_lists_is_an_error() -> None:
 @pytest.fixture
 def kept(monkeypatch, tmp_path):
     """The folder that rows are kept in."""
-    monkeypatch.setattr(compiled, "repository", lambda: tmp_path)
-    return tmp_path / "build" / "resources"
+    monkeypatch.setattr(compiled, "KEPT", tmp_path / "kept")
+    return tmp_path / "kept"
 
 
 def test_what_was_read_is_read_once(kept) -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import kernel_table, predict, resources
+from cuda_check import kernel_table, predict, resources
 
 ROW = {
     "kernel": "forward",
@@ -104,7 +104,7 @@ def test_what_is_committed_is_sound() -> None:
 
 @pytest.mark.parametrize("impl", ["triton", "cuda"])
 def test_the_readmes_show_the_committed_rows(impl) -> None:
-    root = resources.RESULTS.parents[2]
+    root = resources.ROOT
     text = (root / kernel_table.READMES[impl]).read_text()
     table = kernel_table.markdown(json.loads(resources.RESULTS.read_text()), impl)
     assert kernel_table.with_table(text, table) == text, "resources --write writes it"
