@@ -12,7 +12,9 @@ from colaworld.cli.main import VERBS
 from colaworld.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
-_spec = importlib.util.spec_from_file_location("numbers_in_prose", ROOT / "docs" / "numbers.py")
+_spec = importlib.util.spec_from_file_location(
+    "numbers_in_prose", ROOT / "docs" / "write_numbers.py"
+)
 numbers = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(numbers)
 DOCUMENTS = numbers.documents()
@@ -21,7 +23,7 @@ DOCUMENTS = numbers.documents()
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_numbers_are_those_that_were_measured(path: Path) -> None:
     text = path.read_text()
-    assert text == numbers.written(text), "run: python docs/numbers.py"
+    assert text == numbers.written(text), "run: python docs/write_numbers.py"
     assert text.count("<!-- n:") == text.count("<!-- /n -->") == len(numbers.MARK.findall(text))
 
 

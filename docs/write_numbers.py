@@ -1,8 +1,8 @@
 """Numbers in prose, from the files they were measured into.
 
-    python docs/numbers.py                    write every number in the documents anew
-    python docs/numbers.py --check            write nothing; exit status 1 where one differs
-    python docs/numbers.py --record RUN OUT   the figures of an evaluated run, as a small file
+    python docs/write_numbers.py              write every number in the documents anew
+    python docs/write_numbers.py --check      write nothing; exit status 1 where one differs
+    python docs/write_numbers.py --record RUN OUT    the figures of an evaluated run, as a small file
 
 A number in a document stands between marks that name its source:
 
@@ -77,7 +77,10 @@ def written(text: str) -> str:
 
 
 def record(run: Path, out: Path) -> None:
-    """The figures of an evaluated run, with what it takes to measure them again."""
+    """The figures of an evaluated run, with what it takes to measure them again.
+
+    Commit, versions and threads are those of this process: record where and when the run ended.
+    """
     from colaworld.runs.load import environment, read_config
 
     found = json.loads((run / "evaluation.json").read_text())
