@@ -115,6 +115,10 @@ class DiffusersVAE(VAE):
     one with random weights.
     """
 
+    vae: Any  # one of diffusers' modules
+    mean: Tensor  # [1, C, 1, 1, 1]
+    std: Tensor  # [1, C, 1, 1, 1]
+
     not_hashed = (*VAE.not_hashed, "subfolder")
 
     def __init__(
