@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from colaworld.contracts import ClipBatch
 from colaworld.data.loader import ClipLoader
 from colaworld.models.world_model import WorldModel
+from colaworld.rng import generator_for
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig
 from colaworld.training.blocks import blocks, wrap_blocks
@@ -31,7 +32,6 @@ from colaworld.training.guard import LossGuard
 from colaworld.training.objectives import OBJECTIVES
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.phases import enter_phase
-from colaworld.training.randomness import generator_for
 from colaworld.training.step import apply_update, backward_pass
 
 from . import shapes, timing

@@ -7,7 +7,7 @@ Shape legend: B clips, T frames, H W pixels, N tokens per action, d token width.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -168,3 +168,44 @@ class Rollout:
     def generated(self) -> Tensor:
         """The predicted frames only, [B, T - history, 3, H, W]."""
         return self.frames[:, self.history :]
+
+
+def to_float(frames: Tensor, device: torch.device | str | None = None) -> Tensor:
+    """uint8 frames -> float32 in [0, 1] on `device` (None: where they are)."""
+    return (frames if device is None else frames.to(device)).float().div_(255)
+
+
+@runtime_checkable
+class WorldProtocol(Protocol):
+    """A world that latent actions steer, with no model class: `models.world.World`, or a scene whose
+    answer is known. Legend: B clips, h context frames, n more, N tokens per action, d token width.
+
+    Evaluation calls it without gradients. Whatever is random inside `rollout` must come from
+    `generator` alone: evaluation compares rollouts under different actions and *equal* noise.
+    """
+
+    codebook_size: int | None
+    """K, or None when latent actions are continuous."""
+    tokens: int
+    """N, tokens per action."""
+
+    def infer_actions(self, frames: Tensor) -> LatentActions:
+        """frames [B, T, 3, H, W] float in [0, 1] -> the latent actions of its T-1 transitions."""
+        ...
+
+    def rollout(self, history: Tensor, codes: Tensor, *, generator: torch.Generator) -> Rollout:
+        """Roll a history forward.
+
+        Args:
+            history: [B, h, 3, H, W] float in [0, 1].
+            codes: [B, h-1+n, N, d]; codes[:, t] leads from frame t to frame t+1, so the first
+                h-1 belong to the history.
+
+        Returns:
+            A Rollout of h+n frames, the first h of them the history.
+        """
+        ...
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Codebook entries: indices [..., N] -> codes [..., N, d]. Unused when continuous."""
+        ...

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from colaworld.contracts import ActionSpec, LatentActions
-from colaworld.evaluation.contracts import World, seeded, to_float
+from colaworld.contracts import ActionSpec, LatentActions, WorldProtocol, to_float
 from colaworld.evaluation.measures.measure import Measure, Setting
 from colaworld.evaluation.rollouts import Batch, roll
 from colaworld.files import write_atomically
+from colaworld.rng import paired_generator
 
 _NOISE = 4  # stream of randomness under the evaluation's seed
 
@@ -108,7 +108,7 @@ class EveryCode:
     often. Continuous: latents far from each other, chosen greedily from the one nearest the mean.
     """
 
-    def __init__(self, world: World, actions: LatentActions, *, limit: int) -> None:
+    def __init__(self, world: WorldProtocol, actions: LatentActions, *, limit: int) -> None:
         self.world = world
         self.indices: Tensor | None = None  # [C, N]
         if world.codebook_size is None:
@@ -175,7 +175,7 @@ class EveryCode:
         for code in self.codes.to(device):
             future = code.to(before.dtype).expand(given.shape[0], steps, *code.shape)
             codes = torch.cat([before, future], dim=1)
-            generator = seeded(device, seed, _NOISE)
+            generator = paired_generator(device, seed, _NOISE)
             video = roll(self.world, given, codes, generator=generator)
             tiles.append(to_uint8(video[:, given.shape[1] - 1 :]))
             watch()

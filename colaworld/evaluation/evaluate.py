@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from colaworld.config import to_dict
-from colaworld.contracts import ActionSpec, ClipBatch
+from colaworld.contracts import ActionSpec, ClipBatch, WorldProtocol
 from colaworld.evaluation.artefacts import Artefacts, EveryCode, Strips, choose_clips
-from colaworld.evaluation.contracts import World
 from colaworld.evaluation.measures import MEASURES
 from colaworld.evaluation.measures.measure import Setting
 from colaworld.evaluation.rollouts import infer, stream
@@ -69,7 +68,7 @@ def collect(batches: Iterable[ClipBatch], *, clips: int) -> ClipBatch:
 
 
 def run_evaluation(
-    world: World,
+    world: WorldProtocol,
     batches: Iterable[ClipBatch],
     action_spec: ActionSpec | None,
     config: EvaluationConfig,

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from colaworld.contracts import ClipBatch, LatentActions, Rollout
-from colaworld.evaluation.contracts import World, seeded, to_float
+from colaworld.contracts import ClipBatch, LatentActions, Rollout, WorldProtocol, to_float
+from colaworld.rng import paired_generator
 
 VARIANTS = ("inferred", "random", "shuffled", "constant")
 _NOISE, _CODES = 1, 2  # streams of randomness under one seed
@@ -71,7 +71,7 @@ def derangement(episodes: np.ndarray, *, generator: np.random.Generator) -> np.n
 
 
 def infer(
-    world: World, frames: Tensor, *, batch_size: int, device: torch.device | str
+    world: WorldProtocol, frames: Tensor, *, batch_size: int, device: torch.device | str
 ) -> LatentActions:
     """Latent actions of many clips, batch by batch, on the CPU. frames: [M, T, 3, H, W] uint8."""
     codes, indices = [], []
@@ -92,7 +92,9 @@ def infer(
     return LatentActions(torch.cat(codes), torch.cat(indices) if indices else None)
 
 
-def roll(world: World, history: Tensor, codes: Tensor, *, generator: torch.Generator) -> Tensor:
+def roll(
+    world: WorldProtocol, history: Tensor, codes: Tensor, *, generator: torch.Generator
+) -> Tensor:
     """One checked rollout without gradients: [B, h+n, 3, H, W] float in [0, 1]."""
     with torch.no_grad():
         result: Rollout = world.rollout(history, codes, generator=generator)
@@ -106,7 +108,7 @@ def roll(world: World, history: Tensor, codes: Tensor, *, generator: torch.Gener
 
 
 def variant_codes(
-    world: World,
+    world: WorldProtocol,
     actions: LatentActions,
     episodes: np.ndarray,
     *,
@@ -151,7 +153,7 @@ def head(actions: LatentActions, clips: slice | np.ndarray, steps: int) -> Laten
 
 
 def stream(
-    world: World,
+    world: WorldProtocol,
     clips: ClipBatch,
     latent: LatentActions,
     *,
@@ -187,7 +189,7 @@ def stream(
             video = to_float(clips.frames[rows, :length], device)
             given, truth = video[:, :history], video[:, history:]
             for name in (v for v in VARIANTS if v in variants):
-                generator = seeded(device, seed, _NOISE, start)
+                generator = paired_generator(device, seed, _NOISE, start)
                 rollouts[name] = roll(
                     world, given, codes[name][rows].to(device), generator=generator
                 )

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from colaworld.evaluation.contracts import seeded
 from colaworld.flow.loss import masked_velocity_loss
 from colaworld.flow.path import interpolate, target_velocity
 from colaworld.flow.samplers import Velocity
+from colaworld.rng import paired_generator
 
 TIMES = (0.2, 0.5, 0.8)  # from mostly picture to mostly noise
 _NOISE = 11  # which of the evaluation's random streams
@@ -44,7 +44,7 @@ def text_effect(
     gap = size = 0.0
     for start in range(0, len(latents), batch_size):
         x0 = latents[start : start + batch_size]
-        generator = seeded(x0.device, seed, _NOISE, start)
+        generator = paired_generator(x0.device, seed, _NOISE, start)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         predict = torch.ones(x0.shape[0], x0.shape[2], dtype=torch.bool, device=x0.device)
         predict[:, 0] = False

@@ -112,10 +112,11 @@ class World:
         state = self.begin(
             context_frames, codes[:, : given - 1], generator=generator, conditioned=conditioned
         )
-        made = self._rounds(state, codes[:, given - 1 :], chunk)
-        if made is None:
+        made = [state.advance(part) for part in self._rounds(codes[:, given - 1 :], chunk)]
+        if not made:
             return Rollout(context_frames, given)
-        return Rollout(torch.cat([context_frames, state.decode(made)], dim=1), given)
+        new = state.decode(torch.cat(made, dim=2))
+        return Rollout(torch.cat([context_frames, new], dim=1), given)
 
     def rollout_candidates(
         self,
@@ -151,17 +152,13 @@ class World:
             )
         state = self.begin(context_frames, context_codes, generator=generator)
         state = state.fork(codes.shape[1], shared_noise=shared_noise, generator=generator)
-        made = self._rounds(state, codes.flatten(0, 1), chunk)
-        assert made is not None  # there is one step at least
-        return state.decode(made).unflatten(0, (B, -1))
+        made = [state.advance(part) for part in self._rounds(codes.flatten(0, 1), chunk)]
+        return state.decode(torch.cat(made, dim=2)).unflatten(0, (B, -1))
 
-    def _rounds(self, state: RolloutState, codes: Tensor, chunk: int) -> Tensor | None:
-        """The latents that follow, `chunk` at a time; None where there are no codes left."""
+    def _rounds(self, codes: Tensor, chunk: int) -> tuple[Tensor, ...]:
+        """Codes [B, steps, N, d] of `chunk` latent frames at a time; none where there are no codes."""
         window, stride = latent_window(self.model), self.model.tokenizer.temporal_stride
         if not 1 <= chunk < window:
             raise ValueError(f"rollout: expected 1 <= chunk < window = {window}, got {chunk}")
         check_whole_frames(codes.shape[1], stride)
-        if not codes.shape[1]:
-            return None
-        rounds = codes.split(stride * chunk, dim=1)
-        return torch.cat([state.advance(part) for part in rounds], dim=2)
+        return codes.split(stride * chunk, dim=1) if codes.shape[1] else ()

@@ -18,9 +18,8 @@ import torch
 
 from colaworld import __version__
 from colaworld.config import ConfigError, load_yaml
-from colaworld.contracts import ClipBatch
+from colaworld.contracts import ClipBatch, to_float
 from colaworld.data.loader import ClipSet, DataConfig, DataError, iterate_once
-from colaworld.evaluation.contracts import to_float
 from colaworld.evaluation.evaluate import Evaluation, EvaluationConfig, collect, run_evaluation
 from colaworld.evaluation.text_effect import text_effect
 from colaworld.models.backbones import build_backbone

@@ -17,21 +17,11 @@ from typing import Any
 
 from torch import Tensor
 
+from colaworld.files import plain, write_atomically
 from colaworld.training.contracts import RunFolderError
 
 log = logging.getLogger(__name__)
 PLAIN_SECONDS = 10.0  # between progress lines where the output is not a terminal
-
-
-def finite(value: Any) -> Any:
-    """The same nested value with null for numbers that JSON cannot hold (NaN, infinities)."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(inner) for inner in value]
-    return value
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -66,12 +56,7 @@ class JsonlLogger:
             rows = []
             if after and path.exists():
                 rows = [row for row in read_rows(path) if row.get("global_step", 0) <= after]
-            temporary = path.with_name(f".{path.name}")
-            with temporary.open("w") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
             self._file = path.open("a")
         except OSError as error:
             raise self._error(error) from error
@@ -86,7 +71,7 @@ class JsonlLogger:
 
     def row(self, row: Mapping[str, Any]) -> None:
         try:
-            self._file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+            self._file.write(json.dumps(plain(row), allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
             raise self._error(error) from error

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from colaworld.config import ConfigError
-from colaworld.contracts import ClipBatch, Moved
+from colaworld.contracts import ClipBatch, Moved, to_float
 from colaworld.data.transforms import random_resized_crop
 from colaworld.flow.loss import masked_velocity_loss
 from colaworld.flow.path import TimeConfig, draw_times, interpolate, target_velocity
@@ -42,11 +42,6 @@ class ObjectiveConfig:
     """Weight of the quantizer's loss (codebook + beta * commitment) beside the flow loss."""
     start_clips: int = 256
     """Clips whose latents give the codebook its start."""
-
-
-def pixels(batch: ClipBatch) -> Tensor:
-    """uint8 frames on the device -> float32 in [0, 1]."""
-    return batch.frames.float().div_(255)
 
 
 @dataclass(frozen=True)
@@ -177,7 +172,7 @@ class FlowObjective(BaseObjective):
     terms = (FLOW,)
 
     def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Forward:
-        x_t, times, target, predict = self._noised(pixels(batch), batch.latents, generator)
+        x_t, times, target, predict = self._noised(to_float(batch.frames), batch.latents, generator)
         return Forward(velocity=self.model.velocity(x_t, times), target=target, predict=predict)
 
 
@@ -208,7 +203,7 @@ class _LatentActionObjective(BaseObjective):
         return self.model.quantizer.after_step(generator=generator)
 
     def _frames(self, batch: ClipBatch, generator: torch.Generator) -> Tensor:
-        frames = pixels(batch)
+        frames = to_float(batch.frames)
         return random_resized_crop(frames, generator=generator) if self.config.augment else frames
 
     def observe(self, made: Forward, *, generator: torch.Generator) -> None:
@@ -252,7 +247,7 @@ class WorldObjective(BaseObjective):
         self.codebook_size, self.tokens = model.codebook_size, model.tokens
 
     def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Forward:
-        frames = pixels(batch)  # no augmentation: the latent action model is fixed (paper)
+        frames = to_float(batch.frames)  # no augmentation: the latent action model is fixed (paper)
         x_t, times, target, predict = self._noised(frames, batch.latents, generator)
         actions = self.model.infer_actions(frames)
         drop = _drop(actions.codes, self.model.conditioner.config.dropout, generator)

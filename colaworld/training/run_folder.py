@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from colaworld.files import write_atomically
 from colaworld.models.latent_action.quantizers.config import FORMER_KEYS
 from colaworld.training import checkpoint as checkpoints
 from colaworld.training.checkpoint import Checkpoint
@@ -108,13 +109,7 @@ class RunFolder:
 
     def write_config(self, config_yaml: str) -> None:
         """config.yaml, whole or as it was."""
-
-        def write() -> None:
-            temporary = self.out / ".config.yaml"
-            temporary.write_text(config_yaml)
-            temporary.replace(self.out / "config.yaml")
-
-        self.distributed.on_main(write)
+        self.distributed.on_main(lambda: write_atomically(self.out / "config.yaml", config_yaml))
 
     def open_logs(self, training: TrainingConfig, *, after: int, total: int) -> None:
         """Begin to write behind global step `after`, of a run of `total` steps."""

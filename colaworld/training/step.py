@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from colaworld.contracts import ClipBatch
+from colaworld.rng import generator_for
 from colaworld.training.contracts import Objective, UnstableTrainingError
 from colaworld.training.distributed import Distributed, whole_tensor
 from colaworld.training.ema import WeightAverage
@@ -26,7 +27,6 @@ from colaworld.training.guard import LossGuard
 from colaworld.training.meters import gradient_norms
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.phase_state import PhaseState, Progress
-from colaworld.training.randomness import generator_for
 
 log = logging.getLogger(__name__)
 Key = tuple[int | str, ...]  # what the randomness of a step depends on

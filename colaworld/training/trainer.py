@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from colaworld.contracts import ClipBatch
+from colaworld.rng import generator_for
 from colaworld.training import checkpoint as checkpoints
 from colaworld.training.blocks import wrap_blocks
 from colaworld.training.checkpoint import Checkpoint, init_parts
@@ -33,7 +34,6 @@ from colaworld.training.interrupts import StopRequest
 from colaworld.training.optimizer import Moments
 from colaworld.training.phase_state import PhaseState, Progress, TrainResult
 from colaworld.training.phases import Phase, check_phases, enter_phase
-from colaworld.training.randomness import generator_for
 from colaworld.training.run_folder import RunFolder, config_sha256
 from colaworld.training.step import optimizer_step
 

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from colaworld.contracts import to_float
 from colaworld.models.parts import Part, register_part
 from colaworld.recipes import nano, register_recipe
-from colaworld.training.objectives import BaseObjective, Forward, Term, pixels, register_objective
+from colaworld.training.objectives import BaseObjective, Forward, Term, register_objective
 from colaworld.training.phases import Phase
 
 
@@ -50,7 +51,7 @@ class AdapterObjective(BaseObjective):
     terms = (Term("distance", distance),)
 
     def forward(self, batch, *, generator):
-        codes = self.model.infer_actions(pixels(batch)).codes
+        codes = self.model.infer_actions(to_float(batch.frames)).codes
         return Forward(predicted=self.model.adapter(batch.actions), target=codes)
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from colaworld.files import plain
 from colaworld.training.contracts import RunFolderError
 from colaworld.training.loggers import (
     ConsoleLogger,
     JsonlLogger,
     TensorBoardLogger,
     _duration,
-    finite,
     gif,
     read_rows,
 )
@@ -33,7 +33,7 @@ def test_rows_are_valid_json_even_when_not_finite(tmp_path):
     assert "NaN" not in text
     assert json.loads(text) == {"global_step": 1, "loss": None, "codebook": {"x": [None, 1.0]}}
     logger.close()
-    assert finite((1, -math.inf, {"a": True})) == [1, None, {"a": True}]
+    assert plain((1, -math.inf, {"a": True})) == [1, None, {"a": True}]
 
 
 def test_resuming_drops_later_rows_and_the_broken_line(tmp_path, caplog):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from colaworld.contracts import ClipBatch
+from colaworld.contracts import ClipBatch, to_float
 from colaworld.flow.path import TimeConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ConditionerConfig
@@ -16,7 +16,7 @@ from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.latent_action.quantizers import CONFIGS
 from colaworld.models.world_model import ModelConfig, WorldModel
 from colaworld.training.contracts import Objective
-from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig, pixels
+from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig
 from colaworld.training.phases import Phase, enter_phase
 
 LAM = ("idm", "quantizer", "conditioner")
@@ -199,7 +199,7 @@ def test_history_is_clean_at_time_zero_and_the_rest_is_one_time_per_clip():
     clips = batch(64)
     OBJECTIVES["flow"](model, replace(CONFIG, history=(1, 2))).loss(clips, generator=seeded())
     latents, times, codes, _ = seen.calls[0]
-    clean = model.tokenizer.encode(pixels(clips))
+    clean = model.tokenizer.encode(to_float(clips.frames))
     given = (times == 0).sum(1)
     assert set(given.tolist()) == {1, 2} and codes is None
     for clip, count in enumerate(given.tolist()):
@@ -219,7 +219,7 @@ def test_loss_is_over_the_noised_frames_against_x0_minus_noise():
     objective = OBJECTIVES["flow"](model, CONFIG)
     loss, _ = objective.loss(clips, generator=seeded())
     latents, times, _, _ = seen.calls[0]
-    clean = model.tokenizer.encode(pixels(clips))
+    clean = model.tokenizer.encode(to_float(clips.frames))
     errors = []
     for clip in range(3):
         for frame in range(4):
@@ -285,9 +285,11 @@ def test_augmentation_crops_what_both_models_see_alike():
         objective.loss(clips, generator=seeded())
         latents = seen.calls[-1][0]
         assert torch.equal(latents[:, :, :3], model.tokenizer.encode(given[-1])[:, :, :3])
-        assert torch.equal(given[-1], pixels(clips)) == (not augment)
+        assert torch.equal(given[-1], to_float(clips.frames)) == (not augment)
     OBJECTIVES["world"](model, replace(CONFIG, augment=True)).loss(clips, generator=seeded())
-    assert torch.equal(given[-1], pixels(clips))  # the latent action model is fixed: no crop
+    assert torch.equal(
+        given[-1], to_float(clips.frames)
+    )  # the latent action model is fixed: no crop
 
 
 def test_reconstruction_is_four_times_the_pixel_error():
@@ -296,7 +298,7 @@ def test_reconstruction_is_four_times_the_pixel_error():
     model.fdm.forward = lambda frames, codes: torch.zeros_like(frames)
     objective = OBJECTIVES["reconstruction"](model, replace(CONFIG, augment=False))
     _, metrics = objective.loss(batch(), generator=seeded())
-    expected = 4 * pixels(batch())[:, 1:].square().mean()
+    expected = 4 * to_float(batch().frames)[:, 1:].square().mean()
     assert metrics["reconstruction"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -329,7 +331,7 @@ def test_the_start_takes_codes_from_real_latents():
     config = replace(CONFIG, augment=False, start_clips=4)
     OBJECTIVES["cola"](model, config).before_phase(batch, generator=seeded())
     with torch.no_grad():
-        z = model.quantizer.eval().standardise(model.idm(pixels(batch()))).flatten(0, 2)
+        z = model.quantizer.eval().standardise(model.idm(to_float(batch().frames))).flatten(0, 2)
     distance = torch.cdist(model.quantizer.codebook.detach(), z).amin(1)
     assert distance.max() < 1e-4 and len(model.quantizer.codebook.unique(dim=0)) == 4
 
@@ -363,7 +365,7 @@ def test_stored_latents_take_the_place_of_encoding(name):
     """The same latents, the same loss to the bit; other latents are what is learned from."""
     objective = OBJECTIVES[name](build(), replace(CONFIG, augment=False))
     clips = batch()
-    latents = objective.model.tokenizer.encode(pixels(clips))
+    latents = objective.model.tokenizer.encode(to_float(clips.frames))
     fresh, _ = objective.loss(clips, generator=seeded())
     stored, _ = objective.loss(replace(clips, latents=latents), generator=seeded())
     other, _ = objective.loss(replace(clips, latents=latents + 1), generator=seeded())
@@ -372,7 +374,7 @@ def test_stored_latents_take_the_place_of_encoding(name):
 
 def test_a_crop_is_encoded_though_latents_are_stored():
     objective, clips = OBJECTIVES["cola"](build(), replace(CONFIG, augment=True)), batch()
-    latents = objective.model.tokenizer.encode(pixels(clips))
+    latents = objective.model.tokenizer.encode(to_float(clips.frames))
     fresh, _ = objective.loss(clips, generator=seeded())
     beside, _ = objective.loss(replace(clips, latents=latents + 9), generator=seeded())
     assert torch.equal(fresh, beside)

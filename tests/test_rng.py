@@ -6,7 +6,7 @@ import hashlib
 
 import torch
 
-from colaworld.training.randomness import generator_for, seed_for
+from colaworld.rng import generator_for, seed_for
 
 
 def test_seeds_are_fixed_for_ever():
