@@ -135,7 +135,7 @@ class DiffusersVAE(VAE):
                 f"diffusers_vae: family {config.family!r} is {name}, got {type(module).__name__}"
             )
         self.vae = module
-        stored: Mapping[str, Any] = module.config  # type: ignore[assignment]
+        stored: Mapping[str, Any] = self.vae.config
         self.channels, self.temporal_stride, self.spatial_stride = _sizes(config.family, stored)
         if config.family == "wan":
             if self.temporal_stride != 4:
