@@ -64,13 +64,11 @@ def test_phases_of_a_run_by_kind(sized) -> None:
 
 @pytest.mark.parametrize("recipe", ["nano.two_stage", "nano.pretrain"])
 def test_other_phases_too(sized, recipe) -> None:
-    """Parts are counted where a phase uses them; a second clip costs as much again and no weights."""
+    """A second clip takes activations and nothing else."""
     one, two = (plan_memory(sized(recipe, batch_size=clips)) for clips in (1, 2))
     for few, many in zip(one, two, strict=True):
-        # each phase trains parts of what there is; moments are those of the parts that train
-        assert 0 < few.gradients <= few.parameters == many.parameters
-        assert few.optimizer == pytest.approx(2 * few.gradients, rel=0.01)
-        assert few.activations < many.activations
+        assert (few.parameters, few.optimizer) == (many.parameters, many.optimizer)
+        assert 0 < few.activations < many.activations
 
 
 def test_what_changes_the_numbers(sized) -> None:
