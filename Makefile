@@ -91,7 +91,7 @@ sanitize: setup  ## the op tests once, on a build with AddressSanitizer and UBSa
 	  COLAWORLD_NATIVE_LIBRARY="$(abspath $(SANITIZED))/_native.so" $(BIN)/python -m pytest -q -x tests/ops -m "not slow" -k "not compile"
 
 cuda-check: setup  ## without a GPU: every GPU kernel that changed (ONLY=adaln: of one op) compiled, its code compared
-	@$(BIN)/python -m colaworld.benchmarks.resources $(if $(ONLY),--only $(ONLY))
+	@$(BIN)/python tests/cuda_check $(if $(ONLY),--only $(ONLY))
 
 nightly:  ## what takes too long for every change: PART (all, tests, sanitize, cuda-check, oldest-torch)
 	@.ci/nightly $(PART)

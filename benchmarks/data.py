@@ -19,7 +19,7 @@ from colaworld.runs.config import RunConfig
 
 from . import shapes
 from .case import Call, Case, Provider, Request
-from .models import settled
+from .models import without_warmup
 from .shapes import Shape
 from .training import Step, on_data
 from .variants import VARIANTS
@@ -37,7 +37,7 @@ def cases(request: Request) -> Iterator[Case]:
 
 def step_clips_s(config: RunConfig, request: Request) -> float:
     """Clips a second that a training step takes in, on a batch that is already there."""
-    run = on_data(settled(config, generator=config.generator), request.data)
+    run = on_data(without_warmup(config, generator=config.generator), request.data)
     step = Step(run, variant=VARIANTS["default"], dtype="float32", device=request.device)
     try:
         batch = step.batch()

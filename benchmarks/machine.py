@@ -91,11 +91,15 @@ def stamp(device: str) -> dict[str, Any]:
     }
 
 
-def ceilings(device: str, dtype: str, *, samples: int) -> list[dict[str, Any]]:
-    """Two measurements, as fields of rows: a device copy (GB/s) and a matrix product (TFLOP/s)."""
-    kind = torch.device(device).type
-    number = getattr(torch, dtype)
-    copied, side = _COPIED[kind], _SIDE[kind]
+def ceilings(
+    device: str, dtype: str, *, samples: int, copied: int = 0, side: int = 0
+) -> list[dict[str, Any]]:
+    """Two measurements, as fields of rows: a device copy (GB/s) and a matrix product (TFLOP/s).
+
+    `copied` bytes and matrices of `side`; by themselves as large as the device needs.
+    """
+    kind, number = torch.device(device).type, getattr(torch, dtype)
+    copied, side = copied or _COPIED[kind], side or _SIDE[kind]
     source = torch.ones(copied // number.itemsize, device=device, dtype=number)
     target = torch.empty_like(source)
     # Random numbers: a GPU multiplies ones and zeros faster, since fewer bits change.

@@ -1,4 +1,4 @@
-"""Whole models, forward and backward: the IDM, a pair of generator blocks, the world model.
+"""Whole models, forward and backward: the IDM, a pair of backbone blocks, the world model.
 
 Not here: losses and updates (training.py), sampling (rollout.py).
 """
@@ -20,7 +20,7 @@ from colaworld.runs.config import RunConfig
 from . import shapes, timing
 from .case import MODES, Call, Case, Provider, Request, require_compiler
 from .shapes import Shape
-from .variants import VARIANTS, Variant, autocast
+from .variants import VARIANTS, autocast
 
 TESTS = ("tests/models", "tests/ops")
 _COPIES = 8  # of the inputs, at most: a model's own activations push them out of the cache
@@ -30,11 +30,11 @@ BOUNDS = {"float32": 1e-4, "bfloat16": 1e-1, "float64": 1e-5}
 
 
 class Pair(nn.Module):
-    """One spatial and one temporal block of the generator."""
+    """One spatial and one temporal block of the backbone."""
 
-    def __init__(self, spatial: nn.Module, temporal: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
-        self.spatial, self.temporal = spatial, temporal
+        self.spatial, self.temporal = backbone.spatial_blocks[0], backbone.temporal_blocks[0]
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         """x [B, T, S, C], modulation [B, T, 6 C] -> [B, T, S, C]."""
@@ -42,26 +42,9 @@ class Pair(nn.Module):
         x, y, gate = self.temporal(x, y, gate, modulation)
         return x + gate[:, :, None] * y
 
-    def compile_parts(self) -> None:
-        self.compile(fullgraph=True, dynamic=False)
-
-
-class Inverse(nn.Module):
-    """The IDM alone."""
-
-    def __init__(self, idm: nn.Module) -> None:
-        super().__init__()
-        self.idm = idm
-
-    def forward(self, frames: Tensor) -> Tensor:
-        return self.idm(frames)
-
-    def compile_parts(self) -> None:
-        self.idm.compile(fullgraph=True, dynamic=False)
-
 
 class Whole(nn.Module):
-    """Frames to latent actions to the generator's velocity."""
+    """Frames to latent actions to the backbone's velocity."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -77,14 +60,14 @@ class Whole(nn.Module):
         self.model.compile_parts()
 
 
-def settled(config: RunConfig, *, generator: str | None = None) -> RunConfig:
-    """The recipe with random weights or those of `generator`, its codebook in use from the start."""
+def without_warmup(config: RunConfig, *, generator: str | None = None) -> RunConfig:
+    """The recipe with random weights or those of `generator`, its codebook in use from the first step."""
     quantizer = replace(config.model.quantizer, continuous_steps=0)
     return replace(config, model=replace(config.model, quantizer=quantizer), generator=generator)
 
 
 @torch.no_grad()
-def awake(model: nn.Module) -> nn.Module:
+def nonzero(model: nn.Module) -> nn.Module:
     """Layers that begin at zero get small numbers, or most gradients would be zero."""
     generator = None
     for parameter in model.parameters():
@@ -96,12 +79,11 @@ def awake(model: nn.Module) -> nn.Module:
 
 def build(what: str, config: RunConfig, frames: Tensor) -> nn.Module:
     """The model called `what`, in evaluation mode, on the CPU in float32."""
-    model = awake(build_model(settled(config))).eval()
+    model = nonzero(build_model(without_warmup(config))).eval()
     if what == "idm":
-        return Inverse(model.idm)
+        return model.idm
     if what == "stdit3_pair":
-        backbone = model.backbone
-        return Pair(backbone.spatial_blocks[0], backbone.temporal_blocks[0])
+        return Pair(model.backbone)
     if hasattr(model, "quantizer"):
         with torch.no_grad():
             latents = model.idm(frames).flatten(0, 1)
@@ -141,15 +123,13 @@ def case_of(what: str, config: RunConfig, shape: Shape, dtype: str, mode: str, d
     @cache
     def sets() -> list[tuple[Tensor, ...]]:
         first = draw(what, config, shape, 0)
-        size = sum(t.numel() * t.element_size() for t in first)
-        many = min(timing.copies(size, device), _COPIES)
+        many = min(timing.copies(sum(t.nbytes for t in first), device), _COPIES)
         drawn = [first, *(draw(what, config, shape, i) for i in range(1, many))]
         return [tuple(t.to(device, wide) for t in one) for one in drawn]
 
     @cache
     def original() -> nn.Module:
-        first = draw(what, config, shape, 0)[0]
-        return build(what, config, first)
+        return build(what, config, draw(what, config, shape, 0)[0])
 
     @cache
     def model(name: str) -> nn.Module:
@@ -157,11 +137,14 @@ def case_of(what: str, config: RunConfig, shape: Shape, dtype: str, mode: str, d
         made.requires_grad_(backward)
         if VARIANTS[name].compiled:
             require_compiler(device)
-            made.compile_parts()
+            if isinstance(made, Whole):
+                made.compile_parts()
+            else:
+                made.compile(fullgraph=True, dynamic=False)
         return made
 
-    def results(made: nn.Module, variant: Variant, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-        with variant.choice(), torch.set_grad_enabled(backward), autocast(device, dtype):
+    def results(made: nn.Module, name: str, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        with VARIANTS[name].choice(), torch.set_grad_enabled(backward), autocast(device, dtype):
             out = made(*inputs)
         return _named(made, out, backward)
 
@@ -173,18 +156,18 @@ def case_of(what: str, config: RunConfig, shape: Shape, dtype: str, mode: str, d
         return _named(exact, out, backward)
 
     def verify(name: str) -> str | None:
-        return differs(results(model(name), VARIANTS[name], sets()[0]), truth(), BOUNDS[dtype])
+        return differs(results(model(name), name, sets()[0]), truth(), BOUNDS[dtype])
 
     def flops() -> int:
         made = copy.deepcopy(original()).to(device, wide).requires_grad_(backward)
         with FlopCounterMode(display=False) as counter:
-            results(made, VARIANTS["eager"], sets()[0])
+            results(made, "eager", sets()[0])
         return int(counter.get_total_flops())
 
     def provider(name: str) -> Provider:
         def calls() -> Sequence[Call]:
-            made, variant = model(name), VARIANTS[name]
-            return [lambda inputs=inputs: results(made, variant, inputs) for inputs in sets()]
+            made = model(name)
+            return [lambda inputs=inputs: results(made, name, inputs) for inputs in sets()]
 
         return calls
 

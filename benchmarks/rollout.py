@@ -1,4 +1,4 @@
-"""Generated frames a second, by denoising steps and batch; what remembering and sharing save.
+"""Generated frames a second, by denoising steps and batch; what caching and sharing save.
 
     rollout      whole videos, by the ops' implementations
     next_frame   one more frame behind some: recomputed (no cache), exact and keep
@@ -13,9 +13,9 @@ grows with every frame, and each length would be a graph of its own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from functools import cache
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -25,8 +25,8 @@ from colaworld.models.world_model import WorldModel
 from colaworld.runs.config import RunConfig
 
 from . import shapes
-from .case import Call, Case, Provider, Request
-from .models import Whole, build
+from .case import Call, Case, Request
+from .models import build
 from .shapes import Shape
 from .variants import VARIANTS, autocast
 
@@ -36,8 +36,12 @@ TESTS = (
     "tests/models/test_rollouts.py",
     "tests/ops",
 )
-NAMES = ("eager", "default")
-# Largest relative difference from the eager video: each step feeds the next one's input.
+CACHES = {
+    "recomputed": {"cache": "off"},
+    "exact": {"cache": "on", "slide": "exact"},
+    "keep": {"cache": "on", "slide": "keep"},
+}
+# Largest relative difference from the baseline's video: each step feeds the next one's input.
 BOUNDS = {"float32": 1e-3, "bfloat16": 1e-1, "float64": 1e-5}
 
 
@@ -49,211 +53,172 @@ def cases(request: Request) -> Iterator[Case]:
         height, width = shapes.frame_size(config)
         g = torch.Generator().manual_seed(0)
         frames = torch.rand(2, config.data.frames_per_clip, 3, height, width, generator=g)
-        made = build("world_model", config, frames)
-        assert isinstance(made, Whole)
-        return made.model.to(request.device)
+        return build("world_model", config, frames).model.to(request.device)
 
-    for makes, listed in (
-        (_case, shapes.rollout(config)),
-        (_next_frame, shapes.next_frame(config)),
-        (_candidates, shapes.candidates(config)),
-    ):
-        for shape in listed:
+    suites = [(whole, shapes.rollout), (next_frame, shapes.next_frame)]
+    if "conditioner" in config.parts():
+        suites.append((candidates, shapes.candidates))
+    for make, listed in suites:
+        for shape in listed(config):
             for dtype in request.dtypes:
-                if makes is not _candidates or "conditioner" in config.parts():
-                    yield makes(config, shape, dtype, request.device, model)
+                yield make(Setup(config, shape, dtype, request.device, model))
 
 
-def _case(config: RunConfig, shape: Shape, dtype: str, device: str, model) -> Case:
-    B, T = shape.sizes["B"], shape.sizes["T"]
-    sampler = replace(config.sampler, steps=shape.sizes["steps"])
-    wide = torch.float64 if dtype == "float64" else torch.float32
+@dataclass(frozen=True)
+class Setup:
+    """A world and its inputs at one shape, in one dtype."""
 
-    @cache
-    def world() -> WorldModel:
-        return copy.deepcopy(model()).to(wide)
+    config: RunConfig
+    shape: Shape
+    dtype: str
+    device: str
+    made: Callable[[], WorldModel]
 
-    expected = cache(lambda: video("eager").double())
+    @property
+    def number(self) -> torch.dtype:
+        return torch.float64 if self.dtype == "float64" else torch.float32
+
+    @property
+    def conditioned(self) -> bool:
+        return "conditioner" in self.config.parts()
+
+    @cached_property
+    def model(self) -> WorldModel:
+        model = copy.deepcopy(self.made()).to(self.number)
+        if "W" in self.shape.sizes:  # frames that it sees at once
+            model.config = replace(model.config, window=self.shape.sizes["W"])
+        return model
+
+    def world(self, **sampler: object) -> World:
+        steps = self.shape.sizes["steps"]
+        return World(self.model, replace(self.config.sampler, steps=steps, **sampler))
+
+    def frames(self, batch: int, count: int) -> Tensor:
+        g = torch.Generator().manual_seed(0)
+        size = (batch, count, 3, *shapes.frame_size(self.config))
+        return torch.rand(size, generator=g).to(self.device, self.number)
+
+    def codes(self, *lead: int) -> Tensor:
+        """Latent actions [*lead, N, d]; of no meaning where a recipe has no actions."""
+        idm = self.config.model.idm
+        size = (idm.tokens, idm.dim) if self.conditioned else (1, 1)
+        g = torch.Generator().manual_seed(1)
+        return torch.randn(*lead, *size, generator=g).to(self.device, self.number)
+
+    def noise(self) -> torch.Generator:
+        return torch.Generator(device=self.device).manual_seed(0)
+
+    def case(
+        self,
+        op: str,
+        impls: tuple[str, ...],
+        call: Callable[[str], Call],
+        *,
+        frames: int,
+        others: tuple[str, ...] = (),
+    ) -> Case:
+        """The first of `impls` is what the rest are held to; `others` make another video."""
+        expected = cache(lambda: call(impls[0])().double())
+
+        def verify(name: str) -> str | None:
+            if name in others:
+                return None
+            gap = ((call(name)().double() - expected()).norm() / expected().norm()).item()
+            if gap <= BOUNDS[self.dtype]:
+                return None
+            return f"it is off by {gap:.2e}, expected at most {BOUNDS[self.dtype]:.2e}"
+
+        return Case(
+            suite="rollout",
+            op=op,
+            shape=self.shape.name,
+            sizes=self.shape.sizes,
+            dtype=self.dtype,
+            mode="fwd",
+            providers={name: lambda name=name: [call(name)] for name in impls},
+            tests=TESTS,
+            verify=verify,
+            counts={"frames": frames},
+            heavy=self.shape.heavy,
+        )
+
+
+def whole(setup: Setup) -> Case:
+    """A call is a whole rollout of T frames from one given."""
+    B, T = setup.shape.sizes["B"], setup.shape.sizes["T"]
 
     @cache
     def inputs() -> tuple[Tensor, Tensor | None]:
-        g = torch.Generator().manual_seed(0)
-        height, width = shapes.frame_size(config)
-        history = torch.rand(B, 1, 3, height, width, generator=g).to(device, wide)
-        if "conditioner" not in config.parts():
-            return history, None
-        codes = torch.randn(B, T, config.model.idm.tokens, config.model.idm.dim, generator=g)
-        return history, codes.to(device, wide)
+        return setup.frames(B, 1), setup.codes(B, T) if setup.conditioned else None
 
-    def video(name: str) -> Tensor:
-        history, codes = inputs()
-        with VARIANTS[name].choice(), autocast(device, dtype):
-            made = World(world(), sampler).rollout(
-                history,
-                codes,
-                generator=torch.Generator(device=device).manual_seed(0),
-                frames=T + 1,
-            )
-        return made.frames
+    def call(name: str) -> Call:
+        def video() -> Tensor:
+            with VARIANTS[name].choice(), autocast(setup.device, setup.dtype):
+                world = setup.world()
+                return world.rollout(*inputs(), generator=setup.noise(), frames=T + 1).frames
 
-    def verify(name: str) -> str | None:
-        return _gap(video(name), expected(), dtype)
+        return video
 
-    def provider(name: str) -> Provider:
-        def calls() -> Sequence[Call]:
-            return [lambda: video(name)]
-
-        return calls
-
-    return Case(
-        suite="rollout",
-        op="rollout",
-        shape=shape.name,
-        sizes=shape.sizes,
-        dtype=dtype,
-        mode="fwd",
-        providers={name: provider(name) for name in NAMES},
-        tests=TESTS,
-        verify=verify,
-        counts={"frames": B * T},
-    )
+    return setup.case("rollout", ("eager", "default"), call, frames=B * T)
 
 
-def _in_window(model: WorldModel, window: int, dtype: torch.dtype) -> WorldModel:
-    """The same weights, seeing `window` frames at once."""
-    made = copy.deepcopy(model).to(dtype)
-    made.config = replace(made.config, window=window)
-    return made
-
-
-def _wide(dtype: str) -> torch.dtype:
-    return torch.float64 if dtype == "float64" else torch.float32
-
-
-def _drawn(config: RunConfig, *shape: int, device: str, dtype: str) -> Tensor:
-    """Latent actions [*shape, N, d]; zeros without tokens where a recipe has no actions."""
-    g = torch.Generator().manual_seed(1)
-    sizes = (1, 1)
-    if "conditioner" in config.parts():
-        sizes = (config.model.idm.tokens, config.model.idm.dim)
-    return torch.randn(*shape, *sizes, generator=g).to(device, _wide(dtype))
-
-
-REMEMBERING = {
-    "recomputed": {"cache": "off"},
-    "exact": {"cache": "on", "slide": "exact"},
-    "keep": {"cache": "on", "slide": "keep"},
-}
-
-
-def _next_frame(config: RunConfig, shape: Shape, dtype: str, device: str, model) -> Case:
+def next_frame(setup: Setup) -> Case:
     """A call is one `RolloutState.advance`, each from the same state."""
-    held, window = shape.sizes["h"], shape.sizes["W"]
-    conditioned = "conditioner" in config.parts()
+    held, window = setup.shape.sizes["h"], setup.shape.sizes["W"]
 
-    @cache
-    def world() -> WorldModel:
-        return _in_window(model(), window, _wide(dtype))
-
-    def step(name: str) -> Call:
-        sampler = replace(config.sampler, steps=shape.sizes["steps"], **REMEMBERING[name])
-        g = torch.Generator(device=device).manual_seed(0)
-        height, width = shapes.frame_size(config)
-        size = (1, held - 1, 3, height, width)
-        frames = torch.rand(size, generator=g, device=device, dtype=_wide(dtype))
-        codes = _drawn(config, 1, held, device=device, dtype=dtype)
-        given = {"codes": codes[:, : held - 2], "conditioned": conditioned}
-        with autocast(device, dtype):
-            state = World(world(), sampler).begin(frames, generator=g, **given)
+    def call(name: str) -> Call:
+        codes = setup.codes(1, held)
+        given = {"codes": codes[:, : held - 2], "conditioned": setup.conditioned}
+        with autocast(setup.device, setup.dtype):
+            world = setup.world(**CACHES[name])
+            state = world.begin(setup.frames(1, held - 1), generator=setup.noise(), **given)
             state.advance(codes[:, held - 2 : held - 1])  # frame `held`: made, not yet cached
 
-        def call() -> Tensor:
-            with autocast(device, dtype):
+        def advance() -> Tensor:
+            with autocast(setup.device, setup.dtype):
                 return state.fork().advance(codes[:, held - 1 :])
 
-        return call
+        return advance
 
-    expected = cache(lambda: step("recomputed")().double())
-
-    def verify(name: str) -> str | None:
-        if name == "keep" and held >= window:
-            return None  # is another video by its definition
-        return _gap(step(name)(), expected(), dtype)
-
-    return Case(
-        suite="rollout",
-        op="next_frame",
-        shape=shape.name,
-        sizes=shape.sizes,
-        dtype=dtype,
-        mode="fwd",
-        providers={name: lambda name=name: [step(name)] for name in REMEMBERING},
-        tests=TESTS,
-        verify=verify,
-        counts={"frames": 1},
-    )
+    others = ("keep",) if held >= window else ()  # another video by its definition
+    return setup.case("next_frame", tuple(CACHES), call, frames=1, others=others)
 
 
-def _candidates(config: RunConfig, shape: Shape, dtype: str, device: str, model) -> Case:
-    count, given, frames = (shape.sizes[name] for name in ("n", "h", "T"))
-    sampler = replace(config.sampler, steps=shape.sizes["steps"], guidance=1.0)
-
-    @cache
-    def world() -> WorldModel:
-        return _in_window(model(), shape.sizes["W"], _wide(dtype))
+def candidates(setup: Setup) -> Case:
+    """A call is all n rollouts of T frames from one history of h frames."""
+    count, given, frames = (setup.shape.sizes[name] for name in ("n", "h", "T"))
 
     @cache
     def inputs() -> tuple[Tensor, Tensor, Tensor]:
-        g = torch.Generator().manual_seed(0)
-        height, width = shapes.frame_size(config)
-        history = torch.rand(1, given, 3, height, width, generator=g).to(device, _wide(dtype))
-        past = _drawn(config, 1, given - 1, device=device, dtype=dtype)
-        return history, past, _drawn(config, 1, count, frames, device=device, dtype=dtype)
+        codes = setup.codes(1, given - 1 + count * frames)
+        past, ahead = codes.split([given - 1, count * frames], dim=1)
+        return setup.frames(1, given), past, ahead.unflatten(1, (count, frames))
 
-    def video(name: str) -> Tensor:
-        history, past, codes = inputs()
-        whole = torch.cat([past.expand(count, -1, -1, -1), codes[0]], dim=1)
+    def call(name: str) -> Call:
+        def video() -> Tensor:
+            history, past, codes = inputs()
+            each = torch.cat([past.expand(count, -1, -1, -1), codes[0]], dim=1)
+            with autocast(setup.device, setup.dtype):
+                world = setup.world(guidance=1.0)
+                if name == "shared":
+                    return world.rollout_candidates(
+                        history, codes, context_codes=past, generator=setup.noise()
+                    )[0]
+                parts = each.split(1 if name == "alone" else count)
+                rolled = (
+                    world.rollout(
+                        history.expand(len(part), -1, -1, -1, -1), part, generator=setup.noise()
+                    )
+                    for part in parts
+                )
+                return torch.cat([made.generated for made in rolled])
 
-        def rolled(history: Tensor, codes: Tensor) -> Tensor:
-            g = torch.Generator(device=device).manual_seed(0)
-            return World(world(), sampler).rollout(history, codes, generator=g).generated
+        return video
 
-        with autocast(device, dtype):
-            if name == "alone":
-                return torch.cat([rolled(history, codes) for codes in whole.split(1)])
-            if name == "batch":
-                return rolled(history.expand(count, -1, -1, -1, -1), whole)
-            g = torch.Generator(device=device).manual_seed(0)
-            return World(world(), sampler).rollout_candidates(
-                history, codes, context_codes=past, generator=g
-            )[0]
-
-    expected = cache(lambda: video("alone").double())
-
-    def verify(name: str) -> str | None:
-        if name == "batch":
-            return None  # every row draws noise of its own there: other videos
-        return _gap(video(name), expected(), dtype)
-
-    return Case(
-        suite="rollout",
-        op="candidates",
-        shape=shape.name,
-        sizes=shape.sizes,
-        dtype=dtype,
-        mode="fwd",
-        providers={
-            name: lambda name=name: [lambda: video(name)] for name in ("alone", "batch", "shared")
-        },
-        tests=TESTS,
-        verify=verify,
-        counts={"frames": count * frames},
-        heavy=shape.heavy,
+    return setup.case(
+        "candidates",
+        ("alone", "batch", "shared"),
+        call,
+        frames=count * frames,
+        others=("batch",),  # every row draws noise of its own there
     )
-
-
-def _gap(made: Tensor, expected: Tensor, dtype: str) -> str | None:
-    gap = ((made.double() - expected).norm() / expected.norm()).item()
-    if gap <= BOUNDS[dtype]:
-        return None
-    return f"it is off by {gap:.2e}, expected at most {BOUNDS[dtype]:.2e}"

@@ -75,6 +75,7 @@ _XL_WIDTH, _XL_HEADS = 1152, {"H": 16, "D": 72}
 _LAM_DIM = 32  # of a latent action in the paper
 # The same in a training batch of eight clips, for a GPU: hundreds of megabytes a tensor.
 _XL_BATCH = _XL_CLIPS | {"B": 8}
+_ROPE = {"rope": True}
 _SPATIAL = {"axis": "spatial", "causal": False, "norm": True, "rope": False}
 _TEMPORAL = {"axis": "temporal", "causal": True, "norm": True, "rope": True}
 
@@ -109,18 +110,9 @@ FIXED: dict[str, tuple[Shape, ...]] = {
         ),
     ),
     "qkv_norm_rope": (
+        Shape("stdit3-xl.spatial", {"B": 16, "L": 256, **_XL_HEADS}, "with rotation", _ROPE),
         Shape(
-            "stdit3-xl.spatial",
-            {"B": 16, "L": 256, **_XL_HEADS},
-            "head dimension 72, with rotation",
-            {"rope": True},
-        ),
-        Shape(
-            "stdit3-xl.b8.spatial",
-            {"B": 128, "L": 256, **_XL_HEADS},
-            "memory-bound",
-            {"rope": True},
-            heavy=True,
+            "stdit3-xl.b8.spatial", {"B": 128, "L": 256, **_XL_HEADS}, "memory-bound", _ROPE, True
         ),
     ),
     "qk_norm_rope": (
@@ -172,10 +164,8 @@ def st_attention(config: RunConfig) -> list[Shape]:
     if "idm" in config.parts():
         inner = {"H": model.idm.heads, "D": model.idm.width // model.idm.heads}
         sizes = idm_clips(config) | inner
-        shapes += [
-            Shape(f"{name}.idm.spatial", sizes, "the IDM, each frame", _SPATIAL),
-            Shape(f"{name}.idm.temporal", sizes, "the IDM, over time", _TEMPORAL),
-        ]
+        shapes.append(Shape(f"{name}.idm.spatial", sizes, "the IDM, each frame", _SPATIAL))
+        shapes.append(Shape(f"{name}.idm.temporal", sizes, "the IDM, over time", _TEMPORAL))
     if "conditioner" in config.parts():
         count = model.conditioner.heads
         acting = {"S": 1, "H": count, "D": model.backbone.width // count}
@@ -194,10 +184,7 @@ def adaln(config: RunConfig) -> list[Shape]:
     if "idm" in config.parts():
         inner = idm_clips(config) | {"C": model.idm.width}
         shapes.append(Shape(f"{name}.idm.block", inner, "a block of the IDM"))
-    return [
-        *shapes,
-        *FIXED["adaln"],
-    ]
+    return [*shapes, *FIXED["adaln"]]
 
 
 def qkv_norm_rope(config: RunConfig) -> list[Shape]:
@@ -254,9 +241,7 @@ def step(config: RunConfig) -> Shape:
     """One optimizer step of the recipe's last phase."""
     last = config.scheduled()[-1].name
     sizes = clips(config) | {"accumulate": config.training.accumulate}
-    return Shape(
-        f"{config.recipe}.{last}", sizes, "the phase that a run spends most of its time in"
-    )
+    return Shape(f"{config.recipe}.{last}", sizes, "the phase that most of a run's time goes to")
 
 
 def loader(config: RunConfig) -> list[Shape]:
@@ -303,9 +288,11 @@ def next_frame(config: RunConfig) -> list[Shape]:
 def candidates(config: RunConfig) -> list[Shape]:
     """n ways on from one history of h frames, T frames each; as in VP2: 2 given, horizon 10."""
     size = {"B": 1, "n": 64, "h": 2, "T": 10, "steps": PLANNING_STEPS}
+    windows = {
+        "slides": (config.model.window, "as trained"),
+        "fits": (12, "the window holds it all"),
+    }
     return [
-        Shape(
-            f"{family(config)}.slides", size | {"W": config.model.window}, "as trained", {}, True
-        ),
-        Shape(f"{family(config)}.fits", size | {"W": 12}, "the window holds it all", {}, True),
+        Shape(f"{family(config)}.{name}", size | {"W": window}, why, heavy=True)
+        for name, (window, why) in windows.items()
     ]

@@ -76,23 +76,24 @@ def unavailable(skipped: Iterable[Skipped]) -> list[str]:
     ]
 
 
+def _empty(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in left:
+        table.add_column(head, overflow="fold")
+    for head in right:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
+
+
 def _table(op: str, rows: Sequence[Row], everything: Sequence[Row]) -> Table:
-    table = Table(title=op, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("shape", overflow="fold")
-    table.add_column("impl", overflow="fold")
     right: list[str] = ["p50 ms", "p20 .. p80", *(f"x {name}" for name in BASELINES)]
     right += ["GB/s", "% copy"] if any(r["gb_s"] for r in rows) else []
     right += ["peak MB"]
     rates = list(dict.fromkeys(name for row in rows for name in row.get("rates", {})))
     right += [name.replace("_s", "/s") for name in rates]
-    more = [
-        n
-        for n in ("launches", "activation_mb", "mfu", "step_clips_s", "headroom")
-        if any(n in row for row in rows)
-    ]
-    right += more
-    for head in right:
-        table.add_column(head, justify="right", no_wrap=True)
+    fields = ("launches", "activation_mb", "mfu", "step_clips_s", "headroom")
+    more = [name for name in fields if any(name in row for row in rows)]
+    table = _empty(op, ("shape", "impl"), (*right, *more))
     before = None
     for row in rows:
         group = (row["shape"], row["dtype"], row["mode"])
@@ -117,14 +118,9 @@ def _table(op: str, rows: Sequence[Row], everything: Sequence[Row]) -> Table:
 
 def _split(rows: Sequence[Row]) -> Table:
     """Milliseconds of each part of a training step."""
-    table = Table(
-        title="parts of a step, ms", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    table.add_column("shape", overflow="fold")
-    table.add_column("impl", overflow="fold")
     parts = list(dict.fromkeys(part for row in rows for part in row["split_ms"]))
-    for part in parts:
-        table.add_column(part.replace("_", " "), justify="right", no_wrap=True)
+    heads = [part.replace("_", " ") for part in parts]
+    table = _empty("parts of a step, ms", ("shape", "impl"), heads)
     for row in rows:
         cells = [_number(row["split_ms"].get(part)) for part in parts]
         table.add_row(f"{row['shape']} {row['dtype']}", escape(row["impl"]), *cells)
@@ -147,11 +143,7 @@ def show_comparison(found: Comparison, console: Console) -> None:
             style="yellow",
             markup=False,
         )
-    table = Table(title="new / old", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("op", "shape", "impl"):
-        table.add_column(head, overflow="fold")
-    for head in ("old ms", "new ms", "ratio", ""):
-        table.add_column(head, justify="right", no_wrap=True)
+    table = _empty("new / old", ("op", "shape", "impl"), ("old ms", "new ms", "ratio", ""))
     for change in found.changes:
         row, style = change.row, _COLOUR[change.verdict]
         name = f"{row['shape']} {row['dtype']} {row['mode']}"

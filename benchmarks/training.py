@@ -35,8 +35,8 @@ from colaworld.training.phases import enter_phase
 from colaworld.training.step import apply_update, backward_pass
 
 from . import shapes, timing
-from .case import Case, Provider, Request, require_compiler
-from .models import awake, settled
+from .case import Case, Request, require_compiler
+from .models import nonzero, without_warmup
 from .variants import VARIANTS, Variant, autocast
 
 TESTS = ("tests/training/test_objectives.py", "tests/training/test_optimizer.py", "tests/ops")
@@ -52,7 +52,7 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []  # removed when the proces
 def recorded(height: int, width: int) -> Path:
     """A small set of the scene in closed form, recorded once per process into a temporary folder."""
     from colaworld import envs
-    from colaworld.data.recording import LeRobotWriter
+    from colaworld.data.sources.lerobot_writer import LeRobotWriter
     from colaworld.envs import behaviours
 
     _folders.append(tempfile.TemporaryDirectory(prefix="colaworld-bench-"))
@@ -140,7 +140,7 @@ class Step:
         self.guard = LossGuard(replace(training, spike_factor=0.0))
         self.marks = _Marks(self.device)
         self._began: float | None = None  # when the current backward pass began
-        self._arrived: float | None = None  # when the gradient left the generator
+        self._arrived: float | None = None  # when the gradient left the backbone
         self._watch()
         self.variant: Variant | None = None
         self.use(variant)
@@ -183,21 +183,20 @@ class Step:
                 return after_step(generator=generator)
 
         self.objective.loss, self.objective.after_step = before_backward, after
-        generator = model.backbone.velocity
+        backbone = model.backbone.velocity
 
         def velocity(latents: Tensor, times: Tensor, *, modulation: Any = None, **rest: Any):
             if self.marks.on and modulation is not None and modulation.requires_grad:
-                modulation.register_hook(self._leaves_generator)
-            return generator(latents, times, modulation=modulation, **rest)
+                modulation.register_hook(self._leaves_backbone)
+            return backbone(latents, times, modulation=modulation, **rest)
 
         model.tokenizer.encode = around("tokenizer", model.tokenizer.encode)
         model.quantize = around("lam", model.quantize)
-        model.velocity = around(
-            "lam", model.velocity
-        )  # the conditioner; the generator is taken off
+        # The conditioner's time: the backbone's, which runs inside, is taken off.
+        model.velocity = around("lam", model.velocity)
         model.backbone.velocity = around("world_model", velocity)
 
-    def _leaves_generator(self, _: Tensor) -> None:
+    def _leaves_backbone(self, _: Tensor) -> None:
         self._arrived = self.marks.now()
 
     def __call__(self) -> float:
@@ -234,7 +233,7 @@ class Step:
         return self.marks.around("data", self.batch)()
 
     def _end_backward(self) -> None:
-        """Share the time of a backward pass out: to the generator, then to what it got codes from."""
+        """Share the time of a backward pass out: to the backbone, then to what it got codes from."""
         if not self.marks.on or self._began is None:
             return
         over, seconds = self.marks.now(), self.marks.seconds
@@ -299,6 +298,21 @@ def cases(request: Request) -> Iterator[Case]:
             yield _case(config, dtype, request)
 
 
+def off(what: str, loss: float, expected: float, bound: float) -> str | None:
+    """What is wrong with a loss."""
+    if abs(loss - expected) <= bound * abs(expected):
+        return None
+    return f"its {what} is {loss:.6g}, the reference's {expected:.6g}"
+
+
+def mfu(request: Request, dtype: str, flops: int, p50: float) -> dict[str, Any]:
+    """The share of the peak, and that; nothing where no peak is known."""
+    peak = request.peak_tflops or request.measured_tflops.get(dtype)
+    if not peak:
+        return {}
+    return {"peak_tflops": peak, "mfu": float(f"{flops / p50 / 1e9 / peak:.4g}")}
+
+
 def _case(config: RunConfig, dtype: str, request: Request) -> Case:
     shape = shapes.step(config)
     steps: dict[str, Step] = {}
@@ -306,38 +320,17 @@ def _case(config: RunConfig, dtype: str, request: Request) -> Case:
 
     def step(name: str) -> Step:
         if name not in steps:
-            run = on_data(settled(config, generator=config.generator), request.data)
+            run = on_data(without_warmup(config, generator=config.generator), request.data)
             steps[name] = Step(run, variant=VARIANTS[name], dtype=dtype, device=request.device)
             first[name] = steps[name]()
         return steps[name]
 
     def verify(name: str) -> str | None:
         step("eager"), step(name)
-        loss, expected = first[name], first["eager"]
-        if abs(loss - expected) <= BOUNDS[dtype] * abs(expected):
-            return None
-        return f"its first loss is {loss:.6g}, the reference's {expected:.6g}"
+        return off("first loss", first[name], first["eager"], BOUNDS[dtype])
 
-    @cache
-    def flops() -> int:
-        return step("eager").flops()
-
-    def details(name: str, p50: float) -> dict[str, Any]:
-        found: dict[str, Any] = {"split_ms": steps[name].split(min(request.samples, 10))}
-        peak = request.peak_tflops or request.measured_tflops.get(dtype)
-        if peak:
-            found |= {"peak_tflops": peak, "mfu": float(f"{flops() / p50 / 1e9 / peak:.4g}")}
-        return found
-
-    def provider(name: str) -> Provider:
-        return lambda: [step(name)]
-
-    def close() -> None:
-        for made in steps.values():
-            made.close()
-
+    flops = cache(lambda: step("eager").flops())
     B = shape.sizes["B"] * shape.sizes["accumulate"]
-    tokens = B * shape.sizes["T"] * shape.sizes["S"]
     return Case(
         suite="training",
         op="step",
@@ -345,13 +338,16 @@ def _case(config: RunConfig, dtype: str, request: Request) -> Case:
         sizes=shape.sizes,
         dtype=dtype,
         mode="fwd_bwd",
-        providers={name: provider(name) for name in VARIANTS},
+        providers={name: lambda name=name: [step(name)] for name in VARIANTS},
         tests=TESTS,
         verify=verify,
         flops=flops,
-        counts={"samples": B, "tokens": tokens},
-        details=details,
-        close=close,
+        counts={"samples": B, "tokens": B * shape.sizes["T"] * shape.sizes["S"]},
+        details=lambda name, p50: {
+            "split_ms": steps[name].split(min(request.samples, 10)),
+            **mfu(request, dtype, flops(), p50),
+        },
+        close=lambda: [made.close() for made in steps.values()],
     )
 
 
@@ -412,33 +408,24 @@ def joint(config: RunConfig, request: Request, dtype: str = "bfloat16") -> Itera
             dtype=dtype,
             device=request.device,
             batches=lambda: batch,
-            model=awake(model),
+            model=nonzero(model),
         )
         return step, batch, step.flops()
 
-    def calls(name: str) -> list[Step]:
+    def used(name: str) -> Step:
         made()[0].use(VARIANTS[name])
-        return [made()[0]]
+        return made()[0]
 
     def verify(name: str) -> str | None:
-        step, batch, _ = made()
-        step.use(VARIANTS["eager"])
+        step, batch = used("eager"), made()[1]
         with torch.no_grad():
             expected = step.loss_of(batch)
-        step.use(VARIANTS[name])
-        loss = step.loss_of(batch)
-        if abs(loss - expected) <= LOSS_BOUND * abs(expected):
-            return None
-        return f"its loss is {loss:.6g}, the reference's {expected:.6g}"
+        return off("loss", used(name).loss_of(batch), expected, LOSS_BOUND)
 
     def details(name: str, p50: float) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        found = mfu(request, dtype, made()[2], p50)
         if timing.on_gpu(request.device):
             found["activation_mb"] = made()[0].activations_mb()
-        peak = request.peak_tflops or request.measured_tflops.get(dtype)
-        if peak:
-            reached = made()[2] / p50 / 1e9
-            found |= {"peak_tflops": peak, "mfu": float(f"{reached / peak:.4g}")}
         return found
 
     B, T = config.training.batch_size, config.data.frames_per_clip
@@ -450,7 +437,7 @@ def joint(config: RunConfig, request: Request, dtype: str = "bfloat16") -> Itera
             sizes={"B": B, "T": T, "pairs": config.model.backbone.depth},
             dtype=dtype,
             mode="fwd_bwd",
-            providers={name: lambda name=name: calls(name)},
+            providers={name: lambda name=name: [used(name)]},
             verify=verify,
             flops=lambda: made()[2],
             counts={"samples": B},

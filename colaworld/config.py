@@ -1,8 +1,8 @@
 """Dataclass <-> dict <-> YAML <-> command line, strict in every direction.
 
 A configuration is a nested dataclass that lives beside the thing it configures; where one of several
-may stand (a union of dataclasses), a field `kind` in each tells them apart. This file only
-moves it between forms. Every mistake names the key, what was expected and what came.
+may stand, a field `kind` in each tells them apart: a union of dataclasses, or an open family, which is
+a class with `kinds()` that returns those known by now. This file only moves it between forms. Every mistake names the key, what was expected and what came.
 """
 
 from __future__ import annotations
@@ -76,14 +76,14 @@ def _convert(hint: Any, value: Any, path: str, before: Any) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         base = before if isinstance(before, hint) else None
         return from_dict(hint, value, where=path, base=base)
+    kinds = _kinds(hint)
+    if kinds and not (value is None and type(None) in args):
+        return _convert(_of_kind(kinds, value, path, before), value, path, before)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        options = [a for a in args if a is not type(None)]
-        if len(options) > 1 and all(dataclasses.is_dataclass(a) for a in options):
-            return _convert(_of_kind(options, value, path, before), value, path, before)
         errors = []
-        for option in options:
+        for option in (a for a in args if a is not type(None)):
             try:
                 return _convert(option, value, path, before)
             except ConfigError as error:
@@ -134,6 +134,15 @@ def _entry(hint: Any, key: Any, value: Any, path: str, held: Mapping[str, Any]) 
         if key in held or not near:
             raise
         raise ConfigError(f"{error}; did you mean {near[0]!r} instead of {key!r}?") from None
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """The dataclasses of which one may stand here; none where there is no choice."""
+    if isinstance(hint, type) and not dataclasses.is_dataclass(hint) and hasattr(hint, "kinds"):
+        return list(hint.kinds())
+    options = [a for a in typing.get_args(hint) if a is not type(None)]
+    union = typing.get_origin(hint) in (Union, types.UnionType) and len(options) > 1
+    return options if union and all(dataclasses.is_dataclass(a) for a in options) else []
 
 
 def _of_kind(options: list[Any], value: Any, path: str, before: Any) -> Any:
@@ -217,7 +226,7 @@ def _choose_kinds(default: T, arguments: Sequence[str]) -> tuple[T, list[str]]:
 
 
 def _union_at(config: Any, keys: list[str]) -> list[str] | None:
-    """The field names that lead to a union of dataclasses, past members that lend their fields."""
+    """The field names that lead to where one of several may stand, past members that lend their fields."""
     hints = typing.get_type_hints(type(config), include_extras=True)
     if keys[0] not in hints:
         for name, hint in hints.items():
@@ -231,8 +240,7 @@ def _union_at(config: Any, keys: list[str]) -> list[str] | None:
         inner = getattr(config, keys[0])
         below = _union_at(inner, keys[1:]) if dataclasses.is_dataclass(inner) else None
         return None if below is None else [keys[0], *below]
-    options = typing.get_args(hints[keys[0]])
-    return keys if options and all(hasattr(option, "kind") for option in options) else None
+    return keys if _kinds(hints[keys[0]]) else None
 
 
 def _with_kind(config: Any, path: list[str], kind: str, flag: str) -> Any:
@@ -240,8 +248,8 @@ def _with_kind(config: Any, path: list[str], kind: str, flag: str) -> Any:
     before = getattr(config, name)
     if below:
         return dataclasses.replace(config, **{name: _with_kind(before, below, kind, flag)})
-    options = typing.get_args(typing.get_type_hints(type(config))[name])
-    chosen = _of_kind(list(options), {"kind": kind}, flag[2:].removesuffix(".kind"), None)
+    options = _kinds(typing.get_type_hints(type(config))[name])
+    chosen = _of_kind(options, {"kind": kind}, flag[2:].removesuffix(".kind"), None)
     shared = {f.name for f in dataclasses.fields(chosen)} - {"kind"}
     kept = {k: v for k, v in _given(before).items() if k in shared}
     return dataclasses.replace(config, **{name: chosen(**kept)})

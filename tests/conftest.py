@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,6 +13,14 @@ import torch
 def generator() -> torch.Generator:
     """A freshly seeded generator: a test that draws numbers says so in its arguments."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the package remembers of data sets stays out of the home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLAWORLD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

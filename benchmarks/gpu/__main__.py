@@ -15,6 +15,7 @@ Not here: what a stage does (stages.py).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ PACKAGE = __package__ or "benchmarks.gpu"
 ROOT = Path(__file__).resolve().parents[2]
 ARCHIVE = "gpu.tar.gz"
 _GRACE = 3  # seconds that a stage's process gets beyond what it is told
+_DRY = 10  # times as long for a dry run: an interpreter on a CPU is not held to a GPU's seconds
 _TOOLKITS = ("/usr/local/cuda/bin", "/opt/cuda/bin")
 
 
@@ -71,36 +74,18 @@ def pytests(usual: list[str]) -> list[str] | str:
 
 # Seconds in all, and the stages in their order, the most valuable first.
 PLAN: dict[str, tuple[int, tuple[Stage, ...]]] = {
-    "A": (
-        170,
-        (Stage("probe", 15), Stage("correctness", 75), Stage("ceilings", 20), Stage("goals", 55)),
-    ),
-    "B": (
-        420,
-        (
-            Stage("compilation", 75),
-            Stage("rivals", 130),
-            Stage("step8", 105),
-            Stage("step28", 105),
-        ),
-    ),
-    "rest": (
-        540,
-        (
-            Stage("tune", 150),
-            Stage("attention", 70),
-            Stage("large", 90),
-            Stage("memcheck", 100, sanitizer),
-            Stage("pytest", 120, pytests),
-        ),
-    ),
-}
+    "A": (170, (Stage("probe", 15), Stage("correctness", 75), Stage("ceilings", 20), Stage("goals", 55))),
+    "B": (420, (Stage("compilation", 75), Stage("rivals", 130), Stage("step8", 105), Stage("step28", 105))),
+    "rest": (540, (Stage("tune", 150), Stage("attention", 70), Stage("large", 90),
+                   Stage("memcheck", 100, sanitizer), Stage("pytest", 120, pytests))),
+}  # fmt: skip
 
 
 def run(stage: Stage, folder: Path, *, workers: int, dry: bool) -> str | None:
     """Run one stage, its output on the terminal and in the log; what went wrong, or None."""
+    limit = stage.seconds * (_DRY if dry else 1)
     command = [sys.executable, "-m", f"{PACKAGE}.stages", stage.name, "--out", str(folder)]
-    command += ["--seconds", str(stage.seconds - _GRACE), "--workers", str(workers)]
+    command += ["--seconds", str(limit - _GRACE), "--workers", str(workers)]
     command = stage.command(command + (["--dry"] if dry else []))
     if isinstance(command, str):
         return f"not run: {command}"
@@ -133,22 +118,15 @@ def run(stage: Stage, folder: Path, *, workers: int, dry: bool) -> str | None:
     thread = threading.Thread(target=copy)
     thread.start()
     try:
-        code = process.wait(timeout=stage.seconds)
+        code = process.wait(timeout=limit)
     except subprocess.TimeoutExpired:
-        return f"stopped after {stage.seconds} s"
+        return f"stopped after {limit} s"
     finally:
-        end(process.pid)  # its own processes too: workers and compilers go on without it
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # workers and compilers go on without it
         process.wait()
         thread.join(timeout=5)
     return None if code == 0 else f"ended with {code}"
-
-
-def end(group: int) -> None:
-    """Kill what is left of a stage's group of processes."""
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 def report(folder: Path, *, whole: bool) -> None:
@@ -164,19 +142,20 @@ def report(folder: Path, *, whole: bool) -> None:
 def summary(folder: Path, problems: list[str]) -> bool:
     """What failed and what was not run, at the end; whether all is well."""
     notes = store.notes(folder)
-    kinds = ("ok", "missing", "skipped", "failed")
-    found = {kind: [n for n in notes if n["outcome"] == kind] for kind in kinds}
+    failed = [note for note in notes if note["outcome"] == "failed"]
     reasons: dict[str, list[str]] = {}
-    for note in found["missing"] + found["skipped"]:
-        reasons.setdefault(note["reason"], []).append(note["label"])
+    for note in notes:
+        if note["outcome"] in ("missing", "skipped"):
+            reasons.setdefault(note["reason"], []).append(note["label"])
     for reason, labels in reasons.items():
         print(f"not run: {reason}: {labels[0]}{f' and {len(labels) - 1} more' * (len(labels) > 1)}")
     for problem in problems:
         print(f"stage {problem}")
-    for note in found["failed"]:
+    for note in failed:
         print(f"FAILED {note['label']}: {note['reason']}")
-    print(", ".join(f"{len(found[kind])} {kind}" for kind in kinds))
-    return not found["failed"] and not any("ended with" in problem for problem in problems)
+    counts = Counter(note["outcome"] for note in notes)
+    print(", ".join(f"{counts[kind]} {kind}" for kind in ("ok", "missing", "skipped", "failed")))
+    return not failed and not any("ended with" in problem for problem in problems)
 
 
 def go(verb: str, folder: Path, out: Path, *, first: str | None, workers: int, dry: bool) -> bool:

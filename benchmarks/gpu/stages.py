@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpu.stages goals --out runs/gpu --seconds 60
 
-A stage is a list of cases (or of jobs, for several processes). What has a row from the same code and
-device is not measured again. A case that would not fit into what is left of the time is not begun.
-Not here: the order of the stages and their shares of the time (`__main__.py`).
+A stage is a list of cases (cases.py), or of jobs for several processes. What has a row from the same
+code and device is not measured again. A case that would not fit into what is left of the time is not
+begun. Not here: the order of the stages and their shares of the time (`__main__.py`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import argparse
 import contextlib
 import gc
 import importlib
+import importlib.util
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,59 +27,16 @@ import torch
 
 from colaworld import ops
 
-from .. import gate, machine, run, shapes
-from ..case import Case, Failed, Request, Skipped
-from . import dry, store
-from .goals import RIVALS as COMPILED
+from .. import gate, machine, run, timing
+from .. import ops as suite
+from ..case import Case, Failed, Skipped
+from . import goals, store, tune, workers
+from .cases import BASELINES, GOALS, STAGES, TUNED, Options, cases_of, joint
 
-# (op, shape, dtype), the most important first: what a goal is about, then what rivals are timed for.
-GOALS = (
-    ("st_attention", "stdit3-xl.b8.temporal", "bfloat16"),
-    ("adaln", "stdit3-xl.b8.autocast", "bfloat16"),
-    ("codebook_step", "lam.codes", "float32"),
-    ("qkv_norm_rope", "stdit3-xl.b8.spatial", "bfloat16"),
-    ("vector_quantize", "bounded.codes", "float32"),
-    ("vector_quantize", "lam.codes", "float32"),
-    ("code_statistics", "lam.codes", "float32"),
-)
-RIVALS = (
-    *GOALS[:4],
-    ("st_attention", "stdit3-xl.b8.spatial", "bfloat16"),
-    ("vector_quantize", "lam.codes", "float32"),
-    ("vector_quantize", "goal.codes", "float32"),
-    ("qk_norm_rope", "wan-1.3b", "bfloat16"),
-    ("adaln", "stdit3-xl.b8.block", "bfloat16"),
-    ("code_statistics", "bounded.codes", "float32"),
-)
 _FILLED_PAIRS = 2  # of blocks: every graph that more of them have
 _CASE_SECONDS = 6  # a case takes about so long once its kernels are there
 _STEP_SAMPLES = 7
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a stage is asked for."""
-
-    out: Path
-    seconds: float = 60.0
-    samples: int = 20
-    dry: bool = False
-    workers: int = 1
-    began: float = field(default_factory=time.monotonic)
-
-    @property
-    def device(self) -> str:
-        return "cpu" if self.dry else "cuda"
-
-    def left(self) -> float:
-        """Seconds that remain."""
-        return self.seconds - (time.monotonic() - self.began)
-
-    def request(self, *dtypes: str, **more: Any) -> Request:
-        return Request(dtypes=dtypes, device=self.device, samples=self.samples, **more)
-
-    def device_context(self) -> contextlib.AbstractContextManager[None]:
-        return dry.stand_ins() if self.dry else contextlib.nullcontext()
+Keep = Callable[[Any], None]  # takes a Row, a Skipped or a Failed
 
 
 def options(argv: list[str]) -> Options:
@@ -92,103 +50,29 @@ def options(argv: list[str]) -> Options:
     return replace(given, samples=1) if given.dry else given
 
 
+def beside_tests(name: str) -> ModuleType | None:
+    """tests/gpu/NAME.py of the checkout; None in an installed package."""
+    root = gate.repository()
+    if root is None:
+        return None
+    spec = importlib.util.spec_from_file_location(f"gpu_{name}", root / f"tests/gpu/{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def device_context(given: Options) -> contextlib.AbstractContextManager[None]:
+    """A dry run treats the CPU as a GPU."""
+    if not given.dry:
+        return contextlib.nullcontext()
+    return beside_tests("stand_ins").stand_ins(timing)
+
+
 # --- cases ----------------------------------------------------------------------------------------
 
 
-def cases_of(chosen: Iterable[tuple[str, str, str]], options: Options) -> Iterator[Case]:
-    """The cases of (op, shape, dtype), forward and backward."""
-    definition = importlib.import_module("..ops.definition", __package__)
-    for op, name, dtype in chosen:
-        module = importlib.import_module(f"..ops.{op}", __package__)
-        shape = shapes.fixed(op, name)
-        if options.dry:
-            dtype, shape = "float32", small(shape)
-        for case in definition.cases(module.DEFINITION, [shape], options.request(dtype)):
-            if isinstance(case, Case):
-                yield case
-            else:
-                store.note(options.out, "skipped", case.label, case.reason)
-
-
-def small(shape: shapes.Shape) -> shapes.Shape:
-    """The same shape in sizes that a CPU is done with at once."""
-    most = {
-        "B": 1,
-        "T": 3,
-        "S": 2,
-        "H": 1,
-        "D": 8,
-        "C": 16,
-        "L": 4,
-        "N": 20,
-        "K": 6,
-        "n": 4,
-        "d": 8,
-    }
-    sizes = {name: min(size, most[name]) for name, size in shape.sizes.items()}
-    options = dict(shape.options)
-    if options.get("sections") is not None:
-        options["sections"] = (2, 1, 1)
-    return replace(shape, sizes=sizes, options=options)
-
-
-def goals(options: Options) -> Iterator[tuple[Case, tuple[str, ...]]]:
-    """Ours and the eager reference at the sizes of the goals."""
-    ours = ("eager", "cuda", "triton", "default", *(("cpu",) if options.dry else ()))
-    return ((case, ours) for case in cases_of(GOALS, options))
-
-
-def rivals(options: Options) -> Iterator[tuple[Case, tuple[str, ...]]]:
-    return ((case, ()) for case in cases_of(RIVALS, options))
-
-
-def attention(options: Options) -> Iterator[tuple[Case, tuple[str, ...]]]:
-    """Torch's attention by backend at the sequences of the models."""
-    chosen = [("attention", shape.name, "bfloat16") for shape in shapes.FIXED["attention"]]
-    return ((case, ()) for case in cases_of(chosen, options))
-
-
-def joint(pairs: int) -> Callable[[Options], Iterator[tuple[Case, tuple[str, ...]]]]:
-    """A joint step at the paper's size, one way of running it after the other."""
-
-    def cases(options: Options) -> Iterator[tuple[Case, tuple[str, ...]]]:
-        from .. import training  # recipes: more packages than the ops need
-
-        config, dtype = joint_config(pairs, options), "float32" if options.dry else "bfloat16"
-        product = machine.ceilings(options.device, "bfloat16", samples=5)[1]["tflops"]
-        request = options.request(dtype, measured_tflops={dtype: product})
-        return ((case, ()) for case in training.joint(config, request, dtype))
-
-    return cases
-
-
-def joint_config(pairs: int, options: Options) -> Any:
-    from colaworld.config import from_dict
-
-    from .. import training
-
-    config = training.xl(pairs)
-    if not options.dry:
-        return config
-    narrow = {"width": 16, "heads": 2}
-    tiny = {
-        "data": {"frames_per_clip": 3, "height": 32, "width": 32},
-        "model": {
-            "backbone": {"depth": 1, **narrow},
-            "idm": {"depth": 1, **narrow, "dim": 4},
-            "conditioner": {"depth": 1, "heads": 2},
-            "quantizer": {"codebook_size": 4},
-        },
-        "objective": {"history": (1, 2)},
-        "training": {"batch_size": 2},
-    }
-    return from_dict(type(config), tiny, base=config)
-
-
-def measure(
-    listed: Iterable[tuple[Case, tuple[str, ...]]], options: Options, keep: Callable
-) -> None:
-    """Cases one by one; `keep` takes a Row, a Skipped or a Failed."""
+def measure(listed: Iterable[tuple[Case, tuple[str, ...]]], options: Options, keep: Keep) -> None:
+    """Cases one by one."""
     there = store.measured(options.out)
     for case, wanted in listed:
         impls = [name for name in wanted or case.providers if name in case.providers]
@@ -196,12 +80,12 @@ def measure(
         if not missing:
             print(f"there already: {case.label}", flush=True)
             continue
-        if options.left() < (0 if options.dry else _CASE_SECONDS):
-            keep(Skipped(case.label, f"{max(options.left(), 0):.0f} s are left"))
+        if late := options.late(_CASE_SECONDS):
+            keep(Skipped(case.label, late))
             continue
         samples = min(options.samples, _STEP_SAMPLES) if case.op == "step" else options.samples
-        request = options.request(case.dtype)
-        found = run.measure(case, replace(request, samples=samples), impls=missing)
+        request = replace(options.request(case.dtype), samples=samples)
+        found = run.measure(case, request, impls=missing)
         for one in (*found.rows, *found.skipped, *found.failed):
             keep(one)
         gc.collect()
@@ -211,7 +95,7 @@ def measure(
 # --- stages that are no list of cases ---------------------------------------------------------------
 
 
-def probe(options: Options, keep: Callable) -> None:
+def probe(options: Options, keep: Keep) -> None:
     """What this machine has: printed first, since everything else depends on it."""
     print(f"device: {machine.device_name(options.device)}; {machine.versions()}")
     for package in ("triton", "pytest", "rich", "matplotlib"):
@@ -219,69 +103,49 @@ def probe(options: Options, keep: Callable) -> None:
         print(f"{package}: {'there' if found else 'not installed'}")
     for backend in ops.ATTENTION_BACKENDS:
         print(f"attention {backend}: {ops.attention_backend_missing(backend) or 'there'}")
-    built = ops.build_info()
-    print(f"compiled library: {built if built else ops.why_not_compiled()}")
-    probes = {
-        "st_attention": (1, 2, 3, 3, 2, 72),
-        "adaln": (1, 2, 3, 8),
-        "qkv_norm_rope": (1, 2, 3, 1, 8),
-        "qk_norm_rope": (1, 2, 1, 8),
-    }
+    print(f"compiled library: {ops.build_info() or ops.why_not_compiled()}")
     for op in ops.names():
-        lead = torch.zeros(probes.get(op, (4, 8)), device=options.device)
+        shape = suite.DEFINITIONS[op].probe if op in suite.DEFINITIONS else (4, 8)
         axis = "temporal" if op == "st_attention" else None
-        for verdict in ops.explain(op, lead, axis=axis):
+        for verdict in ops.explain(op, torch.zeros(shape, device=options.device), axis=axis):
             print(f"{op}: {verdict.name}: {verdict.reason or 'runs'}")
 
 
-def ceilings(options: Options, keep: Callable) -> None:
-    if options.dry:
-        machine._COPIED["cpu"], machine._SIDE["cpu"] = 1 << 12, 8
-    for dtype in ("bfloat16", "float32"):
-        for row in machine.ceilings(options.device, dtype, samples=options.samples):
-            keep(row)
-    for row in machine.launch(options.device, samples=options.samples):
+def ceilings(options: Options, keep: Keep) -> None:
+    sizes = {"copied": 1 << 12, "side": 8} if options.dry else {}
+    rows = [
+        row
+        for dtype in ("bfloat16", "float32")
+        for row in machine.ceilings(options.device, dtype, samples=options.samples, **sizes)
+    ]
+    for row in (*rows, *machine.launch(options.device, samples=options.samples)):
         keep(row)
 
 
-def correctness(options: Options, keep: Callable) -> int:
-    return share(options, "correctness")
-
-
-def compilation(options: Options, keep: Callable) -> int:
-    return share(options, "compilation")
-
-
-def large(options: Options, keep: Callable) -> int:
-    return share(options, "large")
-
-
-def memcheck(options: Options, keep: Callable) -> None:
+def memcheck(options: Options, keep: Keep) -> None:
     """The small checks one after another, for a tool that watches every access (and is slow)."""
     for name, job in jobs("memcheck", options).items():
-        if options.left() < 5 and not options.dry:
-            keep(Skipped(f"memcheck: {name}", f"{max(options.left(), 0):.0f} s are left"))
+        if late := options.late(5):
+            keep(Skipped(f"memcheck: {name}", late))
             continue
         try:
             job()
         except Exception as error:
-            if not missing(error):
+            if not workers.missing(error):
                 raise
             keep(Skipped(f"memcheck: {name}", str(error)))
         else:
             print(f"ran {name}", flush=True)
 
 
-def missing(error: Exception) -> bool:
-    """Whether an error says that this machine lacks what a job is about."""
-    return type(error).__name__ in ("Missing", "Unavailable")
+def tuning(options: Options, keep: Keep) -> None:
+    for one in tune.rows(cases_of(TUNED, options), options):
+        keep(one)
 
 
-def share(options: Options, source: str) -> int:
+def share(source: str, options: Options, keep: Keep) -> int:
     """Run the jobs of `source` in several processes; how many failed."""
-    from . import workers
-
-    command = [sys.executable, "-m", workers.__name__, source, "--out", str(options.out)]
+    command = [sys.executable, "-m", __spec__.name, "serve", source, "--out", str(options.out)]
     command += ["--dry"] if options.dry else []
     # One compiler thread each: there are as many processes as cores.
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
@@ -299,32 +163,36 @@ def share(options: Options, source: str) -> int:
     )
     for name in unfinished:
         store.note(options.out, "skipped", f"{source}: {name}", "the time was over")
-    said = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-    print(f"{source}: {said}, {len(unfinished)} not run of {len(names)}", flush=True)
+    counted = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+    print(f"{source}: {counted}, {len(unfinished)} not run of {len(names)}", flush=True)
     return outcomes["failed"]
 
 
 def jobs(source: str, options: Options) -> dict[str, Callable[[], None]]:
-    """The small jobs of a stage by name."""
+    """The small jobs of a stage by name: checks of tests/gpu, and first calls that compile."""
     made: dict[str, Callable[[], None]] = {}
     if source != "compilation":
-        module, device = checks(), torch.device(options.device)
+        module = beside_tests("checks")
+        if module is None:
+            print("no checkout, so no tests/gpu: results are verified before each time, no more")
+        device = torch.device(options.device)
         groups = ("large", "compile") if source == "large" else ("quick",)
         for check in module.checks(options.device) if module else ():
             quick = check.small or ("/cpu/" in check.label and source != "memcheck")
             if check.group in groups and (quick or not (options.dry or source == "memcheck")):
-                made[check.label] = lambda check=check: check.run(device)
-    if source in ("large", "memcheck"):
-        return made
-    fits = (lambda name: name == "triton") if source == "correctness" else COMPILED.__contains__
-    listed = goals(options) if source == "correctness" else rivals(options)
-    for case, _ in listed:
-        for name in filter(fits, case.providers):
-            made[f"{case.label}/{name}"] = lambda case=case, name=name: once(case, name)
-    if source == "compilation" and all(map(importlib.util.find_spec, ("yaml", "safetensors"))):
-        for case, _ in joint(_FILLED_PAIRS)(options):
-            if "compile" in (name := next(iter(case.providers))):
-                made[f"{case.label}/{name}"] = lambda case=case, name=name: once(case, name)
+                made[check.label] = partial(check.run, device)
+    cases: list[tuple[Case, str]] = []
+    if source == "correctness":
+        cases = [(case, name) for case in cases_of(GOALS, options) for name in ("triton",)]
+    elif source == "compilation":
+        names = goals.table()[1]
+        cases = [(case, name) for case in cases_of(BASELINES, options) for name in names]
+        if all(map(importlib.util.find_spec, ("yaml", "safetensors"))):
+            steps = joint(_FILLED_PAIRS)(options)
+            cases += [(case, name) for case, _ in steps for name in ("default+compile", "compile")]
+    for case, name in cases:
+        if name in case.providers:
+            made[f"{case.label}/{name}"] = partial(once, case, name)
     return made
 
 
@@ -337,40 +205,29 @@ def once(case: Case, name: str) -> None:
         case.close()
 
 
-def checks() -> ModuleType | None:
-    """tests/gpu/checks.py of the checkout; None in an installed package."""
-    root = gate.repository()
-    if root is None:
-        print("no checkout, so no tests/gpu: results are verified before each time, no more")
-        return None
-    spec = importlib.util.spec_from_file_location("gpu_checks", root / "tests/gpu/checks.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def serve(source: str, options: Options) -> None:
+    """A worker process of `share`."""
+
+    def alive() -> bool:  # after an access outside of memory a GPU takes no more work
+        try:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+                torch.zeros(1, device="cuda").add_(1).cpu()
+        except RuntimeError:
+            return False
+        return True
+
+    torch.set_num_threads(1)
+    with device_context(options):
+        workers.serve(jobs(source, options), alive)
 
 
-def tune(options: Options, keep: Callable) -> None:
-    from . import tune as tuning
-
-    for one in tuning.rows(options):
-        keep(one)
-
-
-CASES = {
-    "goals": goals,
-    "rivals": rivals,
-    "attention": attention,
-    "step8": joint(8),
-    "step28": joint(28),
-}
-OTHERS = {
+OTHERS: dict[str, Callable[[Options, Keep], int | None]] = {
     "probe": probe,
-    "correctness": correctness,
     "ceilings": ceilings,
-    "compilation": compilation,
-    "tune": tune,
-    "large": large,
+    "tune": tuning,
     "memcheck": memcheck,
+    **{name: partial(share, name) for name in ("correctness", "compilation", "large")},
 }
 
 
@@ -388,30 +245,34 @@ def line(row: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """One stage. 0; 1 where something of ours failed; 2 without a GPU."""
     name, *rest = sys.argv[1:] if argv is None else argv
+    if name == "serve":
+        serve(rest[0], options(rest[1:]))
+        return 0
     given = options(rest)
     if not given.dry and not torch.cuda.is_available():
         print("torch sees no CUDA device; nothing was run")
         return 2
     failures = 0
-    with given.device_context():
+    with device_context(given):
         stamp = machine.stamp(given.device)
 
         def keep(one: Any) -> None:
             nonlocal failures
-            if isinstance(one, Skipped):
-                store.note(given.out, "skipped", one.label, one.reason)
-                print(f"not measured: {one.label}: {one.reason}", flush=True)
-            elif isinstance(one, Failed):
-                failures += 1
-                store.note(given.out, "failed", one.label, one.reason)
-                print(f"FAILED {one.label}: {one.reason}", flush=True)
+            if isinstance(one, (Skipped, Failed)):
+                failed = isinstance(one, Failed)
+                failures += failed
+                store.note(given.out, "failed" if failed else "skipped", one.label, one.reason)
+                print(
+                    f"{'FAILED' if failed else 'not measured:'} {one.label}: {one.reason}",
+                    flush=True,
+                )
             else:
                 store.add(given.out, run.ordered(one | stamp))
                 print(line(one), flush=True)
 
         try:
-            if name in CASES:
-                measure(CASES[name](given), given, keep)
+            if name in STAGES:
+                measure(STAGES[name](given), given, keep)
             else:
                 failures += OTHERS[name](given, keep) or 0
         except ModuleNotFoundError as error:

@@ -21,7 +21,8 @@ import torch
 from .. import gate, run, timing
 from ..case import Case, Failed, Skipped
 from ..rows import Row
-from . import stages, store
+from . import store
+from .cases import Options
 
 # A winner is faster than what is shipped by this much: below, the next run could say otherwise.
 GAIN = 0.03
@@ -30,17 +31,6 @@ GAIN = 0.03
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 OPEN = "# --- measured: written by `python -m benchmarks.gpu apply-tuning`, do not edit ---"
 CLOSE = "# --- end of measured ---"
-# What a generator spends most of its time in first.
-TUNED = (
-    ("st_attention", "stdit3-xl.b8.temporal", "bfloat16"),
-    ("adaln", "stdit3-xl.b8.autocast", "bfloat16"),
-    ("qkv_norm_rope", "stdit3-xl.b8.spatial", "bfloat16"),
-    ("vector_quantize", "lam.codes", "float32"),
-    ("adaln", "stdit3-xl.b8.block", "bfloat16"),
-    ("vector_quantize", "goal.codes", "float32"),
-    ("qk_norm_rope", "wan-1.3b", "bfloat16"),
-    ("vector_quantize", "bounded.codes", "float32"),
-)
 Key = tuple[Any, ...]
 Results = Mapping[str, torch.Tensor]
 
@@ -80,21 +70,20 @@ def candidates(shipped: Any) -> list[Any]:
         "BN": (16, 32, 64, 128),
         "BK": (32, 64, 128),
     }
-    made = [
+    return [
         dataclasses.replace(shipped, **{name: value})
         for name, values in changes.items()
         for value in values
         if getattr(shipped, name, value) != value
     ]
-    return made
 
 
-def rows(options: stages.Options) -> Iterator[Row | Skipped | Failed]:
-    """A row for every candidate of every row that the ops of TUNED ask for, once."""
+def rows(cases: Iterable[Case], options: Options) -> Iterator[Row | Skipped | Failed]:
+    """A row for every candidate of every row of the tables that these cases ask for, once."""
     done: set[tuple[str, Key]] = set()
-    for case in stages.cases_of(TUNED, options):
-        if options.left() < 5 and not options.dry:
-            yield Skipped(f"tune/{case.label}", f"{max(options.left(), 0):.0f} s are left")
+    for case in cases:
+        if late := options.late(5):
+            yield Skipped(f"tune/{case.label}", late)
             continue
         try:
             call = case.providers["triton"]()[0]
@@ -116,7 +105,7 @@ def of_row(
     table: str,
     key: Key,
     shipped: Any,
-    options: stages.Options,
+    options: Options,
     *,
     spilled: Callable[[str, set[int]], int] | None = None,
     timed: Callable[..., Mapping[str, timing.Times]] = timing.interleaved,
@@ -270,5 +259,5 @@ def apply(folder: Path, table: Path | None = None) -> str:
     count = len({row["shape"] for row in found if row["chosen"] and row["impl"] != "shipped"})
     return (
         f"{table.name}: {count} rows of {len({row['shape'] for row in found})} are new; then: "
-        "python -m benchmarks.resources --write"
+        "python tests/cuda_check --write"
     )

@@ -1,32 +1,30 @@
-"""One file per op: its shapes, providers, cost and verification. Not here: how they are timed."""
+"""The ops: what is called, against what, at what cost. Not here: sizes (shapes.py), timing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .. import shapes
 from ..case import Case, Request, Skipped
-from . import (
-    adaln,
-    code_statistics,
-    codebook_step,
-    qk_norm_rope,
-    qkv_norm_rope,
-    st_attention,
-    vector_quantize,
-)
+from .adaln import ADALN
+from .attention import ATTENTION, ST_ATTENTION
+from .norm_rope import QK_NORM_ROPE, QKV_NORM_ROPE
+from .quantization import CODE_STATISTICS, CODEBOOK_STEP, VECTOR_QUANTIZE
 
-FILES = (
-    st_attention,
-    adaln,
-    qkv_norm_rope,
-    qk_norm_rope,
-    vector_quantize,
-    code_statistics,
-    codebook_step,
+SUITE = (
+    ST_ATTENTION,
+    ADALN,
+    QKV_NORM_ROPE,
+    QK_NORM_ROPE,
+    VECTOR_QUANTIZE,
+    CODE_STATISTICS,
+    CODEBOOK_STEP,
 )
+DEFINITIONS = {definition.op: definition for definition in (*SUITE, ATTENTION)}
 
 
 def cases(request: Request) -> Iterator[Case | Skipped]:
     """Every op at every shape that the recipe gives it, then the named shapes beyond it."""
-    for file in FILES:
-        yield from file.cases(request)
+    config = shapes.run_config(request.recipe, request.overrides)
+    for definition in SUITE:
+        yield from definition.cases(getattr(shapes, definition.op)(config), request)

@@ -1,48 +1,123 @@
-"""Torch's attention by backend, and FlexAttention, at the sequences of our models.
+"""Attention: ours with norm and rotation against every backend by name, and torch's attention alone.
 
-What a model could call in place of a kernel of its own, without norm and rotation: q, k and v are
-views of one packed tensor, as a projection leaves them. Not here: ours (st_attention.py).
+Of `st_attention` every baseline with a name of its own is compiled with norm and rotation inside, as a
+model would run it; `sdpa:*` is the eager reference. `attention` is what a model could call in place of a
+kernel of its own: q, k and v are views of one packed tensor, as a projection leaves them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import sdpa_kernel
+from torch.nn.attention import SDPBackend
 from torch.nn.attention.flex_attention import flex_attention
 
-from ..case import Unavailable
+from colaworld import ops
+from colaworld.models.layers.rope import rope_tables
+from colaworld.ops.attention_backends import attend
+
+from ..case import Unavailable, require_compiler
 from ..shapes import Shape
-from .definition import Definition, Function, Inputs, available, normal
-from .st_attention import BACKENDS, on_this_device
+from .definition import (
+    Baseline,
+    Definition,
+    Function,
+    Inputs,
+    Outputs,
+    available,
+    compiled,
+    forced,
+    normal,
+    pinned,
+)
+from .norm_rope import WIDE
+
+SDPA = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "math": SDPBackend.MATH,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+# Rows of ours around an attention by name: what the row is called, and `backend` of st_attention.
+NAMED = {
+    "cudnn": "cudnn",
+    "flex": "flex",
+    "flash-attn": "flash",
+    "flash-attn-3": "flash3",
+    "flash-attn-4": "flash4",
+}
 
 
 def draw(shape: Shape, g: torch.Generator) -> Inputs:
-    N, n, H, D = (shape.sizes[name] for name in ("N", "n", "H", "D"))
-    packed = normal(g, N, n, 3, H, D)
+    B, T, S, H, D = (shape.sizes[n] for n in "BTSHD")
+    options = shape.options
+    inputs: Inputs = {"qkv": normal(g, B, T, S, 3, H, D)}
+    inputs |= {"axis": options["axis"], "causal": options["causal"]}
+    inputs |= {"q_weight": None, "k_weight": None, "rope": None}
+    if options["norm"]:
+        inputs |= {name: 1 + 0.1 * normal(g, D) for name in ("q_weight", "k_weight")}
+    if options["rope"]:
+        length = T if options["axis"] == "temporal" else S
+        inputs["rope"] = rope_tables(length, D, device=g.device)
+    return inputs
+
+
+def call(inputs: Inputs) -> Outputs:
+    return {"out": ops.st_attention(**inputs)}
+
+
+def draw_alone(shape: Shape, g: torch.Generator) -> Inputs:
+    packed = normal(g, *(shape.sizes[name] for name in "Nn"), 3, *(shape.sizes[n] for n in "HD"))
     return {name: x.transpose(1, 2) for name, x in zip("qkv", packed.unbind(2), strict=True)}
 
 
-def call(inputs: Inputs) -> dict[str, Tensor]:
+def call_alone(inputs: Inputs) -> Outputs:
     return {"out": F.scaled_dot_product_attention(*(inputs[name] for name in "qkv"))}
 
 
-def eager(name: str) -> Callable[[Shape, str], Function]:
-    def function(inputs: Inputs) -> dict[str, Tensor]:
-        on_this_device(name, inputs["q"].device)
-        with sdpa_kernel(BACKENDS[name]):
-            return call(inputs)
+def held(name: str, function: Function, *, lead: str, compiles: bool = False) -> Baseline:
+    """`function` with SDPA held to one backend, eager or compiled."""
 
-    return lambda shape, mode: available(function)
+    def baseline(shape: Shape, mode: str) -> Function:
+        backend = SDPA[name]
+        made = compiled(function, backend) if compiles else available(pinned(function, backend))
+
+        def call(inputs: Inputs) -> Outputs:
+            device = inputs[lead].device.type
+            if device == "cpu" and name not in ("flash", "math"):
+                raise Unavailable(f"SDPA has no {name} backend on a CPU")
+            if compiles:
+                require_compiler(device)
+            return made(inputs)
+
+        return forced("reference", call)
+
+    return baseline
+
+
+def named(backend: str) -> Baseline:
+    """What `st_attention(backend=...)` runs, in one graph of torch.compile."""
+
+    def baseline(shape: Shape, mode: str) -> Function:
+        made = compiled(lambda inputs: {"out": ops.st_attention(**inputs, backend=backend)})
+
+        def call(inputs: Inputs) -> Outputs:
+            try:
+                attend(backend, inputs["qkv"], inputs["q_weight"])
+            except ops.BackendUnavailableError as error:
+                raise Unavailable(str(error)) from None
+            require_compiler(inputs["qkv"].device.type)
+            return made(inputs)
+
+        return call
+
+    return baseline
 
 
 def flex(shape: Shape, mode: str) -> Function:
     made = torch.compile(flex_attention, dynamic=False)
 
-    def function(inputs: Inputs) -> dict[str, Tensor]:
+    def function(inputs: Inputs) -> Outputs:
         if inputs["q"].device.type == "cpu" and mode != "fwd":
             raise Unavailable("FlexAttention has no gradient on a CPU")
         return {"out": made(*(inputs[name] for name in "qkv"))}
@@ -51,21 +126,52 @@ def flex(shape: Shape, mode: str) -> Function:
 
 
 def cost(shape: Shape, mode: str, itemsize: int) -> tuple[int, int]:
-    """As st_attention, which has q, k and v in one tensor."""
-    N, n, H, D = (shape.sizes[name] for name in ("N", "n", "H", "D"))
+    """Forward: qkv in, out out, two products. Backward reads qkv and the gradient, writes dqkv, and
+    makes five products, one of them the scores again."""
+    B, T, S, H, D = (shape.sizes[n] for n in "BTSHD")
+    L, sequences = (T, B * S) if shape.options["axis"] == "temporal" else (S, B * T)
+    pairs = L * (L + 1) // 2 if shape.options["causal"] else L * L
+    one, product = B * T * S * H * D * itemsize, 2 * sequences * H * pairs * D
+    return (4 * one, 2 * product) if mode == "fwd" else (11 * one, 7 * product)
+
+
+def cost_alone(shape: Shape, mode: str, itemsize: int) -> tuple[int, int]:
+    """The same; the gradient's three parts are tensors of their own."""
+    N, n, H, D = (shape.sizes[name] for name in "NnHD")
     one, product = N * n * H * D * itemsize, 2 * N * H * n * n * D
     return (4 * one, 2 * product) if mode == "fwd" else (12 * one, 7 * product)
 
 
-DEFINITION = Definition(
-    op="attention",
-    tests=(),
+ST_ATTENTION = Definition(
+    op="st_attention",
+    tests=(
+        "tests/ops/test_st_attention.py",
+        "tests/ops/test_st_attention_cpu.py",
+        "tests/ops/test_st_attention_op.py",
+        "tests/csrc",
+    ),
     draw=draw,
     call=call,
+    lead="qkv",
+    probe=(1, 2, 3, 3, 2, 72),
+    differentiable=("qkv", "q_weight", "k_weight"),
+    cost=cost,
+    baselines={
+        **{f"sdpa:{name}": held(name, call, lead="qkv") for name in SDPA},
+        **{f"compile:{n}": held(n, call, lead="qkv", compiles=True) for n in ("flash", "cudnn")},
+        **{name: named(backend) for name, backend in NAMED.items()},
+    },
+    axis=lambda shape: shape.options["axis"],
+    wide=lambda _: WIDE,
+)
+ATTENTION = Definition(
+    op="attention",
+    draw=draw_alone,
+    call=call_alone,
     lead="q",
     probe=(1, 1, 2, 8),
     differentiable=("q", "k", "v"),
-    cost=cost,
-    others={**{f"sdpa:{name}": eager(name) for name in BACKENDS}, "flex": flex},
+    cost=cost_alone,
+    baselines={**{f"sdpa:{n}": held(n, call_alone, lead="q") for n in SDPA}, "flex": flex},
     calls=(),
 )

@@ -9,7 +9,7 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -23,11 +23,11 @@ class InspectConfig:
     """What to look at."""
 
     path: Annotated[Path, tyro.conf.Positional]
-    """A LeRobot v3 folder, any folder of video files, or one video file."""
+    """A LeRobot v3 folder, any folder of video files or of tars that hold them, or one file."""
     sheet: Path = Path("contact-sheet.png")
     """Where the contact sheet goes."""
-    source: Literal["auto", "lerobot", "video_folder"] = "auto"
-    """How to read the folder."""
+    source: str = "auto"
+    """How to read it: lerobot, video_folder, tar_folder, or a source of your own."""
     camera: str | None = None
     """LeRobot: which camera (default: the first)."""
     action_column: str | None = "action"

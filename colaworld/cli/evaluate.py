@@ -13,7 +13,7 @@ import tyro
 from colaworld.cli.progress import bar
 from colaworld.cli.train import choose_device, data_flag
 from colaworld.config import from_command_line
-from colaworld.data.loader import DataConfig
+from colaworld.data.clips import DataConfig
 from colaworld.evaluation.evaluate import EvaluationConfig
 from colaworld.evaluation.report.page import write_report
 from colaworld.evaluation.tables import compare, table

@@ -1,6 +1,6 @@
 """`colaworld record`: film a simulator into a LeRobot v3 data set.
 
-Not here: playing (envs/episodes.py) or the file layout (data/recording.py); this wires the two.
+Not here: playing (envs/episodes.py) or the file layout (data/sources/lerobot_writer.py); this wires the two.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from colaworld import envs
 from colaworld.cli.errors import FORESEEN, tell
 from colaworld.cli.progress import bar
 from colaworld.config import to_dict
-from colaworld.data.encode import EncodingConfig
-from colaworld.data.recording import LeRobotWriter, check_target
+from colaworld.data.sources.lerobot_writer import LeRobotWriter, check_target
+from colaworld.data.video_writer import EncodingConfig
 from colaworld.envs import behaviours
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from colaworld.cli.train import choose_device
 from colaworld.config import from_command_line
 from colaworld.data import transforms
 from colaworld.data.clips import ClipSet, DataConfig
-from colaworld.data.encode import EncodingConfig, VideoWriter
+from colaworld.data.video_writer import EncodingConfig, VideoWriter
 from colaworld.models.world import World
 from colaworld.runs.load import load_world
 from colaworld.runs.sizes import check_frames
@@ -83,11 +83,11 @@ def run(argv: list[str]) -> int:
     else:
         data = replace(config.data, path=options.data or config.data.path, frames_per_clip=1)
         clips = ClipSet(replace(data, split="heldout"))
-        if not 0 <= options.episode < len(clips.pieces):
+        if not 0 <= options.episode < len(clips.segments):
             raise ValueError(
-                f"--episode: expected 0 .. {len(clips.pieces) - 1}, got {options.episode}"
+                f"--episode: expected 0 .. {len(clips.segments) - 1}, got {options.episode}"
             )
-        frames = clips.decoded(clips.pieces[options.episode]).frames
+        frames = clips.decoded(clips.segments[options.episode]).frames
         if not 0 <= options.frame < len(frames):
             raise ValueError(f"--frame: expected 0 .. {len(frames) - 1}, got {options.frame}")
         history = torch.from_numpy(frames[options.frame].copy()).float()[None, None] / 255

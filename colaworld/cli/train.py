@@ -207,7 +207,6 @@ def summary(config: RunConfig, trainer: Trainer) -> str:
     import torch
 
     clips = trainer.loader.clips  # type: ignore[attr-defined]
-    kind = "LeRobot v3" if clips.source.kind == "lerobot" else "video files"
     left_out = [
         f"{count} {what}"
         for count, what in (
@@ -239,7 +238,7 @@ def summary(config: RunConfig, trainer: Trainer) -> str:
         device += f", {torch.cuda.get_device_name(trainer.device)}"
     started = find_checkpoints(trainer.out / "checkpoints") if trainer.resume else []
     lines = [
-        ("data", f"{config.data.path} ({kind})"),
+        ("data", f"{config.data.path} ({clips.source.describe().format})"),
         ("", data),
         ("generator", _generator(config)),
         ("parameters", ", ".join(f"{n} {_short(count)}" for n, count in counts.items() if count)),

@@ -1,1 +1,1 @@
-"""From video files to clips. Import the parts by name: loader, sources, decode, recording."""
+"""From video files to clips. Import the parts by name: loader, sources, video_reader, episode_stream."""

@@ -1,4 +1,4 @@
-"""A data set as clips: which episodes, which pieces, and the frames of a piece at their resolution.
+"""A data set as clips: which episodes, which segments, and the frames of a segment at their resolution.
 
 Not here: the order of clips, batches or threads (loader.py). `ClipSet` is the same for training
 and evaluation; it counts what it leaves out and why.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,8 @@ from colaworld.contracts import ActionSpec
 from colaworld.data import cuts, transforms, windows
 from colaworld.data.cache import ByteCache
 from colaworld.data.errors import BrokenFileError, DataError
-from colaworld.data.sources.base import BrokenFile, EpisodeInfo, open_source
+from colaworld.data.sources import open_source
+from colaworld.data.sources.source import BrokenFile, EpisodeInfo
 
 log = logging.getLogger(__name__)
 _BLOCK = 32  # frames decoded at full size at a time
@@ -32,9 +33,10 @@ class DataConfig:
     """Which clips are cut from which videos."""
 
     path: Path | None = None
-    """The data set: a LeRobot v3 folder, or any folder of video files."""
-    source: Literal["auto", "lerobot", "video_folder"] = "auto"
-    """How to read the folder. auto: lerobot if it has meta/info.json."""
+    """The data set: a LeRobot v3 folder, any folder of video files, or of tars that hold them."""
+    source: str = "auto"
+    """How to read it: lerobot, video_folder, tar_folder, or a source of your own. auto: the first
+    that recognises it."""
     camera: str | None = None
     """LeRobot: the video feature to use (default: the first)."""
     frames_per_clip: int = 8
@@ -61,7 +63,7 @@ class DataConfig:
     action_column: str | None = "action"
     """Column of the real actions, which evaluation alone uses."""
     shuffle_window: int = 0
-    """Clips are mixed among this many pieces (episodes, or parts of long ones) at a time. 0: as
+    """Clips are mixed among this many segments (episodes, or parts of long ones) at a time. 0: as
     many as half the cache holds, or all if all fit."""
     cache_mb: float = 1024.0
     """Bound on decoded frames kept in memory. A set that fits is decoded once."""
@@ -95,10 +97,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Decoded:
-    """The frames of a piece, ready for slicing."""
+    """The frames of a segment, ready for slicing."""
 
     frames: np.ndarray  # [n, 3, H, W] uint8
-    cuts: np.ndarray  # [c] int64: frames (within the piece) at which a new scene starts
+    cuts: np.ndarray  # [c] int64: frames (within the segment) at which a new scene starts
     usable: bool = True
 
 
@@ -130,7 +132,7 @@ class ClipSet:
         self._check_sizes()
         self.height, self.width = self._size()
         self._timing = {e.index: self._time(e) for e in self.episodes}
-        self.broken: dict[str, BrokenFile] = {str(b.path): b for b in self.source.broken}
+        self.broken: dict[str, BrokenFile] = {b.reason: b for b in self.source.broken}
         self._lock = threading.Lock()
         self._cache: ByteCache[Decoded] = ByteCache(
             int(config.cache_mb * 1e6), lambda decoded: decoded.frames.nbytes
@@ -139,14 +141,14 @@ class ClipSet:
         self._check_broken()
         frame_bytes = 3 * self.height * self.width
         most = max(1, int(config.cache_mb * 1e6 / 8) // frame_bytes)
-        self.pieces: list[windows.Piece] = []
+        self.segments: list[windows.Segment] = []
         self.too_short: list[EpisodeInfo] = []
         for episode in self.episodes:
             timing = self._timing[episode.index]
-            made = windows.pieces(
+            made = windows.segments(
                 episode.index, timing.length, clip_span=self.span(episode.index), most_frames=most
             )
-            self.pieces += made
+            self.segments += made
             if not made:
                 self.too_short.append(episode)
         self._check_short()
@@ -157,7 +159,7 @@ class ClipSet:
         spec = self.source.action_spec
         if spec is None or spec.kind == "discrete":
             return spec
-        stride = self._timing[self.pieces[0].episode].stride
+        stride = self._timing[self.segments[0].episode].stride
         if stride == 1:
             return spec
         names = tuple(f"{n}+{s}" for s in range(stride) for n in spec.names)
@@ -171,24 +173,24 @@ class ClipSet:
         """Steps on an episode's clock from one frame of a clip to the next."""
         return self._timing[episode].stride
 
-    def piece_bytes(self, piece: windows.Piece) -> int:
-        return 3 * self.height * self.width * (piece.stop - piece.first)
+    def segment_bytes(self, segment: windows.Segment) -> int:
+        return 3 * self.height * self.width * (segment.stop - segment.first)
 
-    def decoded(self, piece: windows.Piece) -> Decoded:
-        """The frames of a piece, from the cache if they are there. Thread-safe.
+    def decoded(self, segment: windows.Segment) -> Decoded:
+        """The frames of a segment, from the cache if they are there. Thread-safe.
 
-        A broken piece is counted and comes back as not usable; DataError when there are too many.
+        A broken segment is counted and comes back as not usable; DataError when there are too many.
         """
-        return self._cache.get((piece.episode, piece.first), lambda: self._decode(piece))
+        return self._cache.get((segment.episode, segment.first), lambda: self._decode(segment))
 
-    def clip(self, decoded: Decoded, piece: windows.Piece, start: int, out: np.ndarray) -> bool:
+    def clip(self, decoded: Decoded, segment: windows.Segment, start: int, out: np.ndarray) -> bool:
         """Copy the clip at `start` (on the episode's clock) into out [T, 3, H, W].
 
-        False, and nothing copied, if it crosses a scene cut or the piece is broken.
+        False, and nothing copied, if it crosses a scene cut or the segment is broken.
         """
         if not decoded.usable:
             return False
-        stride, first = self._timing[piece.episode].stride, start - piece.first
+        stride, first = self._timing[segment.episode].stride, start - segment.first
         reach = windows.span(self.config.frames_per_clip, stride)
         if len(decoded.cuts) and windows.crosses(first, reach, decoded.cuts):
             return False
@@ -238,29 +240,18 @@ class ClipSet:
         """Raises DataError, naming file and column, if clips cannot come with actions."""
         if self.source.action_spec is None:
             raise self._no_actions()
-        self.clip_actions(self.pieces[0].episode, self.pieces[0].first)
+        self.clip_actions(self.segments[0].episode, self.segments[0].first)
 
     def _no_actions(self) -> DataError:
-        column = self.config.action_column
-        if self.source.kind != "lerobot":
-            return DataError(
-                f"{self.config.path}: a folder of videos has no actions (column {column!r} was "
-                "asked); record or convert to LeRobot v3 to have them"
-            )
-        features = getattr(self.source, "info", {}).get("features", {})
-        has = ", ".join(k for k, v in features.items() if v["dtype"] != "video")
-        return DataError(
-            f"{self.config.path}/meta/info.json: no action column {column!r}; it has: {has}; "
-            "set action_column"
-        )
+        return DataError(self.source.describe().no_actions)
 
-    def _decode(self, piece: windows.Piece) -> Decoded:
-        info = self.source.episodes[piece.episode]
+    def _decode(self, segment: windows.Segment) -> Decoded:
+        info = self.source.episodes[segment.episode]
         try:
-            frames = self._read(info, piece)
+            frames = self._read(info, segment)
             if frames.min() == frames.max():
                 raise BrokenFileError(
-                    f"{info.path}: {info.name}, frames {piece.first}..{piece.stop - 1}: nothing "
+                    f"{info.path}: {info.name}, frames {segment.first}..{segment.stop - 1}: nothing "
                     f"but the value {frames.min()} (a renderer or camera that failed?)"
                 )
         except BrokenFileError as error:
@@ -274,24 +265,40 @@ class ClipSet:
         changes = cuts.frame_changes(frames) if threshold > 0 else np.zeros((0, 2), np.float32)
         return Decoded(frames, cuts.find_cuts(changes, threshold=threshold))
 
-    def _read(self, info: EpisodeInfo, piece: windows.Piece) -> np.ndarray:
-        if self._timing[info.index].resampled:
-            wanted = self._resampled(info.index, piece.first, piece.stop)
+    def _read(self, info: EpisodeInfo, segment: windows.Segment) -> np.ndarray:
+        made = np.empty((segment.stop - segment.first, 3, self.height, self.width), np.uint8)
+        done = 0
+        for _, block in self.stream(info.index, segment.first, segment.stop):
+            made[done : done + len(block)] = block
+            done += len(block)
+        return made
+
+    def length(self, episode: int) -> int:
+        """Steps on an episode's clock: its frames, or its frames at the asked rate."""
+        return self._timing[episode].length
+
+    def stream(
+        self, episode: int, first: int, stop: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Steps first..stop-1 of an episode's clock, in blocks, in one pass and bounded memory.
+
+        Each block: index [n] int64 of its frames within the episode, and frames
+        [n, 3, height, width] uint8. Raises BrokenFileError where they cannot be decoded.
+        """
+        if self._timing[episode].resampled:
+            wanted = self._resampled(episode, first, stop)
         else:
-            wanted = np.arange(piece.first, piece.stop)
-        made = np.empty((len(wanted), 3, self.height, self.width), np.uint8)
+            wanted = np.arange(first, stop)
         block: list[np.ndarray] = []
         place = done = 0
-        first = int(wanted[0])
-        stream = self.source.stream(info.index, first, int(wanted[-1]) + 1)
-        for at, frame in enumerate(stream, first):
+        frames = self.source.stream(episode, int(wanted[0]), int(wanted[-1]) + 1)
+        for at, frame in enumerate(frames, int(wanted[0])):
             while place < len(wanted) and wanted[place] == at:
                 block.append(frame)
                 place += 1
             if len(block) >= _BLOCK or (block and place == len(wanted)):
-                made[done:place] = self._fit(block)
+                yield wanted[done:place], self._fit(block)
                 block, done = [], place
-        return made
 
     def _fit(self, block: list[np.ndarray]) -> np.ndarray:
         """Frames [H, W, 3] -> [n, 3, height, width], cropped and resized."""
@@ -324,7 +331,7 @@ class ClipSet:
                 f"{fps:g}; lower fps to {episode.fps:g}"
             )
         whole = round(ratio)
-        if self.source.kind == "lerobot" and abs(ratio - whole) < 1e-3 * whole:
+        if self.source.uniform_fps and abs(ratio - whole) < 1e-3 * whole:
             return _Timing(episode.frames, whole, False)
         return _Timing(int((episode.frames - 1) / episode.fps * fps + 1e-6) + 1, 1, True)
 
@@ -378,7 +385,7 @@ class ClipSet:
                 len(self.episodes),
                 self.too_short[0].name,
             )
-        if self.pieces:
+        if self.segments:
             return
         longest = max(self.episodes, key=lambda e: self._timing[e.index].length)
         timing = self._timing[longest.index]

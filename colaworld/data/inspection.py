@@ -1,6 +1,6 @@
 """Look through a data set: what is in it, what is wrong with it, and a sheet of its frames.
 
-Not here: printing (cli/data.py). One piece of film is in memory at a time.
+Not here: printing (cli/data.py). One segment of film is in memory at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from colaworld.contracts import ActionSpec
 from colaworld.data import cuts
 from colaworld.data.clips import DataConfig
 from colaworld.data.errors import BrokenFileError, DataError
-from colaworld.data.sources.base import BrokenFile, EpisodeInfo, Source, open_source
+from colaworld.data.sources import open_source
+from colaworld.data.sources.source import BrokenFile, EpisodeInfo, Source
 
 _BLOCK = 256  # frames looked at together; the comparison carries on from the last one
 
@@ -77,7 +78,7 @@ def inspect(
         fps=Counter(round(e.fps, 3) for e in source.episodes),
         sizes=Counter((e.height, e.width) for e in source.episodes),
         lengths=(lengths[0], lengths[len(lengths) // 2], lengths[-1]),
-        cameras=list(getattr(source, "cameras", [])),
+        cameras=list(source.describe().cameras),
         broken=list(source.broken),
     )
     total = len(source.episodes)
@@ -90,7 +91,7 @@ def inspect(
         _look(source, source.episodes[index], config, made, columns if index in shown else 0)
     made.looked_at = len(looked)
     for column in _action_columns(source, config.action_column):
-        _summarise_actions(config, column, looked, made)
+        _summarise_actions(config, source.kind, column, looked, made)
     return made
 
 
@@ -135,22 +136,20 @@ def _blocks(frames: Iterator[np.ndarray]) -> Iterator[tuple[int, list[np.ndarray
 
 def _action_columns(source: Source, asked: str | None) -> list[str]:
     """The asked column and every other one whose name begins with action."""
-    features = getattr(source, "info", {}).get("features", {})
-    named = [k for k, v in features.items() if k.startswith("action") and v["dtype"] != "video"]
-    return list(dict.fromkeys(([asked] if asked in features else []) + named))
+    columns = source.describe().columns
+    named = [column for column in columns if column.startswith("action")]
+    return list(dict.fromkeys(([asked] if asked in columns else []) + named))
 
 
 def _summarise_actions(
-    config: DataConfig, column: str, episodes: list[int], made: Inspection
+    config: DataConfig, kind: str, column: str, episodes: list[int], made: Inspection
 ) -> None:
     """Ranges (or counts) of one column over the episodes looked at, and what is wrong with it."""
     assert config.path is not None
     low = high = total = None
     rows = 0
     try:
-        source = open_source(
-            config.path, kind="lerobot", camera=config.camera, action_column=column
-        )
+        source = open_source(config.path, kind=kind, camera=config.camera, action_column=column)
         spec = source.action_spec
         if spec is None:
             return

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 import threading
 from collections.abc import Mapping
@@ -55,15 +54,14 @@ class LatentKey:
     def of(cls, clips: ClipSet, *, tokenizer: str, per_clip: bool, every: int = 1) -> LatentKey:
         """The key of latents of `clips`; `every`: only clips that start at multiples of it."""
         config, source = clips.config, clips.source
-        files = [
-            (e.name, e.frames, e.fps, e.height, e.width, _relative(e.path, source.path))
-            for e in source.episodes
-        ]
-        paths = sorted({e.path for e in source.episodes})
-        sizes = {_relative(p, source.path): _size(p) for p in paths}
+        files, sizes = [], {}
+        for e in source.episodes:
+            place, size = source.identity(e.index)
+            files.append((e.name, e.frames, e.fps, e.height, e.width, place))
+            sizes[place] = size
         data: dict[str, Any] = {
             "source": source.kind,
-            "camera": getattr(source, "camera", None),  # the one in use, named or not
+            "camera": source.describe().camera,  # the one in use, named or not
             "split": config.split,
             "holdout": config.holdout if config.split != "all" else None,
             "episodes": len(source.episodes),
@@ -150,7 +148,7 @@ class LatentCache:
             )
         cache = cls(root, clips, header)
         longest = header.get("frames_per_clip", 0)  # in layout frame
-        ends = {p.episode: p.stop for p in clips.pieces}  # pieces come in order
+        ends = {p.episode: p.stop for p in clips.segments}  # segments come in order
         lost = [
             episode
             for episode in ends.keys() - set(cache._runs[:, 0].tolist())
@@ -305,10 +303,6 @@ def _damaged(path: Path, why: str) -> DataError:
 
 def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
-
-
-def _relative(path: Path, root: Path) -> str:
-    return os.path.relpath(path, root)
 
 
 def _hash(value: Any) -> str:

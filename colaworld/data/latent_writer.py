@@ -31,7 +31,7 @@ from colaworld.data import latent_cache
 from colaworld.data.clips import ClipSet
 from colaworld.data.errors import DataError
 from colaworld.data.latent_cache import INDEX, KEY, LatentKey, key_hash, shard_name
-from colaworld.data.windows import Piece
+from colaworld.data.windows import Segment
 
 log = logging.getLogger(__name__)
 Encode = Callable[[Tensor], Tensor]  # float [n, T, 3, H, W] in [0, 1] -> latents [n, C, T', h, w]
@@ -44,7 +44,7 @@ class Written:
 
     shards: int  # written by this call
     entries: int  # frames or clips in them
-    left_out: int  # those of broken pieces, or clips over a scene cut
+    left_out: int  # those of broken segments, or clips over a scene cut
     complete: bool  # whether the cache can be opened now; else other ranks are still at work
 
 
@@ -197,7 +197,7 @@ class _Work:
         return Written(shards, entries, left_out, complete)
 
     def _write_shard(
-        self, path: Path, parts: list[tuple[Piece, range]], header: dict[str, Any]
+        self, path: Path, parts: list[tuple[Segment, range]], header: dict[str, Any]
     ) -> int:
         """Encode and store one shard. Returns its entries."""
         dtype, shape = latent_cache.DTYPES[header["dtype"]], tuple(header["shape"])
@@ -253,35 +253,37 @@ class _Work:
             return self._encoded(frames[:1], dtype, names)[0]
         raise DataError(f"{self.clips.config.path}: there is no clip to encode")
 
-    def _entries(self) -> Iterator[tuple[Piece, range]]:
-        """What each piece is to store: its own frames, or the starts of its clips."""
-        last = {p.episode: p for p in self.clips.pieces}  # pieces come in order
-        for piece in self.clips.pieces:
-            stop = piece.first + piece.starts  # what follows belongs to the next piece
+    def _entries(self) -> Iterator[tuple[Segment, range]]:
+        """What each segment is to store: its own frames, or the starts of its clips."""
+        last = {p.episode: p for p in self.clips.segments}  # segments come in order
+        for segment in self.clips.segments:
+            stop = segment.first + segment.starts  # what follows belongs to the next segment
             if self.per_clip:
-                yield piece, range(-(-piece.first // self.every) * self.every, stop, self.every)
+                yield segment, range(-(-segment.first // self.every) * self.every, stop, self.every)
             else:
                 yield (
-                    piece,
-                    range(piece.first, piece.stop if piece is last[piece.episode] else stop),
+                    segment,
+                    range(
+                        segment.first, segment.stop if segment is last[segment.episode] else stop
+                    ),
                 )
 
-    def _shards(self, per_shard: int) -> list[list[tuple[Piece, range]]]:
+    def _shards(self, per_shard: int) -> list[list[tuple[Segment, range]]]:
         """All entries in order, `per_shard` in each shard but the last."""
-        shards: list[list[tuple[Piece, range]]] = [[]]
+        shards: list[list[tuple[Segment, range]]] = [[]]
         room = per_shard
-        for piece, entries in self._entries():
+        for segment, entries in self._entries():
             while entries:
                 if not room:
                     shards.append([])
                     room = per_shard
                 part, entries = entries[:room], entries[room:]
-                shards[-1].append((piece, part))
+                shards[-1].append((segment, part))
                 room -= len(part)
         return shards
 
     def _batches(
-        self, parts: list[tuple[Piece, range]]
+        self, parts: list[tuple[Segment, range]]
     ) -> Iterator[tuple[list[tuple[int, int]], np.ndarray]]:
         """(episode, first) of each entry, and their frames [n, T, 3, H, W]; T = 1 per frame."""
         length = self.clips.config.frames_per_clip if self.per_clip else 1
@@ -289,36 +291,36 @@ class _Work:
             (self.batch_size, length, 3, self.clips.height, self.clips.width), np.uint8
         )
         names: list[tuple[int, int]] = []
-        for piece, decoded, entries in self._decoded(parts):
+        for segment, decoded, entries in self._decoded(parts):
             for first in entries:
                 if self.per_clip:
-                    if not self.clips.clip(decoded, piece, first, frames[len(names)]):
+                    if not self.clips.clip(decoded, segment, first, frames[len(names)]):
                         continue
                 elif decoded.usable:
-                    frames[len(names), 0] = decoded.frames[first - piece.first]
+                    frames[len(names), 0] = decoded.frames[first - segment.first]
                 else:
                     continue
-                names.append((piece.episode, first))
+                names.append((segment.episode, first))
                 if len(names) == self.batch_size:
                     yield names, frames
                     frames, names = np.empty_like(frames), []
         if names:
             yield names, frames[: len(names)]
 
-    def _decoded(self, parts: list[tuple[Piece, range]]) -> Iterator[tuple[Piece, Any, range]]:
-        """Each part with its frames; the next piece is decoded while this one is encoded."""
+    def _decoded(self, parts: list[tuple[Segment, range]]) -> Iterator[tuple[Segment, Any, range]]:
+        """Each part with its frames; the next segment is decoded while this one is encoded."""
         if self.clips.config.workers == 0:
-            for piece, entries in parts:
-                yield piece, self.clips.decoded(piece), entries
+            for segment, entries in parts:
+                yield segment, self.clips.decoded(segment), entries
             return
         with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
             coming = pool.submit(self.clips.decoded, parts[0][0]) if parts else None
-            for i, (piece, entries) in enumerate(parts):
+            for i, (segment, entries) in enumerate(parts):
                 assert coming is not None
                 decoded = coming.result()
                 if i + 1 < len(parts):
                     coming = pool.submit(self.clips.decoded, parts[i + 1][0])
-                yield piece, decoded, entries
+                yield segment, decoded, entries
 
     def _write_index(self, shards: int, header: dict[str, Any]) -> bool:
         """The index, if all shards are there. Two ranks may both write it: it is the same."""

@@ -1,11 +1,11 @@
 """Clips in batches: an endless shuffled stream that resumes exactly, and one pass for evaluation.
 
-Not here: what a clip is (clips.py, windows.py) or how frames are read (sources/, decode.py).
+Not here: what a clip is (clips.py, windows.py) or how frames are read (sources/, video_reader.py).
 
 The order is a function of (seed, epoch, position) alone; threads only fetch ahead of it:
 
-    epoch      all pieces of this rank in a random order, cut into groups that fit the cache
-    group      all clips of its pieces (every start once) in a random order
+    epoch      all segments of this rank in a random order, cut into blocks that fit the cache
+    block      all clips of its segments (every start once) in a random order
     position   how many clips of the epoch were looked at; those that cross a cut are passed over
 
 So `state_dict()` is two numbers, and resuming decodes nothing that lies before.
@@ -28,12 +28,10 @@ from torch import Tensor
 from colaworld.contracts import ActionSpec, ClipBatch
 from colaworld.data.clips import ClipSet, DataConfig
 from colaworld.data.errors import DataError
-from colaworld.data.windows import Piece, disjoint_starts
+from colaworld.data.windows import Segment, disjoint_starts
 
 log = logging.getLogger(__name__)
 _BATCHES_AHEAD = 3  # finished batches that wait for the training step
-
-__all__ = ["ClipLoader", "DataConfig", "DataError", "LatentSource", "iterate_once"]
 
 
 class LatentSource(Protocol):
@@ -54,16 +52,16 @@ class LatentSource(Protocol):
 
 
 @dataclass(frozen=True)
-class _Group:
-    pieces: list[Piece]
-    first: int  # clips of the epoch before this group
+class ShuffleBlock:
+    segments: list[Segment]
+    first: int  # clips of the epoch before this block
     size: int  # clips in it
 
 
 class ClipLoader:
     """Endless iterator of ClipBatch, the same for the same (config, batch_size, seed, rank).
 
-    Ranks read disjoint pieces. `with_actions` adds real actions; DataError if
+    Ranks read disjoint segments. `with_actions` adds real actions; DataError if
     there are none. `latents`, of this loader's `clips`, fills each batch's latents; it may be set
     until the first batch is asked for. `close()` stops the threads (they are daemons, so a process can end without it).
     """
@@ -88,16 +86,16 @@ class ClipLoader:
         self.rank, self.world_size, self.with_actions = rank, world_size, with_actions
         self.latents = latents
         self.clips = ClipSet(config)
-        if len(self.clips.pieces) < world_size:
+        if len(self.clips.segments) < world_size:
             raise DataError(
-                f"{config.path}: {len(self.clips.pieces)} episodes cannot be shared by "
+                f"{config.path}: {len(self.clips.segments)} episodes cannot be shared by "
                 f"{world_size} ranks; use fewer processes or more episodes"
             )
         if with_actions:
             self.clips.require_actions()
         self._epoch = self._position = 0
-        self._plan: tuple[int, list[_Group]] | None = None  # of one epoch
-        self._order: tuple[tuple[int, int], np.ndarray] | None = None  # of one group
+        self._plan: tuple[int, list[ShuffleBlock]] | None = None  # of one epoch
+        self._order: tuple[tuple[int, int], np.ndarray] | None = None  # of one block
         self._fetcher: _Fetcher | None = None
 
     @property
@@ -111,7 +109,7 @@ class ClipLoader:
 
     def __len__(self) -> int:
         """Clips in an epoch of this rank's share, on average, before cuts."""
-        return sum(p.starts for p in self.clips.pieces) // self.world_size
+        return sum(p.starts for p in self.clips.segments) // self.world_size
 
     def __iter__(self) -> ClipLoader:
         return self
@@ -133,7 +131,7 @@ class ClipLoader:
             "seed": self.seed,
             "rank": self.rank,
             "world_size": self.world_size,
-            "clips": sum(p.starts for p in self.clips.pieces),
+            "clips": sum(p.starts for p in self.clips.segments),
             "latents": None if self.latents is None else self.latents.order,
         }
 
@@ -158,50 +156,50 @@ class ClipLoader:
             self._fetcher.stop()
             self._fetcher = None
 
-    def _groups(self, epoch: int) -> list[_Group]:
+    def _blocks(self, epoch: int) -> list[ShuffleBlock]:
         if self._plan is not None and self._plan[0] == epoch:
             return self._plan[1]
-        pieces = self.clips.pieces
-        order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(pieces))
-        mine = [pieces[i] for i in order[self.rank :: self.world_size]]
+        segments = self.clips.segments
+        order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(segments))
+        mine = [segments[i] for i in order[self.rank :: self.world_size]]
         capacity = self.config.cache_mb * 1e6
-        everything = sum(self.clips.piece_bytes(p) for p in mine)
+        everything = sum(self.clips.segment_bytes(p) for p in mine)
         budget = capacity if everything <= capacity else capacity / 2  # room to fetch the next one
-        groups: list[_Group] = []
-        current: list[Piece] = []
+        blocks: list[ShuffleBlock] = []
+        current: list[Segment] = []
         held = first = 0
-        for piece in mine:
-            size = self.clips.piece_bytes(piece)
+        for segment in mine:
+            size = self.clips.segment_bytes(segment)
             window = self.config.shuffle_window
             if current and (len(current) >= window if window else held + size > budget):
-                groups.append(_Group(current, first, sum(p.starts for p in current)))
-                first += groups[-1].size
+                blocks.append(ShuffleBlock(current, first, sum(p.starts for p in current)))
+                first += blocks[-1].size
                 current, held = [], 0
-            current.append(piece)
+            current.append(segment)
             held += size
-        groups.append(_Group(current, first, sum(p.starts for p in current)))
-        self._plan = epoch, groups
-        return groups
+        blocks.append(ShuffleBlock(current, first, sum(p.starts for p in current)))
+        self._plan = epoch, blocks
+        return blocks
 
-    def _group_order(self, epoch: int, number: int, group: _Group) -> np.ndarray:
+    def _block_order(self, epoch: int, number: int, block: ShuffleBlock) -> np.ndarray:
         if self._order is None or self._order[0] != (epoch, number):
             rng = np.random.default_rng([self.seed, 2, epoch, self.rank, number])
-            self._order = (epoch, number), rng.permutation(group.size)
+            self._order = (epoch, number), rng.permutation(block.size)
         return self._order[1]
 
-    def _walk(self, epoch: int, position: int) -> Iterator[tuple[int, int, Piece, int]]:
-        """(epoch, position after it, piece, start) from a position on, without end."""
+    def _walk(self, epoch: int, position: int) -> Iterator[tuple[int, int, Segment, int]]:
+        """(epoch, position after it, segment, start) from a position on, without end."""
         while True:
-            for number, group in enumerate(self._groups(epoch)):
-                if position >= group.first + group.size:
+            for number, block in enumerate(self._blocks(epoch)):
+                if position >= block.first + block.size:
                     continue
-                order = self._group_order(epoch, number, group)
-                edges = np.cumsum([0] + [p.starts for p in group.pieces])
-                owners = np.searchsorted(edges, order[position - group.first :], "right") - 1
-                for owner, clip in zip(owners, order[position - group.first :], strict=True):
-                    piece = group.pieces[owner]
+                order = self._block_order(epoch, number, block)
+                edges = np.cumsum([0] + [p.starts for p in block.segments])
+                owners = np.searchsorted(edges, order[position - block.first :], "right") - 1
+                for owner, clip in zip(owners, order[position - block.first :], strict=True):
+                    segment = block.segments[owner]
                     position += 1
-                    yield epoch, position, piece, piece.first + int(clip - edges[owner])
+                    yield epoch, position, segment, segment.first + int(clip - edges[owner])
             epoch, position = epoch + 1, 0
 
     def _build(
@@ -210,13 +208,13 @@ class ClipLoader:
         """The batch that begins at a position, and the position after it."""
         clips, size = self.clips, self.batch_size
         frames = np.empty((size, self.config.frames_per_clip, *self.frame_shape), np.uint8)
-        chosen: list[tuple[Piece, int]] = []
+        chosen: list[tuple[Segment, int]] = []
         passed = 0
         for step in walk or self._walk(epoch, position):
-            epoch, position, piece, start = step
-            stored = self.latents is None or self.latents.has(piece.episode, start)
-            if stored and clips.clip(clips.decoded(piece), piece, start, frames[len(chosen)]):
-                chosen.append((piece, start))
+            epoch, position, segment, start = step
+            stored = self.latents is None or self.latents.has(segment.episode, start)
+            if stored and clips.clip(clips.decoded(segment), segment, start, frames[len(chosen)]):
+                chosen.append((segment, start))
                 passed = 0
                 if len(chosen) == size:
                     break
@@ -235,7 +233,7 @@ class ClipLoader:
 def _batch(
     clips: ClipSet,
     frames: np.ndarray,
-    chosen: list[tuple[Piece, int]],
+    chosen: list[tuple[Segment, int]],
     with_actions: bool,
     latents: LatentSource | None = None,
 ) -> ClipBatch:
@@ -277,19 +275,19 @@ class _Fetcher:
 
     def _look_ahead(
         self, loader: ClipLoader, epoch: int, position: int
-    ) -> Iterator[tuple[int, int, Piece, int]]:
-        """The walk, with the pieces of the next clips decoded in the background."""
+    ) -> Iterator[tuple[int, int, Segment, int]]:
+        """The walk, with the segments of the next clips decoded in the background."""
         from collections import deque
 
         walk = loader._walk(epoch, position)
-        ahead: deque[tuple[int, int, Piece, int]] = deque()
+        ahead: deque[tuple[int, int, Segment, int]] = deque()
         reach = 2 * loader.batch_size
         for step in walk:
             ahead.append(step)
             if not self._stop.is_set():
-                piece = step[2]
-                if (piece.episode, piece.first) not in loader.clips._cache:
-                    self._pool.submit(_decode_quietly, loader.clips, piece)
+                segment = step[2]
+                if (segment.episode, segment.first) not in loader.clips._cache:
+                    self._pool.submit(_decode_quietly, loader.clips, segment)
             if len(ahead) > reach:
                 yield ahead.popleft()
 
@@ -314,10 +312,10 @@ class _Fetcher:
         self._thread.join()
 
 
-def _decode_quietly(clips: ClipSet, piece: Piece) -> None:
-    """Fill the cache. An error is left for the batch that needs the piece: it decodes it again."""
+def _decode_quietly(clips: ClipSet, segment: Segment) -> None:
+    """Fill the cache. An error is left for the batch that needs the segment: it decodes it again."""
     try:
-        clips.decoded(piece)
+        clips.decoded(segment)
     except DataError as error:
         log.debug("while decoding ahead: %s", error)
 
@@ -346,14 +344,14 @@ def _iterate(
     clips: ClipSet, batch_size: int, limit: int | None, with_actions: bool
 ) -> Iterator[ClipBatch]:
     shape = (clips.config.frames_per_clip, 3, clips.height, clips.width)
-    chosen: list[tuple[Piece, int]] = []
+    chosen: list[tuple[Segment, int]] = []
     frames = np.empty((batch_size, *shape), np.uint8)
     given = 0
-    for piece, start in _rounds(clips):
+    for segment, start in _rounds(clips):
         if limit is not None and given + len(chosen) >= limit:
             break
-        if clips.clip(clips.decoded(piece), piece, start, frames[len(chosen)]):
-            chosen.append((piece, start))
+        if clips.clip(clips.decoded(segment), segment, start, frames[len(chosen)]):
+            chosen.append((segment, start))
         if len(chosen) == batch_size:
             yield _batch(clips, frames, chosen, with_actions)
             given += len(chosen)
@@ -362,24 +360,24 @@ def _iterate(
         yield _batch(clips, frames[: len(chosen)], chosen, with_actions)
 
 
-def _rounds(clips: ClipSet) -> Iterator[tuple[Piece, int]]:
-    """Round k: the k-th disjoint clip of every piece, first pieces of all episodes first."""
-    pieces = sorted(clips.pieces, key=lambda p: (p.first, p.episode))
-    last = {p.episode: p.first for p in clips.pieces}  # pieces come in order
-    starts: dict[Piece, list[int]] = {}
+def _rounds(clips: ClipSet) -> Iterator[tuple[Segment, int]]:
+    """Round k: the k-th disjoint clip of every segment, first segments of all episodes first."""
+    segments = sorted(clips.segments, key=lambda p: (p.first, p.episode))
+    last = {p.episode: p.first for p in clips.segments}  # segments come in order
+    starts: dict[Segment, list[int]] = {}
     number = 0
-    while pieces:
+    while segments:
         left = []
-        for piece in pieces:
-            if piece not in starts:
-                decoded = clips.decoded(piece)
-                own = piece.stop - piece.first
-                if piece.first != last[piece.episode]:
-                    own = piece.starts  # what follows belongs to the next piece
-                reach, cuts = clips.span(piece.episode), decoded.cuts[decoded.cuts < own]
-                starts[piece] = disjoint_starts(own, reach, cuts) if decoded.usable else []
-            if number < len(starts[piece]):
-                yield piece, piece.first + starts[piece][number]
-            if number + 1 < len(starts[piece]):
-                left.append(piece)
-        pieces, number = left, number + 1
+        for segment in segments:
+            if segment not in starts:
+                decoded = clips.decoded(segment)
+                own = segment.stop - segment.first
+                if segment.first != last[segment.episode]:
+                    own = segment.starts  # what follows belongs to the next segment
+                reach, cuts = clips.span(segment.episode), decoded.cuts[decoded.cuts < own]
+                starts[segment] = disjoint_starts(own, reach, cuts) if decoded.usable else []
+            if number < len(starts[segment]):
+                yield segment, segment.first + starts[segment][number]
+            if number + 1 < len(starts[segment]):
+                left.append(segment)
+        segments, number = left, number + 1

@@ -3,12 +3,12 @@
     T = 4, stride = 2:   x.x.x.x        a clip spans (T - 1) * stride + 1 = 7 frames
     cut before frame c:  clips with first < c <= last cross it and are left out
 
-Long episodes are handled in pieces, the unit of decoding and caching. Neighbouring pieces overlap
-by span - 1 frames, so that each start belongs to exactly one piece and no clip is lost:
+Long episodes are handled in segments, the unit of decoding and caching. Neighbouring segments overlap
+by span - 1 frames, so that each start belongs to exactly one segment and no clip is lost:
 
     episode   0 ........................................ n
-    piece 0   [starts------][+span-1]
-    piece 1                 [starts------][+span-1]
+    segment 0   [starts------][+span-1]
+    segment 1                 [starts------][+span-1]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Piece:
+class Segment:
     """Frames first..stop-1 of an episode; `starts` clips begin in it, at first, first + 1, ..."""
 
     episode: int
@@ -34,8 +34,8 @@ def span(frames_per_clip: int, stride: int) -> int:
     return (frames_per_clip - 1) * stride + 1
 
 
-def pieces(episode: int, frames: int, *, clip_span: int, most_frames: int) -> list[Piece]:
-    """Cut an episode of `frames` frames into pieces of at most `most_frames` (but one clip) each.
+def segments(episode: int, frames: int, *, clip_span: int, most_frames: int) -> list[Segment]:
+    """Cut an episode of `frames` frames into segments of at most `most_frames` (but one clip) each.
 
     Empty if the episode is shorter than a clip.
     """
@@ -44,7 +44,7 @@ def pieces(episode: int, frames: int, *, clip_span: int, most_frames: int) -> li
     made = []
     for first in range(0, max(0, total), most_starts):
         starts = min(most_starts, total - first)
-        made.append(Piece(episode, first, first + starts + clip_span - 1, starts))
+        made.append(Segment(episode, first, first + starts + clip_span - 1, starts))
     return made
 
 

@@ -61,6 +61,8 @@ class ActionBlock(nn.Module):
 class ActionConditioner(nn.Module):
     """Latent actions [B, r (T - 1), N, d] -> modulation [B, T, blocks, 6 C]."""
 
+    block_lists = ("blocks",)
+
     def __init__(
         self,
         config: ConditionerConfig,

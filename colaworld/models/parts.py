@@ -4,7 +4,8 @@ A part registers itself, here or in your own package; importing the file is enou
 
     register_part(Part("adapter", AdapterConfig, lambda config, model: Adapter(config)))
 
-Its configuration is the field of that name in `ModelConfig`, or `ModelConfig.parts["adapter"]`.
+Its configuration is the field of that name in `ModelConfig`, or `ModelConfig.parts["adapter"]`. A part
+with blocks that may be recomputed or compiled one by one names their lists: `block_lists = ("blocks",)`.
 Not here: any part.
 """
 

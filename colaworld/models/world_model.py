@@ -44,7 +44,7 @@ class ModelConfig:
     tokenizer: TokenizerConfig = field(default_factory=PixelTokenizerConfig)
     """Pixels to latents."""
     backbone: BackboneConfig = field(default_factory=STDiT3Config)
-    """The video generator."""
+    """The video generator; any registered kind."""
     idm: IDMConfig = field(default_factory=IDMConfig)
     """The inverse dynamics model."""
     quantizer: QuantizerConfig = field(default_factory=VQConfig)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from colaworld.data.loader import DataConfig
+from colaworld.data.clips import DataConfig
 from colaworld.evaluation.evaluate import EvaluationConfig
 from colaworld.flow.path import TimeConfig
 from colaworld.flow.samplers import SamplerConfig

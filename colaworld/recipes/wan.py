@@ -9,7 +9,7 @@ tokenizer   Wan's VAE through diffusers (pip install colaworld[vae]); time / 4 a
 
 from __future__ import annotations
 
-from colaworld.data.loader import DataConfig
+from colaworld.data.clips import DataConfig
 from colaworld.evaluation.evaluate import EvaluationConfig
 from colaworld.flow.path import TimeConfig
 from colaworld.flow.samplers import SamplerConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from colaworld.config import ConfigError
-from colaworld.data.loader import DataConfig
+from colaworld.data.clips import DataConfig
 from colaworld.evaluation.evaluate import EvaluationConfig
 from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.parts import build_order

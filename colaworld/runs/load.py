@@ -19,7 +19,9 @@ import torch
 from colaworld import __version__
 from colaworld.config import ConfigError, load_yaml
 from colaworld.contracts import ClipBatch, to_float
-from colaworld.data.loader import ClipSet, DataConfig, DataError, iterate_once
+from colaworld.data.clips import ClipSet, DataConfig
+from colaworld.data.errors import DataError
+from colaworld.data.loader import iterate_once
 from colaworld.evaluation.evaluate import Evaluation, EvaluationConfig, collect, run_evaluation
 from colaworld.evaluation.text_effect import text_effect
 from colaworld.models.backbones import build_backbone
@@ -206,12 +208,12 @@ def _longest_horizon(clips: ClipSet, history: int) -> int:
 
     `clips` are those of a horizon of 1.
     """
-    lengths: dict[int, int] = {}  # of the longest piece of each episode, on its clock
-    for piece in clips.pieces:
-        length = piece.stop - piece.first
-        lengths[piece.episode] = max(length, lengths.get(piece.episode, 0))
+    lengths: dict[int, int] = {}  # of the longest segment of each episode, on its clock
+    for segment in clips.segments:
+        length = segment.stop - segment.first
+        lengths[segment.episode] = max(length, lengths.get(segment.episode, 0))
     longest = sorted(lengths.values())[(len(lengths) - 1) // 2]
-    stride = (clips.span(clips.pieces[0].episode) - 1) // history
+    stride = (clips.span(clips.segments[0].episode) - 1) // history
     return max(1, (longest - 1) // stride + 1 - history)
 
 

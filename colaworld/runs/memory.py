@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from colaworld.config import ConfigError
 from colaworld.contracts import ClipBatch
-from colaworld.models.layers.attention import AxialAttention
+from colaworld.models.layers.attention import KeepsOnGPU
 from colaworld.models.tokenizers import build_tokenizer
 from colaworld.models.tokenizers.base import latent_frames
 from colaworld.models.world_model import WorldModel
@@ -116,7 +116,7 @@ def _phase_memory(config: RunConfig, phase: Phase, device: str) -> PhaseMemory:
     with FakeTensorMode(), MemoryCount(granularity=granularity) as count:
         model = _model(config)
         if device == "cuda":
-            _keep_queries_and_keys(model)
+            _keep_what_gpus_keep(model)
         objective = OBJECTIVES[phase.objective](model, replace(config.objective, augment=False))
         check_phases([phase], model, [phase.objective])
         if training.recompute == "blocks":
@@ -242,16 +242,17 @@ class _Keep(torch.autograd.Function):
         return grad, None
 
 
-def _keep_queries_and_keys(model: nn.Module) -> None:
-    """On a GPU the spatial axis keeps its normed queries and keys; the CPU's kernel makes them anew."""
+def _keep_what_gpus_keep(model: nn.Module) -> None:
+    """Layers that say so keep more on a GPU than the CPU's kernels, which are traced."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not output.requires_grad:
             return output
-        return _Keep.apply(output, output.new_empty((2, *output.shape)))
+        kept = module.kept_on_gpu(output)  # type: ignore[operator]
+        return output if kept is None else _Keep.apply(output, kept)
 
     for module in model.modules():
-        if isinstance(module, AxialAttention) and module.axis == "spatial":
+        if isinstance(module, KeepsOnGPU):
             module.register_forward_hook(hook)
 
 

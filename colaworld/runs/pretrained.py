@@ -64,7 +64,7 @@ def from_pretrained(
         revision: of the hub id.
 
     Returns:
-        A generator (`models.backbones.base.Backbone`), or a `models.world.World` with the
+        A generator (`models.backbones.backbone.Backbone`), or a `models.world.World` with the
         sampler of its run, in evaluation mode.
 
     Raises:

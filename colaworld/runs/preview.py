@@ -12,7 +12,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from colaworld.data.loader import DataConfig, DataError, iterate_once
+from colaworld.data.clips import DataConfig
+from colaworld.data.errors import DataError
+from colaworld.data.loader import iterate_once
 from colaworld.models.world import World
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """Blocks of a model: recomputed in the backward pass, or compiled one by one.
 
-A block is an entry of a module list called `blocks` or `..._blocks` that a part of the model holds
-itself: those of the generator, the IDM, the conditioner, the forward model. Names in checkpoints do
+A block is an entry of a module list that a part of the model names in its `block_lists`: those of the
+generator, the IDM, the conditioner, the forward model. Names in checkpoints do
 not change, since only the blocks' `forward` is replaced. Not here: which parts are worth compiling whole
 (`WorldModel.compile_parts`), or anything inside a block (models).
 
@@ -26,11 +26,9 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
     """The blocks of all parts of `model`, by name."""
     found = {}
     for part_name, part in model.named_children():
-        for list_name, members in part.named_children():
-            named = list_name == "blocks" or list_name.endswith("_blocks")
-            if named and isinstance(members, nn.ModuleList):
-                for index, block in enumerate(members):
-                    found[f"{part_name}.{list_name}.{index}"] = block
+        for list_name in getattr(part, "block_lists", ()):
+            for index, block in enumerate(getattr(part, list_name)):
+                found[f"{part_name}.{list_name}.{index}"] = block
     return found
 
 
@@ -86,8 +84,8 @@ def _replace(
     found = blocks(model)
     if not found:
         raise ValueError(
-            f"{type(model).__name__}: nothing to {what}: expected parts with a module list called "
-            "blocks or ..._blocks, found none"
+            f"{type(model).__name__}: nothing to {what}: expected parts that name their "
+            "module lists of blocks in `block_lists`, found none"
         )
     for block in found.values():
         block.forward = made_of(block.forward)

@@ -15,10 +15,12 @@ import pytest
 import torch
 
 from benchmarks import rows as files
+from benchmarks import timing
 from benchmarks.case import Case
-from benchmarks.gpu import dry, stages, store, workers
+from benchmarks.gpu import cases, stages, store, workers
 
 command = import_module("benchmarks.gpu.__main__")
+dry = stages.beside_tests("stand_ins")
 Stage = command.Stage
 ROOT = command.ROOT
 VERBS = list(command.PLAN)
@@ -30,7 +32,7 @@ def test_the_shares_of_the_stages_stay_below_the_total(verb) -> None:
     assert sum(stage.seconds for stage in listed) <= total - 3
     assert {"A": 170, "B": 420, "rest": 540}[verb] == total
     own = {stage.name for stage in listed if stage.name != "pytest"}
-    assert own <= set(stages.CASES) | set(stages.OTHERS)
+    assert own <= set(stages.STAGES) | set(stages.OTHERS)
 
 
 def test_no_stage_stands_in_two_plans() -> None:
@@ -44,7 +46,7 @@ def process(code: str) -> Stage:
 
 def test_a_stage_that_fails_hangs_or_cannot_run_is_told(tmp_path, capsys) -> None:
     def run(stage: Stage) -> str | None:
-        return command.run(stage, tmp_path, workers=1, dry=True)
+        return command.run(stage, tmp_path, workers=1, dry=False)
 
     assert run(process("print('hello')")) is None
     assert "hello" in capsys.readouterr().out
@@ -114,8 +116,8 @@ def test_rows_of_this_code_are_kept_and_come_back(tmp_path, row, monkeypatch) ->
     assert store.rows(folder) == [] and len(store.every_row(folder)) == 1
 
 
-def options(folder: Path, seconds: float = 60.0) -> stages.Options:
-    return stages.Options(out=folder, seconds=seconds, samples=1, dry=True)
+def options(folder: Path, seconds: float = 60.0) -> cases.Options:
+    return cases.Options(out=folder, seconds=seconds, samples=1, dry=True)
 
 
 def toy(called: list[str]) -> Case:
@@ -141,7 +143,7 @@ def test_what_has_a_row_is_not_measured_again(tmp_path, row, capsys) -> None:
 
 def test_what_does_not_fit_into_the_time_is_not_begun(tmp_path) -> None:
     kept: list = []
-    late = stages.Options(out=tmp_path, seconds=stages._CASE_SECONDS - 1, dry=False)
+    late = cases.Options(out=tmp_path, seconds=stages._CASE_SECONDS - 1, dry=False)
     stages.measure([(toy([]), ())], late, kept.append)
     assert [one.label for one in kept] == ["toy/any/float32/fwd"] and "s are left" in kept[0].reason
 
@@ -214,7 +216,7 @@ def test_jobs_that_did_not_end_are_named() -> None:
 
 
 def test_a_stand_in_graph_repeats_what_it_saw() -> None:
-    with dry.stand_ins():
+    with dry.stand_ins(timing):
         x, graph = torch.ones(3), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             y = (2 * x).sum()
@@ -227,8 +229,10 @@ def test_a_stand_in_graph_repeats_what_it_saw() -> None:
 
 def test_the_goals_ops_are_timed_by_graphs(tmp_path) -> None:
     kept: list = []
-    with dry.stand_ins():
-        listed = [one for one in stages.goals(options(tmp_path)) if one[0].op == "codebook_step"]
+    with dry.stand_ins(timing):
+        listed = [
+            one for one in cases.STAGES["goals"](options(tmp_path)) if one[0].op == "codebook_step"
+        ]
         stages.measure(
             [(case, ("eager", "cpu")) for case, _ in listed], options(tmp_path), kept.append
         )
@@ -240,7 +244,7 @@ BLOCKED = """
 import runpy, sys
 ALLOWED = {"torch", "triton", "numpy", "sympy", "mpmath", "networkx", "jinja2", "markupsafe",
            "filelock", "fsspec", "typing_extensions", "torchgen", "functorch", "colaworld",
-           "benchmarks", "gpu_checks"}
+           "benchmarks", "gpu_checks", "gpu_stand_ins"}
 
 class Hiding:
     def __init__(self, finder):
@@ -274,7 +278,7 @@ def test_torch_and_numpy_are_enough_for_the_ops(tmp_path, stage) -> None:
 
 @pytest.mark.slow
 def test_a_dry_run_of_everything(tmp_path) -> None:
-    """Every stage in its order, in its processes, within its share of the time."""
+    """Every stage in its order, in its processes, to its end."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for verb in VERBS:
         arguments = ["-W", "ignore", "-m", "benchmarks.gpu", verb, "--dry-run", "--workers", "2"]

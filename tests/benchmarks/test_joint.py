@@ -8,13 +8,14 @@ import torch
 from benchmarks import run, training
 from benchmarks.case import Request
 from benchmarks.gpu import stages
+from benchmarks.gpu.cases import joint_config
 from benchmarks.variants import VARIANTS
 from colaworld.training.blocks import blocks
 
 
 @pytest.fixture
-def config(tmp_path):
-    return stages.joint_config(8, stages.Options(out=tmp_path, dry=True))
+def config():
+    return joint_config(8, dry=True)
 
 
 def cases(config, **more) -> dict:
@@ -54,7 +55,7 @@ def step(config) -> training.Step:
     )
     return training.Step(
         config, variant=VARIANTS["eager"], dtype="float32", device="cpu", batches=lambda: batch,
-        model=training.awake(model),
+        model=training.nonzero(model),
     )  # fmt: skip
 
 

@@ -11,28 +11,26 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks import ops as suite
 from benchmarks import run, shapes
 from benchmarks.case import MODES, Request, Skipped, Unavailable
-from benchmarks.gpu import goals, stages
-from benchmarks.ops import attention, definition, st_attention
+from benchmarks.gpu import cases, goals
+from benchmarks.ops import DEFINITIONS, attention, definition
 from colaworld import ops
 
-LARGE = list(dict.fromkeys((*stages.GOALS, *stages.RIVALS)))
+LARGE = list(dict.fromkeys((*cases.GOALS, *cases.BASELINES)))
 
 
-def small_cases(module, shape, dtype: str = "float32"):
+def small_cases(op: str, shape, dtype: str = "float32"):
     request = Request(dtypes=(dtype,), samples=1)
-    return list(definition.cases(module.DEFINITION, [stages.small(shape)], request))
+    return list(DEFINITIONS[op].cases([cases.small(shape)], request))
 
 
 @pytest.mark.parametrize("chosen", LARGE, ids="/".join)
 def test_every_provider_gives_a_row_or_a_reason(chosen) -> None:
     """At tiny sizes on the CPU, in float32 and in bfloat16; nothing of ours fails."""
     op, name, _ = chosen
-    module = __import__(f"benchmarks.ops.{op}", fromlist=[op])
     for dtype in ("float32", "bfloat16"):
-        for case in small_cases(module, shapes.fixed(op, name), dtype):
+        for case in small_cases(op, shapes.fixed(op, name), dtype):
             impls = [
                 n for n in case.providers if not n.startswith(("compile", "flex", "flash-attn"))
             ]
@@ -47,12 +45,10 @@ def test_every_provider_gives_a_row_or_a_reason(chosen) -> None:
 @pytest.mark.parametrize("chosen", LARGE, ids="/".join)
 def test_fake_cuda_tensors_find_the_implementations_of_a_gpu(chosen, monkeypatch) -> None:
     op, name, dtype = chosen
-    module = __import__(f"benchmarks.ops.{op}", fromlist=[op])
-    shape, d = shapes.fixed(op, name), module.DEFINITION
-    called = d.calls if d.calls is not None else (d.op,)
+    shape = shapes.fixed(op, name)
     with FakeTensorMode():
         lead = torch.empty(lead_shape(op, shape), device="cuda", dtype=getattr(torch, dtype))
-        functions = definition._functions(d, called, shape, "fwd", "cuda", lambda: lead)
+        functions = DEFINITIONS[op].functions(shape, "fwd", "cuda", lambda: lead)
         for implementation in ("cuda", "triton"):
             if implementation not in functions:
                 continue
@@ -81,35 +77,35 @@ def lead_shape(op: str, shape) -> tuple[int, ...]:
 
 def test_the_stream_of_training_stays_wide() -> None:
     """x and the modulation in float32, y and what the next layer reads in bfloat16."""
-    module = suite.adaln
-    shape = stages.small(shapes.fixed("adaln", "stdit3-xl.b8.autocast"))
-    g = definition._inputs(module.DEFINITION, shape, torch.bfloat16, "cpu", True, seed=0)
+    adaln = DEFINITIONS["adaln"]
+    shape = cases.small(shapes.fixed("adaln", "stdit3-xl.b8.autocast"))
+    g = adaln.inputs(shape, torch.bfloat16, "cpu", True, seed=0)
     assert {n: g[n].dtype for n in ("x", "gate", "shift", "scale")} == dict.fromkeys(
         ("x", "gate", "shift", "scale"), torch.float32
     )
     assert g["y"].dtype == torch.bfloat16
     with ops.force("reference"):
-        found = module.call(g)
+        found = adaln.call(g)
     assert (found["x_out"].dtype, found["out"].dtype) == (torch.float32, torch.bfloat16)
     sizes = {"B": 1, "T": 1, "S": 1, "C": 10}
-    forward, _ = module.cost(replace(shape, sizes=sizes), "fwd", 2)
-    both, _ = module.cost(replace(shape, sizes=sizes), "fwd_bwd", 2)
+    forward, _ = adaln.cost(replace(shape, sizes=sizes), "fwd", 2)
+    both, _ = adaln.cost(replace(shape, sizes=sizes), "fwd_bwd", 2)
     assert forward == 10 * (4 + 4 + 2 + 2)  # x, x_out; y, out
     assert both - forward == 10 * (3 * 4 + 3 * 2)  # d x_out, x_out, dx; d out, y, dy
 
 
 def test_inputs_are_drawn_once_for_all_providers(monkeypatch) -> None:
     drawn = []
-    d = suite.code_statistics.DEFINITION
+    d = DEFINITIONS["code_statistics"]
     counted = replace(d, draw=lambda shape, g: drawn.append(1) or d.draw(shape, g))
     monkeypatch.setattr("benchmarks.timing.copies", lambda size, device: 3)
-    shape = stages.small(shapes.fixed("code_statistics", "lam.codes"))
-    case, _ = definition.cases(counted, [shape], Request(samples=1))
+    shape = cases.small(shapes.fixed("code_statistics", "lam.codes"))
+    case, _ = counted.cases([shape], Request(samples=1))
     assert run.measure(case, Request(samples=1)).rows and len(drawn) == 3
 
 
 def test_a_call_that_changes_its_inputs_is_verified_on_fresh_ones() -> None:
-    (case,) = small_cases(suite.codebook_step, shapes.fixed("codebook_step", "lam.codes"))
+    (case,) = small_cases("codebook_step", shapes.fixed("codebook_step", "lam.codes"))
     impls = ("eager", "cpu") if "cpu" in case.providers else ("eager",)
     found = run.measure(case, Request(samples=2), impls=impls)
     assert found.failed == []
@@ -129,12 +125,12 @@ def test_a_pinned_backend_is_in_its_own_graph(monkeypatch) -> None:
     right = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **k: right(f, **k | {"backend": keep}))
     torch._dynamo.reset()
-    shape = stages.small(shapes.fixed("st_attention", "stdit3-xl.b8.spatial"))
-    inputs = definition._inputs(st_attention.DEFINITION, shape, torch.float32, "cpu", False, seed=0)
+    shape = cases.small(shapes.fixed("st_attention", "stdit3-xl.b8.spatial"))
+    inputs = DEFINITIONS["st_attention"].inputs(shape, torch.float32, "cpu", False, seed=0)
     results = []
-    for backend in (None, *(st_attention.BACKENDS[name] for name in ("math", "flash"))):
+    for backend in (None, *(attention.SDPA[name] for name in ("math", "flash"))):
         with ops.force("reference"), torch.no_grad():
-            results.append(definition.compiled(st_attention.call, backend)(inputs)["out"])
+            results.append(definition.compiled(attention.call, backend)(inputs)["out"])
     assert len(graphs) == 3
     assert ["_sdpa_kernel" in graph for graph in graphs] == [False, True, True]
     for result in results[1:]:
@@ -142,28 +138,30 @@ def test_a_pinned_backend_is_in_its_own_graph(monkeypatch) -> None:
 
 
 def test_what_runs_by_name_is_a_rival_or_says_why_not() -> None:
-    assert set(st_attention.NAMED) < set(goals.RIVALS)
-    assert set(st_attention.NAMED.values()) == set(ops.ATTENTION_BACKENDS) - {
+    assert set(attention.NAMED) < set(goals.table()[1])
+    assert set(attention.NAMED.values()) == set(ops.ATTENTION_BACKENDS) - {
         "auto",
         "fused",
         "sdpa",
     }
-    shape = stages.small(shapes.fixed("st_attention", "stdit3-xl.b8.spatial"))
-    inputs = definition._inputs(
-        st_attention.DEFINITION, shape, torch.bfloat16, "cpu", False, seed=0
-    )
-    for name, backend in st_attention.NAMED.items():
+    shape = cases.small(shapes.fixed("st_attention", "stdit3-xl.b8.spatial"))
+    inputs = DEFINITIONS["st_attention"].inputs(shape, torch.bfloat16, "cpu", False, seed=0)
+    for name, backend in attention.NAMED.items():
         if backend != "flex":
             with pytest.raises(Unavailable, match=f"attention '{backend}' (needs|runs on CUDA)"):
-                st_attention.DEFINITION.others[name](shape, "fwd")(inputs)
+                DEFINITIONS["st_attention"].baselines[name](shape, "fwd")(inputs)
 
 
 def test_torch_s_attention_is_judged_against_float64(monkeypatch) -> None:
     shape = shapes.Shape("tiny", {"N": 3, "n": 5, "H": 2, "D": 8}, "a test")
-    assert attention.cost(shape, "fwd_bwd", 4) == (12 * 3 * 5 * 2 * 8 * 4, 7 * 2 * 3 * 2 * 25 * 8)
+    assert attention.cost_alone(shape, "fwd_bwd", 4) == (
+        12 * 3 * 5 * 2 * 8 * 4,
+        7 * 2 * 3 * 2 * 25 * 8,
+    )
     liar = {"liar": lambda shape, mode: lambda inputs: {"out": sum(inputs.values())}}
-    d = replace(attention.DEFINITION, others={**attention.DEFINITION.others, **liar})
-    for case in definition.cases(d, [shape], Request(samples=1)):
+    d = attention.ATTENTION
+    d = replace(d, baselines={**d.baselines, **liar})
+    for case in d.cases([shape], Request(samples=1)):
         assert case.verify("sdpa:math") is None and "out is off by" in case.verify("liar")
         found = run.measure(case, Request(samples=1), impls=["sdpa:cudnn", "sdpa:math", "eager"])
         assert [row["impl"] for row in found.rows] == ["eager", "sdpa:math"]

@@ -33,15 +33,9 @@ def test_ops(tiny_request, passing) -> None:
         "ops", tiny_request, passing, only=("nano.temporal", "nano.block/", "nano.codes")
     )
     seen = {(r["op"], r["impl"], r["mode"]) for r in found.rows[2:]}
-    for file in (
-        suite("ops").st_attention,
-        suite("ops").adaln,
-        suite("ops").vector_quantize,
-        suite("ops").code_statistics,
-    ):
-        op = file.DEFINITION.op
+    for op in ("st_attention", "adaln", "vector_quantize", "code_statistics"):
         assert {(op, "eager", "fwd"), (op, "eager", "fwd_bwd")} <= seen
-        for verdict in ops.explain(op, torch.empty(file.DEFINITION.probe)):
+        for verdict in ops.explain(op, torch.empty(suite("ops").DEFINITIONS[op].probe)):
             if verdict.name == "cpu" and ops.build_info() is not None:
                 assert (op, "cpu", "fwd_bwd") in seen
     row = next(r for r in found.rows if r["op"] == "vector_quantize" and r["mode"] == "fwd")
@@ -53,9 +47,7 @@ def test_ops(tiny_request, passing) -> None:
 
 def test_every_op_row_answers_to_float64(tiny_request) -> None:
     """A verify that says yes to everything would prove nothing: wrong results are found."""
-    definition = suite("ops.definition")
-    for file in suite("ops").FILES:
-        d = file.DEFINITION
+    for d in suite("ops").SUITE:
         if not hasattr(ops, d.op):
             continue
 
@@ -64,15 +56,15 @@ def test_every_op_row_answers_to_float64(tiny_request) -> None:
             name = next(n for n, t in out.items() if t.is_floating_point())
             return out | {name: out[name] + 0.01}
 
-        liar = replace(d, others={"liar": lambda shape, mode, wrong=wrong: wrong})
+        liar = replace(d, baselines={"liar": lambda shape, mode, wrong=wrong: wrong})
         shape = getattr(shapes, d.op)(shapes.run_config("nano.cola", tiny_request.overrides))[0]
-        for toy in definition.cases(liar, [shape], tiny_request):
+        for toy in liar.cases([shape], tiny_request):
             assert toy.verify("eager") is None
             assert toy.verify("liar"), toy.label
 
 
 def test_a_wrong_gradient_is_found(tiny_request) -> None:
-    definition, adaln = suite("ops.definition"), suite("ops").adaln
+    adaln = suite("ops").ADALN
 
     class Halved(torch.autograd.Function):
         @staticmethod
@@ -86,22 +78,22 @@ def test_a_wrong_gradient_is_found(tiny_request) -> None:
     def wrong(inputs):
         return adaln.call(inputs | {"gate": Halved.apply(inputs["gate"])})
 
-    liar = replace(adaln.DEFINITION, others={"liar": lambda shape, mode: wrong})
+    liar = replace(adaln, baselines={"liar": lambda shape, mode: wrong})
     shape = shapes.adaln(shapes.run_config("nano.cola", tiny_request.overrides))[0]
-    forward, backward = definition.cases(liar, [shape], tiny_request)
+    forward, backward = liar.cases([shape], tiny_request)
     assert forward.verify("liar") is None
     assert "d gate is off by 5.00e-01" in backward.verify("liar")
 
 
 def test_an_op_that_is_not_there_is_named(tiny_request, monkeypatch) -> None:
     monkeypatch.delattr(ops, "adaln")
-    (skipped,) = suite("ops").adaln.cases(tiny_request)
+    (skipped,) = suite("ops").ADALN.cases([], tiny_request)
     assert (skipped.label, skipped.reason) == ("adaln", "this version of colaworld has no op adaln")
 
 
 def test_a_package_that_is_not_there_is_named(tiny_request, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
-    toy = next(iter(suite("ops").vector_quantize.cases(tiny_request)))
+    (toy, *_), _ = runs.listed(["ops"], tiny_request, only=["vector_quantize/nano.codes"])
     ((_, found),) = runs.ready(toy, ["vector-quantize-pytorch"])
     assert "pip install 'colaworld[bench]'" in found.reason
 
@@ -237,4 +229,4 @@ def test_pytest_benchmark_runs_the_same_definitions(passing, tmp_path, monkeypat
     assert seen and set(seen) <= expected
     (entry,) = json.loads(target.read_text())["benchmarks"]
     assert entry["extra_info"]["op"] == "vector_quantize" and entry["extra_info"]["impl"] == "eager"
-    assert passing == [suite("ops").vector_quantize.TESTS]
+    assert passing == [suite("ops").VECTOR_QUANTIZE.tests]

@@ -7,11 +7,13 @@ from importlib import import_module
 import pytest
 import torch
 
+from benchmarks import timing
 from benchmarks.case import Case, Failed, Skipped
-from benchmarks.gpu import dry, stages, store, tune
+from benchmarks.gpu import cases, stages, store, tune
 
 pytest.importorskip("triton", reason="the kernels' files need triton; extra dev has it")
 
+dry = stages.beside_tests("stand_ins")
 command = import_module("benchmarks.gpu.__main__")
 tuning = import_module("colaworld.kernels.tuning")
 ROW = ("ST_ATTENTION", (90, "forward", 16, 80, 2))
@@ -40,8 +42,8 @@ def of_row(monkeypatch, tmp_path, times, *, wrong=(), raises=(), spills=0) -> li
         return {name: (0.99 * t, t, 1.01 * t) for name, t in times.items()}
 
     monkeypatch.setattr(tune, "candidates", lambda shipped: [blocks(w) for w in (2, 4, 8)])
-    options = stages.Options(out=tmp_path, dry=True)
-    with dry.stand_ins():
+    options = cases.Options(out=tmp_path, dry=True)
+    with dry.stand_ins(timing):
         return list(
             tune.of_row(CASE, call, *ROW, SHIPPED, options, spilled=lambda *_: spills, timed=timed)
         )

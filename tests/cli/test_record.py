@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from colaworld.cli import record
-from colaworld.data.sources.base import open_source
+from colaworld.data.sources import open_source
 
 
 def _record(path, *more: str) -> int:

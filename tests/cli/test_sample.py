@@ -30,7 +30,7 @@ def test_a_strip_begins_with_the_start_frame(trained, scene, tmp_path, colaworld
     strip = np.asarray(Image.open(out))
     assert strip.shape == (3 * 32, 32, 3)
     clips = ClipSet(DataConfig(path=scene, frames_per_clip=1, split="heldout"))
-    start = clips.decoded(clips.pieces[1]).frames[2]
+    start = clips.decoded(clips.segments[1]).frames[2]
     np.testing.assert_array_equal(strip[:32], start.transpose(1, 2, 0))
 
 

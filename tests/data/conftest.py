@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from colaworld import envs
-from colaworld.data.recording import LeRobotWriter
+from colaworld.data.sources.lerobot_writer import LeRobotWriter
 from colaworld.envs import behaviours
 
 BITS = 10

@@ -11,18 +11,18 @@ import pytest
 from colaworld.config import from_dict, to_dict
 from colaworld.data.clips import ClipSet, DataConfig, select_split
 from colaworld.data.errors import DataError
-from colaworld.data.sources.base import EpisodeInfo
+from colaworld.data.sources.source import EpisodeInfo
 
 
-def _clip(clips: ClipSet, piece, start: int) -> np.ndarray:
+def _clip(clips: ClipSet, segment, start: int) -> np.ndarray:
     out = np.empty((clips.config.frames_per_clip, 3, clips.height, clips.width), np.uint8)
-    assert clips.clip(clips.decoded(piece), piece, start, out)
+    assert clips.clip(clips.decoded(segment), segment, start, out)
     return out
 
 
 def _shown(clips: ClipSet, number_of, start: int) -> list[int]:
-    piece = next(p for p in clips.pieces if p.first <= start < p.first + p.starts)
-    return [number_of(f) for f in _clip(clips, piece, start)]
+    segment = next(p for p in clips.segments if p.first <= start < p.first + p.starts)
+    return [number_of(f) for f in _clip(clips, segment, start)]
 
 
 def _config(path, **options) -> DataConfig:
@@ -34,15 +34,15 @@ def _config(path, **options) -> DataConfig:
 def test_stride_and_resolution(tmp_path, film, number_of) -> None:
     film(tmp_path / "a.mp4", range(40))
     clips = ClipSet(_config(tmp_path, stride=3, height=16, width=40))
-    assert clips.pieces[0].starts == 40 - 9
+    assert clips.segments[0].starts == 40 - 9
     assert _shown(clips, number_of, 7) == [7, 10, 13, 16]
 
 
 def test_a_long_film_in_pieces_is_the_same_film(tmp_path, film, number_of) -> None:
     film(tmp_path / "a.mp4", range(100))
     frame = 3 * 32 * 80
-    clips = ClipSet(_config(tmp_path, cache_mb=8 * 10.5 * frame / 1e6))  # 10 frames a piece
-    assert len(clips.pieces) == 14 and max(p.stop - p.first for p in clips.pieces) == 10
+    clips = ClipSet(_config(tmp_path, cache_mb=8 * 10.5 * frame / 1e6))  # 10 frames a segment
+    assert len(clips.segments) == 14 and max(p.stop - p.first for p in clips.segments) == 10
     for start in (0, 6, 7, 50, 96):
         assert _shown(clips, number_of, start) == list(range(start, start + 4))
     assert clips._cache.bytes <= clips.config.cache_mb * 1e6
@@ -68,8 +68,8 @@ def test_sizes_that_differ_need_a_size(tmp_path, film, number_of) -> None:
     with pytest.raises(DataError, match=r"3 sizes: 32x80 \(a\.mp4\), 48x120.*set height and width"):
         ClipSet(_config(tmp_path))
     clips = ClipSet(_config(tmp_path, height=24, width=60))
-    for piece in clips.pieces:
-        assert [number_of(f) for f in _clip(clips, piece, 2)] == [2, 3, 4, 5]
+    for segment in clips.segments:
+        assert [number_of(f) for f in _clip(clips, segment, 2)] == [2, 3, 4, 5]
 
 
 def test_crops(tmp_path, film) -> None:
@@ -84,7 +84,7 @@ def test_crops(tmp_path, film) -> None:
 
 def _clip_at_0(path, **options) -> np.ndarray:
     clips = ClipSet(_config(path, **options))
-    return _clip(clips, clips.pieces[0], 0)
+    return _clip(clips, clips.segments[0], 0)
 
 
 def test_broken_files_up_to_a_share(tmp_path, film, caplog) -> None:
@@ -93,7 +93,7 @@ def test_broken_files_up_to_a_share(tmp_path, film, caplog) -> None:
     (tmp_path / "bad.mp4").write_bytes((tmp_path / "0.mp4").read_bytes()[:500])
     with pytest.raises(DataError, match=r"1 of 10 .*max_broken_share = 0\.05(.|\n)*bad\.mp4"):
         ClipSet(_config(tmp_path))
-    assert len(ClipSet(_config(tmp_path, max_broken_share=0.1)).pieces) == 9
+    assert len(ClipSet(_config(tmp_path, max_broken_share=0.1)).segments) == 9
 
 
 def test_films_that_break_while_decoding(tmp_path, film, caplog) -> None:
@@ -103,19 +103,19 @@ def test_films_that_break_while_decoding(tmp_path, film, caplog) -> None:
     clips = ClipSet(_config(tmp_path, max_broken_share=0.3))
     (tmp_path / "2.mp4").write_bytes(b"gone")
     with caplog.at_level(logging.WARNING):
-        usable = [clips.decoded(p).usable for p in clips.pieces[:3]]
+        usable = [clips.decoded(p).usable for p in clips.segments[:3]]
     assert usable == [True, True, False] and "2.mp4" in caplog.text
     # `black` shows 25 everywhere after coding: a single value, so a camera that failed
     with pytest.raises(DataError, match=r"2 of 5 (.|\n)*2\.mp4(.|\n)*black\.mp4.*nothing but"):
-        for piece in clips.pieces:
-            clips.decoded(piece)
+        for segment in clips.segments:
+            clips.decoded(segment)
 
 
 def test_short_episodes_are_counted_and_all_short_is_an_error(tmp_path, film, caplog) -> None:
     film(tmp_path / "a.mp4", range(3))
     film(tmp_path / "b.mp4", range(9))
     clips = ClipSet(_config(tmp_path, frames_per_clip=8))
-    assert [e.name for e in clips.too_short] == ["a.mp4"] and len(clips.pieces) == 1
+    assert [e.name for e in clips.too_short] == ["a.mp4"] and len(clips.segments) == 1
     assert "1 of 2 episodes are shorter" in caplog.text
     with pytest.raises(DataError, match=r"longest, b\.mp4, has 9 frames.*stride 2 needs 15"):
         ClipSet(_config(tmp_path, frames_per_clip=8, stride=2))
@@ -124,10 +124,10 @@ def test_short_episodes_are_counted_and_all_short_is_an_error(tmp_path, film, ca
 def test_no_clip_crosses_a_cut(tmp_path, film) -> None:
     film(tmp_path / "a.mp4", [0b0000000011] * 12 + [0b1111110011] * 12)
     clips = ClipSet(_config(tmp_path, scene_cut_threshold=3.0))
-    piece, out = clips.pieces[0], np.empty((4, 3, 32, 80), np.uint8)
-    decoded = clips.decoded(piece)
+    segment, out = clips.segments[0], np.empty((4, 3, 32, 80), np.uint8)
+    decoded = clips.decoded(segment)
     assert decoded.cuts.tolist() == [12]
-    usable = [s for s in range(piece.starts) if clips.clip(decoded, piece, s, out)]
+    usable = [s for s in range(segment.starts) if clips.clip(decoded, segment, s, out)]
     assert usable == [*range(9), *range(12, 21)]
 
 
@@ -167,7 +167,7 @@ def test_actions_belong_to_their_frames(tmp_path, scene_set) -> None:
 
 def test_continuous_actions_of_a_stride_stand_side_by_side(tmp_path) -> None:
     from colaworld.contracts import ActionSpec
-    from colaworld.data.recording import LeRobotWriter
+    from colaworld.data.sources.lerobot_writer import LeRobotWriter
 
     spec = ActionSpec("action", "continuous", 2, ("x", "y"))
     writer = LeRobotWriter(tmp_path / "set", fps=10, height=16, width=16, action=spec)

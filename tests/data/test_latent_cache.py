@@ -181,9 +181,9 @@ def test_films_with_cuts_and_broken_pieces(tmp_path, film, encode, stride) -> No
 
 
 def test_pieces_of_long_films_join(config, tmp_path) -> None:
-    """A small decoding cache cuts episodes into pieces; what is stored does not show it."""
-    small = replace(config, cache_mb=8 * 7 * 3 * 20 * 24 / 1e6)  # 7 frames in a piece
-    assert len(ClipSet(small).pieces) > 2 * len(ClipSet(config).pieces)
+    """A small decoding cache cuts episodes into segments; what is stored does not show it."""
+    small = replace(config, cache_mb=8 * 7 * 3 * 20 * 24 / 1e6)  # 7 frames in a segment
+    assert len(ClipSet(small).segments) > 2 * len(ClipSet(config).segments)
     for encode, stride in ((per_frame, 1), (per_clip, 2)):
         _write(tmp_path / f"a{stride}", config, encode, stride, batch_size=1)
         _write(tmp_path / f"b{stride}", small, encode, stride, batch_size=3)
@@ -409,7 +409,7 @@ def test_reading_from_many_threads(config, tmp_path) -> None:
     _write(tmp_path, config)
     clips = ClipSet(config)
     cache = LatentCache.open(tmp_path, clips, tokenizer="toy 1")
-    places = [(p.episode, s) for p in clips.pieces for s in range(p.starts)] * 8
+    places = [(p.episode, s) for p in clips.segments for s in range(p.starts)] * 8
     alone = {
         place: LatentCache.open(tmp_path, clips, tokenizer="toy 1").clip(*place)
         for place in set(places)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from colaworld.data.clips import DataConfig
 from colaworld.data.errors import DataError
-from colaworld.data.loader import ClipLoader, DataConfig, iterate_once
+from colaworld.data.loader import ClipLoader, iterate_once
 
 
 @pytest.fixture

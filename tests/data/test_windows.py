@@ -16,12 +16,12 @@ def test_span_by_hand() -> None:
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 30))
 def test_pieces_hold_every_start_once(frames: int, reach: int, most: int) -> None:
-    made = windows.pieces(3, frames, clip_span=reach, most_frames=most)
+    made = windows.segments(3, frames, clip_span=reach, most_frames=most)
     starts = [p.first + i for p in made for i in range(p.starts)]
     assert starts == list(range(frames - reach + 1))
-    for piece in made:
-        assert piece.stop == piece.first + piece.starts + reach - 1 <= frames
-        assert piece.stop - piece.first <= max(most, reach)
+    for segment in made:
+        assert segment.stop == segment.first + segment.starts + reach - 1 <= frames
+        assert segment.stop - segment.first <= max(most, reach)
 
 
 @given(st.integers(0, 30), st.integers(1, 8), st.lists(st.integers(1, 40), max_size=4, unique=True))

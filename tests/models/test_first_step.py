@@ -43,20 +43,6 @@ def world(request, randomised) -> WorldModel:
 
 
 @pytest.mark.parametrize("level", [0.0, 0.3], ids=["clean history", "noised history"])
-def test_the_velocity_is_the_generators(world, level) -> None:
-    generator = torch.Generator().manual_seed(1)
-    latents = torch.randn(2, 12, 4, 4, 4, generator=generator)
-    codes = torch.randn(2, 3, 2, 2, generator=generator)
-    times = torch.tensor([[level, level, 0.7, 0.7], [level, 0.4, 0.4, 0.4]])
-    drop = torch.tensor([[True, False, False], [False, False, True]])
-    with torch.no_grad():
-        plain = world.backbone.velocity(latents, times)
-        assert plain.abs().max() > 0.1
-        assert torch.equal(world.velocity(latents, times, codes), plain)
-        assert torch.equal(world.velocity(latents, times, codes, drop), plain)
-
-
-@pytest.mark.parametrize("level", [0.0, 0.3], ids=["clean history", "noised history"])
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_the_rollout_is_the_generators(world, level, guidance) -> None:
     """Guidance between equal velocities changes nothing either, but for rounding."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from colaworld.config import ConfigError, load_yaml, to_yaml
-from colaworld.data.encode import EncodingConfig, VideoWriter
+from colaworld.data.video_writer import EncodingConfig, VideoWriter
 from colaworld.envs.scene import Scene
 from colaworld.models.backbones import build_backbone
 from colaworld.models.backbones.stdit3 import STDiT3Config

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from colaworld.data.encode import EncodingConfig, VideoWriter
+from colaworld.data.video_writer import EncodingConfig, VideoWriter
 from colaworld.envs.scene import Scene
 from colaworld.evaluation.evaluate import EvaluationConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config

@@ -15,7 +15,7 @@ import colaworld
 from colaworld.config import ConfigError
 from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
 from colaworld.models.backbones.wan import Wan, WanConfig
-from colaworld.models.backbones.wan_keys import to_original
+from colaworld.models.backbones.wan.keys import to_original
 from colaworld.models.backbones.weights import WeightsError
 from colaworld.models.tokenizers.opensora_vae import OpenSoraVAE, OpenSoraVAEConfig
 from colaworld.runs import pretrained

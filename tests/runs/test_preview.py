@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from colaworld.data.loader import ClipLoader, ClipSet
+from colaworld.data.clips import ClipSet
+from colaworld.data.loader import ClipLoader
 from colaworld.models.world import World
 from colaworld.runs.build import build_model, build_trainer
 from colaworld.runs.preview import RolloutPreview, first_clips
@@ -17,7 +18,7 @@ def test_the_clips_are_held_out_where_any_are(tiny) -> None:
     clips = first_clips(data, clips=4)
     assert clips.shape == (4, 4, 3, 24, 32) and clips.dtype == torch.uint8
     heldout = ClipSet(replace(data, split="heldout"))
-    firsts = [heldout.decoded(p).frames[:4] for p in heldout.pieces]
+    firsts = [heldout.decoded(p).frames[:4] for p in heldout.segments]
     for number in (0, 1):  # the first clip of each of the two held-out episodes comes first
         assert any((clips[number].numpy() == first).all() for first in firsts)
     assert first_clips(replace(data, holdout=0.0), clips=3).shape[0] == 3

@@ -1,1 +1,40 @@
-"""Where episodes come from: one file per format behind the `Source` protocol of base.py."""
+"""Where episodes come from: one file per format behind the `Source` protocol of source.py.
+
+Not here: clips (../clips.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from colaworld.data.errors import DataError
+
+# Each registers itself. The last is asked first; video_folder takes what no other does.
+from colaworld.data.sources import video_folder, tar_folder, lerobot  # noqa: F401 # isort: skip
+from colaworld.data.sources.registry import detect_source, find_source
+from colaworld.data.sources.source import Source
+
+
+def open_source(
+    path: Path | str,
+    *,
+    kind: str = "auto",
+    camera: str | None = None,
+    action_column: str | None = "action",
+) -> Source:
+    """Open a data set.
+
+    Args:
+        path: a folder, or one file.
+        kind: the name of a registered source; auto: the first that recognises the path.
+        camera: of several views, the one to use (default: the first).
+        action_column: name of the real actions; None: none are wanted.
+
+    Raises:
+        DataError: nothing is there, no such source, or nothing in it can be used.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such folder; record one with `colaworld record`")
+    found = detect_source(path) if kind == "auto" else find_source(kind)
+    return found.open(path, camera=camera, action_column=action_column)

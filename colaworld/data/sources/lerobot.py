@@ -1,12 +1,13 @@
 """LeRobot data sets, layout v3.0, by pyarrow and PyAV alone; also those LeRobot wrote itself.
 
-Not here: writing (../recording.py), layouts before v3.0, images stored in parquet.
+Not here: writing (lerobot_writer.py, lerobot_columns.py), layouts before v3.0, images stored in parquet.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from colaworld.contracts import ActionSpec
-from colaworld.data import decode
+from colaworld.data import video_reader
 from colaworld.data.errors import BrokenFileError, DataError
-from colaworld.data.sources.base import BrokenFile, EpisodeInfo
+from colaworld.data.sources.registry import register_source
+from colaworld.data.sources.source import BrokenFile, Description, EpisodeInfo
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,7 @@ class LeRobotSource:
     """`camera`: a video feature's key (default: the first). `action_column`: its name, or None."""
 
     kind = "lerobot"
+    uniform_fps = True
 
     def __init__(
         self, path: Path, *, camera: str | None = None, action_column: str | None = "action"
@@ -71,6 +74,25 @@ class LeRobotSource:
             for i, row in enumerate(self._rows)
         ]
         self.action_spec = self._action_spec()
+        self._sizes: dict[Path, int | None] = {}  # by file, asked once
+
+    def describe(self) -> Description:
+        features = self.info["features"]
+        columns = tuple(key for key, value in features.items() if value["dtype"] != "video")
+        return Description(
+            "LeRobot v3",
+            f"{self.path}/meta/info.json: no action column {self.action_column!r}; it has: "
+            f"{', '.join(columns)}; set action_column",
+            camera=self.camera,
+            cameras=tuple(self.cameras),
+            columns=columns,
+        )
+
+    def identity(self, episode: int) -> tuple[str, int | None]:
+        file = self.episodes[episode].path
+        if file not in self._sizes:
+            self._sizes[file] = file.stat().st_size if file.is_file() else None
+        return os.path.relpath(file, self.path), self._sizes[file]
 
     def _read_episodes(self) -> list[dict[str, Any]]:
         files = sorted((self.path / "meta" / "episodes").glob("*/*.parquet"))
@@ -96,6 +118,10 @@ class LeRobotSource:
             chunk_index=row[f"videos/{self.camera}/chunk_index"],
             file_index=row[f"videos/{self.camera}/file_index"],
         )
+
+    def data_files(self) -> list[Path]:
+        """The parquet files of all episodes, in order."""
+        return list(dict.fromkeys(self._data_file(row) for row in self._rows))
 
     def _data_file(self, row: dict[str, Any]) -> Path:
         return self.path / self.info["data_path"].format(
@@ -129,7 +155,7 @@ class LeRobotSource:
     def _offset(self, episode: int) -> int:
         """Index of the episode's first frame within its video file."""
         row, info = self._rows[episode], self.episodes[episode]
-        seconds = decode.frame_times(info.path).seconds
+        seconds = video_reader.frame_times(info.path).seconds
         start = float(row[f"videos/{self.camera}/from_timestamp"])
         first = int(np.searchsorted(seconds, start - 0.5 / info.fps))
         if first + info.frames > len(seconds) or abs(seconds[first] - start) > 0.5 / info.fps:
@@ -147,12 +173,16 @@ class LeRobotSource:
     def stream(self, episode: int, first: int, stop: int) -> Iterator[np.ndarray]:
         self._check(episode, stop)
         offset = self._offset(episode)
-        return decode.stream_frames(self.episodes[episode].path, offset + first, offset + stop)
+        return video_reader.stream_frames(
+            self.episodes[episode].path, offset + first, offset + stop
+        )
 
     def read(self, episode: int, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         indices = np.asarray(indices, np.int64)
         self._check(episode, int(indices.max(initial=-1)) + 1)
-        return decode.read_frames(self.episodes[episode].path, indices + self._offset(episode))
+        return video_reader.read_frames(
+            self.episodes[episode].path, indices + self._offset(episode)
+        )
 
     def times(self, episode: int) -> np.ndarray:
         info = self.episodes[episode]
@@ -210,3 +240,10 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: missing; not a LeRobot data set?") from None
     except (OSError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+register_source(
+    LeRobotSource.kind,
+    detect=lambda path: (path / "meta" / "info.json").exists(),
+    open=LeRobotSource,
+)

@@ -1,17 +1,15 @@
-"""Video generators behind one contract (`base.Backbone`); a config's type says which one."""
+"""Video generators behind one contract (`backbone.Backbone`); a config's `kind` says which one."""
 
 from __future__ import annotations
 
-from colaworld.models.backbones.base import Backbone
+# Importing a folder registers its backbone.
+from colaworld.models.backbones import stdit3, wan  # noqa: F401
+from colaworld.models.backbones.backbone import (
+    Backbone,
+    BackboneConfig,
+    build_backbone,
+    register_backbone,
+)
 from colaworld.models.backbones.published import published_config
-from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
-from colaworld.models.backbones.wan import Wan, WanConfig
 
-BackboneConfig = STDiT3Config | WanConfig
-
-__all__ = ["Backbone", "BackboneConfig", "build_backbone", "published_config"]
-
-
-def build_backbone(config: BackboneConfig) -> Backbone:
-    """The generator of this configuration, with random weights."""
-    return Wan(config) if isinstance(config, WanConfig) else STDiT3(config)
+__all__ = ["Backbone", "BackboneConfig", "build_backbone", "published_config", "register_backbone"]

@@ -1,23 +1,29 @@
-"""config.json of published generators -> our configurations. Not here: their keys (each class)."""
+"""config.json of a published generator -> our configuration, for every registered backbone.
+
+Not here: what each one's settings mean (`<backbone>/published.py`), or reading weights.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from colaworld.config import from_dict
-from colaworld.models.backbones.stdit3 import STDiT3Config
-from colaworld.models.backbones.wan import WanConfig
+from colaworld.models.backbones.backbone import BACKBONES, BackboneConfig, Text
 from colaworld.models.backbones.weights import WeightsError
 
-Text = Literal["removed", "null", "full"]
-Config = TypeVar("Config", STDiT3Config, WanConfig)
+Config = TypeVar("Config", bound=BackboneConfig)
 
 
 def published_config(
     described: Mapping[str, Any], *, text: Text = "removed", causal: bool = True, source: str = ""
-) -> STDiT3Config | WanConfig:
+) -> BackboneConfig:
     """The configuration of what a config.json describes.
+
+    Args:
+        described: the file's content.
+        text, causal: of the configuration; no config.json says them.
+        source: the folder, for errors.
 
     Raises WeightsError on something else, or a setting this library does not have.
     """
@@ -26,15 +32,13 @@ def published_config(
     names = [described.get("_class_name"), described.get("model_type")]
     more = described.get("architectures")
     names += more if isinstance(more, list) else [more]
-    if "STDiT3" in names:
-        return _stdit3(described, text, causal, source)
-    if "WanTransformer3DModel" in names:
-        return _wan(described, text, causal, source)
-    if "WanModel" in names:
-        return _wan(_as_diffusers(described, source), text, causal, source)
+    known = {name: read for entry in BACKBONES.values() for name, read in entry.published.items()}
+    for name, read in known.items():
+        if name in names:
+            return read(described, text=text, causal=causal, source=source)
     raise WeightsError(
         f"{source}/config.json describes {' '.join(str(n) for n in names if n) or 'no known model'}; "
-        "known: STDiT3, WanTransformer3DModel, WanModel, and worlds exported by colaworld"
+        f"known: {', '.join(known)}, and worlds exported by colaworld"
     )
 
 
@@ -49,73 +53,10 @@ def require(described: Mapping[str, Any], wanted: Mapping[str, Any], source: str
             )
 
 
-def _checked(kind: type[Config], values: Mapping[str, Any], source: str) -> Config:
-    """The configuration, its values of the right types; sizes are 1 at least."""
+def checked(kind: type[Config], values: Mapping[str, Any], source: str) -> Config:
+    """The configuration. ConfigError on a value of another type, WeightsError on a size below 1."""
     config = from_dict(kind, values, where=f"{source}/config.json")
     for name, value in values.items():
         if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise WeightsError(f"{source}/config.json: {name}: expected 1 or more, got {value}")
     return config
-
-
-def _stdit3(described: Mapping[str, Any], text: Text, causal: bool, source: str) -> STDiT3Config:
-    require(described, {"qk_norm": True, "patch_size": (1, 2, 2)}, source)
-    values = dict(
-        depth=described.get("depth", 28),
-        width=described.get("hidden_size", 1152),
-        heads=described.get("num_heads", 16),
-        mlp_ratio=described.get("mlp_ratio", 4.0),
-        in_channels=described.get("in_channels", 4),
-        predict_sigma=described.get("pred_sigma", True),
-        input_sq_size=described.get("input_sq_size", 512),
-        pixels_per_latent=8,
-        causal=causal,
-        text=text,
-        caption_width=described.get("caption_channels", 4096),
-        caption_length=described.get("model_max_length", 300),
-        fps=24.0,
-    )
-    return _checked(STDiT3Config, values, source)
-
-
-def _wan(described: Mapping[str, Any], text: Text, causal: bool, source: str) -> WanConfig:
-    # The image-to-video models read an image's features and more channels than they write.
-    wanted = {
-        "patch_size": (1, 2, 2),
-        "qk_norm": "rms_norm_across_heads",
-        "image_dim": None,
-        "added_kv_proj_dim": None,
-        "out_channels": described.get("in_channels", 16),
-    }
-    require(described, wanted, source)
-    values = dict(
-        layers=described.get("num_layers", 40),
-        heads=described.get("num_attention_heads", 40),
-        head_dim=described.get("attention_head_dim", 128),
-        ffn=described.get("ffn_dim", 13_824),
-        in_channels=described.get("in_channels", 16),
-        freq_dim=described.get("freq_dim", 256),
-        text_width=described.get("text_dim", 4096),
-        eps=described.get("eps", 1e-6),
-        cross_attn_norm=described.get("cross_attn_norm", True),
-        text=text,
-        causal=causal,
-    )
-    return _checked(WanConfig, values, source)
-
-
-def _as_diffusers(described: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The original repository's config.json in the words of diffusers'."""
-    require(described, {"model_type": "t2v"}, source)
-    names = {"num_layers": "num_layers", "num_heads": "num_attention_heads", "ffn_dim": "ffn_dim"}
-    names |= {"freq_dim": "freq_dim", "in_dim": "in_channels", "out_dim": "out_channels"}
-    found = {
-        new: described[old] for old, new in (names | {"eps": "eps"}).items() if old in described
-    }
-    width, heads = described.get("dim"), described.get("num_heads")
-    if not isinstance(width, int) or not isinstance(heads, int) or heads < 1:
-        raise WeightsError(
-            f"{source}/config.json: dim, num_heads: expected two sizes, got {width!r} and {heads!r}"
-        )
-    found["attention_head_dim"] = width // heads
-    return found

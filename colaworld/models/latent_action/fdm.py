@@ -51,6 +51,8 @@ class FDMBlock(nn.Module):
 class ForwardDynamicsModel(nn.Module):
     """Predicts the next frame's pixels from one frame and one latent action."""
 
+    block_lists = ("blocks",)
+
     def __init__(self, config: FDMConfig, *, dim: int) -> None:
         super().__init__()
         self.config = config

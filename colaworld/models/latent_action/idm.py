@@ -109,6 +109,8 @@ class AttentionPooling(nn.Module):
 class InverseDynamicsModel(nn.Module):
     """Frames to one continuous latent per transition, before quantisation."""
 
+    block_lists = ("blocks",)
+
     def __init__(self, config: IDMConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or IDMConfig()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +17,23 @@ from colaworld.ops import (
     qkv_norm_rope,
     st_attention,
 )
+
+
+@runtime_checkable
+class HasBackends(Protocol):
+    """An attention that can run on several kernels; `use_backend` chooses one of its `backends`."""
+
+    backends: tuple[AttentionBackend, ...]
+    backend: AttentionBackend
+
+
+@runtime_checkable
+class KeepsOnGPU(Protocol):
+    """A layer whose GPU kernels keep more for the backward pass than the CPU's."""
+
+    def kept_on_gpu(self, output: Tensor) -> Tensor | None:
+        """An empty tensor of that size, given the layer's output. For memory planning."""
+        ...
 
 
 class QKNorm(nn.Module):
@@ -77,6 +96,10 @@ class AxialAttention(nn.Module):
         )
         return self.proj(out.reshape(B, T, S, C))
 
+    def kept_on_gpu(self, output: Tensor) -> Tensor | None:
+        """Normed queries and keys of the spatial axis."""
+        return output.new_empty((2, *output.shape)) if self.axis == "spatial" else None
+
     def _after(self, qkv: Tensor, cache: CacheView) -> Tensor:
         """Attention of new frames [B, t, S, 3, H, D] to the cached ones and themselves."""
         B, T, S, D = *qkv.shape[:3], qkv.shape[-1]
@@ -100,7 +123,7 @@ class AxialAttention(nn.Module):
 
 
 def use_backend(model: nn.Module, backend: AttentionBackend) -> None:
-    """Every attention within `model` that lists its `backends` runs on `backend`.
+    """Every attention within `model` that has `backends` runs on `backend`.
 
     Raises ValueError on an unknown name, a package that is not installed, or a module that does not
     list it.
@@ -109,11 +132,11 @@ def use_backend(model: nn.Module, backend: AttentionBackend) -> None:
     if reason is not None:
         raise ValueError(reason)
     for module in model.modules():
-        backends = getattr(module, "backends", None)
-        if backends is None:
+        if not isinstance(module, HasBackends):
             continue
-        if backend not in backends:
+        if backend not in module.backends:
             raise ValueError(
-                f"attention: {type(module).__name__} runs on {', '.join(backends)}, got {backend!r}"
+                f"attention: {type(module).__name__} runs on {', '.join(module.backends)}, "
+                f"got {backend!r}"
             )
         module.backend = backend

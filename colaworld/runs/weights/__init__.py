@@ -76,7 +76,7 @@ def _check_described(backbone: nn.Module, folder: Path) -> None:
     if not kinds:
         return
     asked, found = backbone.config, published_config(described, source=str(folder))
-    for key in ("kind", "heads", "head_dim", "eps", "cross_attn_norm", "input_sq_size"):
+    for key in ("kind", *asked.identity_keys):
         here, there = (getattr(config, key, None) for config in (asked, found))
         if here != there:
             raise WeightsError(f"{file}: {key} is {there!r}, but model.backbone.{key} is {here!r}")

@@ -14,8 +14,8 @@ import pytest
 from colaworld import envs
 from colaworld.contracts import ActionSpec
 from colaworld.data.errors import BrokenFileError, DataError
-from colaworld.data.recording import CAMERA, LeRobotWriter
-from colaworld.data.sources.base import open_source
+from colaworld.data.sources import open_source
+from colaworld.data.sources.lerobot_writer import CAMERA, LeRobotWriter
 from colaworld.envs import behaviours
 
 DATA = "data/chunk-000/file-000.parquet"

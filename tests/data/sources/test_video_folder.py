@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from colaworld.data.errors import DataError
-from colaworld.data.sources.base import open_source
+from colaworld.data.sources import open_source
 
 
 def test_films_of_all_kinds_in_order_of_their_paths(tmp_path, film, number_of) -> None:

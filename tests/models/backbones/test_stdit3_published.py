@@ -211,67 +211,6 @@ def test_a_timestep_of_another_shape():
         model(drawn(2, 4, 3, 4, 4), torch.zeros(2, 3), x_mask=torch.ones(2, 3))
 
 
-@pytest.mark.parametrize("text", ["removed", "null"])
-@pytest.mark.parametrize("chunks", [(1, 1, 1, 1), (2, 2), (3, 1), (1, 3)])
-def test_cached_equals_uncached(text, chunks, randomised):
-    """Frames given in parts, with what came before in the cache, have the whole clip's velocity."""
-    config = replace(SMALL, causal=True, text=text)
-    model = randomised(STDiT3(config))
-    x, times = drawn(2, 4, 4, 4, 4), drawn(2, 4, seed=6).sigmoid()
-    modulation = 0.3 * drawn(2, 4, 4, 144)
-    cache, made, first = model.new_cache(), [], 0
-    with torch.no_grad():
-        whole = model.velocity(x, times, modulation=modulation)
-        for count in chunks:
-            part = slice(first, first + count)
-            arguments = (x[:, :, part], times[:, part])
-            looked = model.velocity(*arguments, modulation=modulation[:, part], cache=cache)
-            assert cache.frames == first  # nothing is kept unless asked
-            made.append(
-                model.velocity(*arguments, modulation=modulation[:, part], cache=cache, store=True)
-            )
-            assert torch.equal(looked, made[-1])
-            first += count
-    assert cache.frames == 4
-    gap = (torch.cat(made, 2) - whole).norm() / whole.norm()
-    assert gap <= 1e-5
-
-
-def test_one_history_serves_many_continuations(randomised):
-    model = randomised(STDiT3(replace(SMALL, causal=True, text="removed")))
-    history, new = drawn(1, 4, 2, 4, 4), drawn(3, 4, 1, 4, 4, seed=2)
-    times = drawn(3, 1, seed=6).sigmoid()
-    cache = model.new_cache()
-    with torch.no_grad():
-        model.velocity(history, torch.zeros(1, 2), cache=cache, store=True)
-        made = model.velocity(new, times, cache=cache.copy())
-        clips = torch.cat([history.expand(3, -1, -1, -1, -1), new], 2)
-        whole = model.velocity(clips, torch.cat([torch.zeros(3, 2), times], 1))
-    assert (made - whole[:, :, 2:]).norm() / whole.norm() <= 1e-5
-
-
-def test_a_cache_needs_causal_attention():
-    with pytest.raises(ValueError, match=r"cache needs causal temporal attention"):
-        STDiT3(SMALL).new_cache()
-
-
-def test_caches_that_do_not_fit():
-    model = STDiT3(replace(SMALL, causal=True))
-    x, times = torch.zeros(2, SMALL.in_channels, 2, 4, 4), torch.zeros(2, 2)
-    with pytest.raises(ValueError, match=r"cache needs causal temporal attention"):
-        STDiT3(SMALL).velocity(x, times, cache=model.new_cache())
-    with pytest.raises(ValueError, match=r"store=True without a cache"):
-        model.velocity(x, times, store=True)
-    other = STDiT3(replace(SMALL, causal=True, depth=SMALL.depth + 1)).new_cache()
-    with pytest.raises(ValueError, match=rf"expected {SMALL.depth} layers, got {SMALL.depth + 1}"):
-        model.velocity(x, times, cache=other)
-    cache = model.new_cache()
-    with torch.no_grad():
-        model.velocity(x, times, cache=cache, store=True)
-    with pytest.raises(ValueError, match=r"expected 2 tokens per frame of 2 clips .* holds 4 of 2"):
-        model.velocity(x[..., :2], times, cache=cache)
-
-
 def test_time_shift_by_hand():
     """Open-Sora: sqrt(H W / 512^2) sqrt(latent frames); 32 x 32 latents are 256 x 256 pixels."""
     model = STDiT3(replace(STDiT3Config.xl2(), depth=1, width=72, heads=1))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from colaworld.models.backbones.published import published_config
 from colaworld.models.backbones.wan import Wan, WanConfig
-from colaworld.models.backbones.wan_keys import to_original
+from colaworld.models.backbones.wan.keys import to_original
 from colaworld.models.backbones.weights import load_weights
 
 TOLERANCE = 1e-5  # largest difference over the largest value, float32

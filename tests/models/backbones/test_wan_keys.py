@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from colaworld.models.backbones.wan import Wan, WanConfig
-from colaworld.models.backbones.wan_keys import (
+from colaworld.models.backbones.wan.keys import (
     FLOAT32_KEYS,
     TEXT_KEYS,
     from_original,

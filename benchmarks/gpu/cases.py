@@ -1,0 +1,156 @@
+"""What the stages time: cases of the suites, at the sizes that goals and baselines are about.
+
+Not here: running them (stages.py), sizes (shapes.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .. import machine, ops, shapes
+from ..case import Case, Request
+from . import store
+
+# (op, shape, dtype), the most important first.
+GOALS = (
+    ("st_attention", "stdit3-xl.b8.temporal", "bfloat16"),
+    ("adaln", "stdit3-xl.b8.autocast", "bfloat16"),
+    ("codebook_step", "lam.codes", "float32"),
+    ("qkv_norm_rope", "stdit3-xl.b8.spatial", "bfloat16"),
+    ("vector_quantize", "bounded.codes", "float32"),
+    ("vector_quantize", "lam.codes", "float32"),
+    ("code_statistics", "lam.codes", "float32"),
+)
+BASELINES = (
+    *GOALS[:4],
+    ("st_attention", "stdit3-xl.b8.spatial", "bfloat16"),
+    ("vector_quantize", "lam.codes", "float32"),
+    ("vector_quantize", "goal.codes", "float32"),
+    ("qk_norm_rope", "wan-1.3b", "bfloat16"),
+    ("adaln", "stdit3-xl.b8.block", "bfloat16"),
+    ("code_statistics", "bounded.codes", "float32"),
+)
+ATTENTION = [("attention", shape.name, "bfloat16") for shape in shapes.FIXED["attention"]]
+# Block sizes: what a video model spends most of its time in first.
+TUNED = (
+    ("st_attention", "stdit3-xl.b8.temporal", "bfloat16"),
+    ("adaln", "stdit3-xl.b8.autocast", "bfloat16"),
+    ("qkv_norm_rope", "stdit3-xl.b8.spatial", "bfloat16"),
+    ("vector_quantize", "lam.codes", "float32"),
+    ("adaln", "stdit3-xl.b8.block", "bfloat16"),
+    ("vector_quantize", "goal.codes", "float32"),
+    ("qk_norm_rope", "wan-1.3b", "bfloat16"),
+    ("vector_quantize", "bounded.codes", "float32"),
+)
+Listed = Iterator[tuple[Case, tuple[str, ...]]]  # cases, and which implementations (none: all)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a stage."""
+
+    out: Path
+    seconds: float = 60.0
+    samples: int = 20
+    dry: bool = False
+    workers: int = 1
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def device(self) -> str:
+        return "cpu" if self.dry else "cuda"
+
+    def left(self) -> float:
+        """Seconds that remain."""
+        return self.seconds - (time.monotonic() - self.began)
+
+    def late(self, needed: float) -> str | None:
+        """Why nothing that takes so many seconds is begun; a dry run is never late."""
+        late = not self.dry and self.left() < needed
+        return f"{max(self.left(), 0):.0f} s are left" if late else None
+
+    def request(self, *dtypes: str, **more: Any) -> Request:
+        return Request(dtypes=dtypes, device=self.device, samples=self.samples, **more)
+
+
+def cases_of(chosen: Iterable[tuple[str, str, str]], options: Options) -> Iterator[Case]:
+    """The cases of (op, shape, dtype), forward and backward."""
+    for op, name, dtype in chosen:
+        shape = shapes.fixed(op, name)
+        if options.dry:
+            dtype, shape = "float32", small(shape)
+        for case in ops.DEFINITIONS[op].cases([shape], options.request(dtype)):
+            if isinstance(case, Case):
+                yield case
+            else:
+                store.note(options.out, "skipped", case.label, case.reason)
+
+
+def listed(
+    chosen: Iterable[tuple[str, str, str]], impls: tuple[str, ...] = ()
+) -> Callable[[Options], Listed]:
+    """The cases of `chosen` for a stage; on the CPU ours has another name."""
+
+    def cases(options: Options) -> Listed:
+        wanted = (*impls, "cpu") if impls and options.dry else impls
+        return ((case, wanted) for case in cases_of(chosen, options))
+
+    return cases
+
+
+def small(shape: shapes.Shape) -> shapes.Shape:
+    """The same shape in sizes that a CPU is done with at once."""
+    most = dict(B=1, T=3, S=2, H=1, D=8, C=16, L=4, N=20, K=6, n=4, d=8)
+    sizes = {name: min(size, most[name]) for name, size in shape.sizes.items()}
+    options = dict(shape.options)
+    if "sections" in options:
+        options["sections"] = (2, 1, 1)
+    return replace(shape, sizes=sizes, options=options)
+
+
+def joint(pairs: int) -> Callable[[Options], Listed]:
+    """A joint step at the paper's size, one way of running it after the other."""
+
+    def cases(options: Options) -> Listed:
+        from .. import training  # recipes: more packages than the ops need
+
+        config, dtype = joint_config(pairs, options.dry), "float32" if options.dry else "bfloat16"
+        product = machine.ceilings(options.device, "bfloat16", samples=5)[1]["tflops"]
+        request = options.request(dtype, measured_tflops={dtype: product})
+        return ((case, ()) for case in training.joint(config, request, dtype))
+
+    return cases
+
+
+def joint_config(pairs: int, dry: bool) -> Any:
+    from colaworld.config import from_dict
+
+    from .. import training
+
+    config, narrow = training.xl(pairs), {"width": 16, "heads": 2}
+    tiny = {
+        "data": {"frames_per_clip": 3, "height": 32, "width": 32},
+        "model": {
+            "backbone": {"depth": 1, **narrow},
+            "idm": {"depth": 1, **narrow, "dim": 4},
+            "conditioner": {"depth": 1, "heads": 2},
+            "quantizer": {"codebook_size": 4},
+        },
+        "objective": {"history": (1, 2)},
+        "training": {"batch_size": 2},
+    }
+    return from_dict(type(config), tiny, base=config) if dry else config
+
+
+# By stage. Goals: ours and the eager reference; baselines: everybody.
+STAGES: dict[str, Callable[[Options], Listed]] = {
+    "goals": listed(GOALS, ("eager", "cuda", "triton", "default")),
+    "rivals": listed(BASELINES),
+    "attention": listed(ATTENTION),
+    "step8": joint(8),
+    "step28": joint(28),
+}

@@ -1,0 +1,259 @@
+"""Add columns to a LeRobot v3 set: a new folder with the old set and, per frame, something more.
+
+    data/*.parquet            rewritten, row group by row group, with the new columns at the end
+    meta/info.json            features: the new columns
+    meta/stats.json           their statistics; meta/episodes: per episode
+    videos, and the rest      hard links to the old files, or copies
+
+The old set stays as it was. Everything goes into a hidden sibling folder that is renamed at the end.
+Not here: what the columns mean, or new sets (lerobot_writer.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from colaworld.data.errors import DataError
+from colaworld.data.sources.lerobot import LeRobotSource
+from colaworld.data.sources.lerobot_writer import Statistics
+from colaworld.files import write_atomically
+
+_CHUNK = 65_536  # rows looked at together
+
+
+def write_columns(
+    root: Path | str,
+    out: Path | str,
+    columns: Mapping[str, np.ndarray],
+    *,
+    names: Mapping[str, Sequence[str]] | None = None,
+    videos: Literal["link", "copy"] = "link",
+) -> Path:
+    """Write the set at `root` with more columns to `out`, whole or not at all. Returns `out`.
+
+    Args:
+        root: a LeRobot v3 set.
+        out: the new folder; absent or empty, and not inside `root`.
+        columns: values per frame by name; row i belongs to the frame whose `index` is i. Integers or
+            booleans [N], or floats or integers [N, D]; a memory map is read in parts. An action of
+            row t leads from frame t to t + 1: an episode's last row leads nowhere, and still wants
+            a valid value (LeRobot repeats the one before).
+        names: of a column of integers [N], its classes; of one [N, D], its D dimensions.
+        videos: "link" shares the files on disk (copies across file systems); "copy" doubles them.
+
+    Raises:
+        DataError: `root` is no such set or its rows are not 0..N-1, `out` holds something, a column
+            exists or does not fit (names it), or the disk is full.
+    """
+    root, out, names = Path(root), Path(out), dict(names or {})
+    source = LeRobotSource(root, action_column=None)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: exists and is not empty; choose another folder")
+    if root.resolve() in out.resolve().parents:
+        raise DataError(f"{out}: lies inside {root}; choose a folder beside it")
+    total = int(source.info["total_frames"])
+    if unknown := names.keys() - columns.keys():
+        raise DataError(f"{out}: names for columns that are not written: {sorted(unknown)}")
+    made = {
+        name: _Column(out, name, values, total, tuple(names.get(name, ())))
+        for name, values in columns.items()
+    }
+    for name in made:
+        if name in source.info["features"]:
+            raise DataError(f"{root}: has a column {name!r} already; choose another name")
+    work = out.parent / f".{out.name}.partial-{os.getpid()}"
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        _share(root, work, videos == "link")
+        _write_rows(source, work, made, total)
+        _write_episodes(root, work, made, total)
+        _write_meta(source, work, made)
+        if out.exists():
+            out.rmdir()  # empty
+        os.replace(work, out)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return out
+
+
+class _Column:
+    """Values of one column, checked, and what LeRobot says about them."""
+
+    def __init__(
+        self, out: Path, name: str, values: np.ndarray, total: int, names: tuple[str, ...]
+    ) -> None:
+        where = f"{out}: column {name!r}"
+        if not name or "/" in name:
+            raise DataError(f"{where}: LeRobot wants a name without '/'")
+        values = values if isinstance(values, np.ndarray) else np.asarray(values)
+        if values.ndim not in (1, 2) or len(values) != total or 0 in values.shape:
+            raise DataError(
+                f"{where}: expected [{total}] or [{total}, D], one row per frame, got "
+                f"{list(values.shape)}"
+            )
+        if values.dtype.kind not in "iubf":
+            raise DataError(f"{where}: expected integers, booleans or floats, got {values.dtype}")
+        self.values = values
+        self.width = values.shape[1] if values.ndim == 2 else 1
+        kind = values.dtype.kind
+        self.dtype = {"b": "bool", "f": "float64" if values.itemsize == 8 else "float32"}.get(
+            kind, "int64"
+        )
+        self.feature: dict[str, Any] = {"dtype": self.dtype, "shape": [self.width], "names": None}
+        if names and values.ndim == 1 and self.dtype == "int64":
+            self.feature["class_names"] = list(names)
+            low, high = values.min(), values.max()
+            if low < 0 or high >= len(names):
+                raise DataError(f"{where}: {len(names)} classes are named, found {low}..{high}")
+        elif names:
+            if len(names) != self.width:
+                raise DataError(f"{where}: expected {self.width} names, got {len(names)}")
+            self.feature["names"] = list(names)
+        for first in range(0, total, _CHUNK) if kind == "f" else ():
+            bad = ~np.isfinite(values[first : first + _CHUNK]).reshape(-1, self.width).all(1)
+            if bad.any():
+                raise DataError(f"{where}: row {first + int(bad.argmax())} is not finite")
+
+    def array(self, rows: np.ndarray) -> pa.Array:
+        """The values of frames `rows` [n] as parquet keeps them."""
+        values = np.asarray(self.values[rows], self.dtype)
+        flat = pa.array(values.reshape(-1))
+        return flat if self.width == 1 else pa.FixedSizeListArray.from_arrays(flat, self.width)
+
+    def statistics(self, first: int, stop: int) -> Statistics:
+        """Over frames first..stop-1."""
+        parts = (self.values[i : min(i + _CHUNK, stop)] for i in range(first, stop, _CHUNK))
+        made = Statistics.of(next(parts))
+        for part in parts:
+            made = made.merged(Statistics.of(part))
+        return made
+
+    def hugging_face(self) -> dict[str, Any]:
+        """The feature as `datasets` writes it into a parquet file."""
+        value = {"dtype": self.dtype, "_type": "Value"}
+        if self.width == 1:
+            return value
+        return {"feature": value, "length": self.width, "_type": "Sequence"}
+
+
+def _share(root: Path, work: Path, link: bool) -> None:
+    """Every file but hidden ones; those that are rewritten later are replaced, not written into."""
+    for folder, below, files in os.walk(root, followlinks=True):
+        below[:] = [name for name in below if not name.startswith(".")]
+        there = work / Path(folder).relative_to(root)
+        there.mkdir(parents=True, exist_ok=True)
+        for name in files:
+            if name.startswith("."):
+                continue
+            file, new = (Path(folder) / name).resolve(), there / name
+            try:
+                if not link:
+                    raise OSError
+                os.link(file, new)
+            except OSError:  # another file system, or one without hard links
+                shutil.copy2(file, new)
+
+
+def _write_rows(
+    source: LeRobotSource, work: Path, columns: Mapping[str, _Column], total: int
+) -> None:
+    seen = np.zeros(total, bool)
+    for file in source.data_files():
+        try:
+            old = pq.ParquetFile(file)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{file}: cannot be read: {error}") from error
+        if "index" not in old.schema_arrow.names:
+            raise DataError(f"{file}: has no column 'index'")
+        with old, _Rewritten(work / file.relative_to(source.path)) as new:
+            for group in range(old.num_row_groups):
+                try:
+                    table = old.read_row_group(group)
+                except (pa.ArrowException, OSError) as error:
+                    raise DataError(f"{file}: cannot be read: {error}") from error
+                rows = table["index"].to_numpy()
+                inside = not len(rows) or (rows.min() >= 0 and rows.max() < total)
+                if not inside or seen[rows].any() or len(np.unique(rows)) < len(rows):
+                    raise DataError(
+                        f"{file}: column 'index' should hold each of 0..{total - 1} once, in all files"
+                    )
+                seen[rows] = True
+                new.write(_with_columns(table, rows, columns))
+    if not seen.all():
+        raise DataError(
+            f"{source.path}: meta/info.json counts {total} frames, data/ holds {int(seen.sum())}"
+        )
+
+
+def _with_columns(table: pa.Table, rows: np.ndarray, columns: Mapping[str, _Column]) -> pa.Table:
+    metadata = dict(table.schema.metadata or {})
+    for name, column in columns.items():
+        table = table.append_column(name, column.array(rows))
+    if b"huggingface" in metadata:
+        about = json.loads(metadata[b"huggingface"])
+        features = about.setdefault("info", {}).setdefault("features", {})
+        features.update({name: column.hugging_face() for name, column in columns.items()})
+        metadata[b"huggingface"] = json.dumps(about).encode()
+    return table.replace_schema_metadata(metadata or None)
+
+
+def _write_episodes(root: Path, work: Path, columns: Mapping[str, _Column], total: int) -> None:
+    """Statistics per episode, beside those that are there. Sets that keep none stay so."""
+    for file in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
+        table = pq.read_table(file)
+        if not any(name.startswith("stats/") for name in table.column_names):
+            continue
+        ends = [f"dataset_{end}_index" for end in ("from", "to")]
+        if missing := [name for name in ends if name not in table.column_names]:
+            raise DataError(f"{file}: lacks the columns {', '.join(missing)}")
+        spans = list(zip(*(table[name].to_pylist() for name in ends), strict=True))
+        if any(not 0 <= first < stop <= total for first, stop in spans):
+            raise DataError(f"{file}: dataset_from_index..dataset_to_index leave 0..{total}")
+        for name, column in columns.items():
+            rows = [column.statistics(*span).to_dict() for span in spans]
+            for key in rows[0] if rows else ():
+                table = table.append_column(f"stats/{name}/{key}", pa.array([r[key] for r in rows]))
+        with _Rewritten(work / file.relative_to(root)) as new:
+            new.write(table)
+
+
+def _write_meta(source: LeRobotSource, work: Path, columns: Mapping[str, _Column]) -> None:
+    features = {name: column.feature for name, column in columns.items()}
+    info = {**source.info, "features": {**source.info["features"], **features}}
+    write_atomically(work / "meta" / "info.json", json.dumps(info, indent=1))  # never into a link
+    file = work / "meta" / "stats.json"
+    before = json.loads(file.read_text()) if file.exists() else {}
+    total = int(info["total_frames"])
+    after = {name: column.statistics(0, total).to_dict() for name, column in columns.items()}
+    write_atomically(file, json.dumps({**before, **after}))
+
+
+class _Rewritten:
+    """A parquet file that takes the place of another; with the schema of its first table."""
+
+    def __init__(self, path: Path) -> None:
+        path.unlink(missing_ok=True)  # it may be a link to the old one
+        self._path, self._writer = path, None
+
+    def __enter__(self) -> _Rewritten:
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, table.schema)
+        self._writer.write_table(table)
+
+    def __exit__(self, *error: object) -> None:
+        if self._writer is not None:
+            self._writer.close()

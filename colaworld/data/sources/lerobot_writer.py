@@ -1,0 +1,399 @@
+"""Write a data set in the LeRobot v3.0 layout: parquet, mp4 and meta, streamed and atomic.
+
+Not here: where frames come from. Nothing is kept but the running statistics, so memory does not
+grow with the set. Everything goes into a hidden sibling folder that is renamed at the end:
+what carries the asked name is always complete.
+
+    meta/info.json  stats.json  tasks.parquet  colaworld.json   how it was made: env, seed ...
+    meta/episodes/chunk-000/file-000.parquet   one row per episode: where it is, its statistics
+    data/chunk-000/file-000.parquet            one row per frame: action, timestamp, indices
+    videos/CAMERA/chunk-000/file-000.mp4       several episodes one after another
+
+Discrete actions are int64 of shape [1]; their classes are named in
+`info.json: features.action.class_names` (a key of ours, which LeRobot ignores).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from colaworld.contracts import ActionSpec
+from colaworld.data import video_reader
+from colaworld.data.errors import DataError
+from colaworld.data.video_writer import EncodingConfig, VideoWriter
+
+log = logging.getLogger(__name__)
+CAMERA = "observation.images.main"
+_FILES_PER_CHUNK = 1000  # LeRobot's own value
+_ROWS_PER_GROUP = 20_000  # frames per parquet row group: an episode is found without a full read
+_INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+
+
+class LeRobotWriter:
+    """Add episodes, then `finish()`. As a context manager, an error (or Ctrl-C) leaves nothing.
+
+    `made_by` goes into meta/colaworld.json. `video_mb`, `data_mb`: a file that has reached this
+    size (data: uncompressed) is closed after the current episode.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        fps: float,
+        height: int,
+        width: int,
+        action: ActionSpec | None,
+        encoding: EncodingConfig | None = None,
+        camera: str = CAMERA,
+        robot_type: str = "simulator",
+        made_by: dict[str, Any] | None = None,
+        video_mb: float = 200.0,
+        data_mb: float = 100.0,
+        overwrite: bool = False,
+    ) -> None:
+        self.root = Path(root)
+        check_target(self.root, overwrite=overwrite)
+        self.fps, self.height, self.width, self.action = fps, height, width, action
+        self.encoding, self.camera = encoding or EncodingConfig(), camera
+        self.robot_type, self.made_by = robot_type, dict(made_by or {})
+        self._video_bytes, self._data_bytes = video_mb * 1e6, data_mb * 1e6
+        self.episodes = self.frames = 0
+        self.psnr: list[float] = []  # decoded against original, first episode of each video file
+        self._tasks: dict[str, int] = {}
+        self._statistics: dict[str, Statistics] = {}
+        self._video: VideoWriter | None = None
+        self._video_file = self._data_file = 0
+        self._kept: np.ndarray | None = None
+        self._data: pq.ParquetWriter | None = None
+        self._buffer: list[pa.Table] = []
+        self._rows: list[dict[str, Any]] = []
+        self._index: pq.ParquetWriter | None = None
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        self._work = self.root.parent / f".{self.root.name}.partial-{os.getpid()}"
+        shutil.rmtree(self._work, ignore_errors=True)
+        self._work.mkdir()
+
+    def __enter__(self) -> LeRobotWriter:
+        return self
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        if kind is not None:
+            self.abort()
+
+    def add(self, frames: np.ndarray, actions: np.ndarray | None, *, task: str = "") -> None:
+        """One episode: uint8 [n, H, W, 3] and, if the set has actions, [n] int or [n, A] float."""
+        length = len(frames)
+        if (actions is None) != (self.action is None) or (
+            actions is not None and len(actions) != length
+        ):
+            raise ValueError(
+                f"{self.root}: episode {self.episodes}: one action per frame wanted "
+                f"({length} frames, {'no' if actions is None else len(actions)} actions)"
+            )
+        start = self._write_video(frames)
+        task_index = self._tasks.setdefault(task, len(self._tasks))
+        columns = {
+            "timestamp": np.arange(length, dtype=np.float32) / np.float32(self.fps),
+            "frame_index": np.arange(length),
+            "episode_index": np.full(length, self.episodes),
+            "index": self.frames + np.arange(length),
+            "task_index": np.full(length, task_index),
+        }
+        self._write_rows(columns, actions)
+        row: dict[str, Any] = {
+            "episode_index": self.episodes,
+            "tasks": [task],
+            "length": length,
+            "data/chunk_index": self._data_file // _FILES_PER_CHUNK,
+            "data/file_index": self._data_file % _FILES_PER_CHUNK,
+            "dataset_from_index": self.frames,
+            "dataset_to_index": self.frames + length,
+            f"videos/{self.camera}/chunk_index": self._video_file // _FILES_PER_CHUNK,
+            f"videos/{self.camera}/file_index": self._video_file % _FILES_PER_CHUNK,
+            f"videos/{self.camera}/from_timestamp": start / self.fps,
+            f"videos/{self.camera}/to_timestamp": (start + length) / self.fps,
+            "meta/episodes/chunk_index": 0,
+            "meta/episodes/file_index": 0,
+        }
+        sampled = frames[:: max(1, length // 20)]
+        measured = {self.camera: Statistics.of_images(sampled, length)}
+        if actions is not None:
+            measured["action"] = Statistics.of(actions)
+        measured |= {name: Statistics.of(values) for name, values in columns.items()}
+        for name, statistics in measured.items():
+            row |= {f"stats/{name}/{k}": v for k, v in statistics.to_dict().items()}
+            before = self._statistics.get(name)
+            self._statistics[name] = statistics if before is None else before.merged(statistics)
+        self._rows.append(row)
+        self.episodes += 1
+        self.frames += length
+        if len(self._rows) >= 500:
+            self._flush_index()
+        if self._video is not None and self._video.bytes >= self._video_bytes:
+            self._close_video()
+        if self._data is not None and self._data_held >= self._data_bytes:
+            self._close_data()
+
+    def finish(self) -> Path:
+        """Close all files and move the set to its name. Returns the folder."""
+        if not self.episodes:
+            raise DataError(f"{self.root}: no episodes were added")
+        try:
+            if self._video is not None:
+                self._close_video()
+            if self._data is not None:
+                self._close_data()
+            self._flush_index()
+            if self._index is not None:
+                self._index.close()
+                self._index = None
+            self._write_meta()
+            if self.root.exists():
+                shutil.rmtree(self.root)
+            os.replace(self._work, self.root)
+        except BaseException:
+            self.abort()
+            raise
+        return self.root
+
+    def abort(self) -> None:
+        """Drop everything that was written."""
+        for writer in (self._data, self._index):
+            if writer is not None:
+                writer.close()
+        if self._video is not None:
+            self._video.close()
+        self._data = self._index = self._video = None
+        shutil.rmtree(self._work, ignore_errors=True)
+
+    def _write_video(self, frames: np.ndarray) -> int:
+        """Returns the episode's first frame within the current file."""
+        if self._video is None:
+            name = f"videos/{self.camera}/{_place(self._video_file)}.mp4"
+            self._video = VideoWriter(
+                self._work / name,
+                fps=self.fps,
+                height=self.height,
+                width=self.width,
+                encoding=self.encoding,
+            )
+            self._kept = frames
+        start = self._video.frames
+        for frame in frames:
+            self._video.write(frame)
+        return start
+
+    def _close_video(self) -> None:
+        """Closes the file and compares its first episode with what was given."""
+        assert self._video is not None and self._kept is not None
+        self._video.close()
+        decoded = video_reader.stream_frames(self._video.path, 0, len(self._kept))
+        error = [
+            np.mean((a.astype(np.float64) - b) ** 2)
+            for a, b in zip(decoded, self._kept, strict=True)
+        ]
+        self.psnr.append(float(10 * np.log10(255.0**2 / max(np.mean(error), 1e-10))))
+        if self.psnr[-1] < 30:
+            log.warning(
+                "%s: decodes at %.1f dB only; use pixel format yuv444p or a lower crf",
+                self._video.path.name,
+                self.psnr[-1],
+            )
+        self._video, self._kept = None, None
+        self._video_file += 1
+
+    def _write_rows(self, columns: dict[str, np.ndarray], actions: np.ndarray | None) -> None:
+        arrays: dict[str, pa.Array] = {}
+        if actions is not None and self.action is not None:
+            if self.action.kind == "discrete":
+                arrays["action"] = pa.array(np.asarray(actions).reshape(-1), pa.int64())
+            else:
+                flat = np.asarray(actions, np.float32).reshape(len(actions), self.action.size)
+                arrays["action"] = pa.FixedSizeListArray.from_arrays(
+                    pa.array(flat.ravel()), self.action.size
+                )
+        for name in _INDEX_COLUMNS:
+            kind = pa.float32() if name == "timestamp" else pa.int64()
+            arrays[name] = pa.array(columns[name], kind)
+        table = pa.table(arrays)
+        if self._data is None:
+            path = self._work / f"data/{_place(self._data_file)}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._data = pq.ParquetWriter(path, table.schema)
+            self._data_held = 0
+        self._buffer.append(table)
+        self._data_held += table.nbytes
+        if sum(t.num_rows for t in self._buffer) >= _ROWS_PER_GROUP:
+            self._flush_data()
+
+    def _flush_data(self) -> None:
+        if self._buffer and self._data is not None:
+            self._data.write_table(pa.concat_tables(self._buffer))
+            self._buffer = []
+
+    def _close_data(self) -> None:
+        assert self._data is not None
+        self._flush_data()
+        self._data.close()
+        self._data = None
+        self._data_file += 1
+
+    def _flush_index(self) -> None:
+        if not self._rows:
+            return
+        schema = None if self._index is None else self._index.schema
+        table = pa.Table.from_pylist(self._rows, schema=schema)
+        if self._index is None:
+            path = self._work / "meta/episodes/chunk-000/file-000.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._index = pq.ParquetWriter(path, table.schema)
+        self._index.write_table(table)
+        self._rows = []
+
+    def _write_meta(self) -> None:
+        meta = self._work / "meta"
+        pq.write_table(_task_table(list(self._tasks)), meta / "tasks.parquet")
+        statistics = {name: value.to_dict() for name, value in self._statistics.items()}
+        (meta / "stats.json").write_text(json.dumps(statistics))
+        features: dict[str, Any] = {}
+        if self.action is not None:
+            features["action"] = _action_feature(self.action)
+        features[self.camera] = {
+            "dtype": "video",
+            "shape": [self.height, self.width, 3],
+            "names": ["height", "width", "channels"],
+            "info": {
+                "video.height": self.height,
+                "video.width": self.width,
+                "video.codec": "h264",
+                "video.pix_fmt": self.encoding.pixel_format,
+                "video.is_depth_map": False,
+                "video.fps": self.fps,
+                "video.channels": 3,
+                "has_audio": False,
+            },
+        }
+        for name in _INDEX_COLUMNS:
+            kind = "float32" if name == "timestamp" else "int64"
+            features[name] = {"dtype": kind, "shape": [1], "names": None}
+        fps = int(self.fps) if float(self.fps).is_integer() else self.fps
+        info = {
+            "codebase_version": "v3.0",
+            "robot_type": self.robot_type,
+            "total_episodes": self.episodes,
+            "total_frames": self.frames,
+            "total_tasks": len(self._tasks),
+            "chunks_size": _FILES_PER_CHUNK,
+            "data_files_size_in_mb": round(self._data_bytes / 1e6),
+            "video_files_size_in_mb": round(self._video_bytes / 1e6),
+            "fps": fps,
+            "splits": {"train": f"0:{self.episodes}"},
+            "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+            "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+            "features": features,
+        }
+        (meta / "info.json").write_text(json.dumps(info, indent=1))
+        made = {**self.made_by, "decoded_psnr_db": [round(value, 2) for value in self.psnr]}
+        (meta / "colaworld.json").write_text(json.dumps(made, indent=1))
+
+
+def check_target(root: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds something, before any work is done."""
+    if root.exists() and (not root.is_dir() or any(root.iterdir())) and not overwrite:
+        raise DataError(f"{root}: exists and is not empty; choose another --out or --overwrite")
+
+
+def _place(number: int) -> str:
+    return f"chunk-{number // _FILES_PER_CHUNK:03d}/file-{number % _FILES_PER_CHUNK:03d}"
+
+
+def _action_feature(action: ActionSpec) -> dict[str, Any]:
+    if action.kind == "discrete":
+        feature = {"dtype": "int64", "shape": [1], "names": None}
+        return {**feature, "class_names": list(action.names)}
+    names = list(action.names) or [f"action_{i}" for i in range(action.size)]
+    return {"dtype": "float32", "shape": [action.size], "names": names, "unit": action.unit}
+
+
+def _task_table(tasks: list[str]) -> pa.Table:
+    """LeRobot reads this file through pandas and expects the task's text as the index."""
+    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": tasks})
+    names = {"task_index": ("int64", "int64", None), "task": ("unicode", "object", None)}
+    pandas = {
+        "index_columns": ["task"],
+        "column_indexes": [
+            {
+                "name": None,
+                "field_name": None,
+                "pandas_type": "unicode",
+                "numpy_type": "object",
+                "metadata": {"encoding": "UTF-8"},
+            }
+        ],
+        "columns": [
+            {
+                "name": name,
+                "field_name": name,
+                "pandas_type": pandas_type,
+                "numpy_type": numpy_type,
+                "metadata": metadata,
+            }
+            for name, (pandas_type, numpy_type, metadata) in names.items()
+        ],
+        "creator": {"library": "pyarrow", "version": pa.__version__},
+        "pandas_version": "2.0.0",
+    }
+    return table.replace_schema_metadata({b"pandas": json.dumps(pandas).encode()})
+
+
+class Statistics:
+    """Minimum, maximum, mean, deviation and count per dimension, mergeable (Chan's formula)."""
+
+    def __init__(
+        self, low: np.ndarray, high: np.ndarray, mean: np.ndarray, m2: np.ndarray, count: int
+    ) -> None:
+        self.low, self.high, self.mean, self.m2, self.count = low, high, mean, m2, count
+        self.shape: tuple[int, ...] = (-1,)
+        self.frames: int | None = None
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Statistics:
+        x = np.asarray(values, np.float64).reshape(len(values), -1)
+        mean = x.mean(0)
+        return cls(x.min(0), x.max(0), mean, ((x - mean) ** 2).sum(0), len(x))
+
+    @classmethod
+    def of_images(cls, frames: np.ndarray, length: int) -> Statistics:
+        made = cls.of(frames.reshape(-1, 3) / 255.0)
+        made.shape, made.frames = (3, 1, 1), length  # [3, 1, 1], as LeRobot broadcasts it
+        return made
+
+    def merged(self, other: Statistics) -> Statistics:
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        made = Statistics(
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            self.mean + delta * other.count / count,
+            self.m2 + other.m2 + delta**2 * self.count * other.count / count,
+            count,
+        )
+        made.shape = self.shape
+        made.frames = None if self.frames is None else self.frames + (other.frames or 0)
+        return made
+
+    def to_dict(self) -> dict[str, Any]:
+        values = {"min": self.low, "max": self.high, "mean": self.mean}
+        values["std"] = np.sqrt(self.m2 / self.count)
+        made: dict[str, Any] = {k: v.reshape(self.shape).tolist() for k, v in values.items()}
+        return made | {"count": [self.frames if self.frames is not None else self.count]}

@@ -1,0 +1,138 @@
+"""What sources of plain videos share: one video is one episode, of any size and rate, no actions.
+
+A subclass says where its videos are (`_find`); they are probed once and remembered (../index_cache.py).
+Not here: frame rates made equal or sizes made equal (the loader's `fps`, `height`, `width`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from colaworld.data import video_reader
+from colaworld.data.errors import BrokenFileError, DataError
+from colaworld.data.index_cache import IndexCache
+from colaworld.data.sources.source import BrokenFile, Description, EpisodeInfo
+from colaworld.data.video_reader import Video, VideoInfo
+
+log = logging.getLogger(__name__)
+# fmt: off
+SUFFIXES = frozenset((
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".mts",
+    ".m2ts", ".wmv", ".flv", ".ogv", ".3gp", ".y4m",
+))
+# fmt: on
+
+
+def is_video(name: PurePath) -> bool:
+    """Whether a name is that of a video, and neither it nor a folder above it is hidden."""
+    hidden = any(part.startswith(".") for part in name.parts)
+    return name.suffix.lower() in SUFFIXES and not hidden
+
+
+class VideosSource:
+    """Episodes in the order of `_find`. Broken ones are named, skipped and listed in `broken`."""
+
+    kind: str
+    format = "video files"
+    _what = "a folder of videos"
+    action_spec = None
+    uniform_fps = False
+
+    def __init__(
+        self, path: Path, *, camera: str | None = None, action_column: str | None = "action"
+    ) -> None:
+        self.path, self._action_column = Path(path), action_column
+        self.broken: list[BrokenFile] = []
+        self.episodes: list[EpisodeInfo] = []
+        self._videos: list[Video] = []
+        index = IndexCache(self.path)
+        try:
+            for name, file, video in self._find(index):
+                self._add(name, file, video, index)
+        except BaseException:  # Ctrl-C during a long first look, for one
+            index.save(whole=False)
+            raise
+        index.save()
+        total = len(self.episodes) + len(self.broken)
+        if not total:
+            raise DataError(
+                f"{self.path}: no video files in it (looked for {', '.join(sorted(SUFFIXES))})"
+            )
+        if not self.episodes:
+            raise DataError(
+                f"{self.path}: none of its {total} video files can be read:\n"
+                + "\n".join(f"  {b.reason}" for b in self.broken[:20])
+            )
+
+    def _find(self, index: IndexCache) -> Iterator[tuple[str, Path, Video]]:
+        """(name within the set, file on disk, video) of each episode; `_skip` what is broken."""
+        raise NotImplementedError
+
+    def _add(self, name: str, file: Path, video: Video, index: IndexCache) -> None:
+        try:
+            info = _probe(video, index)
+        except BrokenFileError as error:
+            self._skip(file, str(error))
+            return
+        number = len(self.episodes)
+        self._videos.append(video)
+        self.episodes.append(
+            EpisodeInfo(number, name, file, info.frames, info.fps, info.height, info.width)
+        )
+
+    def _skip(self, file: Path, reason: str) -> None:
+        log.warning("skipped: %s", reason)
+        self.broken.append(BrokenFile(file, reason))
+
+    def describe(self) -> Description:
+        return Description(
+            self.format,
+            f"{self.path}: {self._what} has no actions (column {self._action_column!r} was asked); "
+            " record or convert to LeRobot v3 to have them",
+        )
+
+    def identity(self, episode: int) -> tuple[str, int | None]:
+        try:
+            size = self._videos[episode].stamp()[0]
+        except OSError:
+            size = None
+        return self._place(episode), size
+
+    def _place(self, episode: int) -> str:
+        return os.path.relpath(self.episodes[episode].path, self.path)
+
+    def stream(self, episode: int, first: int, stop: int) -> Iterator[np.ndarray]:
+        return video_reader.stream_frames(self._videos[episode], first, stop)
+
+    def read(self, episode: int, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        return video_reader.read_frames(self._videos[episode], indices)
+
+    def times(self, episode: int) -> np.ndarray:
+        return video_reader.frame_times(self._videos[episode]).seconds
+
+    def actions(self, episode: int) -> np.ndarray | None:
+        return None
+
+
+def _probe(video: Video, index: IndexCache) -> VideoInfo:
+    """`video_reader.probe`, or what it found before. Raises BrokenFileError."""
+
+    def make() -> dict[str, Any]:
+        try:
+            return asdict(video_reader.probe(video))
+        except BrokenFileError as error:
+            if isinstance(error.__cause__, OSError):  # not for good: permissions, a disk, a network
+                raise
+            return {"broken": str(error)}
+
+    value = index.get(video.name, video.stamp, make)
+    if "broken" in value:
+        raise BrokenFileError(value["broken"])
+    return VideoInfo(**value)

@@ -1,0 +1,76 @@
+"""Sizes of STDiT3, from nano (1.0 M parameters) to XL/2 (1.2 B) and 3B/2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+from colaworld.models.backbones.backbone import BackboneConfig
+
+
+@dataclass(frozen=True)
+class STDiT3Config(BackboneConfig):
+    """Sizes of the generator. `xl2()` gives the published layout."""
+
+    kind: Literal["stdit3"] = field(default="stdit3", kw_only=True)
+    """Which generator this is; the recipe decides it."""
+    depth: int = 4
+    """Pairs of one spatial and one temporal block."""
+    width: int = 96
+    """Channels of a token."""
+    heads: int = 3
+    """Attention heads."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over width."""
+    patch: tuple[int, int, int] = (1, 2, 2)
+    """Latent frames, rows and columns of one token."""
+    in_channels: int = 12
+    """Channels of a latent."""
+    predict_sigma: bool = False
+    """Twice the output channels, of which the second half is ignored (as published)."""
+    input_sq_size: int = 32
+    """Reference size of the position embedding, in pixels (published: 512)."""
+    pixels_per_latent: int = 2
+    """Pixels per side of one latent location, for the position embedding's scale."""
+    causal: bool = True
+    """Temporal attention sees no later frame (CoLA-World)."""
+    text: Literal["removed", "null", "full"] = "removed"
+    """Cross-attention to a caption: removed (CoLA-World), fed with the null caption, or with one."""
+    caption_width: int = 4096
+    """Channels of a caption's features (T5-XXL)."""
+    caption_length: int = 300
+    """Tokens of the null caption."""
+    fps: float = 0.0
+    """Frame rate the generator is told when a call names none."""
+
+    identity_keys: ClassVar[tuple[str, ...]] = ("heads", "input_sq_size")
+
+    @staticmethod
+    def nano() -> STDiT3Config:
+        """The generator shipped with the library; runs on a CPU."""
+        return STDiT3Config()
+
+    @staticmethod
+    def tiny() -> STDiT3Config:
+        """About 10 M parameters: an evening on one GPU."""
+        return STDiT3Config(depth=6, width=256, heads=8)
+
+    @staticmethod
+    def xl2(*, text: Literal["removed", "null", "full"] = "removed") -> STDiT3Config:
+        """STDiT3-XL/2 of Open-Sora v1.2; without its text path, as CoLA-World uses it."""
+        return STDiT3Config(
+            depth=28,
+            width=1152,
+            heads=16,
+            in_channels=4,
+            predict_sigma=True,
+            input_sq_size=512,
+            pixels_per_latent=8,
+            text=text,
+            fps=24.0,
+        )
+
+    @staticmethod
+    def large(*, text: Literal["removed", "null", "full"] = "removed") -> STDiT3Config:
+        """STDiT3-3B/2 of Open-Sora v1.2."""
+        return replace(STDiT3Config.xl2(text=text), width=1872, heads=26)

@@ -1,0 +1,80 @@
+"""Frames by index: exact for any order, key-frame distance, container and uneven times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from colaworld.data import video_reader
+from colaworld.data.errors import BrokenFileError
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.avi", "mpeg4")]
+)
+def test_every_frame_is_found_by_its_index(tmp_path, film, number_of, name, codec) -> None:
+    path = film(tmp_path / name, range(50), codec=codec)
+    info = video_reader.probe(path)
+    assert (info.frames, info.height, info.width) == (50, 32, 80)
+    assert info.fps == pytest.approx(10)
+    for indices in ([0], [49], [13, 12, 12, 0, 48], range(50), range(23, 31)):
+        shown = [number_of(f) for f in video_reader.read_frames(path, list(indices))]
+        assert shown == list(indices)
+
+
+def test_streaming_from_the_middle(tmp_path, film, number_of) -> None:
+    path = film(tmp_path / "a.mp4", range(100, 160))
+    assert [number_of(f) for f in video_reader.stream_frames(path, 17, 29)] == list(range(117, 129))
+
+
+def test_a_gif(tmp_path, film, number_of) -> None:
+    path = film(tmp_path / "a.gif", range(12), codec="gif")
+    assert video_reader.probe(path).frames == 12
+    assert [number_of(f) for f in video_reader.read_frames(path, [11, 3])] == [11, 3]
+
+
+def test_uneven_times_are_kept(tmp_path, film, number_of) -> None:
+    ticks = [0, 10, 20, 60, 61, 100, 150]
+    path = film(tmp_path / "a.mkv", range(7), times=ticks)
+    np.testing.assert_allclose(
+        video_reader.frame_times(path).seconds, np.array(ticks) / 100, atol=2e-3
+    )
+    assert [number_of(f) for f in video_reader.read_frames(path, [4, 5])] == [4, 5]
+
+
+def test_a_changed_file_is_read_anew(tmp_path, film) -> None:
+    path = film(tmp_path / "a.mp4", range(8))
+    assert len(video_reader.frame_times(path).ticks) == 8
+    film(path, range(20))
+    assert len(video_reader.frame_times(path).ticks) == 20
+
+
+def test_broken_files_are_named(tmp_path: Path, film) -> None:
+    whole = film(tmp_path / "whole.mp4", range(60), gop=2).read_bytes()
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole[: len(whole) // 2])  # the index at the end is gone
+    text = tmp_path / "text.mp4"
+    text.write_text("not a film")
+    for path in (cut, text, tmp_path / "absent.mp4"):
+        with pytest.raises(BrokenFileError, match=path.name):
+            video_reader.probe(path)
+
+
+def test_a_stream_that_ends_early_says_where(tmp_path, film) -> None:
+    whole = film(tmp_path / "whole.mkv", range(60), gop=2).read_bytes()
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole[: len(whole) * 2 // 3])
+    there = len(video_reader.frame_times(cut).ticks)
+    assert 0 < there < 60
+    with pytest.raises(BrokenFileError, match=r"cut\.mkv.*promised"):
+        list(video_reader.stream_frames(cut, 0, 60))
+
+
+def test_wrong_ranges_are_the_callers_fault(tmp_path, film) -> None:
+    path = film(tmp_path / "a.mp4", range(5))
+    with pytest.raises(ValueError, match="first=3, stop=3"):
+        list(video_reader.stream_frames(path, 3, 3))
+    with pytest.raises(ValueError, match="at least one"):
+        video_reader.read_frames(path, [])
