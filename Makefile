@@ -102,9 +102,10 @@ gpu: gpu-quick  ## with a GPU: what gpu-quick does, then compiled rivals, the jo
 gpu-quick:  ## with a GPU and any Python that has torch: right or wrong, ceilings, the main ops (3 minutes)
 	@$(HERE) -m benchmarks.gpu A $(GPU_OPTIONS)
 
-lint: setup  ## ruff and clang-format, changing nothing
+lint: setup  ## ruff, mypy and clang-format, changing nothing
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 	@find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | \
 	  xargs $(BIN)/clang-format --dry-run --Werror
 
@@ -122,4 +123,4 @@ bench: setup  ## time BENCH (ops; models training data rollout), tests first, in
 clean:  ## remove .venv and what was built; runs/ stays
 	@rm -rf $(VENV) build dist
 	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
-	@rm -rf .pytest_cache .ruff_cache .hypothesis .benchmarks
+	@rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
