@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 # Early configurations hold the fields of every kind. Where they are none of this kind and say what
 # they always said, they are passed over.
@@ -163,10 +163,4 @@ class NoneConfig(CommonConfig):
 QuantizerConfig = (
     VQConfig | EMAConfig | NSVQConfig | FSQConfig | ResidualConfig | GaussianConfig | NoneConfig
 )
-CONFIGS: dict[str, type] = {
-    config.kind: config
-    for config in (
-        *(VQConfig, EMAConfig, NSVQConfig, FSQConfig),
-        *(ResidualConfig, GaussianConfig, NoneConfig),
-    )
-}
+CONFIGS: dict[str, type] = {config.kind: config for config in get_args(QuantizerConfig)}
