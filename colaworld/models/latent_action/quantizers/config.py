@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 # Early configurations hold the fields of every kind. Where they are none of this kind and say what
@@ -32,6 +32,10 @@ class CommonConfig:
     normalise: bool = True
     """Standardise z per channel over the batch (running statistics in evaluation)."""
 
+    def traceable(self) -> Any:
+        """The same without what looks at values, for a trace of tensors that have none."""
+        return self
+
 
 @dataclass(frozen=True)
 class CodebookConfig(CommonConfig):
@@ -55,6 +59,9 @@ class CodebookConfig(CommonConfig):
     """Optimiser steps between two re-seedings."""
     decay: float = 0.99
     """Smoothing of the use of codes; for ema also of the codebook's statistics."""
+
+    def traceable(self) -> Any:
+        return replace(self, unquantized_steps=0, reseed=False)
 
 
 Estimator = Literal["straight_through", "rotation"]
@@ -116,6 +123,9 @@ class ResidualConfig(CommonConfig):
     """Optimiser steps between two re-seedings."""
     decay: float = 0.99
     """Smoothing of the use of codes."""
+
+    def traceable(self) -> Any:
+        return replace(self, reseed=False)
 
     def each(self) -> VQConfig:
         """Of one of the codebooks."""
