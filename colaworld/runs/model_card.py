@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from colaworld.models.latent_action.quantizers import build_quantizer
 from colaworld.runs.config import RunConfig
 
 _MISSING = "not evaluated: run `colaworld evaluate` before the export"
@@ -19,7 +22,9 @@ def model_card(
     """Markdown with the metadata block that hubs read."""
     model, frames = config.model, described["frames"]
     size = f"{frames['height']}x{frames['width']}" if frames.get("height") else "as recorded"
-    codes = getattr(model.quantizer, "codebook_size", None)
+    with torch.device("meta"):  # its size alone is asked
+        count = build_quantizer(model.quantizer, model.idm.dim).codebook_size
+    codes = "continuous" if count is None else f"{count} codes"
     return f"""---
 library_name: colaworld
 tags: [world-model, latent-action, video-generation]
@@ -33,7 +38,7 @@ inferred from video alone, through the video model they steer.
 |---|---|
 | generator | {described["backbone_weights"] or "trained from random weights"} ({model.backbone.kind}, width {model.backbone.width}) |
 | phases | {", ".join(config.schedule)} |
-| latent action | {model.idm.tokens} token(s) of {model.idm.dim} numbers, quantizer `{model.quantizer.kind}`, {codes} codes |
+| latent action | {model.idm.tokens} token(s) of {model.idm.dim} numbers, quantizer `{model.quantizer.kind}`, {codes} |
 | frames | {size} pixels, clips of {frames["frames_per_clip"]} frames, every {frames["stride"]} |
 | sampler | {config.sampler.steps} steps, guidance {config.sampler.guidance:g} |
 

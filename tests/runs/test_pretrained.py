@@ -17,10 +17,17 @@ from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
 from colaworld.models.backbones.wan import Wan, WanConfig
 from colaworld.models.backbones.wan.keys import to_original
 from colaworld.models.backbones.weights import WeightsError
+from colaworld.models.latent_action.quantizers import (
+    FSQConfig,
+    NoneConfig,
+    ResidualConfig,
+    VQConfig,
+)
 from colaworld.models.tokenizers.opensora_vae import OpenSoraVAE, OpenSoraVAEConfig
 from colaworld.runs import pretrained
 from colaworld.runs.build import build_trainer
 from colaworld.runs.load import load_world
+from colaworld.runs.model_card import model_card
 from colaworld.training.checkpoint import CheckpointError
 
 # What the published repository says of itself, at a size that fits a test.
@@ -272,6 +279,23 @@ def test_the_card_says_what_was_measured_and_what_was_not(run, tmp_path) -> None
     (run / "evaluation.json").write_text(json.dumps(found))
     card = (pretrained.export_run(run, tmp_path / "c") / "README.md").read_text()
     assert "inferred actions over random ones: - dB [-, -]" in card
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "said"),
+    [
+        (VQConfig(codebook_size=5), "`vq`, 5 codes"),
+        (FSQConfig(levels=(4, 3)), "`fsq`, 12 codes"),
+        (ResidualConfig(codebook_size=3), "`residual`, 9 codes"),
+        (NoneConfig(), "`none`, continuous"),
+    ],
+)
+def test_the_card_counts_codes(tiny, quantizer, said) -> None:
+    config = tiny()
+    model = replace(config.model, idm=replace(config.model.idm, dim=2), quantizer=quantizer)
+    frames = {"height": 24, "width": 32, "frames_per_clip": 4, "stride": 1}
+    described = {"colaworld": "0", "backbone_weights": None, "frames": frames}
+    assert said in model_card(described, replace(config, model=model), None)
 
 
 def test_what_cannot_be_exported(run, tiny, tmp_path) -> None:
