@@ -14,6 +14,7 @@ from torch import nn
 from colaworld.models.backbones.published import published_config
 from colaworld.models.backbones.weights import WeightsError, load_weights
 from colaworld.models.hub import WEIGHTS, local_folder
+from colaworld.models.parts import PARTS
 
 SHIPPED = Path(__file__).parent
 # Of a hub's repository, also a pipeline's whose generator is one of several folders.
@@ -32,7 +33,7 @@ def find_generator(name: str) -> Path:
         path = SHIPPED / "nano.safetensors"
         if not path.exists():
             raise WeightsError(
-                f"the shipped nano generator is missing ({path.name} beside colaworld/recipes/"
+                f"the shipped nano generator is missing ({path.name} beside colaworld/runs/"
                 "weights); make nano-pretrain trains it"
             )
         return path
@@ -62,7 +63,8 @@ def load_generator(backbone: nn.Module, name: str) -> None:
     def inside(key: str) -> str:
         return layout.rename(key.removeprefix(_PREFIX))
 
-    load_weights(backbone, path, replace(layout, rename=inside, drop=layout.drop + _OTHER_PARTS))
+    drop = (*layout.drop, *_OTHER_PARTS, *(f"{name}.*" for name in PARTS))
+    load_weights(backbone, path, replace(layout, rename=inside, drop=drop))
 
 
 def _check_described(backbone: nn.Module, folder: Path) -> None:
