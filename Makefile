@@ -67,13 +67,13 @@ test: setup  ## the tests, without the slow ones
 test-all: setup  ## every test
 	@$(BIN)/python -m pytest -q
 
-demo: setup  ## record, train, evaluate, report: about 12 minutes on two cores
+demo: setup  ## record, train, evaluate, report: about 7 minutes on two cores
 	@$(BIN)/colaworld demo --out $(RUN)
 
 demo-long: setup  ## the same with an hour of training
 	@$(BIN)/colaworld demo --out $(RUN)-long --long
 
-nano-pretrain: setup  ## train the shipped nano video generator again
+nano-pretrain: setup  ## train the shipped nano video model again
 	@test -d $(PRETRAIN)/data || $(BIN)/colaworld record crafter --out $(PRETRAIN)/data \
 	  --episodes 600 --steps 100 --seed 1000 --behaviour sticky-random --repeat 0.3 --start varied --workers 2
 	@$(BIN)/colaworld train nano.pretrain --data $(PRETRAIN)/data --out $(PRETRAIN)/run --training.compile full --resume
@@ -102,9 +102,10 @@ gpu: gpu-quick  ## with a GPU: what gpu-quick does, then compiled rivals, the jo
 gpu-quick:  ## with a GPU and any Python that has torch: right or wrong, ceilings, the main ops (3 minutes)
 	@$(HERE) -m benchmarks.gpu A $(GPU_OPTIONS)
 
-lint: setup  ## ruff and clang-format, changing nothing
+lint: setup  ## ruff, mypy and clang-format, changing nothing
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 	@find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | \
 	  xargs $(BIN)/clang-format --dry-run --Werror
 
@@ -122,4 +123,4 @@ bench: setup  ## time BENCH (ops; models training data rollout), tests first, in
 clean:  ## remove .venv and what was built; runs/ stays
 	@rm -rf $(VENV) build dist
 	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
-	@rm -rf .pytest_cache .ruff_cache .hypothesis .benchmarks
+	@rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

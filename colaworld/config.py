@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union, cast
 
 import yaml
 
@@ -50,7 +50,7 @@ def from_dict(
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or cls.__name__}: expected a mapping, got {values!r}")
     hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(cls) if f.init]
+    known = [f.name for f in dataclasses.fields(cast(Any, cls)) if f.init]
     given = {}
     for key, value in values.items():
         path = f"{where}.{key}" if where else str(key)
@@ -64,7 +64,7 @@ def from_dict(
         before = None if base is None else getattr(base, key)
         given[key] = _convert(hints[key], value, path, before)
     try:
-        return cls(**given) if base is None else dataclasses.replace(base, **given)
+        return cls(**given) if base is None else dataclasses.replace(cast(Any, base), **given)
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
@@ -74,7 +74,7 @@ def from_dict(
 
 def _convert(hint: Any, value: Any, path: str, before: Any) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         base = before if isinstance(before, hint) else None
         return from_dict(hint, value, where=path, base=base)
     kinds = _kinds(hint)

@@ -106,16 +106,16 @@ class ClipBatch:
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ClipBatch:
         """The same batch with every tensor on `device`."""
 
-        def move(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device, non_blocking=non_blocking)
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=non_blocking)
 
         return replace(
             self,
             frames=move(self.frames),
             episode=move(self.episode),
             start=move(self.start),
-            actions=move(self.actions),
-            latents=move(self.latents),
+            actions=None if self.actions is None else move(self.actions),
+            latents=None if self.latents is None else move(self.latents),
         )
 
 

@@ -20,8 +20,10 @@ from colaworld.files import read_json
 from colaworld.runs.load import read_config
 
 # The generator was pre-trained on other episodes of the same world (seed 1000).
-_DATA = ("--steps", "100", "--seed", "7", "--behaviour", "sticky-random", "--repeat", "0.3")
-_DATA = (*_DATA, "--start", "varied", "--workers", "2")
+_DATA = (
+    *("--steps", "100", "--seed", "7", "--behaviour", "sticky-random", "--repeat", "0.3"),
+    *("--start", "varied", "--workers", "2"),
+)
 
 
 @dataclass(frozen=True)

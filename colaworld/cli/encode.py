@@ -78,7 +78,7 @@ def run(argv: list[str]) -> int:
         description="Encode a data set once, for training runs to read its latents.",
     )
     rank, world_size = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
-    device = _own(choose_device(options.device))
+    device = own_device(choose_device(options.device))
     config = options.run
     clips = ClipSet(config.data)
     check_frames(
@@ -117,7 +117,7 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _own(device: str) -> str:
+def own_device(device: str) -> str:
     """Of several processes on a machine (torchrun), each has its own GPU where none is named."""
     number = os.environ.get("LOCAL_RANK")
     return choose_device(f"cuda:{number}") if device == "cuda" and number else device

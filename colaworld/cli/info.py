@@ -158,9 +158,9 @@ def _print(info: dict[str, Any], *, explain: bool = False) -> None:
         table.add_column(column, overflow="fold")
     previous = None
     for row in info["ops"]:
-        call = (f"{row['op']} {row['axis'] or ''}".strip(), row["device"])
-        names = call if call != previous else ("", "")
-        previous = call
+        place = (f"{row['op']} {row['axis'] or ''}".strip(), row["device"])
+        names = place if place != previous else ("", "")
+        previous = place
         runs = "[green]yes[/]" if row["would_run"] else "no"
         table.add_row(*names, row["implementation"], runs, row["reason"])
     console.print(table)

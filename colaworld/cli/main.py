@@ -12,11 +12,11 @@ from colaworld.cli.errors import FORESEEN, tell
 from colaworld.cli.plugins import import_plugins
 
 VERBS = {
-    "record": "film a simulator into a data set",
+    "record": "record a simulator into a data set",
     "data": "look at a data set, or encode it: colaworld data inspect, data encode",
     "train": "run a recipe",
     "demo": "the whole method on a small real data set",
-    "plan-memory": "does a recipe fit on a card, and what to change where it does not",
+    "plan-memory": "does a recipe fit on a GPU, and what to change where it does not",
     "evaluate": "measure a run on held-out episodes and write its report",
     "sample": "roll a start frame forward under chosen latent actions",
     "export": "write a finished run as a model for others",
@@ -30,7 +30,7 @@ def usage() -> str:
     verbs = "\n".join(f"  {verb:12} {what}" for verb, what in VERBS.items())
     return (
         "usage: colaworld VERB [OPTIONS]\n\n"
-        "Teach a video generator to be controlled, from video alone.\n\n"
+        "Teach a video model to be controlled, from video alone.\n\n"
         f"verbs:\n{verbs}\n\ncolaworld VERB --help explains a verb.\n"
     )
 

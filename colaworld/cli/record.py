@@ -189,7 +189,7 @@ def _show(episodes: Iterator[Any], total: int, progress: bool) -> Iterator[Any]:
 def run(argv: list[str]) -> int:
     """`colaworld record ENV --out DIR ...`. Returns the exit status."""
     config = tyro.cli(
-        RecordConfig, args=argv, prog="colaworld record", description="Film a simulator."
+        RecordConfig, args=argv, prog="colaworld record", description="Record a simulator."
     )
     try:
         made = record(config)

@@ -34,8 +34,10 @@ class SampleOptions:
     codes: tuple[int, ...] = ()
     """Codebook entries, one per frame to generate (one per token and frame where an action has
     several tokens). Without them every code is held for --frames frames, side by side."""
+    hold: bool = False
+    """Hold each action of --codes for --frames frames, side by side, in place of one after another."""
     frames: int = 8
-    """Frames to generate when --codes is not given."""
+    """Frames to generate when --codes is not given or --hold is."""
     start: Path | None = None
     """An image to start from; by default a frame of the data set."""
     data: Path | None = None
@@ -97,8 +99,9 @@ def run(argv: list[str]) -> int:
     indices = _indices(world, options)
     codes = world.lookup(indices.to(device))
     generator = torch.Generator(device=device).manual_seed(options.seed)
-    history = history.to(device).expand(len(indices), -1, -1, -1, -1)
-    video = world.rollout(history, codes, generator=generator).frames.cpu()
+    history = history.to(device)  # one start and one noise for all: they differ by their actions
+    made = world.rollout_candidates(history, codes[None], generator=generator)[0]
+    video = torch.cat([history.expand(len(made), -1, -1, -1, -1), made], dim=1).cpu()
     write_video(options.out, tile(video), scale=options.scale, fps=options.fps)
     print(f"{options.out}: {len(indices)} rollout(s) of {video.shape[1]} frames")
     return 0
@@ -122,6 +125,8 @@ def _indices(world: World, options: SampleOptions) -> Tensor:
             f"--codes: expected whole actions of {tokens} entries in 0 .. {size - 1}, "
             f"got {' '.join(map(str, options.codes))}"
         )
+    if options.hold:
+        return codes.view(-1, 1, tokens).expand(-1, options.frames, -1)
     return codes.view(1, -1, tokens)
 
 

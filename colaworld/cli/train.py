@@ -12,7 +12,7 @@ import shutil
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -167,7 +167,8 @@ def _settled(config: RunConfig) -> RunConfig:
     latents = None if config.latents is None else str(Path(config.latents).resolve())
     stored = getattr(config.model.tokenizer, "path", "")
     if stored and Path(stored).expanduser().exists():
-        tokenizer = replace(config.model.tokenizer, path=str(Path(stored).expanduser().resolve()))
+        tokenizer: Any = config.model.tokenizer
+        tokenizer = replace(tokenizer, path=str(Path(stored).expanduser().resolve()))
         config = replace(config, model=replace(config.model, tokenizer=tokenizer))
     return replace(config, generator=generator, latents=latents)
 

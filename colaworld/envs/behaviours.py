@@ -111,7 +111,7 @@ class Push:
         agent, block = np.asarray(state["agent"]), np.asarray(state["block"])
         if self._left == 0:
             aim = self._rng.uniform(100, 412, 2)  # where the block shall go: away from the walls
-            self._behind = block + 80 * (block - aim) / max(np.linalg.norm(block - aim), 1.0)
+            self._behind = block + 80 * (block - aim) / max(float(np.linalg.norm(block - aim)), 1.0)
             self._goal, self._left = aim, 24
         self._left -= 1
         close = np.linalg.norm(agent - self._behind) < 40 or self._left < 14
@@ -130,7 +130,7 @@ def make(name: str, env: Env, *, repeat: float = 0.5) -> Behaviour:
         return Random()
     if name == "sticky-random":
         return StickyRandom(repeat)
-    scripted = {"crafter": Explore, "pusht": Push}
+    scripted: dict[str, type[Behaviour]] = {"crafter": Explore, "pusht": Push}
     if name == "scripted" and env.name in scripted:
         return scripted[env.name]()
     if name == "scripted":

@@ -81,7 +81,7 @@ class Crafter:
         self._game = crafter.Env(size=(cell * _GRID[0], cell * _GRID[1]), length=0, seed=0)
         self._game._obs = lambda: None  # drawn below, once per step
         self._game._sem_view = lambda: None
-        self._atlas: np.ndarray | None = None
+        self._atlas: Any = None  # array of textures, once it is drawn
 
     def reset(self, seed: int) -> np.ndarray:
         self._game._seed = int(seed)

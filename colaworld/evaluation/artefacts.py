@@ -43,7 +43,8 @@ class Artefacts:
 
     def save(self, path: str | Path) -> None:
         """Write as .npz, atomically."""
-        buffer, values = io.BytesIO(), {}
+        buffer = io.BytesIO()
+        values: dict[str, Any] = {}
         for name, value in vars(self).items():
             kind = np.str_ if isinstance(value, tuple) else None
             values[name] = np.asarray(value, dtype=kind)
@@ -118,6 +119,7 @@ class EveryCode:
         if world.tokens == 1 and world.codebook_size <= limit:
             self.indices = torch.arange(world.codebook_size)[:, None]
         else:
+            assert actions.indices is not None
             seen, counts = torch.unique(actions.indices.flatten(0, 1), dim=0, return_counts=True)
             often = seen[counts.argsort(descending=True, stable=True)[:limit]]
             self.indices = often[np.lexsort(often.numpy().T[::-1]).copy()]
@@ -130,6 +132,7 @@ class EveryCode:
         """What really happened under each code: "left 83%", "mean +0.20 -0.41", "unused"."""
         if self.indices is None:
             return ("",) * len(self.names)
+        assert latent.indices is not None
         used = latent.indices.flatten(0, 1)
         notes = []
         for row in self.indices:

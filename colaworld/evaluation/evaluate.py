@@ -42,7 +42,8 @@ class Evaluation:
 
 def collect(batches: Iterable[ClipBatch], *, clips: int) -> ClipBatch:
     """The first `clips` clips as one batch on the CPU: clips x T x 3 x H x W bytes of memory."""
-    kept, count = [], 0
+    kept: list[ClipBatch] = []
+    count = 0
     for batch in batches:
         if kept and batch.frames.shape[1:] != kept[0].frames.shape[1:]:
             raise ValueError(
@@ -58,12 +59,12 @@ def collect(batches: Iterable[ClipBatch], *, clips: int) -> ClipBatch:
             f"evaluation needs at least 2 held-out clips, got {count}; "
             "hold out more episodes or ask for shorter clips"
         )
-    with_actions = all(b.actions is not None for b in kept)
+    actions = [b.actions for b in kept if b.actions is not None]
     return ClipBatch(
         frames=torch.cat([b.frames for b in kept])[:clips],
         episode=torch.cat([b.episode for b in kept])[:clips],
         start=torch.cat([b.start for b in kept])[:clips],
-        actions=torch.cat([b.actions for b in kept])[:clips] if with_actions else None,
+        actions=torch.cat(actions)[:clips] if len(actions) == len(kept) else None,
     )
 
 
@@ -131,7 +132,7 @@ def run_evaluation(
             if batch.rollouts or not measure.variants:
                 measure.update(batch)
     result: dict[str, Any] = {"format_version": FORMAT_VERSION}
-    shown = {}
+    shown: dict[str, Any] = {}
     for measure in seen_by:
         found = measure.result()
         assert not found.keys() & result.keys(), f"{type(measure).__name__}: key of another measure"

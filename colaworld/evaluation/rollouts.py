@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ class Batch:
     latent: LatentActions  # inferred: codes [b, T-1, N, d], on the CPU
     actions: Tensor | None  # real ones, [b, T-1] int64 or [b, T-1, A] floats, where there are any
     history: int  # h
-    truth: Tensor | None = None  # [b, n, 3, H, W] in [0, 1], on the world's device
+    truth: Any = None  # Tensor [b, n, 3, H, W] in [0, 1], on the world's device; None: no rollouts
     rollouts: Mapping[str, Tensor] = field(default_factory=dict)
     """Variant -> [b, h+n, 3, H, W] in [0, 1], on the world's device; none of clips that are not
     rolled out."""

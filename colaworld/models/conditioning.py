@@ -11,6 +11,7 @@ that lead into one latent frame (the tokenizer's temporal stride).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -123,7 +124,7 @@ class ActionConditioner(nn.Module):
         return self(codes, torch.ones(codes.shape[:2], dtype=torch.bool, device=codes.device))
 
 
-def _build(config: ConditionerConfig, model: nn.Module) -> ActionConditioner:
+def _build(config: ConditionerConfig, model: Any) -> ActionConditioner:
     return ActionConditioner(
         config,
         width=model.backbone.width,

@@ -55,7 +55,7 @@ class ConditionedVelocity:
         self.backbone, self.passes = model.backbone, passes
         self.guidance = 1.0 if codes is None else guidance
         self.action = None if codes is None else model.conditioner(codes)  # [B, T, 1 | blocks, 6 C]
-        if self.guidance != 1.0:
+        if self.action is not None and self.guidance != 1.0:
             self.null = model.conditioner.null_modulation(codes[:1]).expand_as(self.action)
             self.both = torch.cat([self.action, self.null]) if passes == "one" else None
 

@@ -28,7 +28,7 @@ class Part:
     """The attribute of `WorldModel`, and what phases call it."""
     config: type
     """Its configuration, a dataclass with defaults."""
-    build: Callable[[Any, nn.Module], nn.Module]
+    build: Callable[[Any, Any], nn.Module]
     """(its configuration, the world model with `config`, tokenizer, backbone and what it needs)."""
     needs: tuple[str, ...] = ()
     """Parts that are built before it, where a run has them."""

@@ -19,15 +19,20 @@ from torch import Tensor, nn
 
 from colaworld.config import ConfigError, from_dict
 from colaworld.contracts import LatentActions
-from colaworld.models.backbones import BackboneConfig, build_backbone
+from colaworld.models.backbones import Backbone, BackboneConfig, build_backbone
 from colaworld.models.backbones.stdit3 import STDiT3Config
-from colaworld.models.conditioning import ConditionerConfig
-from colaworld.models.latent_action.fdm import FDMConfig
-from colaworld.models.latent_action.idm import IDMConfig
-from colaworld.models.latent_action.quantizers import Quantized, QuantizerConfig, VQConfig
+from colaworld.models.conditioning import ActionConditioner, ConditionerConfig
+from colaworld.models.latent_action.fdm import FDMConfig, ForwardDynamicsModel
+from colaworld.models.latent_action.idm import IDMConfig, InverseDynamicsModel
+from colaworld.models.latent_action.quantizers import (
+    Quantized,
+    Quantizer,
+    QuantizerConfig,
+    VQConfig,
+)
 from colaworld.models.layers.attention import use_backend
 from colaworld.models.parts import PARTS, build_order, find_part
-from colaworld.models.tokenizers import TokenizerConfig, build_tokenizer
+from colaworld.models.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from colaworld.models.tokenizers.pixels import PixelTokenizerConfig
 from colaworld.ops import AttentionBackend
 
@@ -79,12 +84,19 @@ class ModelConfig:
 class WorldModel(nn.Module):
     """See the module's docstring. `parts` says what is built besides tokenizer and backbone."""
 
+    tokenizer: Tokenizer
+    backbone: Backbone
+    idm: InverseDynamicsModel
+    quantizer: Quantizer
+    conditioner: ActionConditioner
+    fdm: ForwardDynamicsModel
+
     def __init__(
         self,
         config: ModelConfig | None = None,
         *,
         parts: tuple[str, ...] = ("idm", "quantizer", "conditioner"),
-        tokenizer: nn.Module | None = None,  # one made already, in place of config.tokenizer
+        tokenizer: Tokenizer | None = None,  # one made already, in place of config.tokenizer
     ) -> None:
         super().__init__()
         self.config = config = config or ModelConfig()

@@ -5,6 +5,8 @@ Not here: what a single op can take (its own file), and loading the library (`_n
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def refuses(facts: _dispatch.Facts) -> str | None:
     return None
 
 
-def converted(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def converted(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors in `dtype`. One that has it is handed on untouched: inside a torch.func transform
     of something else, what torch computes counts as that transform's and would be refused.
     """

@@ -42,7 +42,8 @@ def _reason_here() -> str | None:
     if not runs_on(10 * major + minor):
         built = ", ".join(map(str, ARCHITECTURES))
         return f"the GPU has compute capability {major}.{minor}, the library was built for {built}"
-    driver, note = torch._C._cuda_getDriverVersion() // 1000, _INFO["cuda_note"]  # "nvcc 13.0.88"
+    version = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+    driver, note = version // 1000, _INFO["cuda_note"]  # "nvcc 13.0.88"
     if driver < int(note.split()[-1].split(".")[0]):
         return f"the driver is for CUDA {driver}, the library was built with {note}: rebuild it"
     return None

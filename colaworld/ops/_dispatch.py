@@ -13,6 +13,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class Implementation:
     """One way to run an op."""
 
     name: str  # one of NAMES
-    run: Callable[..., object]
+    run: Callable[..., Any]
     refuses: Callable[[Facts], str | None]  # a reason, or None when it can run
 
 
@@ -143,7 +144,7 @@ def facts_of(tensor: Tensor, axis: str | None = None, entries: int | None = None
 
 def select(
     op: str, tensor: Tensor, *, axis: str | None = None, entries: int | None = None
-) -> Callable[..., object]:
+) -> Callable[..., Any]:
     """The function that runs `op` for a call led by `tensor`.
 
     Raises NoImplementationError with each implementation's reason when the forced one refuses.

@@ -15,6 +15,7 @@ Not here: the choice of an implementation (`_dispatch.py`) and what a kernel can
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,10 +42,10 @@ class Op:
         name: str,
         schema: str,
         *,
-        fake: Callable[..., object],
-        launch: Callable[..., object] | None = None,
+        fake: Callable[..., Any],
+        launch: Callable[..., Any] | None = None,
         save: Callable[..., None] | None = None,
-        gradients: Callable[..., object] | None = None,
+        gradients: Callable[..., Any] | None = None,
         backward: Op | None = None,
         constants: Sequence[str] = (),
         compiled: bool = True,
@@ -74,15 +75,17 @@ class Op:
             if str(argument.type) in ("Tensor", "Optional[Tensor]")
             and argument.name not in constants
         )
-        self.compiled = self.triton = None
+        self.compiled: Any = None  # runs the library's kernels; None without them
+        self.triton: Any = None
+        their = (None, None) if backward is None else (backward.compiled, backward.triton)
         if compiled and _native.AVAILABLE:
-            self._define(name, schema, fake, backward and backward.compiled)
-            self.compiled = self._runner(name, backward and backward.compiled)
+            self._define(name, schema, fake, their[0])
+            self.compiled = self._runner(name, their[0])
         if launch is not None and _triton.INSTALLED:
             twin = f"{name}_triton"
-            self._define(twin, schema, fake, backward and backward.triton)
+            self._define(twin, schema, fake, their[1])
             torch.library.impl(f"colaworld::{twin}", _triton.DEVICES, launch)
-            self.triton = self._runner(twin, backward and backward.triton)
+            self.triton = self._runner(twin, their[1])
 
     def _define(self, name: str, schema: str, fake: Callable, backward: Callable | None) -> None:
         op = f"colaworld::{name}"
@@ -90,7 +93,7 @@ class Op:
         torch.library.register_fake(op, fake)
         torch.library.register_autograd(op, self._gradient(backward), setup_context=self._save)
 
-    def _gradient(self, backward: Callable | None) -> Callable[..., object]:
+    def _gradient(self, backward: Callable | None) -> Callable[..., Any]:
         """What autograd calls: (ctx, *grads)."""
         if self._gradients is None:
             return self._no_second_derivative
@@ -106,7 +109,7 @@ class Op:
             f"it within colaworld.ops.force('reference')"
         )
 
-    def _runner(self, name: str, backward: Callable | None) -> Callable[..., object]:
+    def _runner(self, name: str, backward: Callable | None) -> Callable[..., Any]:
         """The function that runs `colaworld::<name>`, by the shortest way that loses no gradient."""
         call = getattr(torch.ops.colaworld, name).default
         save, gradient = self._save, self._gradient(backward)

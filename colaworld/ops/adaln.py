@@ -123,7 +123,8 @@ def _run_cpu(x, y, gate, shift, scale, *, eps, out_dtype) -> tuple[Tensor, Tenso
         stream = x if y is None else reference.gated_residual(x, y, gate)
         (x,) = _cpu.converted(wide, stream)
         _, out = _run_cpu(x, None, None, shift, scale, eps=eps, out_dtype=wide)
-        return stream, *_cpu.converted(out_dtype, out)
+        (out,) = _cpu.converted(out_dtype, out)
+        return stream, out
     gate, shift, scale = (
         t if t is None or t.dtype in _cpu.DTYPES else t.to(wide) for t in (gate, shift, scale)
     )

@@ -104,7 +104,8 @@ def _another(x: Tensor | None) -> Tensor | None:
 
 def _run_cpu(qkv, q_weight, k_weight, cos, sin, *, eps) -> tuple[Tensor, Tensor, Tensor]:
     wide = reference.compute_dtype(qkv.dtype)
-    return _run(qkv, *_cpu.converted(wide, q_weight, k_weight, cos, sin), eps, False)
+    q_weight, k_weight, cos, sin = _cpu.converted(wide, q_weight, k_weight, cos, sin)
+    return _run(qkv, q_weight, k_weight, cos, sin, eps, False)
 
 
 def _run_triton(qkv, q_weight, k_weight, cos, sin, *, eps) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,6 +8,8 @@ Not here: the sums and counts (`code_statistics.py`), re-seeding (the quantizer 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ def _launch(
     torch.autograd.graph.increment_version((codebook, count, total))  # a kernel tells nobody
 
 
-def _define() -> torch._ops.OpOverload | None:
+def _define() -> Any:
     """The op by Triton. It writes to its arguments and has no gradient, so `_registry.Op` is not for it."""
     if not _triton.INSTALLED:
         return None

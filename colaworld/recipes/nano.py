@@ -76,10 +76,11 @@ _PRETRAIN = Phase(
 # Most of a move can be read off a frame that is half noise: only close to pure noise does the
 # action say something new, and only there does a gradient reach the latent action model.
 _NEAR_NOISE = TimeConfig(shift=16.0)
+_QUANTIZER = VQConfig(continuous_steps=250)
 _MODEL = ModelConfig(
     window=4,
     idm=IDMConfig(tokens=2, motion=True),
-    quantizer=VQConfig(continuous_steps=250),
+    quantizer=_QUANTIZER,
 )
 
 
@@ -145,7 +146,7 @@ def two_stage() -> RunConfig:
 
 def naive_joint() -> RunConfig:
     """Joint training without a warm-up, over the same number of steps."""
-    plain = replace(_MODEL, quantizer=replace(_MODEL.quantizer, continuous_steps=0))
+    plain = replace(_MODEL, quantizer=replace(_QUANTIZER, continuous_steps=0))
     config = _nano("nano.naive_joint", ("joint",), model=plain)
     return config.with_phase("joint", steps=_BUDGET)
 

@@ -48,8 +48,8 @@ class RunConfig:
     """The pre-trained video generator: "nano" (shipped), a safetensors file, a run folder, a folder
     or hub name of published weights; None (in YAML: null) for random weights."""
     latents: str | None = None
-    """A cache made by `colaworld data encode`, read in place of encoding; needs objective.augment
-    false, since a crop has other latents. None: the tokenizer encodes on the fly."""
+    """Folder written by `colaworld data encode`. Latents are read from it instead of being encoded on
+    the fly; incompatible with `objective.augment`. None: encode on the fly."""
     data: DataConfig = field(default_factory=DataConfig)
     """Videos and clips."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -1,6 +1,6 @@
 """A finished or unfinished run, read back: its configuration, its world, its evaluation.
 
-Not here: how a run is made (base.py), what is measured (evaluation), any printing (cli).
+Not here: how a run is made (build.py), what is measured (evaluation), any printing (cli).
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def evaluate_run(
         possible = _longest_horizon(heldout, history)
         if possible < horizon:
             log.info("held-out episodes are short: %d frames are predicted", possible)
-        asked = _whole_latents(min(horizon, possible), history, stride)
+        asked = whole_latents(min(horizon, possible), history, stride)
         data = replace(data, frames_per_clip=history + asked)
     check_frames(
         config.model,
@@ -192,7 +192,7 @@ def _check_heldout(trained: DataConfig, asked: DataConfig) -> None:
         )
 
 
-def _whole_latents(horizon: int, history: int, stride: int) -> int:
+def whole_latents(horizon: int, history: int, stride: int) -> int:
     """The longest horizon up to this one with which a clip is 1 + stride * k frames."""
     whole = horizon - (history + horizon - 1) % stride
     if whole < 1:

@@ -9,7 +9,7 @@ it again. No card has confirmed it. Not here: the recipes.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from colaworld.config import ConfigError
 from colaworld.runs.config import RunConfig
@@ -30,7 +30,7 @@ class Preset:
     the end are the last ones."""
 
 
-_SQUEEZED = {"recompute": "blocks", "half_tokenizer": True, "averaged": False}
+_SQUEEZED: dict[str, Any] = {"recompute": "blocks", "half_tokenizer": True, "averaged": False}
 
 # GB of the card, as it is sold -> changes. Behind each: the planner's peak in GiB, and which phase.
 PRESETS: dict[str, dict[str, Preset]] = {

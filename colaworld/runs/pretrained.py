@@ -230,7 +230,11 @@ def _public_name(generator: str | None) -> str | None:
 def _frames(run: Path, config: RunConfig) -> dict[str, Any]:
     """What the world was trained to see."""
     data = config.data
-    found = {"frames_per_clip": data.frames_per_clip, "stride": data.stride, "crop": data.crop}
+    found: dict[str, Any] = {
+        "frames_per_clip": data.frames_per_clip,
+        "stride": data.stride,
+        "crop": data.crop,
+    }
     found |= {"height": data.height, "width": data.width, "fps": data.fps}
     if data.height is None and (run / "evaluation.json").is_file():
         counts = _json(run / "evaluation.json").get("counts", {})
@@ -272,7 +276,7 @@ def _save_shards(weights: Path, folder: Path, most: int) -> None:
         if len(parts) == 1:
             save_file({k: opened.get_tensor(k) for k in parts[0]}, folder / "model.safetensors")
             return
-        where = {}
+        where: dict[str, str] = {}
         for number, keys in enumerate(parts, 1):
             name = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
             save_file({k: opened.get_tensor(k) for k in keys}, folder / name)

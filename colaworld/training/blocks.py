@@ -70,8 +70,9 @@ def wrap_blocks(model: nn.Module, training: TrainingConfig) -> None:
         recompute_blocks(model)
     if training.compile != "full":
         return
-    if hasattr(model, "compile_parts"):
-        model.compile_parts()
+    compile_parts: Any = getattr(model, "compile_parts", None)
+    if compile_parts is not None:
+        compile_parts()
         return
     for child in model.children():
         child.compile(fullgraph=True)

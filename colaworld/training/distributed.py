@@ -64,8 +64,9 @@ class Distributed:
             for tensor in (*model.parameters(), *model.buffers()):
                 dist.broadcast(tensor, src=0, group=self.group)
         for module in model.modules():
-            if hasattr(module, "set_process_group"):
-                module.set_process_group(self.group)
+            join: Any = getattr(module, "set_process_group", None)
+            if join is not None:
+                join(self.group)
         return model
 
     @torch.no_grad()
@@ -153,13 +154,13 @@ class Distributed:
             dist.barrier(group=self._host)
 
 
-def whole_tensor(value: Tensor) -> Tensor:
+def whole_tensor(value: Any) -> Tensor:
     """All of a sharded tensor (collective), any other as it is."""
     return value.full_tensor() if _is_sharded(value) else value
 
 
 @torch.no_grad()
-def zero_rows(value: Tensor, rows: Tensor) -> None:
+def zero_rows(value: Any, rows: Tensor) -> None:
     """Set rows [M] of `value` to 0, numbered over the whole tensor; each process zeroes its own."""
     if not _is_sharded(value):
         value[rows] = 0

@@ -13,6 +13,7 @@ Not here: how a run becomes a model and a batch, or what to change when it does 
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
@@ -67,7 +68,7 @@ class MemoryCount(TorchDispatchMode):
             known = self._known.get(key)
             if known is None:
                 size = -(-storage.nbytes() // self.granularity) * self.granularity
-                forget = weakref.ref(storage, lambda _, key=key: self._forget(key))
+                forget = weakref.ref(storage, functools.partial(self._forget, key))
                 self._known[key] = (kind or "activations", size, forget)
                 self.live[kind or "activations"] += size
             elif kind is not None and known[0] != kind:
@@ -91,7 +92,7 @@ class MemoryCount(TorchDispatchMode):
         most, self._inner = self._inner, max(outer, self._inner)
         return result, most - before
 
-    def _forget(self, key: int) -> None:
+    def _forget(self, key: int, _: object) -> None:
         kind, size, _ = self._known.pop(key)
         self.live[kind] -= size
 

@@ -69,16 +69,19 @@ class Term:
 
 def flow_error(made: Forward) -> Tensor:
     """Mean squared error of the velocity over the frames to predict."""
+    assert made.velocity is not None and made.target is not None and made.predict is not None
     return masked_velocity_loss(made.velocity, made.target, made.predict)
 
 
 def quantizer_error(made: Forward) -> Tensor:
     """Codebook and commitment loss, or the KL divergence."""
+    assert made.quantized is not None
     return made.quantized.loss
 
 
 def frame_error(made: Forward) -> Tensor:
     """Mean squared error of predicted frames; pixels in [-1, 1], so on the scale of the flow loss."""
+    assert made.predicted is not None and made.frames is not None
     return 4 * F.mse_loss(made.predicted.float(), made.frames[:, 1:])
 
 
@@ -115,7 +118,7 @@ class BaseObjective:
         """See `contracts.Objective.loss`: the weighted sum of the terms, and each of them."""
         made = self.forward(batch, generator=generator)
         values = {term.name: term.value(made) for term in self.terms}
-        loss = sum(term.weight(self.config) * values[term.name] for term in self.terms)
+        loss: Any = sum(term.weight(self.config) * values[term.name] for term in self.terms)
         self.observe(made, generator=generator)
         metrics: dict[str, Any] = {name: value.detach() for name, value in values.items()}
         if getattr(made, "indices", None) is not None:
@@ -207,6 +210,7 @@ class _LatentActionObjective(BaseObjective):
         return random_resized_crop(frames, generator=generator) if self.config.augment else frames
 
     def observe(self, made: Forward, *, generator: torch.Generator) -> None:
+        assert made.quantized is not None
         self.model.quantizer.observe(made.quantized, generator=generator)
 
 

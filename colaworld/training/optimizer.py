@@ -73,8 +73,8 @@ class PhaseOptimizer:
         fused = all(p.is_floating_point() for p in self.parameters.values())
         self.adamw = torch.optim.AdamW(groups, betas=training.betas, fused=fused)
         for name, state in (moments or {}).items():
-            parameter = self.parameters.get(name)
-            if parameter is not None:
+            if name in self.parameters:
+                parameter = self.parameters[name]
                 self.adamw.state[parameter] = {
                     key: value.detach().to(parameter.device, copy=True)
                     for key, value in state.items()

@@ -144,7 +144,7 @@ class PhaseState:
         if self.gate is not None and self.gate.update(step, entropy):
             progress.over = "gate"
         action = self.alarm.update(entropy) if self.alarm is not None else None
-        if action is not None:
+        if action is not None and self.phase.alarm is not None:
             log.warning(
                 "%s step %d: the codebook is collapsing (normalised entropy %.3f, under %.3f for "
                 "%d checks): %s",

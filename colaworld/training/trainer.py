@@ -197,11 +197,11 @@ class Trainer:
             alarm = state.check_health(progress, row, last=progress.step >= limit)
             if progress.over is None and progress.step >= limit:
                 progress.over = "steps"
-            # Every process asks, and asks once: all stop behind the same step.
-            stopping = self.distributed.agree(request.requested is not None)
             row["seconds"] = time.perf_counter() - began
             progress.seconds += row["seconds"]
             self._folder.row(row, clips, state)
+            # Every process asks, and asks once: all stop behind the same step.
+            stopping = self.distributed.agree(request.requested is not None)
             if alarm == "rollback":
                 return self._roll_back(state)
             if progress.over:

@@ -48,10 +48,10 @@ def test_each_verb_is_called_once_and_what_is_there_is_reused(
         monkeypatch.setattr(getattr(demo, name), "run", verb(name))
     assert main(["demo", "--out", str(tmp_path), "--episodes", "3", "--max-steps", "5"]) == 0
     assert [name for name, _ in called] == ["record", "train", "evaluate"]
-    record, train = called[0][1], called[1][1]
-    assert record[record.index("--episodes") + 1] == "3"
-    assert train[:3] == ["nano.cola", "--data", str(tmp_path / "data")]
-    assert train[-2:] == ["--training.max-steps", "5"]
+    record, train = " ".join(called[0][1]), " ".join(called[1][1])
+    assert "--episodes 3" in record
+    assert "nano.cola" in train and f"--data {tmp_path / 'data'}" in train
+    assert "--training.max-steps 5" in train
     called.clear()
     assert main(["demo", "--out", str(tmp_path)]) == 0
     assert [name for name, _ in called] == ["evaluate"]  # its result is not there yet
@@ -70,7 +70,8 @@ def test_a_look_of_two_steps_is_not_taken_for_the_whole(tmp_path, monkeypatch) -
     monkeypatch.setattr(demo.evaluate, "run", lambda argv: 0)
     assert main(["demo", "--out", str(tmp_path), "--max-steps", "2"]) == 0 and not called
     assert main(["demo", "--out", str(tmp_path)]) == 0
-    assert [argv[-1] for argv in called] == ["--resume"]
+    (argv,) = called
+    assert "--resume" in argv and "--training.max-steps" not in argv
 
 
 @pytest.mark.slow

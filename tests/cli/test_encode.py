@@ -79,12 +79,16 @@ def test_two_processes_and_a_learned_tokenizer(tmp_path, capsys, monkeypatch) ->
 def test_each_process_has_its_own_gpu(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert encode._own("cuda") == "cuda"
+    assert encode.own_device("cuda") == "cuda"
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert [encode._own(name) for name in ("cuda", "cuda:0", "cpu")] == ["cuda:1", "cuda:0", "cpu"]
+    assert [encode.own_device(name) for name in ("cuda", "cuda:0", "cpu")] == [
+        "cuda:1",
+        "cuda:0",
+        "cpu",
+    ]
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ValueError, match=r"--device cuda:2: this torch .* sees 2 GPUs"):
-        encode._own("cuda")
+        encode.own_device("cuda")
 
 
 def test_wrong_calls(tmp_path, capsys) -> None:

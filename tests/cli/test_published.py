@@ -201,7 +201,7 @@ def through_the_command_line(world: World, tmp_path: Path, capsys, steps: int) -
     assert main([*call, *codes]) == 0
     assert "1 rollout(s) of 5 frames" in capsys.readouterr().out
     assert main([*call, *codes[:3]]) != 0
-    assert "3 actions after the history are not whole latent frames" in capsys.readouterr().err
+    assert "3 actions after the context are not whole latent frames" in capsys.readouterr().err
     (tmp_path / "tokenizer" / "text_encoder").mkdir()
     (tmp_path / "tokenizer" / "text_encoder" / "model.safetensors").write_text(
         "22 GB of a pipeline"

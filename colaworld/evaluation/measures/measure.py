@@ -81,7 +81,7 @@ class Setting:
         rng: np.random.Generator | None = None,
     ) -> dict[str, float]:
         """{mean, low, high} of values [M], or of a statistic of row numbers; episodes [M]."""
-        bootstrap = bootstrap_statistic if callable(of) else bootstrap_mean
+        bootstrap: Callable[..., Any] = bootstrap_statistic if callable(of) else bootstrap_mean
         rng = self.rng if rng is None else rng
         samples = self.config.bootstrap_samples
         return bootstrap(of, episodes, samples=samples, generator=rng).as_dict()

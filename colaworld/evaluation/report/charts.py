@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -171,17 +172,17 @@ def line_chart(
     out.append(tag("line", class_="axis", x1=left, x2=right, y1=floor, y2=floor))
     middle = ((left + right) / 2, (top + floor) / 2)
     out.append(_labels(*middle, x_label, y_label, bottom=height - 5, side=12))
-    for entry, x, y in lines:
-        path = " ".join(f"{px(a):.1f},{py(b):.1f}" for a, b in zip(x, y, strict=True))
+    for entry, xs, ys in lines:
+        path = " ".join(f"{px(a):.1f},{py(b):.1f}" for a, b in zip(xs, ys, strict=True))
         kind = f"line {entry.style}"
         out.append(tag("polyline", class_=kind, points=path, clip_path=f"url(#{clip})"))
-        for a, b in zip(x, y, strict=True) if points or x.size == 1 else ():
+        for a, b in zip(xs, ys, strict=True) if points or xs.size == 1 else ():
             words = tag("title", f"{entry.name}: {b:.3f} at {a:g}")
             out.append(tag("circle", words, class_=f"dot {entry.style}", cx=px(a), cy=py(b), r=3))
     named = [entry for entry in lines if entry[0].label]
     spots = _spread([py(float(y[-1])) for _, _, y in named], 15, top + 4, floor - 4)
-    for (entry, x, y), spot in zip(named, spots, strict=True):
-        end, mark = px(float(x[-1])), min(max(py(float(y[-1])), top), floor)
+    for (entry, xs, ys), spot in zip(named, spots, strict=True):
+        end, mark = px(float(xs[-1])), min(max(py(float(ys[-1])), top), floor)
         leader = f"M{end + 3:.1f} {mark:.1f} L{right + 10} {spot:.1f}"
         out.append(tag("path", class_="leader", d=leader))
         out.append(tag("text", entry.name, class_=f"name {entry.style}", x=right + 13, y=spot + 4))
@@ -285,7 +286,12 @@ def confusion(
             hits = np.isin(given, shown, invert=True).sum() if c is None else (given == c).sum()
             share = float(hits) / given.size
             told = tag("title", f"{name(r)} read as {name(c)}: {share:.0%}")
-            at = {"x": left + cell * j + 1, "y": y + 1, "width": cell - 2, "height": cell - 2}
+            at: dict[str, Any] = {
+                "x": left + cell * j + 1,
+                "y": y + 1,
+                "width": cell - 2,
+                "height": cell - 2,
+            }
             shade = f"fill-opacity:{0.04 + 0.96 * share:.3f}"
             out.append(tag("rect", told, class_="cell", **at, rx=3, style=shade))
             if share >= 0.05:

@@ -42,6 +42,8 @@ class CrossAttention(nn.Module):
 class CaptionEmbedder(nn.Module):
     """Features of a text encoder to the width; holds the null caption, which takes no gradient."""
 
+    y_embedding: Tensor  # [L, features]
+
     def __init__(self, features: int, width: int, length: int) -> None:
         super().__init__()
         self.register_buffer("y_embedding", torch.randn(length, features) / features**0.5)

@@ -23,15 +23,14 @@ class ScalarEmbedder(nn.Module):
 
     def __init__(self, width: int, *, zero_init: bool = False) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(self.frequency_width, width), nn.SiLU(), nn.Linear(width, width)
-        )
+        first, last = nn.Linear(self.frequency_width, width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(first, nn.SiLU(), last)
         if zero_init:
-            nn.init.zeros_(self.mlp[2].weight)
+            nn.init.zeros_(last.weight)
 
     def forward(self, value: Tensor) -> Tensor:
         features = sinusoid(value, self.frequency_width)
-        return self.mlp(features.to(self.mlp[0].weight.dtype))
+        return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
 
 def grid_embedding(

@@ -11,8 +11,9 @@ one more (drawn for r = 4; a latent frame under the last pixel frame it has seen
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -32,6 +33,14 @@ class Tokenizer(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, T', h, w] -> frames [B, T, 3, H, W] in [0, 1]."""
+        ...
+
+    def to(self, device: torch.device | str) -> Any:
+        """As `nn.Module.to`: a tokenizer is a module."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `nn.Module.state_dict`."""
         ...
 
     def fingerprint(self) -> str:

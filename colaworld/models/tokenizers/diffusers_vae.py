@@ -115,6 +115,10 @@ class DiffusersVAE(VAE):
     one with random weights.
     """
 
+    vae: Any  # one of diffusers' modules
+    mean: Tensor  # [1, C, 1, 1, 1]
+    std: Tensor  # [1, C, 1, 1, 1]
+
     not_hashed = (*VAE.not_hashed, "subfolder")
 
     def __init__(
@@ -131,7 +135,7 @@ class DiffusersVAE(VAE):
                 f"diffusers_vae: family {config.family!r} is {name}, got {type(module).__name__}"
             )
         self.vae = module
-        stored: Mapping[str, Any] = module.config  # type: ignore[assignment]
+        stored: Mapping[str, Any] = self.vae.config
         self.channels, self.temporal_stride, self.spatial_stride = _sizes(config.family, stored)
         if config.family == "wan":
             if self.temporal_stride != 4:

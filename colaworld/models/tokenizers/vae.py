@@ -35,7 +35,10 @@ class VAE(nn.Module):
     `channels`, `temporal_stride`, `spatial_stride`.
     """
 
-    not_hashed = ("path", "frames_per_pass")  # what does not change which latents are meant
+    not_hashed: tuple[str, ...] = (
+        "path",
+        "frames_per_pass",
+    )  # what does not change which latents are meant
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from colaworld.contracts import Moved
-from colaworld.models.latent_action.quantizers.config import QuantizerConfig
+from colaworld.models.latent_action.quantizers.config import CommonConfig
 from colaworld.models.latent_action.quantizers.pending import Pending, gather_rows, sum_pieces
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ class Standardise(nn.Module):
     one scale for all, on one seed (recipes/EXPERIMENTS.md). `forward` changes nothing; running
     statistics move by `update`, once per optimiser step.
     """
+
+    mean: Tensor  # [d]
+    scale: Tensor  # [d]
 
     def __init__(self, dim: int, *, momentum: float = 0.05, eps: float = 1e-5) -> None:
         super().__init__()
@@ -89,9 +92,12 @@ class Quantizer(nn.Module):
     see also `_observe`, `_pieces` and `_absorb`.
     """
 
+    config: CommonConfig
     codebook_size: int | None = None
+    standardise: Standardise | nn.Identity
+    started: Tensor  # bool: whether `start` was called
 
-    def __init__(self, config: QuantizerConfig, dim: int) -> None:
+    def __init__(self, config: CommonConfig, dim: int) -> None:
         super().__init__()
         self.config, self.dim = config, dim
         self.standardise = Standardise(dim) if config.normalise else nn.Identity()
@@ -179,7 +185,7 @@ class Quantizer(nn.Module):
         self, pieces: Iterator[Tensor], generator: torch.Generator | None
     ) -> tuple[dict[str, float], Moved]:
         """Learn from the summed pieces, taking one's own from the front."""
-        if self._pending.moments is not None:
+        if isinstance(self.standardise, Standardise) and self._pending.moments is not None:
             moments = next(pieces)
             mean, scale = moments[:, :-1] / moments[:, -1:]
             self.standardise.update(mean, scale)

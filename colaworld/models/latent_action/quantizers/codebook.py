@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from colaworld.contracts import Moved
 from colaworld.models.latent_action.quantizers.base import Quantized, Quantizer, Seen
-from colaworld.models.latent_action.quantizers.config import CodebookConfig, EMAConfig
+from colaworld.models.latent_action.quantizers.config import CodebookConfig, EMAConfig, VQConfig
 from colaworld.models.latent_action.quantizers.estimators import ESTIMATORS
 from colaworld.models.latent_action.quantizers.pending import (
     Pending,
@@ -33,6 +33,14 @@ _RECENT = 1024  # latents kept while they pass unquantised, and of a step that r
 
 class CodebookQuantizer(Quantizer):
     """Search, use of codes, re-seeding; how the codebook learns is the subclass's."""
+
+    config: CodebookConfig
+    codebook_size: int
+    codebook: Tensor  # [K, d]
+    use: Tensor  # [K]
+    age: Tensor
+    recent: Tensor  # [_RECENT, d]
+    kept: Tensor
 
     learned = True  # the codebook is a parameter (else a buffer)
     undecayed = ("codebook",)  # parameters the optimizer must not pull towards zero
@@ -214,6 +222,8 @@ class CodebookQuantizer(Quantizer):
 class GradientVQ(CodebookQuantizer):
     """Plain VQ with a learned codebook: 1.0 x codebook + beta x commitment (paper's default)."""
 
+    config: VQConfig
+
     def _quantize_to_codes(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
         codes, indices, seen = self._search(z)
         loss = F.mse_loss(codes, z.detach()) + self.config.beta * F.mse_loss(z, codes.detach())
@@ -222,6 +232,10 @@ class GradientVQ(CodebookQuantizer):
 
 class EMAVQ(CodebookQuantizer):
     """Codebook from running means of the latents (van den Oord et al. 2017, appendix A.1)."""
+
+    config: EMAConfig
+    count: Tensor  # [K]
+    total: Tensor  # [K, d]
 
     learned = False
 

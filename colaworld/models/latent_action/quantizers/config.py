@@ -24,7 +24,7 @@ FORMER_KEYS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class _Config:
+class CommonConfig:
     """What every quantizer has."""
 
     FORMER_KEYS: ClassVar[dict[str, Any]] = FORMER_KEYS
@@ -34,7 +34,7 @@ class _Config:
 
 
 @dataclass(frozen=True)
-class CodebookConfig(_Config):
+class CodebookConfig(CommonConfig):
     """What quantizers with a table of codes have: the size and the health measures."""
 
     codebook_size: int = 8
@@ -93,7 +93,7 @@ class NSVQConfig(CodebookConfig):
 
 
 @dataclass(frozen=True)
-class ResidualConfig(_Config):
+class ResidualConfig(CommonConfig):
     """Several gradient codebooks, each on what the one before left (Zeghidour et al. 2021)."""
 
     kind: Literal["residual"] = "residual"
@@ -133,7 +133,7 @@ class ResidualConfig(_Config):
 
 
 @dataclass(frozen=True)
-class FSQConfig(_Config):
+class FSQConfig(CommonConfig):
     """Finite scalar quantisation (Mentzer et al. 2024): a grid, no table."""
 
     kind: Literal["fsq"] = "fsq"
@@ -143,7 +143,7 @@ class FSQConfig(_Config):
 
 
 @dataclass(frozen=True)
-class GaussianConfig(_Config):
+class GaussianConfig(CommonConfig):
     """Continuous latent actions of a beta-VAE (Higgins et al. 2017)."""
 
     kind: Literal["gaussian"] = "gaussian"
@@ -153,7 +153,7 @@ class GaussianConfig(_Config):
 
 
 @dataclass(frozen=True)
-class NoneConfig(_Config):
+class NoneConfig(CommonConfig):
     """Continuous latent actions as the inverse dynamics model gives them."""
 
     kind: Literal["none"] = "none"

@@ -12,6 +12,8 @@ from colaworld.models.latent_action.quantizers.config import GaussianConfig
 class GaussianLatent(Quantizer):
     """Continuous latents with a beta-weighted KL to N(0, I) (Higgins et al. 2017)."""
 
+    config: GaussianConfig
+
     def __init__(self, config: GaussianConfig, dim: int) -> None:
         super().__init__(config, dim)
         self.moments = nn.Linear(dim, 2 * dim)

@@ -15,6 +15,10 @@ from colaworld.models.latent_action.quantizers.estimators import straight_throug
 class FSQ(Quantizer):
     """Finite scalar quantisation (Mentzer et al. 2024): each channel rounded to a few levels."""
 
+    config: FSQConfig
+    levels: Tensor  # [d]
+    base: Tensor  # [d]
+
     def __init__(self, config: FSQConfig, dim: int) -> None:
         super().__init__(config, dim)
         if len(config.levels) != dim:

@@ -21,6 +21,9 @@ class ResidualVQ(Quantizer):
     applies once, to the sum of the entries.
     """
 
+    config: ResidualConfig
+    codebook_size: int
+
     def __init__(self, config: ResidualConfig, dim: int) -> None:
         super().__init__(config, dim)
         self.layers = nn.ModuleList(GradientVQ(config.each(), dim) for _ in range(config.depth))
