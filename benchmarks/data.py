@@ -37,7 +37,7 @@ def cases(request: Request) -> Iterator[Case]:
 
 def step_clips_s(config: RunConfig, request: Request) -> float:
     """Clips a second that a training step takes in, on a batch that is already there."""
-    run = on_data(without_warmup(config, generator=config.generator), request.data)
+    run = on_data(without_warmup(config, backbone_weights=config.backbone_weights), request.data)
     step = Step(run, variant=VARIANTS["default"], dtype="float32", device=request.device)
     try:
         batch = step.batch()

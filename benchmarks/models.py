@@ -60,10 +60,12 @@ class Whole(nn.Module):
         self.model.compile_parts()
 
 
-def without_warmup(config: RunConfig, *, generator: str | None = None) -> RunConfig:
-    """The recipe with random weights or those of `generator`, its codebook in use from the first step."""
-    quantizer = replace(config.model.quantizer, continuous_steps=0)
-    return replace(config, model=replace(config.model, quantizer=quantizer), generator=generator)
+def without_warmup(config: RunConfig, *, backbone_weights: str | None = None) -> RunConfig:
+    """The recipe with random weights or `backbone_weights`, its codebook in use from the first step."""
+    quantizer = replace(config.model.quantizer, unquantized_steps=0)
+    return replace(
+        config, model=replace(config.model, quantizer=quantizer), backbone_weights=backbone_weights
+    )
 
 
 @torch.no_grad()

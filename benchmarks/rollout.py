@@ -38,8 +38,8 @@ TESTS = (
 )
 CACHES = {
     "recomputed": {"cache": "off"},
-    "exact": {"cache": "on", "slide": "exact"},
-    "keep": {"cache": "on", "slide": "keep"},
+    "exact": {"cache": "on", "on_slide": "exact"},
+    "keep": {"cache": "on", "on_slide": "keep"},
 }
 # Largest relative difference from the baseline's video: each step feeds the next one's input.
 BOUNDS = {"float32": 1e-3, "bfloat16": 1e-1, "float64": 1e-5}

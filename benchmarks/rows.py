@@ -31,7 +31,7 @@ FIELDS = (
     "date",
 )
 _KEY = ("op", "impl", "shape", "dtype", "mode", "threads")
-Verdict = Literal["faster", "slower", "noise"]
+Explanation = Literal["faster", "slower", "noise"]
 
 
 class RowsError(ValueError):
@@ -100,7 +100,7 @@ class Change:
     row: Row
     old: Row
     ratio: float  # new p50 / old p50: below 1 is faster
-    verdict: Verdict  # noise: the stretches from p20 to p80 overlap
+    verdict: Explanation  # noise: the stretches from p20 to p80 overlap
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def compare(new: Iterable[Row], old: Iterable[Row]) -> Comparison:
             added.append(row)
             continue
         met.add(key(row))
-        verdict: Verdict = "noise"
+        verdict: Explanation = "noise"
         if row["p80_ms"] < other["p20_ms"]:
             verdict = "faster"
         elif row["p20_ms"] > other["p80_ms"]:

@@ -17,7 +17,7 @@ if (
     from colaworld.runs.config import RunConfig
 
 # Height and width where a recipe leaves them to the data set: Crafter's map of 7 x 9 cells at 4 px,
-# which the shipped generator was trained on and `colaworld demo` records.
+# which the shipped video model was trained on and `colaworld demo` records.
 RECORDED = (28, 36)
 
 
@@ -180,7 +180,7 @@ def adaln(config: RunConfig) -> list[Shape]:
     """B, T, S, C."""
     name, model = family(config), config.model
     size = clips(config) | {"C": model.backbone.width}
-    shapes = [Shape(f"{name}.block", size, "a block of the generator")]
+    shapes = [Shape(f"{name}.block", size, "a block of the video model")]
     if "idm" in config.parts():
         inner = idm_clips(config) | {"C": model.idm.width}
         shapes.append(Shape(f"{name}.idm.block", inner, "a block of the IDM"))

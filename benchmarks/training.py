@@ -320,7 +320,9 @@ def _case(config: RunConfig, dtype: str, request: Request) -> Case:
 
     def step(name: str) -> Step:
         if name not in steps:
-            run = on_data(without_warmup(config, generator=config.generator), request.data)
+            run = on_data(
+                without_warmup(config, backbone_weights=config.backbone_weights), request.data
+            )
             steps[name] = Step(run, variant=VARIANTS[name], dtype=dtype, device=request.device)
             first[name] = steps[name]()
         return steps[name]
@@ -370,7 +372,7 @@ class GivenLatents(torch.nn.Module):
 def xl(pairs: int) -> RunConfig:
     """The recipe opensora.cola with `pairs` pairs of blocks: 8 clips of 16 latent frames a step."""
     settings: dict[str, Any] = {
-        "generator": None,
+        "backbone_weights": None,
         "data": {"frames_per_clip": 16},
         "model": {"backbone": {"depth": pairs}, "quantizer": {"data_start": False}},
         "objective": {"augment": False},

@@ -1,7 +1,7 @@
 """colaworld: latent action models trained through a video diffusion transformer.
 
 Importing the package loads no room; each is imported by name (`colaworld.ops`, ...). Here by name:
-`from_pretrained`, which loads published generators and exported worlds (`runs/pretrained.py`).
+`from_pretrained`, which loads published video models and exported worlds (`runs/pretrained.py`).
 The folders `kernels/` and `benchmarks/` of a checkout are `colaworld.kernels` and `colaworld.benchmarks`:
 an installation puts them there, and without one this file does.
 """

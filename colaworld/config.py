@@ -17,6 +17,15 @@ from typing import Any, Literal, TypeVar, Union, cast
 
 import yaml
 
+RENAMED_KEYS = {  # what fields of early configurations are called now
+    "generator": "backbone_weights",
+    "ramp_steps": "lr_warmup_steps",
+    "group_rates": "lr_multipliers",
+    "continuous_steps": "unquantized_steps",
+    "continuous_noise": "unquantized_noise",
+    "history_noise": "context_noise",
+    "slide": "on_slide",
+}
 VERSION = 1  # written into every saved config; raised when a field changes its meaning
 T = TypeVar("T")
 
@@ -53,6 +62,8 @@ def from_dict(
     known = [f.name for f in dataclasses.fields(cast(Any, cls)) if f.init]
     given = {}
     for key, value in values.items():
+        if key not in known and RENAMED_KEYS.get(key) in known:
+            key = RENAMED_KEYS[key]
         path = f"{where}.{key}" if where else str(key)
         former = getattr(cls, "FORMER_KEYS", {})
         if key not in known and key in former and value == former[key]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 # Parameters and their rows [M] int64 that were set anew outside of the optimizer (re-seeded codes):
 # what it remembers of them is void. From the quantizers through an objective to the training loop.
-Moved = list[tuple[nn.Parameter, Tensor]]
+ResetRows = list[tuple[nn.Parameter, Tensor]]
 
 
 def _expect(condition: bool, message: str) -> None:

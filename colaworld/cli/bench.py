@@ -30,7 +30,7 @@ class BenchOptions:
 
     suites: Annotated[tuple[Suite, ...], tyro.conf.Positional] = ("ops",)
     """What to time: ops (each against eager, torch.compile, SDPA and packages), models (IDM, a pair
-    of generator blocks, the world model), training (a step and its parts), data (the loader against
+    of video model blocks, the world model), training (a step and its parts), data (the loader against
     what a step needs), rollout (generated frames a second)."""
     json: Path | None = None
     """Write the rows to this file. Without a name: benchmarks/results/SUITE_DEVICE.json of the

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from colaworld.cli.errors import FORESEEN, tell
+from colaworld.cli.errors import FORESEEN, report_error
 from colaworld.data.clips import DataConfig
 from colaworld.data.inspection import Inspection, contact_sheet, inspect
 
@@ -149,7 +149,7 @@ def run(argv: list[str]) -> int:
         if found.thumbnails:
             print(f"contact sheet: {contact_sheet(found, config.sheet)}")
     except FORESEEN as error:
-        return tell("colaworld data inspect", error)
+        return report_error("colaworld data inspect", error)
     finally:
         rooms_log.setLevel(level)
     return 1 if found.broken or found.constant or found.action_problems else 0

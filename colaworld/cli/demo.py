@@ -1,6 +1,6 @@
 """colaworld demo: the whole method on real video, by the verbs a user would call.
 
-Records Crafter, takes the shipped generator, warms up, trains jointly, evaluates, writes the
+Records Crafter, takes the shipped video model, warms up, trains jointly, evaluates, writes the
 report. A second call goes on where the first one stopped and reuses what is there.
 """
 

@@ -13,7 +13,7 @@ FAILED, WRONG = 1, 2  # exit statuses: the work failed; it was asked for in a wa
 FORESEEN = (ValueError, ImportError, OSError)
 
 
-def tell(program: str, error: BaseException) -> int:
+def report_error(program: str, error: BaseException) -> int:
     """Print `error`, return the exit status. With COLAWORLD_DEBUG set, raise it instead.
 
     Call it while the error is being handled.
@@ -26,7 +26,7 @@ def tell(program: str, error: BaseException) -> int:
 
 def status(error: BaseException) -> int:
     """1 where work broke off (a full disk, numbers that diverge), else 2."""
-    from colaworld.training.contracts import UnstableTrainingError
+    from colaworld.training.protocols import UnstableTrainingError
 
     cause = error.__cause__
     broke_off = (OSError, UnstableTrainingError)

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 
-from colaworld.cli.errors import FORESEEN, tell
+from colaworld.cli.errors import FORESEEN, report_error
 from colaworld.cli.plugins import import_plugins
 
 VERBS = {
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except FORESEEN as error:
-        return tell(f"colaworld {verb}", error)
+        return report_error(f"colaworld {verb}", error)
 
 
 if __name__ == "__main__":

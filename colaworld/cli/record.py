@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from colaworld import envs
-from colaworld.cli.errors import FORESEEN, tell
+from colaworld.cli.errors import FORESEEN, report_error
 from colaworld.cli.progress import bar
 from colaworld.config import to_dict
 from colaworld.data.sources.lerobot_writer import LeRobotWriter, check_target
@@ -194,7 +194,7 @@ def run(argv: list[str]) -> int:
     try:
         made = record(config)
     except FORESEEN as error:
-        return tell("colaworld record", error)
+        return report_error("colaworld record", error)
     except KeyboardInterrupt:
         print("colaworld record: interrupted; nothing was left behind", file=sys.stderr)
         return 130

@@ -36,7 +36,7 @@ recipes:
 `colaworld train RECIPE --help` lists every field. Fields given on the command line win over those
 of --config FILE (YAML), which win over the recipe's. `--training.max-steps N` caps each phase.
 --resume goes on with the run in DIR, from its own config.yaml. --preset 24|48|80|141 fits a recipe of
-a published generator into a card of so many GB (colaworld plan-memory).
+a published video model into a card of so many GB (colaworld plan-memory).
 """
 
 
@@ -157,20 +157,20 @@ def take(arguments: list[str], flag: str) -> tuple[list[str], list[str]]:
 
 def _settled(config: RunConfig) -> RunConfig:
     """Paths made absolute, so that the run is found again from any folder."""
-    path, generator = config.data.path, config.generator
+    path, weights = config.data.path, config.backbone_weights
     if path is not None:
         config = replace(config, data=replace(config.data, path=path.resolve()))
-    if generator is not None and generator.lower() == "none":
-        generator = None
-    elif generator is not None and generator != "nano" and Path(generator).exists():
-        generator = str(Path(generator).resolve())
+    if weights is not None and weights.lower() == "none":
+        weights = None
+    elif weights is not None and weights != "nano" and Path(weights).exists():
+        weights = str(Path(weights).resolve())
     latents = None if config.latents is None else str(Path(config.latents).resolve())
     stored = getattr(config.model.tokenizer, "path", "")
     if stored and Path(stored).expanduser().exists():
         tokenizer: Any = config.model.tokenizer
         tokenizer = replace(tokenizer, path=str(Path(stored).expanduser().resolve()))
         config = replace(config, model=replace(config.model, tokenizer=tokenizer))
-    return replace(config, generator=generator, latents=latents)
+    return replace(config, backbone_weights=weights, latents=latents)
 
 
 def program() -> list[str]:
@@ -240,7 +240,7 @@ def summary(config: RunConfig, trainer: Trainer) -> str:
     lines = [
         ("data", f"{config.data.path} ({clips.source.describe().format})"),
         ("", data),
-        ("generator", _generator(config)),
+        ("video model", _backbone(config)),
         ("parameters", ", ".join(f"{n} {_short(count)}" for n, count in counts.items() if count)),
         *(("phases" if i == 0 else "", text) for i, text in enumerate(phases)),
         ("batch", _batch(config)),
@@ -251,10 +251,10 @@ def summary(config: RunConfig, trainer: Trainer) -> str:
     return "\n".join([f"{config.recipe}: {about}", *(f"  {k:12}{v}" for k, v in lines)])
 
 
-def _generator(config: RunConfig) -> str:
-    if config.generator is None:
+def _backbone(config: RunConfig) -> str:
+    if config.backbone_weights is None:
         return "random weights"
-    return "nano, as shipped" if config.generator == "nano" else config.generator
+    return "nano, as shipped" if config.backbone_weights == "nano" else config.backbone_weights
 
 
 def _batch(config: RunConfig) -> str:
@@ -276,8 +276,8 @@ def ending(config: RunConfig, out: Path) -> str:
     if "conditioner" in config.parts():
         lines.append(("evaluate", shlex.join([*program(), "evaluate", str(out)])))
         lines.append(("sample", shlex.join([*program(), "sample", str(out)])))
-    else:  # a plain generator has no latent actions to evaluate
-        cola = [*program(), "train", "nano.cola", "--generator", str(out)]
+    else:  # a plain video model has no latent actions to evaluate
+        cola = [*program(), "train", "nano.cola", "--backbone-weights", str(out)]
         lines.append(("use it", shlex.join([*cola, "--data", str(config.data.path)])))
     return "\n".join([f"finished {out}", *(f"  {k:12}{v}" for k, v in lines)])
 

@@ -32,7 +32,7 @@ class EvaluationConfig:
     shown_codes: int = 16
     """Codes in that grid, at most."""
     text_effect: bool = False
-    """Also measure what the pre-trained generator loses without its cross-attention (paired flow
+    """Also measure what the pre-trained video model loses without its cross-attention (paired flow
     loss, null caption against removed); its weights must hold a text path."""
     seed: int = 0
     """Of the noise, the wrong actions, the probe's split and the intervals."""

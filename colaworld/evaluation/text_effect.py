@@ -1,4 +1,4 @@
-"""What a pre-trained generator loses when its cross-attention to text is removed.
+"""What a pre-trained video model loses when its cross-attention to text is removed.
 
 Both ways see the same clips, noise and times (paired), so that the difference is the removal's and
 not the draw's. Not here: how the two generators are built (recipes).
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from colaworld.flow.loss import masked_velocity_loss
+from colaworld.flow.loss import flow_matching_loss
 from colaworld.flow.path import interpolate, target_velocity
 from colaworld.flow.samplers import Velocity
 from colaworld.rng import paired_generator
@@ -29,7 +29,7 @@ def text_effect(
     batch_size: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Flow loss of the generator fed with the null caption, and without cross-attention.
+    """Flow loss of the video model fed with the null caption, and without cross-attention.
 
     The first latent frame is given clean, the rest is noised at each of `TIMES`. `change` is the
     relative change of the velocity, || removed - null || / || null ||, over the noised frames.
@@ -53,7 +53,7 @@ def text_effect(
             x_t, target = interpolate(x0, noise, times), target_velocity(x0, noise)
             found = {"null": null(x_t, times), "removed": removed(x_t, times)}
             for name, velocity in found.items():
-                error = masked_velocity_loss(velocity, target, predict)
+                error = flow_matching_loss(velocity, target, predict)
                 loss[name] += float(error) * len(x0) / (len(latents) * len(TIMES))
             later = {name: velocity[:, :, 1:].double() for name, velocity in found.items()}
             gap += float((later["removed"] - later["null"]).square().sum())

@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def masked_velocity_loss(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+def flow_matching_loss(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error over the frames where `mask` [B, T] is True; a float32 scalar.
 
     predicted, target: [B, C, T, h, w]. Raises ValueError on shapes that do not fit.
     """
     if predicted.shape != target.shape or mask.shape != (target.shape[0], target.shape[2]):
         raise ValueError(
-            f"masked_velocity_loss: expected equal [B, C, T, h, w] and mask [B, T], got "
+            f"flow_matching_loss: expected equal [B, C, T, h, w] and mask [B, T], got "
             f"{tuple(predicted.shape)}, {tuple(target.shape)}, {tuple(mask.shape)}"
         )
     error = (predicted.float() - target.float()).square().mean(dim=(1, 3, 4))  # [B, T]

@@ -1,7 +1,7 @@
 """Rectified flow (Liu et al. 2022) with one diffusion time per frame: 0 is data, 1 is noise.
 
 Latents are [B, C, T, h, w], times [B, T]. The velocity points from noise to data, v = x0 - noise,
-as in Open-Sora; a generator with the opposite sign is turned around by its own wrapper.
+as in Open-Sora; a video model with the opposite sign is turned around by its own wrapper.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class TimeConfig:
+class TimestepConfig:
     """How diffusion times are drawn in training: logit-normal, then shifted toward noise."""
 
     mean: float = 0.0
@@ -35,16 +35,16 @@ def shift_times(times: Tensor, shift: float) -> Tensor:
     return shift * times / (1 + (shift - 1) * times)
 
 
-def draw_times(
+def sample_timesteps(
     clips: int,
-    config: TimeConfig,
+    config: TimestepConfig,
     *,
     generator: torch.Generator,
     device: torch.device | str,
-    own_shift: float = 1.0,
+    native_shift: float = 1.0,
 ) -> Tensor:
-    """One time per clip, [clips] in (0, 1). `own_shift` stands for a shift of None."""
-    shift = own_shift if config.shift is None else config.shift
+    """One time per clip, [clips] in (0, 1). `native_shift` stands for a shift of None."""
+    shift = native_shift if config.shift is None else config.shift
     normal = torch.randn(clips, generator=generator, device=device)
     return shift_times(torch.sigmoid(config.mean + config.std * normal), shift)
 

@@ -14,8 +14,8 @@ its steps), in a window of W:
 
     without a cache      up to W s
     while it fills up    s new, and once the frames made in the round before
-    slid, slide=exact    s new, and once the W - new that stay
-    slid, slide=keep     s new, and once the frames made in the round before
+    slid, on_slide=exact    s new, and once the W - new that stay
+    slid, on_slide=keep     s new, and once the frames made in the round before
 
 exact gives what no cache gives. keep does not: the frames that stay still hold what they took from
 frames that left, and from actions before the window's first frame. Every frame is seen with the
@@ -25,8 +25,8 @@ sequences as long as in training. Positions go on counting (rotary embeddings te
 in float32 they are good for some 10^5 frames). A cache is only for a model in which no frame sees a
 later one.
 
-Order of draws from `generator`: noise of the context frames if `history_noise` > 0; then in every
-round the noise the new frames start from, and if `history_noise` > 0 the noise put on them
+Order of draws from `generator`: noise of the context frames if `context_noise` > 0; then in every
+round the noise the new frames start from, and if `context_noise` > 0 the noise put on them
 afterwards. A cache draws nothing, so it does not change the video.
 
 Shape legend: B clips, T latent frames, r actions per latent frame, N tokens, d token width.
@@ -181,7 +181,7 @@ class LatentRollout:
         if self._cache is not None:
             self._store(conditioned)
             return partial(conditioned, first=held, cache=self._cache)
-        level = self.sampler.history_noise
+        level = self.sampler.context_noise
         known = torch.full((past.shape[0], held), level, device=past.device)
 
         def velocity(x: Tensor, times: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ class LatentRollout:
         missing = self._past[:, :, self._cached :]
         if self._cache is None or not missing.shape[2]:
             return
-        shape, level = (missing.shape[0], missing.shape[2]), self.sampler.history_noise
+        shape, level = (missing.shape[0], missing.shape[2]), self.sampler.context_noise
         times = torch.full(shape, level, device=missing.device)
         conditioned(missing, times, first=self._cached, cache=self._cache, store=True)
         self._cached = self._past.shape[2]
@@ -210,7 +210,7 @@ class LatentRollout:
         self._start = start
         if self._cache is None or self.new_cache is None:
             return
-        if self.sampler.slide == "exact" or leaving >= self._cached:
+        if self.sampler.on_slide == "exact" or leaving >= self._cached:
             self._cache, self._cached = self.new_cache(), 0
         else:
             self._cache.forget(leaving)
@@ -218,7 +218,7 @@ class LatentRollout:
 
     def _as_seen(self, latents: Tensor) -> Tensor:
         """Latents as they are seen from now on: noised once where the sampler says so."""
-        level = self.sampler.history_noise
+        level = self.sampler.context_noise
         if level == 0:
             return latents
         noise = self._noise(latents, latents.shape[2])

@@ -26,18 +26,18 @@ class SamplerConfig:
     steps: int = 10
     """Denoising steps (paper: 10, for planning 3)."""
     method: Literal["euler", "heun"] = "euler"
-    """heun calls the generator twice a step and is second-order accurate."""
+    """heun calls the video model twice a step and is second-order accurate."""
     shift: float = 1.0
     """Above 1 spends more steps near noise (same formula as in training)."""
     guidance: float = 1.0
     """Classifier-free guidance on the action; 1 = off (paper: 4.0, planning 1)."""
     guidance_passes: Literal["one", "two"] = "one"
     """one: both velocities of guidance as one batch of twice the clips; two: half the memory."""
-    history_noise: float = 0.0
+    context_noise: float = 0.0
     """Time in [0, 1) to which frames already seen are noised, and which the generator is told."""
     cache: Literal["auto", "on", "off"] = "auto"
-    """Keep keys and values of frames already seen: where the generator allows it, always, never."""
-    slide: Literal["exact", "keep"] = "exact"
+    """Keep keys and values of frames already seen: where the video model allows it, always, never."""
+    on_slide: Literal["exact", "keep"] = "exact"
     """When the window slides, encode what stays anew (as without a cache), or keep what is held."""
 
     def __post_init__(self) -> None:
@@ -45,11 +45,11 @@ class SamplerConfig:
             raise ValueError(f"sampler.guidance: expected a number, got {self.guidance}")
         if not 0 < self.shift < math.inf:
             raise ValueError(f"sampler.shift: expected a number above 0, got {self.shift}")
-        if not 0 <= self.history_noise < 1:
+        if not 0 <= self.context_noise < 1:
             raise ValueError(
-                f"sampler.history_noise: expected a time in [0, 1), got {self.history_noise}"
+                f"sampler.context_noise: expected a time in [0, 1), got {self.context_noise}"
             )
-        for name in ("guidance_passes", "cache", "slide"):
+        for name in ("guidance_passes", "cache", "on_slide"):
             allowed = get_args(get_type_hints(SamplerConfig)[name])
             if getattr(self, name) not in allowed:
                 raise ValueError(

@@ -1,8 +1,8 @@
 """Action conditioning: latent actions to one modulation per frame and block of the generator.
 
 Latent actions -> self-attention blocks over the action sequence -> MLP -> shift, scale, gate,
-added to the generator's own time modulation (CoLA-World, AdaLN conditioning). The last layer is
-zero at the start, so that an untrained conditioner leaves the generator's output unchanged.
+added to the video model's own time modulation (CoLA-World, AdaLN conditioning). The last layer is
+zero at the start, so that an untrained conditioner leaves the video model's output unchanged.
 
 Shape legend: B clips, T latent frames, C width, N tokens per action, d token width, r actions
 that lead into one latent frame (the tokenizer's temporal stride).
@@ -34,7 +34,7 @@ class ConditionerConfig:
     mlp_ratio: float = 2.0
     """Hidden width of the MLP over width."""
     per_block: bool = True
-    """A head of its own for every block of the generator; false: one shared by all (paper)."""
+    """A head of its own for every block of the video model; false: one shared by all (paper)."""
     dropout: float = 0.1
     """Probability that a step's action is replaced by the learned null action (paper: 0.1)."""
 

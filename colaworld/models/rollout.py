@@ -23,7 +23,7 @@ from torch import Tensor
 from colaworld.flow.rollout import Cache, LatentRollout, check_whole_frames
 from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.guidance import ConditionedVelocity, GuidedCache
-from colaworld.models.tokenizers.base import latent_frames
+from colaworld.models.tokenizers.tokenizer import latent_frames
 from colaworld.models.world_model import WorldModel, evaluating
 
 

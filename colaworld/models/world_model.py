@@ -59,7 +59,7 @@ class ModelConfig:
     """auto; fused (one kernel with norm and rotation inside); sdpa; cudnn (sdpa held to cuDNN); flex;
     flash, flash3, flash4 (FlashAttention 2, 3 and 4)."""
     window: int = 4
-    """Frames the generator sees at once in a rollout; normally the clip length of training."""
+    """Frames the video model sees at once in a rollout; normally the clip length of training."""
 
     def __post_init__(self) -> None:
         made = {}
@@ -170,7 +170,7 @@ class WorldModel(nn.Module):
         self,
         latents: Tensor,  # [B, C, T, h, w]
         times: Tensor,  # [B, T]
-        codes: Tensor | None = None,  # [B, r (T - 1), N, d]; None = the plain generator
+        codes: Tensor | None = None,  # [B, r (T - 1), N, d]; None = the plain video model
         drop: Tensor | None = None,  # [B, r (T - 1)] bool: use the null action there
     ) -> Tensor:
         """The generator's velocity under latent actions."""

@@ -6,7 +6,7 @@ the others refuse; `force(name)` and the variable COLAWORLD_OPS choose one imple
 of each CUDA kernel takes.
 """
 
-from colaworld.ops._dispatch import NoImplementationError, Verdict, explain, force, names
+from colaworld.ops._dispatch import Explanation, NoImplementationError, explain, force, names
 from colaworld.ops._native import build_info, cuda_kernels
 from colaworld.ops._native import reason as why_not_compiled
 from colaworld.ops.adaln import adaln
@@ -26,8 +26,8 @@ __all__ = [
     "ATTENTION_BACKENDS",
     "AttentionBackend",
     "BackendUnavailableError",
+    "Explanation",
     "NoImplementationError",
-    "Verdict",
     "adaln",
     "attention_backend_missing",
     "block_causal_attention",

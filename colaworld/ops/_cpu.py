@@ -15,7 +15,7 @@ from colaworld.ops import _dispatch, _native
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
-def refuses(facts: _dispatch.Facts) -> str | None:
+def refuses(facts: _dispatch.CallInfo) -> str | None:
     """Why no compiled CPU kernel can run for a call led by such a tensor; None when one can."""
     if not _native.AVAILABLE:
         return _native.reason()

@@ -54,7 +54,7 @@ def _refuses_here() -> str | None:
     return _reason_here()
 
 
-def refuses(facts: _dispatch.Facts) -> str | None:
+def refuses(facts: _dispatch.CallInfo) -> str | None:
     """Why no compiled CUDA kernel can run for a call led by such a tensor; None when one can."""
     if not _native.AVAILABLE:
         return _native.reason()

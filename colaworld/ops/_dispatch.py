@@ -23,7 +23,7 @@ VARIABLE = "COLAWORLD_OPS"
 
 
 @dataclass(slots=True)  # one is made in every call: a frozen one takes three times as long
-class Facts:
+class CallInfo:
     """What a choice may depend on: the leading tensor of a call, without its values. Not changed."""
 
     device: str  # "cpu", "cuda", ...
@@ -40,7 +40,7 @@ class Implementation:
 
     name: str  # one of NAMES
     run: Callable[..., Any]
-    refuses: Callable[[Facts], str | None]  # a reason, or None when it can run
+    refuses: Callable[[CallInfo], str | None]  # a reason, or None when it can run
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Preference:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Explanation:
     """What `explain` says about one implementation."""
 
     name: str
@@ -67,7 +67,7 @@ class NoImplementationError(ValueError):
 # op name -> implementations, most preferred first. Filled by `register` at import.
 _REGISTRY: dict[str, tuple[Implementation, ...]] = {}
 # op name -> whom the sizes prefer, for ops of which that depends on sizes.
-_PREFERS: dict[str, Callable[[Facts], Preference | None]] = {}
+_PREFERS: dict[str, Callable[[CallInfo], Preference | None]] = {}
 
 
 def _checked(name: str, source: str) -> str:
@@ -84,7 +84,7 @@ def register(
     op: str,
     implementations: Sequence[Implementation],
     *,
-    prefers: Callable[[Facts], Preference | None] | None = None,
+    prefers: Callable[[CallInfo], Preference | None] | None = None,
 ) -> None:
     """Declare the implementations of `op`, most preferred first.
 
@@ -116,7 +116,7 @@ def force(name: str) -> Iterator[None]:
 
 
 def choose(
-    implementations: Sequence[Implementation], facts: Facts, forced: str | None
+    implementations: Sequence[Implementation], facts: CallInfo, forced: str | None
 ) -> Implementation | None:
     """The first implementation that does not refuse; only the forced one when one is forced."""
     for implementation in implementations:
@@ -127,7 +127,7 @@ def choose(
     return None
 
 
-def _in_order(op: str, facts: Facts) -> tuple[Sequence[Implementation], Preference | None]:
+def _in_order(op: str, facts: CallInfo) -> tuple[Sequence[Implementation], Preference | None]:
     """The implementations with the preferred one first, and that preference."""
     every = _REGISTRY[op]
     prefers = _PREFERS.get(op)
@@ -137,9 +137,9 @@ def _in_order(op: str, facts: Facts) -> tuple[Sequence[Implementation], Preferen
     return sorted(every, key=lambda i: i.name != first.name), first
 
 
-def facts_of(tensor: Tensor, axis: str | None = None, entries: int | None = None) -> Facts:
+def facts_of(tensor: Tensor, axis: str | None = None, entries: int | None = None) -> CallInfo:
     """What a choice may know of a call led by `tensor`."""
-    return Facts(tensor.device.type, tensor.dtype, tensor.shape, tensor.stride(), axis, entries)
+    return CallInfo(tensor.device.type, tensor.dtype, tensor.shape, tensor.stride(), axis, entries)
 
 
 def select(
@@ -174,7 +174,7 @@ def pick(
     return chosen
 
 
-def _complaint(op: str, facts: Facts) -> str:
+def _complaint(op: str, facts: CallInfo) -> str:
     wanted, remedy = "no fused implementation can", "Ask for another backend"
     if _forced is not None:
         wanted = f"the forced implementation {_forced!r} cannot"
@@ -192,7 +192,7 @@ def _complaint(op: str, facts: Facts) -> str:
 
 def explain(
     op: str, tensor: Tensor, *, axis: str | None = None, entries: int | None = None
-) -> tuple[Verdict, ...]:
+) -> tuple[Explanation, ...]:
     """For each implementation of `op`: would it run for a call led by `tensor`, and if not, why.
 
     `axis`: of st_attention; `entries`: K of the codebook of vector_quantize and code_statistics, whose
@@ -206,7 +206,7 @@ def explain(
     verdicts = []
     for implementation in _REGISTRY[op]:
         if implementation is chosen:
-            verdicts.append(Verdict(implementation.name, True, ""))
+            verdicts.append(Explanation(implementation.name, True, ""))
             continue
         reason = implementation.refuses(facts)
         if reason is None:
@@ -218,7 +218,7 @@ def explain(
                 reason = f"{chosen.name} comes first"
                 if preference is not None and chosen.name == preference.name:
                     reason += f": {preference.reason}"
-        verdicts.append(Verdict(implementation.name, False, reason))
+        verdicts.append(Explanation(implementation.name, False, reason))
     return tuple(verdicts)
 
 
@@ -231,6 +231,6 @@ def known(condition: bool | torch.SymBool) -> bool:
     return guard_or_false(condition)
 
 
-def always(_: Facts) -> str | None:
+def always(_: CallInfo) -> str | None:
     """The predicate of a reference: it never refuses."""
     return None

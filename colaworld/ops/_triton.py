@@ -26,7 +26,7 @@ INTERPRETED_DTYPES = (torch.float32, torch.float64, torch.float16)
 CAPABILITY = (8, 0)  # the oldest that Triton's bfloat16 and asynchronous copies are made for
 
 
-def refuses(facts: _dispatch.Facts) -> str | None:
+def refuses(facts: _dispatch.CallInfo) -> str | None:
     """Why no Triton kernel can run for a call led by such a tensor; None when one can."""
     if not INSTALLED:
         return "triton is not installed; it comes with a CUDA build of torch"

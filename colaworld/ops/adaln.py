@@ -18,14 +18,14 @@ _CPU_DTYPES = {(dtype, dtype) for dtype in _cpu.DTYPES} | {(torch.float32, torch
 _CHANNELS = 5120  # of Triton: the widest row that kernels/adaln.py keeps in registers
 
 
-def _cpu_refuses(facts: _dispatch.Facts) -> str | None:
+def _cpu_refuses(facts: _dispatch.CallInfo) -> str | None:
     reason = _cpu.refuses(facts)
     if reason is None and facts.shape[-1] == 0:
         reason = "C is 0, it needs at least one channel"
     return reason
 
 
-def _triton_refuses(facts: _dispatch.Facts) -> str | None:
+def _triton_refuses(facts: _dispatch.CallInfo) -> str | None:
     reason = _triton.refuses(facts)
     if reason is None and not 1 <= facts.shape[-1] <= _CHANNELS:
         reason = f"C is {facts.shape[-1]}, it takes 1 to {_CHANNELS} channels"

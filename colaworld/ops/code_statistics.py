@@ -46,7 +46,7 @@ def _gradients(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
     return F.embedding(indices, grad[:, : ctx.width]).to(ctx.dtype), None, None, None
 
 
-def triton_refuses(facts: _dispatch.Facts) -> str | None:
+def triton_refuses(facts: _dispatch.CallInfo) -> str | None:
     """Why Triton cannot sum over rows like these; None when it can."""
     reason = _triton.refuses(facts)
     if reason is None and facts.shape[-1] > _CHANNELS:
@@ -75,7 +75,7 @@ _A_SORT = _dispatch.Preference(
 )
 
 
-def _prefers(facts: _dispatch.Facts) -> _dispatch.Preference | None:
+def _prefers(facts: _dispatch.CallInfo) -> _dispatch.Preference | None:
     """CUDA, one launch up to 8191 rows, two beyond, until Triton's sort is ahead.
 
     Predicted: 2 us against 50 at N 4096, K 32, d 32; 50 against 350 at N 1M, K 1024, d 32; 760 against

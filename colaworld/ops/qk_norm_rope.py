@@ -18,7 +18,7 @@ from colaworld.ops._checks import check_beside, constants
 _PADDED_TOKEN = 16384  # the largest tile of kernels/qk_norm_rope.py: all heads of one token
 
 
-def cpu_refuses(facts: _dispatch.Facts) -> str | None:
+def cpu_refuses(facts: _dispatch.CallInfo) -> str | None:
     """Of tensors [..., H, D]; likewise `triton_refuses`."""
     reason = _cpu.refuses(facts)
     if reason is None and (0 in facts.shape[-2:]):
@@ -26,7 +26,7 @@ def cpu_refuses(facts: _dispatch.Facts) -> str | None:
     return reason
 
 
-def triton_refuses(facts: _dispatch.Facts) -> str | None:
+def triton_refuses(facts: _dispatch.CallInfo) -> str | None:
     reason = _triton.refuses(facts)
     if reason is not None:
         return reason

@@ -31,7 +31,7 @@ _CUDA_LONGEST = 32
 _CUDA_HEAD_DIMS = (64, 72, 96, 128)
 
 
-def _cuda_refuses(facts: _dispatch.Facts) -> str | None:
+def _cuda_refuses(facts: _dispatch.CallInfo) -> str | None:
     reason = _cuda.refuses(facts)
     if reason is not None:
         return reason
@@ -83,7 +83,7 @@ _FEW_WARPS = _dispatch.Preference(
 )
 
 
-def _prefers(facts: _dispatch.Facts) -> _dispatch.Preference | None:
+def _prefers(facts: _dispatch.CallInfo) -> _dispatch.Preference | None:
     """CUDA, but where its backward pass fills the shared memory with 3 warps of a multiprocessor.
 
     Predicted for an H200, no measurement: their bytes take both 0.33 ms at B8 S256 T32 12x128, for which an

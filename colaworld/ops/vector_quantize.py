@@ -60,7 +60,7 @@ _TENSOR_CORES = _dispatch.Preference(
 )
 
 
-def _prefers(facts: _dispatch.Facts) -> _dispatch.Preference | None:
+def _prefers(facts: _dispatch.CallInfo) -> _dispatch.Preference | None:
     """CUDA's exact float32 sums, one launch, until Triton's tensor cores are clearly ahead.
 
     Predicted: at N 4096, K 32, d 32 both take what a launch takes; from some N 16k, K 1024, d 32 on tensor

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from colaworld.data.clips import DataConfig
 from colaworld.evaluation.evaluate import EvaluationConfig
-from colaworld.flow.path import TimeConfig
+from colaworld.flow.path import TimestepConfig
 from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.latent_action.quantizers import VQConfig
@@ -32,8 +32,8 @@ _WARMUP = Phase(
     _LAM,
     steps=400,
     learning_rate=1e-3,
-    ramp_steps=50,
-    # Not before the codebook has started (continuous_steps) and its health window has filled.
+    lr_warmup_steps=50,
+    # Not before the codebook has started (unquantized_steps) and its health window has filled.
     gate=GateConfig(entropy=0.7, window=60, min_steps=300),
 )
 _JOINT = Phase(
@@ -41,8 +41,8 @@ _JOINT = Phase(
     "cola",
     (*_LAM, "backbone"),
     steps=1300,
-    learning_rate=5e-4,  # gentler on the pre-trained generator
-    ramp_steps=50,
+    learning_rate=5e-4,  # gentler on the pre-trained video model
+    lr_warmup_steps=50,
     cooldown_steps=300,
     alarm=AlarmConfig(floor=0.3, action="warn"),
 )
@@ -52,7 +52,7 @@ _LAM_STAGE = Phase(
     ("idm", "quantizer", "fdm"),
     steps=400,
     learning_rate=1e-3,
-    ramp_steps=50,
+    lr_warmup_steps=50,
     alarm=AlarmConfig(floor=0.3, action="warn"),
 )
 _WORLD_STAGE = Phase(
@@ -61,7 +61,7 @@ _WORLD_STAGE = Phase(
     ("conditioner", "backbone"),
     steps=1300,
     learning_rate=5e-4,
-    ramp_steps=50,
+    lr_warmup_steps=50,
     cooldown_steps=300,
 )
 _PRETRAIN = Phase(
@@ -70,13 +70,13 @@ _PRETRAIN = Phase(
     ("backbone",),
     steps=4500,
     learning_rate=1e-3,
-    ramp_steps=100,
+    lr_warmup_steps=100,
     cooldown_steps=1200,
 )
 # Most of a move can be read off a frame that is half noise: only close to pure noise does the
 # action say something new, and only there does a gradient reach the latent action model.
-_NEAR_NOISE = TimeConfig(shift=16.0)
-_QUANTIZER = VQConfig(continuous_steps=250)
+_NEAR_NOISE = TimestepConfig(shift=16.0)
+_QUANTIZER = VQConfig(unquantized_steps=250)
 _MODEL = ModelConfig(
     window=4,
     idm=IDMConfig(tokens=2, motion=True),
@@ -95,7 +95,7 @@ def _nano(recipe: str, schedule: tuple[str, ...], **changes: object) -> RunConfi
         "objective": ObjectiveConfig(
             history=(1, 3),
             times=_NEAR_NOISE,
-            augment=False,  # the shipped generator knows whole cells only, no scaled crops
+            augment=False,  # the shipped video model knows whole cells only, no scaled crops
             quantizer_weight=0.1,  # at 1 the commitment outweighs the flow loss's small gradient
         ),
         "phases": {
@@ -115,9 +115,9 @@ def pretrain() -> RunConfig:
     return _nano(
         "nano.pretrain",
         ("pretrain",),
-        generator=None,
+        backbone_weights=None,
         data=DataConfig(frames_per_clip=4),
-        objective=ObjectiveConfig(history=(1, 3), times=TimeConfig(shift=2.0), augment=False),
+        objective=ObjectiveConfig(history=(1, 3), times=TimestepConfig(shift=2.0), augment=False),
         training=TrainingConfig(
             batch_size=16,
             ema_decay=0.998,
@@ -129,7 +129,7 @@ def pretrain() -> RunConfig:
 
 
 def cola() -> RunConfig:
-    """CoLA-World: warm-up through the frozen generator, then joint training."""
+    """CoLA-World: warm-up through the frozen video model, then joint training."""
     return _nano("nano.cola", ("warmup", "joint"))
 
 
@@ -146,13 +146,13 @@ def two_stage() -> RunConfig:
 
 def naive_joint() -> RunConfig:
     """Joint training without a warm-up, over the same number of steps."""
-    plain = replace(_MODEL, quantizer=replace(_QUANTIZER, continuous_steps=0))
+    plain = replace(_MODEL, quantizer=replace(_QUANTIZER, unquantized_steps=0))
     config = _nano("nano.naive_joint", ("joint",), model=plain)
     return config.with_phase("joint", steps=_BUDGET)
 
 
 def frozen_world() -> RunConfig:
-    """Warm-up only, over the same number of steps; the generator never moves."""
+    """Warm-up only, over the same number of steps; the video model never moves."""
     config = _nano("nano.frozen_world", ("warmup",))
     # Nothing follows that a gate could open to.
     return config.with_phase("warmup", steps=_BUDGET, gate=None)

@@ -3,8 +3,8 @@
 Numbers are the paper's (arXiv 2510.26433) unless a comment says otherwise. It trained on eight H200
 with 128 clips an update; here the update is the same and `accumulate` makes up for the cards.
 
-One size of frames serves everybody. The paper shows 256x256 px to the generator (latents of 32x32)
-and 224x224 to the IDM, in patches of 14: 16x16 tokens. Here the IDM reads the generator's 256x256
+One size of frames serves everybody. The paper shows 256x256 px to the video model (latents of 32x32)
+and 224x224 to the IDM, in patches of 14: 16x16 tokens. Here the IDM reads the video model's 256x256
 in patches of 16, which are 16x16 tokens of the same view, and nothing is resized twice.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from colaworld.data.clips import DataConfig
 from colaworld.evaluation.evaluate import EvaluationConfig
-from colaworld.flow.path import TimeConfig
+from colaworld.flow.path import TimestepConfig
 from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ConditionerConfig
@@ -71,11 +71,11 @@ def _opensora(recipe: str, schedule: tuple[str, ...]) -> RunConfig:
     return RunConfig(
         recipe=recipe,
         schedule=schedule,
-        generator="hpcai-tech/OpenSora-STDiT-v3",
+        backbone_weights="hpcai-tech/OpenSora-STDiT-v3",
         data=DataConfig(frames_per_clip=FRAMES, height=SIZE, width=SIZE),
         model=_MODEL,
         # Any clean prefix, so that a rollout may go on from one frame or from a full window (ours).
-        objective=ObjectiveConfig(history=(1, 4), times=TimeConfig(shift=None)),
+        objective=ObjectiveConfig(history=(1, 4), times=TimestepConfig(shift=None)),
         phases=PHASES,
         training=TRAINING,
         sampler=SamplerConfig(steps=10, guidance=4.0, shift=_SHIFT),
@@ -84,7 +84,7 @@ def _opensora(recipe: str, schedule: tuple[str, ...]) -> RunConfig:
 
 
 def cola() -> RunConfig:
-    """CoLA-World on Open-Sora v1.2: warm-up through the frozen generator, then joint training."""
+    """CoLA-World on Open-Sora v1.2: warm-up through the frozen video model, then joint training."""
     return _opensora("opensora.cola", ("warmup", "joint"))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from colaworld.data.clips import DataConfig
 from colaworld.evaluation.evaluate import EvaluationConfig
-from colaworld.flow.path import TimeConfig
+from colaworld.flow.path import TimestepConfig
 from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.backbones.wan import TIME_SHIFT, WanConfig
 from colaworld.models.conditioning import ConditionerConfig
@@ -35,14 +35,14 @@ _MODEL = ModelConfig(
 
 
 def cola() -> RunConfig:
-    """CoLA-World on Wan2.1-T2V-1.3B: warm-up through the frozen generator, then joint training."""
+    """CoLA-World on Wan2.1-T2V-1.3B: warm-up through the frozen video model, then joint training."""
     config = RunConfig(
         recipe="wan.cola",
         schedule=("warmup", "joint"),
-        generator=_PUBLISHED,
+        backbone_weights=_PUBLISHED,
         data=DataConfig(frames_per_clip=opensora.FRAMES, height=opensora.SIZE, width=opensora.SIZE),
         model=_MODEL,
-        objective=ObjectiveConfig(history=(1, 4), times=TimeConfig(shift=None)),
+        objective=ObjectiveConfig(history=(1, 4), times=TimestepConfig(shift=None)),
         phases=opensora.PHASES,
         training=opensora.TRAINING,
         sampler=SamplerConfig(steps=10, guidance=4.0, shift=TIME_SHIFT),

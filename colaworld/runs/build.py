@@ -15,7 +15,7 @@ from colaworld.models.world_model import WorldModel
 from colaworld.runs.config import RunConfig
 from colaworld.runs.preview import RolloutPreview, first_clips
 from colaworld.runs.sizes import check_frames, check_heads, check_window
-from colaworld.runs.weights import load_generator
+from colaworld.runs.weights import load_backbone
 from colaworld.training.checkpoint import latest_checkpoint
 from colaworld.training.distributed import Distributed
 from colaworld.training.objectives import find_objective
@@ -29,29 +29,32 @@ _PREVIEW_CLIPS = 4  # side by side in TensorBoard
 def build_model(config: RunConfig, *, weights: bool = True) -> WorldModel:
     """The model of a run, its initial weights drawn from the run's seed.
 
-    `weights=False` leaves the pre-trained generator out, for a checkpoint that follows anyway.
+    `weights=False` leaves the pre-trained video model out, for a checkpoint that follows anyway.
     """
     check_heads(config.model, config.parts())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         model = WorldModel(config.model, parts=config.parts())
-    if weights and config.generator is not None:
-        load_generator(model.backbone, config.generator)
+    if weights and config.backbone_weights is not None:
+        load_backbone(model.backbone, config.backbone_weights)
     return model
 
 
-def check_generator_data(config: RunConfig) -> None:
-    """A warning where the generator was trained on episodes that this run calls held out."""
-    if config.generator is None or not (Path(config.generator) / "config.yaml").is_file():
+def check_backbone_data(config: RunConfig) -> None:
+    """A warning where the video model was trained on episodes that this run calls held out."""
+    if (
+        config.backbone_weights is None
+        or not (Path(config.backbone_weights) / "config.yaml").is_file()
+    ):
         return  # random, shipped or a bare file: nothing is known of its data
-    before = load_yaml(Path(config.generator) / "config.yaml", RunConfig).data
+    before = load_yaml(Path(config.backbone_weights) / "config.yaml", RunConfig).data
     if before.path != config.data.path:
         return
     if before.holdout != config.data.holdout or before.split != config.data.split:
         log.warning(
             "the generator %s was trained with data.holdout %g (split %r) of the same data set, "
             "this run has %g (split %r): held-out episodes may be known to it; use the same",
-            config.generator,
+            config.backbone_weights,
             before.holdout,
             before.split,
             config.data.holdout,
@@ -84,7 +87,7 @@ def build_trainer(
         width=loader.clips.width,
         frames=config.data.frames_per_clip,
     )
-    check_generator_data(config)
+    check_backbone_data(config)
     check_window(
         config.model,
         frames=config.data.frames_per_clip,
@@ -99,7 +102,7 @@ def build_trainer(
         log.warning(
             "model.tokenizer.path is empty: the tokenizer has random weights, good for tests alone"
         )
-    # A checkpoint holds the generator too, so the file it came from may be gone by then.
+    # A checkpoint holds the video model too, so the file it came from may be gone by then.
     resumed = resume and latest_checkpoint(out / "checkpoints") is not None
     model = build_model(config, weights=not resumed)
     if config.latents is not None:

@@ -21,10 +21,10 @@ _LAM = ("idm", "quantizer", "conditioner")
 PHASES: dict[str, Phase] = {
     phase.name: phase
     for phase in (
-        # The paper's lengths; it starts from a published generator, so that of pretrain is ours.
-        # The generator alone, without actions.
+        # The paper's lengths; it starts from a published video model, so that of pretrain is ours.
+        # The video model alone, without actions.
         Phase("pretrain", "flow", ("backbone",), steps=40_000),
-        # The generator is frozen; the latent action model learns through it.
+        # The video model is frozen; the latent action model learns through it.
         Phase("warmup", "cola", _LAM, steps=8_000),
         # Everything trains.
         Phase("joint", "cola", (*_LAM, "backbone"), steps=30_000),
@@ -44,7 +44,7 @@ class RunConfig:
     """The recipe this configuration began as."""
     schedule: tuple[str, ...] = ("warmup", "joint")
     """Names of phases, in order."""
-    generator: str | None = "nano"
+    backbone_weights: str | None = "nano"
     """The pre-trained video generator: "nano" (shipped), a safetensors file, a run folder, a folder
     or hub name of published weights; None (in YAML: null) for random weights."""
     latents: str | None = None
@@ -90,7 +90,7 @@ class RunConfig:
         return tuple(self.phases[name] for name in self.schedule)
 
     def parts(self) -> tuple[str, ...]:
-        """What the model needs besides tokenizer and generator, in the order it is built."""
+        """What the model needs besides tokenizer and video model, in the order it is built."""
         needed = {part for phase in self.scheduled() for part in phase.train}
         for phase in self.scheduled():
             needed.update(find_objective(phase.objective).needs)

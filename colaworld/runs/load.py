@@ -30,7 +30,7 @@ from colaworld.models.world_model import WorldModel
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig
 from colaworld.runs.sizes import check_frames
-from colaworld.runs.weights import load_generator
+from colaworld.runs.weights import load_backbone
 from colaworld.training.checkpoint import latest_checkpoint, load_strictly, load_weights
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def load_world(folder: Path, *, device: str = "cpu") -> tuple[World, RunConfig]:
     if getattr(model.quantizer, "continuous", False):
         raise ConfigError(
             f"{folder} stopped while its latents still passed unquantised "
-            f"(model.quantizer.continuous_steps {config.model.quantizer.continuous_steps}): it has "
+            f"(model.quantizer.unquantized_steps {config.model.quantizer.unquantized_steps}): it has "
             "no codes yet; train it further"
         )
     return World(model.to(device).eval(), config.sampler), config
@@ -129,7 +129,7 @@ def evaluate_run(
         )
 
     text = None
-    if config.evaluation.text_effect:  # first, since a generator without text is told at once
+    if config.evaluation.text_effect:  # first, since a video model without text is told at once
         text = _text_effect(stored, world.model, batches(), config.evaluation, device)
     found = run_evaluation(
         world,
@@ -150,7 +150,7 @@ def _text_effect(
     device: str,
 ) -> dict[str, Any]:
     """The generator this run started from, with the null caption and without cross-attention."""
-    if config.generator is None:
+    if config.backbone_weights is None:
         raise ConfigError(
             "evaluation.text_effect: this run started from random weights, there is no pre-trained "
             "generator to measure"
@@ -158,7 +158,7 @@ def _text_effect(
     velocities = []
     for text in ("null", "removed"):
         generator = build_backbone(replace(config.model.backbone, text=text))
-        load_generator(generator, config.generator)
+        load_backbone(generator, config.backbone_weights)
         velocities.append(generator.to(device).eval().velocity)
     frames = collect(batches, clips=asked.clips).frames.split(asked.batch_size)
     latents = torch.cat([model.tokenizer.encode(to_float(part, device)) for part in frames])

@@ -19,7 +19,7 @@ from colaworld.config import ConfigError
 from colaworld.contracts import ClipBatch
 from colaworld.models.layers.attention import KeepsOnGPU
 from colaworld.models.tokenizers import build_tokenizer
-from colaworld.models.tokenizers.base import latent_frames
+from colaworld.models.tokenizers.tokenizer import latent_frames
 from colaworld.models.world_model import WorldModel
 from colaworld.runs.config import RunConfig
 from colaworld.runs.sizes import check_frames, check_heads
@@ -161,7 +161,7 @@ def _model(config: RunConfig) -> WorldModel:
     A quantizer that looks at values (which codes are dead, how old it is) would stop the trace; its
     statistics are tables of codebook size and are left out.
     """
-    quantizer = replace(config.model.quantizer, continuous_steps=0, reseed=False)
+    quantizer = replace(config.model.quantizer, unquantized_steps=0, reseed=False)
     sizes = replace(config.model, quantizer=quantizer)
     with unset_fake_temporarily(), torch.device("meta"):
         tokenizer = build_tokenizer(

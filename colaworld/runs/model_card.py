@@ -27,11 +27,11 @@ tags: [world-model, latent-action, video-generation]
 # A controllable video generator ({config.recipe})
 
 Trained with colaworld {described["colaworld"]} after CoLA-World (arXiv 2510.26433): latent actions are
-inferred from video alone, through the generator they steer.
+inferred from video alone, through the video model they steer.
 
 | | |
 |---|---|
-| generator | {described["generator"] or "trained from random weights"} ({model.backbone.kind}, width {model.backbone.width}) |
+| generator | {described["backbone_weights"] or "trained from random weights"} ({model.backbone.kind}, width {model.backbone.width}) |
 | phases | {", ".join(config.schedule)} |
 | latent action | {model.idm.tokens} token(s) of {model.idm.dim} numbers, quantizer `{model.quantizer.kind}`, {codes} codes |
 | frames | {size} pixels, clips of {frames["frames_per_clip"]} frames, every {frames["stride"]} |
@@ -50,7 +50,7 @@ world = colaworld.from_pretrained("PATH OR HUB ID")
 actions = world.infer_actions(frames)  # [B, T, 3, H, W] in [0, 1]
 video = world.rollout(frames[:, :1], actions.codes, generator=torch.Generator().manual_seed(0))
 ```
-The weights take over the licence of the generator and of the videos they were trained on.
+The weights take over the licence of the video model and of the videos they were trained on.
 """
 
 

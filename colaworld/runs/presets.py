@@ -1,4 +1,4 @@
-"""Presets per card: how the recipes of the published generators fit into 24, 48, 80 or 141 GB.
+"""Presets per card: how the recipes of the published video models fit into 24, 48, 80 or 141 GB.
 
 A preset changes how an update is computed, never how many clips it sees: `batch_size` x `accumulate`
 stays. What else it changes is said with it. `batch_size` is the largest power of two up to 16 that the

@@ -1,6 +1,6 @@
-"""Weights in and out: published generators, and trained worlds exported for others.
+"""Weights in and out: published video models, and trained worlds exported for others.
 
-    from_pretrained(folder | file | hub id)  ->  a generator, or a trained world
+    from_pretrained(folder | file | hub id)  ->  a video model, or a trained world
     export_run(run, folder)                  ->  config.json, safetensors (in shards), a model card
 
 Only safetensors are read and written. The hub is asked only when a hub id is given.
@@ -49,22 +49,22 @@ def from_pretrained(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
 ) -> nn.Module | World:
-    """A pre-trained generator in its published layout, or an exported world.
+    """A pre-trained video model in its published layout, or an exported world.
 
     Args:
         source: a folder with config.json and safetensors (shards too), a safetensors file (needs
             `config`), the folder of a finished run, or a hub id such as
             "hpcai-tech/OpenSora-STDiT-v3".
-        config: of a generator; None: read from config.json.
-        text: a generator's cross-attention: removed (CoLA-World), fed with the null caption, or
+        config: of a video model; None: read from config.json.
+        text: a video model's cross-attention: removed (CoLA-World), fed with the null caption, or
             with captions. Exported worlds have their own.
-        causal: a generator's attention sees no later frame (CoLA-World).
-        device, dtype: where each tensor of a generator goes, one at a time; dtype None: as stored.
+        causal: a video model's attention sees no later frame (CoLA-World).
+        device, dtype: where each tensor of a video model goes, one at a time; dtype None: as stored.
             A world is read on the CPU and moved; its codebook and tokenizer keep their dtype.
         revision: of the hub id.
 
     Returns:
-        A generator (`models.backbones.backbone.Backbone`), or a `models.world.World` with the
+        A video model (`models.backbones.backbone.Backbone`), or a `models.world.World` with the
         sampler of its run, in evaluation mode.
 
     Raises:
@@ -99,7 +99,7 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
         )
     if "conditioner" not in config.parts():
         raise ConfigError(
-            f"{run} is a run of {config.recipe}, a generator without latent actions; its "
+            f"{run} is a run of {config.recipe}, a video model without latent actions; its "
             "weights/model.safetensors can be used as `generator` as it is"
         )
     if not 0 < shard_gb < float("inf"):
@@ -110,7 +110,7 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
         "colaworld": __version__,
         "config_version": VERSION,
         "recipe": config.recipe,
-        "generator": _public_name(config.generator),
+        "backbone_weights": _public_name(config.backbone_weights),
         "model": to_dict(config.model),
         "sampler": to_dict(config.sampler),
         "schedule": list(config.schedule),
@@ -174,7 +174,7 @@ def _world(
     model = build_model(config, weights=False)
     if not hasattr(model, "conditioner"):
         raise ConfigError(
-            f"{folder}: a generator without latent actions; pass config= to load it as one"
+            f"{folder}: a video model without latent actions; pass config= to load it as one"
         )
     mark = {k: v for k, v in model.state_dict().items() if k == TOKENIZER_MARK}
     load_weights(model, folder, Layout(constants=mark))

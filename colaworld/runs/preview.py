@@ -39,7 +39,7 @@ class RolloutPreview:
         device = next(model.parameters()).device
         truth = self.frames.to(device).float() / 255
         codes = None
-        if hasattr(model, "conditioner"):  # a plain generator predicts without actions
+        if hasattr(model, "conditioner"):  # a plain video model predicts without actions
             codes = self.world.infer_actions(truth).codes
         rollout = self.world.rollout(
             truth[:, :1],

@@ -10,14 +10,14 @@ import math
 from collections.abc import Sequence
 
 from colaworld.config import ConfigError
-from colaworld.models.tokenizers.base import latent_frames
+from colaworld.models.tokenizers.tokenizer import latent_frames
 from colaworld.models.world_model import ModelConfig
 
 log = logging.getLogger(__name__)
 
 
 def check_heads(model: ModelConfig, parts: Sequence[str]) -> None:
-    """ConfigError where attention heads of the generator or of `parts` do not divide a width.
+    """ConfigError where attention heads of the video model or of `parts` do not divide a width.
 
     Each head needs an even share.
     """

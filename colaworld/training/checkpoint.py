@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from colaworld.training.contracts import CheckpointError
+from colaworld.training.protocols import CheckpointError
 
 FORMAT_VERSION = 1  # raised when the layout or the meaning of a field changes
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from colaworld.files import plain, write_atomically
-from colaworld.training.contracts import RunFolderError
+from colaworld.training.protocols import RunFolderError
 
 log = logging.getLogger(__name__)
 PLAIN_SECONDS = 10.0  # between progress lines where the output is not a terminal

@@ -25,10 +25,10 @@ from torch.utils._pytree import tree_leaves
 
 from colaworld.contracts import ClipBatch
 from colaworld.training.config import TrainingConfig
-from colaworld.training.contracts import Objective
 from colaworld.training.ema import WeightAverage
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.phases import Phase, enter_phase
+from colaworld.training.protocols import Objective
 from colaworld.training.step import apply_update, backward_pass
 
 T = TypeVar("T")

@@ -1,7 +1,7 @@
 """What each phase minimises. Every objective is a forward pass and a list of loss terms over it.
 
-flow            the generator alone, without actions                     (pretrain)
-cola            flow loss through generator, conditioning and quantizer  (warmup, joint)
+flow            the video model alone, without actions                     (pretrain)
+cola            flow loss through video model, conditioning and quantizer  (warmup, joint)
 world           the same flow loss under a frozen latent action model    (second stage)
 reconstruction  a forward dynamics model in pixels                       (first stage)
 
@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from colaworld.config import ConfigError
-from colaworld.contracts import ClipBatch, Moved, to_float
+from colaworld.contracts import ClipBatch, ResetRows, to_float
 from colaworld.data.transforms import random_resized_crop
-from colaworld.flow.loss import masked_velocity_loss
-from colaworld.flow.path import TimeConfig, draw_times, interpolate, target_velocity
+from colaworld.flow.loss import flow_matching_loss
+from colaworld.flow.path import TimestepConfig, interpolate, sample_timesteps, target_velocity
 from colaworld.models.latent_action.quantizers import Quantized
 from colaworld.models.world_model import WorldModel
 
@@ -34,7 +34,7 @@ class ObjectiveConfig:
 
     history: tuple[int, int] = (1, 3)
     """Fewest and most clean latent frames of history of a clip; the rest is noised and predicted."""
-    times: TimeConfig = field(default_factory=TimeConfig)
+    times: TimestepConfig = field(default_factory=TimestepConfig)
     """Diffusion times of the noised frames."""
     augment: bool = True
     """One random resized crop per clip while the latent action model trains (paper)."""
@@ -49,7 +49,7 @@ class Forward:
     """What a forward pass made, for the terms to read. Legend: B clips, T latent frames, F frames."""
 
     frames: Tensor | None = None  # [B, F, 3, H, W] in [0, 1] that the model was shown
-    velocity: Tensor | None = None  # [B, C, T, h, w] of the generator
+    velocity: Tensor | None = None  # [B, C, T, h, w] of the video model
     target: Tensor | None = None  # [B, C, T, h, w] what it should be
     predict: Tensor | None = None  # [B, T] bool: frames that were noised
     predicted: Tensor | None = None  # [B, F - 1, 3, H, W] frames of a forward model
@@ -70,7 +70,7 @@ class Term:
 def flow_error(made: Forward) -> Tensor:
     """Mean squared error of the velocity over the frames to predict."""
     assert made.velocity is not None and made.target is not None and made.predict is not None
-    return masked_velocity_loss(made.velocity, made.target, made.predict)
+    return flow_matching_loss(made.velocity, made.target, made.predict)
 
 
 def quantizer_error(made: Forward) -> Tensor:
@@ -94,7 +94,7 @@ class BaseObjective:
     """A forward pass, and the terms whose weighted sum is minimised.
 
     Subclasses implement `forward` and say what they need. `codebook_size` and `tokens` are None
-    where the codebook is not watched. See `contracts.Objective` for the hooks.
+    where the codebook is not watched. See `protocols.Objective` for the hooks.
     """
 
     needs: tuple[str, ...] = ()
@@ -115,7 +115,7 @@ class BaseObjective:
     def loss(
         self, batch: ClipBatch, *, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Any]]:
-        """See `contracts.Objective.loss`: the weighted sum of the terms, and each of them."""
+        """See `protocols.Objective.loss`: the weighted sum of the terms, and each of them."""
         made = self.forward(batch, generator=generator)
         values = {term.name: term.value(made) for term in self.terms}
         loss: Any = sum(term.weight(self.config) * values[term.name] for term in self.terms)
@@ -134,7 +134,7 @@ class BaseObjective:
     def begin_step(self) -> None:
         """Nothing to forget."""
 
-    def after_step(self, *, generator: torch.Generator) -> tuple[dict[str, float], Moved]:
+    def after_step(self, *, generator: torch.Generator) -> tuple[dict[str, float], ResetRows]:
         """Nothing to update."""
         return {}, []
 
@@ -157,12 +157,12 @@ class BaseObjective:
         device = x0.device
         given = torch.randint(low, high + 1, (clips, 1), generator=generator, device=device)
         predict = torch.arange(length, device=device) >= given  # [B, T]
-        time = draw_times(
+        time = sample_timesteps(
             clips,
             self.config.times,
             generator=generator,
             device=device,
-            own_shift=self.model.backbone.time_shift(length, *x0.shape[3:]),
+            native_shift=self.model.backbone.time_shift(length, *x0.shape[3:]),
         )
         times = time[:, None] * predict
         noise = torch.randn(x0.shape, generator=generator, device=device)
@@ -202,7 +202,7 @@ class _LatentActionObjective(BaseObjective):
     def begin_step(self) -> None:
         self.model.quantizer.begin_step()
 
-    def after_step(self, *, generator: torch.Generator) -> tuple[dict[str, float], Moved]:
+    def after_step(self, *, generator: torch.Generator) -> tuple[dict[str, float], ResetRows]:
         return self.model.quantizer.after_step(generator=generator)
 
     def _frames(self, batch: ClipBatch, generator: torch.Generator) -> Tensor:
@@ -215,7 +215,7 @@ class _LatentActionObjective(BaseObjective):
 
 
 class ColaObjective(_LatentActionObjective):
-    """CoLA-World: the flow loss reaches the IDM through generator, conditioner and quantizer.
+    """CoLA-World: the flow loss reaches the IDM through video model, conditioner and quantizer.
 
     The same objective serves warm-up and joint training; the phase says what moves.
     """

@@ -94,9 +94,9 @@ class PhaseOptimizer:
 
     def step(self, number: int) -> None:
         """Update with the rate of update `number` of the phase (1 is the first)."""
-        ramp = self.phase.ramp(number)
+        factor = self.phase.lr_factor(number)
         for group in self.adamw.param_groups:
-            group["lr"] = group["rate"] * ramp
+            group["lr"] = group["rate"] * factor
         self.adamw.step()
 
     def forget(self, parameter: nn.Parameter, rows: Tensor) -> None:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from colaworld.training.checkpoint import Checkpoint
 from colaworld.training.codebook_monitor import CollapseAlarm, HealthMeter, WarmupGate
 from colaworld.training.config import TrainingConfig
-from colaworld.training.contracts import Objective
 from colaworld.training.ema import WeightAverage
 from colaworld.training.guard import LossGuard
 from colaworld.training.optimizer import Moments, PhaseOptimizer
 from colaworld.training.phases import Phase
+from colaworld.training.protocols import Objective
 
 log = logging.getLogger(__name__)
 

@@ -29,11 +29,11 @@ class Phase:
     """Optimizer steps; the maximum where there is a gate."""
     learning_rate: float = 7.5e-5
     """Learning rate after the ramp (the paper's, in every phase)."""
-    ramp_steps: int = 2000
+    lr_warmup_steps: int = 2000
     """Steps of the linear ramp up to the learning rate, constant after it; 0 for none."""
     cooldown_steps: int = 0
     """Last steps over which the learning rate falls linearly to a tenth; 0 for none (paper)."""
-    group_rates: tuple[tuple[str, float], ...] = ()
+    lr_multipliers: tuple[tuple[str, float], ...] = ()
     """(part, factor) pairs: a part's learning rate as a multiple of `learning_rate`."""
     init_from: str | None = None
     """Where parts start from at the phase's first step: the folder of a finished run, or a
@@ -47,7 +47,7 @@ class Phase:
         for name, ok, wanted in (
             ("steps", self.steps >= 1, ">= 1"),
             ("learning_rate", self.learning_rate > 0, "> 0"),
-            ("ramp_steps", self.ramp_steps >= 0, ">= 0"),
+            ("lr_warmup_steps", self.lr_warmup_steps >= 0, ">= 0"),
             ("cooldown_steps", 0 <= self.cooldown_steps <= self.steps, "0 .. steps"),
             ("train", len(self.train) > 0, "at least one part"),
             ("train", len(set(self.train)) == len(self.train), "each part once"),
@@ -56,20 +56,20 @@ class Phase:
                 raise ConfigError(
                     f"phase {self.name!r}: {name}: expected {wanted}, got {getattr(self, name)!r}"
                 )
-        for part, factor in self.group_rates:
+        for part, factor in self.lr_multipliers:
             if part not in self.train or factor <= 0:
                 raise ConfigError(
-                    f"phase {self.name!r}: group_rates: expected a part that trains "
+                    f"phase {self.name!r}: lr_multipliers: expected a part that trains "
                     f"({', '.join(self.train)}) and a factor > 0, got ({part!r}, {factor!r})"
                 )
 
     def rate(self, part: str) -> float:
         """The learning rate of `part` after the ramp."""
-        return self.learning_rate * dict(self.group_rates).get(part, 1.0)
+        return self.learning_rate * dict(self.lr_multipliers).get(part, 1.0)
 
-    def ramp(self, step: int) -> float:
+    def lr_factor(self, step: int) -> float:
         """Factor on the learning rate of update `step` (1 is the first)."""
-        rise = min(1.0, step / self.ramp_steps) if self.ramp_steps else 1.0
+        rise = min(1.0, step / self.lr_warmup_steps) if self.lr_warmup_steps else 1.0
         left = self.steps - step
         if left >= self.cooldown_steps:
             return rise

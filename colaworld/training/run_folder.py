@@ -21,16 +21,17 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from colaworld.config import RENAMED_KEYS
 from colaworld.files import write_atomically
 from colaworld.models.latent_action.quantizers.config import FORMER_KEYS
 from colaworld.training import checkpoint as checkpoints
 from colaworld.training.checkpoint import Checkpoint
 from colaworld.training.config import TrainingConfig
-from colaworld.training.contracts import ResumeError, RunFolderError
 from colaworld.training.distributed import Distributed
 from colaworld.training.loggers import ConsoleLogger, JsonlLogger, TensorBoardLogger
 from colaworld.training.meters import Throughput
 from colaworld.training.phase_state import PhaseState, Progress
+from colaworld.training.protocols import ResumeError, RunFolderError
 
 log = logging.getLogger(__name__)
 
@@ -269,13 +270,18 @@ def _bound(config_yaml: str) -> dict[str, Any]:
     values = yaml.safe_load(config_yaml) or {}
     bound = {
         k: v
-        for k, v in _leaves(values)
+        for k, v in ((_renamed(k), v) for k, v in _leaves(values))
         if (k.rsplit(".", 1)[-1] not in FREE or k.startswith("model.")) and not _says_nothing(k, v)
     }
     for key, meanings in _FORMERLY.items():
         if isinstance(bound.get(key), bool):
             bound[key] = meanings[bound[key]]
     return bound
+
+
+def _renamed(key: str) -> str:
+    """The flat key of an early configuration as it is called now."""
+    return ".".join(RENAMED_KEYS.get(part, part) for part in key.split("."))
 
 
 def _says_nothing(key: str, value: Any) -> bool:

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from colaworld.contracts import ClipBatch
 from colaworld.rng import generator_for
-from colaworld.training.contracts import Objective, UnstableTrainingError
 from colaworld.training.distributed import Distributed, whole_tensor
 from colaworld.training.ema import WeightAverage
 from colaworld.training.guard import LossGuard
 from colaworld.training.meters import gradient_norms
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.phase_state import PhaseState, Progress
+from colaworld.training.protocols import Objective, UnstableTrainingError
 
 log = logging.getLogger(__name__)
 Key = tuple[int | str, ...]  # what the randomness of a step depends on
@@ -225,7 +225,7 @@ def optimizer_step(
         "global_step": progress.global_step + 1,
         "round": progress.round,
         "loss": update.loss,
-        "lr": phase.learning_rate * phase.ramp(number),
+        "lr": phase.learning_rate * phase.lr_factor(number),
     }
     if update.skipped is not None:
         _skip(row, update.skipped, distributed.gather(_names(terms.clips)), state.guard)

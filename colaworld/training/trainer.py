@@ -28,12 +28,12 @@ from colaworld.training import checkpoint as checkpoints
 from colaworld.training.blocks import wrap_blocks
 from colaworld.training.checkpoint import Checkpoint, init_parts
 from colaworld.training.config import TrainingConfig
-from colaworld.training.contracts import Loader, Objective, Preview, ResumeError
 from colaworld.training.distributed import Distributed
 from colaworld.training.interrupts import StopRequest
 from colaworld.training.optimizer import Moments
 from colaworld.training.phase_state import PhaseState, Progress, TrainResult
 from colaworld.training.phases import Phase, check_phases, enter_phase
+from colaworld.training.protocols import Loader, Objective, Preview, ResumeError
 from colaworld.training.run_folder import RunFolder, config_sha256
 from colaworld.training.step import optimizer_step
 

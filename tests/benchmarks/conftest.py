@@ -21,13 +21,13 @@ def tiny() -> dict:
     """Values over nano.cola's: one block of each kind, 16x16 px, two clips."""
     narrow = {"depth": 1, "width": 32, "heads": 1}
     return {
-        "generator": None,
+        "backbone_weights": None,
         "data": {"height": 16, "width": 16, "workers": 1},
         "model": {
             "backbone": narrow,
             "idm": narrow,
             "conditioner": {"depth": 1, "heads": 1},
-            "quantizer": {"continuous_steps": 0},
+            "quantizer": {"unquantized_steps": 0},
         },
         "objective": {"start_clips": 2},
         "training": {"batch_size": 2, "tensorboard": False},

@@ -16,7 +16,7 @@ from colaworld.envs.scene import Scene
 # The smallest models that are still whole, and two steps a phase. What tests count on (tokens, a
 # codebook from the first step, the held-out share) is said here and not left to the recipes.
 TINY = [
-    "--generator",
+    "--backbone-weights",
     "None",
     "--model.backbone.depth",
     "1",
@@ -32,7 +32,7 @@ TINY = [
     "1",
     "--model.idm.tokens",
     "1",
-    "--model.quantizer.continuous-steps",
+    "--model.quantizer.unquantized-steps",
     "0",
     "--data.holdout",
     "0.1",

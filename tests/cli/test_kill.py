@@ -29,7 +29,7 @@ def call(scene, tiny) -> list[str]:
     at = tiny.index("--training.max-steps")
     rest = [*tiny[:at], *tiny[at + 2 :], "--training.ema-decay", "0.9"]
     every = ["--training.max-steps", str(STEPS), "--training.checkpoint-every", "2"]
-    start = ["--model.quantizer.continuous-steps", "3"]  # the codebook starts within warm-up
+    start = ["--model.quantizer.unquantized-steps", "3"]  # the codebook starts within warm-up
     return ["train", "nano.cola", "--data", str(scene), *rest, *every, *start]
 
 

@@ -13,7 +13,7 @@ import colaworld as package
 from colaworld.cli import errors
 from colaworld.cli.main import VERBS
 from colaworld.config import ConfigError
-from colaworld.training.contracts import CheckpointError, UnstableTrainingError
+from colaworld.training.protocols import CheckpointError, UnstableTrainingError
 
 
 def _process(*command: object) -> subprocess.CompletedProcess[str]:
@@ -121,7 +121,7 @@ def _caused(error: Exception, cause: Exception) -> Exception:
     ids=lambda value: type(value).__name__,
 )
 def test_exit_status_tells_a_wrong_call_from_failed_work(error, status, capsys) -> None:
-    assert errors.tell("colaworld train", error) == status
+    assert errors.report_error("colaworld train", error) == status
     assert capsys.readouterr().err == f"colaworld train: {error}\n"
 
 

@@ -149,7 +149,7 @@ def through_the_command_line(world: World, tmp_path: Path, capsys, steps: int) -
     encode = ["data", "encode", world.recipe, *shape, "--out", str(tmp_path / "latents")]
     assert main(encode) == 0, capsys.readouterr()
 
-    call = ["train", world.recipe, *shape, "--generator", str(generator)]
+    call = ["train", world.recipe, *shape, "--backbone-weights", str(generator)]
     call += ["--latents", str(tmp_path / "latents")]
     call += ["--objective.no-augment", "--objective.history", "1", "1"]
     call += ["--model.window", str(FRAMES), "--training.batch-size", "2"]
@@ -158,7 +158,7 @@ def through_the_command_line(world: World, tmp_path: Path, capsys, steps: int) -
     call += ["--training.health-window", "4", "--objective.start-clips", "4"]
     call += ["--model.idm.depth", "1", "--model.idm.width", "32", "--model.idm.heads", "1"]
     call += ["--model.idm.tokens", "1", "--model.conditioner.depth", "1"]
-    call += ["--model.quantizer.continuous-steps", "0", "--training.no-tensorboard"]
+    call += ["--model.quantizer.unquantized-steps", "0", "--training.no-tensorboard"]
     out = tmp_path / "run"
     home = str(Path(colaworld.__file__).parent.parent)
     done = subprocess.run(

@@ -99,7 +99,7 @@ def test_a_start_image_is_fitted_to_the_runs_own_size(scene, tiny, tmp_path, col
 
 def test_continuous_actions_have_no_codes(scene, tiny, tmp_path, colaworld) -> None:
     run = tmp_path / "run"
-    at = tiny.index("--model.quantizer.continuous-steps")  # there is no codebook to start later
+    at = tiny.index("--model.quantizer.unquantized-steps")  # there is no codebook to start later
     call = [
         "train",
         "nano.frozen_world",

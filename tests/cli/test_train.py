@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from colaworld.cli import train
-from colaworld.runs.weights import find_generator
+from colaworld.runs.weights import find_backbone_weights
 from colaworld.training import checkpoint
 
 WEIGHTS = Path("weights") / "model.safetensors"
@@ -69,7 +69,7 @@ def test_every_recipe_trains_evaluates_and_samples(
 ) -> None:
     out = tmp_path / "run"
     said = colaworld(
-        "train", recipe, f"--data={scene}", "--out", out, *tiny, "--generator", generator
+        "train", recipe, f"--data={scene}", "--out", out, *tiny, "--backbone-weights", generator
     )
     assert said.status == 0, said.err
     # max-steps caps each phase, and each step is a row with what others read
@@ -86,7 +86,7 @@ def test_every_recipe_trains_evaluates_and_samples(
         "checkpoints",
         "weights",
     }
-    # the generator begins as pre-trained, and moves in the phases that train it
+    # the video model begins as pre-trained, and moves in the phases that train it
     begun, now = load_file(generator / WEIGHTS), load_file(out / WEIGHTS)
     moved = any((now[key] != value).any() for key, value in begun.items())
     assert moved == (phases[-1] != "warmup")
@@ -106,7 +106,7 @@ def test_the_shipped_generator_is_the_default(scene, tmp_path, colaworld) -> Non
     short = ["--training.max-steps", 1, "--training.batch-size", 2, "--objective.start-clips", 8]
     said = colaworld("train", "nano.frozen_world", "--data", scene, "--out", out, *short)
     assert said.status == 0 and "nano, as shipped" in said.out
-    shipped = load_file(find_generator("nano"))
+    shipped = load_file(find_backbone_weights("nano"))
     now = load_file(out / WEIGHTS)
     assert all((now[f"backbone.{k}"] == v.float()).all() for k, v in shipped.items())
 
@@ -117,7 +117,7 @@ def test_a_person_reads_what_runs_and_what_comes_next(scene, tiny, tmp_path, col
     lines = {line[2:14].strip(): line[14:] for line in said.out.splitlines() if line[:2] == "  "}
     assert lines["data"] == f"{scene} (LeRobot v3)"
     assert "36 episodes, 324 clips of 4 frames, 32x32 px (4 held out)" in said.out
-    assert lines["generator"] == "random weights"
+    assert lines["video model"] == "random weights"
     assert lines["parameters"].startswith("backbone 53.8 k, idm ")
     assert lines["phases"].startswith(
         "warmup: 2 steps at most, or until its gate opens; trains idm"
@@ -166,20 +166,20 @@ def test_a_saved_config_repeats_the_run(trained, tmp_path, colaworld) -> None:
 def test_paths_are_saved_whole(scene, tiny, trained, tmp_path, monkeypatch, colaworld) -> None:
     monkeypatch.chdir(scene.parent)
     generator = os.path.relpath(trained)
-    arguments = ["--data", scene.name, *tiny, "--generator", generator]
+    arguments = ["--data", scene.name, *tiny, "--backbone-weights", generator]
     assert (
         colaworld("train", "nano.frozen_world", "--out", tmp_path / "run", *arguments).status == 0
     )
     saved = config(tmp_path / "run")
-    assert saved["data"]["path"] == str(scene) and saved["generator"] == str(trained)
+    assert saved["data"]["path"] == str(scene) and saved["backbone_weights"] == str(trained)
 
 
 def test_generator_none_in_any_case(tmp_path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("generator: none\n")
-    assert train.parse(["nano.cola", "--config", str(file)]).run.generator is None
-    assert train.parse(["nano.cola", "--generator", "None"]).run.generator is None
-    assert train.parse(["nano.cola"]).run.generator == "nano"
+    assert train.parse(["nano.cola", "--config", str(file)]).run.backbone_weights is None
+    assert train.parse(["nano.cola", "--backbone-weights", "None"]).run.backbone_weights is None
+    assert train.parse(["nano.cola"]).run.backbone_weights == "nano"
 
 
 @pytest.mark.parametrize(
@@ -222,11 +222,19 @@ def test_a_wrong_file_names_file_and_key(text, says, tmp_path, scene, tiny, cola
         (["nano.cola", "--data", "SCENE", "--device", "gpu"], "expected cpu, cuda, cuda:N or auto"),
         (["nano.cola", "--data", "SCENE", "--device", "cuda:99"], "--device cuda:99: this torch"),
         (
-            ["nano.cola", "--data", "SCENE", "--generator", "absent"],
+            ["nano.cola", "--data", "SCENE", "--backbone-weights", "absent"],
             "got 'absent': absent: no such file or folder",
         ),
         (
-            ["nano.cola", "--data", "SCENE", "--generator", "None", "--model.idm.heads", "3"],
+            [
+                "nano.cola",
+                "--data",
+                "SCENE",
+                "--backbone-weights",
+                "None",
+                "--model.idm.heads",
+                "3",
+            ],
             "model.idm.heads: expected a number of heads that leaves each an even share of the "
             "width 64, got 3",
         ),
@@ -252,7 +260,7 @@ def test_wrong_calls(arguments, says, scene, tmp_path, monkeypatch, colaworld) -
 def test_a_generator_that_does_not_fit_names_keys(
     scene, trained, tiny, tmp_path, colaworld
 ) -> None:
-    arguments = ["--data", scene, "--out", tmp_path / "run", *tiny, "--generator", trained]
+    arguments = ["--data", scene, "--out", tmp_path / "run", *tiny, "--backbone-weights", trained]
     said = colaworld("train", "nano.cola", *arguments, "--model.backbone.depth", 2)
     assert said.status == 2 and "missing spatial_blocks.1." in said.err
     said = colaworld("train", "nano.cola", *arguments, "--model.backbone.width", 64)
@@ -303,12 +311,12 @@ def test_resume_refuses_what_would_be_another_run(trained, colaworld, tmp_path) 
 
 
 def test_resume_needs_no_generator_file(scene, tiny, trained, tmp_path, colaworld) -> None:
-    """The checkpoint holds the generator; the file it came from may be gone."""
+    """The checkpoint holds the video model; the file it came from may be gone."""
     weights = tmp_path / "generator.safetensors"
     shutil.copy(trained / WEIGHTS, weights)
     out = tmp_path / "run"
     call = ["train", "nano.frozen_world", "--data", scene, "--out", out, *tiny]
-    assert colaworld(*call, "--generator", weights, "--training.max-steps", 1).status == 0
+    assert colaworld(*call, "--backbone-weights", weights, "--training.max-steps", 1).status == 0
     weights.unlink()
     said = colaworld(
         "train", "nano.frozen_world", "--out", out, "--resume", "--training.max-steps", 2

@@ -112,7 +112,7 @@ def close(made, expected):
 )
 def test_exact_is_what_recomputing_gives(window, chunk, history):
     latents, codes = drawn(history=history, new=7)
-    for more in ({}, {"method": "heun"}, {"history_noise": 0.2}):
+    for more in ({}, {"method": "heun"}, {"context_noise": 0.2}):
         made, expected = (
             roll(Toy(), latents, codes, window=window, chunk=chunk, cached=cached, **more)
             for cached in (True, False)
@@ -134,7 +134,7 @@ def test_exact_with_several_actions_per_frame(stride):
 def test_keep_is_exact_until_the_window_slides_and_then_not():
     latents, codes = drawn(history=2, new=8)
     exact, kept = (
-        roll(Toy(), latents, codes, window=5, slide=slide) for slide in ("exact", "keep")
+        roll(Toy(), latents, codes, window=5, on_slide=slide) for slide in ("exact", "keep")
     )
     close(kept[:, :, :5], exact[:, :, :5])
     moved = (kept - exact).abs().amax((0, 1, 3, 4))
@@ -147,7 +147,7 @@ def test_keep_is_exact_where_no_frame_holds_what_left(window, chunk):
     latents, codes = drawn(history=3, new=9)
     exact, kept = (
         roll(Toy(shallow=True), latents, codes, window=window, chunk=chunk, **more)
-        for more in ({"cached": False}, {"slide": "keep"})
+        for more in ({"cached": False}, {"on_slide": "keep"})
     )
     close(kept, exact)
 
@@ -168,7 +168,7 @@ def begun(toy, latents, codes, *, window, **config) -> LatentRollout:
 def frames_per_round(slide: str, *, history: int, new: int, window: int, chunk: int = 1):
     toy = Toy()
     latents, codes = drawn(history=history, new=new)
-    state = begun(toy, latents, codes, window=window, steps=3, slide=slide)
+    state = begun(toy, latents, codes, window=window, steps=3, on_slide=slide)
     counts = []
     for part in codes[:, history - 1 :].split(chunk, dim=1):
         toy.passes.clear()
@@ -224,7 +224,7 @@ def test_forks_are_the_rollouts_they_would_be_alone(cached, window):
 def test_forks_of_a_fork_leave_what_they_came_from_alone(window, slide):
     """Two ways after one frame, three of each after the next: six rollouts, and the first goes on."""
     latents, codes = drawn(history=2, new=4, clips=1)
-    state = begun(Toy(), latents, codes, window=window, slide=slide, history_noise=0.1)
+    state = begun(Toy(), latents, codes, window=window, on_slide=slide, context_noise=0.1)
     ways = codes + torch.arange(6).view(6, 1, 1, 1) / 7  # [6, 5, N, d]
     first = state.step(codes[:, 1:2])
     pair = state.fork(2)
@@ -233,18 +233,18 @@ def test_forks_of_a_fork_leave_what_they_came_from_alone(window, slide):
     rest = torch.cat([six.step(part) for part in ways[:, 3:].split(1, dim=1)], 2)
     for index in range(6):
         mine = torch.cat([codes[:, :2], ways[index // 3 * 3, 2:3][None], ways[index, 3:][None]], 1)
-        alone = roll(Toy(), latents, mine, window=window, slide=slide, history_noise=0.1)
+        alone = roll(Toy(), latents, mine, window=window, on_slide=slide, context_noise=0.1)
         made = torch.cat([first, second[index // 3][None], rest[index][None]], 2)
         close(made, alone[:, :, 2:])
     later = torch.cat([state.step(part) for part in codes[:, 2:].split(1, dim=1)], 2)
-    alone = roll(Toy(), latents, codes, window=window, slide=slide, history_noise=0.1)
+    alone = roll(Toy(), latents, codes, window=window, on_slide=slide, context_noise=0.1)
     close(later, alone[:, :, 3:])
 
 
 def test_forks_with_noise_of_their_own_differ_under_equal_actions():
     latents, codes = drawn(history=1, new=2, clips=1)
     for shared, equal in ((True, True), (False, False)):
-        state = begun(Toy(), latents, codes, window=4, history_noise=0.1)
+        state = begun(Toy(), latents, codes, window=4, context_noise=0.1)
         fork = state.fork(2, shared_noise=shared)
         for part in codes.expand(2, -1, -1, -1).split(1, dim=1):
             made = fork.step(part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from colaworld.flow.loss import masked_velocity_loss
+from colaworld.flow.loss import flow_matching_loss
 
 
 def test_mean_over_the_frames_that_are_predicted():
@@ -17,32 +17,32 @@ def test_mean_over_the_frames_that_are_predicted():
     predicted[:, :, 0] = 100.0  # history: masked out
     predicted[1, 0, 1] = 50.0  # masked out in clip 1 alone
     mask = torch.tensor([[False, True, True], [False, False, True]])
-    assert masked_velocity_loss(predicted, target, mask).item() == pytest.approx((5 + 4 + 2) / 3)
+    assert flow_matching_loss(predicted, target, mask).item() == pytest.approx((5 + 4 + 2) / 3)
 
 
 def test_gradient_stays_off_the_masked_frames(generator):
     predicted = torch.randn(1, 2, 2, 2, 2, generator=generator).requires_grad_()
     mask = torch.tensor([[False, True]])
-    masked_velocity_loss(predicted, torch.zeros_like(predicted), mask).backward()
+    flow_matching_loss(predicted, torch.zeros_like(predicted), mask).backward()
     assert predicted.grad[:, :, 0].abs().max() == 0
     torch.testing.assert_close(predicted.grad[:, :, 1], predicted.detach()[:, :, 1] * 2 / 8)
 
 
 def test_half_precision_is_averaged_in_float32():
     predicted = torch.full((1, 1, 1, 64, 64), 1.01, dtype=torch.bfloat16)
-    loss = masked_velocity_loss(predicted, torch.zeros_like(predicted), torch.ones(1, 1).bool())
+    loss = flow_matching_loss(predicted, torch.zeros_like(predicted), torch.ones(1, 1).bool())
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(predicted.float()[0, 0, 0, 0, 0].item() ** 2, rel=1e-6)
 
 
 def test_no_frame_to_predict_is_zero_not_nan():
     x = torch.ones(1, 1, 2, 1, 1)
-    assert masked_velocity_loss(x, 0 * x, torch.zeros(1, 2).bool()).item() == 0
+    assert flow_matching_loss(x, 0 * x, torch.zeros(1, 2).bool()).item() == 0
 
 
 def test_shapes_that_do_not_fit_are_named():
     x = torch.zeros(2, 1, 3, 2, 2)
     with pytest.raises(ValueError, match=r"\(2, 1, 3, 2, 2\), \(2, 1, 3, 2, 2\), \(2, 2\)"):
-        masked_velocity_loss(x, x, torch.ones(2, 2).bool())
+        flow_matching_loss(x, x, torch.ones(2, 2).bool())
     with pytest.raises(ValueError, match=r"expected equal \[B, C, T, h, w\]"):
-        masked_velocity_loss(x[:, :, :2], x, torch.ones(2, 3).bool())
+        flow_matching_loss(x[:, :, :2], x, torch.ones(2, 3).bool())

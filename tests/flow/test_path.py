@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from colaworld.flow.path import (
-    TimeConfig,
-    draw_times,
+    TimestepConfig,
     interpolate,
     per_frame,
+    sample_timesteps,
     shift_times,
     target_velocity,
 )
@@ -42,9 +42,9 @@ def test_shift_by_formula():
 
 
 def test_times_follow_a_shifted_logit_normal():
-    config = TimeConfig(mean=0.5, std=0.8, shift=2.0)
+    config = TimestepConfig(mean=0.5, std=0.8, shift=2.0)
     generator = torch.Generator().manual_seed(1)
-    times = draw_times(20_000, config, generator=generator, device="cpu")
+    times = sample_timesteps(20_000, config, generator=generator, device="cpu")
     assert times.shape == (20_000,) and times.min() > 0 and times.max() < 1
     normal = torch.logit(times / (2 - times))  # the inverse of t' = 2 t / (1 + t)
     assert normal.mean().item() == pytest.approx(0.5, abs=0.02)  # 3.5 standard errors
@@ -56,7 +56,7 @@ def test_times_follow_a_shifted_logit_normal():
 def test_times_depend_on_the_generator_alone():
     def draw(seed: int):
         generator = torch.Generator().manual_seed(seed)
-        return draw_times(5, TimeConfig(), generator=generator, device="cpu")
+        return sample_timesteps(5, TimestepConfig(), generator=generator, device="cpu")
 
     before = torch.get_rng_state()
     assert torch.equal(draw(3), draw(3)) and not torch.equal(draw(3), draw(4))

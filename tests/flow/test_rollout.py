@@ -103,7 +103,7 @@ def test_r_actions_lead_into_each_latent_frame_but_the_first(history, chunk):
 
 
 def test_history_is_noised_once_and_its_time_is_told():
-    made, rounds = roll(history=2, total=5, window=3, history_noise=0.25)
+    made, rounds = roll(history=2, total=5, window=3, context_noise=0.25)
     assert made == pytest.approx([0, 10, 20, 30, 40])  # what is returned is clean
     assert [times for _, _, times in rounds] == [[0.25, 0.25, 1]] * 3
     drawn = torch.Generator().manual_seed(0)
@@ -140,11 +140,11 @@ def drawn(total: int, seed: int, chunk: int = 1, **config):
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 @pytest.mark.parametrize("chunk", [1, 2])
 def test_history_is_untouched_and_equal_seeds_give_equal_videos(chunk, noise):
-    history, made = drawn(6, seed=0, chunk=chunk, history_noise=noise)
+    history, made = drawn(6, seed=0, chunk=chunk, context_noise=noise)
     assert made.shape == (2, 3, 6, 4, 4)
     assert torch.equal(made[:, :, :2], history)
-    assert torch.equal(made, drawn(6, seed=0, chunk=chunk, history_noise=noise)[1])
-    other = drawn(6, seed=1, chunk=chunk, history_noise=noise)[1]
+    assert torch.equal(made, drawn(6, seed=0, chunk=chunk, context_noise=noise)[1])
+    other = drawn(6, seed=1, chunk=chunk, context_noise=noise)[1]
     assert not torch.equal(made[:, :, 2:], other[:, :, 2:])
 
 

@@ -81,7 +81,7 @@ def test_the_plan_is_within_fifteen_percent_of_the_allocators_peak(
     )
     config = replace(
         recipe("nano.cola"),
-        generator=None,
+        backbone_weights=None,
         model=model,
         data=DataConfig(frames_per_clip=5, height=64, width=64),
         training=TrainingConfig(

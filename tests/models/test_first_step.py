@@ -1,4 +1,4 @@
-"""At the first step the world model is the generator it was given: its conditioning starts at zero."""
+"""At the first step the world model is the video model it was given: its conditioning starts at zero."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def world(request, randomised) -> WorldModel:
     config = ModelConfig(
         backbone=BACKBONES[request.param],
         idm=IDMConfig(depth=1, width=16, heads=2, tokens=2, dim=2),
-        quantizer=VQConfig(codebook_size=4, continuous_steps=0),
+        quantizer=VQConfig(codebook_size=4, unquantized_steps=0),
         conditioner=ConditionerConfig(depth=1, heads=2),
     )
     with torch.random.fork_rng():
@@ -48,7 +48,7 @@ def test_the_rollout_is_the_generators(world, level, guidance) -> None:
     """Guidance between equal velocities changes nothing either, but for rounding."""
     history = torch.rand(1, 2, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     codes = torch.randn(1, 5, 2, 2, generator=torch.Generator().manual_seed(3))
-    sampler = SamplerConfig(steps=2, guidance=guidance, history_noise=level)
+    sampler = SamplerConfig(steps=2, guidance=guidance, context_noise=level)
     made, plain = (
         World(world, replace(sampler, guidance=1.0 if given is None else guidance))
         .rollout(history, given, generator=torch.Generator().manual_seed(4), frames=6)

@@ -82,7 +82,7 @@ def assert_equal(made, expected, bound=1e-5):
 def test_a_cached_rollout_is_the_uncached_one(build, window, chunk):
     model = build(window)
     frames, codes = drawn(history=2, new=6)
-    for more in ({}, {"guidance": 4.0}, {"method": "heun"}, {"history_noise": 0.2}):
+    for more in ({}, {"guidance": 4.0}, {"method": "heun"}, {"context_noise": 0.2}):
         cached, plain = (
             latents_of(model, frames, codes, replace(TWO, cache=cache, **more), chunk=chunk)
             for cache in ("on", "off")
@@ -91,18 +91,18 @@ def test_a_cached_rollout_is_the_uncached_one(build, window, chunk):
         assert_equal(cached, plain)
 
 
-@pytest.mark.parametrize("more", [{}, {"guidance": 4.0}, {"method": "heun", "slide": "keep"}])
+@pytest.mark.parametrize("more", [{}, {"guidance": 4.0}, {"method": "heun", "on_slide": "keep"}])
 def test_wan_is_cached_alike(build, more):
     for chunk in (1, 2):
         model = build(5, kind="wan")
-        frames, codes = drawn(history=2, new=3 if "slide" in more else 6)
+        frames, codes = drawn(history=2, new=3 if "on_slide" in more else 6)
         cached, plain = (
             latents_of(model, frames, codes, replace(TWO, cache=cache, **more), chunk=chunk)
             for cache in ("on", "off")
         )
         assert plain.std() > 0.1
         assert_equal(cached, plain)
-        if "slide" in more:  # and goes on behind the window
+        if "on_slide" in more:  # and goes on behind the window
             frames, codes = drawn(history=2, new=8)
             kept = latents_of(model, frames, codes, replace(TWO, **more), chunk=chunk)
             assert kept.isfinite().all() and kept.shape[2] == 8
@@ -164,7 +164,7 @@ def test_keep_changes_frames_behind_the_window_only(build, guidance):
         frames, codes = drawn(history=2, new=window + 2)
         sampler = replace(TWO, guidance=guidance, guidance_passes=passes)
         exact, kept = (
-            latents_of(model, frames, codes, replace(sampler, slide=slide), chunk=chunk)
+            latents_of(model, frames, codes, replace(sampler, on_slide=slide), chunk=chunk)
             for slide in ("exact", "keep")
         )
         moved = (exact - kept).abs().amax((0, 1, 3, 4))  # of frames 2 ..
@@ -183,7 +183,7 @@ def test_keep_forgets_the_right_frames_and_knows_where_the_others_stand(
     model = randomised(WorldModel(config, parts=())).eval()
     frames, _ = drawn(history=2, new=0)
     exact, kept = (
-        World(model, replace(TWO, slide=s))
+        World(model, replace(TWO, on_slide=s))
         .rollout(frames, None, frames=12, generator=seeded(), chunk=chunk)
         .generated
         for s in ("exact", "keep")
@@ -227,7 +227,7 @@ def test_a_frame_costs_the_same_behind_any_history_up_to_the_window(build):
     assert count.passes == [(2, 8), (2, 8), (2, 9), (2, 9)]
 
 
-@pytest.mark.parametrize("more", [{}, {"guidance": 4.0}, {"history_noise": 0.1}, {"cache": "off"}])
+@pytest.mark.parametrize("more", [{}, {"guidance": 4.0}, {"context_noise": 0.1}, {"cache": "off"}])
 def test_candidates_are_the_rollouts_they_would_be_alone(build, more):
     for window in (3, 6):
         model = build(window)
@@ -270,7 +270,7 @@ def test_candidates_with_noise_of_their_own(build):
 
 
 @pytest.mark.parametrize("chunk", [1, 2])
-@pytest.mark.parametrize("more", [{}, {"guidance": 4.0, "history_noise": 0.1}, {"cache": "off"}])
+@pytest.mark.parametrize("more", [{}, {"guidance": 4.0, "context_noise": 0.1}, {"cache": "off"}])
 def test_steps_show_the_frames_of_the_rollout(build, more, chunk):
     world = World(build(4), replace(TWO, **more))
     frames, codes = drawn(history=2, new=5)
@@ -328,7 +328,7 @@ def test_forks_go_their_own_ways_and_leave_the_state_alone(build, kind, more):
 
 
 def test_a_copy_is_a_place_to_come_back_to(build):
-    world = World(build(3), replace(TWO, history_noise=0.2))
+    world = World(build(3), replace(TWO, context_noise=0.2))
     frames, codes = drawn(history=1, new=5)
     state = world.begin(frames, generator=seeded())
     state.step(codes[:, :1])
@@ -376,9 +376,9 @@ def test_a_generator_that_sees_the_future_is_rolled_out_without_a_cache(build, k
     ("config", "message"),
     [
         ({"cache": "yes"}, r"sampler.cache: expected one of auto, on, off, got 'yes'"),
-        ({"slide": "fast"}, r"sampler.slide: expected one of exact, keep, got 'fast'"),
+        ({"on_slide": "fast"}, r"sampler.on_slide: expected one of exact, keep, got 'fast'"),
         ({"guidance_passes": "2"}, r"sampler.guidance_passes: expected one of one, two, got '2'"),
-        ({"history_noise": -0.1}, r"sampler.history_noise: expected a time in \[0, 1\), got -0.1"),
+        ({"context_noise": -0.1}, r"sampler.context_noise: expected a time in \[0, 1\), got -0.1"),
     ],
 )
 def test_settings_that_nobody_has_are_named(build, config, message):

@@ -22,7 +22,7 @@ from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ActionConditioner, ConditionerConfig
 from colaworld.models.latent_action.idm import IDMConfig
-from colaworld.models.tokenizers.base import latent_frames
+from colaworld.models.tokenizers.tokenizer import latent_frames
 from colaworld.models.world import World
 from colaworld.models.world_model import ModelConfig, WorldModel
 
@@ -185,7 +185,7 @@ def test_what_does_not_fit_says_what_would():
 
 @pytest.fixture
 def strided(randomised) -> WorldModel:
-    """A world with a real generator and conditioner on the toy tokenizer of stride 4."""
+    """A world with a real video model and conditioner on the toy tokenizer of stride 4."""
     config = ModelConfig(
         backbone=STDiT3Config(depth=2, width=16, heads=2),
         idm=IDMConfig(depth=1, width=16, heads=2, tokens=2, dim=4),

@@ -1,4 +1,4 @@
-"""The whole model: what sees what, a start at the plain generator, guidance, rollouts, its parts."""
+"""The whole model: what sees what, a start at the plain video model, guidance, rollouts, its parts."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FLOORS = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
 
-def facts(**changes) -> _dispatch.Facts:
+def facts(**changes) -> _dispatch.CallInfo:
     values = {
         "device": "cuda",
         "dtype": torch.bfloat16,
@@ -36,7 +36,7 @@ def facts(**changes) -> _dispatch.Facts:
         "strides": (),
         "axis": "temporal",
     }
-    return _dispatch.Facts(**{**values, **changes})
+    return _dispatch.CallInfo(**{**values, **changes})
 
 
 def test_machine_code_runs_within_a_generation_and_ptx_later() -> None:

@@ -13,9 +13,9 @@ from colaworld import ops
 from colaworld.ops import _dispatch
 
 
-def facts(**changes) -> _dispatch.Facts:
+def facts(**changes) -> _dispatch.CallInfo:
     values = {"device": "cpu", "dtype": torch.float32, "shape": (2, 3), "strides": (3, 1)}
-    return _dispatch.Facts(**{**values, **changes})
+    return _dispatch.CallInfo(**{**values, **changes})
 
 
 def implementation(name: str, reason: str | None) -> _dispatch.Implementation:

@@ -42,7 +42,11 @@ def test_the_papers_figures(name) -> None:
     steps = {"warmup": 5_000 if name == "wan.cola" else 8_000}
     for phase in config.scheduled():
         assert phase.steps == steps.get(phase.name, 30_000)
-        assert (phase.learning_rate, phase.ramp_steps, phase.cooldown_steps) == (7.5e-5, 2_000, 0)
+        assert (phase.learning_rate, phase.lr_warmup_steps, phase.cooldown_steps) == (
+            7.5e-5,
+            2_000,
+            0,
+        )
     idm = config.model.idm
     assert (idm.depth, idm.width, idm.heads, idm.tokens, idm.dim) == (12, 768, 12, 2, 32)
     assert (config.data.height // idm.patch) ** 2 == (224 // 14) ** 2  # tokens of a frame
@@ -88,7 +92,7 @@ def test_noise_levels_are_shifted_as_the_generators_were_trained() -> None:
         with torch.device("meta"):
             backbone = build_backbone(config.model.backbone)
         shift = backbone.time_shift(5, 32, 32)
-        assert config.objective.times.shift is None  # the generator's own
+        assert config.objective.times.shift is None  # the video model's own
         assert config.sampler.shift == pytest.approx(shift)
 
 
@@ -123,7 +127,7 @@ def shrunk(config: RunConfig, data: Path) -> RunConfig:
     tokenizer = TINY_VAE if isinstance(model.tokenizer, OpenSoraVAEConfig) else model.tokenizer
     return replace(
         config,
-        generator=None,
+        backbone_weights=None,
         model=replace(
             model,
             tokenizer=tokenizer,

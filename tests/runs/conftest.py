@@ -59,7 +59,7 @@ def tiny(films):
         )
         return replace(
             config,
-            generator=None,
+            backbone_weights=None,
             model=model,
             data=replace(config.data, path=films),
             objective=replace(config.objective, start_clips=8),

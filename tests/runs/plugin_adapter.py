@@ -66,7 +66,9 @@ register_objective("adapter", AdapterObjective)
 def adapter():
     """Map a data set's actions to the latent actions of a trained world."""
     config = nano.cola()
-    phase = Phase("adapter", "adapter", ("adapter",), steps=20, ramp_steps=0, learning_rate=0.05)
+    phase = Phase(
+        "adapter", "adapter", ("adapter",), steps=20, lr_warmup_steps=0, learning_rate=0.05
+    )
     model = replace(config.model, parts={"adapter": AdapterConfig()})
     phases = config.phases | {"adapter": phase}
     return replace(config, recipe="toy.adapter", schedule=("adapter",), phases=phases, model=model)

@@ -11,7 +11,7 @@ import yaml
 
 from colaworld.config import ConfigError, from_dict, to_yaml
 from colaworld.contracts import ClipBatch
-from colaworld.flow.path import TimeConfig
+from colaworld.flow.path import TimestepConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.idm import IDMConfig
@@ -20,9 +20,9 @@ from colaworld.models.world_model import ModelConfig
 from colaworld.recipes import RECIPES, recipe
 from colaworld.runs.build import build_model, build_trainer
 from colaworld.runs.config import PHASES, RunConfig, with_data
-from colaworld.training.contracts import ResumeError
 from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig
 from colaworld.training.phases import check_phases
+from colaworld.training.protocols import ResumeError
 from colaworld.training.run_folder import check_same_config
 
 COMPARED = ("nano.cola", "nano.two_stage", "nano.naive_joint", "nano.frozen_world")
@@ -33,7 +33,7 @@ def test_an_unknown_recipe_is_named_with_the_nearest():
         recipe("nano.colla")
 
 
-# The recipes of published generators need their tokenizers' files: see test_generators.py.
+# The recipes of published video models need their tokenizers' files: see test_generators.py.
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("nano.")])
 def test_a_recipe_builds_the_parts_that_its_phases_name(name):
     config = recipe(name)
@@ -68,14 +68,14 @@ def test_what_each_schedule_trains():
 
 
 def test_compared_recipes_differ_by_the_schedule_alone():
-    """The same generator, data, sizes and budget, so that their results can stand in one table."""
+    """The same video model, data, sizes and budget, so that their results can stand in one table."""
     cola = recipe("nano.cola")
     budget = sum(phase.steps for phase in cola.scheduled())
     for name in COMPARED:
         config = recipe(name)
         same = replace(config, recipe=cola.recipe, schedule=cola.schedule, phases=cola.phases)
         if name == "nano.naive_joint":  # the continuous stretch is a warm-up of its own
-            assert config.model.quantizer.continuous_steps == 0
+            assert config.model.quantizer.unquantized_steps == 0
             same = replace(same, model=cola.model)
         assert same == cola, name
         assert sum(phase.steps for phase in config.scheduled()) == budget, name
@@ -172,7 +172,7 @@ SMALL = ModelConfig(
     idm=IDMConfig(depth=1, width=16, heads=2, dim=2, pair="mean", matching=0),
     conditioner=ConditionerConfig(depth=1, heads=2),
 )
-FIXED = ObjectiveConfig(history=(1, 3), times=TimeConfig(shift=2.0), augment=True)
+FIXED = ObjectiveConfig(history=(1, 3), times=TimestepConfig(shift=2.0), augment=True)
 
 
 def clips() -> ClipBatch:

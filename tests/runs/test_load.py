@@ -17,7 +17,7 @@ from colaworld.evaluation.tables import table
 from colaworld.models.backbones import build_backbone
 from colaworld.models.backbones.weights import WeightsError
 from colaworld.runs import load
-from colaworld.runs.build import build_trainer, check_generator_data
+from colaworld.runs.build import build_trainer, check_backbone_data
 from colaworld.training.checkpoint import CheckpointError, latest_checkpoint
 
 
@@ -67,22 +67,22 @@ def test_weights_of_another_configuration_are_refused(run) -> None:
 
 def test_a_run_without_codes_yet_says_so(tiny, tmp_path) -> None:
     config = tiny()
-    late = replace(config.model.quantizer, continuous_steps=50)
+    late = replace(config.model.quantizer, unquantized_steps=50)
     config = replace(config, model=replace(config.model, quantizer=late))
     assert build_trainer(config, out=tmp_path / "run").run().status == "finished"
-    with pytest.raises(ConfigError, match=r"continuous_steps 50\): it has no codes yet"):
+    with pytest.raises(ConfigError, match=r"unquantized_steps 50\): it has no codes yet"):
         load.load_world(tmp_path / "run")
 
 
 def test_a_generator_that_knows_held_out_episodes_is_told(tiny, tmp_path, caplog) -> None:
-    config = replace(tiny(), generator=str(tmp_path))
+    config = replace(tiny(), backbone_weights=str(tmp_path))
     (tmp_path / "config.yaml").write_text(to_yaml(config))
-    check_generator_data(config)
+    check_backbone_data(config)
     assert not caplog.records
-    check_generator_data(replace(config, data=replace(config.data, holdout=0.5)))
+    check_backbone_data(replace(config, data=replace(config.data, holdout=0.5)))
     assert "held-out episodes may be known to it" in caplog.text
     caplog.clear()
-    check_generator_data(replace(config, data=replace(config.data, path=tmp_path, holdout=0.5)))
+    check_backbone_data(replace(config, data=replace(config.data, path=tmp_path, holdout=0.5)))
     assert not caplog.records
 
 
@@ -150,7 +150,7 @@ def test_the_commit_is_unknown_without_git(monkeypatch) -> None:
 
 
 def test_what_removing_cross_attention_costs_is_measured(tiny, tmp_path) -> None:
-    """Paired, through the generator's own file; a generator without text says so."""
+    """Paired, through the video model's own file; a video model without text says so."""
     config = tiny()
     text = replace(config.model.backbone, text="full", caption_width=6, caption_length=3)
     with torch.random.fork_rng():
@@ -162,7 +162,7 @@ def test_what_removing_cross_attention_costs_is_measured(tiny, tmp_path) -> None
     small = replace(text, text="removed")
     config = replace(
         config,
-        generator=str(tmp_path / "generator.safetensors"),
+        backbone_weights=str(tmp_path / "generator.safetensors"),
         model=replace(config.model, backbone=small),
     )
     assert build_trainer(config, out=tmp_path / "run").run().status == "finished"

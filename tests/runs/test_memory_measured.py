@@ -34,7 +34,7 @@ TOLERANCE = 0.15
 def _run(name: str, model: ModelConfig, data: DataConfig, **training: object) -> RunConfig:
     config = recipe(name)
     settings = TrainingConfig(tensorboard=False, autocast="none", **training)  # type: ignore[arg-type]
-    return replace(config, generator=None, model=model, data=data, training=settings)
+    return replace(config, backbone_weights=None, model=model, data=data, training=settings)
 
 
 def many_tokens() -> tuple[RunConfig, str]:
@@ -61,7 +61,7 @@ def many_weights() -> tuple[RunConfig, str]:
 
 
 def through_a_frozen_wan() -> tuple[RunConfig, str]:
-    """Warm-up through a frozen generator with full attention, latents of a learned tokenizer."""
+    """Warm-up through a frozen video model with full attention, latents of a learned tokenizer."""
     vae = OpenSoraVAEConfig(
         image_widths=(32, 32, 64), image_layers=1, temporal_width=32, temporal_layers=1
     )

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize("name", ["nano.pretrain", "nano.cola", "nano.two_stage"])
 def test_fifty_steps_of_each_phase_agree(name, films, tmp_path) -> None:
     config = recipe(name)
-    quantizer = replace(config.model.quantizer, continuous_steps=0)
+    quantizer = replace(config.model.quantizer, unquantized_steps=0)
     config = replace(
         config,
         data=replace(config.data, path=films),

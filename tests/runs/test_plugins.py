@@ -80,7 +80,15 @@ def test_an_adapter_from_real_actions_trains_on_a_trained_world(
 
 def test_it_is_on_the_command_line(plugin, with_actions, tmp_path, capsys):
     out = tmp_path / "run"
-    call = ["train", "toy.adapter", "--data", str(with_actions), "--out", str(out), "--generator"]
+    call = [
+        "train",
+        "toy.adapter",
+        "--data",
+        str(with_actions),
+        "--out",
+        str(out),
+        "--backbone-weights",
+    ]
     call += ["none", "--model.parts.adapter.actions", "5", "--phases.adapter.steps", "2"]
     assert main([*call, "--training.batch-size", "2", "--training.no-tensorboard"]) == 0
     assert load_yaml(out / "config.yaml", RunConfig).model.parts["adapter"].actions == 5

@@ -51,7 +51,7 @@ def run(tiny, tmp_path):
 
 @pytest.fixture
 def generator(tmp_path):
-    """A folder as the published generator is: config.json beside one file of weights."""
+    """A folder as the published video model is: config.json beside one file of weights."""
     folder = tmp_path / "published"
     folder.mkdir()
     config = replace(
@@ -283,7 +283,7 @@ def test_what_cannot_be_exported(run, tiny, tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"--out .*full: exists and is no exported model"):
         pretrained.export_run(run, tmp_path / "full")
     assert (tmp_path / "full" / "thesis.tex").read_text() == "x"
-    published = tmp_path / "published"  # a generator's: it has a config.json too
+    published = tmp_path / "published"  # a video model's: it has a config.json too
     published.mkdir()
     (published / "config.json").write_text('{"_class_name": "WanTransformer3DModel"}')
     (published / "model.safetensors").write_text("x")

@@ -15,7 +15,7 @@ from colaworld.models.parts import PARTS, Part
 from colaworld.recipes import recipe
 from colaworld.runs import weights
 from colaworld.runs.build import build_model
-from colaworld.runs.weights import WeightsError, find_generator, load_generator
+from colaworld.runs.weights import WeightsError, find_backbone_weights, load_backbone
 
 SMALL = STDiT3Config(depth=1, width=16, heads=2)
 
@@ -39,7 +39,7 @@ def test_a_file_of_a_backbone_loads(stored, tmp_path):
     save_file(stored, tmp_path / "g.safetensors")
     backbone = small(2)
     assert not equal(backbone.state_dict(), stored)
-    load_generator(backbone, str(tmp_path / "g.safetensors"))
+    load_backbone(backbone, str(tmp_path / "g.safetensors"))
     assert equal(backbone.state_dict(), stored)
 
 
@@ -51,7 +51,7 @@ def test_a_finished_run_gives_its_backbone_and_nothing_else(stored, tmp_path, mo
     monkeypatch.setitem(PARTS, "mine", Part("mine", STDiT3Config, lambda config, model: model))
     save_file(whole, tmp_path / "weights" / "model.safetensors")
     backbone = small(2)
-    load_generator(backbone, str(tmp_path))
+    load_backbone(backbone, str(tmp_path))
     assert equal(backbone.state_dict(), stored)
 
 
@@ -59,7 +59,7 @@ def test_half_precision_files_are_loaded_as_float32(stored, tmp_path):
     half = {key: value.bfloat16() for key, value in stored.items()}
     save_file(half, tmp_path / "g.safetensors")
     backbone = small(2)
-    load_generator(backbone, str(tmp_path / "g.safetensors"))
+    load_backbone(backbone, str(tmp_path / "g.safetensors"))
     loaded = backbone.state_dict()
     assert {value.dtype for value in loaded.values()} == {torch.float32}
     assert equal(loaded, {key: value.float() for key, value in half.items()})
@@ -74,7 +74,7 @@ def test_every_misfit_names_its_key_and_changes_nothing(stored, tmp_path):
     backbone = small(2)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     with pytest.raises(WeightsError) as caught:
-        load_generator(backbone, str(tmp_path / "g.safetensors"))
+        load_backbone(backbone, str(tmp_path / "g.safetensors"))
     for part in (
         "g.safetensors does not fit the STDiT3",
         "missing t_block.1.bias",
@@ -88,26 +88,26 @@ def test_every_misfit_names_its_key_and_changes_nothing(stored, tmp_path):
 def test_many_misfits_are_counted(tmp_path):
     save_file({f"x{i}": torch.zeros(1) for i in range(5)}, tmp_path / "g.safetensors")
     with pytest.raises(WeightsError, match=rf"and {len(small(1).state_dict()) + 5 - 8} more"):
-        load_generator(small(1), str(tmp_path / "g.safetensors"))
+        load_backbone(small(1), str(tmp_path / "g.safetensors"))
 
 
 def test_what_is_no_generator(tmp_path):
     with pytest.raises(WeightsError, match=r"expected 'nano', a .safetensors file, .* got 'nnao'"):
-        find_generator("nnao")
+        find_backbone_weights("nnao")
     with pytest.raises(WeightsError, match=r"expected one \.safetensors file.*found nothing"):
-        load_generator(small(1), str(tmp_path))
+        load_backbone(small(1), str(tmp_path))
     (tmp_path / "config.yaml").touch()
     with pytest.raises(WeightsError, match=r"is not finished .*model\.safetensors does not exist"):
-        find_generator(str(tmp_path))
+        find_backbone_weights(str(tmp_path))
     (tmp_path / "g.safetensors").write_bytes(b"not weights")
     with pytest.raises(WeightsError, match=r"g.safetensors: not a readable safetensors file"):
-        load_generator(small(1), str(tmp_path / "g.safetensors"))
+        load_backbone(small(1), str(tmp_path / "g.safetensors"))
 
 
 def test_a_missing_shipped_generator_says_how_to_make_it(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "SHIPPED", tmp_path)
-    with pytest.raises(WeightsError, match=r"nano generator is missing .* make nano-pretrain"):
-        find_generator("nano")
+    with pytest.raises(WeightsError, match=r"nano video model is missing .* make nano-pretrain"):
+        find_backbone_weights("nano")
     build_model(recipe("nano.cola"), weights=False)  # a checkpoint follows: not asked for
     with pytest.raises(WeightsError, match=r"missing"):
         build_model(recipe("nano.cola"))
@@ -135,7 +135,7 @@ def test_shipping_tells_how_the_data_was_recorded(stored, tmp_path, monkeypatch)
 
 def test_the_shipped_generator_fits_the_nano_recipes():
     if not (weights.SHIPPED / "nano.safetensors").exists():
-        pytest.skip("the nano generator is not shipped yet (nano.safetensors is missing)")
+        pytest.skip("the nano video model is not shipped yet (nano.safetensors is missing)")
     model = build_model(recipe("nano.cola"))
     fresh = build_model(recipe("nano.cola"), weights=False)
     assert model.backbone.final_layer.linear.weight.abs().max() > 0
@@ -150,10 +150,10 @@ def test_a_config_json_that_says_otherwise_is_refused(tmp_path):
     described = {"_class_name": "WanTransformer3DModel", "num_layers": 1, "ffn_dim": config.ffn}
     described |= {"num_attention_heads": 2, "attention_head_dim": 16}
     (tmp_path / "config.json").write_text(json.dumps(described))
-    load_generator(Wan(config), str(tmp_path))
+    load_backbone(Wan(config), str(tmp_path))
     for wrong in ({"heads": 4, "head_dim": 8}, {"eps": 1e-3}):
         key = next(iter(wrong))
         with pytest.raises(WeightsError, match=rf"config\.json: {key} is .*model\.backbone\.{key}"):
-            load_generator(Wan(replace(config, **wrong)), str(tmp_path))
+            load_backbone(Wan(replace(config, **wrong)), str(tmp_path))
     with pytest.raises(WeightsError, match=r"kind is 'wan', but model\.backbone\.kind is 'stdit3'"):
-        load_generator(small(1), str(tmp_path))
+        load_backbone(small(1), str(tmp_path))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from colaworld.training import checkpoint as cp
-from colaworld.training.contracts import CheckpointError
+from colaworld.training.protocols import CheckpointError
 
 
 def write(folder, step, *, healthy=True, size=3):

@@ -17,8 +17,8 @@ from torch import nn
 
 import colaworld
 from colaworld.training.checkpoint import latest_checkpoint
-from colaworld.training.contracts import ResumeError
 from colaworld.training.distributed import Distributed
+from colaworld.training.protocols import ResumeError
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 CASES = ("values", "step", "codebook", "skip", "interrupt")

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from colaworld.files import plain
-from colaworld.training.contracts import RunFolderError
 from colaworld.training.loggers import (
     ConsoleLogger,
     JsonlLogger,
@@ -20,6 +19,7 @@ from colaworld.training.loggers import (
     gif,
     read_rows,
 )
+from colaworld.training.protocols import RunFolderError
 
 
 def rows_of(path):

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from colaworld.contracts import ClipBatch, to_float
-from colaworld.flow.path import TimeConfig
+from colaworld.flow.path import TimestepConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.fdm import FDMConfig
 from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.latent_action.quantizers import CONFIGS
 from colaworld.models.world_model import ModelConfig, WorldModel
-from colaworld.training.contracts import Objective
 from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig
 from colaworld.training.phases import Phase, enter_phase
+from colaworld.training.protocols import Objective
 
 LAM = ("idm", "quantizer", "conditioner")
 PHASES = {
@@ -182,7 +182,7 @@ def test_world_holds_the_latent_action_model_still_by_itself():
 
 
 class Seen:
-    """Writes down what the generator is given, and answers with zero velocity."""
+    """Writes down what the video model is given, and answers with zero velocity."""
 
     def __init__(self, model: WorldModel) -> None:
         self.calls = []
@@ -253,7 +253,7 @@ def test_times_follow_the_configuration():
     means = []
     for shift in (1.0, 4.0):
         seen = Seen(model)
-        config = replace(CONFIG, times=TimeConfig(std=0.1, shift=shift))
+        config = replace(CONFIG, times=TimestepConfig(std=0.1, shift=shift))
         OBJECTIVES["flow"](model, config).loss(batch(32), generator=seeded())
         means.append(seen.calls[0][1].amax(1).mean().item())
     # The median .5 becomes 4 x .5 / (1 + 3 x .5) = .8 under shift 4.
@@ -385,6 +385,6 @@ def test_a_shift_of_none_is_the_generators_own():
     own = model.backbone.time_shift(4, 4, 4)
     losses = []
     for shift in (None, own, 2 * own):
-        config = replace(CONFIG, times=TimeConfig(shift=shift))
+        config = replace(CONFIG, times=TimestepConfig(shift=shift))
         losses.append(OBJECTIVES["flow"](model, config).loss(batch(), generator=seeded())[0])
     assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[0], losses[2])

@@ -35,7 +35,7 @@ TRAINING = TrainingConfig(weight_decay=0.1, betas=(0.9, 0.99))
 
 def test_three_updates_equal_the_formula():
     m = model()
-    phase = Phase("p", "flow", ("a", "b"), 9, 0.01, ramp_steps=2, group_rates=(("b", 0.5),))
+    phase = Phase("p", "flow", ("a", "b"), 9, 0.01, lr_warmup_steps=2, lr_multipliers=(("b", 0.5),))
     enter_phase(m, phase)
     optimizer = PhaseOptimizer(m, phase, TRAINING)
     want = {name: p.detach().double() for name, p in m.named_parameters()}

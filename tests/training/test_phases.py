@@ -22,18 +22,18 @@ def model():
 
 
 def test_ramp_is_linear_then_constant():
-    p = Phase("p", "flow", ("a",), 1000, ramp_steps=4)
-    assert [p.ramp(n) for n in (1, 2, 3, 4, 5, 100)] == [0.25, 0.5, 0.75, 1, 1, 1]
-    assert phase(ramp_steps=0).ramp(1) == 1
+    p = Phase("p", "flow", ("a",), 1000, lr_warmup_steps=4)
+    assert [p.lr_factor(n) for n in (1, 2, 3, 4, 5, 100)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert phase(lr_warmup_steps=0).lr_factor(1) == 1
 
 
 def test_cooldown_falls_to_a_tenth_at_the_last_step():
-    p = Phase("p", "flow", ("a",), 100, ramp_steps=0, cooldown_steps=10)
-    assert [p.ramp(n) for n in (1, 90, 95, 100)] == pytest.approx([1, 1, 0.55, 0.1])
+    p = Phase("p", "flow", ("a",), 100, lr_warmup_steps=0, cooldown_steps=10)
+    assert [p.lr_factor(n) for n in (1, 90, 95, 100)] == pytest.approx([1, 1, 0.55, 0.1])
 
 
 def test_rate_of_a_part():
-    p = phase(train=("a", "b"), learning_rate=2e-3, group_rates=(("b", 0.1),))
+    p = phase(train=("a", "b"), learning_rate=2e-3, lr_multipliers=(("b", 0.1),))
     assert p.rate("a") == 2e-3
     assert p.rate("b") == pytest.approx(2e-4)
 
@@ -73,8 +73,8 @@ def test_what_does_not_fit_is_named():
     [
         ({"train": ()}, "train"),
         ({"learning_rate": 0.0}, "learning_rate"),
-        ({"ramp_steps": -1}, "ramp_steps"),
-        ({"group_rates": (("b", 0.1),)}, "group_rates.*'b'"),
+        ({"lr_warmup_steps": -1}, "lr_warmup_steps"),
+        ({"lr_multipliers": (("b", 0.1),)}, "lr_multipliers.*'b'"),
     ],
 )
 def test_bad_phases_are_named(more, match):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from colaworld.training.contracts import ResumeError, RunFolderError
+from colaworld.training.protocols import ResumeError, RunFolderError
 from colaworld.training.run_folder import FolderLock, check_same_config, config_sha256
 
 HOLD = """

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 
 from colaworld.training.checkpoint import latest_checkpoint
 from colaworld.training.codebook_monitor import AlarmConfig
-from colaworld.training.contracts import (
+from colaworld.training.phases import Phase
+from colaworld.training.protocols import (
     CheckpointError,
     Objective,
     ResumeError,
     RunFolderError,
     UnstableTrainingError,
 )
-from colaworld.training.phases import Phase
 
 
 def test_rows_of_a_whole_run(reference):

@@ -132,15 +132,15 @@ class ToyLoader:
 PARTS = ("idm", "quantizer", "conditioner")
 GATE = GateConfig(entropy=0.3, window=4, max_drift=1.0, min_steps=9)
 PHASES = (
-    Phase("warmup", "cola", PARTS, 14, learning_rate=1e-2, ramp_steps=4, gate=GATE),
+    Phase("warmup", "cola", PARTS, 14, learning_rate=1e-2, lr_warmup_steps=4, gate=GATE),
     Phase(
         "joint",
         "cola",
         (*PARTS, "backbone"),
         10,
         learning_rate=1e-2,
-        ramp_steps=4,
-        group_rates=(("backbone", 0.1),),
+        lr_warmup_steps=4,
+        lr_multipliers=(("backbone", 0.1),),
         alarm=AlarmConfig(floor=0.1, checks=3),
     ),
 )

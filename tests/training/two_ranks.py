@@ -23,16 +23,16 @@ from torch import nn
 from colaworld.contracts import ClipBatch
 from colaworld.models.latent_action.quantizers import CONFIGS, VQConfig, build_quantizer
 from colaworld.training.config import TrainingConfig
-from colaworld.training.contracts import RunFolderError
 from colaworld.training.distributed import Distributed, zero_rows
 from colaworld.training.guard import LossGuard
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.phases import Phase, enter_phase
+from colaworld.training.protocols import RunFolderError
 from colaworld.training.step import apply_update, backward_pass
 from colaworld.training.trainer import Trainer
 
 PARTS = ("idm", "quantizer", "backbone")
-PHASE = Phase("joint", "cola", PARTS, steps=8, learning_rate=1e-2, ramp_steps=2)
+PHASE = Phase("joint", "cola", PARTS, steps=8, learning_rate=1e-2, lr_warmup_steps=2)
 TRAINING = TrainingConfig(
     seed=3,
     accumulate=2,

@@ -71,7 +71,7 @@ class Setting:
     config: EvaluationConfig
     rng: np.random.Generator
     """Shared by the intervals of `Controllability` and `Fidelity`, which draw from it in the order
-    of MEASURES: published bounds rest on that. Every other measure uses a generator of its own."""
+    of MEASURES: published bounds rest on that. Every other measure uses a video model of its own."""
 
     def interval(
         self,

@@ -1,6 +1,6 @@
-"""What a pre-trained generator loses without its cross-attention, as a line of the table.
+"""What a pre-trained video model loses without its cross-attention, as a line of the table.
 
-It is measured on the generator, not on the world's rollouts (`evaluation/text_effect.py`).
+It is measured on the video model, not on the world's rollouts (`evaluation/text_effect.py`).
 """
 
 from __future__ import annotations

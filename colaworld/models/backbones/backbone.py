@@ -76,7 +76,7 @@ class Backbone(Protocol):
         times: Tensor,  # [B, T]
         *,
         modulation: Tensor | None = None,  # [B, T, 1 | modulated_blocks, 6 * width]
-        fps: Tensor | float | None = None,  # [B]; None: the generator's own default
+        fps: Tensor | float | None = None,  # [B]; None: the video model's own default
         text: Tensor | None = None,  # [B, L, caption width], only where the config has text
         cache: KVCache | None = None,  # of the frames before these
         store: bool = False,

@@ -1,4 +1,4 @@
-"""config.json of a published generator -> our configuration, for every registered backbone.
+"""config.json of a published video model -> our configuration, for every registered backbone.
 
 Not here: what each one's settings mean (`<backbone>/published.py`), or reading weights.
 """

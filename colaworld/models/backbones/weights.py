@@ -3,7 +3,7 @@
 A file is read through its header first, so that a missing, renamed or misshapen key is an error
 before any number is touched; then one tensor at a time goes to its device and dtype, with no second
 copy of the model in memory. Not here: where files come from (recipes) or what a layout's keys mean
-(beside each generator).
+(beside each video model).
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class KVCache:
         return CacheView(self.layers[layer], self.frames, store)
 
     def advance(self, frames: int) -> None:
-        """Called once by the generator after every layer has stored that many frames."""
+        """Called once by the video model after every layer has stored that many frames."""
         self.frames += frames
 
     def forget(self, frames: int) -> None:
@@ -126,8 +126,8 @@ def frames_before(
 ) -> int:
     """How many frames come before the given ones, which are `tokens` of each of `clips`.
 
-    `fresh` is the generator's `new_cache`, which raises where no cache can be used. Raises ValueError
-    on a cache of another generator or of other sizes, and on `store` without a cache.
+    `fresh` is the video model's `new_cache`, which raises where no cache can be used. Raises ValueError
+    on a cache of another video model or of other sizes, and on `store` without a cache.
     """
     if cache is None:
         if store:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from colaworld.models.tokenizers.base import Tokenizer
 from colaworld.models.tokenizers.diffusers_vae import DiffusersVAE, DiffusersVAEConfig
 from colaworld.models.tokenizers.opensora_vae import OpenSoraVAE, OpenSoraVAEConfig
 from colaworld.models.tokenizers.pixels import PixelTokenizer, PixelTokenizerConfig
+from colaworld.models.tokenizers.tokenizer import Tokenizer
 
 TokenizerConfig = PixelTokenizerConfig | OpenSoraVAEConfig | DiffusersVAEConfig
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from colaworld.models.layers.autocast import no_autocast
-from colaworld.models.tokenizers.base import latent_frames
+from colaworld.models.tokenizers.tokenizer import latent_frames
 
 Posterior = Literal["mean", "sample"]
 DType = Literal["float32", "bfloat16", "float16"]

@@ -19,11 +19,11 @@ from colaworld.models.parts import PARTS
 SHIPPED = Path(__file__).parent
 # Of a hub's repository, also a pipeline's whose generator is one of several folders.
 PATTERNS = (*WEIGHTS, "transformer/*.json", "transformer/*.safetensors")
-_PREFIX = "backbone."  # of the generator in the weights of a whole run
+_PREFIX = "backbone."  # of the video model in the weights of a whole run
 _OTHER_PARTS = ("idm.*", "quantizer.*", "conditioner.*", "fdm.*", "tokenizer.*")
 
 
-def find_generator(name: str) -> Path:
+def find_backbone_weights(name: str) -> Path:
     """What `name` means: "nano", a safetensors file, the folder of a finished run, a folder of
     published weights, or a name on the Hugging Face hub.
 
@@ -33,7 +33,7 @@ def find_generator(name: str) -> Path:
         path = SHIPPED / "nano.safetensors"
         if not path.exists():
             raise WeightsError(
-                f"the shipped nano generator is missing ({path.name} beside colaworld/runs/"
+                f"the shipped nano video model is missing ({path.name} beside colaworld/runs/"
                 "weights); make nano-pretrain trains it"
             )
         return path
@@ -41,23 +41,23 @@ def find_generator(name: str) -> Path:
         path = local_folder(name, patterns=PATTERNS)
     except ValueError as error:
         raise WeightsError(
-            f"generator: expected 'nano', a .safetensors file, the folder of a finished run or of "
+            f"backbone_weights: expected 'nano', a .safetensors file, the folder of a finished run or of "
             f"published weights, a name on the hub or None (random weights), got {name!r}: {error}"
         ) from error
     if (path / "config.yaml").is_file() or (path / "weights").is_dir():  # a run
         path = path / "weights" / "model.safetensors"
         if not path.is_file():
             raise WeightsError(
-                f"generator: the run {name} is not finished ({path} does not exist); train it to its "
+                f"backbone_weights: the run {name} is not finished ({path} does not exist); train it to its "
                 "end"
             )
         return path
     return path / "transformer" if (path / "transformer").is_dir() else path
 
 
-def load_generator(backbone: nn.Module, name: str) -> None:
-    """Load a generator strictly: leftovers, gaps and wrong shapes are errors that name keys."""
-    path, layout = find_generator(name), backbone.layout()
+def load_backbone(backbone: nn.Module, name: str) -> None:
+    """Load a video model strictly: leftovers, gaps and wrong shapes are errors that name keys."""
+    path, layout = find_backbone_weights(name), backbone.layout()
     _check_described(backbone, path)
 
     def inside(key: str) -> str:

@@ -32,7 +32,7 @@ from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.models.layers.attention import use_backend
 from colaworld.models.world_model import ModelConfig, WorldModel
-from colaworld.runs.weights import load_generator
+from colaworld.runs.weights import load_backbone
 
 
 def from_outside():
@@ -305,7 +305,7 @@ def test_an_untrained_conditioner_changes_nothing(config, causal, randomised) ->
     sizes = ModelConfig(
         backbone=replace(config, causal=causal),
         idm=IDMConfig(depth=1, width=16, heads=2, tokens=2, dim=2),
-        quantizer=VQConfig(codebook_size=4, continuous_steps=0),
+        quantizer=VQConfig(codebook_size=4, unquantized_steps=0),
         conditioner=ConditionerConfig(depth=1, heads=2),
     )
     with torch.random.fork_rng():
@@ -339,7 +339,7 @@ def test_published_keys_load_with_nothing_left_over(config, tmp_path) -> None:
     for key, value in model.state_dict().items():
         assert value.dtype in (torch.bfloat16, torch.float32)
         assert torch.equal(value, held[key].to(value.dtype)), key
-    load_generator(build_backbone(config), str(tmp_path))
+    load_backbone(build_backbone(config), str(tmp_path))
     save_file(state | {"left.over": torch.ones(1)}, tmp_path / "a.safetensors")
     with pytest.raises(WeightsError, match=r"left over left\.over"):
         load_weights(build_on_meta(config), tmp_path, layout)

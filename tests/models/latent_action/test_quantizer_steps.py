@@ -14,7 +14,7 @@ from colaworld.models.latent_action.quantizers import (
     CONFIGS,
     build_quantizer,
 )
-from colaworld.models.latent_action.quantizers.pending import Pending, offered
+from colaworld.models.latent_action.quantizers.step_stats import StepStats, offered
 
 DIM = 4
 TRACKING = ("vq", "ema", "nsvq", "residual")
@@ -156,7 +156,7 @@ def test_a_latent_that_is_not_finite_is_no_candidate():
 
 
 def test_all_latents_are_kept_while_there_is_room():
-    pending = Pending(capacity=50)
+    pending = StepStats(capacity=50)
     generator = seeded()
     pending.add_latents(torch.arange(20.0)[:, None], generator)
     pending.add_latents(torch.arange(20.0, 50.0)[:, None], generator)
@@ -168,7 +168,7 @@ def test_beyond_that_they_are_a_uniform_sample():
     """Every latent stays equally often, whichever pass it came with."""
     stayed = torch.zeros(60)
     for seed in range(600):
-        pending, generator = Pending(capacity=10), seeded(seed)
+        pending, generator = StepStats(capacity=10), seeded(seed)
         for part in torch.arange(60).split(25):
             pending.add_latents(part[:, None].float(), generator)
             assert len(pending.latents) == 10
@@ -194,7 +194,7 @@ def test_memory_is_bounded_in_a_step_of_many_passes():
 def test_processes_take_turns_in_the_table_of_latents():
     tables = []
     for rank, count in enumerate((3, 1)):
-        pending = Pending(capacity=9)
+        pending = StepStats(capacity=9)
         pending.add_latents(10.0 * rank + torch.arange(count)[:, None], None)
         tables.append(pending.offer(5, Group(rank, 2)))
     assert tables[0].tolist() == [[0, 1], [0, 0], [1, 1], [0, 0], [2, 1]]
@@ -236,12 +236,12 @@ def _train(rank: int, size: int, file: str, results) -> None:
     for kind, changes in [
         ("vq", {}),
         ("ema", {"decay": 0.9, "reseed_below": 0.95}),
-        ("ema", {"continuous_steps": 2}),
+        ("ema", {"unquantized_steps": 2}),
         ("residual", {"decay": 0.9, "reseed_below": 0.95}),
     ]:
         quantizer = build(kind, **changes)
         quantizer.set_process_group(dist.group.WORLD)
-        # Latents and generators differ between the processes, as in training.
+        # Latents and video models differ between the processes, as in training.
         quantizer.start(latents(64, seed=50 + rank), generator=seeded(rank))
         reseeded = 0.0
         for number in range(6):
@@ -279,7 +279,7 @@ def test_two_processes_learn_what_one_would_from_both(monkeypatch):
     pair = [build(kind, normalise=False, reseed=False) for _ in range(2)]
     for quantizer, batch in zip(pair, z, strict=True):
         quantizer.observe(quantizer(batch))
-    parts = [quantizer._pieces(None)[0].flatten() for quantizer in pair]
+    parts = [quantizer._local_stats(None)[0].flatten() for quantizer in pair]
     both = parts[0] + parts[1]
     monkeypatch.setattr(dist, "all_reduce", lambda packed, group: packed.copy_(both))
     for rank, quantizer in enumerate(pair):

@@ -369,7 +369,7 @@ def test_a_codebook_needs_two_entries():
 
 @pytest.mark.parametrize("kind", OWN_TABLE)
 def test_latents_pass_until_the_codebook_starts_from_their_clusters(kind):
-    quantizer = build(kind, continuous_steps=3, normalise=False)
+    quantizer = build(kind, unquantized_steps=3, normalise=False)
     z, label = clusters(8)
     for step in range(3):
         given = z.clone().requires_grad_()
@@ -390,7 +390,7 @@ def test_latents_pass_until_the_codebook_starts_from_their_clusters(kind):
 
 def test_the_latest_latents_decide_where_the_codebook_starts():
     """More latents than are kept: what passed first is forgotten."""
-    quantizer = build("vq", continuous_steps=4, normalise=False)
+    quantizer = build("vq", unquantized_steps=4, normalise=False)
     old, new = 50 + latents(600, 1), latents(600, 1)
     for z in (old, old, new, new):
         step(quantizer, z)
@@ -398,8 +398,8 @@ def test_the_latest_latents_decide_where_the_codebook_starts():
 
 
 def test_a_run_resumes_within_the_continuous_stretch():
-    whole = build("vq", continuous_steps=4)
-    resumed = build("vq", continuous_steps=4, seed=9)
+    whole = build("vq", unquantized_steps=4)
+    resumed = build("vq", unquantized_steps=4, seed=9)
     for number in range(4):
         if number == 2:
             resumed.load_state_dict(snapshot(whole))
@@ -409,7 +409,7 @@ def test_a_run_resumes_within_the_continuous_stretch():
 
 
 def test_residual_codebooks_have_no_continuous_stretch_of_their_own():
-    quantizer = build("residual", continuous_steps=3)
+    quantizer = build("residual", unquantized_steps=3)
     assert quantizer(latents(5, 1)).indices.shape == (5, 1)
 
 

@@ -41,7 +41,7 @@ class STDiT3Config(BackboneConfig):
     caption_length: int = 300
     """Tokens of the null caption."""
     fps: float = 0.0
-    """Frame rate the generator is told when a call names none."""
+    """Frame rate the video model is told when a call names none."""
 
     identity_keys: ClassVar[tuple[str, ...]] = ("heads", "input_sq_size")
 

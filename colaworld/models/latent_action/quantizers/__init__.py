@@ -17,11 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from colaworld.models.latent_action.quantizers.base import (
-    Quantized,
-    Quantizer,
-    Standardise,
-)
 from colaworld.models.latent_action.quantizers.codebook import (
     EMAVQ,
     NSVQ,
@@ -42,8 +37,13 @@ from colaworld.models.latent_action.quantizers.config import (
 from colaworld.models.latent_action.quantizers.continuous import GaussianLatent, NoQuantizer
 from colaworld.models.latent_action.quantizers.estimators import rotation, straight_through
 from colaworld.models.latent_action.quantizers.finite import FSQ
+from colaworld.models.latent_action.quantizers.kmeans import kmeans, kmeans_pp
+from colaworld.models.latent_action.quantizers.quantizer import (
+    Quantized,
+    Quantizer,
+    Standardise,
+)
 from colaworld.models.latent_action.quantizers.residual import ResidualVQ
-from colaworld.models.latent_action.quantizers.starts import cluster_start, spread_start
 from colaworld.models.parts import Part, register_part
 
 QUANTIZERS: dict[type, Callable[[Any, int], Quantizer]] = {
@@ -97,8 +97,8 @@ __all__ = [
     "Standardise",
     "VQConfig",
     "build_quantizer",
-    "cluster_start",
+    "kmeans",
+    "kmeans_pp",
     "rotation",
-    "spread_start",
     "straight_through",
 ]

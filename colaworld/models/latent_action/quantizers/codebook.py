@@ -12,17 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colaworld.contracts import Moved
-from colaworld.models.latent_action.quantizers.base import Quantized, Quantizer, Seen
+from colaworld.contracts import ResetRows
 from colaworld.models.latent_action.quantizers.config import CodebookConfig, EMAConfig, VQConfig
 from colaworld.models.latent_action.quantizers.estimators import ESTIMATORS
-from colaworld.models.latent_action.quantizers.pending import (
-    Pending,
+from colaworld.models.latent_action.quantizers.kmeans import kmeans, kmeans_pp
+from colaworld.models.latent_action.quantizers.quantizer import BatchStats, Quantized, Quantizer
+from colaworld.models.latent_action.quantizers.step_stats import (
+    StepStats,
     gather_rows,
     offered,
     shared_generator,
 )
-from colaworld.models.latent_action.quantizers.starts import cluster_start, spread_start
 from colaworld.ops import code_statistics, update_codebook, vector_quantize
 
 if TYPE_CHECKING:
@@ -58,11 +58,11 @@ class CodebookQuantizer(Quantizer):
         self.register_buffer("use", torch.full((size,), 1 / size))  # smoothed share of each code
         self.register_buffer("age", torch.zeros((), dtype=torch.int64))
         self._steps_read: int | None = None
-        if config.continuous_steps:  # latents of the latest steps, to start the codebook from
+        if config.unquantized_steps:  # latents of the latest steps, to start the codebook from
             self.register_buffer("recent", torch.zeros(_RECENT, dim))
             self.register_buffer("kept", torch.zeros((), dtype=torch.int64))  # rows written to it
         # Every code may be dead at once, and each wants a latent of its own.
-        self._pending = Pending(capacity=max(_RECENT, size))
+        self._pending = StepStats(capacity=max(_RECENT, size))
 
     def _load_from_state_dict(self, *arguments, **options) -> None:
         super()._load_from_state_dict(*arguments, **options)
@@ -70,7 +70,7 @@ class CodebookQuantizer(Quantizer):
 
     def begin_step(self) -> None:
         super().begin_step()
-        if self.config.reseed or self.config.continuous_steps:  # else nothing asks
+        if self.config.reseed or self.config.unquantized_steps:  # else nothing asks
             self._steps_read = int(self.age)
 
     @property
@@ -85,8 +85,8 @@ class CodebookQuantizer(Quantizer):
 
     @property
     def continuous(self) -> bool:
-        """Whether latents still pass unquantised (see `continuous_steps`)."""
-        steps = self.config.continuous_steps
+        """Whether latents still pass unquantised (see `unquantized_steps`)."""
+        steps = self.config.unquantized_steps
         return steps > 0 and self._steps < steps
 
     @property
@@ -97,10 +97,10 @@ class CodebookQuantizer(Quantizer):
     def _quantize(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
         if not self.continuous:
             return self._quantize_to_codes(z, generator)
-        seen = Seen(z.detach().reshape(-1, self.dim)) if self.training else None
-        if self.training and self.config.continuous_noise > 0:
+        seen = BatchStats(z.detach().reshape(-1, self.dim)) if self.training else None
+        if self.training and self.config.unquantized_noise > 0:
             noise = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
-            z = z + self.config.continuous_noise * noise
+            z = z + self.config.unquantized_noise * noise
         return Quantized(z, None, z.new_zeros(()), seen)
 
     def _quantize_to_codes(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
@@ -109,11 +109,11 @@ class CodebookQuantizer(Quantizer):
     def lookup(self, indices: Tensor) -> Tensor:
         return F.embedding(indices, self.codebook)
 
-    def _search(self, z: Tensor) -> tuple[Tensor, Tensor, Seen | None]:
+    def _search(self, z: Tensor) -> tuple[Tensor, Tensor, BatchStats | None]:
         """The nearest codes of z [..., d], their indices [...], what is to be observed."""
         flat = z.reshape(-1, self.dim)
         codes, indices = vector_quantize(flat, self.codebook)
-        seen = Seen(flat.detach(), indices) if self.training else None
+        seen = BatchStats(flat.detach(), indices) if self.training else None
         return codes.view_as(z), indices.view(z.shape[:-1]), seen
 
     def set_process_group(self, group: ProcessGroup | None) -> None:
@@ -134,10 +134,10 @@ class CodebookQuantizer(Quantizer):
             self.train(was)
             flat = gather_rows(flat, self.process_group)
             generator = shared_generator(generator, self.process_group)
-            self.codebook.copy_(spread_start(flat, self.codebook.shape[0], generator))
+            self.codebook.copy_(kmeans_pp(flat, self.codebook.shape[0], generator))
         self._started()
 
-    def _observe(self, seen: Seen, generator: torch.Generator | None) -> None:
+    def _observe(self, seen: BatchStats, generator: torch.Generator | None) -> None:
         super()._observe(seen, generator)
         if seen.indices is not None:
             size = self.codebook.shape[0]
@@ -145,8 +145,8 @@ class CodebookQuantizer(Quantizer):
         if seen.indices is None or self._reseeds:
             self._pending.add_latents(seen.latents, generator)
 
-    def _pieces(self, generator: torch.Generator | None) -> list[Tensor]:
-        pieces, pending = super()._pieces(generator), self._pending
+    def _local_stats(self, generator: torch.Generator | None) -> list[Tensor]:
+        pieces, pending = super()._local_stats(generator), self._pending
         if pending.statistics is not None:
             pieces.append(pending.statistics)
             if self._reseeds:
@@ -160,10 +160,10 @@ class CodebookQuantizer(Quantizer):
             pieces.append(pending.offer(_RECENT, self.process_group))
         return pieces
 
-    def _absorb(
+    def _apply_stats(
         self, pieces: Iterator[Tensor], generator: torch.Generator | None
-    ) -> tuple[dict[str, float], Moved]:
-        super()._absorb(pieces, generator)
+    ) -> tuple[dict[str, float], ResetRows]:
+        super()._apply_stats(pieces, generator)
         if self._pending.statistics is None:
             if self._pending.latents is not None:
                 self._remember(offered(next(pieces)), generator)
@@ -177,7 +177,7 @@ class CodebookQuantizer(Quantizer):
             return {}, []
         return self._reseed(offered(next(pieces)))
 
-    def _reseed(self, latents: Tensor) -> tuple[dict[str, float], Moved]:
+    def _reseed(self, latents: Tensor) -> tuple[dict[str, float], ResetRows]:
         """Dead codes move onto latents [L, d]; the same on every process."""
         size = self.codebook.shape[0]
         dead = (self.use < self.config.reseed_below / size).nonzero().squeeze(1)
@@ -201,12 +201,12 @@ class CodebookQuantizer(Quantizer):
             filled = min(int(self.kept), _RECENT)
             if filled == 0:
                 raise ValueError(
-                    "quantizer: no finite latent was seen in continuous_steps, so the codebook "
+                    "quantizer: no finite latent was seen in unquantized_steps, so the codebook "
                     "cannot start; the latent action model has diverged"
                 )
             count = self.codebook.shape[0]
             generator = shared_generator(generator, self.process_group)
-            self.codebook.copy_(cluster_start(self.recent[:filled], count, generator))
+            self.codebook.copy_(kmeans(self.recent[:filled], count, generator))
             self._started()
 
     def _started(self) -> None:

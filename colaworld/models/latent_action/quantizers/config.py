@@ -12,8 +12,8 @@ FORMER_KEYS: dict[str, Any] = {
     "beta": 0.25,
     "estimator": "straight_through",
     "data_start": True,
-    "continuous_steps": 0,
-    "continuous_noise": 0.0,
+    "unquantized_steps": 0,
+    "unquantized_noise": 0.0,
     "reseed": True,
     "reseed_below": 0.1,
     "reseed_every": 10,
@@ -41,10 +41,10 @@ class CodebookConfig(CommonConfig):
     """Entries, shared by all tokens of an action."""
     data_start: bool = True
     """Start the codebook from latents of real clips instead of U(-1/K, 1/K)."""
-    continuous_steps: int = 0
+    unquantized_steps: int = 0
     """Steps in which latents pass unquantised, before the codebook starts (0: none). Smooth gradients
     find the actions first; the codebook then starts from clusters of them."""
-    continuous_noise: float = 0.0
+    unquantized_noise: float = 0.0
     """Deviation of the Gaussian noise on them meanwhile, in units of the latents' own: it leaves
     room for few bits, so that the most useful ones are told first."""
     reseed: bool = True

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from colaworld.models.latent_action.quantizers.base import Quantized, Quantizer
 from colaworld.models.latent_action.quantizers.config import GaussianConfig
+from colaworld.models.latent_action.quantizers.quantizer import Quantized, Quantizer
 
 
 class GaussianLatent(Quantizer):

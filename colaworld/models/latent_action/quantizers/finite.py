@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from colaworld.models.latent_action.quantizers.base import Quantized, Quantizer
 from colaworld.models.latent_action.quantizers.config import FSQConfig
 from colaworld.models.latent_action.quantizers.estimators import straight_through
+from colaworld.models.latent_action.quantizers.quantizer import Quantized, Quantizer
 
 
 class FSQ(Quantizer):

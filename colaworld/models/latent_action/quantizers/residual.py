@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from colaworld.contracts import Moved
-from colaworld.models.latent_action.quantizers.base import Quantized, Quantizer, Seen
+from colaworld.contracts import ResetRows
 from colaworld.models.latent_action.quantizers.codebook import GradientVQ
 from colaworld.models.latent_action.quantizers.config import ResidualConfig
 from colaworld.models.latent_action.quantizers.estimators import ESTIMATORS
+from colaworld.models.latent_action.quantizers.quantizer import BatchStats, Quantized, Quantizer
 
 
 class ResidualVQ(Quantizer):
@@ -40,7 +40,7 @@ class ResidualVQ(Quantizer):
             total = total + part.codes
             left = left - part.codes.detach()
             seen.append(part.seen)
-        inner = Seen(inner=tuple(seen)) if self.training else None
+        inner = BatchStats(inner=tuple(seen)) if self.training else None
         return Quantized(ESTIMATORS[self.config.estimator](z, total), index, loss, inner)
 
     def lookup(self, indices: Tensor) -> Tensor:
@@ -65,24 +65,24 @@ class ResidualVQ(Quantizer):
         for layer in self.layers:
             layer.begin_step()
 
-    def _observe(self, seen: Seen, generator: torch.Generator | None) -> None:
+    def _observe(self, seen: BatchStats, generator: torch.Generator | None) -> None:
         super()._observe(seen, generator)
         for layer, part in zip(self.layers, seen.inner, strict=True):
             layer._observe(part, generator)
 
-    def _pieces(self, generator: torch.Generator | None) -> list[Tensor]:
-        pieces = super()._pieces(generator)
+    def _local_stats(self, generator: torch.Generator | None) -> list[Tensor]:
+        pieces = super()._local_stats(generator)
         for layer in self.layers:
-            pieces += layer._pieces(generator)
+            pieces += layer._local_stats(generator)
         return pieces
 
-    def _absorb(
+    def _apply_stats(
         self, pieces: Iterator[Tensor], generator: torch.Generator | None
-    ) -> tuple[dict[str, float], Moved]:
-        super()._absorb(pieces, generator)
+    ) -> tuple[dict[str, float], ResetRows]:
+        super()._apply_stats(pieces, generator)
         reseeded, moved = 0.0, []
         for layer in self.layers:
-            metrics, rows = layer._absorb(pieces, generator)
+            metrics, rows = layer._apply_stats(pieces, generator)
             reseeded += metrics.get("reseeded", 0.0)
             moved += rows
         return {"reseeded": reseeded}, moved

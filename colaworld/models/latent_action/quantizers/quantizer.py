@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from colaworld.contracts import Moved
+from colaworld.contracts import ResetRows
 from colaworld.models.latent_action.quantizers.config import CommonConfig
-from colaworld.models.latent_action.quantizers.pending import Pending, gather_rows, sum_pieces
+from colaworld.models.latent_action.quantizers.step_stats import StepStats, gather_rows, sum_pieces
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
-class Seen:
+class BatchStats:
     """What one training forward pass saw, without its graph: for `Quantizer.observe`."""
 
     latents: Tensor | None = None  # [M, d] what the codebook was searched with
     indices: Tensor | None = None  # [M] what was found; None while latents pass unquantised
     moments: tuple[Tensor, Tensor] | None = None  # mean [d] and scale [d] of the batch
-    inner: tuple[Seen, ...] = ()  # of the codebooks of a residual quantizer
+    inner: tuple[BatchStats, ...] = ()  # of the codebooks of a residual quantizer
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Quantized:
     codes: Tensor  # [..., N, d] float32, differentiable with respect to z
     indices: Tensor | None  # [..., N] int64
     loss: Tensor  # scalar: codebook + beta * commitment, or KL
-    seen: Seen | None = None  # in training: what `observe` takes
+    seen: BatchStats | None = None  # in training: what `observe` takes
 
 
 class Standardise(nn.Module):
@@ -89,7 +89,7 @@ class Standardise(nn.Module):
 
 class Quantizer(nn.Module):
     """The contract. Subclasses implement `_quantize` and `lookup`; those that learn from what they
-    see also `_observe`, `_pieces` and `_absorb`.
+    see also `_observe`, `_local_stats` and `_apply_stats`.
     """
 
     config: CommonConfig
@@ -103,7 +103,7 @@ class Quantizer(nn.Module):
         self.standardise = Standardise(dim) if config.normalise else nn.Identity()
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self.process_group: ProcessGroup | None = None
-        self._pending = Pending(capacity=0)
+        self._pending = StepStats(capacity=0)
 
     def forward(self, z: Tensor, *, generator: torch.Generator | None = None) -> Quantized:
         """z [..., N, d] -> Quantized. `generator` feeds quantizers that draw noise.
@@ -119,7 +119,7 @@ class Quantizer(nn.Module):
             made = self._quantize(z, generator)
         if not self.training:
             return made
-        return replace(made, seen=replace(made.seen or Seen(), moments=moments))
+        return replace(made, seen=replace(made.seen or BatchStats(), moments=moments))
 
     def _quantize(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
         raise TypeError(f"{type(self).__name__} must implement _quantize")
@@ -161,29 +161,29 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def after_step(
         self, *, generator: torch.Generator | None = None
-    ) -> tuple[dict[str, float], Moved]:
+    ) -> tuple[dict[str, float], ResetRows]:
         """Once after every optimiser step: running statistics, dead codes, from what was observed.
 
         One reduction over processes. Returns metrics, and which rows of which parameters moved.
         """
-        pieces = self._pieces(generator)
+        pieces = self._local_stats(generator)
         if not pieces:
             return {}, []
-        result = self._absorb(iter(sum_pieces(pieces, self.process_group)), generator)
+        result = self._apply_stats(iter(sum_pieces(pieces, self.process_group)), generator)
         self.begin_step()
         return result
 
-    def _observe(self, seen: Seen, generator: torch.Generator | None) -> None:
+    def _observe(self, seen: BatchStats, generator: torch.Generator | None) -> None:
         if seen.moments is not None:
             self._pending.add_moments(*seen.moments)
 
-    def _pieces(self, generator: torch.Generator | None) -> list[Tensor]:
+    def _local_stats(self, generator: torch.Generator | None) -> list[Tensor]:
         """What this process adds to the sum over processes; nothing when nothing was observed."""
         return [] if self._pending.moments is None else [self._pending.moments]
 
-    def _absorb(
+    def _apply_stats(
         self, pieces: Iterator[Tensor], generator: torch.Generator | None
-    ) -> tuple[dict[str, float], Moved]:
+    ) -> tuple[dict[str, float], ResetRows]:
         """Learn from the summed pieces, taking one's own from the front."""
         if isinstance(self.standardise, Standardise) and self._pending.moments is not None:
             moments = next(pieces)

@@ -11,7 +11,7 @@ from torch import Tensor
 from colaworld.ops import code_statistics, vector_quantize
 
 
-def spread_start(
+def kmeans_pp(
     z: Tensor,  # [M, d]
     count: int,
     generator: torch.Generator | None,
@@ -26,7 +26,7 @@ def spread_start(
     return z[torch.cat(chosen)].clone()
 
 
-def cluster_start(
+def kmeans(
     z: Tensor,  # [M, d]
     count: int,
     generator: torch.Generator | None,
@@ -34,7 +34,7 @@ def cluster_start(
     rounds: int = 20,
 ) -> Tensor:  # [count, d]
     """Centres of `count` clusters of z: k-means++ seeding, then Lloyd's algorithm."""
-    centres = spread_start(z, count, generator)
+    centres = kmeans_pp(z, count, generator)
     for _ in range(rounds):
         _, nearest = vector_quantize(z, centres)
         packed = code_statistics(z, nearest, count)

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from colaworld.contracts import ClipBatch, Moved
+from colaworld.contracts import ClipBatch, ResetRows
 
 
 class RunFolderError(ValueError):
@@ -64,7 +64,7 @@ class Objective(Protocol):
         """Before the first forward pass of an update: forget what a skipped update left behind."""
         ...
 
-    def after_step(self, *, generator: torch.Generator) -> tuple[dict[str, float], Moved]:
+    def after_step(self, *, generator: torch.Generator) -> tuple[dict[str, float], ResetRows]:
         """After every update that was applied (not after a skipped one).
 
         Returns more metrics, and which rows of which parameters it set anew: the optimizer starts

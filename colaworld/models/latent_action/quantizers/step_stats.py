@@ -51,7 +51,7 @@ def shared_generator(
 
 
 @dataclass
-class Pending:
+class StepStats:
     """Accumulated over the forward passes of a step; `capacity` bounds the latents kept."""
 
     capacity: int
@@ -113,5 +113,5 @@ class Pending:
 
 
 def offered(table: Tensor) -> Tensor:
-    """The latents [L, d] of a summed table of `Pending.offer`."""
+    """The latents [L, d] of a summed table of `StepStats.offer`."""
     return table[table[:, -1] > 0, :-1]
