@@ -60,13 +60,14 @@ def from_dict(
         raise ConfigError(f"{where or cls.__name__}: expected a mapping, got {values!r}")
     hints = typing.get_type_hints(cls)
     known = [f.name for f in dataclasses.fields(cast(Any, cls)) if f.init]
+    former = getattr(cls, "FORMER_KEYS", {})
     given = {}
     for key, value in values.items():
-        if key not in known and RENAMED_KEYS.get(key) in known:
-            key = RENAMED_KEYS[key]
+        now = RENAMED_KEYS.get(key, key)
+        if key not in known and now in known:
+            key = now
         path = f"{where}.{key}" if where else str(key)
-        former = getattr(cls, "FORMER_KEYS", {})
-        if key not in known and key in former and value == former[key]:
+        if key not in known and now in former and value == former[now]:
             continue
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
