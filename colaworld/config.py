@@ -50,7 +50,8 @@ def to_dict(config: Any) -> Any:
 def from_dict(
     cls: type[T], values: Mapping[str, Any], *, where: str = "", base: T | None = None
 ) -> T:
-    """Plain values -> `cls`. Keys that are absent keep the value of `base` (or the default).
+    """Plain values -> `cls`. Keys that are absent keep the value of `base` (or the default); a value
+    of another `kind` keeps what both have in common.
 
     Raises ConfigError on an unknown key (with the nearest known one), a value of a wrong type, or
     a value that the dataclass itself refuses.
@@ -59,13 +60,14 @@ def from_dict(
         raise ConfigError(f"{where or cls.__name__}: expected a mapping, got {values!r}")
     hints = typing.get_type_hints(cls)
     known = [f.name for f in dataclasses.fields(cast(Any, cls)) if f.init]
+    former = getattr(cls, "FORMER_KEYS", {})
     given = {}
     for key, value in values.items():
-        if key not in known and RENAMED_KEYS.get(key) in known:
-            key = RENAMED_KEYS[key]
+        now = RENAMED_KEYS.get(key, key)
+        if key not in known and now in known:
+            key = now
         path = f"{where}.{key}" if where else str(key)
-        former = getattr(cls, "FORMER_KEYS", {})
-        if key not in known and key in former and value == former[key]:
+        if key not in known and now in former and value == former[now]:
             continue
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
@@ -89,7 +91,10 @@ def _convert(hint: Any, value: Any, path: str, before: Any) -> Any:
         return from_dict(hint, value, where=path, base=base)
     kinds = _kinds(hint)
     if kinds and not (value is None and type(None) in args):
-        return _convert(_of_kind(kinds, value, path, before), value, path, before)
+        chosen = _of_kind(kinds, value, path, before)
+        if before is not None and not isinstance(before, chosen) and isinstance(value, Mapping):
+            value = {**to_dict(_in_common(before, chosen)), **value}
+        return _convert(chosen, value, path, before)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -131,6 +136,8 @@ def _convert(hint: Any, value: Any, path: str, before: Any) -> Any:
             pass
     if hint is Path and isinstance(value, str):
         return Path(value)
+    if hint is Any and dataclasses.is_dataclass(before) and isinstance(value, Mapping):
+        return from_dict(type(before), value, where=path, base=before)
     if hint is Any or (isinstance(value, hint) and not (hint is int and isinstance(value, bool))):
         return value
     raise ConfigError(f"{path}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
@@ -261,10 +268,11 @@ def _with_kind(config: Any, path: list[str], kind: str, flag: str) -> Any:
         return dataclasses.replace(config, **{name: _with_kind(before, below, kind, flag)})
     options = _kinds(typing.get_type_hints(type(config))[name])
     chosen = _of_kind(options, {"kind": kind}, flag[2:].removesuffix(".kind"), None)
+    return dataclasses.replace(config, **{name: chosen(**_in_common(before, chosen))})
+
+
+def _in_common(before: Any, chosen: Any) -> dict[str, Any]:
+    """The fields of `before` that the dataclass `chosen` has too, but its kind."""
     shared = {f.name for f in dataclasses.fields(chosen)} - {"kind"}
-    kept = {k: v for k, v in _given(before).items() if k in shared}
-    return dataclasses.replace(config, **{name: chosen(**kept)})
-
-
-def _given(config: Any) -> dict[str, Any]:
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    names = [f.name for f in dataclasses.fields(before) if f.name in shared]
+    return {name: getattr(before, name) for name in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -232,3 +232,24 @@ def test_a_kind_on_the_command_line_takes_that_dataclass():
     assert parse("--drawing.shape.kind", "round") == given
     with pytest.raises(ConfigError, match=r"drawing.shape.kind: expected one of 'round', 'square'"):
         parse("--drawing.shape.kind", "oval")
+
+
+def test_another_kind_in_a_file_keeps_what_both_have():
+    given = Page(Drawing(Round(radius=4.0, colour="green")))
+    square = from_dict(Page, {"drawing": {"shape": {"kind": "square", "side": 3}}}, base=given)
+    assert square == Page(Drawing(Square(3.0, "green")))
+    back = from_dict(Page, {"drawing": {"shape": {"kind": "round", "colour": "pink"}}}, base=square)
+    assert back == Page(Drawing(Round(1.0, "pink")))
+
+
+@dataclass(frozen=True)
+class Album:
+    open: dict[str, Any] = field(default_factory=dict)
+
+
+def test_open_keys_keep_the_rest_of_what_stood_there():
+    given = Album({"a": Square(side=3.0, colour="green"), "b": 1})
+    changed = from_dict(Album, {"open": {"a": {"side": 5}}}, base=given)
+    assert changed == Album({"a": Square(side=5.0, colour="green"), "b": 1})
+    with pytest.raises(ConfigError, match=r"unknown key 'open.a.sde'; did you mean 'side'\?"):
+        from_dict(Album, {"open": {"a": {"sde": 5}}}, base=given)

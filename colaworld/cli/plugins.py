@@ -32,8 +32,12 @@ def import_plugins() -> None:
 
 def _import_file(path: Path) -> None:
     name = f"colaworld_plugin_{path.stem}"
-    if name in sys.modules:
-        return
+    number = 1
+    while name in sys.modules:  # another folder's file may have the same name
+        if Path(str(sys.modules[name].__file__)).absolute() == path.absolute():
+            return
+        number += 1
+        name = f"colaworld_plugin_{path.stem}_{number}"
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path.absolute()}")
     spec = importlib.util.spec_from_file_location(name, path)

@@ -128,14 +128,20 @@ class RolloutState:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Frames [B n, r k, 3, H, W] of the latents [B n, C, k, h, w] that were made last."""
-        new = latents.shape[2]
+        """Frames [B n, r k, 3, H, W] of the latents [B n, C, k, h, w] that were made last.
+
+        Raises ValueError where, with a `decode_context`, those before them are not held any more.
+        """
+        new, most = latents.shape[2], self._latents.shape[2] - 1
+        if self.stride > 1:  # what a latent shows may depend on those before it
+            if not 1 <= new <= most:
+                raise ValueError(
+                    f"rollout: decode: expected the last 1 .. {most} latent frames, got {new}"
+                )
+            latents = torch.cat([self._latents[:, :, :-new], latents], dim=2)
         with _going_on(self.model):
-            if self.stride == 1:
-                frames = self.model.tokenizer.decode(latents)
-            else:  # what a latent shows may depend on those before it
-                frames = self.model.tokenizer.decode(self._latents)[:, -self.stride * new :]
-        return frames.to(self._dtype)
+            frames = self.model.tokenizer.decode(latents)
+        return frames[:, -self.stride * new :].to(self._dtype)
 
     def fork(
         self,

@@ -175,15 +175,15 @@ def pick(
 
 
 def _complaint(op: str, facts: CallInfo) -> str:
-    wanted, remedy = "no fused implementation", "Ask for another backend"
-    if _forced == "reference":
-        wanted = "a fused implementation was asked for while 'reference' is forced; none"
-    elif _forced is not None:
-        wanted = f"the forced implementation {_forced!r}"
+    wanted, remedy = "no fused implementation can", "Ask for another backend"
+    if _forced is not None:
+        wanted = f"the forced implementation {_forced!r} cannot"
         remedy = f"Unset {VARIABLE} or leave the force() block to let colaworld choose"
+    if _forced == "reference":
+        wanted = "a fused implementation was asked for while 'reference' is forced; none can"
     lines = [
-        f"{op}: {wanted} {'cannot' if _forced else 'can'} run for a {facts.dtype} tensor of "
-        f"shape {tuple(facts.shape)} on {facts.device}. {remedy}. Every implementation:"
+        f"{op}: {wanted} run for a {facts.dtype} tensor of shape {tuple(facts.shape)} on "
+        f"{facts.device}. {remedy}. Every implementation:"
     ]
     have = {i.name: i.refuses(facts) or "can run" for i in _REGISTRY[op]}
     lines += [f"  {name}: {have.get(name, f'not written for {op}')}" for name in NAMES]

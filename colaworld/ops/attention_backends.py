@@ -136,7 +136,7 @@ def attend(backend: str, qkv: Tensor, *weights: Tensor | None) -> Attend:
     if reason is None and backend in _ON_GPU:
         reason = _refuses_tensor(backend, qkv)
     on_cpu = qkv.device.type == "cpu"
-    if reason is None and backend == "flex" and on_cpu and _wants_grad(qkv, *weights):
+    if reason is None and backend == "flex" and on_cpu and wants_grad(qkv, *weights):
         reason = "attention 'flex' has no backward on the CPU; use 'auto', 'fused' or 'sdpa'"
     if reason is not None:
         raise BackendUnavailableError(reason)
@@ -155,7 +155,8 @@ def _refuses_tensor(backend: str, qkv: Tensor) -> str | None:
     return None
 
 
-def _wants_grad(*tensors: Tensor | None) -> bool:
+def wants_grad(*tensors: Tensor | None) -> bool:
+    """Whether a gradient of what is computed from these may be asked for."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 

@@ -36,8 +36,8 @@ def block_causal_attention(
         k, v: [B, H, (P + T) S, D] keys and values; the first P frames come before those of q.
         frames: T >= 1.
         backend: "sdpa": a product a frame; "flex": FlexAttention (no backward on a CPU); "auto": flex for
-            several frames on a GPU, else sdpa. A single frame sees every key, so that it is always plain
-            attention without a mask.
+            several frames on a GPU with a gradient, else sdpa. A single frame sees every key, so that it
+            is always plain attention without a mask.
 
     Returns:
         [B, H, T S, D] in the dtype of q.
@@ -63,8 +63,9 @@ def block_causal_attention(
         raise ValueError(f"backend: expected 'auto', 'sdpa' or 'flex', got {backend!r}")
     if frames == 1:
         return F.scaled_dot_product_attention(q, k, v)
-    on_gpu = _dispatch.facts_of(q).device == "cuda"
-    if backend == "flex" or (backend == "auto" and on_gpu):
+    # Its gain is in the gradient; and where nothing is compiled, as in rollouts, flex makes all scores.
+    gains = _dispatch.facts_of(q).device == "cuda" and attention_backends.wants_grad(q, k, v)
+    if backend == "flex" or (backend == "auto" and gains):
         mask = block_mask(frames, k.shape[2] // per_frame, per_frame, str(q.device))
         return attention_backends.flex()(q, k, v, block_mask=mask)
     before = k.shape[2] - q.shape[2]

@@ -268,8 +268,14 @@ def init_parts(model: nn.Module, source: str) -> list[str]:
             f"init_from: {path} holds none of {', '.join(n for n, _ in model.named_children())}; it "
             f"holds {', '.join(sorted(held))}"
         )
-    for name in parts:
-        load_weights(getattr(model, name), path, prefix=f"{name}.")
+
+    def of_parts(key: str) -> bool:
+        return key.split(".")[0] in parts
+
+    # As the state of the whole model, which may hold a mark in place of a tokenizer's weights.
+    own = {key: value for key, value in model.state_dict().items() if not of_parts(key)}
+    given = {key: value for key, value in load_file(path).items() if of_parts(key)}
+    load_strictly(model, own | given, source=str(path))
     return parts
 
 

@@ -271,7 +271,7 @@ def _bound(config_yaml: str) -> dict[str, Any]:
     bound = {
         k: v
         for k, v in ((_renamed(k), v) for k, v in _leaves(values))
-        if k.rsplit(".", 1)[-1] not in FREE and not _says_nothing(k, v)
+        if (k.rsplit(".", 1)[-1] not in FREE or k.startswith("model.")) and not _says_nothing(k, v)
     }
     for key, meanings in _FORMERLY.items():
         if isinstance(bound.get(key), bool):

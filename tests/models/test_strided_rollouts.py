@@ -152,6 +152,18 @@ def test_decoding_with_less_context_shows_the_same_where_latents_decode_alone():
     assert shown(torch.cat(parts, 1)) == list(range(16))
 
 
+def test_the_latents_that_are_given_are_decoded():
+    """Behind those that are held; changed ones look changed."""
+    state = World(painter(2, window=3), ONE).begin(
+        torch.zeros(2, 1, 3, 2, 2), generator=seeded(), decode_context=1
+    )
+    made = [state.advance(numbered(6)[:, at : at + 2]) for at in (0, 2, 4)]
+    assert shown(state.decode(made[2])) == [4, 5]
+    assert shown(state.decode(made[2] + 10)) == [14, 15]
+    with pytest.raises(ValueError, match=r"decode: expected the last 1 .. 1 latent frames, got 2"):
+        state.decode(torch.cat(made[1:], dim=2))
+
+
 def test_what_does_not_fit_says_what_would():
     model = painter(4, window=9)
     history = torch.zeros(2, 5, 3, 2, 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.attention.flex_attention import flex_attention
 
 from colaworld import ops
-from colaworld.ops import attention_backends
+from colaworld.ops import _dispatch, attention_backends
 from colaworld.ops.block_mask import BLOCK, block_mask
 
 # frames of the queries, of the cache before them, tokens a frame
@@ -171,6 +173,24 @@ def test_one_frame_is_plain_attention(monkeypatch) -> None:
     for backend in ("auto", "sdpa", "flex"):
         ops.block_causal_attention(*draw((1, 3, 5)), frames=1, backend=backend)
     assert calls == [(20, {})] * 3
+
+
+def test_without_a_gradient_a_gpu_takes_a_product_a_frame(monkeypatch) -> None:
+    """Nothing is compiled in a rollout, and FlexAttention that is not compiled makes all scores."""
+    seen = []
+    plain, facts = F.scaled_dot_product_attention, _dispatch.facts_of
+
+    def counted(q, k, v):
+        seen.append(k.shape[2])
+        return plain(q, k, v)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    monkeypatch.setattr(_dispatch, "facts_of", lambda q: replace(facts(q), device="cuda"))
+    q, k, v = draw((3, 2, 10))
+    with torch.no_grad(), torch.compiler.set_stance("eager_on_recompile"):
+        out = ops.block_causal_attention(q, k, v, frames=3)
+    assert seen == [30, 40, 50]
+    torch.testing.assert_close(out, formula(q, k, v, dense(3, 2, 10)), rtol=1e-12, atol=1e-12)
 
 
 def test_flex_in_one_graph() -> None:

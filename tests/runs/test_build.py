@@ -15,7 +15,7 @@ from colaworld.flow.path import TimestepConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.idm import IDMConfig
-from colaworld.models.latent_action.quantizers import VQConfig
+from colaworld.models.latent_action.quantizers import CONFIGS, VQConfig
 from colaworld.models.world_model import ModelConfig
 from colaworld.recipes import RECIPES, recipe
 from colaworld.runs.build import build_model, build_trainer
@@ -230,3 +230,15 @@ def test_a_run_of_the_first_version_is_the_same_run():
     changed = replace(config, model=replace(config.model, quantizer=VQConfig(codebook_size=9)))
     with pytest.raises(ResumeError, match=r"model.quantizer.codebook_size"):
         check_same_config(text, to_yaml(changed), where="here")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_run_of_the_first_version_with_another_quantizer_is_read(kind):
+    """Its configuration holds the fields of every kind, by their names of then."""
+    text = Path(__file__).with_name("config_0.1.0.yaml").read_text()
+    text = text.replace("kind: vq", f"kind: {kind}").replace("steps: 250", "steps: 0")
+    values = yaml.safe_load(text)
+    del values["config_version"]
+    config = from_dict(RunConfig, values)
+    assert config.model.quantizer == CONFIGS[kind]()
+    check_same_config(text, to_yaml(config), where="here")

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from colaworld.cli.main import main
 from colaworld.cli.plugins import import_plugins
 from colaworld.config import ConfigError, load_yaml, to_yaml
 from colaworld.models.parts import PARTS, Part, build_order, register_part
+from colaworld.models.tokenizers.opensora_vae import OpenSoraVAE, OpenSoraVAEConfig
 from colaworld.models.world_model import ModelConfig
 from colaworld.recipes import RECIPES, recipe, register_recipe
 from colaworld.runs.build import build_trainer
@@ -134,6 +136,38 @@ def test_init_from_names_what_is_wrong(tiny, tmp_path):
             build_trainer(config, out=tmp_path / "run").run()
 
 
+def test_init_from_a_run_whose_tokenizer_is_named_by_its_path(tiny, tmp_path):
+    """Its weights hold the tokenizer's fingerprint alone."""
+    sizes = {"image_widths": (8, 8), "image_layers": 1, "temporal_width": 8, "groups": 4}
+    sizes |= {"temporal_multipliers": (1,), "temporal_layers": 1, "temporal_halve": ()}
+    config = tiny()
+    backbone = replace(config.model.backbone, in_channels=4)
+
+    def with_tokenizer(name: str) -> RunConfig:
+        vae = OpenSoraVAEConfig(path=str(tmp_path / name), **sizes)
+        if not (tmp_path / name).exists():
+            (tmp_path / name).mkdir()
+            weights = OpenSoraVAE(replace(vae, path="")).state_dict()
+            save_file(weights, tmp_path / name / "model.safetensors")
+        model = replace(config.model, tokenizer=vae, backbone=backbone)
+        return replace(config, schedule=("warmup",), model=model)
+
+    first = build_trainer(with_tokenizer("vae"), out=tmp_path / "first")
+    first.run()
+    again = with_tokenizer("vae").with_phase(
+        "warmup", init_from=str(tmp_path / "first"), learning_rate=1e-30
+    )
+    second = build_trainer(again, out=tmp_path / "second")
+    second.run()
+    for part in ("idm", "conditioner", "backbone"):
+        ours, theirs = (getattr(t.model, part).state_dict() for t in (second, first))
+        for key in ours:
+            torch.testing.assert_close(ours[key], theirs[key], msg=key)
+    other = with_tokenizer("other").with_phase("warmup", init_from=str(tmp_path / "first"))
+    with pytest.raises(ValueError, match="is not the tokenizer that these weights"):
+        build_trainer(other, out=tmp_path / "third").run()
+
+
 def test_names_that_are_taken():
     with pytest.raises(ConfigError, match=r"part 'idm': there is a part of this name already"):
         register_part(Part("idm", ModelConfig, lambda config, model: model))
@@ -164,3 +198,23 @@ def test_a_file_that_is_not_there_or_fails_is_named(monkeypatch, tmp_path, capsy
         assert (
             f"COLAWORLD_IMPORT: {name}" in (error := capsys.readouterr().err) and message in error
         )
+
+
+def test_files_of_one_name_are_all_imported(monkeypatch, tmp_path):
+    files = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        files.append(tmp_path / folder / "mine.py")
+        files[-1].write_text(
+            "from colaworld.recipes import nano, register_recipe\n"
+            f"register_recipe('{folder}.mine', nano.cola)\n"
+        )
+    known = dict(RECIPES)
+    monkeypatch.setenv("COLAWORLD_IMPORT", ":".join(map(str, files)))
+    try:
+        import_plugins()
+        import_plugins()  # each file once
+        assert {"one.mine", "two.mine"} <= set(RECIPES)
+    finally:
+        RECIPES.clear()
+        RECIPES.update(known)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
 from colaworld.models.backbones.wan import Wan, WanConfig
+from colaworld.models.parts import PARTS, Part
 from colaworld.recipes import recipe
 from colaworld.runs import weights
 from colaworld.runs.build import build_model
@@ -42,10 +43,12 @@ def test_a_file_of_a_backbone_loads(stored, tmp_path):
     assert equal(backbone.state_dict(), stored)
 
 
-def test_a_finished_run_gives_its_backbone_and_nothing_else(stored, tmp_path):
+def test_a_finished_run_gives_its_backbone_and_nothing_else(stored, tmp_path, monkeypatch):
     (tmp_path / "weights").mkdir()
     whole = {f"backbone.{key}": value for key, value in stored.items()}
     whole["idm.embed.weight"] = torch.zeros(3)
+    whole["mine.weight"] = torch.zeros(3)  # a part from outside
+    monkeypatch.setitem(PARTS, "mine", Part("mine", STDiT3Config, lambda config, model: model))
     save_file(whole, tmp_path / "weights" / "model.safetensors")
     backbone = small(2)
     load_backbone(backbone, str(tmp_path))

@@ -72,6 +72,12 @@ def test_what_may_change():
     assert config_sha256(SAVED) == config_sha256(given)
 
 
+def test_fields_of_a_part_may_not_change_whatever_they_are_called():
+    saved = SAVED + "model: {parts: {adapter: {out: 3}}}\n"
+    with pytest.raises(ResumeError, match=r"model\.parts\.adapter\.out: saved 3, given 4"):
+        check_same_config(saved, saved.replace("out: 3", "out: 4"), where="x")
+
+
 def test_what_differs_is_named_with_both_values():
     given = SAVED.replace("seed: 0", "seed: 1").replace("steps: 20", "steps: 30")
     given = given.replace("path: videos", "path: videos, fps: 5").replace("0.99]", "0.999]")

@@ -14,6 +14,7 @@ from torch import nn
 from colaworld.models.backbones.published import published_config
 from colaworld.models.backbones.weights import WeightsError, load_weights
 from colaworld.models.hub import WEIGHTS, local_folder
+from colaworld.models.parts import PARTS
 
 SHIPPED = Path(__file__).parent
 # Of a hub's repository, also a pipeline's whose generator is one of several folders.
@@ -62,7 +63,8 @@ def load_backbone(backbone: nn.Module, name: str) -> None:
     def inside(key: str) -> str:
         return layout.rename(key.removeprefix(_PREFIX))
 
-    load_weights(backbone, path, replace(layout, rename=inside, drop=layout.drop + _OTHER_PARTS))
+    drop = (*layout.drop, *_OTHER_PARTS, *(f"{name}.*" for name in PARTS))
+    load_weights(backbone, path, replace(layout, rename=inside, drop=drop))
 
 
 def _check_described(backbone: nn.Module, folder: Path) -> None:
