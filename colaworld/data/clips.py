@@ -61,7 +61,7 @@ class DataConfig:
     split: Literal["train", "heldout", "all"] = "train"
     """Which share to use."""
     action_column: str | None = "action"
-    """Column of the real actions, which evaluation alone uses."""
+    """Column of the real actions: read by evaluation, and by phases whose objective asks for them."""
     shuffle_window: int = 0
     """Clips are mixed among this many segments (episodes, or parts of long ones) at a time. 0: as
     many as half the cache holds, or all if all fit."""

@@ -19,10 +19,9 @@ from torch import Tensor
 from colaworld.contracts import ActionSpec, LatentActions, WorldProtocol, to_float
 from colaworld.evaluation.measures.measure import Measure, Setting
 from colaworld.evaluation.rollouts import Batch, roll
+from colaworld.evaluation.settings import RandomStream
 from colaworld.files import write_atomically
 from colaworld.rng import paired_generator
-
-_NOISE = 4  # stream of randomness under the evaluation's seed
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ class EveryCode:
         for code in self.codes.to(device):
             future = code.to(before.dtype).expand(given.shape[0], steps, *code.shape)
             codes = torch.cat([before, future], dim=1)
-            generator = paired_generator(device, seed, _NOISE)
+            generator = paired_generator(device, seed, RandomStream.GRID_NOISE)
             video = roll(self.world, given, codes, generator=generator)
             tiles.append(to_uint8(video[:, given.shape[1] - 1 :]))
             watch()

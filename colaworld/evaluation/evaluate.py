@@ -20,7 +20,7 @@ from colaworld.evaluation.artefacts import Artefacts, EveryCode, Strips, choose_
 from colaworld.evaluation.measures import MEASURES
 from colaworld.evaluation.measures.measure import Setting
 from colaworld.evaluation.rollouts import infer, stream
-from colaworld.evaluation.settings import EvaluationConfig
+from colaworld.evaluation.settings import EvaluationConfig, RandomStream
 from colaworld.files import plain, write_json
 
 FORMAT_VERSION = 1
@@ -98,7 +98,10 @@ def run_evaluation(
         )
     latent = infer(world, frames, batch_size=config.batch_size, device=device)
     setting = Setting(
-        world.codebook_size, action_spec, config, np.random.default_rng([config.seed, 5])
+        world.codebook_size,
+        action_spec,
+        config,
+        np.random.default_rng([config.seed, RandomStream.SHARED_INTERVALS]),
     )
     measures = [kind(setting) for kind in MEASURES]
     strips = Strips(setting, choose_clips(episodes[:rolled], config.shown_clips))

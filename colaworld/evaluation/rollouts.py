@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from colaworld.contracts import ClipBatch, LatentActions, Rollout, WorldProtocol, to_float
+from colaworld.evaluation.settings import RandomStream
 from colaworld.rng import paired_generator
 
 VARIANTS = ("inferred", "random", "shuffled", "constant")
-_NOISE, _CODES = 1, 2  # streams of randomness under one seed
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def variant_codes(
     """Codes [M, h-1+n, N, d] on the CPU for each of VARIANTS, equal over the history."""
     codes = actions.codes
     count, steps, tokens, _ = codes.shape
-    rng = np.random.default_rng([seed, _CODES])
+    rng = np.random.default_rng([seed, RandomStream.CODES])
     future = slice(history - 1, steps)
     n = steps - (history - 1)
     other = torch.from_numpy(derangement(episodes, generator=rng))
@@ -190,7 +190,7 @@ def stream(
             video = to_float(clips.frames[rows, :length], device)
             given, truth = video[:, :history], video[:, history:]
             for name in (v for v in VARIANTS if v in variants):
-                generator = paired_generator(device, seed, _NOISE, start)
+                generator = paired_generator(device, seed, RandomStream.ROLLOUT_NOISE, start)
                 rollouts[name] = roll(
                     world, given, codes[name][rows].to(device), generator=generator
                 )

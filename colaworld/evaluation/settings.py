@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import IntEnum, unique
 
 from colaworld.metrics.probe import ProbeConfig
+
+
+@unique
+class RandomStream(IntEnum):
+    """Who draws under an evaluation's seed: each from a stream of its own, so that a new one moves
+    no number of another. A number that was given stays."""
+
+    ROLLOUT_NOISE = 1
+    CODES = 2
+    PROBE = 3
+    GRID_NOISE = 4
+    SHARED_INTERVALS = 5
+    NMSE = 6
+    TEXT_EFFECT = 11
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from colaworld.evaluation.settings import RandomStream
 from colaworld.flow.loss import flow_matching_loss
 from colaworld.flow.path import interpolate, target_velocity
 from colaworld.flow.samplers import Velocity
 from colaworld.rng import paired_generator
 
 TIMES = (0.2, 0.5, 0.8)  # from mostly picture to mostly noise
-_NOISE = 11  # which of the evaluation's random streams
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def text_effect(
     gap = size = 0.0
     for start in range(0, len(latents), batch_size):
         x0 = latents[start : start + batch_size]
-        generator = paired_generator(x0.device, seed, _NOISE, start)
+        generator = paired_generator(x0.device, seed, RandomStream.TEXT_EFFECT, start)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         predict = torch.ones(x0.shape[0], x0.shape[2], dtype=torch.bool, device=x0.device)
         predict[:, 0] = False

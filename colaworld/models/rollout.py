@@ -32,6 +32,7 @@ class RolloutState:
 
     It holds all there is of the rollout: stepping it changes neither the model nor another state.
     Inside a step the model is in evaluation mode; afterwards it is in the mode it was in.
+    `rows` is B n, how many rollouts it holds; `stride` is r.
     """
 
     def __init__(

@@ -61,7 +61,7 @@ def load_world(folder: Path, *, device: str = "cpu") -> tuple[World, RunConfig]:
             raise ConfigError(f"{folder} has neither weights nor a complete checkpoint yet")
         weights = checkpoint.tensors("ema") or checkpoint.tensors("model")
         load_strictly(model, weights, source=str(checkpoint.path))
-    if getattr(model.quantizer, "continuous", False):
+    if model.quantizer.continuous:
         raise ConfigError(
             f"{folder} stopped while its latents still passed unquantised "
             f"(model.quantizer.unquantized_steps {config.model.quantizer.unquantized_steps}): it has "

@@ -161,8 +161,7 @@ def _model(config: RunConfig) -> WorldModel:
     A quantizer that looks at values (which codes are dead, how old it is) would stop the trace; its
     statistics are tables of codebook size and are left out.
     """
-    quantizer = replace(config.model.quantizer, unquantized_steps=0, reseed=False)
-    sizes = replace(config.model, quantizer=quantizer)
+    sizes = replace(config.model, quantizer=config.model.quantizer.traceable())
     with unset_fake_temporarily(), torch.device("meta"):
         tokenizer = build_tokenizer(
             config.model.tokenizer

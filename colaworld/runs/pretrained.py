@@ -13,6 +13,7 @@ import copy
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,6 +115,8 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
         "model": to_dict(config.model),
         "sampler": to_dict(config.sampler),
         "schedule": list(config.schedule),
+        # What `parts` follows from, also where a phase is your own; `init_from` may be a path.
+        "phases": {p.name: to_dict(replace(p, init_from=None)) for p in config.scheduled()},
         "frames": _frames(run, config),
     }
     evaluation = _json(run / "evaluation.json") if (run / "evaluation.json").is_file() else None
@@ -164,8 +167,8 @@ def _world(
         raise ConfigError(
             f"{folder}/config.json: config_version {version} is not {VERSION}, which this release reads"
         )
-    known = {k: described[k] for k in ("recipe", "schedule", "model", "sampler") if k in described}
-    known = copy.deepcopy(known)
+    keys = ("recipe", "schedule", "phases", "model", "sampler")
+    known = copy.deepcopy({k: described[k] for k in keys if k in described})
     tokenizer = known.get("model", {}).get("tokenizer", {})
     along = folder / _TOKENIZER
     if tokenizer.get("path") == f"./{_TOKENIZER}" and along.is_dir():  # exported along

@@ -138,6 +138,11 @@ def code_statistics(draw: Draw):
 OPS = (st_attention, qk_norm_rope, qkv_norm_rope, adaln, vector_quantize, code_statistics)
 
 
+def test_every_op_is_here() -> None:
+    # update_codebook writes in place: a call cannot be made again
+    assert {op.__name__ for op in OPS} | {"update_codebook"} == set(ops.names())
+
+
 def outcome(call, implementation: str | None):
     try:
         if implementation is None:

@@ -23,9 +23,14 @@ OPS = {
     "qk_norm_rope": ("q", "k", "q_weight", "k_weight"),
     "qkv_norm_rope": ("qkv", "q_weight", "k_weight"),
 }
+IN_PLACE = {"update_codebook"}  # has no derivative
 EACH = [(op, name) for op, names in OPS.items() for name in names]
 each_input = pytest.mark.parametrize(("op", "name"), EACH)
 each_op = pytest.mark.parametrize("op", OPS)
+
+
+def test_every_op_is_here() -> None:
+    assert {*OPS, *IN_PLACE} == set(ops.names())
 
 
 def call(op: str, name: str):

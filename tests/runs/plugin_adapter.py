@@ -46,7 +46,8 @@ def distance(made: Forward) -> torch.Tensor:
 class AdapterObjective(BaseObjective):
     """Real actions should mean what the latent action model sees between the frames."""
 
-    needs = ("idm", "quantizer", "adapter")
+    # The conditioner is not trained: with it the run is a world, which acts on real actions.
+    needs = ("idm", "quantizer", "conditioner", "adapter")
     uses_actions = True
     terms = (Term("distance", distance),)
 

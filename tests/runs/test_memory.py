@@ -13,6 +13,7 @@ import torch
 from colaworld.cli import plan_memory as verb
 from colaworld.cli.main import main
 from colaworld.config import ConfigError, to_yaml
+from colaworld.models.latent_action.quantizers import CONFIGS
 from colaworld.models.tokenizers.opensora_vae import OpenSoraVAEConfig
 from colaworld.runs.build import build_trainer
 from colaworld.runs.memory import GIB, advise, plan_memory, usable
@@ -69,6 +70,14 @@ def test_other_phases_too(sized, recipe) -> None:
     for few, many in zip(one, two, strict=True):
         assert (few.parameters, few.optimizer) == (many.parameters, many.optimizer)
         assert 0 < few.activations < many.activations
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_quantizer_can_be_planned(sized, kind) -> None:
+    config = sized()
+    model = replace(config.model, idm=replace(config.model.idm, dim=2), quantizer=CONFIGS[kind]())
+    for phase in plan_memory(replace(config, model=model)):
+        assert phase.activations > 0
 
 
 def test_what_changes_the_numbers(sized) -> None:

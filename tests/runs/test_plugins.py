@@ -19,6 +19,7 @@ from colaworld.models.world_model import ModelConfig
 from colaworld.recipes import RECIPES, recipe, register_recipe
 from colaworld.runs.build import build_trainer
 from colaworld.runs.config import RunConfig
+from colaworld.runs.pretrained import export_run, from_pretrained
 from colaworld.training.checkpoint import CheckpointError
 from colaworld.training.objectives import OBJECTIVES, FlowObjective, register_objective
 
@@ -61,7 +62,8 @@ def test_an_adapter_from_real_actions_trains_on_a_trained_world(
     training = replace(config.training, max_steps=None)
     config = replace(config, model=model, training=training, data=first.data)
     config = config.with_phase("adapter", init_from=str(tmp_path / "first"))
-    assert config.parts() == ("idm", "quantizer", "adapter") and config.uses_actions()
+    assert config.parts() == ("idm", "quantizer", "adapter", "conditioner")
+    assert config.uses_actions()
     trainer = build_trainer(config, out=tmp_path / "second")
     trainer.run()
 
@@ -70,12 +72,22 @@ def test_an_adapter_from_real_actions_trains_on_a_trained_world(
     assert len(losses) == 20 and sum(losses[-5:]) < 0.9 * sum(losses[:5])
     before = build_trainer(first, out=tmp_path / "first", resume=True)
     before.run()  # is finished; gives the weights that it ended with
-    for part in ("idm", "quantizer", "backbone"):
+    for part in ("idm", "quantizer", "conditioner", "backbone"):
         ours, theirs = (getattr(t.model, part).state_dict() for t in (trainer, before))
         for key in ours:
             torch.testing.assert_close(ours[key].cpu(), theirs[key].cpu(), msg=key)
     again = load_yaml(tmp_path / "second/config.yaml", RunConfig)
     assert again == config
+
+    exported = export_run(tmp_path / "second", tmp_path / "export")
+    assert str(tmp_path) not in (exported / "config.json").read_text()
+    for folder in (tmp_path / "second", exported):
+        world = from_pretrained(folder)
+        assert torch.equal(world.model.adapter.table.weight, trainer.model.adapter.table.weight)
+        codes = world.model.adapter(torch.tensor([[0, 3, 1]]))
+        generator = torch.Generator().manual_seed(0)
+        made = world.rollout(torch.rand(1, 1, 3, 24, 32), codes, generator=generator)
+        assert made.frames.shape == (1, 4, 3, 24, 32)
 
 
 def test_it_is_on_the_command_line(plugin, with_actions, tmp_path, capsys):

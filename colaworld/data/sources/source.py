@@ -75,11 +75,14 @@ class Source(Protocol):
         ...
 
     def stream(self, episode: int, first: int, stop: int) -> Iterator[np.ndarray]:
-        """Frames first..stop-1 of an episode in order, each uint8 [H, W, 3]; bounded memory."""
+        """Frames first..stop-1 of an episode in order, each uint8 [H, W, 3]; bounded memory.
+
+        Raises BrokenFileError where they cannot be read: the segment is counted and left out.
+        """
         ...
 
     def read(self, episode: int, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The frames at `indices`, uint8 [n, H, W, 3]."""
+        """The frames at `indices`, uint8 [n, H, W, 3]. Raises BrokenFileError as `stream` does."""
         ...
 
     def times(self, episode: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from torch import Tensor
 from colaworld.contracts import ActionSpec
 from colaworld.evaluation.measures.measure import Headline, Judgement, Measure, Setting, number
 from colaworld.evaluation.rollouts import Batch
+from colaworld.evaluation.settings import RandomStream
 from colaworld.metrics.probe import (
     ProbePrediction,
     chance_probe,
@@ -77,7 +78,7 @@ class LinearProbe(Measure):
         episodes = self.kept("episodes")
         if bool((real == real[:1]).all()):
             raise _Skipped("the real action never changes in the held-out clips")
-        rng = np.random.default_rng([config.seed, 3])
+        rng = np.random.default_rng([config.seed, RandomStream.PROBE])
         share = config.probe.test_share
         try:
             train, test = split_by_episode(episodes, test_share=share, generator=rng)

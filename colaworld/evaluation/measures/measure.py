@@ -71,7 +71,8 @@ class Setting:
     config: EvaluationConfig
     rng: np.random.Generator
     """Shared by the intervals of `Controllability` and `Fidelity`, which draw from it in the order
-    of MEASURES: published bounds rest on that. Every other measure uses a video model of its own."""
+    of MEASURES: published bounds rest on that. Every other measure uses a generator of its own,
+    np.random.default_rng([config.seed, RandomStream.<ITS_NAME>]) (`settings.py`)."""
 
     def interval(
         self,

@@ -17,8 +17,7 @@ import numpy as np
 
 from colaworld.evaluation.measures.measure import Headline, Judgement, Measure, number
 from colaworld.evaluation.rollouts import Batch
-
-_STREAM = 6  # of randomness under the evaluation's seed
+from colaworld.evaluation.settings import RandomStream
 
 
 class NMSE(Measure):
@@ -35,7 +34,7 @@ class NMSE(Measure):
 
     def result(self) -> dict[str, Any]:
         error, motion = self.kept("inferred"), self.kept("copy")  # [M, n]
-        rng = np.random.default_rng([self.setting.config.seed, _STREAM])
+        rng = np.random.default_rng([self.setting.config.seed, RandomStream.NMSE])
 
         def share(rows: np.ndarray) -> float:
             return _ratio(error[rows].sum(), motion[rows].sum())

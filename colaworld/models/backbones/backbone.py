@@ -35,7 +35,7 @@ class BackboneConfig:
     width: int
     """Channels of a token."""
     heads: int
-    """Attention heads; each takes an even share of the width."""
+    """Attention heads; each takes an even share of the width. 1 where there is no attention."""
     patch: tuple[int, int, int]
     """Latent frames, rows and columns of one token."""
     in_channels: int

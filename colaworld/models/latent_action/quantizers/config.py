@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, get_args
 
 # Early configurations hold the fields of every kind. Where they are none of this kind and say what
 # they always said, they are passed over.
@@ -32,6 +32,10 @@ class CommonConfig:
     normalise: bool = True
     """Standardise z per channel over the batch (running statistics in evaluation)."""
 
+    def traceable(self) -> Any:
+        """The same without what looks at values, for a trace of tensors that have none."""
+        return self
+
 
 @dataclass(frozen=True)
 class CodebookConfig(CommonConfig):
@@ -55,6 +59,9 @@ class CodebookConfig(CommonConfig):
     """Optimiser steps between two re-seedings."""
     decay: float = 0.99
     """Smoothing of the use of codes; for ema also of the codebook's statistics."""
+
+    def traceable(self) -> Any:
+        return replace(self, unquantized_steps=0, reseed=False)
 
 
 Estimator = Literal["straight_through", "rotation"]
@@ -117,6 +124,9 @@ class ResidualConfig(CommonConfig):
     decay: float = 0.99
     """Smoothing of the use of codes."""
 
+    def traceable(self) -> Any:
+        return replace(self, reseed=False)
+
     def each(self) -> VQConfig:
         """Of one of the codebooks."""
         return VQConfig(
@@ -163,10 +173,4 @@ class NoneConfig(CommonConfig):
 QuantizerConfig = (
     VQConfig | EMAConfig | NSVQConfig | FSQConfig | ResidualConfig | GaussianConfig | NoneConfig
 )
-CONFIGS: dict[str, type] = {
-    config.kind: config
-    for config in (
-        *(VQConfig, EMAConfig, NSVQConfig, FSQConfig),
-        *(ResidualConfig, GaussianConfig, NoneConfig),
-    )
-}
+CONFIGS: dict[str, type] = {config.kind: config for config in get_args(QuantizerConfig)}

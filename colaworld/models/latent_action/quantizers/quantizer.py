@@ -94,6 +94,7 @@ class Quantizer(nn.Module):
 
     config: CommonConfig
     codebook_size: int | None = None
+    continuous = False  # whether latents pass unquantised for now: it has no codes yet
     standardise: Standardise | nn.Identity
     started: Tensor  # bool: whether `start` was called
 
