@@ -73,6 +73,8 @@ def from_dict(
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
             raise ConfigError(f"unknown key {path!r}{hint}")
+        if key in given:
+            raise ConfigError(f"{path}: given twice, once by its earlier name")
         before = None if base is None else getattr(base, key)
         given[key] = _convert(hints[key], value, path, before)
     try:

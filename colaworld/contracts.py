@@ -172,6 +172,7 @@ class Rollout:
 
 def to_float(frames: Tensor, device: torch.device | str | None = None) -> Tensor:
     """uint8 frames -> float32 in [0, 1] on `device` (None: where they are)."""
+    _expect(frames.dtype == torch.uint8, f"to_float: expected uint8 frames, got {frames.dtype}")
     return (frames if device is None else frames.to(device)).float().div_(255)
 
 

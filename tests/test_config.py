@@ -253,3 +253,8 @@ def test_open_keys_keep_the_rest_of_what_stood_there():
     assert changed == Album({"a": Square(side=5.0, colour="green"), "b": 1})
     with pytest.raises(ConfigError, match=r"unknown key 'open.a.sde'; did you mean 'side'\?"):
         from_dict(Album, {"open": {"a": {"sde": 5}}}, base=given)
+
+
+def test_an_earlier_and_a_present_name_of_one_key_are_not_both_taken():
+    with pytest.raises(ConfigError, match=r"backbone_weights: given twice, once by its earlier"):
+        from_dict(RunConfig, {"generator": None, "backbone_weights": "nano"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from colaworld.contracts import ActionSpec, ClipBatch, LatentActions, Rollout
+from colaworld.contracts import ActionSpec, ClipBatch, LatentActions, Rollout, to_float
 
 
 def clips(b: int = 2, t: int = 3) -> dict:
@@ -89,3 +89,11 @@ def test_action_spec_checks_kind_size_and_names():
         ActionSpec("action", "discrete", 0)
     with pytest.raises(ValueError, match=r"names: expected 0 or 3 names, got 2"):
         ActionSpec("action", "continuous", 3, ("x", "y"))
+
+
+def test_only_bytes_are_scaled_and_the_callers_frames_stay_as_they_are() -> None:
+    frames = torch.tensor([0, 51, 255], dtype=torch.uint8)
+    assert to_float(frames).tolist() == pytest.approx([0, 0.2, 1])
+    assert frames.tolist() == [0, 51, 255]
+    with pytest.raises(ValueError, match=r"expected uint8 frames, got torch.float32"):
+        to_float(frames.float())

@@ -96,7 +96,7 @@ class World:
             context_frames: [B, h, 3, H, W].
             codes: [B, T - 1, N, d], those between the context frames first; None: without actions.
             generator: see `begin`.
-            frames: T, needed when codes is None.
+            frames: T, needed when codes is None; else it follows from the codes.
             chunk: latent frames a round, below the window.
 
         Returns:
@@ -109,6 +109,11 @@ class World:
             if frames is None or frames < given:
                 raise ValueError(f"rollout without codes needs frames >= {given}, got {frames}")
             codes = context_frames.new_zeros(context_frames.shape[0], frames - 1, 1, 1)
+        elif frames not in (None, codes.shape[1] + 1):
+            raise ValueError(
+                f"rollout: {codes.shape[1]} actions lead through {codes.shape[1] + 1} frames, got "
+                f"frames={frames}; leave it out"
+            )
         state = self.begin(
             context_frames, codes[:, : given - 1], generator=generator, conditioned=conditioned
         )

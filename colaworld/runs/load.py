@@ -48,9 +48,11 @@ def load_world(folder: Path, *, device: str = "cpu") -> tuple[World, RunConfig]:
     """The trained world of a run: weights/ when it is finished, else the last checkpoint."""
     config = read_config(folder)
     model = build_model(config, weights=False)
-    if not hasattr(model, "conditioner"):
+    absent = [part for part in ("idm", "quantizer", "conditioner") if not hasattr(model, part)]
+    if absent:
         raise ConfigError(
-            f"{folder} is a run of {config.recipe}, which has no latent actions to evaluate"
+            f"{folder} is a run of {config.recipe}, which has no latent actions to evaluate (no "
+            f"{', '.join(absent)})"
         )
     finished = folder / "weights" / "model.safetensors"
     if finished.is_file():

@@ -107,6 +107,12 @@ class BaseObjective:
 
     def __init__(self, model: WorldModel, config: ObjectiveConfig) -> None:
         self.model, self.config = model, config
+        names = [term.name for term in self.terms]
+        if len(set(names)) < len(names) or {"loss", "indices"} & set(names):
+            raise ConfigError(
+                f"{type(self).__name__}.terms: expected names that differ, none of them loss or "
+                f"indices, got {', '.join(names)}"
+            )
 
     def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Any:
         """What the terms read; a `Forward`, or whatever they take."""

@@ -463,3 +463,9 @@ def test_no_denoising_step_waits_for_the_device(build, cache, kind):
     with waits:  # that the test can fail
         torch.tensor(1.0).item()
     assert len(waits.calls) >= 2
+
+
+def test_a_length_that_is_not_that_of_the_codes_is_refused(build):
+    frames, codes = drawn(history=1, new=2)
+    with pytest.raises(ValueError, match=r"2 actions lead through 3 frames, got frames=7"):
+        World(build(), TWO).rollout(frames, codes, generator=seeded(), frames=7)

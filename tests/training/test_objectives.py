@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from colaworld.config import ConfigError
 from colaworld.contracts import ClipBatch, to_float
 from colaworld.flow.path import TimestepConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
@@ -15,7 +16,7 @@ from colaworld.models.latent_action.fdm import FDMConfig
 from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.latent_action.quantizers import CONFIGS
 from colaworld.models.world_model import ModelConfig, WorldModel
-from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig
+from colaworld.training.objectives import OBJECTIVES, BaseObjective, ObjectiveConfig, Term
 from colaworld.training.phases import Phase, enter_phase
 from colaworld.training.protocols import Objective
 
@@ -388,3 +389,11 @@ def test_a_shift_of_none_is_the_generators_own():
         config = replace(CONFIG, times=TimestepConfig(shift=shift))
         losses.append(OBJECTIVES["flow"](model, config).loss(batch(), generator=seeded())[0])
     assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[0], losses[2])
+
+
+def test_terms_have_names_of_their_own():
+    for names in (("flow", "flow"), ("loss",), ("flow", "indices")):
+        terms = tuple(Term(name, lambda made: made) for name in names)
+        objective = type("Wrong", (BaseObjective,), {"terms": terms})
+        with pytest.raises(ConfigError, match=r"Wrong.terms: expected names that differ"):
+            objective(build(), CONFIG)
