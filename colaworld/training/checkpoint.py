@@ -234,14 +234,13 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], *, source: s
     module.load_state_dict(dict(weights))
 
 
-def load_weights(module: nn.Module, path: Path, *, prefix: str = "") -> None:
-    """Strictly load a safetensors file (or those of its keys under `prefix`) into `module`."""
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Strictly load a safetensors file into `module`. Raises CheckpointError."""
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from None
-    chosen = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    load_strictly(module, chosen, source=str(path))
+    load_strictly(module, weights, source=str(path))
 
 
 def init_parts(model: nn.Module, source: str) -> list[str]:

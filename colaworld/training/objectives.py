@@ -176,7 +176,7 @@ class BaseObjective:
 
 
 class FlowObjective(BaseObjective):
-    """The generator by itself: predict the rest of a clip from its history, without actions."""
+    """The video model by itself: predict the rest of a clip from its history, without actions."""
 
     terms = (FLOW,)
 

@@ -186,16 +186,17 @@ def test_loading_is_strict_and_says_what_differs():
     assert module.weight.sum().item() == 6  # a refused load changes nothing
 
 
-def test_weights_of_a_part_by_prefix(tmp_path):
-    file = tmp_path / "model.safetensors"
-    save_file(
-        {"idm.weight": torch.ones(2, 3), "idm.bias": torch.ones(2), "b.x": torch.zeros(1)}, file
-    )
+def test_a_file_of_weights_is_loaded_whole_or_not_at_all(tmp_path):
+    file, more = tmp_path / "model.safetensors", tmp_path / "more.safetensors"
+    weights = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}
+    save_file(weights, file)
+    save_file(weights | {"b.x": torch.zeros(1)}, more)
     module = nn.Linear(3, 2)
-    cp.load_weights(module, file, prefix="idm.")
-    assert module.bias.tolist() == [1, 1]
     with pytest.raises(CheckpointError, match="left over"):
-        cp.load_weights(module, file)
+        cp.load_weights(module, more)
+    assert module.bias.tolist() != [1, 1]
+    cp.load_weights(module, file)
+    assert module.bias.tolist() == [1, 1]
     with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
         cp.load_weights(module, tmp_path / "none.safetensors")
 

@@ -90,7 +90,7 @@ class Backbone(Protocol):
         ...
 
     def new_cache(self) -> KVCache:
-        """An empty cache for this generator. Raises ValueError where it cannot be used exactly."""
+        """An empty cache for this backbone. Raises ValueError where it cannot be used exactly."""
         ...
 
     def layout(self) -> Layout:
@@ -138,7 +138,7 @@ def register_backbone(
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:
-    """The generator of this configuration, with random weights.
+    """The backbone of this configuration, with random weights.
 
     Raises ConfigError on a configuration that nobody registered.
     """
