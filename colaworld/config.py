@@ -215,6 +215,11 @@ def from_command_line(default: T, arguments: Sequence[str], *, program: str, des
     """
     import tyro
 
+    for flag in (argument.partition("=")[0] for argument in arguments):
+        where, dot, name = flag.removeprefix("--").replace("-", "_").rpartition(".")
+        if flag.startswith("--") and name in RENAMED_KEYS:
+            now = (where + dot + RENAMED_KEYS[name]).replace("_", "-")
+            raise ConfigError(f"{flag} is called --{now} now")
     default, rest = _choose_kinds(default, arguments)
     return tyro.cli(
         type(default),

@@ -258,3 +258,9 @@ def test_open_keys_keep_the_rest_of_what_stood_there():
 def test_an_earlier_and_a_present_name_of_one_key_are_not_both_taken():
     with pytest.raises(ConfigError, match=r"backbone_weights: given twice, once by its earlier"):
         from_dict(RunConfig, {"generator": None, "backbone_weights": "nano"})
+
+
+def test_an_earlier_name_of_a_flag_says_what_it_is_called_now():
+    for earlier, now in (("generator", "backbone-weights"), ("sampler.slide", "sampler.on-slide")):
+        with pytest.raises(ConfigError, match=rf"--{earlier} is called --{now} now"):
+            from_command_line(RunConfig(), [f"--{earlier}=none"], program="train", description="")
