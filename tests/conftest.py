@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from colaworld import registry
 
 
 @pytest.fixture
 def generator() -> torch.Generator:
     """A freshly seeded generator: a test that draws numbers says so in its arguments."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
+    """Imports a file as COLAWORLD_IMPORT does; what it registers is forgotten afterwards."""
+    from colaworld.cli.plugins import VARIABLE, import_plugins
+
+    def load(path: Path) -> None:
+        monkeypatch.setenv(VARIABLE, str(path))
+        import_plugins()
+
+    before = set(sys.modules)
+    with registry.from_outside():
+        yield load
+    for name in sys.modules.keys() - before:
+        if name.startswith("colaworld_plugin_"):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     ("kernels",),
-    ("contracts", "config", "files", "rng"),
+    ("contracts", "config", "files", "registry", "rng"),
     ("ops",),
     ("flow", "metrics"),
     ("models", "data", "envs"),

@@ -103,7 +103,7 @@ def run_evaluation(
         config,
         np.random.default_rng([config.seed, RandomStream.SHARED_INTERVALS]),
     )
-    measures = [kind(setting) for kind in MEASURES]
+    measures = [measure(setting) for measure in MEASURES.values()]
     strips = Strips(setting, choose_clips(episodes[:rolled], config.shown_clips))
     seen_by = [*measures, strips]
     variants = {name for measure in seen_by for name in measure.variants}

@@ -11,7 +11,8 @@ from colaworld.metrics.probe import ProbeConfig
 @unique
 class RandomStream(IntEnum):
     """Who draws under an evaluation's seed: each from a stream of its own, so that a new one moves
-    no number of another. A number that was given stays."""
+    no number of another. A number that was given stays; those from 1000 on are for measures of
+    your own."""
 
     ROLLOUT_NOISE = 1
     CODES = 2

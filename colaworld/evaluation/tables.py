@@ -15,7 +15,7 @@ from colaworld.evaluation.measures.measure import Headline
 
 def headlines(result: Mapping[str, Any]) -> list[Headline]:
     """The numbers that a run is judged by, in the order of MEASURES."""
-    found = (measure.headline(result) for measure in MEASURES)
+    found = (measure.headline(result) for measure in MEASURES.values())
     return [headline for headline in found if headline is not None]
 
 
@@ -54,7 +54,9 @@ def comparison_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]
     """A header and one row per run; for the text table and for the page."""
     if not results:
         raise ValueError("compare: expected at least one run")
-    found = [[measure.headline(result) for result in results.values()] for measure in MEASURES]
+    found = [
+        [measure.headline(result) for result in results.values()] for measure in MEASURES.values()
+    ]
     columns = []
     for cells in found:  # one measure each; a run may be older than the measure
         judged = [cell for cell in cells if cell is not None and cell.judgement is not None]

@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from colaworld.config import ConfigError
+from colaworld.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -36,24 +37,12 @@ class Part:
     """`torch.compile` it in a training step, as one full graph."""
 
 
-PARTS: dict[str, Part] = {}
+PARTS: Registry[Part] = Registry("part", ConfigError, reserved=("tokenizer", "backbone"))
 
 
 def register_part(part: Part) -> None:
     """Make a part known. Raises ConfigError on a name that is taken."""
-    if part.name in ("tokenizer", "backbone") or PARTS.get(part.name, part) != part:
-        raise ConfigError(f"part {part.name!r}: there is a part of this name already")
-    PARTS[part.name] = part
-
-
-def find_part(name: str) -> Part:
-    """The part of this name. Raises ConfigError with those that are known."""
-    if name not in PARTS:
-        raise ConfigError(
-            f"no part {name!r} is registered; known: {', '.join(sorted(PARTS))}. Import the file that "
-            "registers it (on the command line: COLAWORLD_IMPORT=file.py)"
-        )
-    return PARTS[name]
+    PARTS.add(part.name, part)
 
 
 def build_order(names: Iterable[str]) -> tuple[str, ...]:
@@ -66,7 +55,7 @@ def build_order(names: Iterable[str]) -> tuple[str, ...]:
     def add(name: str, above: tuple[str, ...]) -> None:
         if name in above:
             raise ConfigError(f"parts that need each other: {' -> '.join((*above, name))}")
-        for needed in find_part(name).needs:
+        for needed in PARTS[name].needs:
             if needed in wanted:
                 add(needed, (*above, name))
         if name not in order:

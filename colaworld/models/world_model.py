@@ -31,7 +31,7 @@ from colaworld.models.latent_action.quantizers import (
     VQConfig,
 )
 from colaworld.models.layers.attention import use_backend
-from colaworld.models.parts import PARTS, build_order, find_part
+from colaworld.models.parts import PARTS, build_order
 from colaworld.models.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
 from colaworld.models.tokenizers.pixels import PixelTokenizerConfig
 from colaworld.ops import AttentionBackend
@@ -66,7 +66,7 @@ class ModelConfig:
         for name, given in self.parts.items():
             if name in {f.name for f in fields(self)}:
                 raise ConfigError(f"model.parts.{name}: set model.{name} itself")
-            config = find_part(name).config
+            config = PARTS[name].config
             made[name] = (
                 given
                 if isinstance(given, config)
@@ -78,7 +78,7 @@ class ModelConfig:
         """The configuration of a part: what is given, else its defaults."""
         if hasattr(self, part):
             return getattr(self, part)
-        return self.parts[part] if part in self.parts else find_part(part).config()
+        return self.parts[part] if part in self.parts else PARTS[part].config()
 
 
 class WorldModel(nn.Module):
@@ -116,7 +116,7 @@ class WorldModel(nn.Module):
                 f"(model.backbone.in_channels), the tokenizer makes {self.tokenizer.channels}"
             )
         for name in order:
-            setattr(self, name, find_part(name).build(config.of(name), self))
+            setattr(self, name, PARTS[name].build(config.of(name), self))
         use_backend(self, config.attention)
 
     @property

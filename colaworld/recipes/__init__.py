@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 from colaworld.config import ConfigError
 from colaworld.recipes import nano, opensora, wan
+from colaworld.registry import Registry
 from colaworld.runs.config import RunConfig
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {
+RECIPES: Registry[Callable[[], RunConfig]] = Registry("recipe", ConfigError)
+RECIPES |= {
     "nano.pretrain": nano.pretrain,
     "nano.cola": nano.cola,
     "nano.cola_long": nano.cola_long,
@@ -24,15 +25,9 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 
 def register_recipe(name: str, function: Callable[[], RunConfig]) -> None:
     """Make a recipe known by name, for example of your own package. Raises ConfigError if taken."""
-    if RECIPES.get(name, function) is not function:
-        raise ConfigError(f"recipe {name!r}: there is a recipe of this name already")
-    RECIPES[name] = function
+    RECIPES.add(name, function)
 
 
 def recipe(name: str) -> RunConfig:
     """The configuration of the recipe called `name`. Raises ConfigError with the nearest name."""
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"no recipe {name!r}; known: {', '.join(RECIPES)}{hint}")
     return RECIPES[name]()

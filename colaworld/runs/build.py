@@ -18,7 +18,7 @@ from colaworld.runs.sizes import check_frames, check_heads, check_window
 from colaworld.runs.weights import load_backbone
 from colaworld.training.checkpoint import latest_checkpoint
 from colaworld.training.distributed import Distributed
-from colaworld.training.objectives import find_objective
+from colaworld.training.objectives import OBJECTIVES
 from colaworld.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def build_trainer(
             seed = config.training.seed
             preview = RolloutPreview(World(model, config.sampler), clips, seed=seed)
     objectives = {
-        phase.objective: find_objective(phase.objective)(model, config.objective)
+        phase.objective: OBJECTIVES[phase.objective](model, config.objective)
         for phase in config.scheduled()
     }
     return Trainer(

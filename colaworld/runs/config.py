@@ -13,7 +13,7 @@ from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.parts import build_order
 from colaworld.models.world_model import ModelConfig
 from colaworld.training.config import TrainingConfig
-from colaworld.training.objectives import ObjectiveConfig, find_objective
+from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig
 from colaworld.training.phases import Phase
 
 _LAM = ("idm", "quantizer", "conditioner")
@@ -76,7 +76,7 @@ class RunConfig:
                 raise ConfigError(f"phases.{name}.name: expected {name!r}; it cannot be renamed")
         for phase in self.scheduled():
             try:
-                find_objective(phase.objective)
+                OBJECTIVES[phase.objective]
             except ConfigError as error:
                 raise ConfigError(f"phases.{phase.name}.objective: {error}") from None
 
@@ -93,12 +93,12 @@ class RunConfig:
         """What the model needs besides tokenizer and video model, in the order it is built."""
         needed = {part for phase in self.scheduled() for part in phase.train}
         for phase in self.scheduled():
-            needed.update(find_objective(phase.objective).needs)
+            needed.update(OBJECTIVES[phase.objective].needs)
         return build_order(needed - {"tokenizer", "backbone"})
 
     def uses_actions(self) -> bool:
         """Whether a phase learns from the recorded actions."""
-        return any(find_objective(phase.objective).uses_actions for phase in self.scheduled())
+        return any(OBJECTIVES[phase.objective].uses_actions for phase in self.scheduled())
 
 
 def with_data(config: RunConfig, path: Path) -> RunConfig:

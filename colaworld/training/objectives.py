@@ -26,6 +26,7 @@ from colaworld.flow.loss import flow_matching_loss
 from colaworld.flow.path import TimestepConfig, interpolate, sample_timesteps, target_velocity
 from colaworld.models.latent_action.quantizers import Quantized
 from colaworld.models.world_model import WorldModel
+from colaworld.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -293,24 +294,12 @@ def _drop(codes: Tensor, share: float, generator: torch.Generator) -> Tensor | N
     return torch.rand(codes.shape[:2], generator=generator, device=codes.device) < share
 
 
-OBJECTIVES: dict[str, type[BaseObjective]] = {}
+OBJECTIVES: Registry[type[BaseObjective]] = Registry("objective", ConfigError)
 
 
 def register_objective(name: str, objective: type[BaseObjective]) -> None:
     """Make an objective known to phases. Raises ConfigError on a name that is taken."""
-    if OBJECTIVES.get(name, objective) is not objective:
-        raise ConfigError(f"objective {name!r}: there is an objective of this name already")
-    OBJECTIVES[name] = objective
-
-
-def find_objective(name: str) -> type[BaseObjective]:
-    """The objective of this name. Raises ConfigError with those that are known."""
-    if name not in OBJECTIVES:
-        raise ConfigError(
-            f"no objective {name!r} is registered; known: {', '.join(OBJECTIVES)}. Import the file "
-            "that registers it (on the command line: COLAWORLD_IMPORT=file.py)"
-        )
-    return OBJECTIVES[name]
+    OBJECTIVES.add(name, objective)
 
 
 register_objective("flow", FlowObjective)

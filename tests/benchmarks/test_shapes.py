@@ -42,7 +42,7 @@ def test_a_recipe_without_actions_has_no_shapes_of_them() -> None:
 
 
 def test_unknown_recipes_and_overrides_are_errors() -> None:
-    with pytest.raises(ConfigError, match=r"no recipe 'nano.col'.*did you mean 'nano.cola'"):
+    with pytest.raises(ConfigError, match=r"no recipe 'nano.col' .*did you mean 'nano.cola'"):
         shapes.run_config("nano.col")
     with pytest.raises(ConfigError, match="unknown key"):
         shapes.run_config("nano.cola", {"batch": 1})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 
 from colaworld.cli.main import main
-from colaworld.cli.plugins import import_plugins
 from colaworld.config import from_dict, to_dict
 from colaworld.data.clips import ClipSet, DataConfig
 from colaworld.data.episode_stream import episode_stream
@@ -18,21 +16,14 @@ from colaworld.data.errors import DataError
 from colaworld.data.latent_cache import LatentKey
 from colaworld.data.loader import ClipLoader
 from colaworld.data.sources import open_source
-from colaworld.data.sources.registry import SOURCES, register_source
+from colaworld.data.sources.registry import register_source
 
 PLUGIN = Path(__file__).with_name("plugin_npy.py")
 
 
 @pytest.fixture
-def plugin(monkeypatch):
-    """The file is imported as COLAWORLD_IMPORT does, and forgotten afterwards."""
-    monkeypatch.setenv("COLAWORLD_IMPORT", str(PLUGIN))
-    known = dict(SOURCES)
-    import_plugins()
-    yield
-    SOURCES.clear()
-    SOURCES.update(known)
-    sys.modules.pop(f"colaworld_plugin_{PLUGIN.stem}", None)
+def plugin(from_outside):
+    from_outside(PLUGIN)
 
 
 @pytest.fixture
@@ -85,11 +76,11 @@ def test_the_command_knows_it(plugin, arrays, tmp_path, capsys) -> None:
 
 def test_a_configuration_names_it_and_is_clear_where_it_is_not_known(arrays) -> None:
     config = from_dict(DataConfig, to_dict(DataConfig(path=arrays, source="npy")))
-    with pytest.raises(DataError, match=r"unknown source 'npy'; expected auto, lerobot.*IMPORT"):
+    with pytest.raises(DataError, match=r"no source 'npy' is registered; known: lerobot, .*IMPORT"):
         ClipSet(config)
 
 
 def test_names_that_are_taken() -> None:
     for name in ("lerobot", "auto"):
-        with pytest.raises(DataError, match=f"source '{name}': there is a source of this name"):
+        with pytest.raises(DataError, match=f"source '{name}': there is one of this name"):
             register_source(name, detect=lambda path: True, open=open_source)

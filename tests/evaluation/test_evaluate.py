@@ -319,3 +319,12 @@ def test_an_evaluation_of_before_a_measure_is_compared(good):
 
 def test_the_configuration_survives_a_round_trip():
     assert from_dict(EvaluationConfig, to_dict(EvaluationConfig(horizon=3))).horizon == 3
+
+
+def test_a_measure_from_outside_joins_the_table_and_moves_no_other_number(good, from_outside):
+    from_outside(Path(__file__).with_name("plugin_measure.py"))
+    found = run_evaluation(ScrollWorld(), batches(), SPEC, SMALL).result
+    assert abs(found.pop("drift")["mean"]) < SIGMA
+    assert found == good.result
+    shown = [headline.name for headline in headlines({**found, "drift": {**found["nmse"]}})]
+    assert shown == [*(headline.name for headline in headlines(found)), "drift"]

@@ -13,7 +13,7 @@ import torch
 from colaworld.cli import plan_memory as verb
 from colaworld.cli.main import main
 from colaworld.config import ConfigError, to_yaml
-from colaworld.models.latent_action.quantizers import CONFIGS
+from colaworld.models.latent_action.quantizers import QUANTIZERS
 from colaworld.models.tokenizers.opensora_vae import OpenSoraVAEConfig
 from colaworld.runs.build import build_trainer
 from colaworld.runs.memory import GIB, advise, plan_memory, usable
@@ -72,10 +72,12 @@ def test_other_phases_too(sized, recipe) -> None:
         assert 0 < few.activations < many.activations
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 def test_every_quantizer_can_be_planned(sized, kind) -> None:
     config = sized()
-    model = replace(config.model, idm=replace(config.model.idm, dim=2), quantizer=CONFIGS[kind]())
+    model = replace(
+        config.model, idm=replace(config.model.idm, dim=2), quantizer=QUANTIZERS[kind].config()
+    )
     for phase in plan_memory(replace(config, model=model)):
         assert phase.activations > 0
 

@@ -27,18 +27,8 @@ PLUGIN = Path(__file__).with_name("plugin_adapter.py")
 
 
 @pytest.fixture
-def plugin(monkeypatch):
-    """The file is imported as COLAWORLD_IMPORT does, and forgotten afterwards."""
-    import sys
-
-    monkeypatch.setenv("COLAWORLD_IMPORT", str(PLUGIN))
-    known = [(table, dict(table)) for table in (PARTS, OBJECTIVES, RECIPES)]
-    import_plugins()
-    yield
-    for table, before in known:
-        table.clear()
-        table.update(before)
-    sys.modules.pop(f"colaworld_plugin_{PLUGIN.stem}", None)
+def plugin(from_outside):
+    from_outside(PLUGIN)
 
 
 @pytest.fixture(scope="module")
@@ -169,13 +159,13 @@ def test_init_from_a_run_whose_tokenizer_is_named_by_its_path(tiny, tmp_path):
 
 
 def test_names_that_are_taken():
-    with pytest.raises(ConfigError, match=r"part 'idm': there is a part of this name already"):
+    with pytest.raises(ConfigError, match=r"part 'idm': there is one of this name already"):
         register_part(Part("idm", ModelConfig, lambda config, model: model))
     with pytest.raises(ConfigError, match=r"part 'backbone'"):
         register_part(Part("backbone", ModelConfig, lambda config, model: model))
-    with pytest.raises(ConfigError, match=r"objective 'cola': there is an objective"):
+    with pytest.raises(ConfigError, match=r"objective 'cola': there is one of"):
         register_objective("cola", FlowObjective)
-    with pytest.raises(ConfigError, match=r"recipe 'nano.cola': there is a recipe"):
+    with pytest.raises(ConfigError, match=r"recipe 'nano.cola': there is one of"):
         register_recipe("nano.cola", lambda: RunConfig())
     with pytest.raises(ConfigError, match=r"no part 'adaptr' is registered; known: conditioner, "):
         build_order(("adaptr",))
@@ -200,7 +190,7 @@ def test_a_file_that_is_not_there_or_fails_is_named(monkeypatch, tmp_path, capsy
         )
 
 
-def test_files_of_one_name_are_all_imported(monkeypatch, tmp_path):
+def test_files_of_one_name_are_all_imported(from_outside, tmp_path):
     files = []
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
@@ -209,12 +199,6 @@ def test_files_of_one_name_are_all_imported(monkeypatch, tmp_path):
             "from colaworld.recipes import nano, register_recipe\n"
             f"register_recipe('{folder}.mine', nano.cola)\n"
         )
-    known = dict(RECIPES)
-    monkeypatch.setenv("COLAWORLD_IMPORT", ":".join(map(str, files)))
-    try:
-        import_plugins()
-        import_plugins()  # each file once
-        assert {"one.mine", "two.mine"} <= set(RECIPES)
-    finally:
-        RECIPES.clear()
-        RECIPES.update(known)
+    from_outside(":".join(map(str, files)))
+    import_plugins()  # each file once
+    assert {"one.mine", "two.mine"} <= set(RECIPES)

@@ -14,7 +14,7 @@ from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.fdm import FDMConfig
 from colaworld.models.latent_action.idm import IDMConfig
-from colaworld.models.latent_action.quantizers import CONFIGS
+from colaworld.models.latent_action.quantizers import QUANTIZERS
 from colaworld.models.world_model import ModelConfig, WorldModel
 from colaworld.training.objectives import OBJECTIVES, BaseObjective, ObjectiveConfig, Term
 from colaworld.training.phases import Phase, enter_phase
@@ -34,11 +34,11 @@ CONFIG = ObjectiveConfig(start_clips=8)
 def build(*, kind: str = "vq", dropout: float = 0.5, trained: bool = True) -> WorldModel:
     """A tiny model; `trained`: no weight is zero, so that every path carries a gradient."""
     settings = {"codebook_size": 4, "levels": (4, 3), "reseed_every": 1}
-    taken = {k: v for k, v in settings.items() if hasattr(CONFIGS[kind], k)}
+    taken = {k: v for k, v in settings.items() if hasattr(QUANTIZERS[kind].config, k)}
     config = ModelConfig(
         backbone=STDiT3Config(depth=1, width=16, heads=2),
         idm=IDMConfig(depth=1, width=16, heads=2, tokens=2, dim=2),
-        quantizer=CONFIGS[kind](**taken),
+        quantizer=QUANTIZERS[kind].config(**taken),
         conditioner=ConditionerConfig(depth=1, heads=2, dropout=dropout),
         fdm=FDMConfig(depth=1, width=16, heads=2),
     )
@@ -307,7 +307,7 @@ def test_reconstruction_is_four_times_the_pixel_error():
 
 
 @pytest.mark.parametrize("name", ["cola", "reconstruction"])
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 def test_before_phase_starts_the_quantizer_exactly_once(name, kind):
     model = build(kind=kind)
     objective = OBJECTIVES[name](model, CONFIG)

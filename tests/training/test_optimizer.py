@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from colaworld.models.latent_action.quantizers import CONFIGS, build_quantizer
+from colaworld.models.latent_action.quantizers import QUANTIZERS, build_quantizer
 from colaworld.training.config import TrainingConfig
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.phases import Phase, enter_phase
@@ -136,7 +136,7 @@ def test_what_a_module_names_undecayed_does_not_decay():
 def test_no_codebook_of_a_quantizer_decays():
     for kind, count in [("vq", 1), ("nsvq", 1), ("residual", 2), ("ema", 0)]:
         m = nn.Module()
-        m.quantizer = build_quantizer(CONFIGS[kind](), 4)
+        m.quantizer = build_quantizer(QUANTIZERS[kind].config(), 4)
         m.matrix = nn.Linear(2, 2)
         phase = Phase("p", "flow", ("quantizer", "matrix"), 9)
         groups = PhaseOptimizer(m, phase, TRAINING).adamw.param_groups

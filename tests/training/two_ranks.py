@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from colaworld.contracts import ClipBatch
-from colaworld.models.latent_action.quantizers import CONFIGS, VQConfig, build_quantizer
+from colaworld.models.latent_action.quantizers import QUANTIZERS, VQConfig, build_quantizer
 from colaworld.training.config import TrainingConfig
 from colaworld.training.distributed import Distributed, zero_rows
 from colaworld.training.guard import LossGuard
@@ -208,7 +208,7 @@ def learn(kind: str, distributed: Distributed | None, rows: slice, **changes) ->
     """A quantizer that sees rows of 24 latents in each of four steps; the last may re-seed."""
     torch.manual_seed(7)
     settings = {"codebook_size": 8, "normalise": False, "decay": 0.9, "reseed_every": 4}
-    quantizer = build_quantizer(CONFIGS[kind](**{**settings, **changes}), 4)
+    quantizer = build_quantizer(QUANTIZERS[kind].config(**{**settings, **changes}), 4)
     if distributed is not None:
         distributed.shard(quantizer)
     found: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from colaworld.data.errors import DataError
 
 # Each registers itself. The last is asked first; video_folder takes what no other does.
 from colaworld.data.sources import video_folder, tar_folder, lerobot  # noqa: F401 # isort: skip
-from colaworld.data.sources.registry import detect_source, find_source
+from colaworld.data.sources.registry import SOURCES, detect_source
 from colaworld.data.sources.source import Source
 
 
@@ -36,5 +36,5 @@ def open_source(
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such folder; record one with `colaworld record`")
-    found = detect_source(path) if kind == "auto" else find_source(kind)
+    found = detect_source(path) if kind == "auto" else SOURCES[kind]
     return found.open(path, camera=camera, action_column=action_column)

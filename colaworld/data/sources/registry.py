@@ -15,6 +15,7 @@ from pathlib import Path
 
 from colaworld.data.errors import DataError
 from colaworld.data.sources.source import Source
+from colaworld.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class SourceKind:
     """(path, *, camera, action_column) -> the source. DataError where nothing in it can be used."""
 
 
-SOURCES: dict[str, SourceKind] = {}
+SOURCES: Registry[SourceKind] = Registry("source", DataError, reserved=("auto",))
 
 
 def register_source(
@@ -39,20 +40,7 @@ def register_source(
 
     Raises DataError on a name that is taken.
     """
-    kind = SourceKind(name, detect, open)
-    if name == "auto" or SOURCES.get(name, kind) != kind:
-        raise DataError(f"source {name!r}: there is a source of this name already")
-    SOURCES[name] = kind
-
-
-def find_source(name: str) -> SourceKind:
-    """The source of this name. Raises DataError with those that are known."""
-    if name not in SOURCES:
-        raise DataError(
-            f"unknown source {name!r}; expected auto, {', '.join(sorted(SOURCES))}. Import the file "
-            "that registers it (on the command line: COLAWORLD_IMPORT=file.py)"
-        )
-    return SOURCES[name]
+    SOURCES.add(name, SourceKind(name, detect, open))
 
 
 def detect_source(path: Path) -> SourceKind:

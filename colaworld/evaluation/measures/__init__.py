@@ -1,4 +1,7 @@
-"""The list of measures: what is in it is measured, tabled and shown, in this order."""
+"""The measures: what is registered is measured, tabled and shown, in this order.
+
+A measure of your own: subclass `Measure`, then `register_measure(YourMeasure)`; it comes last.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,20 @@ from colaworld.evaluation.measures.linear_probe import LinearProbe
 from colaworld.evaluation.measures.measure import Measure
 from colaworld.evaluation.measures.nmse import NMSE
 from colaworld.evaluation.measures.text_effect import TextEffect
+from colaworld.registry import Registry
 
-MEASURES: tuple[type[Measure], ...] = (
-    Controllability,
-    CodebookEntropy,
-    LinearProbe,
-    Fidelity,
-    CodebookUtilisation,
-    NMSE,
-    TextEffect,
-)
+MEASURES: Registry[type[Measure]] = Registry("measure", ValueError)
+
+
+def register_measure(measure: type[Measure]) -> None:
+    """Make a measure known by the name of its class. Raises ValueError where another has this name."""
+    MEASURES.add(measure.__name__, measure)
+
+
+register_measure(Controllability)
+register_measure(CodebookEntropy)
+register_measure(LinearProbe)
+register_measure(Fidelity)
+register_measure(CodebookUtilisation)
+register_measure(NMSE)
+register_measure(TextEffect)

@@ -20,6 +20,7 @@ from torch import Tensor
 from colaworld.config import ConfigError
 from colaworld.models.backbones.weights import Layout
 from colaworld.models.layers.kv_cache import KVCache
+from colaworld.registry import Registry
 
 Text = Literal["removed", "null", "full"]
 
@@ -121,7 +122,7 @@ class Registered:
     """By the class name that a published config.json carries."""
 
 
-BACKBONES: dict[str, Registered] = {}
+BACKBONES: Registry[Registered] = Registry("backbone", ConfigError)
 
 
 def register_backbone(
@@ -131,10 +132,7 @@ def register_backbone(
     published: Mapping[str, FromPublished] | None = None,
 ) -> None:
     """Make the kind `config.kind` known. Raises ConfigError where another has this name."""
-    held = BACKBONES.get(config.kind)
-    if held is not None and held.config is not config:
-        raise ConfigError(f"backbone {config.kind!r}: there is a backbone of this kind already")
-    BACKBONES[config.kind] = Registered(config, build, published or {})
+    BACKBONES.add(config.kind, Registered(config, build, published or {}))
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from colaworld import registry
 from colaworld.config import ConfigError, from_command_line, from_dict, load_yaml, to_dict, to_yaml
 from colaworld.models.backbones import (
     BackboneConfig,
@@ -35,16 +36,17 @@ from colaworld.models.world_model import ModelConfig, WorldModel
 from colaworld.runs.weights import load_backbone
 
 
-def from_outside():
+def toy():
     """The file imported, and what it registered taken out: other tests know nothing of it."""
     path = Path(__file__).with_name("plugin_backbone.py")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.ToyConfig, BACKBONES.pop("toy")
+    with registry.from_outside():
+        spec.loader.exec_module(module)
+        return module.ToyConfig, BACKBONES["toy"]
 
 
-ToyConfig, TOY = from_outside()
+ToyConfig, TOY = toy()
 STDIT3 = STDiT3Config(depth=2, width=24, heads=2, caption_width=10, caption_length=3)
 WAN = WanConfig(layers=2, heads=2, head_dim=14, ffn=40, freq_dim=16, text_width=10)
 CONFIGS: dict[str, BackboneConfig] = {
@@ -406,7 +408,7 @@ def test_one_from_outside_on_the_command_line_and_in_a_saved_run(tmp_path) -> No
 
 
 def test_kinds_that_nobody_or_somebody_else_registered(monkeypatch) -> None:
-    with pytest.raises(ConfigError, match=r"backbone 'toy': there is a backbone of this kind"):
+    with pytest.raises(ConfigError, match=r"backbone 'toy': there is one of this name"):
         register_backbone(type("Another", (ToyConfig,), {}), TOY.build)
     monkeypatch.delitem(BACKBONES, "toy")
     with pytest.raises(ConfigError, match=r"expected one of stdit3, wan, got ToyConfig, which is"):

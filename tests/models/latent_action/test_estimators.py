@@ -9,7 +9,7 @@ import torch
 
 from colaworld.config import ConfigError, from_dict
 from colaworld.models.latent_action.quantizers import (
-    CONFIGS,
+    QUANTIZERS,
     build_quantizer,
     rotation,
     straight_through,
@@ -111,7 +111,7 @@ def test_quantizers_use_the_estimator_they_are_told(kind):
     for estimator in ("straight_through", "rotation"):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            config = CONFIGS[kind](normalise=False, estimator=estimator)
+            config = QUANTIZERS[kind].config(normalise=False, estimator=estimator)
             quantizer = build_quantizer(config, 4)
         quantizer.start(draw(64, 1, 4, seed=5, dtype=torch.float32),
                         generator=torch.Generator().manual_seed(0))  # fmt: skip

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
 from colaworld.models.latent_action.quantizers import (
-    CONFIGS,
+    QUANTIZERS,
     build_quantizer,
 )
 from colaworld.models.latent_action.quantizers.step_stats import StepStats, offered
@@ -24,7 +24,7 @@ def build(kind: str, *, seed: int = 0, **changes):
     settings = {"codebook_size": 8, "levels": (4, 3, 2, 5), "reseed_every": 2} | changes
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = CONFIGS[kind]
+        config = QUANTIZERS[kind].config
         taken = {k: v for k, v in settings.items() if hasattr(config, k)}
         return build_quantizer(config(**taken), DIM)
 
@@ -54,7 +54,7 @@ def step(quantizer, *batches, seed: int = 0):
     return quantizer.after_step(generator=seeded(seed))
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 def test_a_forward_pass_changes_no_state(kind):
     quantizer = build(kind)
     before = state(quantizer)

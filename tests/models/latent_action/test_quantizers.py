@@ -7,7 +7,7 @@ import torch
 
 from colaworld.config import ConfigError, from_dict
 from colaworld.models.latent_action.quantizers import (
-    CONFIGS,
+    QUANTIZERS,
     Standardise,
     VQConfig,
     build_quantizer,
@@ -16,7 +16,7 @@ from colaworld.models.latent_action.quantizers import (
 from colaworld.models.world_model import ModelConfig
 
 DIM = 4
-WITH_CODES = [kind for kind in CONFIGS if kind not in ("gaussian", "none")]
+WITH_CODES = [kind for kind in QUANTIZERS if kind not in ("gaussian", "none")]
 OWN_TABLE = ("vq", "ema", "nsvq")
 
 
@@ -24,7 +24,7 @@ def build(kind: str, *, dim: int = DIM, seed: int = 0, **changes):
     settings = {"codebook_size": 8, "levels": (4, 3, 2, 5)[:dim], "reseed_every": 3} | changes
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = CONFIGS[kind]
+        config = QUANTIZERS[kind].config
         taken = {k: v for k, v in settings.items() if hasattr(config, k)}
         return build_quantizer(config(**taken), dim)
 
@@ -54,7 +54,7 @@ def snapshot(quantizer) -> dict[str, torch.Tensor]:
 # -- the contract ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 @pytest.mark.parametrize("training", [True, False])
 def test_shapes_and_dtypes(kind, training):
     quantizer = build(kind).train(training)
@@ -74,7 +74,7 @@ def test_sizes_of_codebooks():
     assert sizes == dict.fromkeys(OWN_TABLE, 8) | {"fsq": 4 * 3 * 2 * 5, "residual": 64}
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 @pytest.mark.parametrize("normalise", [True, False])
 def test_gradient_reaches_the_encoder(kind, normalise):
     quantizer = build(kind, normalise=normalise)
@@ -114,7 +114,7 @@ def test_no_codebook_no_lookup(kind):
         build(kind).lookup(torch.zeros(1, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 def test_evaluation_changes_no_state_and_draws_nothing(kind):
     quantizer = build(kind)
     quantizer.start(latents(64, 1), generator=seeded())
@@ -131,7 +131,7 @@ def test_evaluation_changes_no_state_and_draws_nothing(kind):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 def test_resuming_gives_the_same_next_steps(kind):
     """Five steps, state saved, five more; a fresh quantizer with that state does the same five."""
 
@@ -173,7 +173,7 @@ def test_resuming_gives_the_same_next_steps(kind):
     assert all(torch.equal(left[key], right[key]) for key in left)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 def test_start_is_remembered_and_takes_the_statistics(kind):
     quantizer = build(kind)
     assert not quantizer.started
@@ -185,7 +185,7 @@ def test_start_is_remembered_and_takes_the_statistics(kind):
     assert quantizer.training  # as before the start
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 def test_half_precision_latents_are_computed_in_float32(kind):
     z = latents(7, 2).bfloat16()
     expected = build(kind)(z.float(), generator=seeded())
@@ -195,7 +195,7 @@ def test_half_precision_latents_are_computed_in_float32(kind):
     assert torch.equal(made.codes, expected.codes) and torch.equal(made.loss, expected.loss)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 def test_a_wrong_width_is_named(kind):
     with pytest.raises(ValueError, match=r"expected z \[..., 4\], got \(2, 1, 3\)"):
         build(kind)(torch.zeros(2, 1, 3))
@@ -534,9 +534,9 @@ def test_none_passes_the_latents():
     assert torch.equal(made.codes, z) and made.loss == 0
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", QUANTIZERS)
 def test_builds_on_the_meta_device(kind):
-    real = build_quantizer(CONFIGS[kind](), 2)
+    real = build_quantizer(QUANTIZERS[kind].config(), 2)
     with torch.device("meta"):
-        quantizer = build_quantizer(CONFIGS[kind](), 2)
+        quantizer = build_quantizer(QUANTIZERS[kind].config(), 2)
     assert quantizer.codebook_size == real.codebook_size

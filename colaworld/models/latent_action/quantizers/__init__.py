@@ -14,9 +14,6 @@ Not here: where z comes from (idm.py) and what the codes condition (conditioning
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from colaworld.models.latent_action.quantizers.codebook import (
     EMAVQ,
     NSVQ,
@@ -24,7 +21,8 @@ from colaworld.models.latent_action.quantizers.codebook import (
     GradientVQ,
 )
 from colaworld.models.latent_action.quantizers.config import (
-    CONFIGS,
+    QUANTIZERS,
+    CommonConfig,
     EMAConfig,
     FSQConfig,
     GaussianConfig,
@@ -33,6 +31,7 @@ from colaworld.models.latent_action.quantizers.config import (
     QuantizerConfig,
     ResidualConfig,
     VQConfig,
+    register_quantizer,
 )
 from colaworld.models.latent_action.quantizers.continuous import GaussianLatent, NoQuantizer
 from colaworld.models.latent_action.quantizers.estimators import rotation, straight_through
@@ -46,23 +45,21 @@ from colaworld.models.latent_action.quantizers.quantizer import (
 from colaworld.models.latent_action.quantizers.residual import ResidualVQ
 from colaworld.models.parts import Part, register_part
 
-QUANTIZERS: dict[type, Callable[[Any, int], Quantizer]] = {
-    VQConfig: GradientVQ,
-    EMAConfig: EMAVQ,
-    NSVQConfig: NSVQ,
-    FSQConfig: FSQ,
-    ResidualConfig: ResidualVQ,
-    GaussianConfig: GaussianLatent,
-    NoneConfig: NoQuantizer,
-}
+register_quantizer(VQConfig, GradientVQ)
+register_quantizer(EMAConfig, EMAVQ)
+register_quantizer(NSVQConfig, NSVQ)
+register_quantizer(FSQConfig, FSQ)
+register_quantizer(ResidualConfig, ResidualVQ)
+register_quantizer(GaussianConfig, GaussianLatent)
+register_quantizer(NoneConfig, NoQuantizer)
 
 
 def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
     """The quantizer of this configuration, for latent actions of width `dim`.
 
-    Raises ValueError on settings that do not fit `dim`.
+    Raises ConfigError on a kind that nobody registered, ValueError on settings that do not fit `dim`.
     """
-    return QUANTIZERS[type(config)](config, dim)
+    return QUANTIZERS[config.kind].build(config, dim)
 
 
 register_part(
@@ -75,12 +72,12 @@ register_part(
 )
 
 __all__ = [
-    "CONFIGS",
     "EMAVQ",
     "FSQ",
     "NSVQ",
     "QUANTIZERS",
     "CodebookQuantizer",
+    "CommonConfig",
     "EMAConfig",
     "FSQConfig",
     "GaussianConfig",
@@ -99,6 +96,7 @@ __all__ = [
     "build_quantizer",
     "kmeans",
     "kmeans_pp",
+    "register_quantizer",
     "rotation",
     "straight_through",
 ]

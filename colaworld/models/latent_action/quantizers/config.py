@@ -1,9 +1,20 @@
-"""The configuration of each quantizer; `kind` tells them apart. Not here: the quantizers."""
+"""The configuration of each quantizer; `kind` tells them apart.
+
+A quantizer registers itself, in `__init__.py` or in your own package; importing the file is enough:
+
+    register_quantizer(MyConfig, MyQuantizer)
+
+Not here: the quantizers.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from colaworld.config import ConfigError
+from colaworld.registry import Registry
 
 # Early configurations hold the fields of every kind. Where they are none of this kind and say what
 # they always said, they are passed over.
@@ -23,18 +34,48 @@ FORMER_KEYS: dict[str, Any] = {
 }
 
 
+class QuantizerConfig:
+    """What the configuration of every quantizer says: a frozen dataclass with a default everywhere."""
+
+    kind: str
+    """Its name, a `Literal` field; saved configurations carry it."""
+    normalise: bool
+    """Standardise z per channel over the batch (running statistics in evaluation)."""
+
+    @staticmethod
+    def kinds() -> tuple[type[QuantizerConfig], ...]:
+        """The configurations of all registered quantizers."""
+        return tuple(entry.config for entry in QUANTIZERS.values())
+
+    def traceable(self) -> Any:
+        """The same without what looks at values, for a trace of tensors that have none."""
+        return self
+
+
+class Registered(NamedTuple):
+    """How a kind of quantizer is made."""
+
+    config: type[QuantizerConfig]
+    build: Callable[[Any, int], Any]
+    """(its configuration, the width d of a latent action) -> a `Quantizer`."""
+
+
+QUANTIZERS: Registry[Registered] = Registry("quantizer", ConfigError)
+
+
+def register_quantizer(config: type[QuantizerConfig], build: Callable[[Any, int], Any]) -> None:
+    """Make the kind `config.kind` known. Raises ConfigError where another has this name."""
+    QUANTIZERS.add(config.kind, Registered(config, build))
+
+
 @dataclass(frozen=True)
-class CommonConfig:
-    """What every quantizer has."""
+class CommonConfig(QuantizerConfig):
+    """What every quantizer here has."""
 
     FORMER_KEYS: ClassVar[dict[str, Any]] = FORMER_KEYS
 
     normalise: bool = True
     """Standardise z per channel over the batch (running statistics in evaluation)."""
-
-    def traceable(self) -> Any:
-        """The same without what looks at values, for a trace of tensors that have none."""
-        return self
 
 
 @dataclass(frozen=True)
@@ -168,9 +209,3 @@ class NoneConfig(CommonConfig):
 
     kind: Literal["none"] = "none"
     """Which quantizer."""
-
-
-QuantizerConfig = (
-    VQConfig | EMAConfig | NSVQConfig | FSQConfig | ResidualConfig | GaussianConfig | NoneConfig
-)
-CONFIGS: dict[str, type] = {config.kind: config for config in get_args(QuantizerConfig)}

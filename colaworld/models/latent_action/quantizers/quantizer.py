@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from colaworld.contracts import ResetRows
-from colaworld.models.latent_action.quantizers.config import CommonConfig
+from colaworld.models.latent_action.quantizers.config import QuantizerConfig
 from colaworld.models.latent_action.quantizers.step_stats import StepStats, gather_rows, sum_pieces
 
 if TYPE_CHECKING:
@@ -92,13 +92,13 @@ class Quantizer(nn.Module):
     see also `_observe`, `_local_stats` and `_apply_stats`.
     """
 
-    config: CommonConfig
+    config: QuantizerConfig
     codebook_size: int | None = None
     continuous = False  # whether latents pass unquantised for now: it has no codes yet
     standardise: Standardise | nn.Identity
     started: Tensor  # bool: whether `start` was called
 
-    def __init__(self, config: CommonConfig, dim: int) -> None:
+    def __init__(self, config: QuantizerConfig, dim: int) -> None:
         super().__init__()
         self.config, self.dim = config, dim
         self.standardise = Standardise(dim) if config.normalise else nn.Identity()

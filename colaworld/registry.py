@@ -1,0 +1,65 @@
+"""Things by name, each registered by the file that holds it: in the package, or one of your own.
+
+    PARTS: Registry[Part] = Registry("part", ConfigError)
+    PARTS.add("idm", Part(...))
+
+Not here: any of the registers.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, NoReturn, TypeVar
+
+T = TypeVar("T")
+
+
+class Registry(dict[str, T]):
+    """Name -> value, in the order they were registered.
+
+    Args:
+        what: what one of them is called in messages.
+        error: what a wrong name raises.
+        reserved: names that nothing may have.
+    """
+
+    every: ClassVar[list[Registry[Any]]] = []
+
+    def __init__(
+        self, what: str, error: type[ValueError], *, reserved: Collection[str] = ()
+    ) -> None:
+        super().__init__()
+        self.what, self.error, self.reserved = what, error, reserved
+        self.every.append(self)
+
+    def add(self, name: str, value: T) -> None:
+        """Make it known; the same once more changes nothing. Raises `error` on a name that is taken."""
+        if name in self.reserved or self.get(name, value) != value:
+            raise self.error(f"{self.what} {name!r}: there is one of this name already")
+        self[name] = value
+
+    def __missing__(self, name: str) -> NoReturn:
+        """Raises `error` with those that are known, and the nearest."""
+        near = difflib.get_close_matches(name, self, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise self.error(
+            f"no {self.what} {name!r} is registered; known: {', '.join(sorted(self))}{hint} Import the "
+            "file that registers it (on the command line: COLAWORLD_IMPORT=file.py)"
+        )
+
+
+@contextmanager
+def from_outside() -> Iterator[None]:
+    """What is registered meanwhile, in any register imported by now, is forgotten afterwards.
+
+    For tests of a file of your own.
+    """
+    before = [(register, dict(register)) for register in Registry.every]
+    try:
+        yield
+    finally:
+        for register, held in before:
+            register.clear()
+            register.update(held)

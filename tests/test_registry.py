@@ -1,0 +1,47 @@
+"""Things by name: order, names that are taken, names that nobody registered."""
+
+from __future__ import annotations
+
+import pytest
+
+from colaworld.registry import Registry, from_outside
+
+
+@pytest.fixture
+def register(monkeypatch):
+    monkeypatch.setattr(Registry, "every", [])
+    made = Registry("fruit", LookupError, reserved=("any",))
+    made.add("pear", 1)
+    made.add("apple", 2)
+    return made
+
+
+def test_they_stand_in_the_order_of_registration(register) -> None:
+    assert list(register) == ["pear", "apple"] and register["apple"] == 2
+
+
+def test_the_same_twice_is_no_fault_and_another_of_the_name_is(register) -> None:
+    register.add("pear", 1)
+    for name in ("pear", "any"):
+        with pytest.raises(LookupError, match=f"fruit '{name}': there is one of this name already"):
+            register.add(name, 3)
+    assert register == {"pear": 1, "apple": 2}
+
+
+def test_a_name_that_nobody_registered(register) -> None:
+    with pytest.raises(
+        LookupError, match=r"no fruit 'aple' is .*: apple, pear; did you mean 'apple'"
+    ):
+        register["aple"]
+    with pytest.raises(
+        LookupError, match=r"known: apple, pear\. Import the file .*IMPORT=file\.py"
+    ):
+        register["xyz"]
+    assert "xyz" not in register and register.get("xyz") is None
+
+
+def test_what_comes_from_outside_is_forgotten(register) -> None:
+    with from_outside():
+        register.add("plum", 3)
+        del register["pear"]
+    assert list(register) == ["pear", "apple"]
