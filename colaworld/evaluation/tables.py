@@ -7,26 +7,47 @@ Also the verdict over one run. Not here: the numbers and what each means (`measu
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from colaworld.evaluation.measures import MEASURES
-from colaworld.evaluation.measures.measure import Headline
+from colaworld.evaluation.measures.measure import FEW_EPISODES, Headline
 
 
 def headlines(result: Mapping[str, Any]) -> list[Headline]:
     """The numbers that a run is judged by, in the order of MEASURES."""
     found = (measure.headline(result) for measure in MEASURES.values())
-    return [headline for headline in found if headline is not None]
+    return [_hedged(headline) for headline in found if headline is not None]
+
+
+def _hedged(headline: Headline) -> Headline:
+    """Without the word of its judgement where too few episodes stand behind it."""
+    said = headline.judgement
+    if said is None or not headline.few:
+        return headline
+    text = f"It rests on {headline.episodes}; under {FEW_EPISODES} an interval is too narrow."
+    said = replace(said, tone="open", word="too few episodes", text=text)
+    return replace(headline, judgement=said)
 
 
 def verdict(result: Mapping[str, Any]) -> str:
     """Two or three plain sentences that a person can repeat."""
-    judged = [h.judgement for h in headlines(result) if h.judgement and h.judgement.clause]
-    first, last, *others = judged
-    text = f"{first.clause} {last.clause}"
-    for said in others:
+    judged = [(h, h.judgement) for h in headlines(result) if h.judgement and h.judgement.clause]
+    (steering, said), (_, last), *others = judged
+    text = said.clause
+    if steering.few:
+        text = (
+            f"{steering.episodes} episode{'s are' if steering.episodes != 1 else ' is'} too few to "
+            f"say: under {FEW_EPISODES} an interval is too narrow. What is seen so far: "
+            f"{text[0].lower()}{text[1:]}"
+        )
+    text += f" {last.clause}"
+    for headline, said in others:
+        clause, name = said.clause, headline.name.split(",")[0]
+        if headline.few:
+            clause = f"the {name} rests on {headline.episodes} episodes, too few to say."
         joint = ", and " if (last.tone == "good") == (said.tone == "good") else ", but "
-        text += ("; " if said.tone == "open" else joint) + said.clause
+        text += ("; " if said.tone == "open" else joint) + clause
         last = said
     return text
 

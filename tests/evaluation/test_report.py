@@ -54,7 +54,7 @@ RESULT = {
         "l1_pixel_difference": None,
         "train_rows": 100,
         "test_rows": 120,
-        "test_episodes": 5,
+        "test_episodes": 9,
     },
     "probe_skipped": None,
     "rollout": {
@@ -70,7 +70,7 @@ RESULT = {
     },
     "counts": {
         "clips": 20,
-        "episodes": 5,
+        "episodes": 10,
         "history": 1,
         "horizon": 3,
         "width": 12,
@@ -173,7 +173,7 @@ def test_the_page_needs_nothing_but_itself(tmp_path):
 def test_the_page_says_what_ran_and_how_good_it_is(tmp_path):
     page = write(tmp_path / "report.html")
     assert "80 steps (30 warmup, 50 joint) in 11 min 23 s" in page
-    assert "20 clips of 5 held-out episodes" in page
+    assert "20 clips of 10 held-out episodes" in page
     assert "2.10 <small>dB</small>" in page and "1.80 to 2.50" in page
     for number in ("0.90", "0.61", "23.30", "1.00"):
         assert f'<div class="big">{number}' in page
@@ -253,10 +253,23 @@ def test_artefacts_can_be_a_file_and_metrics_too(tmp_path):
         (lambda r: r["delta_psnr"]["random"].update(low=None, high=None), ["open"]),
         (lambda r: r["codebook"].update(entropy_normalised=0.1), [None, "collapsed"]),
         (lambda r: r["codebook"].update(entropy_normalised=0.5), [None, "uneven"]),
+        (lambda r: r["codebook"].update(perplexity=5.9), [None, "not even"]),
+        (lambda r: r["codebook"].update(max_usage=0.26), [None, "not even"]),
+        (
+            lambda r: r["codebook"].update(utilisation=0.875),
+            [None, "not even", None, None, "in part"],
+        ),
         (lambda r: r["probe"]["margin"].update(low=-0.1), [None, None, "not clear"]),
         (lambda r: r["probe"]["margin"].update(low=-0.3, high=-0.1), [None, None, "below"]),
         (lambda r: r["rollout"].update(error_against_copy=2.0), [None] * 3 + ["2.0× further off"]),
         (lambda r: r["rollout"].update(error_against_copy=None), [None] * 3 + ["open"]),
+        (
+            lambda r: r["rollout"].update(error_against_copy=0.97),
+            [None] * 3 + ["not clearly closer"],
+        ),
+        (lambda r: r.update(nmse=nmse(0.8, 0.6, 1.1)), [None] * 3 + ["not clearly closer"]),
+        (lambda r: r["counts"].update(episodes=3), ["too few episodes", "healthy", "above both"]),
+        (lambda r: r["probe"].update(test_episodes=4), ["clear", "healthy", "too few episodes"]),
         (lambda r: r["codebook"].update(utilisation=0.3), [None] * 4 + ["mostly idle"]),
     ],
 )
@@ -266,8 +279,55 @@ def test_the_words_follow_the_numbers(change, words):
     found = [headline.judgement.word for headline in headlines(result)]
     for expected, word in zip(words, found, strict=False):
         assert expected in (None, word)
-    assert verdict(result).endswith((".", "differences allow."))
-    assert ("steer this world: with the true" in verdict(result)) == (found[0] == "clear")
+    said = verdict(result)
+    assert said.endswith((".", "differences allow."))
+    steers = found[0] == "clear" and found[3].endswith("closer") and found[3][0].isdigit()
+    assert ("The latent actions steer this world: with the true" in said) == steers
+    assert ("evenly used" in said and "not evenly" not in said) == (found[1] == "healthy")
+
+
+def nmse(mean, low, high):
+    return {"mean": mean, "low": low, "high": high, "by_horizon": [mean] * 3}
+
+
+def test_the_verdict_names_the_last_frame_as_the_rival():
+    result = copy.deepcopy(RESULT)
+    assert "and 2.0× closer than repeating the last frame" in verdict(result)
+    result["nmse"] = nmse(1.1, 1.01, 1.2)  # clear against random codes; a still picture is better
+    assert verdict(result).startswith(
+        "It is not shown that the latent actions steer this world: they change what it draws "
+        "(2.10\u00a0dB over random ones), but its videos are 1.1× further off than repeating the last"
+    )
+    assert "The latent actions steer" not in verdict(result)
+    result["nmse"] = nmse(0.8, 0.6, 1.1)
+    assert "its videos are not clearly closer than repeating the last frame" in verdict(result)
+
+
+def test_the_verdict_says_when_episodes_are_too_few():
+    result = copy.deepcopy(RESULT)
+    assert "too few" not in verdict(result)
+    result["counts"]["episodes"] = 7
+    result["probe"]["test_episodes"] = 2
+    assert verdict(result).startswith(
+        "7 episodes are too few to say: under 8 an interval is too narrow"
+    )
+    assert verdict(result).endswith("the linear probe rests on 2 episodes, too few to say.")
+    tones = [headline.judgement.tone for headline in headlines(result)]
+    assert tones == ["open", "good", "open", "open", "good"]  # of the codebook there is no interval
+
+
+def test_sentence_and_cards_use_one_definition_of_an_even_codebook():
+    result = copy.deepcopy(RESULT)
+    assert "The codebook is healthy and evenly used (worth 6.5 of 8 codes)" in verdict(result)
+    # the demo's: its entropy is above the aim, a third of its codes never occur
+    sick = {"utilisation": 0.6875, "max_usage": 0.371, "entropy_normalised": 0.712}
+    result["codebook"].update(sick, perplexity=4.49)
+    facts = "worth 4.5 of 8, the most used takes 37% of the steps, 31% never occur"
+    assert f"though it is not used evenly ({facts})" in verdict(result)
+    shown = {headline.name: headline.judgement for headline in headlines(result)}
+    assert facts in shown["normalised code entropy"].text
+    assert shown["codebook utilisation"].text == "31% of the codes never occur."
+    assert shown["normalised code entropy"].tone == shown["codebook utilisation"].tone == "fair"
 
 
 def test_steps_count_over_the_run():

@@ -14,7 +14,10 @@ from colaworld.evaluation.measures.measure import Headline, Judgement, Measure, 
 from colaworld.evaluation.rollouts import Batch
 from colaworld.metrics.codebook import codebook_health
 
-EVEN, COLLAPSED = 0.7, 0.3  # normalised entropy above and below which we say so
+AIM, COLLAPSED = 0.7, 0.3  # normalised entropy: what training aims at, and a collapse
+EVEN = 0.75  # share of the codes that an evenly used codebook is worth (its perplexity over K)
+OFTEN = 2.0  # no code of an evenly used codebook has more than this many times its even share
+IDLE = 0.1  # share of the codes that may go unused in one
 
 
 class CodebookEntropy(Measure):
@@ -37,25 +40,16 @@ class CodebookEntropy(Measure):
         if health is None:
             clause = "There is no codebook to collapse"
             return _without_codebook(name, clause)
-        value = health["entropy_normalised"]
-        if value >= EVEN:
-            said = Judgement(
-                "good", "healthy", "The codes are used evenly.", "The codebook is healthy"
-            )
-        elif value >= COLLAPSED:
-            text = "A few codes carry most of the actions."
-            said = Judgement("fair", "uneven", text, "The codebook is used unevenly")
-        else:
-            text = "Nearly all actions share one code."
-            said = Judgement("poor", "collapsed", text, "The codebook has collapsed")
+        value, size = health["entropy_normalised"], result["world"]["codebook_size"]
         return Headline(
             name,
             value,
             note=f"perplexity {number(health['perplexity'])} of "
-            f"{result['world']['codebook_size']}, joint "
+            f"{size}, joint "
             f"{number(health['joint']['entropy_normalised'])}",
-            judgement=said,
-            marks=((0.0, "one code"), (EVEN, "aim"), (1.0, "even")),
+            meaning="Are the codes used alike? 1: equally often; 0: only one of them.",
+            judgement=usage(health, size),
+            marks=((0.0, "one code"), (AIM, "aim"), (1.0, "even")),
         )
 
 
@@ -68,20 +62,45 @@ class CodebookUtilisation(Measure):
         if health is None:
             return _without_codebook(name)
         value = health["utilisation"]
-        if value >= 0.9:
+        if value >= 1 - IDLE:
             text = "Every code occurs." if value == 1 else "Nearly every code occurs."
             said = Judgement("good", "in use", text)
         elif value >= 0.5:
-            said = Judgement("fair", "in part", "Some codes never occur.")
+            said = Judgement("fair", "in part", f"{1 - value:.0%} of the codes never occur.")
         else:
-            said = Judgement("poor", "mostly idle", "Most codes never occur.")
+            said = Judgement("poor", "mostly idle", f"{1 - value:.0%} of the codes never occur.")
         return Headline(
             name,
             value,
             note=f"most used code {number(health['max_usage'])}",
+            meaning="Which share of the codes occurs at all?",
             judgement=said,
             marks=((0.0, "none"), (1.0, "all codes")),
         )
+
+
+def usage(health: Mapping[str, Any], size: int) -> Judgement:
+    """How a codebook of `size` codes is used: one answer for the cards and the verdict.
+
+    Evenly is said only where its perplexity is at least EVEN of the codes, no code has more than
+    OFTEN times its even share, and at most IDLE of the codes never occur.
+    """
+    entropy, worth = health["entropy_normalised"], health["perplexity"]
+    idle, most = 1 - health["utilisation"], health["max_usage"]
+    if entropy < COLLAPSED:
+        text = "Nearly all actions share one code."
+        return Judgement("poor", "collapsed", text, "The codebook has collapsed")
+    facts = f"worth {worth:.1f} of {size}, the most used takes {most:.0%} of the steps"
+    facts += f", {idle:.0%} never occur" if idle > 0 else ""
+    if entropy < AIM:
+        text = f"A few codes carry most of the actions: {facts}."
+        return Judgement("fair", "uneven", text, f"The codebook is used unevenly ({facts})")
+    if worth >= EVEN * size and most <= OFTEN / size and idle <= IDLE:
+        clause = f"The codebook is healthy and evenly used (worth {worth:.1f} of {size} codes)"
+        return Judgement("good", "healthy", "The codes are used evenly.", clause)
+    text = f"It has not collapsed, but the codes are not used evenly: {facts}."
+    clause = f"The codebook has not collapsed, though it is not used evenly ({facts})"
+    return Judgement("fair", "not even", text, clause)
 
 
 def _without_codebook(name: str, clause: str = "") -> Headline:

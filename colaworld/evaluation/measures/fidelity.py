@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from colaworld.evaluation.measures.measure import Headline, Judgement, Measure, number
+from colaworld.evaluation.measures.measure import Headline, Measure, number
+from colaworld.evaluation.measures.nmse import rival
 from colaworld.evaluation.rollouts import VARIANTS, Batch
 from colaworld.metrics.image import PSNR_CAP, psnr, ssim
 
@@ -62,7 +64,9 @@ class Fidelity(Measure):
             mean["high"],
             "dB",
             f"{number(steps[0])} at step 1, {number(steps[-1])} at step {len(steps)}",
-            judgement=judge(rollout["error_against_copy"]),
+            meaning="How close do videos under the inferred actions stay to what was filmed?",
+            episodes=result["counts"]["episodes"],
+            judgement=replace(rival(result), clause=""),
             span=(min(shown) - 1, max(shown) + 1),
             marks=((steps[0], "step 1"), (steps[-1], f"step {len(steps)}"))[: len(steps)],
         )
@@ -77,15 +81,3 @@ def error_against_copy(found: np.ndarray, copy: np.ndarray) -> float:
     if copy.min() >= PSNR_CAP - 1e-3:
         return float("nan")
     return float((10 ** (-found / 10)).mean() / (10 ** (-copy / 10)).mean())
-
-
-def judge(ratio: float | None) -> Judgement:
-    """Of `error_against_copy`."""
-    if ratio is None:
-        return Judgement("open", "open", "The clips do not move: there is nothing to predict.")
-    text = "than repeating the last given frame."
-    if ratio < 0.95:
-        return Judgement("good", f"{1 / ratio:.1f}× closer", text)
-    if ratio > 1.05:
-        return Judgement("poor", f"{ratio:.1f}× further off", text)
-    return Judgement("fair", "no closer", text)

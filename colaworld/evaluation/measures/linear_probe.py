@@ -131,6 +131,8 @@ class LinearProbe(Measure):
             score["low"],
             score["high"],
             note=f"chance {number(chance)}, pixel difference {number(pixels)}",
+            meaning="Do the latent actions mean the real ones? Read off by a linear map.",
+            episodes=probe["test_episodes"],
             judgement=judge(probe["margin"]),
             span=(min(0.0, *(at for at, _ in marks), score["mean"] or 0.0), 1.0),
             marks=marks,

@@ -17,6 +17,11 @@ from colaworld.evaluation.rollouts import Batch
 from colaworld.evaluation.settings import EvaluationConfig
 from colaworld.metrics.bootstrap import bootstrap_mean, bootstrap_statistic
 
+FEW_EPISODES = 8
+"""Below so many episodes no interval is believed. Resampling whole episodes gives intervals that are
+too narrow when there are few: for normal values a nominal 95 % holds the truth in 89 % of cases at 8
+episodes, in 84 % at 5 and in 75 % at 3."""
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -40,9 +45,16 @@ class Headline:
     note: str = ""  # what to compare it with, in a few words
     better: Literal["higher", "lower"] = "higher"
     digits: int = 2
+    meaning: str = ""  # the question it answers, one line
+    episodes: int | None = None  # that its interval is over
     judgement: Judgement | None = None  # None: shown in the table only
     span: tuple[float, float] = (0.0, 1.0)  # the scale under the number
     marks: tuple[tuple[float, str], ...] = ()  # named places on it
+
+    @property
+    def few(self) -> bool:
+        """Is its interval over too few episodes to be believed?"""
+        return self.episodes is not None and self.episodes < FEW_EPISODES
 
     def text(self) -> str:
         """ "1.50 dB [1.20, 1.80]"; "-" where there is no value."""

@@ -11,6 +11,7 @@ of 8 bits lifted to it, and has no interval.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,12 @@ class NMSE(Measure):
         found = result.get("nmse")
         if found is None:
             return None
+        said = rival(result)
+        text = (
+            said.text
+            if said.tone == "open"
+            else f"{said.word[0].upper()}{said.word[1:]} {said.text}"
+        )
         mean, low, high, steps = (found[k] for k in ("mean", "low", "high", "by_horizon"))
         return Headline(
             "NMSE of rollouts",
@@ -62,22 +69,51 @@ class NMSE(Measure):
             note=f"{number(steps[0])} at step 1, {number(steps[-1])} at step {len(steps)}; "
             "copying the last frame 1",
             better="lower",
-            judgement=judge(mean, low, high),
+            meaning="How much of the motion is missed? 0: none of it; 1: as a still picture does.",
+            episodes=result.get("counts", {}).get("episodes"),
+            judgement=replace(said, word=_WORDS[said.tone], text=text, clause=""),
             span=(0.0, max([1.2, *(1.08 * v for v in (mean, high) if v is not None)])),
             marks=((0.0, "perfect"), (1.0, "copy")),
         )
 
 
-def judge(mean: float | None, low: float | None, high: float | None) -> Judgement:
-    if mean is None:
-        return Judgement("open", "open", "The clips do not move: there is nothing to predict.")
+_WORDS = {"good": "beats copying", "fair": "not clear", "poor": "loses", "open": "open"}
+
+
+def rival(result: Mapping[str, Any]) -> Judgement:
+    """Do the rollouts beat repeating the last given frame? One answer for all cards and the verdict.
+
+    By the interval of `nmse`; in an evaluation older than that number by the ratio alone.
+    """
+    nmse = result.get("nmse")
+    if nmse is not None:
+        ratio, low, high = nmse["mean"], nmse["low"], nmse["high"]
+    else:
+        ratio = result["rollout"]["error_against_copy"]
+        low, high = (None, None) if ratio is None else (ratio / 1.05, ratio / 0.95)
+    if ratio is None:
+        text = "The clips do not move: there is nothing to predict."
+        return Judgement(
+            "open", "open", text, "not to be compared with the last frame, since no clip moves"
+        )
     if low is None or high is None:
-        return Judgement("open", "open", "One episode gives no interval; hold out more.")
+        text = "One episode gives no interval; hold out more."
+        return Judgement(
+            "open", "open", text, "of one episode, too few to compare with the last frame"
+        )
     if high < 1:
-        return Judgement("good", "beats copying", "Closer than repeating the last given frame.")
-    if low > 1:
-        return Judgement("poor", "loses", "Further off than repeating the last given frame.")
-    return Judgement("fair", "not clear", "Not clearly closer than repeating the last given frame.")
+        word = f"{_times(1 / max(ratio, 1e-3))} closer"
+    elif low > 1:
+        word = f"{_times(ratio)} further off"
+    else:
+        word = "not clearly closer"
+    tone: Any = "good" if high < 1 else "poor" if low > 1 else "fair"
+    clause = f"{word} than repeating the last frame (in squared error)"
+    return Judgement(tone, word, "than repeating the last given frame.", clause)
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.{1 if factor >= 1.1 else 2}f}×"
 
 
 def _ratio(error: float, motion: float) -> float:
