@@ -32,6 +32,14 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
         raise
 
 
+def printable(text: object, *, keep: str = "") -> str:
+    """For messages: control characters, and bytes of a name that are no UTF-8, spelled out."""
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode()
+        for c in str(text)
+    )
+
+
 def plain(value: Any) -> Any:
     """Numbers as JSON knows them: NaN and infinity, which JSON has not, become null."""
     if isinstance(value, dict):

@@ -1,4 +1,5 @@
-"""`colaworld data inspect PATH`: what a data set holds, what is wrong with it, and a contact sheet.
+"""`colaworld data inspect PATH`: what a data set holds, what is wrong with it, and, if asked, a contact
+sheet.
 
 Not here: looking (data/inspection.py), `colaworld data encode` (encode.py); this file only prints.
 """
@@ -16,6 +17,7 @@ import tyro
 from colaworld.cli.errors import FORESEEN, report_error
 from colaworld.data.clips import DataConfig
 from colaworld.data.inspection import Inspection, contact_sheet, inspect
+from colaworld.files import printable
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class InspectConfig:
 
     path: Annotated[Path, tyro.conf.Positional]
     """A LeRobot v3 folder, any folder of video files or of tars that hold them, or one file."""
-    sheet: Path = Path("contact-sheet.png")
-    """Where the contact sheet goes."""
+    sheet: Path | None = None
+    """Write a contact sheet into this PNG file: a row of frames per episode."""
     source: str = "auto"
     """How to read it: lerobot, video_folder, tar_folder, or a source of your own."""
     camera: str | None = None
@@ -49,6 +51,7 @@ def print_inspection(found: Inspection) -> None:
     """Tables on standard output."""
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -57,7 +60,7 @@ def print_inspection(found: Inspection) -> None:
     table.add_column(overflow="fold")
     shortest, median, longest = found.lengths
     partly = "" if found.looked_at == found.episodes else f" (in {found.looked_at} episodes)"
-    table.add_row("data set", f"{found.path} ({found.kind})")
+    table.add_row("data set", escape(f"{printable(found.path)} ({found.kind})"))
     table.add_row("episodes", str(found.episodes))
     table.add_row("frames", f"{found.frames} ({found.seconds / 60:.1f} min)")
     table.add_row("per episode", f"{shortest} to {longest} frames, median {median}")
@@ -65,7 +68,7 @@ def print_inspection(found: Inspection) -> None:
     table.add_row("size", _listed(found.sizes, lambda v: f"{v[0]}x{v[1]} px (height x width)"))
     if found.cameras:
         table.add_row("cameras", ", ".join(found.cameras))
-    cuts = ", ".join(f"{name} at {frame}" for name, frame in found.cuts[:8])
+    cuts = escape(", ".join(f"{printable(name)} at {frame}" for name, frame in found.cuts[:8]))
     more = f", and {len(found.cuts) - 8} more" if len(found.cuts) > 8 else ""
     table.add_row(f"scene cuts{partly}", f"{len(found.cuts)}" + (f": {cuts}{more}" if cuts else ""))
     table.add_row(f"broken{partly}", str(len(found.broken)))
@@ -97,12 +100,17 @@ def print_inspection(found: Inspection) -> None:
         console.print(actions)
     if not found.actions and not found.action_problems:
         console.print("no action column: fine for training, the linear probe will be left out")
-    for problem in found.action_problems:
-        console.print(f"actions: {problem}", style="red", markup=False)
-    for broken in found.broken[:20]:
-        console.print(f"broken: {broken.reason}", style="red", markup=False)
-    for name in found.constant[:20]:
-        console.print(f"one colour: {name}", style="red", markup=False)
+    for colour, what, lines in (
+        ("red", "actions", found.action_problems),
+        ("red", "broken", [b.reason for b in found.broken]),
+        ("red", "one colour", found.constant),
+        ("yellow", "warning", found.warnings),
+    ):
+        for line in lines[:20]:
+            said = f"{what}: {printable(line)}"
+            console.print(said, style=colour, markup=False, highlight=False, soft_wrap=True)
+        if len(lines) > 20:
+            console.print(f"{what}: and {len(lines) - 20} more", style=colour)
 
 
 def run(argv: list[str]) -> int:
@@ -128,7 +136,7 @@ def run(argv: list[str]) -> int:
         InspectConfig,
         args=argv[1:],
         prog="colaworld data inspect",
-        description="What a data set holds, what is wrong with it, and a contact sheet.",
+        description="What a data set holds, what is wrong with it, and, if asked, a contact sheet.",
     )
     rooms_log = logging.getLogger("colaworld.data")
     level = rooms_log.level
@@ -146,7 +154,9 @@ def run(argv: list[str]) -> int:
             rows=config.rows,
         )
         print_inspection(found)
-        if found.thumbnails:
+        if config.sheet is None:
+            print("to see frames of it: --sheet FILE.png")
+        elif found.thumbnails:
             print(f"contact sheet: {contact_sheet(found, config.sheet)}")
     except FORESEEN as error:
         return report_error("colaworld data inspect", error)

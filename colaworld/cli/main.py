@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 
-from colaworld.cli.errors import FORESEEN, report_error
+from colaworld.cli.errors import FORESEEN, Tidy, report_error
 from colaworld.cli.plugins import import_plugins
 
 VERBS = {
@@ -56,7 +56,9 @@ def main(argv: list[str] | None = None) -> int:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         print(f"colaworld: no verb {verb!r}.{hint}\n\n{usage()}", end="", file=sys.stderr)
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.addFilter(Tidy())
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:
         import_plugins()
         module = importlib.import_module(f"colaworld.cli.{verb.replace('-', '_')}")

@@ -373,7 +373,8 @@ class ClipSet:
             listed = "\n".join(f"  {b.reason}" for b in broken[:20])
             raise DataError(
                 f"{self.config.path}: {len(broken)} of {total} files or episodes are broken, more "
-                f"than max_broken_share = {self.config.max_broken_share:g}:\n{listed}"
+                f"than max_broken_share = {self.config.max_broken_share:g} (raise it with "
+                f"--data.max-broken-share to go on without them):\n{listed}"
             )
 
     def _check_short(self) -> None:
@@ -408,7 +409,9 @@ def select_split(
     if split == "all":
         return list(episodes)
     count = min(max(1, round(holdout * len(episodes))), len(episodes) - 1) if holdout > 0 else 0
-    ranked = sorted(episodes, key=lambda e: hashlib.sha256(e.name.encode()).digest())
+    ranked = sorted(
+        episodes, key=lambda e: hashlib.sha256(e.name.encode(errors="surrogateescape")).digest()
+    )
     held = {e.index for e in ranked[:count]}
     if split == "heldout" and not held:
         raise DataError(

@@ -1,4 +1,5 @@
-"""Look through a data set: what is in it, what is wrong with it, and a sheet of its frames.
+"""Look through a data set: what is in it, what is wrong with it, what a person should know of it
+(`warnings_of`, also said when a training starts), and a sheet of its frames.
 
 Not here: printing (cli/data.py). One segment of film is in memory at a time.
 """
@@ -18,6 +19,7 @@ from colaworld.data.clips import DataConfig
 from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.data.sources import open_source
 from colaworld.data.sources.source import BrokenFile, EpisodeInfo, Source
+from colaworld.files import printable
 
 _BLOCK = 256  # frames looked at together; the comparison carries on from the last one
 
@@ -52,7 +54,9 @@ class Inspection:
     cuts: list[tuple[str, int]] = field(default_factory=list)
     broken: list[BrokenFile] = field(default_factory=list)
     constant: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     thumbnails: list[np.ndarray] = field(default_factory=list)  # [columns, H, W, 3] per row
+    shown: list[str] = field(default_factory=list)  # name of each row
 
 
 def inspect(
@@ -80,6 +84,7 @@ def inspect(
         lengths=(lengths[0], lengths[len(lengths) // 2], lengths[-1]),
         cameras=list(source.describe().cameras),
         broken=list(source.broken),
+        warnings=warnings_of(source, config),
     )
     total = len(source.episodes)
     count = min(total, most_episodes)
@@ -95,12 +100,39 @@ def inspect(
     return made
 
 
+def warnings_of(source: Source, config: DataConfig) -> list[str]:
+    """What a person should know of a set that can be read, a line each: what its videos are like,
+    what of its folder was passed over, and rates that make the steps of clips unequal."""
+    about = source.describe()
+    lines = list(about.warnings)
+    if config.fps is not None:
+        return lines
+    if about.uneven:
+        lines.append(
+            f"{len(about.uneven)} of {len(source.episodes)} videos have an uneven frame rate (first: "
+            f"{about.uneven[0]}): equal steps in frames are unequal times; set fps (--data.fps N)"
+        )
+    rates = Counter(float(f"{e.fps:.3g}") for e in source.episodes)
+    if max(rates) > 1.02 * min(rates):
+        listed = ", ".join(f"{rate:g} ({count})" for rate, count in sorted(rates.items())[:8])
+        lines.append(
+            f"frame rates differ: {listed}{', ...' if len(rates) > 8 else ''}: a step of a clip is not "
+            "the same time in all of them; set fps (--data.fps N)"
+        )
+    return lines
+
+
 def _look(
     source: Source, episode: EpisodeInfo, config: DataConfig, made: Inspection, columns: int
 ) -> None:
-    """Cuts, faults and, if `columns`, thumbnails of one episode."""
+    """Cuts, faults and, if `columns`, thumbnails of one episode.
+
+    Training reads from anywhere: a frame of its middle and its last one are read alone as well, and must
+    be what they were when the episode was read through.
+    """
     wanted = {i * (episode.frames - 1) // max(1, columns - 1) for i in range(columns)}
     kept: list[np.ndarray] = []
+    again = {episode.frames // 2, episode.frames - 1}
     changes: list[np.ndarray] = []
     low, high = 255, 0
     try:
@@ -110,6 +142,11 @@ def _look(
             low, high = min(low, int(frames.min())), max(high, int(frames.max()))
             start = first if first == 0 else first - 1  # a later block repeats the last frame
             kept += [f for i, f in enumerate(block, start) if i in wanted and i >= first]
+            for i in again & set(range(first, start + len(block))):
+                if not np.array_equal(source.read(episode.index, [i])[0], block[i - start]):
+                    raise BrokenFileError(
+                        f"{episode.path}: {episode.name}: frame {i} is another one when it is read alone"
+                    )
     except BrokenFileError as error:
         made.broken.append(BrokenFile(episode.path, str(error)))
         return
@@ -119,6 +156,7 @@ def _look(
     made.cuts += [(episode.name, int(t)) for t in found]
     if kept:
         made.thumbnails.append(np.stack(kept))
+        made.shown.append(episode.name)
 
 
 def _blocks(frames: Iterator[np.ndarray]) -> Iterator[tuple[int, list[np.ndarray]]]:
@@ -181,16 +219,16 @@ def _summarise_actions(
 
 
 def contact_sheet(found: Inspection, path: Path, *, least_side: int = 96) -> Path:
-    """A PNG with one row of frames per episode, evenly spaced in time. Small frames are enlarged
-    by whole factors without smoothing, so that their pixels can be seen."""
-    from PIL import Image
+    """A PNG with one row of frames per episode, evenly spaced in time, its name above it. Small frames
+    are enlarged by whole factors without smoothing, so that their pixels can be seen."""
+    from PIL import Image, ImageDraw
 
     if not found.thumbnails:
         raise DataError(f"{found.path}: no frame could be decoded, so there is no contact sheet")
-    gap = 4
+    gap, head = 4, 14  # head: the line that names a row
     lines = []
     height = min(240, max(least_side, min(row.shape[1] for row in found.thumbnails)))
-    for row in found.thumbnails:
+    for row, name in zip(found.thumbnails, found.shown, strict=True):
         factor = max(1, round(height / row.shape[1]))
         if row.shape[1] > height:
             size = (max(1, row.shape[2] * height // row.shape[1]), height)
@@ -198,9 +236,12 @@ def contact_sheet(found: Inspection, path: Path, *, least_side: int = 96) -> Pat
         else:
             size = (row.shape[2] * factor, row.shape[1] * factor)
             frames = [Image.fromarray(f).resize(size, Image.Resampling.NEAREST) for f in row]
-        line = Image.new("RGB", (len(frames) * (size[0] + gap) - gap, size[1]), "white")
+        line = Image.new("RGB", (len(frames) * (size[0] + gap) - gap, head + size[1]), "white")
+        # Of the characters that every build of Pillow can draw.
+        text = printable(name).encode("ascii", "backslashreplace").decode()
+        ImageDraw.Draw(line).text((0, 0), text, fill="black")
         for i, frame in enumerate(frames):
-            line.paste(frame, (i * (size[0] + gap), 0))
+            line.paste(frame, (i * (size[0] + gap), head))
         lines.append(line)
     sheet = Image.new(
         "RGB",

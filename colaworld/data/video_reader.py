@@ -1,68 +1,46 @@
-"""A video -> uint8 RGB frames by index, through PyAV. Not here: clips, crops, data sets.
+"""A video -> uint8 RGB frames by index, through PyAV. Not here: clips, crops, data sets, and how one
+frame is shown (video_file.py).
 
 A video is a file, or whatever can be opened as a seekable binary file: see `Video`. Every function
 takes either a `Video` or the path of a file; errors begin with its name.
 
 A frame's index is its place in order of presentation time, which also holds for a variable frame
-rate. Reading frames first..stop seeks to the key frame before `first` and drops what comes before:
+rate. Those are counted that FFmpeg shows when it decodes the whole file: not what an edit list hides,
+nor what stands before the first key frame. Reading frames first..stop seeks to the key frame before
+`first` and drops what comes before:
 
     file     K . . . K . . . K . . .        K key frame
     asked              x x x
     decoded          o o x x                o decoded and dropped
+
+A seek may land too late (MPEG-TS), or on a key frame whose neighbours need the one before (open GOP).
+Then it starts earlier, in the end from the beginning. Where the times of a file are of no use (H.264
+with B-frames in AVI, joined recordings) its frames are counted from the beginning, every time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
 from colaworld.data.errors import BrokenFileError
+from colaworld.data.video_file import Pictures, Video, decoded, opened, quarter_turns, shown_size
 
-
-@dataclass(frozen=True)
-class Video:
-    """Where the bytes of one video are, and when they changed."""
-
-    name: str
-    """For errors: the file's path, or an archive's and the member's."""
-    open: Callable[[], str | BinaryIO]
-    """A path that FFmpeg opens, or a binary file with read and seek; the reader closes it."""
-    stamp: Callable[[], tuple[int, ...]]
-    """Differs once the bytes do, for caches: (bytes, modified in ns, ...). OSError if it is gone."""
-
-    @classmethod
-    def file(cls, path: Path) -> Video:
-        """A video file on disk."""
-        return cls(str(path), lambda: str(path), lambda: file_stamp(path))
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def file_stamp(path: Path) -> tuple[int, int]:
-    """(bytes, time of the last change in ns). Raises OSError where there is no such file."""
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
-@contextlib.contextmanager
-def _opened(video: Video) -> Iterator[av.container.InputContainer]:
-    source = video.open()
-    try:
-        with av.open(source) as container:
-            yield container
-    finally:
-        if not isinstance(source, str):
-            source.close()
+# What there is to say of a video that is read, but perhaps not as was meant: "N videos are ...".
+NOTES = {
+    "hdr": "HDR (PQ or HLG): read without tone mapping, so flat and dull",
+    "interlaced": "interlaced: what moves is combed; deinterlace them first",
+    "cut": "cut between key frames: the first of their frames cannot be decoded and are left out",
+}
+_HEAD = 8  # frames decoded to see whether the times of a file are those of its frames
 
 
 def _video(video: Video | Path) -> Video:
@@ -71,59 +49,96 @@ def _video(video: Video | Path) -> Video:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the container says about its first video stream."""
+    """What a video is, as it is shown."""
 
     frames: int
     fps: float  # average
-    height: int
+    height: int  # with square pixels, turned
     width: int
     codec: str
     pixel_format: str
+    notes: Sequence[str] = ()  # keys of NOTES; "uneven": its frames are not evenly spaced in time
 
 
 @dataclass(frozen=True)
 class FrameTimes:
     """Presentation times of all frames of a file, ascending."""
 
-    ticks: np.ndarray  # [n] int64, in units of the stream's time base
+    ticks: np.ndarray  # [n] int64, in units of the stream's time base; if not seekable, the index
     seconds: np.ndarray  # [n] float64
-    seekable: bool  # False: the container keeps no times; frames are counted from the start
+    keys: np.ndarray  # [k, 2] int64: time of each key frame, and where to seek for it; ascending
+    seekable: bool  # False: the times are of no use; frames are counted from the start
+    by_time: bool  # a seek for a frame's own time finds the key frame before it
+    lost: int = 0  # frames before the first that can be decoded; not among `ticks`
 
 
 def probe(video: Video | Path) -> VideoInfo:
-    """Read the header (and, where it does not count the frames, the packets) of a video.
+    """Read the header and decode the first frame; where the header does not count the frames, read
+    the packets.
 
     Raises BrokenFileError if there is no readable video in it.
     """
     video = _video(video)
-    try:
-        with _opened(video) as container:
-            if not container.streams.video:
-                raise BrokenFileError(f"{video}: holds no video stream")
-            stream = container.streams.video[0]
-            context = stream.codec_context
-            fps = stream.average_rate or stream.guessed_rate
-            frames = stream.frames
-            info = dict(
-                fps=float(fps) if fps else 0.0,
-                height=context.height,
-                width=context.width,
-                codec=context.name,
-                pixel_format=str(context.pix_fmt),
-            )
-    except (av.FFmpegError, OSError, IndexError) as error:
-        raise BrokenFileError(f"{video}: cannot be opened as a video: {error}") from error
-    if not frames:  # the header does not count them (Matroska): the packets do, and time them
+    with opened(video, lambda: "cannot be opened as a video") as (container, stream):
+        context = stream.codec_context
+        rate = stream.average_rate or stream.guessed_rate
+        fps = float(rate) if rate else 0.0
+        codec, pixel_format = context.name, str(context.pix_fmt)
+        height, width = shown_size(stream)
+        counted = stream.frames
+        index = [(e.timestamp, e.is_discard) for e in stream.index_entries if counted]
+        first, whole = _first_frame(container, stream)
+        if first is None:
+            raise BrokenFileError(f"{video}: no frame can be decoded (truncated?)")
+        listed = _is_mp4(container) and index and whole  # its index says what an edit list hides
+        notes = []
+        if {first.color_trc, context.color_trc} & {
+            16,
+            18,
+        }:  # SMPTE ST 2084 (PQ), ARIB STD-B67 (HLG)
+            notes.append("hdr")
+        if first.interlaced_frame:
+            notes.append("interlaced")
+        if quarter_turns(first)[0]:
+            height, width = width, height
+    if listed:
+        frames = sum(not hidden for _, hidden in index)
+        steps = np.diff([time for time, _ in index])
+    else:
         times = frame_times(video)
-        frames = len(times.ticks)
-        if times.seekable and frames > 1:
-            info["fps"] = (frames - 1) / float(times.seconds[-1])
-    if not frames or not info["height"] or not info["width"]:
+        frames, steps = len(times.ticks), np.diff(times.seconds)
+        span = float(times.seconds[-1]) if frames else 0.0
+        if span > 0 and (fps <= 0 or (not counted and times.seekable)):
+            fps = (frames - 1) / span
+        if times.lost:
+            notes.append("cut")
+    if not frames or not height or not width:
         raise BrokenFileError(f"{video}: has no frames (truncated?)")
-    if info["fps"] <= 0:
-        span = float(frame_times(video).seconds[-1])
-        info["fps"] = (frames - 1) / span if span > 0 else 1.0
-    return VideoInfo(frames, **info)
+    if len(steps) and np.mean(np.abs(steps / np.median(steps) - 1) > 0.25) > 0.05:
+        notes.append("uneven")
+    return VideoInfo(frames, fps if fps > 0 else 1.0, height, width, codec, pixel_format, notes)
+
+
+def _first_frame(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> tuple[av.VideoFrame | None, bool]:
+    """The first frame that can be decoded, and whether nothing is to be shown before it."""
+    times: list[int | None] = []
+    first = None
+    for packet in container.demux(stream):
+        if packet.size and not packet.is_discard:
+            times.append(packet.pts)
+        with contextlib.suppress(av.InvalidDataError):
+            frames = packet.decode()
+            first = first or (frames[0] if frames else None)
+        if first is not None and len(times) > 1:  # an open group tells by its second packet
+            break
+    whole = None not in times and min(times, default=None) == (first and first.pts)
+    return first, whole
+
+
+def _is_mp4(container: av.container.InputContainer) -> bool:
+    return container.format.name.startswith("mov")
 
 
 _CACHE: OrderedDict[tuple[str, tuple[int, ...]], FrameTimes] = OrderedDict()
@@ -132,33 +147,28 @@ _LOCK = threading.Lock()
 
 
 def frame_times(video: Video | Path) -> FrameTimes:
-    """Times of every frame, from the packets (nothing is decoded). The last few videos are kept.
+    """Times of every frame, from the packets. Of an MP4 nothing is decoded, of others the first
+    frames, or all where their packets do not time them. The last few videos are kept.
 
     Raises BrokenFileError if it cannot be read.
     """
     video = _video(video)
+    failed = "cannot be read as a video"
     try:
         key = video.name, video.stamp()
-        with _LOCK:
-            if key in _CACHE:
-                _CACHE.move_to_end(key)
-                return _CACHE[key]
-        with _opened(video) as container:
-            stream = container.streams.video[0]
-            base, ticks, seekable = stream.time_base, [], True
-            for packet in container.demux(stream):
-                if not packet.size or packet.is_discard:
-                    continue
-                seekable = seekable and packet.pts is not None
-                ticks.append(packet.pts if packet.pts is not None else len(ticks))
-            rate = stream.average_rate or stream.guessed_rate or 1
-    except (av.FFmpegError, OSError, IndexError) as error:
-        raise BrokenFileError(f"{video}: cannot be read as a video: {error}") from error
-    order = np.sort(np.asarray(ticks, np.int64))
-    if len(np.unique(order)) != len(order):
-        seekable = False
-    seconds = order * float(base) if seekable else np.arange(len(order)) / float(rate)
-    times = FrameTimes(order, seconds - (seconds[0] if len(seconds) else 0.0), seekable)
+    except OSError as error:
+        raise BrokenFileError(f"{video}: {failed}: {error.strerror}") from error
+    with _LOCK:
+        if key in _CACHE:
+            _CACHE.move_to_end(key)
+            return _CACHE[key]
+    with opened(video, lambda: failed) as (container, stream):
+        times = _packet_times(video, container, stream)
+        rate = float(stream.average_rate or stream.guessed_rate or 1)
+    if times is None:
+        with opened(video, lambda: failed) as (container, stream):
+            ticks = np.arange(sum(1 for _ in decoded(container, stream)))
+        times = FrameTimes(ticks, ticks / rate, np.zeros((0, 2), np.int64), False, False)
     with _LOCK:
         _CACHE[key] = times
         while len(_CACHE) > _CACHE_FILES:
@@ -166,8 +176,53 @@ def frame_times(video: Video | Path) -> FrameTimes:
     return times
 
 
+def _packet_times(
+    video: Video, container: av.container.InputContainer, stream: av.VideoStream
+) -> FrameTimes | None:
+    """None where the packets do not say which frames are shown when."""
+    ticks: list[int] = []
+    keys: list[tuple[int, int]] = []
+    last = None
+    for packet in container.demux(stream):
+        if not packet.size or packet.is_discard:
+            continue
+        time, place = packet.pts, packet.dts
+        if time is None or (last is not None and place is not None and place < last):
+            return None
+        ticks.append(time)
+        if packet.is_keyframe:
+            keys.append((time, time if place is None else place))
+        last = place
+    order = np.sort(np.asarray(ticks, np.int64))
+    lost = 0
+    if len(order) and (not _is_mp4(container) or ticks[0] != order[0]):
+        head = _head(video)
+        lost = int(np.searchsorted(order, head[0])) if head else 0
+        order = order[lost:]
+        if order[: len(head)].tolist() != head:
+            return None
+    if len(np.unique(order)) != len(order):
+        return None
+    seconds = order * float(stream.time_base or 1)
+    return FrameTimes(
+        ticks=order,
+        seconds=seconds - (seconds[0] if len(seconds) else 0.0),
+        keys=np.array(sorted(keys), np.int64).reshape(-1, 2),
+        seekable=True,
+        by_time=container.format.name not in ("mpegts", "mpeg"),
+        lost=lost,
+    )
+
+
+def _head(video: Video) -> list[int]:
+    """Times of the first few frames, as decoded; -1 for one that has none."""
+    with opened(video, lambda: "cannot be read as a video") as (container, stream):
+        frames = itertools.islice(decoded(container, stream), _HEAD)
+        return [-1 if frame.pts is None else frame.pts for frame in frames]
+
+
 def stream_frames(video: Video | Path, first: int, stop: int) -> Iterator[np.ndarray]:
-    """Frames first..stop-1 in order, each uint8 [H, W, 3]. One seek, one frame in memory.
+    """Frames first..stop-1 in order, each uint8 [H, W, 3]. One frame in memory.
 
     Raises BrokenFileError where a frame is missing or cannot be decoded.
     """
@@ -180,29 +235,42 @@ def stream_frames(video: Video | Path, first: int, stop: int) -> Iterator[np.nda
             f"{video}: frames up to {stop - 1} were promised, the file holds {len(times.ticks)} "
             "(truncated?)"
         )
-    try:
-        with _opened(video) as container:
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # the loader's workers are the parallelism
-            to_rgb = VideoReformatter()  # kept: a new one per frame costs more than decoding
-            wanted = first
-            if times.seekable and first > 0:
-                container.seek(int(times.ticks[first]), stream=stream)
-            for count, frame in enumerate(container.decode(stream)):
-                at = int(np.searchsorted(times.ticks, frame.pts)) if times.seekable else count
-                if at < wanted:
+    wanted = first
+
+    def failed() -> str:
+        return f"decoding failed after frame {wanted - 1}"
+
+    for place in _places(times, first):
+        with opened(video, failed) as (container, stream):
+            if place is not None:
+                container.seek(place, stream=stream)
+            pictures = Pictures(stream)
+            due = int(times.ticks[wanted])
+            for count, frame in enumerate(decoded(container, stream)):
+                time = frame.pts if times.seekable else count
+                if time is None or time > due:
+                    break  # too late: from further back
+                if time < due:
                     continue
-                if at > wanted or (times.seekable and times.ticks[at] != frame.pts):
-                    raise BrokenFileError(f"{video}: frame {wanted} is missing")
-                yield to_rgb.reformat(frame, format="rgb24").to_ndarray()
+                yield pictures(frame)
                 wanted += 1
                 if wanted == stop:
                     return
-    except (av.FFmpegError, OSError) as error:
-        raise BrokenFileError(
-            f"{video}: decoding failed after frame {wanted - 1}: {error}"
-        ) from error
-    raise BrokenFileError(f"{video}: ends before frame {wanted} (of {stop} asked; truncated?)")
+                due = int(times.ticks[wanted])
+    raise BrokenFileError(f"{video}: frame {wanted} (of {stop} asked) is missing (truncated?)")
+
+
+def _places(times: FrameTimes, first: int) -> Iterator[int | None]:
+    """Where to seek for a frame, one after the other until it comes. None: read from the start."""
+    if times.seekable and first:
+        if times.by_time:
+            yield int(times.ticks[first])
+        before = int(np.searchsorted(times.keys[:, 0], times.ticks[first], "right"))
+        back = 1
+        while back < before:  # what the first key frame would do, the start does
+            yield int(times.keys[before - back, 1])
+            back *= 2
+    yield None
 
 
 def read_frames(video: Video | Path, indices: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from colaworld.config import ConfigError, load_yaml, to_yaml
+from colaworld.data.inspection import warnings_of
 from colaworld.data.latent_cache import LatentCache
 from colaworld.data.loader import ClipLoader
 from colaworld.models.world import World
@@ -80,6 +81,8 @@ def build_trainer(
         world_size=distributed.world_size,
         with_actions=config.uses_actions(),
     )
+    for line in warnings_of(loader.clips.source, config.data) if distributed.is_main else ():
+        log.warning("%s", line)
     check_frames(
         config.model,
         config.parts(),

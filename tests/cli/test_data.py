@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from colaworld.cli import data, record
 
 
@@ -38,3 +41,23 @@ def test_faults_change_the_exit_status(tmp_path, capsys) -> None:
 def test_other_verbs(capsys) -> None:
     assert data.run(["compress"]) == 2 and "inspect" in capsys.readouterr().err
     assert data.run(["--help"]) == 0 and data.run([]) == 2
+
+
+def test_without_being_asked_it_writes_nothing(tmp_path, capsys, monkeypatch) -> None:
+    path = _recorded(tmp_path / "set")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert data.run(["inspect", str(path)]) == 0
+    assert list(Path().iterdir()) == [] and "--sheet FILE.png" in capsys.readouterr().out
+
+
+def test_warnings_are_no_faults_and_names_are_spelled_out(tmp_path, capsys, film) -> None:
+    film(tmp_path / "films/[red]a\x1b[31m.mp4")
+    os.symlink(tmp_path, tmp_path / "films/linked")
+    assert data.run(["inspect", str(tmp_path / "films")]) == 0
+    said = capsys.readouterr().out
+    assert f"warning: linked folders are not followed: {tmp_path}/films/linked" in said
+    (tmp_path / "films/bad\x1b[31m.mp4").write_text("no film")
+    assert data.run(["inspect", str(tmp_path / "films")]) == 1
+    said = capsys.readouterr().out
+    assert "bad\\x1b[31m.mp4: cannot be opened as a video" in said and "\x1b" not in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 
 import pytest
@@ -48,6 +49,7 @@ def test_a_truncated_video_is_named_and_skipped_up_to_a_share(
 ) -> None:
     whole = (films / "day 0" / "0.mp4").read_bytes()
     (films / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    os.symlink(tmp_path, films / "linked")
     call = ["train", "nano.cola", "--data", films, "--out", tmp_path / "run", *tiny]
     said = colaworld(*call)
     assert said.status == 2
@@ -58,6 +60,7 @@ def test_a_truncated_video_is_named_and_skipped_up_to_a_share(
         said = colaworld(*call, "--data.max-broken-share", 0.2)
     assert said.status == 0 and "1 broken" in said.out
     assert f"skipped: {films / 'cut.mp4'}" in caplog.text
+    assert sum("linked folders are not followed" in line for line in caplog.messages) == 1
 
 
 def test_an_empty_folder(tiny, tmp_path, colaworld) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -141,3 +142,18 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     said = _process("bash", "-c", shell)
     assert "Traceback" not in said.stderr and "Broken pipe" not in said.stderr
     assert said.stdout.splitlines()[-1] in ("0", "141")
+
+
+def test_log_lines_are_safe_to_print_and_warnings_about_data_come_once() -> None:
+    tidy = errors.Tidy()
+
+    def passed(level: int, text: str, name: str = "colaworld.data.clips") -> str | None:
+        record = logging.LogRecord(name, level, "x.py", 1, "said: %s", (text,), None)
+        return record.getMessage() if tidy.filter(record) else None
+
+    assert passed(logging.WARNING, "a\x1b[2J\nb") == "said: a\\x1b[2J\nb"
+    assert passed(logging.WARNING, "a\x1b[2J\nb") is None
+    assert passed(logging.WARNING, "c") == passed(logging.INFO, "c") == "said: c"
+    for _ in range(2):
+        assert passed(logging.INFO, "c") == "said: c"
+        assert passed(logging.WARNING, "c", "colaworld.training.guard") == "said: c"

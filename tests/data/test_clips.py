@@ -91,8 +91,11 @@ def test_broken_files_up_to_a_share(tmp_path, film, caplog) -> None:
     for i in range(9):
         film(tmp_path / f"{i}.mp4", range(8))
     (tmp_path / "bad.mp4").write_bytes((tmp_path / "0.mp4").read_bytes()[:500])
-    with pytest.raises(DataError, match=r"1 of 10 .*max_broken_share = 0\.05(.|\n)*bad\.mp4"):
+    with pytest.raises(
+        DataError, match=r"1 of 10 .*max_broken_share = 0\.05(.|\n)*bad\.mp4"
+    ) as said:
         ClipSet(_config(tmp_path))
+    assert "--data.max-broken-share" in str(said.value)
     assert len(ClipSet(_config(tmp_path, max_broken_share=0.1)).segments) == 9
 
 

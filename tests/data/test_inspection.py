@@ -7,9 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from colaworld.data import video_reader
 from colaworld.data.clips import DataConfig
 from colaworld.data.errors import DataError
-from colaworld.data.inspection import contact_sheet, inspect
+from colaworld.data.inspection import contact_sheet, inspect, warnings_of
+from colaworld.data.sources import open_source
 
 
 def test_a_recording(tmp_path, scene_set) -> None:
@@ -50,8 +52,41 @@ def test_faults_are_named(tmp_path, film, scene_set) -> None:
 def test_the_sheet_shows_small_frames_large(tmp_path, scene_set, film) -> None:
     found = inspect(DataConfig(path=scene_set(tmp_path / "set", [9, 9])), columns=5)
     sheet = np.asarray(Image.open(contact_sheet(found, tmp_path / "out/sheet.png")))
-    assert sheet.shape == (2 * (100 + 4) + 4, 5 * (120 + 4) - 4 + 8, 3)  # five times 20x24
-    np.testing.assert_array_equal(sheet[4:104:5, 4:124:5], found.thumbnails[0][0])
+    line = 14 + 100 + 4  # the name, five times 20x24, a gap
+    assert sheet.shape == (2 * line + 4, 5 * (120 + 4) - 4 + 8, 3)
+    np.testing.assert_array_equal(sheet[18:118:5, 4:124:5], found.thumbnails[0][0])
+    names = sheet[4:18], sheet[4 + line : 18 + line]
+    assert all(name.min() < 100 for name in names) and not np.array_equal(*names)
     (tmp_path / "films").mkdir()
     with pytest.raises(DataError, match="no video files"):
         inspect(DataConfig(path=tmp_path / "films"))
+
+
+@pytest.mark.parametrize("place", [30, 59])
+def test_the_middle_and_the_end_are_read_alone_too(tmp_path, film, monkeypatch, place) -> None:
+    film(tmp_path / "a.mp4", range(60))
+    assert inspect(DataConfig(path=tmp_path)).broken == []
+    read = video_reader.read_frames
+
+    def late(video, indices):
+        return read(video, [i - (i == place) for i in indices])
+
+    monkeypatch.setattr(video_reader, "read_frames", late)
+    (broken,) = inspect(DataConfig(path=tmp_path)).broken
+    assert broken.reason.endswith(f"a.mp4: frame {place} is another one when it is read alone")
+
+
+def test_unequal_steps_in_time_are_warned_of_unless_a_rate_is_set(tmp_path, film) -> None:
+    def warnings(**options) -> list[str]:
+        return warnings_of(open_source(tmp_path), DataConfig(path=tmp_path, **options))
+
+    film(tmp_path / "a.mp4", range(40), fps=20)
+    film(tmp_path / "b.mp4", range(40), fps=20)
+    assert warnings() == []
+    film(tmp_path / "b.mp4", range(40), fps=10)
+    film(tmp_path / "c.mkv", range(10), times=[0, 5, 10, 50, 55, 60, 100, 150, 200, 205])
+    uneven, rates = warnings()
+    assert "1 of 3 videos have an uneven frame rate (first: c.mkv)" in uneven
+    assert "frame rates differ: 4.39 (1), 10 (1), 20 (1): " in rates and "--data.fps" in rates
+    assert inspect(DataConfig(path=tmp_path)).warnings == [uneven, rates]
+    assert warnings(fps=4.0) == []

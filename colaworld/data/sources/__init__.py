@@ -13,6 +13,7 @@ from colaworld.data.errors import DataError
 from colaworld.data.sources import video_folder, tar_folder, lerobot  # noqa: F401 # isort: skip
 from colaworld.data.sources.registry import SOURCES, detect_source
 from colaworld.data.sources.source import Source
+from colaworld.data.video_file import check_regular
 
 
 def open_source(
@@ -36,5 +37,7 @@ def open_source(
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such folder; record one with `colaworld record`")
+    if not path.is_dir():
+        check_regular(path)
     found = detect_source(path) if kind == "auto" else SOURCES[kind]
     return found.open(path, camera=camera, action_column=action_column)

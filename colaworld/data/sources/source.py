@@ -51,6 +51,10 @@ class Description:
     """Views to choose from."""
     columns: tuple[str, ...] = ()
     """What there is per frame besides its picture."""
+    warnings: tuple[str, ...] = ()
+    """What a person should know of it, though it can be read: a line each."""
+    uneven: tuple[str, ...] = ()
+    """Names of episodes whose frames are not evenly spaced in time."""
 
 
 class Source(Protocol):

@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
+from colaworld.data.errors import BrokenFileError
 from colaworld.data.index_cache import IndexCache
 from colaworld.data.sources.registry import register_source
-from colaworld.data.sources.videos import VideosSource, is_video
-from colaworld.data.video_reader import Video, file_stamp
+from colaworld.data.sources.videos import VideosSource, is_video, walk
+from colaworld.data.video_file import Video, check_regular, file_stamp
 
 
 class TarFolderSource(VideosSource):
@@ -33,11 +34,17 @@ class TarFolderSource(VideosSource):
 
     def _find(self, index: IndexCache) -> Iterator[tuple[str, Path, Video]]:
         alone = self.path.is_file()
-        for tar in [self.path] if alone else sorted(self.path.rglob("[!.]*.tar")):
+        for tar in [self.path] if alone else self._files():
+            if tar.suffix != ".tar":
+                continue
             try:
+                check_regular(tar)
                 listed = index.get(str(tar), partial(file_stamp, tar), partial(_list, tar))
             except OSError as error:
-                self._skip(tar, f"{tar}: cannot be read: {error}")
+                self._skip(tar, f"{tar}: cannot be read: {error.strerror}")
+                continue
+            except BrokenFileError as error:
+                self._skip(tar, str(error))
                 continue
             for reason in listed["broken"]:
                 self._skip(tar, reason)
@@ -57,7 +64,10 @@ def _list(tar: Path) -> dict[str, Any]:
         with tarfile.open(tar, "r:") as opened:
             for member in opened:
                 name = PurePosixPath(member.name)
-                if not member.isfile() or not is_video(name):
+                if member.isdir() or not is_video(name):
+                    continue
+                if not member.isfile():
+                    broken.append(f"{tar}: {name}: is a link or a device, not a file")
                     continue
                 if member.issparse():
                     broken.append(f"{tar}: {name}: is stored sparse; pack it again without")
@@ -120,10 +130,10 @@ def _detect(path: Path) -> bool:
     if path.is_file():
         return path.suffix == ".tar"
     tars = False
-    for file in path.rglob("*"):  # once, and in a folder of videos only up to the first
+    for file in walk(path):  # once, and in a folder of videos only up to the first
         if is_video(file.relative_to(path)) and file.is_file():
             return False
-        tars = tars or (file.suffix == ".tar" and not file.name.startswith("."))
+        tars = tars or file.suffix == ".tar"
     return tars
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from colaworld.data.index_cache import IndexCache
 from colaworld.data.sources.registry import register_source
-from colaworld.data.sources.videos import VideosSource, is_video
-from colaworld.data.video_reader import Video
+from colaworld.data.sources.videos import SUFFIXES, VideosSource
+from colaworld.data.video_file import Video
 
 
 class VideoFolderSource(VideosSource):
@@ -20,10 +20,9 @@ class VideoFolderSource(VideosSource):
         if self.path.is_file():
             yield self.path.name, self.path, Video.file(self.path)
             return
-        for file in sorted(self.path.rglob("*")):
-            name = file.relative_to(self.path)
-            if is_video(name) and file.is_file():
-                yield name.as_posix(), file, Video.file(file)
+        for file in self._files():
+            if file.suffix.lower() in SUFFIXES:  # what is no file (a FIFO, a dead link) is named
+                yield file.relative_to(self.path).as_posix(), file, Video.file(file)
 
 
 # Takes anything, so that a folder without videos is told what was looked for.

@@ -1,7 +1,8 @@
 """What sources of plain videos share: one video is one episode, of any size and rate, no actions.
 
 A subclass says where its videos are (`_find`); they are probed once and remembered (../index_cache.py).
-Not here: frame rates made equal or sizes made equal (the loader's `fps`, `height`, `width`).
+Links to files are followed: whoever made the set put them there. Linked folders are not, and a warning
+names them; nor is anything hidden read. Not here: frame rates made equal or sizes made equal (the loader's `fps`, `height`, `width`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from colaworld.data import video_reader
 from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.data.index_cache import IndexCache
 from colaworld.data.sources.source import BrokenFile, Description, EpisodeInfo
-from colaworld.data.video_reader import Video, VideoInfo
+from colaworld.data.video_file import Video
+from colaworld.data.video_reader import NOTES, VideoInfo
 
 log = logging.getLogger(__name__)
 # fmt: off
@@ -34,6 +36,21 @@ def is_video(name: PurePath) -> bool:
     """Whether a name is that of a video, and neither it nor a folder above it is hidden."""
     hidden = any(part.startswith(".") for part in name.parts)
     return name.suffix.lower() in SUFFIXES and not hidden
+
+
+def walk(
+    root: Path, *, linked: list[Path] | None = None, closed: list[OSError] | None = None
+) -> Iterator[Path]:
+    """Whatever is no folder below `root`, without what is hidden, in any order.
+
+    Fills, where given: `linked` with folders that are links, which are not entered; `closed` with the
+    errors of those that cannot be listed.
+    """
+    for folder, names, files in os.walk(root, onerror=None if closed is None else closed.append):
+        names[:] = [name for name in names if not name.startswith(".")]
+        if linked is not None:
+            linked += [Path(folder, name) for name in names if os.path.islink(f"{folder}/{name}")]
+        yield from (Path(folder, name) for name in files if not name.startswith("."))
 
 
 class VideosSource:
@@ -52,6 +69,8 @@ class VideosSource:
         self.broken: list[BrokenFile] = []
         self.episodes: list[EpisodeInfo] = []
         self._videos: list[Video] = []
+        self._linked: list[Path] = []
+        self._notes: dict[str, list[str]] = {}  # of which episodes something is to be said
         index = IndexCache(self.path)
         try:
             for name, file, video in self._find(index):
@@ -63,7 +82,9 @@ class VideosSource:
         total = len(self.episodes) + len(self.broken)
         if not total:
             raise DataError(
-                f"{self.path}: no video files in it (looked for {', '.join(sorted(SUFFIXES))})"
+                f"{self.path}: no video files in it (looked for {', '.join(sorted(SUFFIXES))}; a set "
+                "may also be a LeRobot v3 folder, which has meta/info.json, or .tar files of videos"
+                f"){''.join(f'; {line}' for line in self._passed_over())}"
             )
         if not self.episodes:
             raise DataError(
@@ -83,6 +104,8 @@ class VideosSource:
             return
         number = len(self.episodes)
         self._videos.append(video)
+        for note in info.notes:
+            self._notes.setdefault(note, []).append(name)
         self.episodes.append(
             EpisodeInfo(number, name, file, info.frames, info.fps, info.height, info.width)
         )
@@ -91,11 +114,34 @@ class VideosSource:
         log.warning("skipped: %s", reason)
         self.broken.append(BrokenFile(file, reason))
 
+    def _files(self) -> list[Path]:
+        """What is in the folder, in order of path."""
+        closed: list[OSError] = []
+        found = sorted(walk(self.path, linked=self._linked, closed=closed))
+        for error in closed:
+            self._skip(Path(error.filename), f"{error.filename}: cannot be read: {error.strerror}")
+        return found
+
+    def _passed_over(self) -> list[str]:
+        if not self._linked:
+            return []
+        names = ", ".join(str(path) for path in self._linked[:5])
+        more = f" and {len(self._linked) - 5} more" if len(self._linked) > 5 else ""
+        return [f"linked folders are not followed: {names}{more}; link their files, or move them"]
+
     def describe(self) -> Description:
+        total = len(self.episodes)
+        notes = [
+            f"{len(names)} of {total} videos are {NOTES[note]} (first: {names[0]})"
+            for note, names in self._notes.items()
+            if note != "uneven"
+        ]
         return Description(
             self.format,
             f"{self.path}: {self._what} has no actions (column {self._action_column!r} was asked); "
             " record or convert to LeRobot v3 to have them",
+            warnings=(*notes, *self._passed_over()),
+            uneven=tuple(self._notes.get("uneven", ())),
         )
 
     def identity(self, episode: int) -> tuple[str, int | None]:

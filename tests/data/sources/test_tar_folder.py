@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from pathlib import Path
 
@@ -148,3 +149,29 @@ def test_nothing_to_use(tmp_path, loose) -> None:
     _pack(tmp_path / "tars/0.tar", loose, ["b.json"])
     with pytest.raises(DataError, match=r"tars: no video files in it \(looked for"):
         open_source(tmp_path / "tars")
+
+
+def test_members_and_tars_that_are_no_files_are_named(tmp_path, loose) -> None:
+    tars = tmp_path / "tars"
+    _pack(tars / "0.tar", loose, ["b.mp4"])
+    with tarfile.open(tars / "0.tar", "a") as archive:
+        for name, kind in (("pipe.mp4", tarfile.FIFOTYPE), ("link.mp4", tarfile.SYMTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            archive.addfile(member)
+    os.mkfifo(tars / "1.tar")
+    source = open_source(tars)
+    assert [e.name for e in source.episodes] == ["0.tar/b.mp4"]
+    assert [b.reason for b in source.broken] == [
+        f"{tars}/0.tar: pipe.mp4: is a link or a device, not a file",
+        f"{tars}/0.tar: link.mp4: is a link or a device, not a file",
+        f"{tars}/1.tar: is a FIFO, not a file",
+    ]
+
+
+def test_hidden_folders_are_left_out(tmp_path, loose) -> None:
+    _pack(tmp_path / "set/.trash/0.tar", loose, ["b.mp4"])
+    with pytest.raises(DataError, match="no video files in it"):
+        open_source(tmp_path / "set")
+    _pack(tmp_path / "set/1.tar", loose, ["a.avi"])
+    assert [e.name for e in open_source(tmp_path / "set").episodes] == ["1.tar/a.avi"]
