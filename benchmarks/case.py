@@ -72,7 +72,7 @@ class Case:
 
     suite: str
     op: str
-    shape: str  # its name in shapes.py
+    shape: str  # its name
     sizes: Mapping[str, int]
     dtype: str
     mode: str  # "fwd" or "fwd_bwd"

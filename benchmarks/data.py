@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -24,14 +25,17 @@ from .shapes import Shape
 from .training import Step, on_data
 from .variants import VARIANTS
 
-TESTS = ("tests/data/test_loader.py",)
 _NEED_STEPS = 5  # steps that what a step needs is measured over, after one to warm up
 
 
 def cases(request: Request) -> Iterator[Case]:
     config = shapes.run_config(request.recipe, request.overrides)
     needs = cache(lambda: step_clips_s(config, request))
-    for shape in shapes.loader(config):
+    height, width = shapes.frame_size(config)
+    B, T = config.training.batch_size, config.data.frames_per_clip
+    sizes = {"B": B, "T": T, "height": height, "width": width}
+    for name, why in (("first", "open, decode, cut"), ("steady", "decoded frames are cached")):
+        shape = Shape(f"{shapes.family(config)}.{name}", sizes, why)
         yield _case(config, shape, request, needs)
 
 
@@ -39,7 +43,7 @@ def step_clips_s(config: RunConfig, request: Request) -> float:
     """Clips a second that a training step takes in, on a batch that is already there."""
     run = on_data(without_warmup(config, backbone_weights=config.backbone_weights), request.data)
     step = Step(run, variant=VARIANTS["default"], dtype="float32", device=request.device)
-    try:
+    with closing(step):
         batch = step.batch()
         step.batch = lambda: batch  # type: ignore[method-assign]
         seconds = []
@@ -47,8 +51,6 @@ def step_clips_s(config: RunConfig, request: Request) -> float:
             start = time.perf_counter()
             step()  # returns the loss, so the device is done
             seconds.append(time.perf_counter() - start)
-    finally:
-        step.close()
     return len(batch) * config.training.accumulate / statistics.median(seconds[1:])
 
 
@@ -60,11 +62,8 @@ def _case(config: RunConfig, shape: Shape, request: Request, needs: Any) -> Case
         return ClipLoader(data, batch_size=shape.sizes["B"], seed=config.training.seed)
 
     def first(workers: int) -> None:
-        fresh = loader(workers)
-        try:
+        with closing(loader(workers)) as fresh:
             next(fresh)
-        finally:
-            fresh.close()
 
     def provider(name: str, workers: int) -> Provider:
         def calls() -> Sequence[Call]:
@@ -79,15 +78,9 @@ def _case(config: RunConfig, shape: Shape, request: Request, needs: Any) -> Case
 
     def verify(name: str) -> str | None:
         """The batches must not depend on the number of threads."""
-        one, other = loader(0), loader(counts[name])
-        try:
-            for _ in range(2):
-                if not torch.equal(next(one).frames, next(other).frames):
-                    return "its clips are not those of a loader without threads"
-        finally:
-            one.close()
-            other.close()
-        return None
+        with closing(loader(0)) as one, closing(loader(counts[name])) as other:
+            same = all(torch.equal(next(one).frames, next(other).frames) for _ in range(2))
+        return None if same else "its clips are not those of a loader without threads"
 
     def details(name: str, p50: float) -> dict[str, Any]:
         wanted = needs()
@@ -96,10 +89,6 @@ def _case(config: RunConfig, shape: Shape, request: Request, needs: Any) -> Case
             "step_clips_s": float(f"{wanted:.4g}"),
             "headroom": float(f"{found / wanted:.4g}"),  # above 1: the step never waits
         }
-
-    def close() -> None:
-        for made in loaders.values():
-            made.close()
 
     counts = {f"threads:{n}": n for n in dict.fromkeys((0, max(1, config.data.workers)))}
     return Case(
@@ -110,9 +99,9 @@ def _case(config: RunConfig, shape: Shape, request: Request, needs: Any) -> Case
         dtype="uint8",
         mode="fwd",
         providers={name: provider(name, workers) for name, workers in counts.items()},
-        tests=TESTS,
+        tests=("tests/data/test_loader.py",),
         verify=verify,
         counts={"clips": shape.sizes["B"]},
         details=details,
-        close=close,
+        close=lambda: [made.close() for made in loaders.values()],
     )

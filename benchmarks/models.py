@@ -6,9 +6,10 @@ Not here: losses and updates (training.py), sampling (rollout.py).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from functools import cache
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig
 
-from . import shapes, timing
-from .case import MODES, Call, Case, Provider, Request, require_compiler
+from . import shapes
+from .case import Case, Request, require_compiler
+from .ops.definition import Definition, Function, Inputs, Outputs
 from .shapes import Shape
 from .variants import VARIANTS, autocast
 
-TESTS = ("tests/models", "tests/ops")
-_COPIES = 8  # of the inputs, at most: a model's own activations push them out of the cache
 # Largest relative error against float64: float32 sums over a few thousand terms in some ten layers
 # one after another; bfloat16 has eight bits.
 BOUNDS = {"float32": 1e-4, "bfloat16": 1e-1, "float64": 1e-5}
@@ -51,21 +51,16 @@ class Whole(nn.Module):
         self.model = model
 
     def forward(self, frames: Tensor, latents: Tensor, times: Tensor) -> Tensor:
-        codes = None
-        if hasattr(self.model, "conditioner"):
-            codes = self.model.quantize(frames).codes
+        acts = hasattr(self.model, "conditioner")
+        codes = self.model.quantize(frames).codes if acts else None
         return self.model.velocity(latents, times, codes)
-
-    def compile_parts(self) -> None:
-        self.model.compile_parts()
 
 
 def without_warmup(config: RunConfig, *, backbone_weights: str | None = None) -> RunConfig:
     """The recipe with random weights or `backbone_weights`, its codebook in use from the first step."""
     quantizer = replace(config.model.quantizer, unquantized_steps=0)
-    return replace(
-        config, model=replace(config.model, quantizer=quantizer), backbone_weights=backbone_weights
-    )
+    model = replace(config.model, quantizer=quantizer)
+    return replace(config, model=model, backbone_weights=backbone_weights)
 
 
 @torch.no_grad()
@@ -79,7 +74,7 @@ def nonzero(model: nn.Module) -> nn.Module:
     return model
 
 
-def build(what: str, config: RunConfig, frames: Tensor) -> nn.Module:
+def build(what: str, config: RunConfig, frames: Tensor | None) -> nn.Module:
     """The model called `what`, in evaluation mode, on the CPU in float32."""
     model = nonzero(build_model(without_warmup(config))).eval()
     if what == "idm":
@@ -93,118 +88,112 @@ def build(what: str, config: RunConfig, frames: Tensor) -> nn.Module:
     return Whole(model)
 
 
-def draw(what: str, config: RunConfig, shape: Shape, seed: int) -> tuple[Tensor, ...]:
-    """The arguments of the model called `what`, on the CPU in float32."""
-    g = torch.Generator().manual_seed(seed)
-    B, T, S = (shape.sizes[n] for n in "BTS")
+def draw(what: str, config: RunConfig, shape: Shape, g: torch.Generator) -> Inputs:
+    """The arguments of the model called `what`, in float32; the same numbers on every device."""
+    g, device = torch.Generator().manual_seed(g.initial_seed()), g.device
+    B, T, S = shape.of("BTS")
     if what == "stdit3_pair":
         width = config.model.backbone.width
-        x = torch.randn(B, T, S, width, generator=g)
-        return x, 0.1 * torch.randn(B, T, 6 * width, generator=g)
-    height, width = shape.sizes["height"], shape.sizes["width"]
-    frames = torch.rand(B, T, 3, height, width, generator=g)
-    if what == "idm":
-        return (frames,)
-    side, channels = config.model.tokenizer.spatial_stride, config.model.backbone.in_channels
-    latents = torch.randn(B, channels, T, height // side, width // side, generator=g)
-    return frames, latents, torch.rand(B, T, generator=g)
+        drawn = {"x": torch.randn(B, T, S, width, generator=g)}
+        drawn["modulation"] = 0.1 * torch.randn(B, T, 6 * width, generator=g)
+    else:
+        height, width = shape.sizes["height"], shape.sizes["width"]
+        side, channels = config.model.tokenizer.spatial_stride, config.model.backbone.in_channels
+        drawn = {"frames": torch.rand(B, T, 3, height, width, generator=g)}
+        if what != "idm":
+            size = (B, channels, T, height // side, width // side)
+            drawn["latents"] = torch.randn(size, generator=g)
+            drawn["times"] = torch.rand(B, T, generator=g)
+    return {name: value.to(device) for name, value in drawn.items()}
+
+
+def listed(config: RunConfig) -> dict[str, Shape]:
+    """By model: idm, stdit3_pair, world_model. B, T, height, width, and S tokens per frame."""
+    height, width = shapes.frame_size(config)
+    name, size = shapes.family(config), shapes.clips(config)
+    frame, why = {"height": height, "width": width}, "a training batch"
+    found = {}
+    if "idm" in config.parts():
+        found["idm"] = Shape(f"{name}.idm", shapes.idm_clips(config) | frame, why)
+    found["stdit3_pair"] = Shape(f"{name}.pair", size, "a spatial and a temporal block")
+    return found | {"world_model": Shape(f"{name}.world", size | frame, why)}
+
+
+class Way:
+    """A model in one way of running it, as a function of its inputs; `weights` receive gradients."""
+
+    def __init__(self, model: nn.Module, name: str, number: torch.dtype, device: str, dtype: str):
+        self.model, self.variant = copy.deepcopy(model).to(device, number), VARIANTS[name]
+        self.cast, self.weights = (device, dtype), dict(self.model.named_parameters())
+        if self.variant.compiled:
+            require_compiler(device)
+            if isinstance(self.model, Whole):
+                self.model.model.compile_parts()
+            else:
+                self.model.compile(fullgraph=True, dynamic=False)
+
+    def __call__(self, inputs: Inputs) -> Outputs:
+        with self.variant.choice(), autocast(*self.cast):
+            return {"out": self.model(*inputs.values())}
+
+
+@dataclass(frozen=True)
+class Model(Definition):
+    """A model like an op: its ways of running in the place of implementations."""
+
+    made: Callable[[], nn.Module] = nn.Identity
+
+    def number(self, dtype: str) -> torch.dtype:
+        return torch.float64 if dtype == "float64" else torch.float32
+
+    def reference(self, shape: Shape, number: torch.dtype, device: str) -> Function:
+        return Way(self.made(), "eager", number, device, "float32")
+
+    def functions(self, shape: Shape, dtype: str, mode: str, device: str, lead: Any) -> Any:
+        how = (self.number(dtype), device, dtype)
+
+        def way(name: str) -> Way:
+            made = Way(self.made(), name, *how)
+            made.model.requires_grad_(mode == "fwd_bwd")
+            return made
+
+        return {name: cache(partial(way, name)) for name in VARIANTS}
+
+    def judge(self, found: Outputs, exact: Outputs, plain: Any, dtype: str) -> str | None:
+        return differs(found, exact, BOUNDS[dtype])
 
 
 def cases(request: Request) -> Iterator[Case]:
     config = shapes.run_config(request.recipe, request.overrides)
-    for what, shape in shapes.models(config).items():
-        for dtype in request.dtypes:
-            for mode in MODES:
-                yield case_of(what, config, shape, dtype, mode, request.device)
+    for what, shape in listed(config).items():
+        B, T, S = shape.of("BTS")
+        counts = {"clips": B, "tokens": B * T * S}
+        for case in definition(what, config, shape).cases([shape], request):
+            count = partial(flops, case)
+            yield replace(case, suite="models", flops=count, counts=counts, graph=False)
 
 
-def case_of(what: str, config: RunConfig, shape: Shape, dtype: str, mode: str, device: str) -> Case:
-    wide = torch.float64 if dtype == "float64" else torch.float32
-    backward = mode == "fwd_bwd"
-
-    @cache
-    def sets() -> list[tuple[Tensor, ...]]:
-        first = draw(what, config, shape, 0)
-        many = min(timing.copies(sum(t.nbytes for t in first), device), _COPIES)
-        drawn = [first, *(draw(what, config, shape, i) for i in range(1, many))]
-        return [tuple(t.to(device, wide) for t in one) for one in drawn]
+def definition(what: str, config: RunConfig, shape: Shape) -> Model:
+    drawn = partial(draw, what, config)
 
     @cache
-    def original() -> nn.Module:
-        return build(what, config, draw(what, config, shape, 0)[0])
+    def made() -> nn.Module:
+        return build(what, config, drawn(shape, torch.Generator().manual_seed(0)).get("frames"))
 
-    @cache
-    def model(name: str) -> nn.Module:
-        made = copy.deepcopy(original()).to(device, wide)
-        made.requires_grad_(backward)
-        if VARIANTS[name].compiled:
-            require_compiler(device)
-            if isinstance(made, Whole):
-                made.compile_parts()
-            else:
-                made.compile(fullgraph=True, dynamic=False)
-        return made
-
-    def results(made: nn.Module, name: str, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-        with VARIANTS[name].choice(), torch.set_grad_enabled(backward), autocast(device, dtype):
-            out = made(*inputs)
-        return _named(made, out, backward)
-
-    @cache
-    def truth() -> dict[str, Tensor]:
-        exact = copy.deepcopy(original()).to(device).double().requires_grad_(backward)
-        with VARIANTS["eager"].choice(), torch.set_grad_enabled(backward):
-            out = exact(*(t.double() for t in sets()[0]))
-        return _named(exact, out, backward)
-
-    def verify(name: str) -> str | None:
-        return differs(results(model(name), name, sets()[0]), truth(), BOUNDS[dtype])
-
-    def flops() -> int:
-        made = copy.deepcopy(original()).to(device, wide).requires_grad_(backward)
-        with FlopCounterMode(display=False) as counter:
-            results(made, "eager", sets()[0])
-        return int(counter.get_total_flops())
-
-    def provider(name: str) -> Provider:
-        def calls() -> Sequence[Call]:
-            made = model(name)
-            return [lambda inputs=inputs: results(made, name, inputs) for inputs in sets()]
-
-        return calls
-
-    B, T, S = (shape.sizes[n] for n in "BTS")
-    return Case(
-        suite="models",
-        op=what,
-        shape=shape.name,
-        sizes=shape.sizes,
-        dtype=dtype,
-        mode=mode,
-        providers={name: provider(name) for name in VARIANTS},
-        tests=TESTS,
-        verify=verify,
-        flops=flops,
-        counts={"clips": B, "tokens": B * T * S},
-        rotated_mb=lambda: sum(t.nbytes for one in sets() for t in one) / 2**20,
-    )
+    return Model(
+        what, drawn, lambda inputs: {}, "", shape, lambda *_: (None, None), calls=(), made=made,
+        most_copies=8, tests=("tests/models", "tests/ops"),
+    )  # fmt: skip
 
 
-def _named(made: nn.Module, out: Tensor, backward: bool) -> dict[str, Tensor]:
-    """The output and, with `backward`, the gradient of every parameter as "d <name>"."""
-    found = {"out": out.detach()}
-    if backward:
-        weights = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=out.dtype)
-        named = dict(made.named_parameters())
-        gradients = torch.autograd.grad(
-            out, list(named.values()), weights.view_as(out), allow_unused=True
-        )
-        pairs = zip(named, gradients, strict=True)
-        found |= {f"d {name}": g for name, g in pairs if g is not None}
-    return found
+def flops(case: Case) -> int:
+    """Of the matrix products of one call."""
+    with FlopCounterMode(display=False) as counter:
+        case.providers["eager"]()[0]()
+    return int(counter.get_total_flops())
 
 
-def differs(found: dict[str, Tensor], exact: dict[str, Tensor], bound: float) -> str | None:
+def differs(found: Outputs, exact: Outputs, bound: float) -> str | None:
     """What is missing or wrong. Outputs by their own size; gradients by the size of all of them
     together, since one that is nearly zero by itself says nothing."""
     missing = set(exact) - set(found)

@@ -24,18 +24,12 @@ from colaworld.models.world import World
 from colaworld.models.world_model import WorldModel
 from colaworld.runs.config import RunConfig
 
-from . import shapes
+from . import models, shapes
 from .case import Call, Case, Request
-from .models import build
 from .shapes import Shape
 from .variants import VARIANTS, autocast
 
-TESTS = (
-    "tests/flow",
-    "tests/models/test_world_model.py",
-    "tests/models/test_rollouts.py",
-    "tests/ops",
-)
+_MODELS = ("tests/models/test_world_model.py", "tests/models/test_rollouts.py")
 CACHES = {
     "recomputed": {"cache": "off"},
     "exact": {"cache": "on", "on_slide": "exact"},
@@ -43,6 +37,9 @@ CACHES = {
 }
 # Largest relative difference from the baseline's video: each step feeds the next one's input.
 BOUNDS = {"float32": 1e-3, "bfloat16": 1e-1, "float64": 1e-5}
+PLANNING_STEPS, PAPER_STEPS = 3, 10  # denoising steps in the paper: when planning, and otherwise
+WINDOW = 16  # the latent frames that STDiT3's kernels are planned for
+CANDIDATES, HORIZON = 64, 10  # as in VP2, behind 2 given frames
 
 
 def cases(request: Request) -> Iterator[Case]:
@@ -53,15 +50,29 @@ def cases(request: Request) -> Iterator[Case]:
         height, width = shapes.frame_size(config)
         g = torch.Generator().manual_seed(0)
         frames = torch.rand(2, config.data.frames_per_clip, 3, height, width, generator=g)
-        return build("world_model", config, frames).model.to(request.device)
+        return models.build("world_model", config, frames).model.to(request.device)
 
-    suites = [(whole, shapes.rollout), (next_frame, shapes.next_frame)]
+    for make, shape in listed(config):
+        for dtype in request.dtypes:
+            yield make(Setup(config, shape, dtype, request.device, model))
+
+
+def listed(config: RunConfig) -> Iterator[tuple[Callable[[Setup], Case], Shape]]:
+    """What is timed at which sizes: T frames are generated, h are given, W are seen at once."""
+    name, window = shapes.family(config), config.model.window
+    for steps in sorted({PLANNING_STEPS, config.sampler.steps, PAPER_STEPS}):
+        for batch in sorted({1, config.training.batch_size}):
+            sizes = {"B": batch, "T": config.evaluation.horizon, "steps": steps}
+            yield whole, Shape(f"{name}.steps{steps}.batch{batch}", sizes, "alone and in a batch")
+    for held in (2, 4, 8, WINDOW - 1, WINDOW):
+        sizes = {"B": 1, "h": held, "W": WINDOW, "steps": PLANNING_STEPS}
+        why = "the window has slid" if held >= WINDOW else "the window fills up"
+        yield next_frame, Shape(f"{name}.behind{held}", sizes, why)
+    sizes = {"B": 1, "n": CANDIDATES, "h": 2, "T": HORIZON, "steps": PLANNING_STEPS}
     if "conditioner" in config.parts():
-        suites.append((candidates, shapes.candidates))
-    for make, listed in suites:
-        for shape in listed(config):
-            for dtype in request.dtypes:
-                yield make(Setup(config, shape, dtype, request.device, model))
+        slides, fits = sizes | {"W": window}, sizes | {"W": 2 + HORIZON}
+        yield candidates, Shape(f"{name}.slides", slides, "as trained", heavy=True)
+        yield candidates, Shape(f"{name}.fits", fits, "the window holds it all", heavy=True)
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,7 @@ class Setup:
     @cached_property
     def model(self) -> WorldModel:
         model = copy.deepcopy(self.made()).to(self.number)
-        if "W" in self.shape.sizes:  # frames that it sees at once
+        if "W" in self.shape.sizes:
             model.config = replace(model.config, window=self.shape.sizes["W"])
         return model
 
@@ -118,12 +129,23 @@ class Setup:
         others: tuple[str, ...] = (),
     ) -> Case:
         """The first of `impls` is what the rest are held to; `others` make another video."""
-        expected = cache(lambda: call(impls[0])().double())
+
+        def prepared(name: str) -> Call:
+            with autocast(self.device, self.dtype):
+                made = call(name)
+
+            def run() -> Tensor:
+                with autocast(self.device, self.dtype):
+                    return made()
+
+            return run
+
+        expected = cache(lambda: prepared(impls[0])().double())
 
         def verify(name: str) -> str | None:
             if name in others:
                 return None
-            gap = ((call(name)().double() - expected()).norm() / expected().norm()).item()
+            gap = ((prepared(name)().double() - expected()).norm() / expected().norm()).item()
             if gap <= BOUNDS[self.dtype]:
                 return None
             return f"it is off by {gap:.2e}, expected at most {BOUNDS[self.dtype]:.2e}"
@@ -135,8 +157,8 @@ class Setup:
             sizes=self.shape.sizes,
             dtype=self.dtype,
             mode="fwd",
-            providers={name: lambda name=name: [call(name)] for name in impls},
-            tests=TESTS,
+            providers={name: lambda name=name: [prepared(name)] for name in impls},
+            tests=("tests/flow", *_MODELS, "tests/ops"),
             verify=verify,
             counts={"frames": frames},
             heavy=self.shape.heavy,
@@ -145,7 +167,7 @@ class Setup:
 
 def whole(setup: Setup) -> Case:
     """A call is a whole rollout of T frames from one given."""
-    B, T = setup.shape.sizes["B"], setup.shape.sizes["T"]
+    B, T = setup.shape.of("BT")
 
     @cache
     def inputs() -> tuple[Tensor, Tensor | None]:
@@ -153,7 +175,7 @@ def whole(setup: Setup) -> Case:
 
     def call(name: str) -> Call:
         def video() -> Tensor:
-            with VARIANTS[name].choice(), autocast(setup.device, setup.dtype):
+            with VARIANTS[name].choice():
                 world = setup.world()
                 return world.rollout(*inputs(), generator=setup.noise(), frames=T + 1).frames
 
@@ -164,21 +186,15 @@ def whole(setup: Setup) -> Case:
 
 def next_frame(setup: Setup) -> Case:
     """A call is one `RolloutState.advance`, each from the same state."""
-    held, window = setup.shape.sizes["h"], setup.shape.sizes["W"]
+    held, window = setup.shape.of("hW")
 
     def call(name: str) -> Call:
         codes = setup.codes(1, held)
         given = {"codes": codes[:, : held - 2], "conditioned": setup.conditioned}
-        with autocast(setup.device, setup.dtype):
-            world = setup.world(**CACHES[name])
-            state = world.begin(setup.frames(1, held - 1), generator=setup.noise(), **given)
-            state.advance(codes[:, held - 2 : held - 1])  # frame `held`: made, not yet cached
-
-        def advance() -> Tensor:
-            with autocast(setup.device, setup.dtype):
-                return state.fork().advance(codes[:, held - 1 :])
-
-        return advance
+        world = setup.world(**CACHES[name])
+        state = world.begin(setup.frames(1, held - 1), generator=setup.noise(), **given)
+        state.advance(codes[:, held - 2 : held - 1])  # frame `held`: made, not yet cached
+        return lambda: state.fork().advance(codes[:, held - 1 :])
 
     others = ("keep",) if held >= window else ()  # another video by its definition
     return setup.case("next_frame", tuple(CACHES), call, frames=1, others=others)
@@ -186,7 +202,7 @@ def next_frame(setup: Setup) -> Case:
 
 def candidates(setup: Setup) -> Case:
     """A call is all n rollouts of T frames from one history of h frames."""
-    count, given, frames = (setup.shape.sizes[name] for name in ("n", "h", "T"))
+    count, given, frames = setup.shape.of("nhT")
 
     @cache
     def inputs() -> tuple[Tensor, Tensor, Tensor]:
@@ -197,28 +213,18 @@ def candidates(setup: Setup) -> Case:
     def call(name: str) -> Call:
         def video() -> Tensor:
             history, past, codes = inputs()
+            world, noise = setup.world(guidance=1.0), {"generator": setup.noise()}
+            if name == "shared":
+                return world.rollout_candidates(history, codes, context_codes=past, **noise)[0]
             each = torch.cat([past.expand(count, -1, -1, -1), codes[0]], dim=1)
-            with autocast(setup.device, setup.dtype):
-                world = setup.world(guidance=1.0)
-                if name == "shared":
-                    return world.rollout_candidates(
-                        history, codes, context_codes=past, generator=setup.noise()
-                    )[0]
-                parts = each.split(1 if name == "alone" else count)
-                rolled = (
-                    world.rollout(
-                        history.expand(len(part), -1, -1, -1, -1), part, generator=setup.noise()
-                    )
-                    for part in parts
-                )
-                return torch.cat([made.generated for made in rolled])
+            made = []
+            for part in each.split(1 if name == "alone" else count):
+                start = history.expand(len(part), -1, -1, -1, -1)
+                made.append(world.rollout(start, part, generator=setup.noise()).generated)
+            return torch.cat(made)
 
         return video
 
-    return setup.case(
-        "candidates",
-        ("alone", "batch", "shared"),
-        call,
-        frames=count * frames,
-        others=("batch",),  # every row draws noise of its own there
-    )
+    # Every row of a batch draws noise of its own.
+    impls = ("alone", "batch", "shared")
+    return setup.case("candidates", impls, call, frames=count * frames, others=("batch",))

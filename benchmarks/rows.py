@@ -15,7 +15,7 @@ Row = dict[str, Any]
 FIELDS = (
     "op",  # what was called
     "impl",  # who did it: eager, compile, sdpa:<backend>, cpu, triton, cuda, default, a package
-    "shape",  # a name in shapes.py
+    "shape",  # a name beside what is timed
     "sizes",  # what the name stood for
     "dtype",
     "mode",  # fwd | fwd_bwd

@@ -56,12 +56,10 @@ def recorded(height: int, width: int) -> Path:
     from colaworld.envs import behaviours
 
     _folders.append(tempfile.TemporaryDirectory(prefix="colaworld-bench-"))
-    path = Path(_folders[-1].name) / "scene"
-    scene = envs.make("scene", height=height, width=width, square=min(6, min(height, width) - 2))
+    path, size = Path(_folders[-1].name) / "scene", {"height": height, "width": width}
+    scene = envs.make("scene", **size, square=min(6, min(height, width) - 2))
     acting = behaviours.make("sticky-random", scene, repeat=0.5)
-    with LeRobotWriter(
-        path, fps=scene.fps, height=height, width=width, action=scene.action_spec
-    ) as writer:
+    with LeRobotWriter(path, fps=scene.fps, **size, action=scene.action_spec) as writer:
         for number in range(_EPISODES):
             episode = envs.play(scene, acting, seed=0, episode=number, steps=_FRAMES)
             writer.add(episode.frames, episode.actions, task="scene")
@@ -75,17 +73,35 @@ def on_data(config: RunConfig, data: Path | None) -> RunConfig:
     return replace(config, data=replace(config.data, path=path))
 
 
-class _Marks:
-    """Seconds spent in parts of a step. Does nothing until `on`."""
+class Clock:
+    """Seconds spent in parts of a step; those of its backward passes are shared out. Stands until `on`."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.on = device, False
         self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.began: float | None = None  # when the current backward pass began
+        self.arrived: float | None = None  # when the gradient left the backbone
 
     def now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+    def begin_backward(self) -> None:
+        self.began, self.arrived = (self.now() if self.on else None), None
+
+    def leaves_backbone(self, _: Tensor) -> None:
+        self.arrived = self.now()
+
+    def end_backward(self) -> None:
+        """Share a backward pass out: to the backbone, then to what it got codes from."""
+        if self.began is None:
+            return
+        over = self.now()
+        left = over if self.arrived is None else self.arrived
+        self.seconds["world_model"] += left - self.began
+        self.seconds["lam"] += over - left
+        self.began = None
 
     def around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, its time added to `part` and taken off whatever part it runs inside."""
@@ -125,8 +141,8 @@ class Step:
         self.phase, training = config.scheduled()[-1], config.training
         self.loader = None
         if batches is None:
-            batch_size, seed = training.batch_size, training.seed
-            self.loader = ClipLoader(config.data, batch_size=batch_size, seed=seed)
+            given = {"batch_size": training.batch_size, "seed": training.seed}
+            self.loader = ClipLoader(config.data, **given)
             batches = self.loader.__next__
         self.batches = batches
         self.model = (model or build_model(config)).to(self.device)
@@ -138,9 +154,7 @@ class Step:
         enter_phase(self.model, self.phase)
         self.optimizer = PhaseOptimizer(self.model, self.phase, training)
         self.guard = LossGuard(replace(training, spike_factor=0.0))
-        self.marks = _Marks(self.device)
-        self._began: float | None = None  # when the current backward pass began
-        self._arrived: float | None = None  # when the gradient left the backbone
+        self.clock = Clock(self.device)
         self._watch()
         self.variant: Variant | None = None
         self.use(variant)
@@ -169,13 +183,13 @@ class Step:
     def _watch(self) -> None:
         """Put marks around the model's own seams, outside of what is compiled; let the objective run
         in the way of the variant in use."""
-        model, around = self.model, self.marks.around
+        model, clock, around = self.model, self.clock, self.clock.around
         loss, after_step = around("rest", self.objective.loss), self.objective.after_step
 
         def before_backward(batch: ClipBatch, *, generator: torch.Generator) -> Any:
             with self.variant.choice():
                 made = loss(batch, generator=generator)
-            self._began, self._arrived = (self.marks.now() if self.marks.on else None), None
+            clock.begin_backward()
             return made
 
         def after(*, generator: torch.Generator) -> Any:
@@ -186,8 +200,8 @@ class Step:
         backbone = model.backbone.velocity
 
         def velocity(latents: Tensor, times: Tensor, *, modulation: Any = None, **rest: Any):
-            if self.marks.on and modulation is not None and modulation.requires_grad:
-                modulation.register_hook(self._leaves_backbone)
+            if clock.on and modulation is not None and modulation.requires_grad:
+                modulation.register_hook(clock.leaves_backbone)
             return backbone(latents, times, modulation=modulation, **rest)
 
         model.tokenizer.encode = around("tokenizer", model.tokenizer.encode)
@@ -196,51 +210,26 @@ class Step:
         model.velocity = around("lam", model.velocity)
         model.backbone.velocity = around("world_model", velocity)
 
-    def _leaves_backbone(self, _: Tensor) -> None:
-        self._arrived = self.marks.now()
-
     def __call__(self) -> float:
         """One step. Returns its loss, and so waits for the device, as training's loop does."""
         training = self.config.training
         self.number += 1
         key = (training.seed, self.phase.name, self.number)
         self.optimizer.zero_grad()
-        terms = backward_pass(
-            self.objective,
-            self.optimizer,
-            (self._next() for _ in range(training.accumulate)),
-            passes=training.accumulate,
-            key=key,
-            bf16=self.dtype == "bfloat16",
-        )
-        self._end_backward()
-        update = self.marks.around("optimizer", apply_update)(
-            self.objective,
-            self.optimizer,
-            terms,
-            number=self.number,
-            key=key,
-            clip_norm=training.clip_norm,
-            guard=self.guard,
-        )
+        batches = (self._next() for _ in range(training.accumulate))
+        bf16, both = self.dtype == "bfloat16", (self.objective, self.optimizer)
+        terms = backward_pass(*both, batches, passes=training.accumulate, key=key, bf16=bf16)
+        self.clock.end_backward()
+        how = {"number": self.number, "clip_norm": training.clip_norm, "guard": self.guard}
+        update = self.clock.around("optimizer", apply_update)(*both, terms, key=key, **how)
         if update.skipped is not None:
             raise ValueError(f"step {self.number} was skipped: {update.skipped}")
         return update.loss
 
     def _next(self) -> ClipBatch:
         """The next batch; the backward pass of the one before is over."""
-        self._end_backward()
-        return self.marks.around("data", self.batch)()
-
-    def _end_backward(self) -> None:
-        """Share the time of a backward pass out: to the backbone, then to what it got codes from."""
-        if not self.marks.on or self._began is None:
-            return
-        over, seconds = self.marks.now(), self.marks.seconds
-        left = over if self._arrived is None else self._arrived
-        seconds["world_model"] += left - self._began
-        seconds["lam"] += over - left
-        self._began = None
+        self.clock.end_backward()
+        return self.clock.around("data", self.batch)()
 
     def _loss(self, batch: ClipBatch, generator: torch.Generator) -> Tensor:
         with autocast(str(self.device), self.dtype):
@@ -248,17 +237,17 @@ class Step:
 
     def split(self, steps: int) -> dict[str, float]:
         """Milliseconds of each part of a step, the median over `steps` steps."""
-        found: dict[str, list[float]] = {part: [] for part in PARTS}
-        self.marks.on = True
+        seconds, found = self.clock.seconds, []
+        self.clock.on = True
         try:
             for _ in range(steps):
-                self.marks.seconds.update(dict.fromkeys(PARTS, 0.0))
+                seconds.update(dict.fromkeys(PARTS, 0.0))
                 self()
-                for part in PARTS:
-                    found[part].append(self.marks.seconds[part] * 1e3)
+                found.append(dict(seconds))
         finally:
-            self.marks.on = False
-        return {part: round(statistics.median(times), 4) for part, times in found.items()}
+            self.clock.on = False
+        median = {part: statistics.median(one[part] for one in found) for part in PARTS}
+        return {part: round(time * 1e3, 4) for part, time in median.items()}
 
     def flops(self) -> int:
         """Floating-point operations of a step's products, forward and backward: counted on the
@@ -314,15 +303,15 @@ def mfu(request: Request, dtype: str, flops: int, p50: float) -> dict[str, Any]:
 
 
 def _case(config: RunConfig, dtype: str, request: Request) -> Case:
-    shape = shapes.step(config)
+    B, accumulate = config.training.batch_size, config.training.accumulate
+    sizes = shapes.clips(config) | {"accumulate": accumulate}
     steps: dict[str, Step] = {}
     first: dict[str, float] = {}
 
     def step(name: str) -> Step:
         if name not in steps:
-            run = on_data(
-                without_warmup(config, backbone_weights=config.backbone_weights), request.data
-            )
+            weights = config.backbone_weights
+            run = on_data(without_warmup(config, backbone_weights=weights), request.data)
             steps[name] = Step(run, variant=VARIANTS[name], dtype=dtype, device=request.device)
             first[name] = steps[name]()
         return steps[name]
@@ -332,19 +321,19 @@ def _case(config: RunConfig, dtype: str, request: Request) -> Case:
         return off("first loss", first[name], first["eager"], BOUNDS[dtype])
 
     flops = cache(lambda: step("eager").flops())
-    B = shape.sizes["B"] * shape.sizes["accumulate"]
+    B *= accumulate
     return Case(
         suite="training",
         op="step",
-        shape=shape.name,
-        sizes=shape.sizes,
+        shape=f"{config.recipe}.{config.scheduled()[-1].name}",  # where most of a run's time goes
+        sizes=sizes,
         dtype=dtype,
         mode="fwd_bwd",
         providers={name: lambda name=name: [step(name)] for name in VARIANTS},
         tests=TESTS,
         verify=verify,
         flops=flops,
-        counts={"samples": B, "tokens": B * shape.sizes["T"] * shape.sizes["S"]},
+        counts={"samples": B, "tokens": B * sizes["T"] * sizes["S"]},
         details=lambda name, p50: {
             "split_ms": steps[name].split(min(request.samples, 10)),
             **mfu(request, dtype, flops(), p50),

@@ -34,7 +34,7 @@ BASELINES = (
     ("adaln", "stdit3-xl.b8.block", "bfloat16"),
     ("code_statistics", "bounded.codes", "float32"),
 )
-ATTENTION = [("attention", shape.name, "bfloat16") for shape in shapes.FIXED["attention"]]
+ATTENTION = [("attention", s.name, "bfloat16") for s in ops.DEFINITIONS["attention"].named]
 # Block sizes: what a video model spends most of its time in first.
 TUNED = (
     ("st_attention", "stdit3-xl.b8.temporal", "bfloat16"),
@@ -80,7 +80,7 @@ class Options:
 def cases_of(chosen: Iterable[tuple[str, str, str]], options: Options) -> Iterator[Case]:
     """The cases of (op, shape, dtype), forward and backward."""
     for op, name, dtype in chosen:
-        shape = shapes.fixed(op, name)
+        shape = ops.DEFINITIONS[op].shape(name)
         if options.dry:
             dtype, shape = "float32", small(shape)
         for case in ops.DEFINITIONS[op].cases([shape], options.request(dtype)):

@@ -105,9 +105,10 @@ def probe(options: Options, keep: Keep) -> None:
         print(f"attention {backend}: {ops.attention_backend_missing(backend) or 'there'}")
     print(f"compiled library: {ops.build_info() or ops.why_not_compiled()}")
     for op in ops.names():
-        shape = suite.DEFINITIONS[op].probe if op in suite.DEFINITIONS else (4, 8)
-        axis = "temporal" if op == "st_attention" else None
-        for verdict in ops.explain(op, torch.zeros(shape, device=options.device), axis=axis):
+        known = suite.DEFINITIONS.get(op)
+        lead = torch.zeros(4, 8) if known is None else known.example()
+        axis = None if known is None else known.axis(known.tiny)
+        for verdict in ops.explain(op, lead.to(options.device), axis=axis):
             print(f"{op}: {verdict.name}: {verdict.reason or 'runs'}")
 
 

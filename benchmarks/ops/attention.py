@@ -7,6 +7,9 @@ kernel of its own: q, k and v are views of one packed tensor, as a projection le
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend
@@ -17,7 +20,7 @@ from colaworld.models.layers.rope import rope_tables
 from colaworld.ops.attention_backends import attend
 
 from ..case import Unavailable, require_compiler
-from ..shapes import Shape
+from ..shapes import XL, XL_BATCH, XL_HEADS, Shape, clips, family, heads, idm_clips
 from .definition import (
     Baseline,
     Definition,
@@ -47,9 +50,39 @@ NAMED = {
     "flash-attn-4": "flash4",
 }
 
+_SPATIAL = {"axis": "spatial", "causal": False, "norm": True, "rope": False}
+_TEMPORAL = {"axis": "temporal", "causal": True, "norm": True, "rope": True}
+_GOAL = {"B": 4, "T": 8, "D": 32}
+
+
+def shapes(config: Any) -> list[Shape]:
+    """B, T, S, H, D; options axis, causal, norm, rope."""
+    name, model = family(config), config.model
+    sizes, temporal = clips(config) | heads(model.backbone), {"causal": model.backbone.causal}
+    found = [
+        Shape(f"{name}.spatial", sizes, "the generator, each frame", _SPATIAL),
+        Shape(f"{name}.temporal", sizes, "the generator, over time", _TEMPORAL | temporal),
+    ]
+    if "idm" in config.parts():
+        sizes = idm_clips(config) | heads(model.idm)
+        found.append(Shape(f"{name}.idm.spatial", sizes, "the IDM, each frame", _SPATIAL))
+        found.append(Shape(f"{name}.idm.temporal", sizes, "the IDM, over time", _TEMPORAL))
+    if "conditioner" in config.parts():
+        count = model.conditioner.heads
+        sizes = clips(config) | {"S": 1, "H": count, "D": model.backbone.width // count}
+        options = _TEMPORAL | {"norm": False}
+        found.append(Shape(f"{name}.actions", sizes, "the action sequence", options))
+    return found
+
+
+def sequences(n: int, why: str, N: int = 0, **sizes: int) -> Shape:
+    """N sequences of n tokens; by itself as many as make a training batch of STDiT3-XL."""
+    sizes = {"N": N or math.prod(XL_BATCH.values()) // n, "n": n, **(sizes or XL_HEADS)}
+    return Shape("{N}x{n}x{D}".format(**sizes), sizes, why)
+
 
 def draw(shape: Shape, g: torch.Generator) -> Inputs:
-    B, T, S, H, D = (shape.sizes[n] for n in "BTSHD")
+    B, T, S, H, D = shape.of("BTSHD")
     options = shape.options
     inputs: Inputs = {"qkv": normal(g, B, T, S, 3, H, D)}
     inputs |= {"axis": options["axis"], "causal": options["causal"]}
@@ -67,7 +100,7 @@ def call(inputs: Inputs) -> Outputs:
 
 
 def draw_alone(shape: Shape, g: torch.Generator) -> Inputs:
-    packed = normal(g, *(shape.sizes[name] for name in "Nn"), 3, *(shape.sizes[n] for n in "HD"))
+    packed = normal(g, *shape.of("Nn"), 3, *shape.of("HD"))
     return {name: x.transpose(1, 2) for name, x in zip("qkv", packed.unbind(2), strict=True)}
 
 
@@ -128,16 +161,16 @@ def flex(shape: Shape, mode: str) -> Function:
 def cost(shape: Shape, mode: str, itemsize: int) -> tuple[int, int]:
     """Forward: qkv in, out out, two products. Backward reads qkv and the gradient, writes dqkv, and
     makes five products, one of them the scores again."""
-    B, T, S, H, D = (shape.sizes[n] for n in "BTSHD")
-    L, sequences = (T, B * S) if shape.options["axis"] == "temporal" else (S, B * T)
+    B, T, S, H, D = shape.of("BTSHD")
+    L, count = (T, B * S) if shape.options["axis"] == "temporal" else (S, B * T)
     pairs = L * (L + 1) // 2 if shape.options["causal"] else L * L
-    one, product = B * T * S * H * D * itemsize, 2 * sequences * H * pairs * D
+    one, product = B * T * S * H * D * itemsize, 2 * count * H * pairs * D
     return (4 * one, 2 * product) if mode == "fwd" else (11 * one, 7 * product)
 
 
 def cost_alone(shape: Shape, mode: str, itemsize: int) -> tuple[int, int]:
     """The same; the gradient's three parts are tensors of their own."""
-    N, n, H, D = (shape.sizes[name] for name in "NnHD")
+    N, n, H, D = shape.of("NnHD")
     one, product = N * n * H * D * itemsize, 2 * N * H * n * n * D
     return (4 * one, 2 * product) if mode == "fwd" else (12 * one, 7 * product)
 
@@ -153,7 +186,7 @@ ST_ATTENTION = Definition(
     draw=draw,
     call=call,
     lead="qkv",
-    probe=(1, 2, 3, 3, 2, 72),
+    tiny=Shape("tiny", {"B": 1, "T": 3, "S": 2, "H": 2, "D": 4}, "an example", _TEMPORAL),
     differentiable=("qkv", "q_weight", "k_weight"),
     cost=cost,
     baselines={
@@ -163,15 +196,30 @@ ST_ATTENTION = Definition(
     },
     axis=lambda shape: shape.options["axis"],
     wide=lambda _: WIDE,
+    shapes=shapes,
+    named=(
+        Shape("goal.temporal", _GOAL | {"S": 64, "H": 4}, "a goal", _TEMPORAL),
+        Shape("goal.spatial", _GOAL | {"S": 256, "H": 3}, "a goal", _SPATIAL),
+        Shape("stdit3-xl.temporal", XL | XL_HEADS, "head dimension 72", _TEMPORAL),
+        Shape("stdit3-xl.spatial", XL | XL_HEADS, "head dimension 72", _SPATIAL),
+        Shape("stdit3-xl.b8.temporal", XL_BATCH | XL_HEADS, "memory-bound", _TEMPORAL, True),
+        Shape("stdit3-xl.b8.spatial", XL_BATCH | XL_HEADS, "compute-bound", _SPATIAL, True),
+    ),
 )
 ATTENTION = Definition(
     op="attention",
     draw=draw_alone,
     call=call_alone,
     lead="q",
-    probe=(1, 1, 2, 8),
+    tiny=Shape("tiny", {"N": 1, "n": 2, "H": 1, "D": 8}, "an example"),
     differentiable=("q", "k", "v"),
     cost=cost_alone,
     baselines={**{f"sdpa:{n}": held(n, call_alone, lead="q") for n in SDPA}, "flex": flex},
     calls=(),
+    named=(  # of no recipe: `python -m benchmarks.gpu rest`
+        sequences(16, "STDiT3-XL over time: 16 rows where a kernel's tile has 64 or 128"),
+        sequences(256, "STDiT3-XL within a frame of 256 px"),
+        sequences(1024, "STDiT3-XL within a frame of 512 px"),
+        sequences(1280, "Wan 2.1 1.3B: all tokens of a short clip", N=16, H=12, D=128),
+    ),
 )

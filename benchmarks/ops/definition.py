@@ -1,7 +1,7 @@
-"""An op's benchmark as a value, and the cases it makes: implementations, gradients, verification.
+"""A benchmark of a function as a value, and the cases it makes: implementations, gradients, verification.
 
 A definition says how inputs are drawn, what is called and what it costs; all that is the same for
-every op is here. Not here: sizes (shapes.py) and timing.
+every op (and model: ../models.py) is here. Not here: timing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from colaworld import ops
 
 from .. import timing
-from ..case import MODES, Call, Case, Provider, Request, Skipped, Unavailable, require_compiler
+from ..case import MODES, Call, Case, Request, Skipped, Unavailable, require_compiler
 from ..shapes import Shape
 
 Inputs = dict[str, Any]  # arguments of the op by name; tensors among them
@@ -33,12 +33,12 @@ FLOORS = {"float32": 2e-6, "bfloat16": 8e-3, "float16": 1e-3, "float64": 1e-12}
 class Definition:
     """What is particular to one op, and what follows from it."""
 
-    op: str  # its name in colaworld.ops and in the rows; its shapes in shapes.py
+    op: str  # its name in colaworld.ops and in the rows
     draw: Callable[[Shape, torch.Generator], Inputs]  # float32, on the generator's device
     call: Function  # the public op
     lead: str  # the input that the choice of an implementation looks at
-    probe: tuple[int, ...]  # a small shape of it: enough to ask which implementations there are
-    cost: Callable[[Shape, str, int], tuple[int, int]]  # (shape, mode, itemsize) -> bytes, flops
+    tiny: Shape  # an example: for tests, and to ask which implementations there are
+    cost: Callable[[Shape, str, int], tuple[Any, Any]]  # (shape, mode, itemsize) -> bytes, flops
     tests: tuple[str, ...] = ()
     differentiable: tuple[str, ...] = ()  # inputs that receive gradients in fwd_bwd
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
@@ -48,10 +48,17 @@ class Definition:
     calls: tuple[str, ...] | None = None  # ops of colaworld that it calls; None: the one it is
     changes: tuple[str, ...] = ()  # inputs that a call writes to
     modes: tuple[str, ...] = MODES
+    shapes: Callable[[Any], list[Shape]] | None = None  # of a recipe; None: in no run of the suite
+    named: tuple[Shape, ...] = ()  # beyond the recipes, each with its reason
+    most_copies: int = 128  # of the inputs; drawing more takes longer than timing them
 
     @property
     def called(self) -> tuple[str, ...]:
         return (self.op,) if self.calls is None else self.calls
+
+    def shape(self, name: str) -> Shape:
+        """The shape beyond the recipes that has this name. KeyError where there is none."""
+        return {shape.name: shape for shape in self.named}[name]
 
     def cases(self, shapes: Sequence[Shape], request: Request) -> Iterator[Case | Skipped]:
         """Every shape in every dtype and mode."""
@@ -65,52 +72,42 @@ class Definition:
                     yield self.case(shape, dtype, mode, request.device)
 
     def case(self, shape: Shape, dtype: str, mode: str, device: str) -> Case:
-        number, backward = getattr(torch, dtype), mode == "fwd_bwd"
+        number, backward = self.number(dtype), mode == "fwd_bwd"
         bytes_moved, flops = self.cost(shape, mode, number.itemsize)
 
         @cache  # shared by all implementations of the case, and gone with it
         def sets() -> list[tuple[Inputs, Outputs]]:
             first = self.inputs(shape, number, device, backward, seed=0)
-            rest = range(1, timing.copies(size(first), device))
-            drawn = [first, *(self.inputs(shape, number, device, backward, seed=i) for i in rest)]
-            cotangents = {}
-            if backward:
-                cotangents = _cotangents(forced("reference", self.call)(self.fresh(first)))
-            return [(inputs, cotangents) for inputs in drawn]
+            count = min(timing.copies(size(first), device), self.most_copies)
+            rest = [self.inputs(shape, number, device, backward, seed=i) for i in range(1, count)]
+            plain = self.reference(shape, number, device)
+            cotangents = _cotangents(plain(self.fresh(first))) if backward else {}
+            return [(inputs, cotangents) for inputs in (first, *rest)]
 
-        functions = self.functions(shape, mode, device, lambda: sets()[0][0][self.lead])
+        functions = self.functions(shape, dtype, mode, device, lambda: sets()[0][0][self.lead])
 
-        def provider(name: str) -> Provider:
-            def calls() -> Sequence[Call]:
-                function = functions[name]()
-                own = [(self.fresh(inputs), g) for inputs, g in sets()]
-                return [lambda i=i, g=g: self.run(function, i, g, backward) for i, g in own]
-
-            return calls
+        def provider(name: str) -> Sequence[Call]:
+            function = functions[name]()
+            own = [(self.fresh(inputs), g) for inputs, g in sets()]
+            return [lambda i=i, g=g: self.run(function, i, g, backward) for i, g in own]
 
         @cache
-        def truth() -> tuple[Outputs, dict[str, float]]:
-            """Results in float64, and the error of plain torch in the dtype, by name."""
+        def truth(wide: torch.dtype) -> Outputs:
+            """What the reference gives in `wide`."""
             inputs, weights = sets()[0]
-            reference = forced("reference", self.call)
-            wide = {k: _to(v, torch.float64) for k, v in self.fresh(inputs).items()}
-            exact = self.run(reference, wide, {k: v.double() for k, v in weights.items()}, backward)
-            plain = self.run(reference, self.fresh(inputs), weights, backward)
-            return exact, {name: _error(plain[name], exact[name]) for name in exact}
+            if wide != number:
+                inputs = {k: _to(v, wide) for k, v in inputs.items()}
+                weights = {k: v.to(wide) for k, v in weights.items()}
+            return self.run(
+                self.reference(shape, wide, device), self.fresh(inputs), weights, backward
+            )
 
         def verify(impl: str) -> str | None:
             inputs, weights = sets()[0]
             found = self.run(functions[impl](), self.fresh(inputs), weights, backward)
             if self.verify is not None:
                 return self.verify(inputs, weights, found)
-            exact, plain = truth()
-            for name, value in exact.items():
-                if name not in found:
-                    continue  # a package that gives less than the op does
-                error, bound = _error(found[name], value), max(2 * plain[name], FLOORS[dtype])
-                if not error <= bound:
-                    return f"{name} is off by {error:.2e}, expected at most {bound:.2e}"
-            return None
+            return self.judge(found, truth(torch.float64), lambda: truth(number), dtype)
 
         return Case(
             suite="ops",
@@ -119,7 +116,7 @@ class Definition:
             sizes=shape.sizes,
             dtype=dtype,
             mode=mode,
-            providers={name: provider(name) for name in functions},
+            providers={name: lambda name=name: provider(name) for name in functions},
             tests=self.tests,
             verify=verify,
             bytes_moved=bytes_moved,
@@ -130,8 +127,28 @@ class Definition:
             graph=True,
         )
 
+    def number(self, dtype: str) -> torch.dtype:
+        """What inputs are in, but those that stay wide."""
+        return getattr(torch, dtype)
+
+    def reference(self, shape: Shape, number: torch.dtype, device: str) -> Function:
+        """What results are held to, for inputs in `number`."""
+        return forced("reference", self.call)
+
+    def judge(
+        self, found: Outputs, exact: Outputs, plain: Callable[[], Outputs], dtype: str
+    ) -> str | None:
+        """What is wrong with results beside those in float64 and of plain torch in the dtype; a
+        package may give less than the op does."""
+        for name in (name for name in exact if name in found):
+            error = _error(found[name], exact[name])
+            bound = max(2 * _error(plain()[name], exact[name]), FLOORS[dtype])
+            if not error <= bound:
+                return f"{name} is off by {error:.2e}, expected at most {bound:.2e}"
+        return None
+
     def functions(
-        self, shape: Shape, mode: str, device: str, lead: Callable[[], Tensor]
+        self, shape: Shape, dtype: str, mode: str, device: str, lead: Callable[[], Tensor]
     ) -> dict[str, Callable[[], Function]]:
         """By implementation: the reference eager and compiled, those registered, the baselines.
 
@@ -151,30 +168,31 @@ class Definition:
                     raise Unavailable(verdict.reason)
             return forced(name, self.call)
 
-        probe = torch.empty(self.probe)
-        registered = [v.name for op in self.called[:1] for v in ops.explain(op, probe)]
-        made: dict[str, Callable[[], Function]] = {
-            "eager": lambda: forced("reference", self.call),
-            "compile": whole,
-        }
+        registered = [name for op in self.called[:1] for name in ops.implementations(op)]
+        made = {"eager": lambda: forced("reference", self.call), "compile": whole}
         made |= {name: lambda name=name: ours(name) for name in registered if name != "reference"}
         made |= {name: lambda of=of: of(shape, mode) for name, of in self.baselines.items()}
         return {name: cache(make) for name, make in made.items()}  # verified and timed as one
 
+    def example(self) -> Tensor:
+        """A small leading tensor on the CPU."""
+        return self.draw(self.tiny, torch.Generator().manual_seed(0))[self.lead]
+
     def run(
         self, function: Function, inputs: Inputs, cotangents: Outputs, backward: bool
     ) -> Outputs:
-        """Outputs by name and, with `backward`, the gradients as "d <input>"."""
+        """Outputs by name and, with `backward`, the gradients as "d <input>": of the inputs, and of
+        the `weights` by name that a function may have."""
         if not backward:
             with torch.no_grad():
                 return function(inputs)
         outputs = function(inputs)
         wanted = {n: inputs[n] for n in self.differentiable if inputs.get(n) is not None}
+        wanted |= getattr(function, "weights", {})
         used = {n: g for n, g in cotangents.items() if n in outputs}
-        gradients = torch.autograd.grad(
-            [outputs[n] for n in used], list(wanted.values()), list(used.values())
-        )
-        named = {f"d {n}": g for n, g in zip(wanted, gradients, strict=True)}
+        given = ([outputs[n] for n in used], list(wanted.values()), list(used.values()))
+        gradients = torch.autograd.grad(*given, allow_unused=hasattr(function, "weights"))
+        named = {f"d {n}": g for n, g in zip(wanted, gradients, strict=True) if g is not None}
         return {n: t.detach() for n, t in outputs.items()} | named
 
     def fresh(self, inputs: Inputs) -> Inputs:
@@ -267,7 +285,7 @@ def _cotangents(outputs: Outputs) -> Outputs:
 
 def size(inputs: Inputs) -> int:
     """Bytes of the elements of all tensors."""
-    return sum(t.numel() * t.element_size() for t in inputs.values() if isinstance(t, Tensor))
+    return sum(t.nbytes for t in inputs.values() if isinstance(t, Tensor))
 
 
 def _error(found: Tensor, exact: Tensor) -> float:

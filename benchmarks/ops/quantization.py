@@ -6,6 +6,8 @@ one-hot product.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,13 +15,31 @@ from torch import Tensor
 from colaworld import ops
 
 from ..case import Unavailable
-from ..shapes import Shape
+from ..shapes import LAM_DIM, Shape, clips, family
 from .definition import FLOORS, Definition, Function, Inputs, Outputs, normal
 
 PACKAGE = "vector-quantize-pytorch"
 _VERIFIED_ROWS = 256  # at a time, so that the float64 distances stay small at any N and K
 _ROUNDING = {"float32": 2.0**-23, "bfloat16": 2.0**-23, "float64": 2.0**-51}  # of a sum's terms
 _TESTS = ("tests/ops/test_vector_quantize.py", "tests/ops/test_code_statistics.py", "tests/csrc")
+_TINY = Shape("tiny", {"N": 6, "K": 4, "d": 3}, "an example")
+_LAM = Shape("lam.codes", {"N": 2000, "K": 32, "d": LAM_DIM}, "launch-bound on a GPU")
+_NAMED = (
+    _LAM,
+    Shape("paper.codes", {"N": 4096, "K": 32, "d": LAM_DIM}, "few entries, many rows"),
+    Shape("goal.codes", {"N": 65536, "K": 1024, "d": 32}, "a goal: an image tokenizer's size"),
+    Shape("bounded.codes", {"N": 1_000_000, "K": 8192, "d": 8}, "N x K is 34 GB", heavy=True),
+)
+
+
+def shapes(config: Any) -> list[Shape]:
+    """N rows, K entries, d width; none without a table to search."""
+    size, model = clips(config), config.model
+    rows = size["B"] * (size["T"] - 1) * model.idm.tokens
+    entries = getattr(model.quantizer, "codebook_size", 0)
+    sizes = {"N": rows, "K": entries, "d": model.idm.dim}
+    own = Shape(f"{family(config)}.codes", sizes, "one training step: calls, not arithmetic")
+    return [own] if entries else []
 
 
 def check_matrix(shape: Shape) -> None:
@@ -32,7 +52,7 @@ def check_matrix(shape: Shape) -> None:
 
 
 def draw_search(shape: Shape, g: torch.Generator) -> Inputs:
-    N, K, d = (shape.sizes[n] for n in "NKd")
+    N, K, d = shape.of("NKd")
     return {"z": normal(g, N, d), "codebook": normal(g, K, d)}
 
 
@@ -111,7 +131,7 @@ def wrong_codes(z: Tensor, codebook: Tensor, indices: Tensor) -> int:
 def search_cost(shape: Shape, mode: str, itemsize: int) -> tuple[int, int]:
     """Forward: z and codebook in, codes and int64 indices out, one product. Backward: the gradient
     of the codes and the indices in, that of the codebook out."""
-    N, K, d = (shape.sizes[n] for n in "NKd")
+    N, K, d = shape.of("NKd")
     moved, flops = (2 * N * d + K * d) * itemsize + 8 * N, 2 * N * K * d
     if mode == "fwd":
         return moved, flops
@@ -124,18 +144,20 @@ VECTOR_QUANTIZE = Definition(
     draw=draw_search,
     call=search,
     lead="z",
-    probe=(4, 8),
+    tiny=_TINY,
     differentiable=("codebook",),
     cost=search_cost,
     baselines={"cdist": cdist, PACKAGE: package},
     verify=verify,
+    shapes=shapes,
+    named=_NAMED,
 )
 
 # --- sums and counts by code ----------------------------------------------------------------------
 
 
 def draw_statistics(shape: Shape, g: torch.Generator) -> Inputs:
-    N, K, d = (shape.sizes[n] for n in "NKd")
+    N, K, d = shape.of("NKd")
     indices = torch.randint(0, K, (N,), generator=g, device=g.device)
     return {"z": normal(g, N, d), "indices": indices, "K": K}
 
@@ -171,7 +193,7 @@ def one_hot(shape: Shape, mode: str) -> Function:
 def statistics_cost(shape: Shape, mode: str, itemsize: int) -> tuple[int, int]:
     """Forward: z and int64 indices in, the packed float32 table out, one addition per value.
     Backward: the table's gradient and the indices in, that of z out."""
-    N, K, d = (shape.sizes[n] for n in "NKd")
+    N, K, d = shape.of("NKd")
     moved, flops = N * d * itemsize + 8 * N + 4 * K * (d + 1), N * (d + 1)
     return (moved if mode == "fwd" else 2 * moved), flops
 
@@ -182,17 +204,19 @@ CODE_STATISTICS = Definition(
     draw=draw_statistics,
     call=statistics,
     lead="z",
-    probe=(4, 8),
+    tiny=_TINY,
     differentiable=("z",),
     cost=statistics_cost,
     baselines={"scatter": scatter, "one_hot": one_hot},
+    shapes=shapes,
+    named=_NAMED,
 )
 
 # --- what a quantizer with running statistics does once per optimizer step; small: launches count ---
 
 
 def draw_step(shape: Shape, g: torch.Generator) -> Inputs:
-    N, K, d = (shape.sizes[n] for n in "NKd")
+    N, K, d = shape.of("NKd")
     count = torch.full((K,), N / K, device=g.device)
     codebook = normal(g, K, d)
     return {"z": normal(g, N, d), "codebook": codebook, "count": count, "total": codebook * (N / K)}
@@ -220,10 +244,13 @@ CODEBOOK_STEP = Definition(
     draw=draw_step,
     call=step,
     lead="z",
-    probe=(4, 8),
+    tiny=_TINY,
     cost=step_cost,
     baselines={"default": lambda shape, mode: step},  # each of the three as colaworld chooses
     calls=("vector_quantize", "code_statistics", "update_codebook"),
     changes=("codebook", "count", "total"),
     modes=("fwd",),
+    # Those that a moving average serves: K up to some dozen.
+    shapes=lambda config: [shape for shape in shapes(config) if shape.sizes["N"] <= 2000],
+    named=(_LAM,),
 )

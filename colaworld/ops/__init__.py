@@ -6,7 +6,14 @@ the others refuse; `force(name)` and the variable COLAWORLD_OPS choose one imple
 of each CUDA kernel takes.
 """
 
-from colaworld.ops._dispatch import Explanation, NoImplementationError, explain, force, names
+from colaworld.ops._dispatch import (
+    Explanation,
+    NoImplementationError,
+    explain,
+    force,
+    implementations,
+    names,
+)
 from colaworld.ops._native import build_info, cuda_kernels
 from colaworld.ops._native import reason as why_not_compiled
 from colaworld.ops.adaln import adaln
@@ -36,6 +43,7 @@ __all__ = [
     "cuda_kernels",
     "explain",
     "force",
+    "implementations",
     "names",
     "qk_norm_rope",
     "qkv_norm_rope",

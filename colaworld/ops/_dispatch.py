@@ -100,6 +100,11 @@ def names() -> tuple[str, ...]:
     return tuple(_REGISTRY)
 
 
+def implementations(op: str) -> tuple[str, ...]:
+    """Names of the implementations of `op`, most preferred first, whether they can run here or not."""
+    return tuple(implementation.name for implementation in _REGISTRY[op])
+
+
 @contextlib.contextmanager
 def force(name: str) -> Iterator[None]:
     """Within the block every op runs the implementation called `name`, or raises.

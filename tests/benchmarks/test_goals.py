@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import shapes, training
 from benchmarks.gpu import cases, goals
+from benchmarks.ops import DEFINITIONS
 
 GOALS, COMPILED = goals.table()
 TEMPORAL = {"op": "st_attention", "shape": "stdit3-xl.b8.temporal", "dtype": "bfloat16"}
@@ -89,10 +90,10 @@ def test_a_goal_names_sizes_that_are_measured() -> None:
         assert (one.at_least is None) != (one.at_most is None)
         assert set(one.over) <= {*COMPILED, "eager"}
     for op, name, _ in (*cases.GOALS, *cases.BASELINES, *cases.TUNED):
-        assert shapes.fixed(op, name)
+        assert DEFINITIONS[op].shape(name)
     config = training.xl(28)
     assert config.model.backbone.depth == 28 and config.training.batch_size == 8
-    assert config.model.backbone.width == shapes._XL_WIDTH
-    assert config.model.idm.dim == shapes._LAM_DIM
-    heads = shapes._XL_HEADS
-    assert (config.model.backbone.heads, heads["D"]) == (heads["H"], shapes._XL_WIDTH // heads["H"])
+    assert config.model.backbone.width == shapes.XL_WIDTH
+    assert config.model.idm.dim == shapes.LAM_DIM
+    heads = shapes.XL_HEADS
+    assert (config.model.backbone.heads, heads["D"]) == (heads["H"], shapes.XL_WIDTH // heads["H"])

@@ -30,7 +30,7 @@ def test_every_provider_gives_a_row_or_a_reason(chosen) -> None:
     """At tiny sizes on the CPU, in float32 and in bfloat16; nothing of ours fails."""
     op, name, _ = chosen
     for dtype in ("float32", "bfloat16"):
-        for case in small_cases(op, shapes.fixed(op, name), dtype):
+        for case in small_cases(op, DEFINITIONS[op].shape(name), dtype):
             impls = [
                 n for n in case.providers if not n.startswith(("compile", "flex", "flash-attn"))
             ]
@@ -45,10 +45,10 @@ def test_every_provider_gives_a_row_or_a_reason(chosen) -> None:
 @pytest.mark.parametrize("chosen", LARGE, ids="/".join)
 def test_fake_cuda_tensors_find_the_implementations_of_a_gpu(chosen, monkeypatch) -> None:
     op, name, dtype = chosen
-    shape = shapes.fixed(op, name)
+    shape = DEFINITIONS[op].shape(name)
     with FakeTensorMode():
         lead = torch.empty(lead_shape(op, shape), device="cuda", dtype=getattr(torch, dtype))
-        functions = DEFINITIONS[op].functions(shape, "fwd", "cuda", lambda: lead)
+        functions = DEFINITIONS[op].functions(shape, dtype, "fwd", "cuda", lambda: lead)
         for implementation in ("cuda", "triton"):
             if implementation not in functions:
                 continue
@@ -78,7 +78,7 @@ def lead_shape(op: str, shape) -> tuple[int, ...]:
 def test_the_stream_of_training_stays_wide() -> None:
     """x and the modulation in float32, y and what the next layer reads in bfloat16."""
     adaln = DEFINITIONS["adaln"]
-    shape = cases.small(shapes.fixed("adaln", "stdit3-xl.b8.autocast"))
+    shape = cases.small(DEFINITIONS["adaln"].shape("stdit3-xl.b8.autocast"))
     g = adaln.inputs(shape, torch.bfloat16, "cpu", True, seed=0)
     assert {n: g[n].dtype for n in ("x", "gate", "shift", "scale")} == dict.fromkeys(
         ("x", "gate", "shift", "scale"), torch.float32
@@ -99,13 +99,13 @@ def test_inputs_are_drawn_once_for_all_providers(monkeypatch) -> None:
     d = DEFINITIONS["code_statistics"]
     counted = replace(d, draw=lambda shape, g: drawn.append(1) or d.draw(shape, g))
     monkeypatch.setattr("benchmarks.timing.copies", lambda size, device: 3)
-    shape = cases.small(shapes.fixed("code_statistics", "lam.codes"))
+    shape = cases.small(DEFINITIONS["code_statistics"].shape("lam.codes"))
     case, _ = counted.cases([shape], Request(samples=1))
     assert run.measure(case, Request(samples=1)).rows and len(drawn) == 3
 
 
 def test_a_call_that_changes_its_inputs_is_verified_on_fresh_ones() -> None:
-    (case,) = small_cases("codebook_step", shapes.fixed("codebook_step", "lam.codes"))
+    (case,) = small_cases("codebook_step", DEFINITIONS["codebook_step"].shape("lam.codes"))
     impls = ("eager", "cpu") if "cpu" in case.providers else ("eager",)
     found = run.measure(case, Request(samples=2), impls=impls)
     assert found.failed == []
@@ -125,7 +125,7 @@ def test_a_pinned_backend_is_in_its_own_graph(monkeypatch) -> None:
     right = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **k: right(f, **k | {"backend": keep}))
     torch._dynamo.reset()
-    shape = cases.small(shapes.fixed("st_attention", "stdit3-xl.b8.spatial"))
+    shape = cases.small(DEFINITIONS["st_attention"].shape("stdit3-xl.b8.spatial"))
     inputs = DEFINITIONS["st_attention"].inputs(shape, torch.float32, "cpu", False, seed=0)
     results = []
     for backend in (None, *(attention.SDPA[name] for name in ("math", "flash"))):
@@ -144,7 +144,7 @@ def test_what_runs_by_name_is_a_rival_or_says_why_not() -> None:
         "fused",
         "sdpa",
     }
-    shape = cases.small(shapes.fixed("st_attention", "stdit3-xl.b8.spatial"))
+    shape = cases.small(DEFINITIONS["st_attention"].shape("stdit3-xl.b8.spatial"))
     inputs = DEFINITIONS["st_attention"].inputs(shape, torch.bfloat16, "cpu", False, seed=0)
     for name, backend in attention.NAMED.items():
         if backend != "flex":

@@ -15,6 +15,7 @@ from colaworld.cli.bench import suite
 from colaworld.runs.build import build_trainer
 
 case, runs, rows, shapes = suite("case"), suite("run"), suite("rows"), suite("shapes")
+DEFINITIONS = suite("ops").DEFINITIONS
 
 
 def measured(room, tiny_request, passing, *, only=("nano",), impls=("eager", "default", "cpu")):
@@ -35,7 +36,7 @@ def test_ops(tiny_request, passing) -> None:
     seen = {(r["op"], r["impl"], r["mode"]) for r in found.rows[2:]}
     for op in ("st_attention", "adaln", "vector_quantize", "code_statistics"):
         assert {(op, "eager", "fwd"), (op, "eager", "fwd_bwd")} <= seen
-        for verdict in ops.explain(op, torch.empty(suite("ops").DEFINITIONS[op].probe)):
+        for verdict in ops.explain(op, DEFINITIONS[op].example()):
             if verdict.name == "cpu" and ops.build_info() is not None:
                 assert (op, "cpu", "fwd_bwd") in seen
     row = next(r for r in found.rows if r["op"] == "vector_quantize" and r["mode"] == "fwd")
@@ -47,8 +48,8 @@ def test_ops(tiny_request, passing) -> None:
 
 def test_every_op_row_answers_to_float64(tiny_request) -> None:
     """A verify that says yes to everything would prove nothing: wrong results are found."""
-    for d in suite("ops").SUITE:
-        if not hasattr(ops, d.op):
+    for d in DEFINITIONS.values():
+        if not d.shapes:
             continue
 
         def wrong(inputs, call=d.call):
@@ -57,14 +58,14 @@ def test_every_op_row_answers_to_float64(tiny_request) -> None:
             return out | {name: out[name] + 0.01}
 
         liar = replace(d, baselines={"liar": lambda shape, mode, wrong=wrong: wrong})
-        shape = getattr(shapes, d.op)(shapes.run_config("nano.cola", tiny_request.overrides))[0]
-        for toy in liar.cases([shape], tiny_request):
+        config = shapes.run_config("nano.cola", tiny_request.overrides)
+        for toy in liar.cases([*d.shapes(config), d.tiny][:1], tiny_request):
             assert toy.verify("eager") is None
             assert toy.verify("liar"), toy.label
 
 
 def test_a_wrong_gradient_is_found(tiny_request) -> None:
-    adaln = suite("ops").ADALN
+    adaln = DEFINITIONS["adaln"]
 
     class Halved(torch.autograd.Function):
         @staticmethod
@@ -79,7 +80,7 @@ def test_a_wrong_gradient_is_found(tiny_request) -> None:
         return adaln.call(inputs | {"gate": Halved.apply(inputs["gate"])})
 
     liar = replace(adaln, baselines={"liar": lambda shape, mode: wrong})
-    shape = shapes.adaln(shapes.run_config("nano.cola", tiny_request.overrides))[0]
+    shape = adaln.shapes(shapes.run_config("nano.cola", tiny_request.overrides))[0]
     forward, backward = liar.cases([shape], tiny_request)
     assert forward.verify("liar") is None
     assert "d gate is off by 5.00e-01" in backward.verify("liar")
@@ -87,7 +88,7 @@ def test_a_wrong_gradient_is_found(tiny_request) -> None:
 
 def test_an_op_that_is_not_there_is_named(tiny_request, monkeypatch) -> None:
     monkeypatch.delattr(ops, "adaln")
-    (skipped,) = suite("ops").ADALN.cases([], tiny_request)
+    (skipped,) = DEFINITIONS["adaln"].cases([], tiny_request)
     assert (skipped.label, skipped.reason) == ("adaln", "this version of colaworld has no op adaln")
 
 
@@ -186,10 +187,11 @@ def test_rollout(tiny_request, passing) -> None:
 
 
 def test_one_more_frame_and_many_candidates(tiny_request, passing, monkeypatch) -> None:
-    (small, *_) = shapes.candidates(shapes.run_config("nano.cola", tiny_request.overrides))
-    assert small.heavy and small.sizes["n"] == 64
-    few = replace(small, sizes=small.sizes | {"n": 2, "T": 3})
-    monkeypatch.setattr(shapes, "candidates", lambda config: [few])
+    rollout, config = suite("rollout"), shapes.run_config("nano.cola", tiny_request.overrides)
+    found = [shape for make, shape in rollout.listed(config) if make is rollout.candidates]
+    assert all(s.heavy and s.sizes["n"] == 64 and s.sizes["T"] == 10 for s in found)
+    monkeypatch.setattr(rollout, "CANDIDATES", 2)
+    monkeypatch.setattr(rollout, "HORIZON", 3)
     found = measured(
         "rollout", tiny_request, passing, only=("behind2/", "behind16/", "nano.slides"), impls=()
     )
@@ -229,4 +231,4 @@ def test_pytest_benchmark_runs_the_same_definitions(passing, tmp_path, monkeypat
     assert seen and set(seen) <= expected
     (entry,) = json.loads(target.read_text())["benchmarks"]
     assert entry["extra_info"]["op"] == "vector_quantize" and entry["extra_info"]["impl"] == "eager"
-    assert passing == [suite("ops").VECTOR_QUANTIZE.tests]
+    assert passing == [DEFINITIONS["vector_quantize"].tests]
