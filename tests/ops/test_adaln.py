@@ -524,3 +524,12 @@ def test_the_compiled_op_checks_for_itself() -> None:
         back(x, x, x_out, y, gate, scale, mean[:1], rstd)
     with pytest.raises(ValueError, match="adaln_backward: y and gate: expected both or neither"):
         back(x, x, x_out, y, None, scale, mean, rstd)
+
+
+def random_call(draw):
+    """For test_any_call.py."""
+    B, T, S, C = draw.size(3), draw.size(4), draw.size(), draw.random.choice([1, 3, 8, 17, 64])
+    x, y = draw.tensor(B, T, S, C), draw.maybe(B, T, S, C)
+    gate = draw.maybe(B, T, C)
+    shift, scale = draw.tensor(B, T, C), draw.tensor(B, T, C)
+    return lambda: ops.adaln(x, y, gate=gate, shift=shift, scale=scale)

@@ -5,7 +5,9 @@ Each call has random sizes (0 included), strides, dtypes and now and then a wron
 
 from __future__ import annotations
 
+import importlib.util
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,85 +64,13 @@ class Draw:
         return angles.cos(), angles.sin()
 
 
-def st_attention(draw: Draw):
-    B, T, S, H = draw.size(3), draw.size(), draw.size(), draw.size(3)
-    D = draw.random.choice([1, 2, 8, 8, 16, 24, 7])
-    axis = draw.random.choice(["temporal", "spatial"])
-    length = T if axis == "temporal" else S
-    qkv = draw.tensor(B, T, S, 3, H, D)
-    options = {
-        "axis": axis,
-        "causal": draw.random.random() < 0.5,
-        "q_weight": draw.maybe(D),
-        "k_weight": draw.maybe(D),
-        "rope": draw.rope(length, max(1, D // 2)),
-    }
-    return lambda: (ops.st_attention(qkv, **options),)
-
-
-def qk_norm_rope(draw: Draw):
-    B, L, H = draw.size(3), draw.size(), draw.size(3)
-    D = draw.random.choice([2, 8, 16, 6, 7])
-    norm = draw.random.choice(["head", "across", "none"])
-    width = H * D if norm == "across" else D
-    q, k = draw.tensor(B, L, H, D), draw.tensor(B, L, H, D)
-    options = {
-        "q_weight": None if norm == "none" else draw.tensor(width),
-        "k_weight": None if norm == "none" else draw.tensor(width),
-        "norm": norm,
-        "rope": draw.rope(L, max(1, D // 2)),
-    }
-    return lambda: ops.qk_norm_rope(q, k, **options)
-
-
-def qkv_norm_rope(draw: Draw):
-    B, L, H = draw.size(3), draw.size(), draw.size(3)
-    D = draw.random.choice([2, 8, 16, 6, 7])
-    norm = draw.random.random() < 0.5
-    options = {
-        "q_weight": draw.tensor(D) if norm else None,
-        "k_weight": draw.tensor(D) if norm else None,
-        "rope": draw.rope(L, max(1, D // 2)),
-    }
-    qkv = draw.tensor(B, L, 3, H, D)
-    return lambda: ops.qkv_norm_rope(qkv, **options)
-
-
-def adaln(draw: Draw):
-    B, T, S, C = draw.size(3), draw.size(4), draw.size(), draw.random.choice([1, 3, 8, 17, 64])
-    x, y = draw.tensor(B, T, S, C), draw.maybe(B, T, S, C)
-    gate = draw.maybe(B, T, C)
-    shift, scale = draw.tensor(B, T, C), draw.tensor(B, T, C)
-    return lambda: ops.adaln(x, y, gate=gate, shift=shift, scale=scale)
-
-
-def vector_quantize(draw: Draw):
-    N, K, d = draw.size(40), draw.size(40), draw.size(20)
-    z, codebook = draw.tensor(N, d), draw.tensor(K, d)
-
-    def call():
-        codes, indices = ops.vector_quantize(z, codebook)
-        assert torch.equal(codes, codebook[indices])
-        # Ties may be named differently: compare distances, not indices.
-        return ((z.double() - codes.double()).square().sum(1),)
-
-    return call
-
-
-def code_statistics(draw: Draw):
-    N, K, d = draw.size(40), draw.size(20), draw.size(20)
-    z = draw.tensor(N, d)
-    high = max(1, K + (draw.random.random() < 0.1))
-    indices = torch.randint(high, (N,), generator=draw.generator)
-    return lambda: (ops.code_statistics(z, indices, K),)
-
-
-OPS = (st_attention, qk_norm_rope, qkv_norm_rope, adaln, vector_quantize, code_statistics)
-
-
-def test_every_op_is_here() -> None:
-    # update_codebook writes in place: a call cannot be made again
-    assert {op.__name__ for op in OPS} | {"update_codebook"} == set(ops.names())
+def random_call_of(op: str):
+    """`random_call` of the op's own tests: a `Draw` -> a call without arguments that can be repeated."""
+    path = Path(__file__).with_name(f"test_{op}.py")
+    spec = importlib.util.spec_from_file_location(f"random_calls_{op}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.random_call
 
 
 def outcome(call, implementation: str | None):
@@ -156,12 +86,13 @@ def outcome(call, implementation: str | None):
 
 def run(seeds: range) -> dict[str, int]:
     seen = {"equal": 0, "refused": 0}
+    makers = [(op, random_call_of(op)) for op in ops.names()]
     for seed in seeds:
         draw = Draw(seed)
-        make = OPS[seed % len(OPS)]
+        op, make = makers[seed % len(makers)]
         call = make(draw)
         wanted, got = outcome(call, "reference"), outcome(call, None)
-        where = f"seed {seed}, {make.__name__}, {draw.dtype}"
+        where = f"seed {seed}, {op}, {draw.dtype}"
         if isinstance(wanted, ValueError) or isinstance(got, ValueError):
             assert isinstance(wanted, ValueError) and isinstance(got, ValueError), (
                 f"{where}: reference {wanted!r}, ours {got!r}"

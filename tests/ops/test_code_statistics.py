@@ -288,3 +288,12 @@ def test_sizes_choose_between_the_kernels_of_a_gpu(sizes, first) -> None:
     assert (None if found is None else found.name) == first
     assert rule(replace(facts, device="cpu")) is None
     assert rule(replace(facts, entries=None)) is None
+
+
+def random_call(draw):
+    """For test_any_call.py."""
+    N, K, d = draw.size(40), draw.size(20), draw.size(20)
+    z = draw.tensor(N, d)
+    high = max(1, K + (draw.random.random() < 0.1))
+    indices = torch.randint(high, (N,), generator=draw.generator)
+    return lambda: (ops.code_statistics(z, indices, K),)

@@ -567,3 +567,19 @@ def test_the_compiled_op_checks_for_itself() -> None:
         ValueError, match="qk_norm_rope_backward: q and k: expected with the weights"
     ):
         back(*grads, None, None, *good[2:])
+
+
+def random_call(draw):
+    """For test_any_call.py."""
+    B, L, H = draw.size(3), draw.size(), draw.size(3)
+    D = draw.random.choice([2, 8, 16, 6, 7])
+    norm = draw.random.choice(["head", "across", "none"])
+    width = H * D if norm == "across" else D
+    q, k = draw.tensor(B, L, H, D), draw.tensor(B, L, H, D)
+    options = {
+        "q_weight": None if norm == "none" else draw.tensor(width),
+        "k_weight": None if norm == "none" else draw.tensor(width),
+        "norm": norm,
+        "rope": draw.rope(L, max(1, D // 2)),
+    }
+    return lambda: ops.qk_norm_rope(q, k, **options)

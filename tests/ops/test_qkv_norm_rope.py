@@ -337,3 +337,17 @@ def test_the_compiled_backward_checks_for_itself() -> None:
     ]:
         with pytest.raises(ValueError, match="qkv_norm_rope_backward: " + message):
             op(*good[:place], change, *good[place + 1 :])
+
+
+def random_call(draw):
+    """For test_any_call.py."""
+    B, L, H = draw.size(3), draw.size(), draw.size(3)
+    D = draw.random.choice([2, 8, 16, 6, 7])
+    norm = draw.random.random() < 0.5
+    options = {
+        "q_weight": draw.tensor(D) if norm else None,
+        "k_weight": draw.tensor(D) if norm else None,
+        "rope": draw.rope(L, max(1, D // 2)),
+    }
+    qkv = draw.tensor(B, L, 3, H, D)
+    return lambda: ops.qkv_norm_rope(qkv, **options)

@@ -234,3 +234,20 @@ def test_errors_name_the_argument() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             ops.st_attention(**{"qkv": qkv, "axis": "spatial", **kwargs})
+
+
+def random_call(draw):
+    """For test_any_call.py."""
+    B, T, S, H = draw.size(3), draw.size(), draw.size(), draw.size(3)
+    D = draw.random.choice([1, 2, 8, 8, 16, 24, 7])
+    axis = draw.random.choice(["temporal", "spatial"])
+    length = T if axis == "temporal" else S
+    qkv = draw.tensor(B, T, S, 3, H, D)
+    options = {
+        "axis": axis,
+        "causal": draw.random.random() < 0.5,
+        "q_weight": draw.maybe(D),
+        "k_weight": draw.maybe(D),
+        "rope": draw.rope(length, max(1, D // 2)),
+    }
+    return lambda: (ops.st_attention(qkv, **options),)

@@ -11,70 +11,38 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from colaworld import ops
+from colaworld.cli.bench import suite
 
 needs_cpu = pytest.mark.skipif(
     ops.build_info() is None, reason=f"no compiled ops: {ops.why_not_compiled()}"
 )
-OPS = {
-    "st_attention": ("qkv", "q_weight", "k_weight"),
-    "vector_quantize": ("codebook",),
-    "code_statistics": ("z",),
-    "adaln": ("x", "y", "gate", "shift", "scale"),
-    "qk_norm_rope": ("q", "k", "q_weight", "k_weight"),
-    "qkv_norm_rope": ("qkv", "q_weight", "k_weight"),
+# The examples of the benchmarks: every op that has a derivative.
+EXAMPLES = {
+    op: definition
+    for op, definition in suite("ops").DEFINITIONS.items()
+    if op in ops.names() and definition.differentiable
 }
-IN_PLACE = {"update_codebook"}  # has no derivative
+OPS = {op: definition.differentiable for op, definition in EXAMPLES.items()}
 EACH = [(op, name) for op, names in OPS.items() for name in names]
 each_input = pytest.mark.parametrize(("op", "name"), EACH)
 each_op = pytest.mark.parametrize("op", OPS)
 
 
-def test_every_op_is_here() -> None:
-    assert {*OPS, *IN_PLACE} == set(ops.names())
+def test_every_op_has_an_example() -> None:
+    called = {name for d in suite("ops").DEFINITIONS.values() for name in d.called}
+    assert set(ops.names()) <= called, "each needs a Definition in benchmarks/ops"
 
 
 def call(op: str, name: str):
     """The op as a function of one input, and that input; float64."""
-    g = torch.Generator().manual_seed(0)
+    d = EXAMPLES[op]
+    given = d.inputs(d.tiny, torch.float64, "cpu", False, seed=0)
 
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
+    def run(value: torch.Tensor) -> torch.Tensor:
+        made = [out for out in d.call({**given, name: value}).values() if out.is_floating_point()]
+        return torch.cat([out.flatten() for out in made]) if len(made) > 1 else made[0]
 
-    if op == "st_attention":
-        given = {"qkv": draw(1, 3, 2, 3, 2, 4), "q_weight": draw(4), "k_weight": draw(4)}
-        rope = draw(3, 2), draw(3, 2)
-
-        def run(**rest):
-            return ops.st_attention(axis="temporal", rope=rope, backend="auto", **rest)
-    elif op == "vector_quantize":
-        given = {"z": draw(6, 3), "codebook": draw(4, 3)}
-
-        def run(**rest):
-            return ops.vector_quantize(**rest)[0]
-    elif op == "code_statistics":
-        given, indices = {"z": draw(6, 3)}, torch.tensor([0, 2, 2, 1, 0, 2])
-
-        def run(z):
-            return ops.code_statistics(z, indices, 4)
-    elif op == "adaln":
-        given = {"x": draw(1, 2, 3, 5), "y": draw(1, 2, 3, 5)}
-        given |= {n: draw(1, 2, 5) for n in ("gate", "shift", "scale")}
-
-        def run(**rest):
-            return torch.cat(ops.adaln(**rest))
-    elif op == "qk_norm_rope":
-        given = {"q": draw(1, 3, 2, 4), "k": draw(1, 3, 2, 4)}
-        given |= {"q_weight": draw(4), "k_weight": draw(4)}
-
-        def run(**rest):
-            return torch.cat(ops.qk_norm_rope(**rest))
-    else:
-        given = {"qkv": draw(1, 3, 3, 2, 4), "q_weight": draw(4), "k_weight": draw(4)}
-
-        def run(**rest):
-            return torch.cat(ops.qkv_norm_rope(**rest))
-
-    return (lambda value: run(**{**given, name: value})), given[name]
+    return run, given[name]
 
 
 def refused(op: str, how: str):
@@ -110,7 +78,7 @@ def test_the_kernels_refuse_transforms(op, name) -> None:
 def test_what_has_no_derivative_may_have_a_tangent() -> None:
     """The search does not differentiate z, so a straight-through estimate works in forward mode."""
     run, z = call("vector_quantize", "z")
-    tangent = torch.arange(18.0, dtype=torch.float64).reshape(6, 3)
+    tangent = torch.arange(z.numel(), dtype=torch.float64).reshape(z.shape)
     for name in ("cpu", "reference"):
         with ops.force(name), forward_ad.dual_level():
             dual = forward_ad.make_dual(z, tangent)

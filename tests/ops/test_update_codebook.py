@@ -151,3 +151,17 @@ def test_a_forced_name_means_every_op_of_a_step() -> None:
     """Where the step has no kernel of that name, PyTorch's own of that device."""
     runs = {i.name: i.run for i in _dispatch._REGISTRY["update_codebook"]}
     assert runs["cuda"] is runs["cpu"] is runs["reference"]
+
+
+def random_call(draw):
+    """For test_any_call.py: on copies, since it writes in place."""
+    K, d = draw.size(20), draw.size(20)
+    codebook, count, total = draw.tensor(K, d), draw.tensor(K).abs(), draw.tensor(K, d)
+    packed = draw.tensor(K, d + 1).abs()
+
+    def call():
+        made = [x.clone() for x in (codebook, count, total)]
+        ops.update_codebook(*made, packed, decay=0.9)
+        return made
+
+    return call

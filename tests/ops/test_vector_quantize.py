@@ -387,3 +387,17 @@ def test_sizes_choose_between_the_kernels_of_a_gpu(sizes, first) -> None:
         assert (None if found is None else found.name) == first
         assert rule(replace(facts, device="cpu")) is None
         assert rule(replace(facts, entries=None)) is None
+
+
+def random_call(draw):
+    """For test_any_call.py."""
+    N, K, d = draw.size(40), draw.size(40), draw.size(20)
+    z, codebook = draw.tensor(N, d), draw.tensor(K, d)
+
+    def call():
+        codes, indices = ops.vector_quantize(z, codebook)
+        assert torch.equal(codes, codebook[indices])
+        # Ties may be named differently: compare distances, not indices.
+        return ((z.double() - codes.double()).square().sum(1),)
+
+    return call
