@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
+Average = Literal["frames", "clips"]
 
-def flow_matching_loss(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+
+def flow_matching_loss(
+    predicted: Tensor, target: Tensor, mask: Tensor, *, average: Average = "frames"
+) -> Tensor:
     """Mean squared error over the frames where `mask` [B, T] is True; a float32 scalar.
 
-    predicted, target: [B, C, T, h, w]. Raises ValueError on shapes that do not fit.
+    predicted, target: [B, C, T, h, w]. `average` over all these frames alike, or over the clips, each
+    counting once however many frames it predicts. Raises ValueError on shapes that do not fit.
     """
     if predicted.shape != target.shape or mask.shape != (target.shape[0], target.shape[2]):
         raise ValueError(
@@ -17,4 +24,6 @@ def flow_matching_loss(predicted: Tensor, target: Tensor, mask: Tensor) -> Tenso
         )
     error = (predicted.float() - target.float()).square().mean(dim=(1, 3, 4))  # [B, T]
     weight = mask.to(error.dtype)
+    if average == "clips":
+        weight = weight / weight.sum(dim=1, keepdim=True).clamp(min=1)
     return (error * weight).sum() / weight.sum().clamp(min=1)

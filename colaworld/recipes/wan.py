@@ -9,9 +9,10 @@ tokenizer   Wan's VAE through diffusers (pip install colaworld[vae]); time / 4 a
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from colaworld.data.clips import DataConfig
 from colaworld.evaluation.evaluate import EvaluationConfig
-from colaworld.flow.path import TimestepConfig
 from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.backbones.wan import TIME_SHIFT, WanConfig
 from colaworld.models.conditioning import ConditionerConfig
@@ -19,7 +20,6 @@ from colaworld.models.tokenizers.diffusers_vae import DiffusersVAEConfig
 from colaworld.models.world_model import ModelConfig
 from colaworld.recipes import opensora
 from colaworld.runs.config import RunConfig
-from colaworld.training.objectives import ObjectiveConfig
 
 _PUBLISHED = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
@@ -42,7 +42,8 @@ def cola() -> RunConfig:
         backbone_weights=_PUBLISHED,
         data=DataConfig(frames_per_clip=opensora.FRAMES, height=opensora.SIZE, width=opensora.SIZE),
         model=_MODEL,
-        objective=ObjectiveConfig(history=(1, 4), times=TimestepConfig(shift=None)),
+        # Of clean frames this generator was shown none: there is no history that it knows.
+        objective=replace(opensora.OBJECTIVE, frozen_history=None),
         phases=opensora.PHASES,
         training=opensora.TRAINING,
         sampler=SamplerConfig(steps=10, guidance=4.0, shift=TIME_SHIFT),

@@ -22,7 +22,7 @@ from torch import Tensor
 from colaworld.config import ConfigError
 from colaworld.contracts import ClipBatch, ResetRows, to_float
 from colaworld.data.transforms import random_resized_crop
-from colaworld.flow.loss import flow_matching_loss
+from colaworld.flow.loss import Average, flow_matching_loss
 from colaworld.flow.path import TimestepConfig, interpolate, sample_timesteps, target_velocity
 from colaworld.models.latent_action.quantizers import Quantized
 from colaworld.models.world_model import WorldModel
@@ -35,8 +35,15 @@ class ObjectiveConfig:
 
     history: tuple[int, int] = (1, 3)
     """Fewest and most clean latent frames of history of a clip; the rest is noised and predicted."""
+    frozen_history: tuple[int, int] | None = None
+    """The same while the video model is frozen: it cannot learn then what its own training did not
+    show it. None: as `history`."""
     times: TimestepConfig = field(default_factory=TimestepConfig)
     """Diffusion times of the noised frames."""
+    average: Average = "frames"
+    """What the flow loss is a mean over. clips: each counts once, however many frames it predicts, as
+    in Open-Sora; then it does not depend on how an update is cut into passes. frames: all predicted
+    frames of a pass alike, on which the nano results rest."""
     augment: bool = True
     """One random resized crop per clip while the latent action model trains (paper)."""
     quantizer_weight: float = 1.0
@@ -53,6 +60,7 @@ class Forward:
     velocity: Tensor | None = None  # [B, C, T, h, w] of the video model
     target: Tensor | None = None  # [B, C, T, h, w] what it should be
     predict: Tensor | None = None  # [B, T] bool: frames that were noised
+    average: Average = "frames"  # what the flow loss is a mean over
     predicted: Tensor | None = None  # [B, F - 1, 3, H, W] frames of a forward model
     quantized: Quantized | None = None  # the latent actions, in training
     indices: Tensor | None = None  # [B, F - 1, N] codes used, for the codebook meter
@@ -71,7 +79,7 @@ class Term:
 def flow_error(made: Forward) -> Tensor:
     """Mean squared error of the velocity over the frames to predict."""
     assert made.velocity is not None and made.target is not None and made.predict is not None
-    return flow_matching_loss(made.velocity, made.target, made.predict)
+    return flow_matching_loss(made.velocity, made.target, made.predict, average=made.average)
 
 
 def quantizer_error(made: Forward) -> Tensor:
@@ -154,11 +162,13 @@ class BaseObjective:
         """
         x0 = self.model.tokenizer.encode(frames) if stored is None else stored.float()
         clips, length = x0.shape[0], x0.shape[2]
-        low, high = self.config.history
-        high = min(high, length - 1)
+        learns = any(p.requires_grad for p in self.model.backbone.parameters())
+        name = "history" if learns or self.config.frozen_history is None else "frozen_history"
+        asked = getattr(self.config, name)
+        low, high = asked[0], min(asked[1], length - 1)
         if not 1 <= low <= high:
             raise ValueError(
-                f"objective.history: {self.config.history} leaves nothing to predict of a clip of "
+                f"objective.{name}: {asked} leaves nothing to predict of a clip of "
                 f"{length} latent frames; expected 1 <= fewest <= most < {length}"
             )
         device = x0.device
@@ -183,7 +193,12 @@ class FlowObjective(BaseObjective):
 
     def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Forward:
         x_t, times, target, predict = self._noised(to_float(batch.frames), batch.latents, generator)
-        return Forward(velocity=self.model.velocity(x_t, times), target=target, predict=predict)
+        return Forward(
+            velocity=self.model.velocity(x_t, times),
+            target=target,
+            predict=predict,
+            average=self.config.average,
+        )
 
 
 class _LatentActionObjective(BaseObjective):
@@ -242,6 +257,7 @@ class ColaObjective(_LatentActionObjective):
             velocity=velocity,
             target=target,
             predict=predict,
+            average=self.config.average,
             quantized=quantized,
             indices=quantized.indices,
         )
@@ -268,6 +284,7 @@ class WorldObjective(BaseObjective):
             velocity=velocity,
             target=target,
             predict=predict,
+            average=self.config.average,
             indices=actions.indices,
         )
 

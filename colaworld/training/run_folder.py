@@ -47,6 +47,13 @@ FREE = (
     "resume",
     "recompute",  # the same gradients bit for bit
 )
+# Fields that early configurations do not have, and what they did.
+_LATER = {
+    "model.backbone.clip_fps": False,
+    "model.backbone.round_times": False,
+    "objective.average": "frames",
+    "objective.frozen_history": None,
+}
 _FORMERLY = {"training.compile": {False: "no", True: "full"}}  # values of older configurations
 
 
@@ -286,6 +293,8 @@ def _renamed(key: str) -> str:
 
 def _says_nothing(key: str, value: Any) -> bool:
     """Whether configurations of other versions may leave this out."""
+    if key in _LATER:
+        return value == _LATER[key]
     where, _, name = key.rpartition(".")
     if name == "init_from" or key == "model.parts":
         return not value

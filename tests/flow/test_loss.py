@@ -20,6 +20,32 @@ def test_mean_over_the_frames_that_are_predicted():
     assert flow_matching_loss(predicted, target, mask).item() == pytest.approx((5 + 4 + 2) / 3)
 
 
+def test_mean_over_clips_does_not_depend_on_how_a_batch_is_cut(generator):
+    """Clips with 1, 2 and 4 of 4 frames to predict: by hand, and as two passes of unlike sizes."""
+    predicted = torch.randn(3, 2, 4, 2, 2, generator=generator)
+    target = torch.zeros_like(predicted)
+    mask = torch.arange(4) >= torch.tensor([[3], [2], [0]])
+    frame = predicted.square().mean(dim=(1, 3, 4))
+    by_hand = (frame[0, 3:].mean() + frame[1, 2:].mean() + frame[2].mean()) / 3
+    made = flow_matching_loss(predicted, target, mask, average="clips")
+    torch.testing.assert_close(made, by_hand)
+    parts = [
+        len(predicted[s])
+        / 3
+        * flow_matching_loss(predicted[s], target[s], mask[s], average="clips")
+        for s in (slice(1), slice(1, 3))
+    ]
+    torch.testing.assert_close(made, sum(parts))
+    assert not torch.isclose(made, flow_matching_loss(predicted, target, mask))
+    same = mask[:1].expand(3, -1)  # equally many everywhere: the two definitions agree
+    torch.testing.assert_close(
+        flow_matching_loss(predicted, target, same, average="clips"),
+        flow_matching_loss(predicted, target, same),
+    )
+    nothing = flow_matching_loss(predicted, target, torch.zeros(3, 4).bool(), average="clips")
+    assert nothing.item() == 0
+
+
 def test_gradient_stays_off_the_masked_frames(generator):
     predicted = torch.randn(1, 2, 2, 2, 2, generator=generator).requires_grad_()
     mask = torch.tensor([[False, True]])

@@ -96,6 +96,21 @@ def test_noise_levels_are_shifted_as_the_generators_were_trained() -> None:
         assert config.sampler.shift == pytest.approx(shift)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_published_generator_is_trained_as_it_was(name) -> None:
+    """And nano as its shipped weights were: told no rate, every predicted frame counted alike."""
+    config, nano = recipe(name), recipe("nano.cola")
+    assert config.objective.average == "clips" and nano.objective.average == "frames"
+    assert config.objective.history == (1, 4)
+    assert nano.objective.frozen_history is None
+    if name.startswith("opensora"):
+        assert config.objective.frozen_history == (1, 1)
+        assert config.model.backbone.clip_fps and config.model.backbone.round_times
+        assert not nano.model.backbone.clip_fps and not nano.model.backbone.round_times
+    else:
+        assert config.objective.frozen_history is None
+
+
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> Path:
     """Four mp4s of 20 frames, 32x32 px."""

@@ -132,6 +132,32 @@ def test_equal_generators_give_equal_losses(name):
     assert first == second and first != other
 
 
+@pytest.mark.parametrize("name", ["flow", "cola", "world"])
+def test_the_flow_loss_is_a_mean_over_what_is_asked(name):
+    objective = OBJECTIVES[name](build(), replace(CONFIG, average="clips", augment=False))
+    made = objective.forward(batch(), generator=seeded())
+    assert made.predict.sum(1).unique().numel() > 1
+    error = (made.velocity - made.target).square().mean(dim=(1, 3, 4))
+    each = (error * made.predict).sum(1) / made.predict.sum(1)
+    torch.testing.assert_close(objective.terms[0].value(made), each.mean())
+
+
+def test_a_frozen_video_model_is_shown_the_history_it_knows():
+    model = build()
+    objective = OBJECTIVES["cola"](model, replace(CONFIG, history=(2, 3), frozen_history=(1, 1)))
+    for phase, held in (("warmup", {1}), ("joint", {2, 3})):
+        enter_phase(model, PHASES[phase])
+        made = objective.forward(batch(clips=16), generator=seeded())
+        assert set((~made.predict).sum(1).tolist()) == held
+    enter_phase(model, PHASES["warmup"])
+    for config, name in (
+        (replace(CONFIG, frozen_history=(0, 2)), "frozen_history"),
+        (replace(CONFIG, history=(0, 2)), "history"),
+    ):
+        with pytest.raises(ValueError, match=rf"objective\.{name}: \(0, 2\) leaves nothing"):
+            OBJECTIVES["cola"](model, config).loss(batch(), generator=seeded())
+
+
 def test_cola_and_world_under_the_same_seed_are_paired():
     """Without augmentation both draw history, times, noise and drops alike."""
     model = build()

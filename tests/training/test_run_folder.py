@@ -92,6 +92,18 @@ def test_what_differs_is_named_with_both_values():
     assert config_sha256(SAVED) != config_sha256(given)
 
 
+def test_fields_that_came_later_say_what_was_done_before():
+    early = SAVED + "model: {backbone: {fps: 24.0}}\nobjective: {augment: true}\n"
+    later = SAVED + (
+        "model: {backbone: {fps: 24.0, clip_fps: false, round_times: false}}\n"
+        "objective: {augment: true, average: frames, frozen_history: null}\n"
+    )
+    check_same_config(early, later, where="x")
+    assert config_sha256(early) == config_sha256(later)
+    with pytest.raises(ResumeError, match=r"objective\.average: saved '\(absent\)', given 'clips'"):
+        check_same_config(early, later.replace("frames", "clips"), where="x")
+
+
 def test_values_of_older_configurations_mean_what_they_meant():
     for old, new in (("true", "full"), ("false", "'no'")):
         saved = SAVED.replace("seed: 0", f"seed: 0, compile: {old}")

@@ -77,13 +77,14 @@ class Backbone(Protocol):
         times: Tensor,  # [B, T]
         *,
         modulation: Tensor | None = None,  # [B, T, 1 | modulated_blocks, 6 * width]
-        fps: Tensor | float | None = None,  # [B]; None: the video model's own default
+        fps: Tensor | float | None = None,  # frames/s of the clips, [B]; None: the config's own
         text: Tensor | None = None,  # [B, L, caption width], only where the config has text
         cache: KVCache | None = None,  # of the frames before these
         store: bool = False,
     ) -> Tensor:
         """Velocity x0 - noise, [B, C, T, h, w] in float32.
 
+        A video model that embeds no frame rate, or holds to one, does not read `fps`.
         With a `cache` the given frames follow those it holds; `store` adds their keys and values.
         Raises ValueError on shapes that do not fit, text where the config has none, and a cache
         where a frame attends to later ones.

@@ -16,6 +16,15 @@ def sinusoid(value: Tensor, width: int) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
+def bfloat16_values(value: Tensor) -> Tensor:
+    """Each value rounded to the nearest that bfloat16 holds (ties to even), as float32.
+
+    By its bits: a cast there and back is left out by `torch.compile`, and rounds nothing.
+    """
+    bits = value.float().view(torch.int32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).view(torch.float32)
+
+
 class ScalarEmbedder(nn.Module):
     """Sinusoid, Linear, SiLU, Linear; used for the time-step (0 .. 1000) and for the frame rate."""
 

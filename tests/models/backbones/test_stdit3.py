@@ -81,7 +81,7 @@ def test_xl2_has_the_published_parameters_less_text():
     assert sum(math.prod(shape) for shape in shapes.values()) == expected == 904_066_592
 
 
-def test_start_is_the_published_one():
+def test_what_starts_at_zero():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = STDiT3(SMALL)
@@ -252,7 +252,7 @@ def by_hand(weights, config, x, times, fps, modulation):
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("sigma", [True, False])
 def test_velocity_equals_an_implementation_in_loops(causal, sigma, randomised):
-    config = replace(SMALL, width=16, causal=causal, predict_sigma=sigma)
+    config = replace(SMALL, width=16, causal=causal, predict_sigma=sigma, clip_fps=True)
     model = randomised(STDiT3(config))
     x, times, modulation = clip(config, frames=3)
     x = torch.cat([x, x.flip(4)[..., :2]], dim=4)  # 4 x 6: columns and rows differ
@@ -273,6 +273,20 @@ def test_one_time_per_clip_is_that_time_in_every_frame(randomised):
         rates = torch.tensor([8.0, 24.0])
         each = torch.cat([model(x[i : i + 1], time[i : i + 1], fps=rates[i]) for i in range(2)])
         torch.testing.assert_close(model(x, time, fps=rates), each)
+
+
+def test_velocity_reads_the_rate_of_clips_where_the_configuration_says_so(randomised):
+    held = randomised(STDiT3(replace(SMALL, fps=24.0)))
+    told = STDiT3(replace(SMALL, fps=24.0, clip_fps=True))
+    told.load_state_dict(held.state_dict())
+    x, times, _ = clip(SMALL, batch=2)
+    rates = torch.tensor([8.0, 24.0])
+    with torch.no_grad():
+        plain = held.velocity(x, times)
+        assert torch.equal(held.velocity(x, times, fps=rates), plain)
+        assert torch.equal(told.velocity(x, times), plain)
+        torch.testing.assert_close(told.velocity(x, times, fps=rates)[1], plain[1])
+        assert (told.velocity(x, times, fps=rates)[0] - plain[0]).abs().max() > 1e-3
 
 
 def test_a_temporal_patch_is_refused():

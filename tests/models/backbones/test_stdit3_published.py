@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
+from colaworld.models.backbones.stdit3.published import from_published
 from colaworld.models.layers.cross_attention import CaptionEmbedder, CrossAttention
 
 SMALL = STDiT3Config(
@@ -153,6 +154,67 @@ def test_null_equals_full_without_a_caption(randomised):
     x, time = drawn(1, 4, 3, 4, 4), torch.tensor([300.0])
     with torch.no_grad():
         assert torch.equal(null(x, time), full(x, time))
+
+
+def test_the_null_caption_takes_a_mask(randomised):
+    """Where the original guides, its null caption has the prompt's mask on."""
+    full = randomised(STDiT3(SMALL))
+    null = STDiT3(replace(SMALL, text="null"))
+    null.load_state_dict(full.state_dict())
+    x, time = drawn(2, 4, 3, 4, 4), torch.tensor([100.0, 700.0])
+    mask = torch.tensor([[1, 1, 0, 1, 0], [1, 0, 0, 0, 0]])
+    stored = full.y_embedder.y_embedding.expand(2, -1, -1)
+    with torch.no_grad():
+        named = full(x, time, caption=stored, caption_mask=mask)
+        for model in (full, null):
+            assert torch.equal(model(x, time, caption_mask=mask), named)
+            assert (model(x, time) - named).abs().max() > 1e-3
+    with pytest.raises(ValueError, match=r"caption_mask: expected \[2, 5\], .*got \[2, 4\]"):
+        null(x, time, caption_mask=mask[:, :4])
+    with pytest.raises(ValueError, match=r"caption_mask was given, but text is 'removed'"):
+        STDiT3(replace(SMALL, text="removed"))(x, time, caption_mask=mask)
+
+
+# What the original's weights, which are bfloat16, make of times 0 .. 1000 before they embed them:
+# above 512 there are multiples of 4 alone, above 256 of 2.
+SEEN = {
+    1000.0: 1000.0,
+    909.6: 908.0,
+    817.3: 816.0,
+    722.9: 724.0,
+    626.5: 628.0,
+    301.2: 302.0,
+    110.5: 110.5,
+    0.0: 0.0,
+}
+
+
+def test_times_are_rounded_as_the_original_rounds_them(randomised):
+    plain, rounding = (STDiT3(replace(SMALL, round_times=r)) for r in (False, True))
+    rounding.load_state_dict(randomised(plain).state_dict())
+    x = drawn(1, 4, 2, 4, 4)
+    with torch.no_grad():
+        for time, seen in SEEN.items():
+            given, embedded = torch.tensor([time]), torch.tensor([seen])
+            assert torch.equal(rounding(x, given), plain(x, embedded)), time
+            if time != seen:
+                assert (rounding(x, given) - plain(x, given)).abs().max() > 1e-3
+            # in training and sampling: a time per frame, in [0, 1]
+            made = rounding.velocity(x, torch.tensor([[0.0, time / 1000]]))
+            wanted = plain.velocity(x, torch.tensor([[0.0, seen / 1000]]))
+            torch.testing.assert_close(made, wanted, atol=1e-4, rtol=1e-4)
+        held = torch.tensor([[False, True]])
+        made = rounding(x, torch.tensor([909.6]), x_mask=held)
+        assert torch.equal(made, plain(x, torch.tensor([908.0]), x_mask=held))
+        # a frame rate goes the same way: 29.97 is 30
+        assert torch.equal(rounding(x, embedded, fps=29.97), plain(x, embedded, fps=30.0))
+
+
+def test_published_sizes_round_times_and_nano_does_not():
+    assert STDiT3Config.xl2().round_times and STDiT3Config.large().round_times
+    assert not STDiT3Config.nano().round_times and not STDiT3Config.tiny().round_times
+    found = from_published({}, text="removed", causal=True, source="")
+    assert found.round_times
 
 
 def test_held_frames_are_at_time_zero(randomised):

@@ -41,7 +41,13 @@ class STDiT3Config(BackboneConfig):
     caption_length: int = 300
     """Tokens of the null caption."""
     fps: float = 0.0
-    """Frame rate the video model is told when a call names none."""
+    """Frame rate the video model is told when a call names none. With `clip_fps` a run writes that of
+    its own clips here, and rollouts of its world go by it."""
+    clip_fps: bool = False
+    """Tell the video model the rate at which each clip was cut, as Open-Sora was; false: always `fps`."""
+    round_times: bool = False
+    """Round times (0 .. 1000) and frame rates to bfloat16 before they are embedded, as Open-Sora did in
+    training and sampling: above 512 its video model has seen multiples of 4 alone."""
 
     identity_keys: ClassVar[tuple[str, ...]] = ("heads", "input_sq_size")
 
@@ -67,7 +73,9 @@ class STDiT3Config(BackboneConfig):
             input_sq_size=512,
             pixels_per_latent=8,
             text=text,
-            fps=24.0,
+            fps=24.0,  # of a film; where nobody knows better
+            clip_fps=True,
+            round_times=True,
         )
 
     @staticmethod

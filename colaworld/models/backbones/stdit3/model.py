@@ -20,7 +20,7 @@ from colaworld.models.backbones.stdit3.layers import FinalLayer, PatchEmbedding,
 from colaworld.models.backbones.stdit3.published import layout
 from colaworld.models.backbones.weights import Layout
 from colaworld.models.layers.cross_attention import CaptionEmbedder
-from colaworld.models.layers.embeddings import ScalarEmbedder, grid_embedding
+from colaworld.models.layers.embeddings import ScalarEmbedder, bfloat16_values, grid_embedding
 from colaworld.models.layers.kv_cache import KVCache, frames_before
 from colaworld.models.layers.patch import from_patches
 
@@ -28,7 +28,12 @@ TIME_SCALE = 1000.0  # STDiT3 embeds times in [0, 1000]
 
 
 def _starts_at_zero(name: str) -> bool:
-    """Which linear layers are zero at the start (their constructors set it), as published."""
+    """Which linear layers are zero at the start (their constructors set it).
+
+    Not quite as published: Open-Sora zeroes `mlp.fc2` and `cross_attn.proj` in temporal blocks alone
+    and draws those of spatial ones. Here they are zero in both, so that a model trained from nothing,
+    as the shipped one was, begins with no MLP at all; published weights replace either start.
+    """
     if name == "fps_embedder.mlp.2" or name.endswith(".mlp.fc2"):
         return True
     if name.endswith(".cross_attn.proj"):
@@ -77,7 +82,9 @@ class STDiT3(nn.Module):
 
     def _initialise(self) -> None:
         """Xavier, but for the layers that start at zero; these are told by name, so that a model
-        without storage (the meta device) can be built too."""
+        without storage (the meta device) can be built too. Open-Sora starts two layers otherwise:
+        `x_embedder.proj` stays as torch makes a Conv3d, its bias drawn too, and `fps_embedder.mlp.0`
+        is normal with deviation 0.02."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 if not _starts_at_zero(name):
@@ -113,7 +120,8 @@ class STDiT3(nn.Module):
             x_mask: [B, T] bool, with timestep [B]: False holds a frame clean, at time 0.
             caption: [B, L, caption_width] features, or [B, 1, L, caption_width] as the original has
                 them; None: the null caption. Only with text.
-            caption_mask: [B, L], True (or 1): this token exists.
+            caption_mask: [B, L], True (or 1): this token exists. The null caption takes one too: where
+                Open-Sora drops a caption or guides, the prompt's mask stays on. None: all exist.
             modulation: [B, T, 1 | 2 * depth, 6 * C], added to each block's time modulation.
             cache, store: see `Backbone.velocity`.
 
@@ -162,7 +170,10 @@ class STDiT3(nn.Module):
         rate = self.config.fps if fps is None else fps
         if not isinstance(rate, Tensor):
             rate = torch.full((), rate, device=device)  # filled there: no copy from the host
-        rate = self.fps_embedder(rate.to(device).float().expand(B))
+        rate = rate.to(device).float()
+        if self.config.round_times:
+            rate, timestep = bfloat16_values(rate), bfloat16_values(timestep)
+        rate = self.fps_embedder(rate.expand(B))
         if timestep.shape not in ((B,), (B, T)):
             raise ValueError(
                 f"STDiT3: timestep: expected [{B}] or [{B}, {T}], got {list(timestep.shape)}"
@@ -190,16 +201,18 @@ class STDiT3(nn.Module):
                 "text='full'"
             )
         if self.config.text == "removed":
+            if mask is not None:
+                raise ValueError("STDiT3: a caption_mask was given, but text is 'removed'")
             return None, None
         if caption is not None and caption.ndim == 4 and caption.shape[1] == 1:
             caption = caption[:, 0]
         embedded = self.y_embedder(caption, B)
         if mask is None:
             return embedded, None
-        if caption is None or mask.shape != embedded.shape[:2]:
+        if mask.shape != embedded.shape[:2]:
             raise ValueError(
-                f"STDiT3: caption_mask: expected {list(embedded.shape[:2])} beside a caption, got "
-                f"{list(mask.shape)}"
+                f"STDiT3: caption_mask: expected {list(embedded.shape[:2])}, one for each token of the "
+                f"caption, got {list(mask.shape)}"
             )
         return embedded, mask.bool()
 
@@ -251,11 +264,11 @@ class STDiT3(nn.Module):
         cache: KVCache | None = None,
         store: bool = False,
     ) -> Tensor:
-        """See `Backbone.velocity`."""
+        """See `Backbone.velocity`. `fps` is read with `clip_fps` alone."""
         out = self(
             latents,
             times * TIME_SCALE,
-            fps=fps,
+            fps=fps if self.config.clip_fps else None,
             caption=text,
             modulation=modulation,
             cache=cache,

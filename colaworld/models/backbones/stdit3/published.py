@@ -32,6 +32,8 @@ def from_published(
         caption_width=described.get("caption_channels", 4096),
         caption_length=described.get("model_max_length", 300),
         fps=24.0,
+        clip_fps=True,
+        round_times=True,
     )
     return checked(STDiT3Config, values, source)
 
