@@ -170,16 +170,18 @@ def quarter_turns(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 
 
 class Pictures:
-    """Frames of one stream -> uint8 [H, W, 3] as shown. The first says how all of them are turned."""
+    """Frames of one stream -> uint8 [H, W, 3] as shown. Make it before anything is decoded."""
 
     def __init__(self, stream: av.VideoStream) -> None:
         self._height, self._width = shown_size(stream)
         self._reformatter = VideoReformatter()  # kept: a new one per frame costs more than decoding
-        self._turns: tuple[bool, bool, bool] | None = None
+        self._turns = False, False, False
+
+    def turn_as(self, first: av.VideoFrame) -> None:
+        """Turn all as the frame says that decoding begins with. H.264 may say it on key frames alone."""
+        self._turns = quarter_turns(first)
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        if self._turns is None:
-            self._turns = quarter_turns(frame)
         picture = self._reformatter.reformat(
             frame, width=self._width, height=self._height, format="rgb24"
         ).to_ndarray()

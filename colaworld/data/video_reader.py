@@ -247,6 +247,8 @@ def stream_frames(video: Video | Path, first: int, stop: int) -> Iterator[np.nda
             pictures = Pictures(stream)
             due = int(times.ticks[wanted])
             for count, frame in enumerate(decoded(container, stream)):
+                if not count:
+                    pictures.turn_as(frame)
                 time = frame.pts if times.seekable else count
                 if time is None or time > due:
                     break  # too late: from further back

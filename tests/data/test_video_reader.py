@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -78,3 +79,24 @@ def test_wrong_ranges_are_the_callers_fault(tmp_path, film) -> None:
         list(video_reader.stream_frames(path, 3, 3))
     with pytest.raises(ValueError, match="at least one"):
         video_reader.read_frames(path, [])
+
+
+def test_a_turn_that_only_key_frames_tell_holds_for_all(tmp_path, film) -> None:
+    """As H.264 itself can say it, without the container."""
+    path = film(tmp_path / "plain.ts", range(30))
+    with av.open(str(path)) as old, av.open(str(tmp_path / "told.ts"), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        told = "h264_metadata=display_orientation=insert:rotate=90"
+        change = av.BitStreamFilterContext(told, old.streams.video[0], stream)
+        for packet in old.demux(old.streams.video[0]):
+            for changed in change.filter(packet if packet.size else None):
+                changed.stream = stream
+                new.mux(changed)
+    info = video_reader.probe(tmp_path / "told.ts")
+    assert (info.height, info.width) == (80, 32)
+    turned = np.stack(list(video_reader.stream_frames(tmp_path / "told.ts", 0, 30)))
+    plain = np.stack(list(video_reader.stream_frames(path, 0, 30)))
+    np.testing.assert_array_equal(turned, np.rot90(plain, 1, axes=(1, 2)))
+    for index in range(30):
+        (alone,) = video_reader.read_frames(tmp_path / "told.ts", [index])
+        np.testing.assert_array_equal(alone, turned[index])

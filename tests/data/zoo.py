@@ -390,7 +390,7 @@ ZOO = [
     # what is said of them
     Film(
         "interlaced.mpg",
-        _plain("mpeg2video", options=ILACE, interlaced=True),
+        _plain("mpeg2video", options=ILACE, interlaced=True, size=(64, 64)),
         notes=("interlaced",),
     ),
     Film(
