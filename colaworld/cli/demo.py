@@ -55,6 +55,12 @@ def run(argv: list[str]) -> int:
             f"--out {out}: holds a run of {there.recipe}, asked for {recipe}; name another --out, or "
             "delete that folder"
         )
+    # A look at two steps is not the run that was asked for later: its schedule is that of two steps.
+    if there is not None and there.training.max_steps != options.max_steps:
+        raise ConfigError(
+            f"--out {out}: holds a run with --max-steps {there.training.max_steps}, asked for "
+            f"{options.max_steps}; name another --out, or delete that folder"
+        )
     began = time.monotonic()
     if not (data / "meta" / "info.json").is_file():
         episodes = str(options.episodes or (240 if options.long else 80))
@@ -69,9 +75,7 @@ def run(argv: list[str]) -> int:
     if options.max_steps is not None:
         arguments += ["--training.max-steps", str(options.max_steps)]
     finished = out / "weights" / "model.safetensors"
-    # A look at two steps is not the run that was asked for later.
-    whole = there is None or there.training.max_steps == options.max_steps
-    if not (finished.is_file() and whole):
+    if not finished.is_file():
         resume = ["--resume"] if (out / "checkpoints").is_dir() else []
         done = _verb("train", train.run, [*arguments, *resume])
         if done or not finished.is_file():  # interrupted: saved, and the command was printed

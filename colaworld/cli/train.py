@@ -10,19 +10,23 @@ import logging
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+import yaml
 
 from colaworld.config import ConfigError, from_command_line, load_yaml
 from colaworld.recipes import RECIPES, recipe
 from colaworld.runs.build import build_trainer
 from colaworld.runs.config import RunConfig
+from colaworld.runs.lengths import codes_start, shortened
 from colaworld.runs.load import read_config
 from colaworld.runs.presets import with_preset
 from colaworld.training.checkpoint import find_checkpoints
+from colaworld.training.run_folder import leaves, renamed
 from colaworld.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -34,8 +38,10 @@ recipes:
 {recipes}
 
 `colaworld train RECIPE --help` lists every field. Fields given on the command line win over those
-of --config FILE (YAML), which win over the recipe's. `--training.max-steps N` caps each phase.
---resume goes on with the run in DIR, from its own config.yaml. --preset 24|48|80|141 fits a recipe of
+of --config FILE (YAML), which win over the recipe's. `--training.max-steps N` caps each phase;
+ramps, cooldowns, the gate and the start of codes shrink with it, unless they are given.
+--resume goes on with the run in DIR, from its own config.yaml; a larger --training.max-steps (or
+--phases.joint.steps) trains a finished run further. --preset 24|48|80|141 fits a recipe of
 a published video model into a card of so many GB (colaworld plan-memory).
 """
 
@@ -60,7 +66,7 @@ def run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_USAGE.format(recipes=names), end="", file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
-    options = parse(argv)
+    options, changes = _parse(argv)
     config = options.run
     if not options.resume and find_checkpoints(options.out / "checkpoints"):
         raise ConfigError(
@@ -75,7 +81,7 @@ def run(argv: list[str]) -> int:
         device=choose_device(options.device),
         resume_command=shlex.join([*program(), "train", *arguments, "--resume"]),
     )
-    print(summary(config, trainer), flush=True)
+    print(summary(config, trainer, changes), flush=True)
     result = trainer.run()
     if result.status == "finished":
         print(ending(config, options.out))
@@ -87,6 +93,11 @@ def parse(argv: list[str]) -> TrainOptions:
 
     Raises ConfigError on a wrong recipe, file or value, SystemExit on a wrong argument.
     """
+    return _parse(argv)[0]
+
+
+def _parse(argv: list[str]) -> tuple[TrainOptions, list[str]]:
+    """The same, and what was scaled to a shorter run."""
     name, *rest = argv
     base = recipe(name)
     rest = data_flag(rest)
@@ -97,7 +108,8 @@ def parse(argv: list[str]) -> TrainOptions:
     config = base
     folders, _ = take(rest, "--out")
     folder = Path(folders[-1]) if folders else Path("runs") / name
-    if "--resume" in rest and (folder / "config.yaml").is_file():
+    resumes = "--resume" in rest and (folder / "config.yaml").is_file()
+    if resumes:
         saved = read_config(folder)
         if saved.recipe != name:
             raise ConfigError(
@@ -109,11 +121,20 @@ def parse(argv: list[str]) -> TrainOptions:
                 f"--preset: {folder} goes on with the configuration it began with; leave --preset "
                 "out (--training.recompute blocks saves memory and may change)"
             )
-        # How far to train is the call's to say, every time; all else is as it was.
-        training = replace(saved.training, max_steps=base.training.max_steps)
-        config = replace(saved, training=training)
+        config = saved
+    changes: list[str] = []
+
+    def settle(asked: RunConfig, given: set[str]) -> RunConfig:
+        if resumes:  # it was settled when the run began
+            return asked
+        settled, said = shortened(asked, config, given)
+        changes.extend(said)
+        return settled
+
     for file in files:
-        config = load_yaml(file, RunConfig, base=config)
+        asked = load_yaml(file, RunConfig, base=config)
+        keys = {renamed(key) for key, _ in leaves(yaml.safe_load(Path(file).read_text()))}
+        config = settle(asked, keys)
         if config.recipe != name:
             raise ConfigError(
                 f"{file} is a configuration of {config.recipe}, not of {name}; run "
@@ -125,7 +146,8 @@ def parse(argv: list[str]) -> TrainOptions:
         program=f"colaworld train {name}",
         description=(RECIPES[name].__doc__ or "").strip(),
     )
-    return replace(options, run=_settled(options.run))
+    flags = {flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in rest}
+    return replace(options, run=_settled(settle(options.run, flags))), changes
 
 
 def data_flag(arguments: list[str]) -> list[str]:
@@ -202,8 +224,11 @@ def choose_device(name: str) -> str:
     return name
 
 
-def summary(config: RunConfig, trainer: Trainer) -> str:
-    """What is about to run, in a few lines: data, sizes, phases, device."""
+def summary(config: RunConfig, trainer: Trainer, changes: Sequence[str] = ()) -> str:
+    """What is about to run, in a few lines: data, sizes, phases, device.
+
+    `changes`: what was scaled to a shorter run.
+    """
     import torch
 
     clips = trainer.loader.clips  # type: ignore[attr-defined]
@@ -216,6 +241,14 @@ def summary(config: RunConfig, trainer: Trainer) -> str:
         )
         if count
     ]
+    described, episodes = clips.source.describe(), clips.source.episodes
+    sizes = sorted({(episode.height, episode.width) for episode in episodes})
+    rates = [min(e.fps for e in episodes), max(e.fps for e in episodes)]
+    recorded = [
+        *([f"camera {described.camera}"] if described.camera else []),
+        " and ".join(f"{h}x{w}" for h, w in dict.fromkeys((sizes[0], sizes[-1]))) + " px",
+        " to ".join(dict.fromkeys(f"{rate:.4g}" for rate in rates)) + " frames/s",
+    ]
     data = (
         f"{len(clips.episodes)} episodes, {len(trainer.loader)} clips of "  # type: ignore[arg-type]
         f"{config.data.frames_per_clip} frames, {clips.height}x{clips.width} px"
@@ -227,10 +260,8 @@ def summary(config: RunConfig, trainer: Trainer) -> str:
     }
     phases = []
     for phase in trainer.phases:
-        cap = config.training.max_steps
-        steps = phase.steps if cap is None else min(cap, phase.steps)
         until = " at most, or until its gate opens" if phase.gate else ""
-        phases.append(f"{phase.name}: {steps} steps{until}; trains {', '.join(phase.train)}")
+        phases.append(f"{phase.name}: {phase.steps} steps{until}; trains {', '.join(phase.train)}")
     device = str(trainer.device)
     if trainer.device.type == "cpu":
         device += f", {torch.get_num_threads()} threads"
@@ -238,11 +269,14 @@ def summary(config: RunConfig, trainer: Trainer) -> str:
         device += f", {torch.cuda.get_device_name(trainer.device)}"
     started = find_checkpoints(trainer.out / "checkpoints") if trainer.resume else []
     lines = [
-        ("data", f"{config.data.path} ({clips.source.describe().format})"),
+        ("data", f"{config.data.path} ({described.format})"),
+        ("", f"recorded with {', '.join(recorded)}"),
         ("", data),
         ("video model", _backbone(config)),
         ("parameters", ", ".join(f"{n} {_short(count)}" for n, count in counts.items() if count)),
         *(("phases" if i == 0 else "", text) for i, text in enumerate(phases)),
+        *([("codes", codes)] if (codes := codes_start(config)) else []),
+        *([("shortened", ", ".join(changes))] if changes else []),
         ("batch", _batch(config)),
         ("device", device),
         ("out", f"{trainer.out}" + (f", from {started[-1].path.name}" if started else "")),

@@ -61,6 +61,7 @@ def load_world(folder: Path, *, device: str = "cpu") -> tuple[World, RunConfig]:
         checkpoint = latest_checkpoint(folder / "checkpoints")
         if checkpoint is None:
             raise ConfigError(f"{folder} has neither weights nor a complete checkpoint yet")
+        log.info("%s is not finished; read from %s", folder, checkpoint.path.name)
         weights = checkpoint.tensors("ema") or checkpoint.tensors("model")
         load_strictly(model, weights, source=str(checkpoint.path))
     if model.quantizer.continuous:

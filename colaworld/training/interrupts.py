@@ -1,10 +1,12 @@
-"""SIGTERM and Ctrl-C as a request to stop after the current step; a second one stops at once.
+"""SIGTERM, SIGHUP and Ctrl-C as a request to stop after the current step; a second one stops at once.
 
 Not here: what is saved then (trainer.py).
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -12,9 +14,10 @@ from typing import Any
 
 
 class StopRequest:
-    """Context that turns the first SIGINT or SIGTERM into `requested`, a signal name.
+    """Context that turns the first SIGINT, SIGTERM or SIGHUP into `requested`, a signal name.
 
-    Outside the main thread signals cannot be caught; then nothing is installed.
+    It says so at once on standard error, since a step may take long. A SIGHUP that is ignored (nohup)
+    stays ignored. Outside the main thread signals cannot be caught; then nothing is installed.
     """
 
     def __init__(self) -> None:
@@ -23,7 +26,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -38,6 +43,9 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested is None:
             self.requested = signal.Signals(number).name
+            said = f"\n{self.requested}: stopping after this step; again: at once\n"
+            with contextlib.suppress(OSError):  # the terminal may be what has gone
+                os.write(2, said.encode())
             return
         self._restore()
         signal.raise_signal(number)

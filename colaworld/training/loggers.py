@@ -5,6 +5,7 @@ A row is one optimizer step as a dict; not here: what is in it (step.py, meters.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -226,7 +227,8 @@ class ConsoleLogger:
         if clips_per_second:
             text += f"  {clips_per_second:.0f} clips/s"
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, phase=row["phase"], text=text)
+            with self._outliving():
+                self._bar.update(self._task, completed=self._done, phase=row["phase"], text=text)
             return
         now = time.monotonic()
         if self._new == 1 or now - self._last >= PLAIN_SECONDS:
@@ -242,11 +244,22 @@ class ConsoleLogger:
         self._done = done
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        with self._outliving():
+            self._console.print(text, markup=False)
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with self._outliving():
+                self._bar.stop()
+
+    @contextlib.contextmanager
+    def _outliving(self) -> Iterator[None]:
+        """A terminal that has gone (a closed ssh session) takes the bar with it, not the run."""
+        try:
+            yield
+        except OSError as error:
+            log.warning("nothing more is shown: %s", error)
+            self._console.file, self._bar = io.StringIO(), None
 
 
 def _duration(seconds: float) -> str:

@@ -7,7 +7,7 @@ another by the same loop. Not here: objectives, the optimizer, or when a gate op
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -48,7 +48,7 @@ class Phase:
             ("steps", self.steps >= 1, ">= 1"),
             ("learning_rate", self.learning_rate > 0, "> 0"),
             ("lr_warmup_steps", self.lr_warmup_steps >= 0, ">= 0"),
-            ("cooldown_steps", 0 <= self.cooldown_steps <= self.steps, "0 .. steps"),
+            ("cooldown_steps", self.cooldown_steps >= 0, ">= 0"),
             ("train", len(self.train) > 0, "at least one part"),
             ("train", len(set(self.train)) == len(self.train), "each part once"),
         ):
@@ -62,6 +62,12 @@ class Phase:
                     f"phase {self.name!r}: lr_multipliers: expected a part that trains "
                     f"({', '.join(self.train)}) and a factor > 0, got ({part!r}, {factor!r})"
                 )
+
+    def capped(self, most: int | None) -> Phase:
+        """The phase in at most so many steps (`training.max_steps`), its cooldown at their end."""
+        if most is None or most >= self.steps:
+            return self
+        return replace(self, steps=most, cooldown_steps=min(self.cooldown_steps, most))
 
     def rate(self, part: str) -> float:
         """The learning rate of `part` after the ramp."""
@@ -102,6 +108,12 @@ def check_phases(phases: Sequence[Phase], model: nn.Module, objectives: Sequence
                     f"phase {phase.name!r}: train: the model has no part {part!r}; "
                     f"its parts: {', '.join(parts)}"
                 )
+        # Not asked of a phase by itself: shortened alone, it has its cooldown scaled before this.
+        if phase.cooldown_steps > phase.steps:
+            raise ConfigError(
+                f"phase {phase.name!r}: cooldown_steps: expected 0 .. steps ({phase.steps}), got "
+                f"{phase.cooldown_steps}"
+            )
         alarm = phase.alarm
         if alarm and alarm.action == "rollback" and alarm.rewarm_phase not in names:
             raise ConfigError(

@@ -14,6 +14,8 @@ import hashlib
 import json
 import logging
 import os
+import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,7 @@ _LATER = {
     "objective.average": "frames",
     "objective.frozen_history": None,
 }
+_LENGTH = re.compile(r"phases\.\w+\.steps")  # free too: by the whole key
 _FORMERLY = {"training.compile": {False: "no", True: "full"}}  # values of older configurations
 
 
@@ -202,6 +205,17 @@ class RunFolder:
             lambda: checkpoints.latest_checkpoint(self.checkpoints, healthy=True)
         )
 
+    def retract(self) -> None:
+        """Take weights/ away, which a run has left that now goes on: checkpoints are newer."""
+
+        def remove() -> None:
+            hidden = self.checkpoints / ".deleted_weights"  # where `sweep` finds it after a kill
+            if (self.out / "weights").is_dir():
+                os.replace(self.out / "weights", hidden)
+                shutil.rmtree(hidden)
+
+        self.distributed.on_main(remove)
+
     def exported(self) -> bool:
         """Whether weights/ is there."""
         file = self.out / "weights" / "model.safetensors"
@@ -259,7 +273,8 @@ class FolderLock:
 # -- is it the same run? -----------------------------------------------------------------------
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(flat key, value) of a configuration as plain values."""
     entries: Any = None
     if isinstance(value, dict):
         entries = value.items()
@@ -269,7 +284,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
         return
     for key, inner in entries:
-        yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+        yield from leaves(inner, f"{path}.{key}" if path else str(key))
 
 
 def _bound(config_yaml: str) -> dict[str, Any]:
@@ -277,8 +292,8 @@ def _bound(config_yaml: str) -> dict[str, Any]:
     values = yaml.safe_load(config_yaml) or {}
     bound = {
         k: v
-        for k, v in ((_renamed(k), v) for k, v in _leaves(values))
-        if (k.rsplit(".", 1)[-1] not in FREE or k.startswith("model.")) and not _says_nothing(k, v)
+        for k, v in ((renamed(k), v) for k, v in leaves(values))
+        if not _free(k) and not _says_nothing(k, v)
     }
     for key, meanings in _FORMERLY.items():
         if isinstance(bound.get(key), bool):
@@ -286,7 +301,13 @@ def _bound(config_yaml: str) -> dict[str, Any]:
     return bound
 
 
-def _renamed(key: str) -> str:
+def _free(key: str) -> bool:
+    if key.startswith("model."):
+        return False
+    return key.rsplit(".", 1)[-1] in FREE or _LENGTH.fullmatch(key) is not None
+
+
+def renamed(key: str) -> str:
     """The flat key of an early configuration as it is called now."""
     return ".".join(RENAMED_KEYS.get(part, part) for part in key.split("."))
 
@@ -320,5 +341,5 @@ def check_same_config(saved_yaml: str, given_yaml: str, *, where: str) -> None:
             f"{where} was trained with another configuration; these keys differ:\n"
             + "\n".join(lines)
             + f"\nResume with the saved values, or train into a new folder "
-            f"(only {', '.join(FREE)} may change)"
+            f"(only {', '.join(('phases.*.steps', *FREE))} may change)"
         )

@@ -82,7 +82,7 @@ class Trainer:
         self.distributed = distributed or Distributed(self.device)
         self.model = self.distributed.shard(model.to(self.device))
         self.objectives = objectives
-        self.phases = tuple(phases)
+        self.phases = tuple(phase.capped(training.max_steps) for phase in phases)
         self.loader = loader
         self.out = Path(out)
         self.training = training
@@ -112,6 +112,7 @@ class Trainer:
                     self._export()
                 log.info(where)
                 return self._result("finished", where)
+            self._folder.retract()
             self._folder.skip_to(self._steps_behind())
             wrap_blocks(self.model, self.training)
             with StopRequest() as request:
@@ -132,24 +133,29 @@ class Trainer:
             latest = folder.take(self.config_yaml, resume=self.resume)
             if latest is not None:
                 self._restore(latest)
+                self._name_ended()
             folder.write_config(self.config_yaml)
-        total = sum(self._limit(phase) for phase in self.phases)
+        total = sum(phase.steps for phase in self.phases)
         folder.open_logs(self.training, after=self.progress.global_step, total=total)
 
-    def _limit(self, phase: Phase) -> int:
-        cap = self.training.max_steps
-        return phase.steps if cap is None else min(phase.steps, cap)
+    def _name_ended(self) -> None:
+        """Say which phases stay as short as they were, though they may be longer now."""
+        ended = {entry["phase"]: entry for entry in self.progress.ended}
+        for phase in self.phases[: self.progress.phase]:
+            steps, reason = ended[phase.name]["steps"], ended[phase.name]["reason"]
+            if reason == "steps" and steps < phase.steps:
+                log.warning("phase %s is over after %d steps and stays so", phase.name, steps)
 
     def _steps_behind(self) -> int:
-        done = sum(self._limit(phase) for phase in self.phases[: self.progress.phase])
+        done = sum(phase.steps for phase in self.phases[: self.progress.phase])
         return done + self.progress.step
 
     def _advance(self) -> bool:
         """Go to the next phase if this one is over. True when it was the last."""
         progress = self.progress
         phase = self.phases[progress.phase]
-        if progress.over != "gate" and progress.step < self._limit(phase):
-            if progress.over:  # its end was moved out, by a larger max_steps
+        if progress.over != "gate" and progress.step < phase.steps:
+            if progress.over:  # its end was moved out, by more steps or a larger max_steps
                 progress.over = None
                 progress.ended.pop()
             return False
@@ -180,7 +186,7 @@ class Trainer:
         progress, training = self.progress, self.training
         phase = self.phases[progress.phase]
         objective = self.objectives[phase.objective]
-        limit = self._limit(phase)
+        limit = phase.steps
         enter_phase(self.model, phase)
         if phase.name not in progress.started:
             if phase.init_from is not None:

@@ -58,7 +58,7 @@ def test_each_verb_is_called_once_and_what_is_there_is_reused(
     assert "reusing the trained world" in capsys.readouterr().out
 
 
-def test_a_look_of_two_steps_is_not_taken_for_the_whole(tmp_path, monkeypatch) -> None:
+def test_a_look_of_two_steps_is_not_taken_for_the_whole(tmp_path, monkeypatch, capsys) -> None:
     config = recipe("nano.cola")
     look = replace(config, training=replace(config.training, max_steps=2))
     (tmp_path / "config.yaml").write_text(to_yaml(look))
@@ -69,9 +69,8 @@ def test_a_look_of_two_steps_is_not_taken_for_the_whole(tmp_path, monkeypatch) -
     monkeypatch.setattr(demo.train, "run", lambda argv: called.append(argv) or 0)
     monkeypatch.setattr(demo.evaluate, "run", lambda argv: 0)
     assert main(["demo", "--out", str(tmp_path), "--max-steps", "2"]) == 0 and not called
-    assert main(["demo", "--out", str(tmp_path)]) == 0
-    (argv,) = called
-    assert "--resume" in argv and "--training.max-steps" not in argv
+    assert main(["demo", "--out", str(tmp_path)]) == 2 and not called
+    assert "holds a run with --max-steps 2, asked for None" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -30,7 +30,10 @@ def call(scene, tiny) -> list[str]:
     rest = [*tiny[:at], *tiny[at + 2 :], "--training.ema-decay", "0.9"]
     every = ["--training.max-steps", str(STEPS), "--training.checkpoint-every", "2"]
     start = ["--model.quantizer.unquantized-steps", "3"]  # the codebook starts within warm-up
-    return ["train", "nano.cola", "--data", str(scene), *rest, *every, *start]
+    # As in the recipe, also for a run that is longer than the reference.
+    ramps = [f"--phases.{phase}.lr-warmup-steps=50" for phase in ("warmup", "joint")]
+    ramps += ["--phases.joint.cooldown-steps", "0"]
+    return ["train", "nano.cola", "--data", str(scene), *rest, *every, *start, *ramps]
 
 
 def environment() -> dict[str, str]:

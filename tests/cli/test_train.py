@@ -131,6 +131,17 @@ def test_a_person_reads_what_runs_and_what_comes_next(scene, tiny, tmp_path, col
     )
 
 
+def test_the_header_says_what_was_recorded_and_where_codes_start(
+    scene, tiny, tmp_path, colaworld
+) -> None:
+    late = ["--model.quantizer.unquantized-steps", 3]
+    said = colaworld("train", "nano.cola", "--data", scene, "--out", tmp_path / "a", *tiny, *late)
+    assert "recorded with camera observation.images.top, 32x32 px, 10 frames/s" in said.out
+    assert "codes       start at step 2 of joint: not within warmup, which has none" in said.out
+    assert "shortened   warmup.lr_warmup_steps 50 -> 0, " in said.out
+    assert "joint.cooldown_steps 300 -> 0" in said.out
+
+
 # -- where settings come from ----------------------------------------------------------------
 
 
@@ -149,6 +160,24 @@ def test_command_line_wins_over_file_over_recipe(scene, tiny, tmp_path, colaworl
     assert (saved["training"]["seed"], saved["training"]["clip_norm"]) == (6, 0.5)
     assert saved["sampler"]["steps"] == 4
     assert saved["phases"]["warmup"]["learning_rate"] == 1e-3  # the recipe's
+
+
+def test_a_shorter_phase_takes_what_is_timed_in_it_along(tmp_path) -> None:
+    def parsed(*more: object):
+        return train.parse(["nano.cola", "--out", str(tmp_path), *map(str, more)]).run
+
+    assert parsed("--phases.joint.steps", 3).phases["joint"].cooldown_steps == 0
+    short = parsed("--training.max-steps", 100, "--phases.joint.cooldown-steps=9")
+    assert short.phases["joint"].cooldown_steps == 9
+    assert short.model.quantizer.unquantized_steps == 62
+    file = tmp_path / "mine.yaml"
+    file.write_text("phases: {joint: {steps: 130, cooldown_steps: 100}, warmup: {steps: 200}}\n")
+    with_file = parsed("--config", file)
+    assert with_file.phases["joint"].cooldown_steps == 100  # the file says so
+    assert with_file.model.quantizer.unquantized_steps == 125
+    assert parsed("--config", file, "--phases.joint.steps=13").phases["joint"].cooldown_steps == 10
+    file.write_text("model: {quantizer: {continuous_steps: 250}}\ntraining: {max_steps: 40}\n")
+    assert parsed("--config", file).model.quantizer.unquantized_steps == 250  # by its former name
 
 
 def test_a_saved_config_repeats_the_run(trained, tmp_path, colaworld) -> None:
@@ -299,6 +328,20 @@ def test_resume_goes_on_as_if_never_stopped(trained, scene, tiny, tmp_path, cola
         "train", "nano.frozen_world", "--resume", "--out", out, "--training.max-steps", 2
     )
     assert said.status == 0 and len(rows(out)) == 2  # finished: nothing more is done
+
+
+def test_resume_keeps_the_length_the_run_began_with(scene, tiny, tmp_path, colaworld) -> None:
+    out = tmp_path / "run"
+    call = ["train", "nano.frozen_world", "--out", out]
+    assert colaworld(*call, "--data", scene, *tiny).status == 0
+    before = config(out)
+    said = colaworld(*call, "--resume")
+    assert said.status == 0 and len(rows(out)) == 2 and config(out) == before
+    said = colaworld(*call, "--resume", "--training.max-steps", 3)
+    assert said.status == 0 and len(rows(out)) == 3
+    said = colaworld(*call, "--resume", "--training.max-steps=None", "--phases.warmup.steps", 4)
+    assert said.status == 0 and len(rows(out)) == 4
+    assert config(out)["phases"]["warmup"]["lr_warmup_steps"] == 0  # as scaled when it began
 
 
 def test_resume_refuses_what_would_be_another_run(trained, colaworld, tmp_path) -> None:

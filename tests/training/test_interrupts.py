@@ -37,6 +37,28 @@ def test_sigterm_asks_too_and_handlers_come_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_is_answered_at_once(number, capfd):
+    with StopRequest() as request:
+        signal.raise_signal(number)
+        name = signal.Signals(number).name
+        assert request.requested == name
+        assert capfd.readouterr().err == (
+            f"\n{name}: stopping after this step; again: at once\n"
+        )
+
+
+def test_an_ignored_hangup_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as request:
+            signal.raise_signal(signal.SIGHUP)
+            assert request.requested is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_other_threads_leave_signals_alone():
     before = signal.getsignal(signal.SIGINT)
     seen = []

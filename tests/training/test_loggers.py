@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -129,6 +130,25 @@ def test_console_prints_plain_lines(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("warmup step 1 (5 of 10)  loss 0.5000  entropy 0.25  12 clips/s")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_that_has_gone_does_not_stop_a_run(terminal, monkeypatch, caplog):
+    class Gone(io.StringIO):
+        def isatty(self):
+            return terminal
+
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+    console = ConsoleLogger(total=10)
+    console._console.file = Gone()
+    row = {"phase": "warmup", "step": 1, "loss": 0.5}
+    console.row(row)
+    console.say("saved")
+    console.row(row)
+    console.close()
+    assert caplog.text.count("nothing more is shown: [Errno 5]") == 1
 
 
 def test_durations():

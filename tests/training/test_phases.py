@@ -32,6 +32,13 @@ def test_cooldown_falls_to_a_tenth_at_the_last_step():
     assert [p.lr_factor(n) for n in (1, 90, 95, 100)] == pytest.approx([1, 1, 0.55, 0.1])
 
 
+def test_a_capped_phase_cools_down_at_its_own_end():
+    p = Phase("p", "flow", ("a",), 100, lr_warmup_steps=0, cooldown_steps=10)
+    assert p.capped(None) == p.capped(100) == p
+    assert [p.capped(20).lr_factor(n) for n in (10, 15, 20)] == pytest.approx([1, 0.55, 0.1])
+    assert p.capped(4).cooldown_steps == 4
+
+
 def test_rate_of_a_part():
     p = phase(train=("a", "b"), learning_rate=2e-3, lr_multipliers=(("b", 0.1),))
     assert p.rate("a") == 2e-3
@@ -63,6 +70,8 @@ def test_what_does_not_fit_is_named():
     ):
         with pytest.raises(ConfigError, match=match):
             check_phases(phases, m, ["flow"])
+    with pytest.raises(ConfigError, match=r"cooldown_steps: expected 0 .. steps \(10\), got 11"):
+        check_phases([phase(cooldown_steps=11)], m, ["flow"])
     m.own = nn.Parameter(m.a.bias.detach().clone())
     with pytest.raises(ConfigError, match="own"):
         check_phases([phase()], m, ["flow"])
@@ -74,6 +83,7 @@ def test_what_does_not_fit_is_named():
         ({"train": ()}, "train"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"lr_warmup_steps": -1}, "lr_warmup_steps"),
+        ({"cooldown_steps": -1}, "cooldown_steps"),
         ({"lr_multipliers": (("b", 0.1),)}, "lr_multipliers.*'b'"),
     ],
 )

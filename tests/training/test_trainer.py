@@ -154,6 +154,29 @@ def test_max_steps_caps_each_phase_and_may_grow(toy, tmp_path, read_run):
     assert [r["step"] for r in read_run(tmp_path).rows] == [1, 2, 3, 1, 2, 3, 4, 5]
 
 
+def test_a_finished_run_goes_on_with_more_steps(toy, tmp_path, read_run, caplog):
+    """Its last phase as if it had been as long all along; old weights are not taken for new ones."""
+    short = [dataclasses.replace(phase, steps=3, gate=None) for phase in toy.PHASES]
+    longer = [dataclasses.replace(phase, steps=6) for phase in short]
+    toy.trainer(tmp_path, phases=short).run()
+    there = []
+
+    def hook(batch, loss):
+        there.append((tmp_path / "weights").exists())
+        return loss
+
+    toy.trainer(tmp_path, phases=longer, resume=True, hook=hook).run()
+    assert [r["step"] for r in read_run(tmp_path).rows] == [1, 2, 3, 1, 2, 3, 4, 5, 6]
+    assert "phase warmup is over after 3 steps and stays so" in caplog.text
+    assert there and not any(there)
+    about = json.loads((tmp_path / "weights" / "config.json").read_text())
+    assert about["global_step"] == 9
+    whole = toy.trainer(tmp_path / "whole", phases=[short[0], longer[1]]).run()
+    assert whole.status == "finished"
+    assert read_run(tmp_path / "whole").weights == read_run(tmp_path).weights
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name[0] == "."]
+
+
 def test_a_finished_run_says_so(toy, tmp_path, read_run):
     toy.trainer(tmp_path).run()
     before = read_run(tmp_path)
@@ -170,7 +193,7 @@ def test_a_folder_with_a_run_is_not_overwritten(toy, tmp_path):
         toy.trainer(tmp_path, resume=True, config_yaml="recipe: other\n").run()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("at", [5, 20, 23])  # in warm-up, at its last step, in the joint phase
 def test_a_signal_saves_and_the_run_resumes_exactly(
     number, at, toy, tmp_path, reference, read_run, capsys
