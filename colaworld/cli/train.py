@@ -7,9 +7,11 @@ the wiring (runs/build.py), the loop and its progress (training).
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,14 +20,15 @@ from typing import Annotated, Any
 import tyro
 import yaml
 
-from colaworld.config import ConfigError, from_command_line, load_yaml
+from colaworld.config import ConfigError, from_command_line, load_yaml, to_dict
 from colaworld.recipes import RECIPES, recipe
 from colaworld.runs.build import build_trainer
 from colaworld.runs.config import RunConfig
 from colaworld.runs.lengths import codes_start, shortened
-from colaworld.runs.load import read_config
+from colaworld.runs.load import read_config, without_world
 from colaworld.runs.presets import with_preset
 from colaworld.training.checkpoint import find_checkpoints
+from colaworld.training.config import ONE_DEVICE
 from colaworld.training.run_folder import leaves, renamed
 from colaworld.training.trainer import Trainer
 
@@ -66,6 +69,15 @@ def run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_USAGE.format(recipes=names), end="", file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":  # torchrun's
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(1)  # torchrun ends all processes with the first that fails: rank 0 speaks
+            return 2
+        raise ConfigError(
+            f"training.devices: expected {ONE_DEVICE}, got {processes} processes (WORLD_SIZE); start "
+            "this command once, without torchrun"
+        )
     options, changes = _parse(argv)
     config = options.run
     if not options.resume and find_checkpoints(options.out / "checkpoints"):
@@ -84,7 +96,7 @@ def run(argv: list[str]) -> int:
     print(summary(config, trainer, changes), flush=True)
     result = trainer.run()
     if result.status == "finished":
-        print(ending(config, options.out))
+        print(ending(config, trainer))
     return 1 if result.status == "stopped" else 0
 
 
@@ -304,16 +316,43 @@ def _short(count: int) -> str:
     return str(count)
 
 
-def ending(config: RunConfig, out: Path) -> str:
+def ending(config: RunConfig, trainer: Trainer) -> str:
     """Where the weights are, and what to do with them."""
+    out, parts = trainer.out, config.parts()
     lines = [("weights", str(out / "weights" / "model.safetensors"))]
-    if "conditioner" in config.parts():
+    if not parts:  # a plain video model has no latent actions to evaluate
+        cola = [*program(), "train", "nano.cola", "--backbone-weights", str(out)]
+        cola += [*same_frames(config, recipe("nano.cola")), "--out", f"{out}-cola"]
+        lines.append(("use it", shlex.join(cola)))
+    elif without_world(parts):
+        lines.append(("use it", without_world(parts)))
+    elif trainer.model.quantizer.continuous:
+        lines.append(("no codes", f"{codes_start(config)}: add --resume --training.max-steps N"))
+    else:
         lines.append(("evaluate", shlex.join([*program(), "evaluate", str(out)])))
         lines.append(("sample", shlex.join([*program(), "sample", str(out)])))
-    else:  # a plain video model has no latent actions to evaluate
-        cola = [*program(), "train", "nano.cola", "--backbone-weights", str(out)]
-        lines.append(("use it", shlex.join([*cola, "--data", str(config.data.path)])))
     return "\n".join([f"finished {out}", *(f"  {k:12}{v}" for k, v in lines)])
+
+
+def same_frames(config: RunConfig, base: RunConfig) -> list[str]:
+    """What `base` needs on the command line to show its video model the frames of `config`."""
+
+    def shown(run: RunConfig) -> dict[str, Any]:
+        values = to_dict(run)
+        model = {name: values["model"][name] for name in ("window", "backbone", "tokenizer")}
+        history = {"history": values["objective"]["history"]}
+        return dict(leaves({"data": values["data"], "model": model, "objective": history}))
+
+    before, flags = shown(base), []
+    for key, value in shown(config).items():
+        if value == before.get(key):
+            continue
+        where, _, name = key.replace("_", "-").rpartition(".")
+        no = "no-" if value is False else ""
+        flags.append("--data" if key == "data.path" else f"--{where}.{no}{name}")
+        if not isinstance(value, bool):
+            flags += map(str, value if isinstance(value, list) else [value])
+    return flags
 
 
 if __name__ == "__main__":

@@ -42,13 +42,23 @@ def build_model(config: RunConfig, *, weights: bool = True) -> WorldModel:
 
 
 def check_backbone_data(config: RunConfig) -> None:
-    """A warning where the video model was trained on episodes that this run calls held out."""
+    """A warning where the video model was trained on another size of frames, or on episodes that
+    this run calls held out."""
     if (
         config.backbone_weights is None
         or not (Path(config.backbone_weights) / "config.yaml").is_file()
     ):
         return  # random, shipped or a bare file: nothing is known of its data
     before = load_yaml(Path(config.backbone_weights) / "config.yaml", RunConfig).data
+    trained, now = ((data.height, data.width) for data in (before, config.data))
+    if trained != now:
+        log.warning(
+            "the generator %s was trained on frames of another size (data.height and data.width %s; "
+            "here %s); use the same",
+            config.backbone_weights,
+            " and ".join(map(str, trained)),
+            " and ".join(map(str, now)),
+        )
     if before.path != config.data.path:
         return
     if before.holdout != config.data.holdout or before.split != config.data.split:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import platform
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -44,16 +44,29 @@ def read_config(folder: Path) -> RunConfig:
     return load_yaml(path, RunConfig)
 
 
+def without_world(parts: Sequence[str]) -> str | None:
+    """Why a run with these parts cannot be rolled out, and what it is good for; None: it can."""
+    absent = [part for part in ("idm", "quantizer", "conditioner") if part not in parts]
+    if not absent:
+        return None
+    if not parts:
+        return (
+            "a video model, which has no latent actions to evaluate or to roll out; other runs start "
+            "from it with --backbone-weights"
+        )
+    return (
+        f"it has no {', '.join(absent)}, so there are no latent actions to roll out or to evaluate; "
+        f"phases start from its {', '.join(parts)} with init_from"
+    )
+
+
 def load_world(folder: Path, *, device: str = "cpu") -> tuple[World, RunConfig]:
     """The trained world of a run: weights/ when it is finished, else the last checkpoint."""
     config = read_config(folder)
     model = build_model(config, weights=False)
-    absent = [part for part in ("idm", "quantizer", "conditioner") if not hasattr(model, part)]
-    if absent:
-        raise ConfigError(
-            f"{folder} is a run of {config.recipe}, which has no latent actions to evaluate (no "
-            f"{', '.join(absent)})"
-        )
+    why = without_world(config.parts())
+    if why is not None:
+        raise ConfigError(f"{folder} is a run of {config.recipe}: {why}")
     finished = folder / "weights" / "model.safetensors"
     if finished.is_file():
         load_weights(model, finished)

@@ -31,7 +31,7 @@ from colaworld.models.world import World
 from colaworld.models.world_model import TOKENIZER_MARK
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig
-from colaworld.runs.load import read_config
+from colaworld.runs.load import read_config, without_world
 from colaworld.runs.model_card import model_card
 from colaworld.runs.weights import PATTERNS
 from colaworld.training.checkpoint import write_folder
@@ -98,11 +98,8 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
         raise ConfigError(
             f"{run} is not finished: it has no weights/model.safetensors; train it to its end"
         )
-    if "conditioner" not in config.parts():
-        raise ConfigError(
-            f"{run} is a run of {config.recipe}, a video model without latent actions; its "
-            "weights/model.safetensors can be used as `generator` as it is"
-        )
+    if (why := without_world(config.parts())) is not None:
+        raise ConfigError(f"{run} is a run of {config.recipe}: {why}")
     if not 0 < shard_gb < float("inf"):
         raise ConfigError(f"--shard-gb: expected a size above 0, got {shard_gb}")
     if out.exists() and not _may_be_replaced(out):

@@ -10,6 +10,8 @@ from typing import Literal
 
 from colaworld.config import ConfigError
 
+ONE_DEVICE = "1 (training on several devices is not supported yet)"
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -93,7 +95,7 @@ class TrainingConfig:
         self._expect(
             self.spike_factor == 0 or self.spike_factor > 1, "spike_factor", "0 or a number > 1"
         )
-        self._expect(self.devices == 1, "devices", "1 (several devices are not supported yet)")
+        self._expect(self.devices == 1, "devices", ONE_DEVICE)
 
     def _expect(self, condition: bool, name: str, wanted: str) -> None:
         if not condition:

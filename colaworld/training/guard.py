@@ -16,13 +16,18 @@ MINIMUM = 10  # applied updates before a median is trusted to call something a s
 
 
 class LossGuard:
-    """Judges each update of one phase before it is applied. Its state is plain JSON."""
+    """Judges each update of one phase before it is applied. Its state is plain JSON.
 
-    def __init__(self, training: TrainingConfig) -> None:
+    Args:
+        training: the limits.
+        in_a_row: updates that the phase before skipped at its end.
+    """
+
+    def __init__(self, training: TrainingConfig, in_a_row: int = 0) -> None:
         self.training = training
         self._losses: deque[float] = deque(maxlen=training.spike_window)
         self.skipped = 0
-        self.in_a_row = 0
+        self.in_a_row = in_a_row
 
     def judge(self, loss: float, gradient_norm: float) -> str | None:
         """None to apply the update, else why it must be skipped. Counts either way."""
@@ -54,6 +59,17 @@ class LossGuard:
             self.in_a_row >= self.training.max_consecutive_skips
             or self.skipped >= self.training.max_skips
         )
+
+    def diverged(self, steps: int, *, last: bool) -> str | None:
+        """Why a phase that is over after `steps` counts as diverged; None where it does not.
+
+        `last`: no phase follows, in which training could recover from skips at the end.
+        """
+        if 2 * self.skipped >= steps:
+            return f"{self.skipped} of its {steps} updates were skipped"
+        if last and self.in_a_row:
+            return f"its last update was skipped ({self.skipped} of {steps} were)"
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -66,6 +66,7 @@ class PhaseState:
         training: settings of the loop.
         moments: what the optimizer begins with, by parameter name; copied.
         restored: the checkpoint that the phase continues from, or None to begin anew.
+        skips: updates in a row that the phase before skipped at its end.
     """
 
     def __init__(
@@ -77,11 +78,12 @@ class PhaseState:
         *,
         moments: Moments,
         restored: Checkpoint | None = None,
+        skips: int = 0,
     ) -> None:
         self.model, self.phase = model, phase
         self.objective, self.training = objective, training
         self.optimizer = PhaseOptimizer(model, phase, training, moments=moments)
-        self.guard = LossGuard(training)
+        self.guard = LossGuard(training, skips)
         self.gate = WarmupGate(phase.gate) if phase.gate else None
         self.alarm = CollapseAlarm(phase.alarm) if phase.alarm else None
         self.health: HealthMeter | None = None
@@ -158,10 +160,13 @@ class PhaseState:
         return None if action == "warn" else action
 
     def healthy(self, phases: Sequence[Phase]) -> bool:
-        """Whether a rollback may go back to now: no codebook, or entropy above the alarm floor.
+        """Whether a rollback may go back to now: the latest update was applied, and there is no
+        codebook or its entropy is above the alarm floor.
 
         A phase without an alarm answers to the highest floor of all `phases`.
         """
+        if self.guard.in_a_row:
+            return False
         if self.health is None or self.health.latest is None:
             return True
         floors = [p.alarm.floor for p in phases if p.alarm]

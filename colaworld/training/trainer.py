@@ -29,6 +29,7 @@ from colaworld.training.blocks import wrap_blocks
 from colaworld.training.checkpoint import Checkpoint, init_parts
 from colaworld.training.config import TrainingConfig
 from colaworld.training.distributed import Distributed
+from colaworld.training.guard import LossGuard
 from colaworld.training.interrupts import StopRequest
 from colaworld.training.optimizer import Moments
 from colaworld.training.phase_state import PhaseState, Progress, TrainResult
@@ -93,12 +94,14 @@ class Trainer:
         self.progress = Progress()
         self._moments: Moments = {}  # what the next optimizer begins with, by parameter name
         self._restored: Checkpoint | None = None  # what the current phase continues from
+        self._guard = LossGuard(training)  # of the latest phase
         self._folder = RunFolder(self.out, self.distributed)
 
     # -- the run ---------------------------------------------------------------------------
 
     def run(self) -> TrainResult:
-        """Train until all phases are done, the alarm stops the run, or a signal asks for it.
+        """Train until all phases are done, a phase diverged, the alarm stops the run, or a signal
+        asks for it.
 
         Raises:
             RunFolderError: the folder holds another run, or cannot be written (CheckpointError).
@@ -106,6 +109,8 @@ class Trainer:
         """
         try:
             self._open_folder()
+            if (why := self._diverged()) is not None:
+                return self._stopped(why)
             if self._advance():
                 where = f"the run in {self.out} is finished; nothing to resume"
                 if not self._folder.exported():
@@ -149,6 +154,18 @@ class Trainer:
     def _steps_behind(self) -> int:
         done = sum(phase.steps for phase in self.phases[: self.progress.phase])
         return done + self.progress.step
+
+    def _diverged(self) -> str | None:
+        """Why the current phase, if it is over, is no success."""
+        progress, phase = self.progress, self.phases[self.progress.phase]
+        if progress.over is None or (progress.over == "steps" and progress.step < phase.steps):
+            return None
+        last = phase is self.phases[-1]
+        why = self._guard.diverged(progress.step, last=last)
+        return why and (
+            f"phase {phase.name} diverged: {why}. Lower its learning rate in a new run, or train on "
+            f"with --phases.{phase.name}.steps and --resume; no weights are exported"
+        )
 
     def _advance(self) -> bool:
         """Go to the next phase if this one is over. True when it was the last."""
@@ -226,6 +243,8 @@ class Trainer:
                 self._save(state)
             if alarm == "stop":
                 return self._stopped(f"the codebook collapsed in phase {phase.name}")
+            if (why := self._diverged()) is not None:
+                return self._stopped(why)
             if stopping:
                 signals = self.distributed.gather(request.requested)
                 return self._interrupted(next(filter(None, signals)), phase)
@@ -243,7 +262,9 @@ class Trainer:
             self.training,
             moments=self._moments,
             restored=self._restored,
+            skips=self._guard.in_a_row,
         )
+        self._guard = state.guard
         self._moments = {}  # the optimizer has copies; these would take their memory twice
         self._restored = None
         return state
@@ -285,6 +306,7 @@ class Trainer:
         progress.phase = names.index(phase.alarm.rewarm_phase)
         progress.step, progress.over = 0, None
         self._moments, self._restored = {}, None
+        self._guard = LossGuard(self.training)
         log.warning(
             "rolled back to %s; %s begins again", healthy.path.name, phase.alarm.rewarm_phase
         )
@@ -344,6 +366,7 @@ class Trainer:
         own = {kind: rng.get(_of_rank(rank, kind)) for kind in ("cpu", "cuda")}
         checkpoints.restore_rng({k: v for k, v in own.items() if v is not None}, self.device)
         self.loader.load_state_dict(loaders[rank])
+        self._guard.load_state_dict(state["guard"])
         self._restored = checkpoint
         log.info("resumed from %s", checkpoint.path)
 

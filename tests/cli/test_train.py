@@ -8,6 +8,7 @@ import logging
 import os
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ import yaml
 from safetensors.torch import load_file
 
 from colaworld.cli import train
+from colaworld.recipes import recipe
+from colaworld.runs.load import read_config
 from colaworld.runs.weights import find_backbone_weights
 from colaworld.training import checkpoint
 
@@ -136,10 +139,40 @@ def test_the_header_says_what_was_recorded_and_where_codes_start(
 ) -> None:
     late = ["--model.quantizer.unquantized-steps", 3]
     said = colaworld("train", "nano.cola", "--data", scene, "--out", tmp_path / "a", *tiny, *late)
-    assert "recorded with camera observation.images.top, 32x32 px, 10 frames/s" in said.out
+    assert "recorded with camera observation.images.main, 32x32 px, 10 frames/s" in said.out
     assert "codes       start at step 2 of joint: not within warmup, which has none" in said.out
     assert "shortened   warmup.lr_warmup_steps 50 -> 0, " in said.out
     assert "joint.cooldown_steps 300 -> 0" in said.out
+
+
+def test_what_comes_next_fits_the_run(generator, scene, tiny, tmp_path, colaworld) -> None:
+    """The command to use a video model trains on the same frames; no codes: nothing to evaluate."""
+    config = read_config(generator)
+    data = replace(config.data, height=32, width=64, fps=5.0)
+    flags = train.same_frames(replace(config, data=data), recipe("nano.cola"))
+    text = " ".join(flags)
+    assert text.startswith(f"--data {scene} --data.fps 5.0 --data.height 32 --data.width 64")
+    assert "--data.holdout 0.1" in text and "--model.backbone.width 32" in text
+    assert "--model.window" not in text  # as in nano.cola anyway
+    next_one = train.parse(["nano.cola", *flags, "--backbone-weights", str(generator)]).run
+    assert next_one.data == data and next_one.model.backbone == config.model.backbone
+
+    late = ["--model.quantizer.unquantized-steps", 9, "--training.max-steps", 1]
+    out = tmp_path / "run"
+    said = colaworld("train", "nano.cola", "--data", scene, "--out", out, *tiny, *late)
+    assert said.status == 0 and f"evaluate {out}" not in said.out
+    assert "no codes    NEVER: this run ends before they start" in said.out
+
+
+@pytest.mark.parametrize(("rank", "says"), [("0", True), ("1", False)])
+def test_several_processes_are_refused_in_one_line(rank, says, monkeypatch, colaworld) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(train.time, "sleep", lambda seconds: None)
+    said = colaworld("train", "nano.cola", "--data", "absent")
+    assert said.status == 2 and said.out == ""
+    assert said.err.count("\n") == says
+    assert ("training.devices: expected 1 (training on several devices" in said.err) == says
 
 
 # -- where settings come from ----------------------------------------------------------------

@@ -86,9 +86,27 @@ def test_a_generator_that_knows_held_out_episodes_is_told(tiny, tmp_path, caplog
     assert not caplog.records
 
 
+def test_a_generator_of_another_size_is_told(tiny, tmp_path, caplog) -> None:
+    config = replace(tiny(), backbone_weights=str(tmp_path))
+    sized = replace(config, data=replace(config.data, height=48, width=64))
+    (tmp_path / "config.yaml").write_text(to_yaml(sized))
+    check_backbone_data(sized)
+    assert not caplog.records
+    check_backbone_data(config)
+    assert "(data.height and data.width 48 and 64; here None and None)" in caplog.text
+
+
+def test_a_run_without_a_conditioner_says_what_it_is_good_for() -> None:
+    why = load.without_world(("idm", "quantizer", "adapter"))
+    assert why.startswith("it has no conditioner, so there are no latent actions to roll out")
+    assert "start from its idm, quantizer, adapter with init_from" in why
+    assert load.without_world(("idm", "quantizer", "conditioner", "fdm")) is None
+    assert "--backbone-weights" in load.without_world(())
+
+
 def test_a_generator_has_no_world(tiny, tmp_path) -> None:
     build_trainer(tiny("nano.pretrain"), out=tmp_path / "run").run()
-    with pytest.raises(ConfigError, match=r"a run of nano\.pretrain, which has no latent actions"):
+    with pytest.raises(ConfigError, match=r"a run of nano\.pretrain: a video model, which has no"):
         load.load_world(tmp_path / "run")
 
 

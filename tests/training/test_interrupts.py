@@ -43,9 +43,7 @@ def test_the_first_is_answered_at_once(number, capfd):
         signal.raise_signal(number)
         name = signal.Signals(number).name
         assert request.requested == name
-        assert capfd.readouterr().err == (
-            f"\n{name}: stopping after this step; again: at once\n"
-        )
+        assert capfd.readouterr().err == (f"\n{name}: stopping after this step; again: at once\n")
 
 
 def test_an_ignored_hangup_stays_ignored():

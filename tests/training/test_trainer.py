@@ -344,6 +344,51 @@ def test_too_many_skips_stop_with_the_batch_named(toy, tmp_path):
         ).run()
 
 
+def test_a_run_whose_last_update_was_skipped_is_not_finished(toy, tmp_path, read_run):
+    phases = [dataclasses.replace(toy.PHASES[0], steps=4, gate=None)]
+    result = toy.trainer(tmp_path, hook=poison({7: math.nan}), phases=phases).run()
+    assert result.status == "stopped"
+    assert "phase warmup diverged: its last update was skipped (1 of 4 were)" in result.message
+    assert read_run(tmp_path).state["healthy"] is False
+    again = toy.trainer(tmp_path, phases=phases, resume=True).run()
+    assert (again.status, again.message) == (result.status, result.message)
+    assert not (tmp_path / "weights").exists()
+    longer = [dataclasses.replace(phases[0], steps=5)]
+    assert toy.trainer(tmp_path, phases=longer, resume=True).run().status == "finished"
+    assert read_run(tmp_path).state["healthy"] and (tmp_path / "weights").exists()
+
+
+def test_a_phase_that_skipped_half_of_its_updates_ends_the_run(toy, tmp_path):
+    warm, joint = (dataclasses.replace(phase, steps=4, gate=None) for phase in toy.PHASES)
+    hook = poison({2: math.inf, 4: math.inf})  # steps 2 and 3
+    result = toy.trainer(tmp_path, hook=hook, phases=[warm, joint]).run()
+    assert (result.status, result.phase) == ("stopped", "warmup")
+    assert "2 of its 4 updates were skipped" in result.message
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_skips_in_a_row_are_counted_over_the_end_of_a_phase(resumed, toy, tmp_path):
+    training = dataclasses.replace(toy.TRAINING, max_consecutive_skips=3)
+    phases = [dataclasses.replace(phase, steps=6, gate=None) for phase in toy.PHASES]
+    bad = {n: math.inf for n in range(8, 14)}  # the last two steps, and the first of the next phase
+
+    def trainer(hook, **more):
+        return toy.trainer(tmp_path, hook=hook, phases=phases, training=training, **more)
+
+    if resumed:  # between the two phases
+        hook = poison(bad)
+
+        def stop(batch, loss):
+            if int(batch.episode[0]) == 12:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return hook(batch, loss)
+
+        assert trainer(stop).run().step == 6
+        bad = {0: math.inf}
+    with pytest.raises(UnstableTrainingError, match=r"joint step 1: .*3 updates were"):
+        trainer(poison(bad), resume=resumed).run()
+
+
 # -- the collapse alarm --------------------------------------------------------------------
 
 
