@@ -28,7 +28,6 @@ import torch
 from colaworld import ops
 
 from .. import gate, machine, run, timing
-from .. import ops as suite
 from ..case import Case, Failed, Skipped
 from . import goals, store, tune, workers
 from .cases import BASELINES, GOALS, STAGES, TUNED, Options, cases_of, joint
@@ -104,11 +103,8 @@ def probe(options: Options, keep: Keep) -> None:
     for backend in ops.ATTENTION_BACKENDS:
         print(f"attention {backend}: {ops.attention_backend_missing(backend) or 'there'}")
     print(f"compiled library: {ops.build_info() or ops.why_not_compiled()}")
-    for op in ops.names():
-        known = suite.DEFINITIONS.get(op)
-        lead = torch.zeros(4, 8) if known is None else known.example()
-        axis = None if known is None else known.axis(known.tiny)
-        for verdict in ops.explain(op, lead.to(options.device), axis=axis):
+    for op, axis, shape in ops.examples():
+        for verdict in ops.explain(op, torch.zeros(shape, device=options.device), axis=axis):
             print(f"{op}: {verdict.name}: {verdict.reason or 'runs'}")
 
 

@@ -37,7 +37,7 @@ class Definition:
     draw: Callable[[Shape, torch.Generator], Inputs]  # float32, on the generator's device
     call: Function  # the public op
     lead: str  # the input that the choice of an implementation looks at
-    tiny: Shape  # an example: for tests, and to ask which implementations there are
+    tiny: Shape  # an example, for tests
     cost: Callable[[Shape, str, int], tuple[Any, Any]]  # (shape, mode, itemsize) -> bytes, flops
     tests: tuple[str, ...] = ()
     differentiable: tuple[str, ...] = ()  # inputs that receive gradients in fwd_bwd
@@ -173,10 +173,6 @@ class Definition:
         made |= {name: lambda name=name: ours(name) for name in registered if name != "reference"}
         made |= {name: lambda of=of: of(shape, mode) for name, of in self.baselines.items()}
         return {name: cache(make) for name, make in made.items()}  # verified and timed as one
-
-    def example(self) -> Tensor:
-        """A small leading tensor on the CPU."""
-        return self.draw(self.tiny, torch.Generator().manual_seed(0))[self.lead]
 
     def run(
         self, function: Function, inputs: Inputs, cotangents: Outputs, backward: bool

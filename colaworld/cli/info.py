@@ -23,17 +23,6 @@ import colaworld
 from colaworld import ops
 
 PACKAGES = ("torch", "triton", "numpy", "av", "pyarrow", "safetensors", "tensorboard", "crafter")
-# A call of each op as the models make it: (op, axis, shape of its leading tensor).
-EXAMPLES = (
-    ("st_attention", "temporal", (1, 16, 4, 3, 16, 72)),
-    ("st_attention", "spatial", (1, 16, 4, 3, 16, 72)),
-    ("qkv_norm_rope", None, (1, 4, 3, 16, 72)),
-    ("qk_norm_rope", None, (1, 4, 12, 128)),
-    ("adaln", None, (1, 2, 4, 1152)),
-    ("vector_quantize", None, (4, 32)),
-    ("code_statistics", None, (4, 32)),
-    ("update_codebook", None, (4, 32)),
-)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 VARIABLES = (
     "COLAWORLD_OPS",
@@ -82,7 +71,7 @@ def _explained(device: str, dtype: str) -> list[dict[str, Any]]:
                 "would_run": verdict.would_run,
                 "reason": verdict.reason,
             }
-            for op, axis, shape in EXAMPLES
+            for op, axis, shape in ops.examples()
             for verdict in ops.explain(
                 op, torch.empty(shape, device=device, dtype=getattr(torch, dtype)), axis=axis
             )

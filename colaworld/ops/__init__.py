@@ -9,6 +9,7 @@ of each CUDA kernel takes.
 from colaworld.ops._dispatch import (
     Explanation,
     NoImplementationError,
+    examples,
     explain,
     force,
     implementations,
@@ -41,6 +42,7 @@ __all__ = [
     "build_info",
     "code_statistics",
     "cuda_kernels",
+    "examples",
     "explain",
     "force",
     "implementations",

@@ -66,6 +66,8 @@ class NoImplementationError(ValueError):
 
 # op name -> implementations, most preferred first. Filled by `register` at import.
 _REGISTRY: dict[str, tuple[Implementation, ...]] = {}
+# op name -> the leading tensor of a call as the models make it, and the axes it may name.
+_EXAMPLES: dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]] = {}
 # op name -> whom the sizes prefer, for ops of which that depends on sizes.
 _PREFERS: dict[str, Callable[[CallInfo], Preference | None]] = {}
 
@@ -85,12 +87,17 @@ def register(
     implementations: Sequence[Implementation],
     *,
     prefers: Callable[[CallInfo], Preference | None] | None = None,
+    example: tuple[int, ...] | None = None,
+    axes: tuple[str | None, ...] = (None,),
 ) -> None:
     """Declare the implementations of `op`, most preferred first.
 
     `prefers`: the one that comes first at some sizes and why, or None for the order as it is.
+    `example`: the shape of the leading tensor of a call as the models make it; `axes` it may name.
     """
     _REGISTRY[op] = tuple(implementations)
+    if example is not None:
+        _EXAMPLES[op] = example, axes
     if prefers is not None:
         _PREFERS[op] = prefers
 
@@ -98,6 +105,11 @@ def register(
 def names() -> tuple[str, ...]:
     """Names of every op that is registered."""
     return tuple(_REGISTRY)
+
+
+def examples() -> list[tuple[str, str | None, tuple[int, ...]]]:
+    """A call of each op as the models make it: (op, axis, shape of its leading tensor)."""
+    return [(op, axis, shape) for op, (shape, axes) in _EXAMPLES.items() for axis in axes]
 
 
 def implementations(op: str) -> tuple[str, ...]:

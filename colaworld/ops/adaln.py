@@ -144,6 +144,7 @@ _dispatch.register(
         _dispatch.Implementation("triton", _run_triton, _triton_refuses),
         _dispatch.Implementation("reference", reference.adaln, _dispatch.always),
     ),
+    example=(1, 2, 4, 1152),
 )
 
 

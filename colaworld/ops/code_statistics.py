@@ -107,6 +107,7 @@ _dispatch.register(
         _dispatch.Implementation("reference", _reference, _dispatch.always),
     ),
     prefers=_prefers,
+    example=(4, 32),
 )
 
 

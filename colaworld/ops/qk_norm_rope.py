@@ -145,6 +145,7 @@ _dispatch.register(
         _dispatch.Implementation("triton", _run_triton, triton_refuses),
         _dispatch.Implementation("reference", reference.qk_norm_rope, _dispatch.always),
     ),
+    example=(1, 4, 12, 128),
 )
 
 

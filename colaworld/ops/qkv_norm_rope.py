@@ -119,6 +119,7 @@ _dispatch.register(
         _dispatch.Implementation("triton", _run_triton, triton_refuses),
         _dispatch.Implementation("reference", reference.qkv_norm_rope, _dispatch.always),
     ),
+    example=(1, 4, 3, 16, 72),
 )
 
 

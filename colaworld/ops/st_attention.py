@@ -228,6 +228,8 @@ _dispatch.register(
         _dispatch.Implementation("reference", reference.st_attention, _dispatch.always),
     ),
     prefers=_prefers,
+    example=(1, 16, 4, 3, 16, 72),
+    axes=("temporal", "spatial"),
 )
 
 

@@ -58,6 +58,7 @@ _dispatch.register(
         _dispatch.Implementation("cpu", reference.update_codebook, _on("cpu")),
         _dispatch.Implementation("reference", reference.update_codebook, _dispatch.always),
     ),
+    example=(4, 32),
 )
 
 

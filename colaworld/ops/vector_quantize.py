@@ -96,6 +96,7 @@ _dispatch.register(
         _dispatch.Implementation("reference", reference.vector_quantize, _dispatch.always),
     ),
     prefers=_prefers,
+    example=(4, 32),
 )
 
 

@@ -36,9 +36,8 @@ def test_ops(tiny_request, passing) -> None:
     seen = {(r["op"], r["impl"], r["mode"]) for r in found.rows[2:]}
     for op in ("st_attention", "adaln", "vector_quantize", "code_statistics"):
         assert {(op, "eager", "fwd"), (op, "eager", "fwd_bwd")} <= seen
-        for verdict in ops.explain(op, DEFINITIONS[op].example()):
-            if verdict.name == "cpu" and ops.build_info() is not None:
-                assert (op, "cpu", "fwd_bwd") in seen
+        if "cpu" in ops.implementations(op) and ops.build_info() is not None:
+            assert (op, "cpu", "fwd_bwd") in seen
     row = next(r for r in found.rows if r["op"] == "vector_quantize" and r["mode"] == "fwd")
     assert row["sizes"] == {"N": 12, "K": 8, "d": 8}
     moved = (2 * 12 * 8 + 8 * 8) * 4 + 12 * 8

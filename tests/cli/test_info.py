@@ -37,7 +37,7 @@ def test_a_device_that_is_not_here_can_be_asked_about(capsys) -> None:
     assert info.run(["--device", "cuda", "--dtype", "bfloat16", "--explain"]) == 0
     lines = capsys.readouterr().out.splitlines()
     asked = [line for line in lines if " on cuda: " in line]
-    assert len([line for line in asked if line.endswith(": runs")]) == len(info.EXAMPLES)
+    assert len([line for line in asked if line.endswith(": runs")]) == len(ops.examples())
     for name in ("st_attention temporal", "st_attention spatial", "adaln"):
         (reason,) = [line for line in asked if line.startswith(f"{name} on cuda: cpu: ")]
         assert "cuda" in reason.split("cpu: ")[1]  # where the tensors are
