@@ -9,7 +9,7 @@ import logging
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,11 @@ def _text_effect(
         raise ConfigError(
             "evaluation.text_effect: this run started from random weights, there is no pre-trained "
             "generator to measure"
+        )
+    if "text" not in {f.name for f in fields(config.model.backbone)}:
+        raise ConfigError(
+            f"evaluation.text_effect: a backbone of kind {config.model.backbone.kind!r} has no "
+            "cross-attention to text that could be removed"
         )
     velocities = []
     for text in ("null", "removed"):

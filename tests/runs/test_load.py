@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from safetensors.torch import save_file
 from colaworld.config import ConfigError, to_yaml
 from colaworld.data.errors import DataError
 from colaworld.evaluation.tables import table
-from colaworld.models.backbones import build_backbone
+from colaworld.models.backbones import BackboneConfig, build_backbone
 from colaworld.models.backbones.weights import WeightsError
+from colaworld.recipes import recipe
 from colaworld.runs import load
 from colaworld.runs.build import build_trainer, check_backbone_data
 from colaworld.training.checkpoint import CheckpointError, latest_checkpoint
@@ -195,6 +197,18 @@ def test_what_removing_cross_attention_costs_is_measured(tiny, tmp_path) -> None
     save_file(dict(plain.state_dict()), tmp_path / "generator.safetensors")
     with pytest.raises(WeightsError, match=r"missing .*cross_attn"):
         load.evaluate_run(tmp_path / "run", config=asked)
+
+
+def test_a_backbone_without_text_says_so(from_outside) -> None:
+    toy = Path(__file__).parents[1] / "models" / "backbones" / "plugin_backbone.py"
+    from_outside(toy)
+    (kind,) = (k for k in BackboneConfig.kinds() if k.kind == "toy")
+    config = recipe("nano.cola")
+    config = replace(config, model=replace(config.model, backbone=kind()))
+    with pytest.raises(
+        ConfigError, match=r"text_effect: a backbone of kind 'toy' has no cross-att"
+    ):
+        load._text_effect(config, None, iter(()), config.evaluation, "cpu")
 
 
 def test_predicted_frames_are_whole_latents() -> None:
