@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -10,17 +11,26 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from colaworld.cli.train import choose_device
-from colaworld.config import from_command_line
+from colaworld.config import from_command_line, from_dict
 from colaworld.data import transforms
 from colaworld.data.clips import ClipSet, DataConfig
 from colaworld.data.video_writer import EncodingConfig, VideoWriter
+from colaworld.files import read_json
 from colaworld.models.world import World
 from colaworld.runs.load import load_world
+from colaworld.runs.pretrained import from_pretrained
 from colaworld.runs.sizes import check_frames
+
+COLUMNS, SIDE, BYTES = (
+    8,
+    1600,
+    8_000_000,
+)  # of a picture of every action: rows too, pixels, as a GIF
+LABEL = 13  # pixels above a rollout
 
 
 @dataclass(frozen=True)
@@ -28,12 +38,13 @@ class SampleOptions:
     """Options of `colaworld sample`."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """The run folder."""
+    """The run folder, or a world written by `colaworld export`."""
     out: Path = Path("sample.gif")
     """Where to write: .gif, .mp4 or .png (a strip)."""
     codes: tuple[int, ...] = ()
     """Codebook entries, one per frame to generate (one per token and frame where an action has
-    several tokens). Without them every code is held for --frames frames, side by side."""
+    several tokens). Without them every action is held for --frames frames, side by side, each labelled
+    with its codes; at most 64, no wider or higher than 1600 pixels and, as a GIF, no larger than 8 MB."""
     hold: bool = False
     """Hold each action of --codes for --frames frames, side by side, in place of one after another."""
     frames: int = 8
@@ -41,9 +52,9 @@ class SampleOptions:
     start: Path | None = None
     """An image to start from; by default a frame of the data set."""
     data: Path | None = None
-    """The data set to take the start frame from; by default the run's own."""
+    """The data set to take the start frame from; by default the run's own. An exported world has none."""
     episode: int = 0
-    """Which held-out episode the start frame is from."""
+    """Which held-out episode the start frame is from (any episode, for an exported world)."""
     frame: int = 0
     """Which frame of it."""
     steps: int | None = None
@@ -53,7 +64,7 @@ class SampleOptions:
     seed: int = 0
     """Of the noise."""
     scale: int = 8
-    """Pixels are shown this many times larger."""
+    """Pixels are shown this many times larger; less where every action would not fit."""
     fps: int = 4
     """Frames per second of the result."""
     device: str = "auto"
@@ -73,7 +84,7 @@ def run(argv: list[str]) -> int:
     if options.scale < 1 or options.frames < 1 or options.fps < 1:
         raise ValueError("--scale, --frames and --fps: expected >= 1")
     device = choose_device(options.device)
-    world, config = load_world(options.run, device=device)
+    world, data = _load(options, device)
     sampler = world.sampler
     if options.steps is not None:
         sampler = replace(sampler, steps=options.steps)
@@ -81,10 +92,9 @@ def run(argv: list[str]) -> int:
         sampler = replace(sampler, guidance=options.guidance)
     world = replace(world, sampler=sampler)
     if options.start is not None:
-        history = _read_image(options.start, config.data)
+        history = _read_image(options.start, data)
     else:
-        data = replace(config.data, path=options.data or config.data.path, frames_per_clip=1)
-        clips = ClipSet(replace(data, split="heldout"))
+        clips = ClipSet(replace(data, frames_per_clip=1))
         if not 0 <= options.episode < len(clips.segments):
             raise ValueError(
                 f"--episode: expected 0 .. {len(clips.segments) - 1}, got {options.episode}"
@@ -94,40 +104,100 @@ def run(argv: list[str]) -> int:
             raise ValueError(f"--frame: expected 0 .. {len(frames) - 1}, got {options.frame}")
         history = torch.from_numpy(frames[options.frame].copy()).float()[None, None] / 255
     height, width = history.shape[-2:]
-    fewest = 1 + config.model.tokenizer.temporal_stride  # the size alone is checked here
-    check_frames(config.model, config.parts(), height=height, width=width, frames=fewest)
-    indices = _indices(world, options)
+    model = world.model
+    fewest = 1 + model.tokenizer.temporal_stride  # the size alone is checked here
+    parts = [name for name, _ in model.named_children()]
+    check_frames(model.config, parts, height=height, width=width, frames=fewest)
+    indices, told = _indices(world, options, most=_most_tiles(height, width))
+    print(told, flush=True)
     codes = world.lookup(indices.to(device))
-    generator = torch.Generator(device=device).manual_seed(options.seed)
-    history = history.to(device)  # one start and one noise for all: they differ by their actions
-    made = world.rollout_candidates(history, codes[None], generator=generator)[0]
-    video = torch.cat([history.expand(len(made), -1, -1, -1, -1), made], dim=1).cpu()
-    write_video(options.out, tile(video), scale=options.scale, fps=options.fps)
-    print(f"{options.out}: {len(indices)} rollout(s) of {video.shape[1]} frames")
+    history = history.to(device)
+    made = []
+    for part in codes.split(16):  # one start and one noise for all: they differ by their actions
+        generator = torch.Generator(device=device).manual_seed(options.seed)
+        made.append(world.rollout_candidates(history, part[None], generator=generator)[0].cpu())
+    video = torch.cat([history.cpu().expand(len(indices), -1, -1, -1, -1), torch.cat(made)], dim=1)
+    if options.codes:
+        write_video(options.out, tile(video, scale=options.scale), fps=options.fps)
+    else:
+        labels = [" ".join(map(str, action)) for action in indices[:, 0].tolist()]
+        labels = write_contact(options.out, video, labels, scale=options.scale, fps=options.fps)
+    shown = len(indices) if options.codes else len(labels)
+    if shown < len(indices):
+        print(
+            f"{shown} of these {len(indices)} are shown (evenly spaced), to stay below {BYTES / 1e6:g} MB"
+        )
+    print(f"{options.out}: {shown} rollout(s) of {video.shape[1]} frames")
     return 0
 
 
-def _indices(world: World, options: SampleOptions) -> Tensor:
-    """[rollouts, frames, N] codebook entries, checked."""
+def _load(options: SampleOptions, device: str) -> tuple[World, DataConfig]:
+    """The world of a run or an export, and how start frames are made for it."""
+    folder = options.run
+    if not folder.exists():
+        raise ValueError(f"{folder}: no such folder")
+    if (folder / "config.yaml").is_file():
+        world, config = load_world(folder, device=device)
+        data = replace(config.data, path=options.data or config.data.path, split="heldout")
+        return world, data
+    described = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if not isinstance(described, dict) or "frames" not in described:
+        raise ValueError(
+            f"{folder} is neither a run folder (it has no config.yaml) nor a world written by "
+            "`colaworld export` (it has no config.json that says so)"
+        )
+    if options.start is None and options.data is None:
+        raise ValueError(
+            f"{folder} is an exported world, which has no data: pass --start IMAGE or --data FOLDER"
+        )
+    kept = {
+        k: v
+        for k, v in described["frames"].items()
+        if k in ("height", "width", "crop", "stride", "fps")
+    }
+    data = from_dict(DataConfig, kept, where=f"{folder}/config.json: frames")
+    loaded = from_pretrained(folder, device=device)
+    if not isinstance(loaded, World):
+        raise ValueError(f"{folder} is a video model without latent actions")
+    return loaded, replace(data, path=options.data, split="all")
+
+
+def _most_tiles(height: int, width: int) -> int:
+    """Rollouts of this size that fit beside and below each other, not enlarged."""
+    return min(COLUMNS, SIDE // (width + 1)) * min(COLUMNS, SIDE // (height + LABEL + 1)) or 1
+
+
+def _indices(world: World, options: SampleOptions, *, most: int) -> tuple[Tensor, str]:
+    """[rollouts, frames, N] codebook entries, checked, and what they are in words."""
     size, tokens = world.codebook_size, world.tokens
     if size is None:
         raise ValueError(
             f"{options.run}: its latent actions are continuous, there are no codes to choose from"
         )
+    each = f"of {tokens} tokens each" if tokens > 1 else "of one token each"
     if not options.codes:
-        if size**tokens > 64:
-            raise ValueError(f"{size}^{tokens} codes are too many to show; pass --codes")
-        every = torch.cartesian_prod(*[torch.arange(size)] * tokens).view(-1, 1, tokens)
-        return every.expand(-1, options.frames, -1)
+        count = size**tokens
+        shown = min(count, most)
+        numbers = [i * (count - 1) // max(shown - 1, 1) for i in range(shown)]
+        digits = [[n // size**k % size for k in reversed(range(tokens))] for n in numbers]
+        every = torch.tensor(digits)[:, None]
+        which = f"all {count}" if count <= most else f"{most} of {count} (evenly spaced)"
+        rest = "" if count <= most else "; --codes shows those you name, with --hold side by side"
+        how = f"each held for {options.frames} frame(s)"
+        return every.expand(-1, options.frames, -1), f"{which} actions {each}, {how}{rest}"
     codes = torch.tensor(options.codes)
     if len(codes) % tokens or codes.min() < 0 or codes.max() >= size:
         raise ValueError(
             f"--codes: expected whole actions of {tokens} entries in 0 .. {size - 1}, "
             f"got {' '.join(map(str, options.codes))}"
         )
+    actions = codes.view(-1, tokens)
+    named = ", ".join(f"({' '.join(map(str, a))})" for a in actions.tolist())
+    told = f"{len(actions)} action(s) {each}: {named}"
     if options.hold:
-        return codes.view(-1, 1, tokens).expand(-1, options.frames, -1)
-    return codes.view(1, -1, tokens)
+        held = actions[:, None].expand(-1, options.frames, -1)
+        return held, f"{told}; each held for {options.frames} frame(s)"
+    return actions[None], f"{told}; one after another, {len(actions)} new frame(s)"
 
 
 def _read_image(path: Path, data: DataConfig) -> Tensor:
@@ -150,24 +220,50 @@ def _read_image(path: Path, data: DataConfig) -> Tensor:
     return pixels.float()[None] / 255
 
 
-def tile(video: Tensor, gap: int = 1) -> np.ndarray:
-    """Rollouts [B, T, 3, H, W] side by side: uint8 [T, H', W', 3], at most eight a row."""
+def tile(video: Tensor, labels: Sequence[str] = (), *, scale: int) -> np.ndarray:
+    """Rollouts [B, T, 3, H, W] side by side, enlarged without blur: uint8 [T, H', W', 3].
+
+    At most COLUMNS a row, a pixel of theirs between them; a line for each one's label above it.
+    """
     count, length, _, height, width = video.shape
-    columns = min(count, 8)
-    rows = -(-count // columns)
-    canvas = np.full(
-        (length, rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8
-    )
+    columns = min(count, COLUMNS, max(1, SIDE // (width + 1)) if labels else COLUMNS)
+    rows, above = -(-count // columns), LABEL if labels else 0
+    high, wide = height * scale + above, width * scale
+    size = (rows * (high + scale) - scale, columns * (wide + scale) - scale)
+    page = Image.new("RGB", size[::-1], "white")
+    places = [(i // columns * (high + scale), i % columns * (wide + scale)) for i in range(count)]
+    for label, (top, left) in zip(labels, places, strict=bool(labels)):
+        ImageDraw.Draw(page).text((left, top), label, fill="black", font=ImageFont.load_default())
+    canvas = np.asarray(page)[None].repeat(length, axis=0)
     pixels = (video.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
-    for i, clip in enumerate(pixels):
-        top, left = i // columns * (height + gap), i % columns * (width + gap)
-        canvas[:, top : top + height, left : left + width] = clip
+    for clip, (top, left) in zip(pixels, places, strict=True):
+        large = clip.repeat(scale, axis=1).repeat(scale, axis=2)
+        canvas[:, top + above : top + high, left : left + wide] = large
     return canvas
 
 
-def write_video(path: Path, frames: np.ndarray, *, scale: int, fps: int) -> None:
-    """uint8 [T, H, W, 3] to a GIF, an mp4 or a strip of frames (png), enlarged without blur."""
-    frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
+def write_contact(
+    path: Path, video: Tensor, labels: list[str], *, scale: int, fps: int
+) -> list[str]:
+    """Labelled rollouts [B, T, 3, H, W], within SIDE and, as a GIF, BYTES; the labels of those shown.
+
+    First they are enlarged less, then every second one is left out.
+    """
+    while True:
+        side = max(tile(video[:, :1], labels, scale=1).shape[1:3])
+        scale = max(1, min(scale, SIDE // side))
+        write_video(path, tile(video, labels, scale=scale), fps=fps)
+        size = path.stat().st_size
+        if path.suffix != ".gif" or size <= BYTES or (scale == 1 and len(labels) == 1):
+            return labels
+        if scale > 1:
+            scale = max(1, min(scale - 1, int(scale * (BYTES / size) ** 0.5)))
+        else:
+            video, labels = video[::2], labels[::2]
+
+
+def write_video(path: Path, frames: np.ndarray, *, fps: int) -> None:
+    """uint8 [T, H, W, 3] to a GIF, an mp4 or a strip of frames (png)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
         Image.fromarray(np.concatenate(list(frames), axis=0)).save(path)
