@@ -16,7 +16,6 @@ import tyro
 
 from colaworld.cli import evaluate, record, train
 from colaworld.config import ConfigError
-from colaworld.files import read_json
 from colaworld.runs.load import read_config
 
 # The generator was pre-trained on other episodes of the same world (seed 1000).
@@ -87,9 +86,10 @@ def run(argv: list[str]) -> int:
     result, page = out / "evaluation.json", out / "report.html"
     fresh = page.is_file() and result.is_file()
     if fresh and result.stat().st_mtime >= finished.stat().st_mtime:
+        from colaworld.evaluation.layout import read_evaluation
         from colaworld.evaluation.tables import table
 
-        print(f"reusing {result}\n{table(read_json(result))}\nreport: {page}")
+        print(f"reusing {result}\n{table(read_evaluation(result))}\nreport: {page}")
     else:
         done = _verb("evaluate", evaluate.run, [str(out)])
         if done:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -14,10 +15,11 @@ from colaworld.cli.progress import bar
 from colaworld.cli.train import choose_device, data_flag
 from colaworld.config import from_command_line
 from colaworld.data.clips import DataConfig
+from colaworld.evaluation.comparison import comparison
 from colaworld.evaluation.evaluate import EvaluationConfig
+from colaworld.evaluation.layout import read_evaluation
 from colaworld.evaluation.report.page import write_report
-from colaworld.evaluation.tables import compare, table
-from colaworld.files import read_json
+from colaworld.evaluation.tables import table
 from colaworld.flow.samplers import SamplerConfig
 from colaworld.runs.load import environment, evaluate_run, read_config
 
@@ -57,26 +59,40 @@ def run(argv: list[str]) -> int:
     )
     others: dict[Path, dict[str, Any]] = {}
     for other in options.compare:  # before the long work, so that a wrong path costs nothing
-        others[other] = read_json(other / "evaluation.json", made_by="`colaworld evaluate`")
-    with bar("evaluating") as progress:
+        others[other] = read_evaluation(other / "evaluation.json")
+    with bar("evaluating", stages=True) as progress:
         evaluation = evaluate_run(
             options.run, config=config, device=choose_device(options.device), progress=progress
         )
+    name = _data_name(config.data.path)
+    result = {**evaluation.result, "data": {"name": name}}
+    evaluation = replace(evaluation, result=result)
     evaluation.save(options.run)
+    counts = evaluation.result["counts"]
     results = _named({options.run: evaluation.result, **others})
+    again = " ".join(["colaworld evaluate", *map(shlex.quote, argv)])
+    train = f"colaworld train {config.recipe} --config {options.run}/config.yaml --out NEW"
     report = write_report(
         options.run / "report.html",
-        title=f"{config.recipe} on {config.data.path.name if config.data.path else 'no data'}",
+        title=f"{config.recipe} on {name}, {counts['width']} × {counts['height']} pixels",
         evaluation=evaluation.result,
         artefacts=evaluation.artefacts,
         metrics_jsonl=options.run / "metrics.jsonl",
         config_yaml=(options.run / "config.yaml").read_text(),
-        environment=environment(options.run),
+        environment={"this page": again, "the run": train, **environment(options.run)},
         compare=results if others else None,
     )
-    print(compare(results) if others else table(evaluation.result))
+    print(comparison(results).text() if others else table(evaluation.result))
     print(f"report: {report}")
     return 0
+
+
+def _data_name(path: Path | None) -> str:
+    """A data set's folder; with the one above it where the name alone says nothing."""
+    if path is None:
+        return "no data"
+    path = path.resolve()
+    return f"{path.parent.name}/{path.name}" if path.name in ("data", "videos") else path.name
 
 
 def _parse(default: EvaluateOptions, arguments: list[str]) -> EvaluateOptions:
@@ -89,13 +105,16 @@ def _parse(default: EvaluateOptions, arguments: list[str]) -> EvaluateOptions:
 
 
 def _named(results: dict[Path, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By recipe; runs of the same recipe by recipe and folder."""
+    """By recipe; runs of the same recipe by recipe and folder, where that is the same by its path."""
     recipes = {folder: read_config(folder).recipe for folder in results}
-    shared = {name for name, n in Counter(recipes.values()).items() if n > 1}
-    return {
-        f"{recipe} ({folder.name})" if recipe in shared else recipe: results[folder]
-        for folder, recipe in recipes.items()
-    }
+    names = list(recipes.values())
+    for tell in (lambda folder: folder.name, str):
+        shared = {name for name, n in Counter(names).items() if n > 1}
+        names = [
+            f"{recipes[folder]} ({tell(folder)})" if name in shared else name
+            for folder, name in zip(recipes, names, strict=True)
+        ]
+    return dict(zip(names, results.values(), strict=True))
 
 
 if __name__ == "__main__":

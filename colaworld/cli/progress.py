@@ -8,21 +8,29 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Yields the callback. Plain lines come every ten seconds and at the end."""
+def bar(title: str, *, stages: bool = False) -> Iterator[Callable[[int, int, str], None]]:
+    """Yields the callback. Plain lines come every ten seconds and at the end.
+
+    stages: `what` names parts of the work of which each has its own pace; a line comes with each.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        began = last = time.monotonic()
+        began = earlier = printed = time.monotonic()
+        before = passed = 0
+        stage = ""
 
         def say(done: int, total: int, what: str) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if now - last >= 10 or done == total:
-                last = now
-                left = (now - began) / max(done, 1) * (total - done)
+            nonlocal began, before, earlier, passed, printed, stage
+            now, new = time.monotonic(), stages and what != stage
+            if new:
+                stage, began, before = what, earlier, passed
+            earlier, passed = now, done
+            if new or now - printed >= 10 or done == total:
+                printed = now
+                left = (now - began) / max(done - before, 1) * (total - done)
                 print(f"{title}: {what}, {done} of {total}, {left:.0f} s left", flush=True)
 
         yield say

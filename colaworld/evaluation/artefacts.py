@@ -18,10 +18,12 @@ from torch import Tensor
 
 from colaworld.contracts import ActionSpec, LatentActions, WorldProtocol, to_float
 from colaworld.evaluation.measures.measure import Measure, Setting
-from colaworld.evaluation.rollouts import Batch, roll
+from colaworld.evaluation.rollouts import Batch, roll_ways
 from colaworld.evaluation.settings import RandomStream
 from colaworld.files import write_atomically
 from colaworld.rng import paired_generator
+
+RARE = 0.005  # share of the steps that would be shown as 0 %
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class EveryCode:
     """The grid "same start, every code": which codes it shows, under which names.
 
     With a codebook that fits, every single code when N = 1; else the combinations that occur most
-    often. Continuous: latents far from each other, chosen greedily from the one nearest the mean.
+    often, of those that have a share of at least RARE. Continuous: latents far from each other, chosen greedily from the one nearest the mean.
     """
 
     def __init__(self, world: WorldProtocol, actions: LatentActions, *, limit: int) -> None:
@@ -120,7 +122,9 @@ class EveryCode:
         else:
             assert actions.indices is not None
             seen, counts = torch.unique(actions.indices.flatten(0, 1), dim=0, return_counts=True)
-            often = seen[counts.argsort(descending=True, stable=True)[:limit]]
+            order = counts.argsort(descending=True, stable=True)
+            common = max(2, int((counts / counts.sum() >= RARE).sum()))
+            often = seen[order[: min(limit, common)]]
             self.indices = often[np.lexsort(often.numpy().T[::-1]).copy()]
         rows = self.indices.tolist()
         self.names = tuple("code " + "·".join(str(i) for i in row) for row in rows)
@@ -139,7 +143,8 @@ class EveryCode:
             if not bool(hit.any()):
                 notes.append("unused")
             elif actions is None or spec is None:
-                notes.append(f"{float(hit.float().mean()):.0%} of steps")
+                share = float(hit.float().mean())
+                notes.append(f"{share:.0%} of steps" if share >= RARE else "under 1% of steps")
             elif spec.kind == "discrete":
                 counts = torch.bincount(actions.flatten()[hit], minlength=spec.size)
                 top = int(counts.argmax())
@@ -158,13 +163,15 @@ class EveryCode:
         steps: int,
         seed: int,
         device: torch.device | str,
+        at_once: int = 1,
         watch: Callable[[], None] = lambda: None,
     ) -> np.ndarray:
         """Hold each code for `steps` from each start, with one noise for all codes.
 
         Args:
             given: [S, h, 3, H, W] uint8 starts; before: [S, h-1, N, d] codes between their frames.
-            watch: called after each code.
+            at_once: codes rolled out together from each start.
+            watch: called after each `at_once` codes.
 
         Returns:
             [S, C, steps+1, H, W, 3] uint8; frame 0 is the last given frame.
@@ -174,14 +181,18 @@ class EveryCode:
                 self.codes = self.world.lookup(self.indices.to(device))
         given, before = to_float(given, device), before.to(device)
         tiles = []
-        for code in self.codes.to(device):
-            future = code.to(before.dtype).expand(given.shape[0], steps, *code.shape)
-            codes = torch.cat([before, future], dim=1)
-            generator = paired_generator(device, seed, RandomStream.GRID_NOISE)
-            video = roll(self.world, given, codes, generator=generator)
-            tiles.append(to_uint8(video[:, given.shape[1] - 1 :]))
+        for codes in self.codes.to(device, before.dtype).split(at_once):
+            future = codes[None, :, None].expand(len(given), -1, steps, -1, -1)
+            videos = roll_ways(
+                self.world,
+                given,
+                before,
+                future,
+                generator=lambda: paired_generator(device, seed, RandomStream.GRID_NOISE),
+            )
+            tiles.append(to_uint8(videos))
             watch()
-        return np.stack(tiles, axis=1)
+        return np.concatenate(tiles, axis=1)
 
 
 def _far_apart(pool: Tensor, limit: int) -> Tensor:

@@ -6,6 +6,8 @@ how a world is made of models (recipes), any number (`measures`), the page (`rep
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +19,15 @@ import torch
 from colaworld.config import to_dict
 from colaworld.contracts import ActionSpec, ClipBatch, WorldProtocol
 from colaworld.evaluation.artefacts import Artefacts, EveryCode, Strips, choose_clips
+from colaworld.evaluation.layout import FORMAT_VERSION
 from colaworld.evaluation.measures import MEASURES
 from colaworld.evaluation.measures.measure import Setting
 from colaworld.evaluation.rollouts import infer, stream
 from colaworld.evaluation.settings import EvaluationConfig, RandomStream
 from colaworld.files import plain, write_json
 
-FORMAT_VERSION = 1
+log = logging.getLogger(__name__)
+GRID_PIXELS = 4_000_000  # generated for "same start, every code": 7 videos of 8 frames at 256 x 256
 Progress = Callable[[int, int, str], None]
 
 
@@ -35,9 +39,15 @@ class Evaluation:
     artefacts: Artefacts
 
     def save(self, folder: str | Path) -> None:
-        """evaluation.json and evaluation.npz in `folder`, each written atomically."""
-        self.artefacts.save(Path(folder) / "evaluation.npz")
+        """evaluation.json and evaluation.npz in `folder`, each written atomically.
+
+        What is there of an earlier evaluation goes first, its page too, and the numbers are written
+        before what shows them: a kill leaves files missing, never files of two evaluations.
+        """
+        for name in ("report.html", "evaluation.npz"):
+            (Path(folder) / name).unlink(missing_ok=True)
         write_json(Path(folder) / "evaluation.json", self.result)
+        self.artefacts.save(Path(folder) / "evaluation.npz")
 
 
 def collect(batches: Iterable[ClipBatch], *, clips: int) -> ClipBatch:
@@ -66,6 +76,17 @@ def collect(batches: Iterable[ClipBatch], *, clips: int) -> ClipBatch:
         start=torch.cat([b.start for b in kept])[:clips],
         actions=torch.cat(actions)[:clips] if len(actions) == len(kept) else None,
     )
+
+
+def _fingerprint(*tensors: torch.Tensor | None) -> str:
+    """16 hexadecimal digits that depend on every value and on the shapes."""
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        if tensor is not None:
+            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+            for row in tensor:  # clip by clip: a copy of all would be as large as all
+                digest.update(row.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def run_evaluation(
@@ -107,15 +128,26 @@ def run_evaluation(
     strips = Strips(setting, choose_clips(episodes[:rolled], config.shown_clips))
     seen_by = [*measures, strips]
     variants = {name for measure in seen_by for name in measure.variants}
-    grid = EveryCode(world, latent, limit=config.shown_codes)
-    rollouts = -(-rolled // config.batch_size) * len(variants - {"copy"})
+    ways = len(variants - {"copy"})
+    # What is only shown costs at most half of what is measured.
+    most = min(rolled * ways // 2, GRID_PIXELS // (horizon * frames.shape[-2] * frames.shape[-1]))
+    grid = EveryCode(world, latent, limit=min(config.shown_codes, max(4, most)))
+    starts = choose_clips(episodes, max(1, min(config.shown_starts, most // len(grid.names))))
+    grid_batch = max(1, config.batch_size // len(starts))
+    rollouts = -(-rolled // config.batch_size) * ways
+    log.info(
+        "%d frames to generate: %d clips x %d ways x %d steps, and %d starts x %d codes x %d steps",
+        (rolled * ways + len(starts) * len(grid.names)) * horizon,
+        *(rolled, ways, horizon, len(starts), len(grid.names), horizon),
+    )
+    parts = rollouts + -(-len(grid.names) // grid_batch) + 2
     done = 0
 
     def advance(what: str) -> None:
         nonlocal done
         done += 1
         if progress is not None:
-            progress(done, rollouts + len(grid.names) + 2, what)
+            progress(done, parts, what)
 
     advance("inferred actions")
     for batch in stream(
@@ -153,15 +185,25 @@ def run_evaluation(
         "height": frames.shape[-2],
         "width": frames.shape[-1],
     }
+    result["clips"] = {  # which they were, and each one's numbers: for paired comparisons
+        "rolled": _fingerprint(frames[:rolled, : history + horizon]),
+        "probed": _fingerprint(frames, clips.actions),
+        "episode": episodes[:rolled].tolist(),
+        "values": {
+            name: values.tolist()
+            for measure in measures
+            for name, values in measure.per_clip().items()
+        },
+    }
     result["world"] = {"codebook_size": world.codebook_size, "tokens": world.tokens}
     result["action"] = None if action_spec is None else to_dict(action_spec)
     result["config"] = to_dict(config)
-    starts = choose_clips(episodes, config.shown_starts)
     shown["every_code"] = grid.roll(
         frames[starts, :history],
         latent.codes[starts, : history - 1],
         steps=horizon,
         seed=config.seed,
+        at_once=grid_batch,
         device=device,
         watch=lambda: advance("same start, every code"),
     )

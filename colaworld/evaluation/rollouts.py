@@ -108,6 +108,39 @@ def roll(
     return result.frames.float().clamp(0, 1)
 
 
+def roll_ways(
+    world: WorldProtocol,
+    given: Tensor,
+    before: Tensor,
+    codes: Tensor,
+    *,
+    generator: Callable[[], torch.Generator],
+) -> Tensor:
+    """Several ways on from each start, all under the same noise.
+
+    A world with `rollout_candidates` encodes the start once and rolls all of them out together.
+
+    Args:
+        given: [S, h, 3, H, W] floats; before: [S, h-1, N, d] codes between its frames.
+        codes: [S, C, n, N, d].
+        generator: makes the noise's generator, in the same state at every call.
+
+    Returns:
+        [S, C, n+1, 3, H, W] in [0, 1]; the first frame of each is the last given one.
+    """
+    candidates = getattr(world, "rollout_candidates", None)
+    if candidates is None:
+        parts = [
+            roll(world, given, torch.cat([before, way], dim=1), generator=generator())
+            for way in codes.unbind(1)
+        ]
+        return torch.stack(parts, dim=1)[:, :, given.shape[1] - 1 :]
+    with torch.no_grad():
+        made = candidates(given, codes, context_codes=before, generator=generator())
+    start = given[:, None, -1:].expand(-1, codes.shape[1], -1, -1, -1, -1)
+    return torch.cat([start, made.float().clamp(0, 1)], dim=2)
+
+
 def variant_codes(
     world: WorldProtocol,
     actions: LatentActions,

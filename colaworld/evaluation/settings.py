@@ -20,6 +20,8 @@ class RandomStream(IntEnum):
     GRID_NOISE = 4
     SHARED_INTERVALS = 5
     NMSE = 6
+    BOUNDS = 7
+    COMPARISON = 8
     TEXT_EFFECT = 11
 
 

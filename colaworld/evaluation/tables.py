@@ -1,7 +1,7 @@
-"""Evaluations as text: one run as a short list, several runs side by side.
+"""An evaluation as text: a short list of its numbers, and the verdict over them.
 
 Plain text of fixed width, so that it reads the same in a terminal, a log and a commit message.
-Also the verdict over one run. Not here: the numbers and what each means (`measures`), the page.
+Not here: the numbers and what each means (`measures`), several runs (`comparison.py`), the page.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def verdict(result: Mapping[str, Any]) -> str:
     return text
 
 
-def _columns(rows: list[list[str]]) -> str:
+def columns(rows: list[list[str]]) -> str:
+    """Rows as text of fixed width, the first above a rule."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
     lines.insert(1, "  ".join("-" * w for w in widths))
@@ -65,28 +66,7 @@ def table(result: Mapping[str, Any]) -> str:
     rows += [[h.name, h.text(), h.note] for h in headlines(result)]
     counts = result["counts"]
     return (
-        _columns(rows)
+        columns(rows)
         + f"\n{counts['clips']} clips of {counts['episodes']} episodes, {counts['horizon']} steps; "
         "95 % intervals over episodes"
     )
-
-
-def comparison_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """A header and one row per run; for the text table and for the page."""
-    if not results:
-        raise ValueError("compare: expected at least one run")
-    found = [
-        [measure.headline(result) for result in results.values()] for measure in MEASURES.values()
-    ]
-    columns = []
-    for cells in found:  # one measure each; a run may be older than the measure
-        judged = [cell for cell in cells if cell is not None and cell.judgement is not None]
-        if judged:
-            name = judged[0].name.split(",")[0]
-            columns.append([name, *(cell.text() if cell else "-" for cell in cells)])
-    return [list(row) for row in zip(["run", *results], *columns, strict=True)]
-
-
-def compare(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Several runs side by side, one line each."""
-    return _columns(comparison_rows(results))

@@ -8,6 +8,10 @@ import shutil
 
 import pytest
 
+from colaworld.cli import evaluate
+from colaworld.config import to_yaml
+from colaworld.recipes import recipe
+
 
 @pytest.fixture
 def run(trained, tmp_path):
@@ -15,7 +19,8 @@ def run(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "run")
 
 
-def test_the_keys_others_read(run, quick, colaworld) -> None:
+def test_the_keys_others_read(run, quick, colaworld, caplog) -> None:
+    caplog.set_level("INFO")
     said = colaworld("evaluate", "--evaluation.seed", 1, run, *quick)
     assert said.status == 0
     for line in ("delta-PSNR over random codes", "linear probe, accuracy", f"report: {run}"):
@@ -37,6 +42,13 @@ def test_the_keys_others_read(run, quick, colaworld) -> None:
     page = (run / "report.html").read_text()
     assert "nano.cola" in page and 'src="http' not in page and 'href="http' not in page
     assert "nan" not in said.out.lower()
+    assert "<title>nano.cola on scene, 32 × 32 pixels</title>" in page
+    assert f"<code>colaworld evaluate --evaluation.seed 1 {run} " in page
+    assert f"<code>colaworld train nano.cola --config {run}/config.yaml --out NEW</code>" in page
+    # 4 clips x 4 ways x 2 steps, and no more for the grid than half of that
+    assert "36 frames to generate" in caplog.text
+    lines = [line.split(",")[0] for line in said.out.splitlines() if line.startswith("evaluating")]
+    assert lines[:2] == ["evaluating: inferred actions", "evaluating: rollouts"]
 
 
 def test_the_same_call_gives_the_same_numbers(run, quick, colaworld) -> None:
@@ -100,6 +112,58 @@ def test_runs_of_one_recipe_stand_side_by_side(run, quick, tmp_path, colaworld) 
     assert said.status == 0
     assert "nano.cola (run)" in said.out and "nano.cola (other)" in said.out
     assert "nano.cola (other)" in (run / "report.html").read_text()
+    assert "difference to nano.cola (run)  +0.00 [+0.00, +0.00]" in said.out
+    assert colaworld("evaluate", other, *quick, "--evaluation.clips", 3).status == 0
+    said = colaworld("evaluate", run, *quick, "--compare", other)
+    assert said.status == 0
+    assert "nano.cola (other): not compared: 3 clips, not 4" in said.out
+    assert "difference" not in said.out
+    page = (run / "report.html").read_text()
+    assert "evaluated alike" not in page.replace("not evaluated alike", "")
+
+
+def test_a_comparison_with_nonsense_names_file_and_key(run, quick, tmp_path, colaworld) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    for text, says in (
+        ('{"counts": null}', "counts: expected an object, got null"),
+        ("[]", "the whole: expected an object, got []"),
+        ('{"counts": ', "not valid JSON"),
+    ):
+        (other / "evaluation.json").write_text(text)
+        said = colaworld("evaluate", run, *quick, "--compare", other)
+        assert said.status == 2 and f"other/evaluation.json: {says}" in said.err
+        assert "Traceback" not in said.err and not (run / "evaluation.json").exists()
+
+
+def test_a_page_that_cannot_be_written_leaves_no_older_one(
+    run, quick, colaworld, monkeypatch
+) -> None:
+    assert colaworld("evaluate", run, *quick).status == 0
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(evaluate, "write_report", broken)
+    assert colaworld("evaluate", run, *quick, "--evaluation.seed", 5).status == 1
+    assert json.loads((run / "evaluation.json").read_text())["config"]["seed"] == 5
+    assert not (run / "report.html").exists()
+
+
+def test_no_run_hides_another_of_the_same_name(tmp_path) -> None:
+    results = {}
+    for name, recipe_name in (
+        ("a/run", "nano.cola"),
+        ("b/run", "nano.cola"),
+        ("c", "nano.two_stage"),
+    ):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text(to_yaml(recipe(recipe_name)))
+        results[tmp_path / name] = {"of": name}
+    assert evaluate._named(results) == {
+        f"nano.cola ({tmp_path}/a/run)": {"of": "a/run"},
+        f"nano.cola ({tmp_path}/b/run)": {"of": "b/run"},
+        "nano.two_stage": {"of": "c"},
+    }
 
 
 def test_wrong_calls(run, tmp_path, colaworld) -> None:

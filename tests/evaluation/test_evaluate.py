@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import types
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,12 @@ import torch
 
 from colaworld.config import from_dict, to_dict
 from colaworld.contracts import ActionSpec, ClipBatch, LatentActions, Rollout
-from colaworld.evaluation.artefacts import Artefacts
+from colaworld.evaluation import evaluate as module
+from colaworld.evaluation.artefacts import Artefacts, EveryCode
+from colaworld.evaluation.comparison import comparison
 from colaworld.evaluation.evaluate import EvaluationConfig, collect, run_evaluation
-from colaworld.evaluation.tables import compare, comparison_rows, headlines, table
+from colaworld.evaluation.layout import FORMAT_VERSION, check
+from colaworld.evaluation.tables import headlines, table
 
 MOVES = ((0, 2), (0, -2), (2, 0), (-2, 0))
 SPEC = ActionSpec("action", "discrete", 4, names=("right", "left", "down", "up"))
@@ -131,7 +136,9 @@ def close(found, wanted, where="result"):
 )
 def test_the_numbers_of_version_1_of_the_layout(case, world, clips, spec):
     result = evaluate(world(), clips(), spec, SMALL)
-    close(json.loads(json.dumps(result)), GOLDEN[case]["result"])
+    check(result, source="result")
+    wanted = {**GOLDEN[case]["result"], "format_version": FORMAT_VERSION}
+    close(json.loads(json.dumps(result)), wanted)
     lines = [line.split() for line in table(result).splitlines()]
     for wanted in GOLDEN[case]["table"]:
         assert wanted.startswith("---") or wanted.split() in lines
@@ -301,20 +308,142 @@ def test_the_headlines_and_both_tables(good):
     assert "linear probe, accuracy" in text and "24 clips of 8 episodes" in text
     for headline in found.values():
         assert f"{headline.name}  " in text and headline.text() in text
-    side = compare({"cola": good.result, "naive_joint": good.result}).splitlines()
+    side = comparison({"cola": good.result, "naive_joint": good.result}).text().splitlines()
     assert side[0].startswith("run")
     assert side[2].split("  ")[0] == "cola"
-    assert len(side) == 4
+    assert len(side) == 5 and side[4].startswith("  difference to cola")
+    assert side[4].count("+0.00 [+0.00, +0.00]") == 3  # delta-PSNR, PSNR, NMSE
     with pytest.raises(ValueError, match="at least one run"):
-        compare({})
+        comparison({})
 
 
 def test_an_evaluation_of_before_a_measure_is_compared(good):
-    header, now, before = comparison_rows({"now": good.result, "before": GOLDEN["moves"]["result"]})
+    found = comparison({"now": good.result, "before": GOLDEN["moves"]["result"]})
+    header, now, before = found.rows
     assert len(header) == len(now) == len(before)
     for name, new, old in zip(header[1:], now[1:], before[1:], strict=True):
         assert old in (new, "-"), name
+    assert "of an earlier version" in found.notes["before"]
     assert table(GOLDEN["moves"]["result"]).splitlines() == GOLDEN["moves"]["table"]
+
+
+def test_each_clips_numbers_make_the_whole_again(good):
+    clips = good.result["clips"]
+    assert len(clips["episode"]) == 24 and clips["rolled"] != clips["probed"]
+    values = {name: np.array(v) for name, v in clips["values"].items()}
+    over = [h for h in headlines(good.result) if h.over is not None]
+    assert [h.name.split()[0] for h in over] == ["delta-PSNR", "PSNR", "NMSE"]
+    for headline in over:
+        assert headline.over(values) == pytest.approx(headline.value), headline.name
+
+
+def test_the_fingerprint_tells_other_clips(good):
+    again = evaluate(
+        ScrollWorld(deaf=True), batches(), SPEC, SMALL
+    )  # another world, the same clips
+    other = evaluate(ScrollWorld(), batches(seed=1), SPEC, SMALL)
+    for name in ("rolled", "probed"):
+        assert again["clips"][name] == good.result["clips"][name] != other["clips"][name]
+    unlabelled = evaluate(ScrollWorld(), batches(actions=False), SPEC, SMALL)
+    assert unlabelled["clips"]["rolled"] == good.result["clips"]["rolled"]
+    assert unlabelled["clips"]["probed"] != good.result["clips"]["probed"]
+
+
+def test_every_line_of_the_charts_has_bounds(good):
+    for name, line in good.result["rollout"]["variants"].items():
+        for kind in ("psnr", "ssim"):
+            steps = [line[f"{kind}{end}_by_horizon"] for end in ("_low", "", "_high")]
+            assert len(steps[1]) == 4
+            for low, mean, high in zip(*steps, strict=True):
+                assert low <= mean <= high, name
+    psnr = good.result["rollout"]
+    assert psnr["variants"]["inferred"]["ssim_by_horizon"] == psnr["ssim_by_horizon"]
+    assert psnr["variants"]["copy"]["ssim_by_horizon"] == psnr["copy_ssim_by_horizon"]
+    one = evaluate(ScrollWorld(), batches(episodes=1), SPEC, SMALL)["rollout"]["variants"]
+    assert one["random"]["psnr_low_by_horizon"] == [None] * 4
+
+
+class ManyWays(ScrollWorld):
+    """A world that rolls several ways on from one start together, and counts how often it is asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun = []
+
+    def rollout_candidates(self, history, codes, *, context_codes, generator):
+        self.begun.append(tuple(codes.shape[:2]))
+        ways = []
+        for way in codes.unbind(1):
+            at = generator.get_state()
+            whole = torch.cat([context_codes, way], dim=1)
+            ways.append(self.rollout(history, whole, generator=generator).generated)
+            generator.set_state(at)
+        return torch.stack(ways, dim=1)
+
+
+def test_the_grid_is_rolled_out_in_few_calls_and_shows_the_same(good):
+    world = ManyWays()
+    many = run_evaluation(world, batches(), SPEC, SMALL)
+    assert world.begun == [(3, 2), (3, 2)]  # three starts, 8 rows at once: two codes a call
+    assert many.result == good.result
+    assert np.array_equal(many.artefacts.every_code, good.artefacts.every_code)
+
+
+def test_what_is_shown_costs_at_most_half_of_what_is_measured(caplog):
+    caplog.set_level("INFO", logger=module.__name__)
+    few = dataclasses.replace(SMALL, clips=4)
+    shown = run_evaluation(ScrollWorld(), batches(), SPEC, few).artefacts.every_code
+    assert shown.shape[:2] == (2, 4)  # 4 clips x 4 ways, so 8 videos and not 3 x 4
+    assert (
+        "96 frames to generate: 4 clips x 4 ways x 4 steps, and 2 starts x 4 codes" in caplog.text
+    )
+
+
+def test_the_grid_is_bounded_in_pixels(monkeypatch):
+    monkeypatch.setattr(module, "GRID_PIXELS", 5 * 4 * 12 * 14)
+    shown = run_evaluation(ContinuousWorld(), batches(), SPEC, SMALL).artefacts.every_code
+    assert shown.shape[:2] == (1, 5)
+
+
+def test_a_combination_that_hardly_occurs_is_not_among_the_most_used():
+    indices = torch.zeros(1000, 1, 2, dtype=torch.int64)
+    indices[:400, 0, 1], indices[0, 0, 0] = 1, 3  # (3, 1) once, 0.1 % of the steps
+    latent = LatentActions(torch.zeros(1000, 1, 2, 4), indices)
+    world = types.SimpleNamespace(codebook_size=8, tokens=2)
+    grid = EveryCode(world, latent, limit=16)
+    assert grid.names == ("code 0·0", "code 0·1")
+    assert grid.notes(latent, None, None) == ("60% of steps", "40% of steps")
+
+
+def test_a_kill_leaves_files_of_one_evaluation(good, tmp_path, monkeypatch):
+    names = ("evaluation.json", "evaluation.npz", "report.html")
+    for dies_at in range(3):
+        for name in names:
+            (tmp_path / name).write_text("old")
+        written = []
+
+        def write(path, content, dies_at=dies_at, written=written):
+            if len(written) == dies_at:
+                raise KeyboardInterrupt
+            written.append(path)
+            Path(path).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+        for place in ("colaworld.files", "colaworld.evaluation.artefacts"):
+            monkeypatch.setattr(f"{place}.write_atomically", write)
+        if dies_at < 2:
+            with pytest.raises(KeyboardInterrupt):
+                good.save(tmp_path)
+        else:
+            good.save(tmp_path)
+        old = [
+            n for n in names if (tmp_path / n).is_file() and (tmp_path / n).read_bytes() == b"old"
+        ]
+        there = [name for name in names if (tmp_path / name).is_file()]
+        assert (old, there) == (
+            [(["evaluation.json"], ["evaluation.json"]), ([], ["evaluation.json"])][dies_at]
+            if dies_at < 2
+            else ([], ["evaluation.json", "evaluation.npz"])
+        )
 
 
 def test_the_configuration_survives_a_round_trip():

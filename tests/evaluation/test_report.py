@@ -448,9 +448,14 @@ def test_scatter_and_whisker_stay_inside():
     spots = [(float(a), float(b)) for a, b in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)]
     assert spots[0][0] < spots[1][0] and spots[0][1] > spots[1][1]
     assert all(0 < v < 260 for spot in spots for v in spot)
-    off = whisker(5.0, -9.0, 9.0, span=(0.0, 1.0), marks=[(0.0, "none"), (0.01, "covered")])
+    marks = [(0.0, "none"), (0.01, "close by"), (1.0, "all")]
+    off = whisker(5.0, -9.0, 9.0, span=(0.0, 1.0), marks=marks, unit="dB")
     assert 'cx="170.0"' in off  # clamped to the end of the scale
-    assert "none" in off and "covered" not in off
+    rows = re.findall(r'<text class="tick" x="[\d.]+" y="(\d+)"[^>]*>([^<]*)<', off)
+    assert rows == [("34", "none 0 dB"), ("46", "close by 0.01 dB"), ("34", "all 1 dB")]
+    assert 'viewBox="0 0 176 52"' in off and 'viewBox="0 0 176 40"' in whisker(
+        0.5, None, None, span=(0.0, 1.0), marks=marks[::2]
+    )
 
 
 def test_long_histories_show_their_last_frame_only(tmp_path):
@@ -484,3 +489,93 @@ def test_the_grid_opens_on_the_last_frame(tmp_path):
     frames, delays = decode(base64.b64decode(first.group(1)))
     assert np.array_equal(frames, np.roll(shown.every_code[0, 0], 1, axis=0))
     assert delays[0] == 1200
+
+
+def chart(page, title):
+    """The first svg with this title."""
+    return re.search(rf'<svg class="chart"[^>]*aria-label="{title}".*?</svg>', page).group()
+
+
+def test_both_charts_hold_every_line_that_the_text_speaks_of(tmp_path):
+    result = copy.deepcopy(RESULT)
+    lines = ["inferred", "shuffled", "random", "constant", "last frame"]
+    page = write(tmp_path / "old.html", evaluation=result)
+    assert re.findall(r'class="name[^>]*>([^<]*)<', chart(page, "PSNR by horizon")) == lines
+    assert ">last frame</text>" in chart(page, "SSIM by horizon")  # an older evaluation has two
+    for line in result["rollout"]["variants"].values():
+        line["ssim_by_horizon"] = [0.8, 0.7, 0.6]
+        for kind, step in (("psnr", 1.0), ("ssim", 0.1)):
+            mean = line[f"{kind}_by_horizon"]
+            line[f"{kind}_low_by_horizon"] = [v - step for v in mean]
+            line[f"{kind}_high_by_horizon"] = [v + step for v in mean]
+    page = write(tmp_path / "new.html", evaluation=result)
+    for kind in ("PSNR", "SSIM"):
+        drawn = chart(page, f"{kind} by horizon")
+        assert re.findall(r'class="name[^>]*>([^<]*)<', drawn) == lines
+        assert drawn.count("<polygon") == 3
+    parse(page)
+
+
+def test_a_shade_goes_where_its_bounds_say():
+    svg = line_chart(
+        [Series("a", [0, 10], [0.5, 0.5], low=[0.0, 0.25], high=[1.0, 0.75])],
+        title="t",
+        x_label="x",
+        y_label="y",
+        y_range=(0.0, 1.0),
+        width=200,
+        height=100,
+        margin=50,
+    )
+    assert 'class="shade c-1" points="52.0,12.0 150.0,24.0 150.0,48.0 52.0,60.0"' in svg
+    none = [Series("a", [0, 1], [1.0, 2.0], low=[None, None], high=[None, None])]
+    assert "<polygon" not in line_chart(none, title="t", x_label="x", y_label="y")
+
+
+def test_each_chart_of_lines_is_drawn_for_a_telephone_too(tmp_path):
+    page = write(tmp_path / "r.html")
+    assert page.count('<div class="wide"><svg') == page.count('<div class="narrow"><svg') == 5
+    for narrow in re.findall(r'<div class="narrow"><svg class="chart" viewBox="0 0 (\d+)', page):
+        assert int(narrow) <= 390  # so that its type is not scaled down
+
+
+def test_no_caption_is_cut(tmp_path):
+    page = write(tmp_path / "r.html")
+    matrix = re.search(r'<svg class="chart matrix".*?</svg>', page).group()
+    assert "%" not in re.sub("<title>.*?</title>", "", matrix)
+    assert "Columns: what is read off the latent action, % of the row." in page
+
+
+def test_the_page_says_what_it_is_how_it_is_made_and_what_the_numbers_mean(tmp_path):
+    command = "colaworld evaluate runs/demo --evaluation.clips 20"
+    about = {"this page": command, "commit": "abc", "versions": {"colaworld": "0.1.0"}}
+    page = write(tmp_path / "r.html", title="nano.cola on crafter", environment=about)
+    assert "<title>nano.cola on crafter</title>" in page
+    assert '<p class="meta">colaworld 0.1.0 · commit <code>abc</code></p>' in page
+    assert f"<code>{command}</code>" in page
+    assert page.count('<p class="meaning">') == 5
+    for headline in headlines(RESULT):
+        assert headline.meaning.endswith((".", "?")) and headline.meaning in page
+    assert ">aim 1.5 dB</text>" in page and ">pixels 0.4</text>" in page
+
+
+def test_a_run_that_was_not_evaluated_alike_is_named_and_not_tabled(tmp_path):
+    other = copy.deepcopy(RESULT)
+    other["counts"]["horizon"] = 9
+    page = write(tmp_path / "r.html", compare={"mine": RESULT, "other": other, "like": RESULT})
+    assert "evaluated alike." not in page.replace("not evaluated alike", "")
+    assert (
+        "<strong>other</strong> is not compared, since it was not evaluated alike: horizon 9"
+        in page
+    )
+    table = re.search(r"Runs side by side.*?</table>", page, re.S).group()
+    assert ">mine</th>" in table and ">like</th>" in table and ">other</th>" not in table
+    drawn = chart(page, "PSNR under inferred actions")
+    assert re.findall(r'class="name[^>]*>([^<]*)<', drawn) == ["mine", "like", "last frame"]
+    parse(page)
+
+
+def test_a_page_of_nonsense_is_refused_by_key(tmp_path):
+    with pytest.raises(ValueError, match="evaluation: counts: expected an object, got null"):
+        write(tmp_path / "r.html", evaluation={**RESULT, "counts": None})
+    assert not (tmp_path / "r.html").exists()

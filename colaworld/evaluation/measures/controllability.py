@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from colaworld.evaluation.measures.measure import Headline, Judgement, Measure, number
 from colaworld.evaluation.measures.nmse import rival
 from colaworld.evaluation.rollouts import VARIANTS, Batch
@@ -40,6 +42,9 @@ class Controllability(Measure):
             }
         }
 
+    def per_clip(self) -> dict[str, np.ndarray]:
+        return {"delta_psnr": (self.kept("inferred") - self.kept("random")).mean(axis=1)}
+
     @staticmethod
     def headline(result: Mapping[str, Any]) -> Headline:
         delta = result["delta_psnr"]["random"]
@@ -58,6 +63,7 @@ class Controllability(Measure):
             ", ".join(others),
             meaning="Do the actions steer? Gain of the inferred ones over random ones.",
             episodes=result["counts"]["episodes"],
+            over=lambda clips: float(clips["delta_psnr"].mean()),
             judgement=judge(mean, low, high, rival(result)),
             span=(bottom - 0.06 * (top - bottom), top),
             marks=((0.0, "no effect"), (AIM_DB, "aim")),

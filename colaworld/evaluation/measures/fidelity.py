@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from colaworld.evaluation.measures.measure import Headline, Measure, number
+from colaworld.evaluation.measures.measure import Headline, Measure, bounds, number
 from colaworld.evaluation.measures.nmse import rival
 from colaworld.evaluation.rollouts import VARIANTS, Batch
 from colaworld.metrics.image import PSNR_CAP, psnr, ssim
@@ -24,7 +24,7 @@ class Fidelity(Measure):
 
     def update(self, batch: Batch) -> None:
         scores = {v: psnr(batch.predicted(v), batch.truth).double() for v in self.variants}
-        for name in ("inferred", "copy"):
+        for name in self.variants:
             scores[f"{name} ssim"] = ssim(batch.predicted(name), batch.truth).double()
         self.keep(episodes=batch.episodes, **scores)
 
@@ -44,13 +44,24 @@ class Fidelity(Measure):
                 "psnr_first": interval(found[:, 0]),
                 "psnr_last": interval(found[:, -1]),
                 "variants": {
-                    v: {"psnr_by_horizon": self.kept(v).mean(axis=0).tolist()}
+                    v: {
+                        f"{what}{end}_by_horizon": line.tolist()
+                        for what, kept in (("psnr", self.kept(v)), ("ssim", self.kept(f"{v} ssim")))
+                        for end, line in zip(
+                            ("", "_low", "_high"),
+                            (kept.mean(axis=0), *bounds(kept, episodes, self.setting.config)),
+                            strict=True,
+                        )
+                    }
                     for v in self.variants
                 },
                 "error_against_copy": error_against_copy(found, copy),
                 "copy_ssim_by_horizon": self.kept("copy ssim").mean(axis=0).tolist(),
             }
         }
+
+    def per_clip(self) -> dict[str, np.ndarray]:
+        return {"psnr": self.kept("inferred").mean(axis=1)}
 
     @staticmethod
     def headline(result: Mapping[str, Any]) -> Headline:
@@ -66,6 +77,7 @@ class Fidelity(Measure):
             f"{number(steps[0])} at step 1, {number(steps[-1])} at step {len(steps)}",
             meaning="How close do videos under the inferred actions stay to what was filmed?",
             episodes=result["counts"]["episodes"],
+            over=lambda clips: float(clips["psnr"].mean()),
             judgement=replace(rival(result), clause=""),
             span=(min(shown) - 1, max(shown) + 1),
             marks=((steps[0], "step 1"), (steps[-1], f"step {len(steps)}"))[: len(steps)],

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from colaworld.contracts import ActionSpec
 from colaworld.evaluation.rollouts import Batch
-from colaworld.evaluation.settings import EvaluationConfig
+from colaworld.evaluation.settings import EvaluationConfig, RandomStream
 from colaworld.metrics.bootstrap import bootstrap_mean, bootstrap_statistic
 
 FEW_EPISODES = 8
@@ -47,6 +47,8 @@ class Headline:
     digits: int = 2
     meaning: str = ""  # the question it answers, one line
     episodes: int | None = None  # that its interval is over
+    over: Callable[[Mapping[str, np.ndarray]], float] | None = None
+    """The value over some clips, from their `per_clip` values; runs are compared by it, in pairs."""
     judgement: Judgement | None = None  # None: shown in the table only
     span: tuple[float, float] = (0.0, 1.0)  # the scale under the number
     marks: tuple[tuple[float, str], ...] = ()  # named places on it
@@ -100,6 +102,21 @@ class Setting:
         return bootstrap(of, episodes, samples=samples, generator=rng).as_dict()
 
 
+def bounds(values: np.ndarray, episodes: np.ndarray, config: EvaluationConfig) -> np.ndarray:
+    """95 % bounds of the mean over clips at each step: values [M, n], episodes [M] -> [2, n].
+
+    Pointwise, with one set of resampled episodes for all steps; NaN where there is one episode.
+    """
+    ids, group = np.unique(episodes, return_inverse=True)
+    if len(ids) < 2:
+        return np.full((2, values.shape[1]), np.nan)
+    member = np.eye(len(ids))[group]  # [M, episodes]
+    rng = np.random.default_rng([config.seed, RandomStream.BOUNDS])
+    drawn = rng.multinomial(len(ids), np.full(len(ids), 1 / len(ids)), config.bootstrap_samples)
+    means = drawn @ (member.T @ values) / (drawn @ member.sum(0))[:, None]
+    return np.quantile(means, [0.025, 0.975], axis=0)
+
+
 class Measure:
     """A base to derive from: keeps rows from batch to batch; every method may be left as it is."""
 
@@ -116,6 +133,10 @@ class Measure:
 
     def result(self) -> dict[str, Any]:
         """Its keys of evaluation.json, after the last batch."""
+        return {}
+
+    def per_clip(self) -> dict[str, np.ndarray]:
+        """Numbers [M] of each rolled-out clip, from which `Headline.over` makes the value again."""
         return {}
 
     def shown(self) -> dict[str, Any]:

@@ -49,6 +49,9 @@ class NMSE(Measure):
             }
         }
 
+    def per_clip(self) -> dict[str, np.ndarray]:
+        return {"error": self.kept("inferred").sum(axis=1), "motion": self.kept("copy").sum(axis=1)}
+
     @staticmethod
     def headline(result: Mapping[str, Any]) -> Headline | None:
         found = result.get("nmse")
@@ -71,6 +74,7 @@ class NMSE(Measure):
             better="lower",
             meaning="How much of the motion is missed? 0: none of it; 1: as a still picture does.",
             episodes=result.get("counts", {}).get("episodes"),
+            over=lambda clips: _ratio(clips["error"].sum(), clips["motion"].sum()),
             judgement=replace(said, word=_WORDS[said.tone], text=text, clause=""),
             span=(0.0, max([1.2, *(1.08 * v for v in (mean, high) if v is not None)])),
             marks=((0.0, "perfect"), (1.0, "copy")),

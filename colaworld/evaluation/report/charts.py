@@ -27,6 +27,8 @@ class Series:
     y: Sequence[float]
     style: str = "c-1"  # a CSS class of the page
     label: bool = True
+    low: Sequence[float | None] = ()  # bounds of each y; with `high`, a shade behind the line
+    high: Sequence[float | None] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ def short(value: float) -> str:
     return text.replace("-", "−")
 
 
+def _floats(values: Sequence[float | None]) -> np.ndarray:
+    """Numbers, with NaN for what is missing."""
+    return np.array([np.nan if v is None else v for v in values], dtype=float)
+
+
 def smooth(values: Sequence[float], *, width: int) -> np.ndarray:
     """Running median over about `width` values: spikes vanish, steps stay sharp."""
     array = np.asarray(values, dtype=float)
@@ -133,22 +140,27 @@ def line_chart(
     width: int = 720,
     height: int = 250,
     margin: int = 124,
+    about: int = 6,
 ) -> Markup:
     """Lines with labelled ends over named bands, as an <svg> element.
 
     y_range: by default what the lines span, with 5 % of air. points: mark every point.
-    margin: room for the names at the right.
+    margin: room for the names at the right. about: how many ticks x has without `x_ticks`.
     """
     lines = [(s, *_thin(np.asarray(s.x, float), np.asarray(s.y, float))) for s in series]
     lines = [entry for entry in lines if entry[1].size]
+    shades = [(s, _floats(s.x), _floats(s.low), _floats(s.high)) for s in series if len(s.low)]
+    shades = [entry for entry in shades if np.isfinite(entry[2]).any()]
     if not lines:
         return tag("p", f"Nothing recorded for “{title}”.", class_="none")
     left, right, top, floor = 52, width - margin, 26 if bands else 12, height - 40
     x_low = min([float(x.min()) for _, x, _ in lines] + [b.start for b in bands])
     x_high = max([float(x.max()) for _, x, _ in lines] + [b.stop for b in bands])
     if y_range is None:
-        low = min(float(y.min()) for _, _, y in lines)
-        high = max(float(y.max()) for _, _, y in lines)
+        low = min(float(y.min()) for y in [e[2] for e in lines] + [np.nanmin(e[2]) for e in shades])
+        high = max(
+            float(y.max()) for y in [e[2] for e in lines] + [np.nanmax(e[3]) for e in shades]
+        )
         air = (high - low) * 0.05 or max(abs(high), 1.0) * 0.05
         y_range = (low - air, high + air)
     px = _scale(x_low, x_high if x_high > x_low else x_low + 1.0, left, right)
@@ -167,11 +179,17 @@ def line_chart(
         y = py(value)
         out.append(tag("line", class_="grid", x1=left, x2=right, y1=y, y2=y))
         out.append(_tick(short(value), x=left - 8, y=y + 4, text_anchor="end"))
-    for value in ticks(x_low, x_high, about=6) if x_ticks is None else x_ticks:
+    for value in ticks(x_low, x_high, about=about) if x_ticks is None else x_ticks:
         out.append(_tick(short(value), x=px(value), y=floor + 17, text_anchor="middle"))
     out.append(tag("line", class_="axis", x1=left, x2=right, y1=floor, y2=floor))
     middle = ((left + right) / 2, (top + floor) / 2)
     out.append(_labels(*middle, x_label, y_label, bottom=height - 5, side=12))
+    for entry, xs, bottom, top_ in shades:
+        keep = np.isfinite(bottom) & np.isfinite(top_)
+        there = list(zip(xs[keep], top_[keep], strict=True))
+        back = list(zip(xs[keep], bottom[keep], strict=True))[::-1]
+        path = " ".join(f"{px(a):.1f},{py(b):.1f}" for a, b in there + back)
+        out.append(tag("polygon", class_=f"shade {entry.style}", points=path))
     for entry, xs, ys in lines:
         path = " ".join(f"{px(a):.1f},{py(b):.1f}" for a, b in zip(xs, ys, strict=True))
         kind = f"line {entry.style}"
@@ -197,9 +215,13 @@ def whisker(
     *,
     span: tuple[float, float],
     marks: Sequence[tuple[float, str]] = (),
+    unit: str = "",
 ) -> Markup:
-    """A number with its interval on a short scale, and what to compare it with, as an <svg>."""
-    width, height, pad, axis = 176, 40, 6, 12
+    """A number with its interval on a short scale, and what to compare it with, as an <svg>.
+
+    Marks are named with their place; names that would overlap stand in rows below each other.
+    """
+    width, pad, axis = 176, 6, 12
     a, b = span
     b = b if b > a else a + 1.0
     scale = _scale(a, b, pad, width - pad)
@@ -208,15 +230,16 @@ def whisker(
         return float(scale(min(max(v, a), b)))
 
     out = [tag("line", class_="axis", x1=pad, x2=width - pad, y1=axis, y2=axis)]
-    previous = -1e9
+    ends: list[float] = []  # of each row of names, how far it is filled
     for at, name in sorted(marks):
-        x = px(at)
-        out.append(tag("line", class_="mark", x1=x, x2=x, y1=axis - 7, y2=axis + 7))
-        half = 2.9 * len(name)
+        x, words = px(at), f"{name} {short(round(at, 2))}{unit and ' ' + unit}"
+        half = 2.75 * len(words)
         place = min(max(x, half + 1), width - half - 1)
-        if place - half > previous:  # a name that would overlap the one before is left to the text
-            out.append(_tick(name, x=place, y=axis + 22, text_anchor="middle"))
-            previous = place + half + 4
+        row = next((r for r, end in enumerate(ends) if place - half > end), len(ends))
+        ends[row:] = [place + half + 4, *ends[row + 1 :]]
+        out.append(tag("line", class_="mark", x1=x, x2=x, y1=axis - 7, y2=axis + 7))
+        out.append(_tick(words, x=place, y=axis + 22 + 12 * row, text_anchor="middle"))
+    height = axis + 16 + 12 * max(1, len(ends))
     if low is not None and high is not None:
         out.append(tag("line", class_="range", x1=px(low), x2=px(high), y1=axis, y2=axis))
     out.append(tag("circle", class_="value", cx=px(value), cy=axis, r=5))
@@ -271,7 +294,7 @@ def confusion(
     cell = 30
     left = 12 + int(6.6 * max(len(name(c)) for c in rows)) + 44
     top = 14 + int(4.9 * max(len(name(c)) for c in columns))
-    width, height = left + cell * len(columns) + 60, top + cell * len(rows) + 30
+    width, height = left + cell * len(columns) + 60, top + cell * len(rows) + 8
     out = []
     for j, c in enumerate(columns):
         x = left + cell * (j + 0.5) + 3
@@ -298,9 +321,6 @@ def confusion(
                 at = {"x": left + cell * (j + 0.5), "y": y + cell / 2 + 4, "text_anchor": "middle"}
                 strong = "cell-text strong" if share > 0.55 else "cell-text"
                 out.append(tag("text", f"{share * 100:.0f}", class_=strong, **at))
-    text = "read from the latent action, % of each true action"
-    at = {"x": left + cell * len(columns) / 2, "y": height - 8, "text_anchor": "middle"}
-    out.append(tag("text", text, class_="label", **at))
     about = {"role": "img", "aria_label": "Confusion matrix of the linear probe"}
     box, wide = f"0 0 {width} {height}", f"max-width:{width}px"
     return tag("svg", *out, class_="chart matrix", viewBox=box, style=wide, **about)

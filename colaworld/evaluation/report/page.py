@@ -15,12 +15,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from colaworld.evaluation.artefacts import Artefacts
+from colaworld.evaluation.comparison import Comparison, comparison
+from colaworld.evaluation.layout import check
 from colaworld.evaluation.measures.measure import number
 from colaworld.evaluation.report import charts
 from colaworld.evaluation.report.charts import Series
 from colaworld.evaluation.report.tiles import code_blocks, shown_frames, strips
 from colaworld.evaluation.report.training_curves import History, read_history
-from colaworld.evaluation.tables import comparison_rows, headlines, verdict
+from colaworld.evaluation.tables import headlines, verdict
 from colaworld.files import write_atomically
 
 _HERE = Path(__file__).parent
@@ -59,13 +61,15 @@ def write_report(
         artefacts: the pictures, or the path of evaluation.npz, or None to leave them out.
         metrics_jsonl: the run's metrics.jsonl or its rows.
         config_yaml: the resolved configuration, shown as it is.
-        environment: "commit", "date" and "wall_seconds" appear under the title, "versions" (a
-            dict) and whatever else there is in a table.
+        environment: "commit", "date", "wall_seconds" and colaworld's version appear under the title,
+            "versions" (a dict) and whatever else there is in a table.
         compare: evaluations of several runs by name, shown side by side.
 
     Returns:
-        The path.
+        The path. Raises FileError where `evaluation` lacks a key or holds something else under it.
     """
+    check(evaluation, source="evaluation")
+    compared = comparison(compare) if compare else None
     if isinstance(artefacts, (str, Path)):
         artefacts = Artefacts.load(artefacts)
     history, seconds = read_history(metrics_jsonl), environment.get("wall_seconds")
@@ -81,12 +85,14 @@ def write_report(
         title=title,
         css=Markup((_HERE / "report.css").read_text()),
         environment={"date": "", "commit": "", **environment},
+        version=(environment.get("versions") or {}).get("colaworld"),
         took=None if seconds is None else duration(float(seconds)),
         trained={b.name: round(b.stop - b.start) for b in history.phases},
         verdict=verdict(evaluation),
         headlines=[h for h in headlines(evaluation) if h.judgement is not None],
         whisker=charts.whisker,
-        compared=comparison_rows(compare) if compare else None,
+        compared=compared,
+        compared_charts=_compared(compared, compare) if compared and compare else {},
         artefacts=artefacts,
         horizon=_horizon(evaluation["rollout"]),
         training=_training(history),
@@ -125,36 +131,86 @@ def _columns(artefacts: Artefacts) -> str:
     return codes
 
 
+_LINES = {  # variant -> its name in charts
+    "inferred": "inferred",
+    "shuffled": "shuffled",
+    "random": "random",
+    "constant": "constant",
+    "copy": "last frame",
+}
+
+_SHADED = ("inferred", "random", "copy")  # five shades on each other tell nothing
+
+
 def _horizon(rollout: Mapping[str, Any]) -> dict[str, Markup]:
-    steps = list(range(1, len(rollout["psnr_by_horizon"]) + 1))
-    psnr = [
-        Series(name, steps, rollout["variants"][name]["psnr_by_horizon"], f"c-{name}")
-        for name in ("inferred", "shuffled", "random", "constant")
+    """PSNR and SSIM by step of every variant; an older evaluation has SSIM of two, and no bounds."""
+    found = {}
+    for kind, unit in (("psnr", "PSNR, dB"), ("ssim", "SSIM")):
+        lines = {
+            name: rollout["variants"][name]
+            for name in _LINES
+            if f"{kind}_by_horizon" in rollout["variants"][name]
+        } or {
+            "inferred": {"ssim_by_horizon": rollout["ssim_by_horizon"]},
+            "copy": {"ssim_by_horizon": rollout["copy_ssim_by_horizon"]},
+        }
+        series = [
+            Series(
+                _LINES[name],
+                range(1, len(line[f"{kind}_by_horizon"]) + 1),
+                line[f"{kind}_by_horizon"],
+                f"c-{name}",
+                low=line.get(f"{kind}_low_by_horizon", ()) if name in _SHADED else (),
+                high=line.get(f"{kind}_high_by_horizon", ()),
+            )
+            for name, line in lines.items()
+        ]
+        found[kind.upper()] = _by_step(series, title=f"{kind.upper()} by horizon", y_label=unit)
+    return found
+
+
+def _compared(found: Comparison, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Markup]:
+    """PSNR by step of all runs that were evaluated alike, and of repeating the last frame."""
+    if len(found.alike) < 2:
+        return {}
+    lines = {name: results[name]["rollout"] for name in found.alike[:6]}
+    lines["last frame"] = lines[found.alike[0]]["variants"]["copy"]
+    styles = [*(f"c-{i}" for i in (1, 2, 3, 4, 6, 7)[: len(lines) - 1]), "c-copy"]
+    series = [
+        Series(name, range(1, len(line["psnr_by_horizon"]) + 1), line["psnr_by_horizon"], style)
+        for (name, line), style in zip(lines.items(), styles, strict=True)
     ]
-    ssim = [
-        Series("inferred", steps, rollout["ssim_by_horizon"], "c-inferred"),
-        Series("last frame", steps, rollout["copy_ssim_by_horizon"], "c-copy"),
-    ]
+    title = "PSNR under inferred actions"
+    margin = 30 + 7 * max(len(name) for name in lines)
+    return {title: _by_step(series, title=title, y_label="PSNR, dB", margin=margin)}
+
+
+def _by_step(series: list[Series], *, margin: int = 86, **words: str) -> Markup:
+    steps = list(series[0].x)
     shown = steps if len(steps) <= 12 else None
-    draw = partial(
-        charts.line_chart,
+    return _twice(
+        series,
         x_label="predicted step",
         x_ticks=shown,
         points=True,
+        margin=margin,
         width=520,
-        margin=86,
+        **words,
     )
-    return {
-        "PSNR": draw(psnr, title="PSNR by horizon", y_label="PSNR, dB"),
-        "SSIM": draw(ssim, title="SSIM by horizon", y_label="SSIM"),
-    }
+
+
+def _twice(series: list[Series], *, width: int, **options: Any) -> Markup:
+    """A chart as wide as the page has room for, and one to be read on a telephone."""
+    wide = charts.line_chart(series, width=width, **options)
+    narrow = charts.line_chart(series, width=380, about=4, **options)
+    return Markup('<div class="wide">{}</div><div class="narrow">{}</div>').format(wide, narrow)
 
 
 def _training(history: History) -> dict[str, Markup]:
     """Charts of what is recorded, by title; none of a run that has not trained."""
     if not history.rows:
         return {}
-    draw = partial(charts.line_chart, x_label="step", bands=history.phases, width=1020)
+    draw = partial(_twice, x_label="step", bands=history.phases, width=1020)
     x, y = history.curve("loss")
     robust, spread = sorted(y), None
     if len(robust) >= 20:  # a spike or a first step must not flatten the rest

@@ -1,0 +1,113 @@
+"""evaluation.json, read back: a file that is not what `evaluate` writes is refused by file and key.
+
+What tables, comparisons and pages read is checked, no more: measures may add keys, and an earlier
+version lacks some. Not here: what the keys mean (README.md of this room).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from colaworld.files import FileError, read_json
+
+FORMAT_VERSION = 2  # 2 added `clips`, `data`, and SSIM and bounds by horizon of every variant
+
+
+class Maybe:
+    """Null, or what `inside` says; `absent`: the key may be missing, too."""
+
+    def __init__(self, inside: Any, *, absent: bool = False) -> None:
+        self.inside, self.absent = inside, absent
+
+
+# dict: an object with at least these keys; [x]: a list of x; a type: a value of it (float: a number).
+_NUMBER = Maybe(float)
+_INTERVAL = dict.fromkeys(("mean", "low", "high"), _NUMBER)
+_SHARES = dict.fromkeys(("utilisation", "max_usage", "entropy_normalised", "perplexity"), float)
+_STEPS: dict[str, Any] = {"psnr_by_horizon": [float]}
+_LAYOUT: dict[str, Any] = {
+    "counts": dict.fromkeys(("clips", "episodes", "history", "horizon", "height", "width"), int),
+    "world": {"codebook_size": Maybe(int), "tokens": int},
+    "delta_psnr": {
+        name: {**_INTERVAL, "mean": float} for name in ("random", "shuffled", "constant")
+    },
+    "codebook": Maybe({**_SHARES, "joint": _SHARES}),
+    "probe": Maybe(
+        {
+            "kind": str,
+            **dict.fromkeys(("chance", "pixel_difference"), _NUMBER),
+            **dict.fromkeys(("score", "margin"), _INTERVAL),
+            **dict.fromkeys(("train_rows", "test_rows", "test_episodes"), int),
+            **dict.fromkeys(("macro_f1", "l1"), Maybe(_INTERVAL)),
+        },
+        absent=True,
+    ),
+    "rollout": {
+        **_STEPS,
+        "ssim_by_horizon": [float],
+        "psnr": {**_INTERVAL, "mean": float},
+        "error_against_copy": _NUMBER,
+        "copy_ssim_by_horizon": [float],
+        "variants": dict.fromkeys(("inferred", "random", "shuffled", "constant", "copy"), _STEPS),
+    },
+    "nmse": Maybe({**_INTERVAL, "by_horizon": [_NUMBER]}, absent=True),
+    "text": Maybe(
+        {"loss_null_caption": float, "loss_removed": float, "change": _NUMBER}, absent=True
+    ),
+    "clips": Maybe({"rolled": str, "probed": str, "episode": [int], "values": {}}, absent=True),
+    "data": Maybe({"name": str}, absent=True),
+}
+
+
+def read_evaluation(path: str | Path) -> dict[str, Any]:
+    """An evaluation.json. Raises FileError, which names the file and the first key that is wrong."""
+    found = read_json(path, made_by="`colaworld evaluate`")
+    check(found, source=str(path))
+    return found
+
+
+def check(result: Any, *, source: str) -> None:
+    """Raises FileError where `result` is not an evaluation; `source` is its file."""
+    version = result.get("format_version", 1) if isinstance(result, Mapping) else 1
+    if version not in range(1, FORMAT_VERSION + 1):
+        raise FileError(
+            f"{source}: format_version: expected 1 .. {FORMAT_VERSION}, which this release reads, got "
+            f"{version!r}"
+        )
+    _check(result, _LAYOUT, source, "")
+
+
+def _check(value: Any, expected: Any, source: str, key: str) -> None:
+    if isinstance(expected, Maybe):
+        if value is None:
+            return
+        expected = expected.inside
+    kind = type(expected) if isinstance(expected, (dict, list)) else expected
+    wanted: Any = (int, float) if kind is float else kind
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+        name = {
+            dict: "an object",
+            list: "a list",
+            float: "a number",
+            int: "an integer",
+            str: "text",
+        }
+        shown = "null" if value is None else repr(value)[:40]
+        raise FileError(
+            f"{source}: {key or 'the whole'}: expected {name[kind]}, got {shown}; run `colaworld "
+            "evaluate` again"
+        )
+    if isinstance(expected, dict):
+        for name, inside in expected.items():
+            if name not in value:
+                if isinstance(inside, Maybe) and inside.absent:
+                    continue
+                raise FileError(
+                    f"{source}: {f'{key}.{name}'.lstrip('.')}: missing; run `colaworld evaluate` again"
+                )
+            _check(value[name], inside, source, f"{key}.{name}".lstrip("."))
+    elif isinstance(expected, list):
+        for i, entry in enumerate(value):
+            _check(entry, expected[0], source, f"{key}[{i}]")
