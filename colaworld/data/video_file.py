@@ -129,11 +129,21 @@ def _reason(error: BaseException) -> str:
 
 
 def decoded(
-    container: av.container.InputContainer, stream: av.VideoStream
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    *,
+    keys: np.ndarray | None = None,
 ) -> Iterator[av.VideoFrame]:
-    """Frames from where the container stands. What comes before a first key frame is passed over."""
+    """Frames from where the container stands. What comes before a first key frame is passed over.
+
+    `keys`: times of key frames; none come if the first packet of one says another time.
+    """
     begun = False
     for packet in container.demux(stream):
+        if keys is not None and packet.is_keyframe:
+            if packet.pts not in keys:
+                return
+            keys = None
         try:
             frames = packet.decode()
         except av.InvalidDataError:

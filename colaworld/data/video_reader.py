@@ -13,8 +13,8 @@ nor what stands before the first key frame. Reading frames first..stop seeks to 
     asked              x x x
     decoded          o o x x                o decoded and dropped
 
-A seek may land too late (MPEG-TS), or on a key frame whose neighbours need the one before (open GOP).
-Then it starts earlier, in the end from the beginning. Where the times of a file are of no use (H.264
+A seek may land too late (MPEG-TS), on a key frame whose neighbours need the one before (open GOP), or where
+FFmpeg can but guess the time (MPEG-PS). Then it starts earlier, in the end from the beginning. Where the times of a file are of no use (H.264
 with B-frames in AVI, joined recordings) its frames are counted from the beginning, every time.
 """
 
@@ -246,7 +246,8 @@ def stream_frames(video: Video | Path, first: int, stop: int) -> Iterator[np.nda
                 container.seek(place, stream=stream)
             pictures = Pictures(stream)
             due = int(times.ticks[wanted])
-            for count, frame in enumerate(decoded(container, stream)):
+            keys = None if place is None or _is_mp4(container) else times.keys[:, 0]
+            for count, frame in enumerate(decoded(container, stream, keys=keys)):
                 if not count:
                     pictures.turn_as(frame)
                 time = frame.pts if times.seekable else count

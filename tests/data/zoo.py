@@ -296,6 +296,11 @@ ZOO = [
     Film("sound.ts", _plain(sound=True)),
     Film("hevc.mp4", _plain("libx265", options=H265_CLOSED)),
     Film("mpeg1.mpg", _plain("mpeg1video", options=MPEG)),
+    Film(  # several frames share a time stamp: after a seek the others are guessed
+        "mpeg1-small.mpg",
+        _plain("mpeg1video", options={"g": "9", "bf": "0"}, frames=60, size=(32, 48)),
+        frames=60,
+    ),
     Film("mpeg2.mpg", _plain("mpeg2video", options=MPEG)),
     Film("mpeg2.ts", _plain("mpeg2video", options=MPEG)),
     Film("mpeg4.avi", _plain("mpeg4")),
