@@ -24,6 +24,7 @@ from colaworld.config import ConfigError, from_command_line, load_yaml, to_dict
 from colaworld.recipes import RECIPES, recipe
 from colaworld.runs.build import build_trainer
 from colaworld.runs.config import RunConfig
+from colaworld.runs.fits import check_memory
 from colaworld.runs.lengths import codes_start, shortened
 from colaworld.runs.load import read_config, without_world
 from colaworld.runs.presets import with_preset
@@ -57,6 +58,8 @@ class TrainOptions:
     """The run folder: config.yaml, metrics.jsonl, checkpoints/, tensorboard/, weights/."""
     resume: bool = False
     """Go on from the last checkpoint in the run folder."""
+    anyway: bool = False
+    """Start also where a step needs more memory than the machine has."""
     device: str = "auto"
     """cpu, cuda, or auto: the first GPU if there is one."""
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
@@ -93,7 +96,15 @@ def run(argv: list[str]) -> int:
         device=choose_device(options.device),
         resume_command=shlex.join([*program(), "train", *arguments, "--resume"]),
     )
-    print(summary(config, trainer, changes), flush=True)
+    clips = trainer.loader.clips  # type: ignore[attr-defined]
+    size = {"height": clips.height, "width": clips.width}
+    try:
+        tokens = check_memory(config, trainer.model, device=trainer.device, **size)
+    except ConfigError as error:
+        if not options.anyway:
+            raise
+        tokens = str(error)
+    print(summary(config, trainer, changes, tokens), flush=True)
     result = trainer.run()
     if result.status == "finished":
         print(ending(config, trainer))
@@ -236,10 +247,10 @@ def choose_device(name: str) -> str:
     return name
 
 
-def summary(config: RunConfig, trainer: Trainer, changes: Sequence[str] = ()) -> str:
+def summary(config: RunConfig, trainer: Trainer, changes: Sequence[str], tokens: str) -> str:
     """What is about to run, in a few lines: data, sizes, phases, device.
 
-    `changes`: what was scaled to a shorter run.
+    `changes`: what was scaled to a shorter run. `tokens`: how many there are, and their memory.
     """
     import torch
 
@@ -290,6 +301,7 @@ def summary(config: RunConfig, trainer: Trainer, changes: Sequence[str] = ()) ->
         *([("codes", codes)] if (codes := codes_start(config)) else []),
         *([("shortened", ", ".join(changes))] if changes else []),
         ("batch", _batch(config)),
+        ("tokens", tokens),
         ("device", device),
         ("out", f"{trainer.out}" + (f", from {started[-1].path.name}" if started else "")),
     ]

@@ -48,12 +48,11 @@ def check_frames(
             f"got {frames}"
         )
     _check_stride("data.frames_per_clip", frames, model.tokenizer.temporal_stride)
-    _, rows, columns = model.backbone.patch
-    patch = model.tokenizer.spatial_stride
-    idm = model.idm.patch if "idm" in parts else 1
-    needs_h, needs_w = (math.lcm(patch * n, idm) for n in (rows, columns))
+    needs_h, needs_w = patch_multiples(model, parts)
     if height % needs_h == 0 and width % needs_w == 0:
         return
+    _, rows, columns = model.backbone.patch
+    patch, idm = model.tokenizer.spatial_stride, model.idm.patch
     good_h, good_w = (max(n, n * round(v / n)) for v, n in ((height, needs_h), (width, needs_w)))
     whose = f"the generator's are {patch * rows}x{patch * columns} px (the tokenizer's {patch} x "
     whose += f"model.backbone.patch {rows}x{columns})"
@@ -64,6 +63,14 @@ def check_frames(
         f"must be a multiple of {needs_h} and width of {needs_w}: set data.height and data.width, "
         f"for example --data.height {good_h} --data.width {good_w}"
     )
+
+
+def patch_multiples(model: ModelConfig, parts: Sequence[str]) -> tuple[int, int]:
+    """What height and width of a frame, in pixels, must be multiples of."""
+    _, rows, columns = model.backbone.patch
+    patch = model.tokenizer.spatial_stride
+    idm = model.idm.patch if "idm" in parts else 1
+    return math.lcm(patch * rows, idm), math.lcm(patch * columns, idm)
 
 
 def _check_stride(name: str, frames: int, stride: int) -> None:

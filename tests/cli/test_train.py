@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from colaworld.cli import train
+from colaworld.config import ConfigError
 from colaworld.recipes import recipe
 from colaworld.runs.load import read_config
 from colaworld.runs.weights import find_backbone_weights
@@ -173,6 +174,19 @@ def test_several_processes_are_refused_in_one_line(rank, says, monkeypatch, cola
     assert said.status == 2 and said.out == ""
     assert said.err.count("\n") == says
     assert ("training.devices: expected 1 (training on several devices" in said.err) == says
+
+
+def test_what_does_not_fit_is_refused_unless_told(
+    scene, tiny, tmp_path, monkeypatch, colaworld
+) -> None:
+    monkeypatch.setattr(
+        train, "check_memory", lambda *_, **__: (_ for _ in ()).throw(ConfigError("no"))
+    )
+    call = ["train", "nano.frozen_world", "--data", scene, "--out", tmp_path / "run", *tiny]
+    said = colaworld(*call)
+    assert said.status == 2 and not (tmp_path / "run").exists()
+    said = colaworld(*call, "--anyway")
+    assert said.status == 0 and "tokens      no" in said.out
 
 
 # -- where settings come from ----------------------------------------------------------------

@@ -1,0 +1,94 @@
+"""Does a step of a run fit into the memory of this machine? Asked before the first one.
+
+Not here: the plan by phase (memory.py), cards that are not in this machine (cli/plan_memory.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from colaworld.config import ConfigError
+from colaworld.models.tokenizers.tokenizer import latent_frames
+from colaworld.models.world_model import WorldModel
+from colaworld.runs.config import RunConfig
+from colaworld.runs.memory import GIB, plan_memory
+from colaworld.runs.sizes import patch_multiples
+
+log = logging.getLogger(__name__)
+
+# Floats that a token leaves behind per channel and modulated block; plans of nano and of STDiT3-XL
+# say 32 and 46. What is far below the machine's memory by this needs no plan, which takes seconds.
+_FLOATS = 40
+_FEW_TOKENS, _MANY_TOKENS = 256, 1024  # of a frame: nano's own scale; minutes a step on a CPU
+
+
+def machine_memory(device: torch.device) -> int:
+    """Bytes that this process may use: the card's, or the machine's within its control group."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory - GIB  # the context
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    group = Path("/sys/fs/cgroup/memory.max")
+    allowed = group.read_text().strip() if group.is_file() else "max"
+    return there if allowed == "max" else min(there, int(allowed))
+
+
+def check_memory(
+    config: RunConfig,
+    model: WorldModel,
+    *,
+    height: int,
+    width: int,
+    device: torch.device,
+    memory: int | None = None,
+) -> str:
+    """Tokens of a frame and of a pass, in words, with a step's memory where that may matter.
+
+    Args:
+        config: the run.
+        model: of the run.
+        height, width: of its frames, in pixels.
+        device: where it trains.
+        memory: bytes there are; None asks the machine.
+
+    Raises ConfigError where a step needs more than there is; warns where it will take minutes.
+    """
+    there = machine_memory(device) if memory is None else memory
+    stride, backbone = config.model.tokenizer, model.backbone
+    down, across = (stride.spatial_stride * n for n in backbone.patch[1:])
+    frame = (height // down) * (width // across)
+    latents = latent_frames(config.data.frames_per_clip, stride.temporal_stride)
+    tokens = frame * latents * config.training.batch_size
+    said = f"{frame} tokens a frame, {tokens} in a pass"
+    smaller = ""
+    if frame > _FEW_TOKENS:
+        shrink, needs = (
+            math.sqrt(_FEW_TOKENS / frame),
+            patch_multiples(config.model, config.parts()),
+        )
+        good = [
+            max(n, int(shrink * v) // n * n) for v, n in zip((height, width), needs, strict=True)
+        ]
+        smaller = f"smaller frames (--data.height {good[0]} --data.width {good[1]}), "
+    if 4 * _FLOATS * tokens * backbone.width * backbone.modulated_blocks > there / 4:
+        sized = replace(config, data=replace(config.data, height=height, width=width))
+        most = max(plan_memory(sized, device=device.type), key=lambda phase: phase.total)
+        needed = f"a step of {most.phase} needs about {most.total / GIB:.1f} GiB"
+        if most.total > there:
+            raise ConfigError(
+                f"{needed}, {device} has {there / GIB:.1f}: frames of {height}x{width} px are {said}. "
+                f"What helps: {smaller}fewer clips in a pass (--training.batch-size), what colaworld "
+                f"plan-memory {config.recipe} names; --anyway starts all the same"
+            )
+        said += f"; {needed} of {there / GIB:.1f}"
+    if device.type == "cpu" and frame > _MANY_TOKENS:
+        log.warning(
+            "frames of %dx%d px are %s: a step may take minutes on a CPU. What helps: %sa GPU",
+            *(height, width, said, smaller),
+        )
+    return said
