@@ -123,7 +123,6 @@ def pretrain() -> RunConfig:
             ema_decay=0.998,
             checkpoint_every=250,
             keep_checkpoints=1,
-            tensorboard=False,
         ),
     )
 

@@ -56,7 +56,8 @@ _LATER = {
     "objective.average": "frames",
     "objective.frozen_history": None,
 }
-_LENGTH = re.compile(r"phases\.\w+\.steps")  # free too: by the whole key
+# Free too, by the whole key: how long a phase is, and what previews and evaluations alone read.
+_ALSO_FREE = re.compile(r"phases\.\w+\.steps|(sampler|evaluation)\..*")
 _FORMERLY = {"training.compile": {False: "no", True: "full"}}  # values of older configurations
 
 
@@ -304,7 +305,7 @@ def _bound(config_yaml: str) -> dict[str, Any]:
 def _free(key: str) -> bool:
     if key.startswith("model."):
         return False
-    return key.rsplit(".", 1)[-1] in FREE or _LENGTH.fullmatch(key) is not None
+    return key.rsplit(".", 1)[-1] in FREE or _ALSO_FREE.fullmatch(key) is not None
 
 
 def renamed(key: str) -> str:
@@ -341,5 +342,5 @@ def check_same_config(saved_yaml: str, given_yaml: str, *, where: str) -> None:
             f"{where} was trained with another configuration; these keys differ:\n"
             + "\n".join(lines)
             + f"\nResume with the saved values, or train into a new folder "
-            f"(only {', '.join(('phases.*.steps', *FREE))} may change)"
+            f"(only phases.*.steps, sampler.*, evaluation.*, {', '.join(FREE)} may change)"
         )

@@ -52,6 +52,10 @@ def test_a_recipe_builds_the_parts_that_its_phases_name(name):
         OBJECTIVES[phase.objective](model, config.objective)
 
 
+def test_every_recipe_writes_curves():
+    assert all(recipe(name).training.tensorboard for name in RECIPES)
+
+
 def test_what_each_schedule_trains():
     lam = {"idm", "quantizer", "conditioner"}
     expected = {

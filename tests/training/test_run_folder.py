@@ -68,6 +68,7 @@ out: here
 def test_what_may_change():
     given = SAVED.replace("max_steps: 5", "max_steps: 50, checkpoint_every: 2")
     given = given.replace("out: here", "out: there").replace("steps: 20", "steps: 30")
+    given += "sampler: {steps: 3}\nevaluation: {clips: 4}\n"  # previews read it, no step does
     check_same_config(SAVED, given, where="x")
     assert config_sha256(SAVED) == config_sha256(given)
 
@@ -86,7 +87,7 @@ def test_what_differs_is_named_with_both_values():
     text = str(caught.value)
     assert "training.seed: saved 0, given 1" in text
     assert "phases.1.name: saved 'joint', given 'other'" in text
-    assert "(only phases.*.steps, max_steps, checkpoint_every" in text
+    assert "(only phases.*.steps, sampler.*, evaluation.*, max_steps, checkpoint_every" in text
     assert "data.fps: saved '(absent)', given 5" in text
     assert "training.betas: saved [0.9, 0.99], given [0.9, 0.999]" in text
     assert "max_steps:" not in text and "step_0_1" in text
