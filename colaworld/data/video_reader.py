@@ -38,6 +38,8 @@ from colaworld.data.video_file import Pictures, Video, decoded, opened, quarter_
 NOTES = {
     "hdr": "HDR (PQ or HLG): read without tone mapping, so flat and dull",
     "interlaced": "interlaced: what moves is combed; deinterlace them first",
+    "counted": "without usable times: each read decodes from their start, slow where they are long; remux "
+    "or encode them again",
     "cut": "cut between key frames: the first of their frames cannot be decoded and are left out",
 }
 _HEAD = 8  # frames decoded to see whether the times of a file are those of its frames
@@ -110,6 +112,8 @@ def probe(video: Video | Path) -> VideoInfo:
         span = float(times.seconds[-1]) if frames else 0.0
         if span > 0 and (fps <= 0 or (not counted and times.seekable)):
             fps = (frames - 1) / span
+        if not times.seekable:
+            notes.append("counted")
         if times.lost:
             notes.append("cut")
     if not frames or not height or not width:

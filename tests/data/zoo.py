@@ -286,7 +286,7 @@ ZOO = [
     Film("h264.mkv", _plain()),
     Film("h264.3gp", _plain()),
     Film("h264.flv", _plain()),
-    Film("h264.avi", _plain()),
+    Film("h264.avi", _plain(), notes=("counted",)),
     Film("h264.ts", _plain()),
     Film("h264.mts", _plain()),
     Film("h264.m2ts", _plain()),
@@ -391,7 +391,12 @@ ZOO = [
         notes=("cut",),
     ),
     Film("ends-early.ts", _by_bytes(_plain(), _packets(0, 80))),
-    Film("joined.ts", _by_bytes(_plain(), lambda data: 2 * data), frames=2 * FRAMES),
+    Film(
+        "joined.ts",
+        _by_bytes(_plain(), lambda data: 2 * data),
+        frames=2 * FRAMES,
+        notes=("counted",),
+    ),
     # what is said of them
     Film(
         "interlaced.mpg",
