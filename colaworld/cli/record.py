@@ -5,8 +5,12 @@ Not here: playing (envs/episodes.py) or the file layout (data/sources/lerobot_wr
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -61,7 +65,7 @@ class RecordConfig:
     workers: int = 1
     """Processes that play. The result is the same for any number."""
     overwrite: bool = False
-    """Replace the folder if it exists."""
+    """Replace a recorded set of that name. Anything else stays."""
 
 
 def make_env(config: RecordConfig) -> envs.Env:
@@ -85,6 +89,20 @@ def make_env(config: RecordConfig) -> envs.Env:
 _worker: tuple[envs.Env, behaviours.Behaviour] | None = None  # per process
 
 
+def _end_with_parent() -> None:
+    """In a worker: leave when the process that started it is gone, whatever it died of."""
+    from multiprocessing import connection, parent_process
+
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _play(config: RecordConfig, episode: int) -> envs.Episode:
     global _worker
     if _worker is None:
@@ -106,7 +124,8 @@ def _episodes(config: RecordConfig) -> Iterator[envs.Episode]:
     from collections import deque
     from concurrent.futures import ProcessPoolExecutor
 
-    pool = ProcessPoolExecutor(config.workers, mp_context=multiprocessing.get_context("spawn"))
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(config.workers, mp_context=spawn, initializer=_end_with_parent)
     try:
         waiting: deque[Any] = deque()
         for number in numbers:
@@ -186,18 +205,42 @@ def _show(episodes: Iterator[Any], total: int, progress: bool) -> Iterator[Any]:
             told(count, total, "episodes")
 
 
+class _Stopped(BaseException):
+    """SIGTERM or SIGHUP came."""
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise `_Stopped`, so that they clean up as Ctrl-C does."""
+
+    def stop(number: int, frame: object) -> None:
+        raise _Stopped(number)
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def run(argv: list[str]) -> int:
     """`colaworld record ENV --out DIR ...`. Returns the exit status."""
     config = tyro.cli(
         RecordConfig, args=argv, prog="colaworld record", description="Record a simulator."
     )
     try:
-        made = record(config)
+        with _stopped_by_signals():
+            made = record(config)
     except FORESEEN as error:
         return report_error("colaworld record", error)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Stopped) as stop:
         print("colaworld record: interrupted; nothing was left behind", file=sys.stderr)
-        return 130
+        return 128 + (stop.args[0] if isinstance(stop, _Stopped) else signal.SIGINT)
     print(
         f"{made['out']}: {made['episodes']} episodes, {made['frames']} frames of "
         f"{made['height']}x{made['width']} px in {made['seconds']:.0f} s; decoded frames match "

@@ -38,7 +38,7 @@ class DataConfig:
     """How to read it: lerobot, video_folder, tar_folder, or a source of your own. auto: the first
     that recognises it."""
     camera: str | None = None
-    """LeRobot: the video feature to use (default: the first)."""
+    """LeRobot: the video feature to use, or the last part of its name (default: the first)."""
     frames_per_clip: int = 8
     """Frames in a clip."""
     stride: int = 1
@@ -366,13 +366,14 @@ class ClipSet:
         return self.episodes[0].height, self.episodes[0].width
 
     def _check_broken(self) -> None:
-        total = len(self.source.episodes) + len(self.source.broken)
+        total = len(self.source.episodes) + sum(b.episodes for b in self.source.broken)
         with self._lock:
             broken = list(self.broken.values())
-        if len(broken) > self.config.max_broken_share * total:
+        lost = sum(b.episodes for b in broken)
+        if lost > self.config.max_broken_share * total:
             listed = "\n".join(f"  {b.reason}" for b in broken[:20])
             raise DataError(
-                f"{self.config.path}: {len(broken)} of {total} files or episodes are broken, more "
+                f"{self.config.path}: {lost} of {total} files or episodes are broken, more "
                 f"than max_broken_share = {self.config.max_broken_share:g} (raise it with "
                 f"--data.max-broken-share to go on without them):\n{listed}"
             )

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import av
 import numpy as np
@@ -77,6 +82,42 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(record.envs, "play", interrupted)
     assert _record(tmp_path / "a") == 130
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_sighup_clean_up_as_ctrl_c_does(tmp_path, monkeypatch, number) -> None:
+    played = record.envs.play
+
+    def stopped(*args, episode: int, **options):
+        if episode == 2:
+            assert (tmp_path / ".a.partial").is_dir()
+            os.kill(os.getpid(), number)
+        return played(*args, episode=episode, **options)
+
+    monkeypatch.setattr(record.envs, "play", stopped)
+    before = signal.getsignal(number)
+    assert _record(tmp_path / "a") == 128 + number
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent(tmp_path, number) -> None:
+    wish = ["scene", "--out", str(tmp_path / "a"), "--episodes", "1000000", "--steps", "40"]
+    command = [sys.executable, "-m", "colaworld", "record", *wish, "--workers", "2"]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    folder = tmp_path / ".a.partial" / "videos"
+    while not folder.exists() and parent.poll() is None:  # both workers have played by then
+        time.sleep(0.05)
+    os.kill(parent.pid, number)
+    # The workers hold the pipes too: the end of both means that all have ended.
+    said = parent.communicate(timeout=60)[1].decode()
+    if number == signal.SIGTERM:
+        assert parent.returncode == 128 + number and "nothing was left behind" in said
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert parent.returncode == -number
+        assert _record(tmp_path / "a") == 0  # and clears what was left
+        assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("name", ["crafter", "pusht"])

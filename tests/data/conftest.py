@@ -74,7 +74,7 @@ def film() -> Callable[..., Path]:
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def scene_set() -> Callable[..., Path]:
     """scene_set(path, lengths) records the scene: one episode per length, actions included."""
 

@@ -1,32 +1,47 @@
 """LeRobot data sets, layout v3.0, by pyarrow and PyAV alone; also those LeRobot wrote itself.
 
-Not here: writing (lerobot_writer.py, lerobot_columns.py), layouts before v3.0, images stored in parquet.
+Not here: what meta/ must hold (lerobot_meta.py), writing (lerobot_writer.py, lerobot_columns.py),
+layouts before v3.0, images stored in parquet. A film is held against meta/info.json when the set is
+opened: frames of that size, a rate within 1 % of fps. When an episode is decoded, its first and last
+frame must lie within half a frame of where meta/ puts them.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from colaworld.contracts import ActionSpec
 from colaworld.data import video_reader
 from colaworld.data.errors import BrokenFileError, DataError
+from colaworld.data.index_cache import IndexCache
+from colaworld.data.sources import lerobot_meta
 from colaworld.data.sources.registry import register_source
 from colaworld.data.sources.source import BrokenFile, Description, EpisodeInfo
+from colaworld.data.sources.videos import probe_video
+from colaworld.data.video_reader import Video, VideoInfo
 
 log = logging.getLogger(__name__)
 
 
+@cache
+def _tell_once(level: int, message: str) -> None:
+    """A training and its held-out share open the same set: once in a process is enough."""
+    log.log(level, message)
+
+
 class LeRobotSource:
-    """`camera`: a video feature's key (default: the first). `action_column`: its name, or None."""
+    """`camera`: a video feature's key, or its last part (default: the first feature).
+    `action_column`: its name, or None.
+    """
 
     kind = "lerobot"
     uniform_fps = True
@@ -35,46 +50,75 @@ class LeRobotSource:
         self, path: Path, *, camera: str | None = None, action_column: str | None = "action"
     ) -> None:
         self.path = Path(path)
-        self.info = _read_json(self.path / "meta" / "info.json")
-        version = str(self.info.get("codebase_version", "?"))
-        if not version.startswith("v3."):
-            raise DataError(
-                f"{self.path}: layout {version} of LeRobot; v3.0 is read here; convert it with "
-                "LeRobot's own conversion script"
-            )
-        features = self.info["features"]
-        self.cameras = [key for key, value in features.items() if value["dtype"] == "video"]
-        if not self.cameras:
-            raise DataError(f"{self.path}: has no video feature; it has: {', '.join(features)}")
-        if camera is not None and camera not in self.cameras:
-            raise DataError(
-                f"{self.path}: no camera {camera!r}; choose one of: {', '.join(self.cameras)}"
-            )
+        self.info = lerobot_meta.read_info(self.path)
+        self.cameras = lerobot_meta.cameras_of(self.info)
+        self.camera = lerobot_meta.choose_camera(self.path, self.cameras, camera)
         if camera is None and len(self.cameras) > 1:
-            log.info("%s: using camera %s of %s", self.path, self.cameras[0], self.cameras)
-        self.camera = camera or self.cameras[0]
+            _tell_once(logging.INFO, f"{self.path}: using camera {self.camera} of {self.cameras}")
         self.action_column = action_column
+        self.folder = lerobot_meta.Folder(self.path)
+        rows = lerobot_meta.read_episodes(self.folder, self.info, self.camera)
+        self._data_files = list(dict.fromkeys(row.data for row in rows))
         self.broken: list[BrokenFile] = []
-        self._rows = self._read_episodes()
-        height, width = features[self.camera]["shape"][:2]
-        axes = features[self.camera].get("names")  # LeRobot allows null
-        if isinstance(axes, list) and axes[:1] in (["channel"], ["channels"]):
-            height, width = features[self.camera]["shape"][1:]
-        fps = float(self.info["fps"])
-        self.episodes = [
-            EpisodeInfo(
-                index=i,
-                name=f"episode {row['episode_index']:06d}",
-                path=self._video_file(row),
-                frames=int(row["length"]),
-                fps=fps,
-                height=int(height),
-                width=int(width),
-            )
-            for i, row in enumerate(self._rows)
-        ]
+        self.episodes: list[EpisodeInfo] = []
+        self._rows: list[lerobot_meta.Row] = []
+        self._add(rows)
         self.action_spec = self._action_spec()
         self._sizes: dict[Path, int | None] = {}  # by file, asked once
+
+    def _add(self, rows: Sequence[lerobot_meta.Row]) -> None:
+        """Episodes whose films can be read; the films that cannot are named once each."""
+        fps, index = float(self.info["fps"]), IndexCache(self.path)
+        films: dict[Path, VideoInfo | str] = {}
+        lost: Counter[tuple[Path, str]] = Counter()
+        for row in rows:
+            if row.video not in films:
+                films[row.video] = self._film(row.video, index)
+            film, name = films[row.video], f"episode {row.episode:06d}"
+            if isinstance(film, VideoInfo) and row.start * fps + row.length > film.frames + 0.5:
+                film = _cut_short(row.video, name, row, film.frames)
+            if isinstance(film, str):
+                lost[row.video, film] += 1
+                continue
+            self.episodes.append(
+                EpisodeInfo(
+                    index=len(self.episodes),
+                    name=name,
+                    path=row.video,
+                    frames=row.length,
+                    fps=fps,
+                    height=film.height,
+                    width=film.width,
+                )
+            )
+            self._rows.append(row)
+        index.save(whole=False)  # another camera's films keep their entries
+        for (file, reason), count in lost.items():
+            _tell_once(logging.WARNING, f"skipped: {reason} (episodes lost: {count})")
+            self.broken.append(BrokenFile(file, reason, episodes=count))
+        if not self.episodes:
+            reasons = "\n".join(f"  {b.reason}" for b in self.broken[:20])
+            raise DataError(
+                f"{self.path}: no film of its {len(rows)} episodes is whole:\n{reasons}"
+            )
+
+    def _film(self, file: Path, index: IndexCache) -> VideoInfo | str:
+        """What a film says of itself, or why it cannot be read. DataError: info.json says otherwise."""
+        try:
+            film = probe_video(Video.file(file), index)
+        except BrokenFileError as error:
+            return str(error) if file.exists() else f"{file}: missing"
+        meta, shape = self.path / "meta" / "info.json", self.info["features"][self.camera]["shape"]
+        if [film.height, film.width] not in (shape[:2], shape[1:]):
+            raise DataError(
+                f"{file}: frames of {film.height}x{film.width}; {meta}: features.{self.camera}."
+                f"shape says {shape}"
+            )
+        if abs(film.fps / self.info["fps"] - 1) > 0.01:
+            raise DataError(
+                f"{file}: {film.fps:.4g} frames a second; {meta}: fps says {self.info['fps']:g}"
+            )
+        return film
 
     def describe(self) -> Description:
         features = self.info["features"]
@@ -94,74 +138,52 @@ class LeRobotSource:
             self._sizes[file] = file.stat().st_size if file.is_file() else None
         return os.path.relpath(file, self.path), self._sizes[file]
 
-    def _read_episodes(self) -> list[dict[str, Any]]:
-        files = sorted((self.path / "meta" / "episodes").glob("*/*.parquet"))
-        if not files:
-            raise DataError(f"{self.path}: no episodes under meta/episodes")
-        key = f"videos/{self.camera}"
-        columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
-        columns += [f"{key}/chunk_index", f"{key}/file_index", f"{key}/from_timestamp"]
-        tables = []
-        for file in files:
-            try:
-                tables.append(pq.read_table(file, columns=columns))
-            except (pa.ArrowException, OSError) as error:
-                raise DataError(f"{file}: cannot be read: {error}") from error
-            missing = [c for c in columns if c not in tables[-1].column_names]
-            if missing:
-                raise DataError(f"{file}: lacks the columns {', '.join(missing)}")
-        return sorted(pa.concat_tables(tables).to_pylist(), key=lambda row: row["episode_index"])
-
-    def _video_file(self, row: dict[str, Any]) -> Path:
-        return self.path / self.info["video_path"].format(
-            video_key=self.camera,
-            chunk_index=row[f"videos/{self.camera}/chunk_index"],
-            file_index=row[f"videos/{self.camera}/file_index"],
-        )
-
     def data_files(self) -> list[Path]:
-        """The parquet files of all episodes, in order."""
-        return list(dict.fromkeys(self._data_file(row) for row in self._rows))
-
-    def _data_file(self, row: dict[str, Any]) -> Path:
-        return self.path / self.info["data_path"].format(
-            chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
-        )
+        """The parquet files of all episodes, also of those whose films are broken, in order."""
+        return list(self._data_files)
 
     def _action_spec(self) -> ActionSpec | None:
-        feature = self.info["features"].get(self.action_column) if self.action_column else None
-        if feature is None:
+        column = self.action_column
+        feature = column and lerobot_meta.action_feature(self.path, self.info, column)
+        if not column or not feature:
             return None
-        column, size = str(self.action_column), int(np.prod(feature["shape"]))
-        if str(feature["dtype"]).startswith(("int", "uint")) and size == 1:
+        size = int(np.prod(feature["shape"]))
+        if lerobot_meta.kind_of(feature["dtype"]) == "int" and size == 1:
             classes = tuple(feature.get("class_names") or ())
             count = len(classes) or self._largest_class(column) + 1
             return ActionSpec(column, "discrete", count, classes)
-        names = feature.get("names")
-        if isinstance(names, dict):  # LeRobot also writes {"motors": [...]}
-            names = [name for group in names.values() for name in group]
-        named = tuple(str(n) for n in names) if names and len(names) == size else ()
-        return ActionSpec(column, "continuous", size, named, str(feature.get("unit", "")))
+        names = feature.get("names") or ()
+        if isinstance(names, dict):  # LeRobot also writes {"motors": [...]} and {"x": 0, "y": 1}
+            names = [n for key, v in names.items() for n in (v if isinstance(v, list) else [key])]
+        named = tuple(names) if len(names) == size else ()
+        return ActionSpec(column, "continuous", size, named, feature.get("unit", ""))
 
     def _largest_class(self, column: str) -> int:
-        stats = _read_json(self.path / "meta" / "stats.json")
-        if column not in stats:
+        file = self.folder.file("meta/stats.json", f"{self.path}")
+        of_column = lerobot_meta.read_json(file).get(column)
+        most = of_column.get("max") if isinstance(of_column, dict) else None
+        found = most[0] if isinstance(most, list) and len(most) == 1 else most
+        if not isinstance(found, (int, float)) or not 0 <= found < 1e6 or found != int(found):
             raise DataError(
-                f"{self.path / 'meta/stats.json'}: no column {column!r}, and info.json names no "
-                "classes; the number of actions is unknown"
+                f"{file}: {column}.max: expected the largest class, got {most!r:.60}; info.json "
+                "names no classes, so the number of actions is unknown"
             )
-        return int(np.max(stats[column]["max"]))
+        return int(found)
 
     def _offset(self, episode: int) -> int:
         """Index of the episode's first frame within its video file."""
         row, info = self._rows[episode], self.episodes[episode]
         seconds = video_reader.frame_times(info.path).seconds
-        start = float(row[f"videos/{self.camera}/from_timestamp"])
-        first = int(np.searchsorted(seconds, start - 0.5 / info.fps))
-        if first + info.frames > len(seconds) or abs(seconds[first] - start) > 0.5 / info.fps:
+        first = int(np.searchsorted(seconds, row.start - 0.5 / info.fps))
+        if first + info.frames > len(seconds):
+            raise BrokenFileError(_cut_short(info.path, info.name, row, len(seconds)))
+        found = seconds[[first, first + info.frames - 1]]
+        wanted = row.start + np.array([0, info.frames - 1]) / info.fps
+        if (np.abs(found - wanted) > 0.5 / info.fps).any():
             raise BrokenFileError(
-                f"{info.path}: {info.name} should be {info.frames} frames from {start:.3f} s on; "
-                f"the file holds {len(seconds)} frames (truncated?)"
+                f"{info.path}: {info.name} should show its first and last frame at "
+                f"{wanted[0]:.3f} and {wanted[1]:.3f} s; the film shows them at {found[0]:.3f} and "
+                f"{found[1]:.3f} s"
             )
         return first
 
@@ -192,54 +214,81 @@ class LeRobotSource:
         if self.action_spec is None:
             return None
         spec, info, row = self.action_spec, self.episodes[episode], self._rows[episode]
-        file = self._data_file(row)
-        try:
-            table = pq.read_table(
-                file,
-                columns=[spec.column, "frame_index"],
-                filters=[("episode_index", "==", int(row["episode_index"]))],
-            )
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{file}: column {spec.column!r} cannot be read: {error}") from error
-        if spec.column not in table.column_names:
-            raise DataError(f"{file}: has no column {spec.column!r}, which meta/info.json promises")
-        order = table["frame_index"].to_numpy()
-        if len(order) != info.frames or not np.array_equal(order, np.arange(info.frames)):
+        where = f"{row.data}: column {spec.column!r}"
+        if not row.data.is_file():
+            raise DataError(f"{where} cannot be read: no such file")
+        table = lerobot_meta.read_parquet(
+            row.data,
+            [spec.column, "frame_index"],
+            filters=[("episode_index", "==", row.episode)],
+        )
+        order = table["frame_index"]
+        if not pa.types.is_integer(order.type) or not np.array_equal(
+            order.to_numpy(), np.arange(info.frames)
+        ):
             raise DataError(
-                f"{file}: column {spec.column!r} does not match the frames of {info.name}: "
+                f"{where} does not match the frames of {info.name}: "
                 f"{info.frames} rows with frame_index 0..{info.frames - 1} wanted, "
                 f"{len(order)} rows found"
             )
-        column = table[spec.column]
-        if column.null_count:
-            raise DataError(
-                f"{file}: column {spec.column!r} lacks {column.null_count} values in {info.name}"
-            )
-        values = np.asarray(column.to_pylist())
+        values = self._values(where, info, table[spec.column])
         if spec.kind == "discrete":
             values = values.reshape(-1).astype(np.int64)
             if values.min() < 0 or values.max() >= spec.size:
                 raise DataError(
-                    f"{file}: column {spec.column!r} of {info.name}: classes 0..{spec.size - 1} "
+                    f"{where} of {info.name}: classes 0..{spec.size - 1} "
                     f"wanted, found {values.min()}..{values.max()}"
                 )
             return values
-        values = values.astype(np.float32).reshape(len(order), -1)
-        if values.shape[1] != spec.size or not np.isfinite(values).all():
+        if not np.isfinite(values := values.astype(np.float32)).all():
             raise DataError(
-                f"{file}: column {spec.column!r} of {info.name}: finite vectors of {spec.size} "
-                f"wanted, got {list(values.shape)} with {np.sum(~np.isfinite(values))} not finite"
+                f"{where} of {info.name}: {np.sum(~np.isfinite(values))} values are not finite"
             )
         return values
 
+    def _values(self, where: str, info: EpisodeInfo, column: pa.ChunkedArray) -> np.ndarray:
+        """[frames, size] of the type that meta/info.json promises. Raises DataError."""
+        assert self.action_spec is not None
+        feature = self.info["features"][self.action_spec.column]
+        size = int(np.prod(feature["shape"]))
+        lacking, told = column.null_count, column.type
+        even = True
+        while pa.types.is_nested(column.type) and not lacking:
+            if not hasattr(column.type, "value_type") or pa.types.is_map(column.type):
+                break
+            spread = pc.min_max(pc.list_value_length(column)).as_py()
+            even = even and spread["min"] == spread["max"]
+            column = pc.list_flatten(column)
+            lacking = column.null_count
+        if lacking:
+            raise DataError(f"{where} lacks {lacking} values in {info.name}")
+        if _kind(column.type) != lerobot_meta.kind_of(feature["dtype"]):
+            raise DataError(
+                f"{where} holds {told}, meta/info.json says {feature['dtype']}; make the two agree"
+            )
+        if not even or len(column) != info.frames * size:
+            raise DataError(
+                f"{where} holds {len(column)} numbers for the {info.frames} frames of {info.name}; "
+                f"shape {feature['shape']} of meta/info.json wants {size} for each"
+            )
+        return column.to_numpy().reshape(info.frames, size)
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing; not a LeRobot data set?") from None
-    except (OSError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+
+def _kind(kind: pa.DataType) -> str | None:
+    """As `lerobot_meta.kind_of`, of a column."""
+    tests = (
+        ("int", pa.types.is_integer),
+        ("float", pa.types.is_floating),
+        ("bool", pa.types.is_boolean),
+    )
+    return next((name for name, test in tests if test(kind)), None)
+
+
+def _cut_short(file: Path, name: str, row: lerobot_meta.Row, frames: int) -> str:
+    return (
+        f"{file}: {name} should be {row.length} frames from {row.start:.3f} s on; the file holds "
+        f"{frames} frames (truncated?)"
+    )
 
 
 register_source(

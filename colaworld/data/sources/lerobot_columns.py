@@ -24,7 +24,9 @@ import pyarrow.parquet as pq
 
 from colaworld.data.errors import DataError
 from colaworld.data.sources.lerobot import LeRobotSource
+from colaworld.data.sources.lerobot_meta import read_json
 from colaworld.data.sources.lerobot_writer import Statistics
+from colaworld.data.sources.new_folder import NewFolder
 from colaworld.files import write_atomically
 
 _CHUNK = 65_536  # rows looked at together
@@ -60,7 +62,9 @@ def write_columns(
         raise DataError(f"{out}: exists and is not empty; choose another folder")
     if root.resolve() in out.resolve().parents:
         raise DataError(f"{out}: lies inside {root}; choose a folder beside it")
-    total = int(source.info["total_frames"])
+    total = source.info.get("total_frames")
+    if total is None:
+        raise DataError(f"{root / 'meta/info.json'}: total_frames: missing; expected a count")
     if unknown := names.keys() - columns.keys():
         raise DataError(f"{out}: names for columns that are not written: {sorted(unknown)}")
     made = {
@@ -70,20 +74,19 @@ def write_columns(
     for name in made:
         if name in source.info["features"]:
             raise DataError(f"{root}: has a column {name!r} already; choose another name")
-    work = out.parent / f".{out.name}.partial-{os.getpid()}"
-    shutil.rmtree(work, ignore_errors=True)
+    folder = None
     try:
-        _share(root, work, videos == "link")
-        _write_rows(source, work, made, total)
-        _write_episodes(root, work, made, total)
-        _write_meta(source, work, made)
-        if out.exists():
-            out.rmdir()  # empty
-        os.replace(work, out)
+        folder = NewFolder(out)
+        _share(source, folder.work, videos == "link")
+        _write_rows(source, folder.work, made, total)
+        _write_episodes(root, folder.work, made, total)
+        _write_meta(source, folder.work, made)
+        folder.publish()
     except OSError as error:
         raise DataError(f"{out}: cannot be written: {error}") from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if folder is not None:
+            folder.drop()
     return out
 
 
@@ -147,16 +150,20 @@ class _Column:
         return {"feature": value, "length": self.width, "_type": "Sequence"}
 
 
-def _share(root: Path, work: Path, link: bool) -> None:
+def _share(source: LeRobotSource, work: Path, link: bool) -> None:
     """Every file but hidden ones; those that are rewritten later are replaced, not written into."""
-    for folder, below, files in os.walk(root, followlinks=True):
+    for folder, below, files in os.walk(source.path):
         below[:] = [name for name in below if not name.startswith(".")]
-        there = work / Path(folder).relative_to(root)
-        there.mkdir(parents=True, exist_ok=True)
-        for name in files:
+        place = Path(folder).relative_to(source.path)
+        (work / place).mkdir(parents=True, exist_ok=True)
+        linked = [name for name in below if (Path(folder) / name).is_symlink()]
+        for name in [*files, *linked]:
             if name.startswith("."):
                 continue
-            file, new = (Path(folder) / name).resolve(), there / name
+            file, new = (
+                source.folder.file(place / name, f"{source.path}").resolve(),
+                work / place / name,
+            )
             try:
                 if not link:
                     raise OSError
@@ -171,11 +178,13 @@ def _write_rows(
     seen = np.zeros(total, bool)
     for file in source.data_files():
         try:
-            old = pq.ParquetFile(file)
+            old = pq.ParquetFile(file, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{file}: cannot be read: {error}") from error
         if "index" not in old.schema_arrow.names:
             raise DataError(f"{file}: has no column 'index'")
+        if not pa.types.is_integer(old.schema_arrow.field("index").type):
+            raise DataError(f"{file}: column 'index' should hold integers")
         with old, _Rewritten(work / file.relative_to(source.path)) as new:
             for group in range(old.num_row_groups):
                 try:
@@ -189,11 +198,10 @@ def _write_rows(
                         f"{file}: column 'index' should hold each of 0..{total - 1} once, in all files"
                     )
                 seen[rows] = True
-                new.write(_with_columns(table, rows, columns))
-    if not seen.all():
-        raise DataError(
-            f"{source.path}: meta/info.json counts {total} frames, data/ holds {int(seen.sum())}"
-        )
+                try:
+                    new.write(_with_columns(table, rows, columns))
+                except (ValueError, AttributeError, TypeError) as error:  # of huggingface's JSON
+                    raise DataError(f"{file}: its metadata cannot be read: {error}") from error
 
 
 def _with_columns(table: pa.Table, rows: np.ndarray, columns: Mapping[str, _Column]) -> pa.Table:
@@ -211,8 +219,9 @@ def _with_columns(table: pa.Table, rows: np.ndarray, columns: Mapping[str, _Colu
 def _write_episodes(root: Path, work: Path, columns: Mapping[str, _Column], total: int) -> None:
     """Statistics per episode, beside those that are there. Sets that keep none stay so."""
     for file in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
-        table = pq.read_table(file)
-        if not any(name.startswith("stats/") for name in table.column_names):
+        table = pq.read_table(file, page_checksum_verification=True)
+        told = any(name.startswith("stats/") for name in table.column_names)
+        if not told or not len(table):  # without a row there is nothing to add to
             continue
         ends = [f"dataset_{end}_index" for end in ("from", "to")]
         if missing := [name for name in ends if name not in table.column_names]:
@@ -222,7 +231,7 @@ def _write_episodes(root: Path, work: Path, columns: Mapping[str, _Column], tota
             raise DataError(f"{file}: dataset_from_index..dataset_to_index leave 0..{total}")
         for name, column in columns.items():
             rows = [column.statistics(*span).to_dict() for span in spans]
-            for key in rows[0] if rows else ():
+            for key in rows[0]:
                 table = table.append_column(f"stats/{name}/{key}", pa.array([r[key] for r in rows]))
         with _Rewritten(work / file.relative_to(root)) as new:
             new.write(table)
@@ -233,7 +242,7 @@ def _write_meta(source: LeRobotSource, work: Path, columns: Mapping[str, _Column
     info = {**source.info, "features": {**source.info["features"], **features}}
     write_atomically(work / "meta" / "info.json", json.dumps(info, indent=1))  # never into a link
     file = work / "meta" / "stats.json"
-    before = json.loads(file.read_text()) if file.exists() else {}
+    before = read_json(file) if file.exists() else {}
     total = int(info["total_frames"])
     after = {name: column.statistics(0, total).to_dict() for name, column in columns.items()}
     write_atomically(file, json.dumps({**before, **after}))
@@ -251,7 +260,7 @@ class _Rewritten:
 
     def write(self, table: pa.Table) -> None:
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, table.schema)
+            self._writer = pq.ParquetWriter(self._path, table.schema, write_page_checksum=True)
         self._writer.write_table(table)
 
     def __exit__(self, *error: object) -> None:

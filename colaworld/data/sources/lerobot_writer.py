@@ -1,8 +1,8 @@
 """Write a data set in the LeRobot v3.0 layout: parquet, mp4 and meta, streamed and atomic.
 
 Not here: where frames come from. Nothing is kept but the running statistics, so memory does not
-grow with the set. Everything goes into a hidden sibling folder that is renamed at the end:
-what carries the asked name is always complete.
+grow with the set. Everything goes into a hidden sibling folder that is renamed at the end
+(new_folder.py): what carries the asked name is always complete. Parquet pages carry checksums.
 
     meta/info.json  stats.json  tasks.parquet  colaworld.json   how it was made: env, seed ...
     meta/episodes/chunk-000/file-000.parquet   one row per episode: where it is, its statistics
@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ import pyarrow.parquet as pq
 from colaworld.contracts import ActionSpec
 from colaworld.data import video_reader
 from colaworld.data.errors import DataError
+from colaworld.data.sources.new_folder import NewFolder
 from colaworld.data.video_writer import EncodingConfig, VideoWriter
 
 log = logging.getLogger(__name__)
@@ -78,10 +77,8 @@ class LeRobotWriter:
         self._buffer: list[pa.Table] = []
         self._rows: list[dict[str, Any]] = []
         self._index: pq.ParquetWriter | None = None
-        self.root.parent.mkdir(parents=True, exist_ok=True)
-        self._work = self.root.parent / f".{self.root.name}.partial-{os.getpid()}"
-        shutil.rmtree(self._work, ignore_errors=True)
-        self._work.mkdir()
+        self._folder = NewFolder(self.root, replaceable=check_recorded if overwrite else None)
+        self._work = self._folder.work
 
     def __enter__(self) -> LeRobotWriter:
         return self
@@ -145,10 +142,14 @@ class LeRobotWriter:
             self._close_data()
 
     def finish(self) -> Path:
-        """Close all files and move the set to its name. Returns the folder."""
-        if not self.episodes:
-            raise DataError(f"{self.root}: no episodes were added")
+        """Close all files and move the set to its name. Returns the folder.
+
+        Raises DataError if nothing was added, or where something with that name must stay: see
+        `NewFolder.publish`.
+        """
         try:
+            if not self.episodes:
+                raise DataError(f"{self.root}: no episodes were added")
             if self._video is not None:
                 self._close_video()
             if self._data is not None:
@@ -158,9 +159,7 @@ class LeRobotWriter:
                 self._index.close()
                 self._index = None
             self._write_meta()
-            if self.root.exists():
-                shutil.rmtree(self.root)
-            os.replace(self._work, self.root)
+            self._folder.publish()
         except BaseException:
             self.abort()
             raise
@@ -174,7 +173,7 @@ class LeRobotWriter:
         if self._video is not None:
             self._video.close()
         self._data = self._index = self._video = None
-        shutil.rmtree(self._work, ignore_errors=True)
+        self._folder.drop()
 
     def _write_video(self, frames: np.ndarray) -> int:
         """Returns the episode's first frame within the current file."""
@@ -229,7 +228,7 @@ class LeRobotWriter:
         if self._data is None:
             path = self._work / f"data/{_place(self._data_file)}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._data = pq.ParquetWriter(path, table.schema)
+            self._data = pq.ParquetWriter(path, table.schema, write_page_checksum=True)
             self._data_held = 0
         self._buffer.append(table)
         self._data_held += table.nbytes
@@ -256,13 +255,14 @@ class LeRobotWriter:
         if self._index is None:
             path = self._work / "meta/episodes/chunk-000/file-000.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._index = pq.ParquetWriter(path, table.schema)
+            self._index = pq.ParquetWriter(path, table.schema, write_page_checksum=True)
         self._index.write_table(table)
         self._rows = []
 
     def _write_meta(self) -> None:
         meta = self._work / "meta"
-        pq.write_table(_task_table(list(self._tasks)), meta / "tasks.parquet")
+        tasks = _task_table(list(self._tasks))
+        pq.write_table(tasks, meta / "tasks.parquet", write_page_checksum=True)
         statistics = {name: value.to_dict() for name, value in self._statistics.items()}
         (meta / "stats.json").write_text(json.dumps(statistics))
         features: dict[str, Any] = {}
@@ -308,9 +308,26 @@ class LeRobotWriter:
 
 
 def check_target(root: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that holds something, before any work is done."""
-    if root.exists() and (not root.is_dir() or any(root.iterdir())) and not overwrite:
-        raise DataError(f"{root}: exists and is not empty; choose another --out or --overwrite")
+    """Refuse a folder that holds something, before any work is done.
+
+    With `overwrite`: something that is no recorded set.
+    """
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        if not overwrite:
+            raise DataError(f"{root}: exists and is not empty; choose another --out or --overwrite")
+        check_recorded(root)
+
+
+def check_recorded(root: Path) -> None:
+    """Refuse what holds anything but a set that `LeRobotWriter` wrote."""
+    parts = ("data", "meta", "videos")
+    if not (root / "meta/info.json").is_file() or not (root / "meta/colaworld.json").is_file():
+        raise DataError(f"{root}: is no recorded data set; --overwrite replaces nothing else")
+    if more := sorted(path.name for path in root.iterdir() if path.name not in parts):
+        raise DataError(
+            f"{root}: holds more than a recorded data set: {', '.join(more[:5])}; move that away, "
+            "--overwrite would delete it"
+        )
 
 
 def _place(number: int) -> str:

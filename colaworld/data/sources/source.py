@@ -35,6 +35,7 @@ class BrokenFile:
 
     path: Path
     reason: str
+    episodes: int = 1  # that are lost by it
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class VideosSource:
 
     def _add(self, name: str, file: Path, video: Video, index: IndexCache) -> None:
         try:
-            info = _probe(video, index)
+            info = probe_video(video, index)
         except BrokenFileError as error:
             self._skip(file, str(error))
             return
@@ -167,7 +167,7 @@ class VideosSource:
         return None
 
 
-def _probe(video: Video, index: IndexCache) -> VideoInfo:
+def probe_video(video: Video, index: IndexCache) -> VideoInfo:
     """`video_reader.probe`, or what it found before. Raises BrokenFileError."""
 
     def make() -> dict[str, Any]:

@@ -169,7 +169,7 @@ def test_nothing_is_left_of_what_failed(old, tmp_path, monkeypatch) -> None:
     file = min((old / "data").rglob("*.parquet"))
     table = pq.read_table(file)
     pq.write_table(table.slice(1), file)
-    with pytest.raises(DataError, match=r"counts 183 frames, data/ holds 182"):
+    with pytest.raises(DataError, match=r"file-000\.parquet: holds 174 rows, .* have 175"):
         write_columns(old, tmp_path / "new", {"c": CODES})
     pq.write_table(
         table.set_column(table.column_names.index("index"), "index", [[7] * len(table)]), file
@@ -192,3 +192,37 @@ def test_nothing_is_left_of_what_failed(old, tmp_path, monkeypatch) -> None:
         with pytest.raises(DataError, match=message):
             write_columns(old, out, {"c": CODES})
     assert (tmp_path / "new/precious.txt").exists() and not (old / "below").exists()
+
+
+def test_tables_without_rows(old, tmp_path) -> None:
+    """One of episodes stays as it is; one of frames that episodes are said to be in is refused."""
+    folder = old / "meta/episodes/chunk-000"
+    empty = pq.read_table(folder / "file-000.parquet").slice(0, 0)
+    pq.write_table(empty, folder / "file-001.parquet")
+    new = write_columns(old, tmp_path / "new", {"c": CODES})
+    assert (new / "meta/episodes/chunk-000/file-001.parquet").samefile(folder / "file-001.parquet")
+    assert len(open_source(new, action_column="c").actions(3)) == LENGTHS[3]
+    file = max((old / "data").rglob("*.parquet"))
+    with pq.ParquetWriter(file, pq.read_schema(file)):
+        pass  # no row group at all
+    with pytest.raises(DataError, match=rf"{file.name}: holds 0 rows, the episodes .* in it have"):
+        write_columns(old, tmp_path / "newer", {"c": CODES})
+    assert not (tmp_path / "newer").exists()
+
+
+def test_nothing_from_outside_the_old_set_is_shared(old, tmp_path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/key").write_text("x")
+    for name, place, message in (
+        ("notes", "../secret/key", "leads out of the set's folder"),
+        ("more", "../secret", "leads out of the set's folder"),
+        ("loop", ".", "is no regular file"),
+    ):
+        (old / name).symlink_to(place)
+        with pytest.raises(DataError, match=message):
+            write_columns(old, tmp_path / "new", {"c": CODES})
+        (old / name).unlink()
+    os.mkfifo(old / "pipe")
+    with pytest.raises(DataError, match="pipe is no regular file"):
+        write_columns(old, tmp_path / "new", {"c": CODES})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["old", "secret"]
