@@ -65,6 +65,7 @@ class LeRobotSource:
         self._add(rows)
         self.action_spec = self._action_spec()
         self._sizes: dict[Path, int | None] = {}  # by file, asked once
+        self._spans: dict[Path, list[tuple[int, int]]] = {}  # episodes per row group, by file
 
     def _add(self, rows: Sequence[lerobot_meta.Row]) -> None:
         """Episodes whose films can be read; the films that cannot are named once each."""
@@ -217,11 +218,15 @@ class LeRobotSource:
         where = f"{row.data}: column {spec.column!r}"
         if not row.data.is_file():
             raise DataError(f"{where} cannot be read: no such file")
+        if row.data not in self._spans:
+            self._spans[row.data] = lerobot_meta.episode_spans(row.data)
+        spans = enumerate(self._spans[row.data])
         table = lerobot_meta.read_parquet(
             row.data,
-            [spec.column, "frame_index"],
-            filters=[("episode_index", "==", row.episode)],
+            [spec.column, "frame_index", "episode_index"],
+            groups=[group for group, (low, high) in spans if low <= row.episode <= high],
         )
+        table = table.filter(pc.equal(table["episode_index"], row.episode))
         order = table["frame_index"]
         if not pa.types.is_integer(order.type) or not np.array_equal(
             order.to_numpy(), np.arange(info.frames)

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from colaworld.data.errors import DataError
 from colaworld.data.sources.lerobot import LeRobotSource
 from colaworld.data.sources.lerobot_meta import read_json
-from colaworld.data.sources.lerobot_writer import Statistics
+from colaworld.data.sources.lerobot_statistics import Statistics
 from colaworld.data.sources.new_folder import NewFolder
 from colaworld.files import write_atomically
 
@@ -202,6 +202,10 @@ def _write_rows(
                     new.write(_with_columns(table, rows, columns))
                 except (ValueError, AttributeError, TypeError) as error:  # of huggingface's JSON
                     raise DataError(f"{file}: its metadata cannot be read: {error}") from error
+    if not seen.all():
+        raise DataError(
+            f"{source.path}: meta/info.json counts {total} frames, data/ holds {int(seen.sum())}"
+        )
 
 
 def _with_columns(table: pa.Table, rows: np.ndarray, columns: Mapping[str, _Column]) -> pa.Table:
@@ -219,7 +223,8 @@ def _with_columns(table: pa.Table, rows: np.ndarray, columns: Mapping[str, _Colu
 def _write_episodes(root: Path, work: Path, columns: Mapping[str, _Column], total: int) -> None:
     """Statistics per episode, beside those that are there. Sets that keep none stay so."""
     for file in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
-        table = pq.read_table(file, page_checksum_verification=True)
+        with pq.ParquetFile(file, page_checksum_verification=True) as old:
+            table = old.read()
         told = any(name.startswith("stats/") for name in table.column_names)
         if not told or not len(table):  # without a row there is nothing to add to
             continue

@@ -16,16 +16,18 @@ checksums (ours have them).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from colaworld.data.errors import DataError
@@ -244,16 +246,46 @@ class Folder:
 
 
 def read_parquet(
-    file: Path, columns: Sequence[str], *, optional: Sequence[str] = (), filters: Any = None
+    file: Path,
+    columns: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    groups: Sequence[int] | None = None,
 ) -> pa.Table:
-    """Columns of a parquet file, its page checksums tried. Raises DataError, which names both."""
-    try:
-        with pq.ParquetFile(file) as opened:
-            there = opened.schema_arrow.names
+    """Columns of a parquet file (or of some of its row groups), its page checksums tried.
+
+    Raises DataError, which names both. On damaged files `pyarrow.parquet.read_table` can hang, and
+    what `metadata` says of a column's chunk can end the process: neither is used.
+    """
+    with _opened(file, columns) as opened:
+        there = opened.schema_arrow.names
         if missing := [repr(name) for name in columns if name not in there]:
             raise DataError(f"{file}: lacks the columns {', '.join(missing)}")
         wanted = [*columns, *(name for name in optional if name in there)]
-        return pq.read_table(file, columns=wanted, filters=filters, page_checksum_verification=True)
+        every = range(opened.num_row_groups) if groups is None else groups
+        return opened.read_row_groups(every, columns=wanted, use_threads=False).select(wanted)
+
+
+def episode_spans(file: Path) -> list[tuple[int, int]]:
+    """The least and the greatest `episode_index` of each row group. Raises DataError."""
+    name, spans = "episode_index", []
+    with _opened(file, [name]) as opened:
+        if name not in opened.schema_arrow.names:
+            raise DataError(f"{file}: lacks the columns {name!r}")
+        if not pa.types.is_integer(kind := opened.schema_arrow.field(name).type):
+            raise DataError(f"{file}: column {name!r}: expected integers, got {kind}")
+        for group in range(opened.num_row_groups):
+            part = opened.read_row_group(group, columns=[name], use_threads=False)
+            ends = pc.min_max(part[name]).as_py()
+            spans.append((0, -1) if ends["min"] is None else (ends["min"], ends["max"]))
+    return spans
+
+
+@contextlib.contextmanager
+def _opened(file: Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+            yield opened
     except DataError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -331,10 +363,6 @@ def read_episodes(folder: Folder, info: dict[str, Any], camera: str) -> list[Row
     overlaps = np.zeros(len(number), bool)
     overlaps[sequence] = follows & (gap < -0.5 / fps)
     refuse(overlaps, f"{view}/from_timestamp", "begins before the one before it in its film ends")
-    tables, table_of = np.unique([str(path) for path in data], return_inverse=True)
-    for file, rows in zip(tables, np.bincount(table_of, weights=length), strict=True):
-        if Path(file).exists():  # else whoever asks for actions is told
-            _check_rows(Path(file), int(rows))
     return [
         Row(int(n), int(frames), d, v, float(s))
         for n, frames, d, v, s in zip(number, length, data, video, start, strict=True)
@@ -360,14 +388,3 @@ def _values(file: Path, name: str, column: _Column, values: pa.ChunkedArray) -> 
             f"{int(good.argmin())}"
         )
     return made.astype(np.int64 if column.whole else np.float64)
-
-
-def _check_rows(file: Path, wanted: int) -> None:
-    try:
-        found = pq.read_metadata(file).num_rows
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from error
-    if found != wanted:
-        raise DataError(
-            f"{file}: holds {found} rows, the episodes that meta/episodes places in it have {wanted}"
-        )
