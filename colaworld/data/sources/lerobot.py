@@ -27,7 +27,8 @@ from colaworld.data.sources import lerobot_meta
 from colaworld.data.sources.registry import register_source
 from colaworld.data.sources.source import BrokenFile, Description, EpisodeInfo
 from colaworld.data.sources.videos import probe_video
-from colaworld.data.video_reader import Video, VideoInfo
+from colaworld.data.video_file import Video
+from colaworld.data.video_reader import VideoInfo
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,10 @@ class LeRobotSource:
     def _offset(self, episode: int) -> int:
         """Index of the episode's first frame within its video file."""
         row, info = self._rows[episode], self.episodes[episode]
-        seconds = video_reader.frame_times(info.path).seconds
+        times = video_reader.frame_times(info.path)
+        if times.lost:  # meta/ counts from a start that is not there
+            raise BrokenFileError(f"{info.path}: its first {times.lost} frames cannot be decoded")
+        seconds = times.seconds
         first = int(np.searchsorted(seconds, row.start - 0.5 / info.fps))
         if first + info.frames > len(seconds):
             raise BrokenFileError(_cut_short(info.path, info.name, row, len(seconds)))
