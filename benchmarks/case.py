@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from .shapes import Shape
 
 SUITES = ("ops", "models", "training", "data", "rollout")
 DTYPES = ("float32", "bfloat16", "float64")
@@ -87,6 +90,22 @@ class Case:
     rotated_mb: Callable[[], float] | None = None  # inputs that take turns, all copies together
     heavy: bool = False  # runs only when it is named
     graph: bool = False  # on a GPU timed as replays of a CUDA graph, without Python between calls
+
+    @classmethod
+    def of(
+        cls,
+        suite: str,
+        op: str,
+        shape: Shape,
+        how: str,
+        ways: Iterable[str],
+        make: Any,
+        **more: Any,
+    ) -> Case:
+        """The case at `shape`; `how` is "dtype/mode", `make(way)` the calls of one of the `ways`."""
+        providers = {way: partial(make, way) for way in ways}
+        sizes, heavy = shape.sizes, shape.heavy
+        return cls(suite, op, shape.name, sizes, *how.split("/"), providers, heavy=heavy, **more)
 
     @property
     def label(self) -> str:

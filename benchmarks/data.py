@@ -19,11 +19,10 @@ from colaworld.data.loader import ClipLoader
 from colaworld.runs.config import RunConfig
 
 from . import shapes
-from .case import Call, Case, Provider, Request
-from .models import without_warmup
+from .case import Call, Case, Request
+from .models import VARIANTS, without_warmup
 from .shapes import Shape
 from .training import Step, on_data
-from .variants import VARIANTS
 
 _NEED_STEPS = 5  # steps that what a step needs is measured over, after one to warm up
 
@@ -65,16 +64,13 @@ def _case(config: RunConfig, shape: Shape, request: Request, needs: Any) -> Case
         with closing(loader(workers)) as fresh:
             next(fresh)
 
-    def provider(name: str, workers: int) -> Provider:
-        def calls() -> Sequence[Call]:
-            if shape.name.endswith(".first"):
-                return [lambda: first(workers)]
-            loaders[name] = loader(workers)
-            for _ in range(-(-len(loaders[name]) // shape.sizes["B"])):  # once round: all cached
-                next(loaders[name])
-            return [lambda: next(loaders[name])]
-
-        return calls
+    def provider(name: str) -> Sequence[Call]:
+        if shape.name.endswith(".first"):
+            return [lambda: first(counts[name])]
+        made = loaders[name] = loader(counts[name])
+        for _ in range(-(-len(made) // shape.sizes["B"])):  # once round: all cached
+            next(made)
+        return [lambda: next(made)]
 
     def verify(name: str) -> str | None:
         """The batches must not depend on the number of threads."""
@@ -91,17 +87,7 @@ def _case(config: RunConfig, shape: Shape, request: Request, needs: Any) -> Case
         }
 
     counts = {f"threads:{n}": n for n in dict.fromkeys((0, max(1, config.data.workers)))}
-    return Case(
-        suite="data",
-        op="loader",
-        shape=shape.name,
-        sizes=shape.sizes,
-        dtype="uint8",
-        mode="fwd",
-        providers={name: provider(name, workers) for name, workers in counts.items()},
-        tests=("tests/data/test_loader.py",),
-        verify=verify,
-        counts={"clips": shape.sizes["B"]},
-        details=details,
-        close=lambda: [made.close() for made in loaders.values()],
-    )
+    more = {"counts": {"clips": shape.sizes["B"]}, "tests": ("tests/data/test_loader.py",)}
+    more |= {"verify": verify, "details": details}
+    more["close"] = lambda: [made.close() for made in loaders.values()]
+    return Case.of("data", "loader", shape, "uint8/fwd", counts, provider, **more)

@@ -40,14 +40,8 @@ def require_passing(tests: tuple[str, ...]) -> str:
 def _run(root: Path, tests: tuple[str, ...]) -> str:
     environment = {k: v for k, v in os.environ.items() if k != "COLAWORLD_OPS"}
     options = ["-q", "-x", "-m", "not slow", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *tests],
-        cwd=root,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "pytest", *options, *tests]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines() or [done.stderr.strip()]
     if done.returncode != 0:
         shown = "\n".join((done.stdout + done.stderr).strip().splitlines()[-30:])

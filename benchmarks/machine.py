@@ -6,8 +6,10 @@ product. Everything else is held against them. Not here: the timing itself.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,14 +21,8 @@ from colaworld import ops
 
 from . import gate, timing
 
-PACKAGES = (
-    "colaworld",
-    "triton",
-    "vector-quantize-pytorch",
-    "flash-attn",
-    "flash-attn-3",
-    "flash-attn-4",
-)
+PACKAGES = ("colaworld", "triton", "vector-quantize-pytorch")
+PACKAGES += ("flash-attn", "flash-attn-3", "flash-attn-4")
 _CODE = ("csrc", "colaworld", "kernels", "benchmarks", "CMakeLists.txt")
 # Bytes: past any cache (the H200's holds 60 MB) and still milliseconds.
 _COPIED = {"cpu": 1 << 26, "cuda": 1 << 31}
@@ -38,13 +34,9 @@ def device_name(device: str = "cpu") -> str:
     """What a row says about where it ran: processor and instruction set, or the GPU."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        found = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        name = found[0] if found else name
-    except OSError:  # not Linux: the general name stands
-        name = platform.processor() or platform.machine()
+    told = Path("/proc/cpuinfo")  # of Linux
+    found = re.search(r"model name\s*: (.+)", told.read_text() if told.exists() else "")
+    name = found[1] if found else platform.processor() or platform.machine()
     built = ops.build_info()
     return f"{name}, {built['chosen_instruction_set']}" if built else f"{name}, no compiled ops"
 
@@ -53,10 +45,8 @@ def versions() -> dict[str, str]:
     """Python, torch, and those of the packages compared with that are installed."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -67,13 +57,10 @@ def commit() -> str:
         return "installed"
 
     def git(*arguments: str) -> str:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
-            )
-        except FileNotFoundError:
-            return ""
-        return done.stdout.strip()
+        command = ["git", "-C", str(root), *arguments]
+        with contextlib.suppress(FileNotFoundError):
+            return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        return ""
 
     results = ":(exclude)benchmarks/results"  # rows written by the run before are not code
     dirty = git("status", "--porcelain", "--untracked-files=no", "--", *_CODE, results)
@@ -105,12 +92,9 @@ def ceilings(
     # Random numbers: a GPU multiplies ones and zeros faster, since fewer bits change.
     draw = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(side, side, generator=draw, device=device).to(number) for _ in range(2))
+    calls = {"copy": [lambda: target.copy_(source)], "matmul": [lambda: torch.mm(a, b)]}
     with torch.no_grad():
-        times = timing.interleaved(
-            {"copy": [lambda: target.copy_(source)], "matmul": [lambda: torch.mm(a, b)]},
-            samples=samples,
-            device=device,
-        )
+        times = timing.interleaved(calls, samples=samples, device=device)
     moved, flops = 2 * copied, 2 * side**3
     copy = _row("copy", dtype, "roof", {"bytes": copied}, times["copy"])
     product = _row("matmul", dtype, "roof", {"side": side}, times["matmul"])
@@ -130,20 +114,14 @@ def launch(device: str, *, samples: int) -> list[dict[str, Any]]:
     calls: dict[str, Any] = {"python": many}
     if timing.on_gpu(device):
         calls["graph"] = timing.captured([many])
-    times = timing.interleaved(
-        {name: [call] for name, call in calls.items()},
-        samples=samples,
-        device=device,
-        batch=dict.fromkeys(calls, _LAUNCHES),
-    )
+    each, batch = {name: [call] for name, call in calls.items()}, dict.fromkeys(calls, _LAUNCHES)
+    times = timing.interleaved(each, samples=samples, device=device, batch=batch)
     sizes = {"n": x.numel()}
     return [_row("launch", "float32", "one", sizes, t) | {"impl": n} for n, t in times.items()]
 
 
-def _row(
-    op: str, dtype: str, shape: str, sizes: dict[str, int], times: timing.Times
-) -> dict[str, Any]:
-    row = {"suite": "machine", "impl": "torch", "dtype": dtype, "mode": "fwd", "op": op}
-    row |= {"shape": shape, "sizes": sizes, "gb_s": None, "tflops": None, "peak_mb": None}
-    row |= {"bytes": None, "flops": None}
+def _row(op: str, dtype: str, shape: str, sizes: dict[str, int], times: timing.Times) -> Any:
+    row = {"suite": "machine", "op": op, "impl": "torch", "shape": shape, "sizes": sizes}
+    row |= {"dtype": dtype, "mode": "fwd"}
+    row |= dict.fromkeys(("gb_s", "tflops", "peak_mb", "bytes", "flops"))
     return row | {f"p{n}_ms": round(t, 6) for n, t in zip((20, 50, 80), times, strict=True)}

@@ -1,5 +1,7 @@
 """Whole models, forward and backward: the IDM, a pair of backbone blocks, the world model.
 
+Also the ways a whole model is run: what colaworld chooses, the reference ops, and both compiled.
+
 Not here: losses and updates (training.py), sampling (rollout.py).
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -15,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from colaworld import ops
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig
 
@@ -22,11 +26,37 @@ from . import shapes
 from .case import Case, Request, require_compiler
 from .ops.definition import Definition, Function, Inputs, Outputs
 from .shapes import Shape
-from .variants import VARIANTS, autocast
 
 # Largest relative error against float64: float32 sums over a few thousand terms in some ten layers
 # one after another; bfloat16 has eight bits.
 BOUNDS = {"float32": 1e-4, "bfloat16": 1e-1, "float64": 1e-5}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a model."""
+
+    ops: str | None  # the implementation of every op that is forced; None: colaworld chooses
+    compiled: bool
+
+    def choice(self) -> AbstractContextManager[None]:
+        """The context in which the model is called."""
+        return ops.force(self.ops) if self.ops else nullcontext()
+
+
+# "eager" and "compile" are the same baselines as in the ops' rows: the reference ops.
+VARIANTS = {
+    "eager": Variant("reference", False),
+    "compile": Variant("reference", True),
+    "default": Variant(None, False),
+    "default+compile": Variant(None, True),
+}
+
+
+def autocast(device: str, dtype: str) -> torch.autocast:
+    """A model's row in bfloat16 is autocast, as training runs it; parameters stay float32."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 class Pair(nn.Module):

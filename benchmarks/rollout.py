@@ -26,8 +26,8 @@ from colaworld.runs.config import RunConfig
 
 from . import models, shapes
 from .case import Call, Case, Request
+from .models import VARIANTS, autocast
 from .shapes import Shape
-from .variants import VARIANTS, autocast
 
 _MODELS = ("tests/models/test_world_model.py", "tests/models/test_rollouts.py")
 CACHES = {
@@ -150,19 +150,10 @@ class Setup:
                 return None
             return f"it is off by {gap:.2e}, expected at most {BOUNDS[self.dtype]:.2e}"
 
-        return Case(
-            suite="rollout",
-            op=op,
-            shape=self.shape.name,
-            sizes=self.shape.sizes,
-            dtype=self.dtype,
-            mode="fwd",
-            providers={name: lambda name=name: [prepared(name)] for name in impls},
-            tests=("tests/flow", *_MODELS, "tests/ops"),
-            verify=verify,
-            counts={"frames": frames},
-            heavy=self.shape.heavy,
-        )
+        more = {"counts": {"frames": frames}, "tests": ("tests/flow", *_MODELS, "tests/ops")}
+        ways = (impls, lambda name: [prepared(name)])
+        how = f"{self.dtype}/fwd"
+        return Case.of("rollout", op, self.shape, how, *ways, verify=verify, **more)
 
 
 def whole(setup: Setup) -> Case:

@@ -11,25 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from colaworld.files import write_atomically
+
 Row = dict[str, Any]
-FIELDS = (
-    "op",  # what was called
-    "impl",  # who did it: eager, compile, sdpa:<backend>, cpu, triton, cuda, default, a package
-    "shape",  # a name beside what is timed
-    "sizes",  # what the name stood for
-    "dtype",
-    "mode",  # fwd | fwd_bwd
-    "p20_ms",
-    "p50_ms",
-    "p80_ms",
-    "gb_s",  # every input and output once, over p50; null where it was not worked out
-    "peak_mb",  # memory that one call adds; null where the system does not tell
-    "threads",
-    "device",
-    "versions",
-    "commit",
-    "date",
-)
+# What was called; who did it (eager, compile, sdpa:<backend>, cpu, triton, cuda, default, a package); the
+# name of the shape and what it stood for; fwd or fwd_bwd; times; every input and output once, over p50
+# (null where it was not worked out); memory that one call adds (null where the system does not tell).
+FIELDS = ("op", "impl", "shape", "sizes", "dtype", "mode", "p20_ms", "p50_ms", "p80_ms")
+FIELDS += ("gb_s", "peak_mb", "threads", "device", "versions", "commit", "date")
 _KEY = ("op", "impl", "shape", "dtype", "mode", "threads")
 Explanation = Literal["faster", "slower", "noise"]
 
@@ -54,17 +43,14 @@ def read(path: Path) -> list[Row]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise RowsError(f"{path}: expected a list of rows as --json writes it")
     for number, row in enumerate(rows, 1):
-        missing = [name for name in FIELDS if name not in row]
-        if missing:
-            raise RowsError(
-                f"{path}: row {number} has no {', '.join(missing)}; expected rows that "
-                "`colaworld bench --json` wrote"
-            )
+        where, wrote = f"{path}: row {number}", "expected rows that `colaworld bench --json` wrote"
+        if missing := [name for name in FIELDS if name not in row]:
+            raise RowsError(f"{where} has no {', '.join(missing)}; {wrote}")
         times = [row[name] for name in ("p20_ms", "p50_ms", "p80_ms")]
         if not all(isinstance(t, (int, float)) and t > 0 for t in times):
-            raise RowsError(f"{path}: row {number}: expected times above 0, got {times}")
+            raise RowsError(f"{where}: expected times above 0, got {times}")
         if not isinstance(row["sizes"], dict):
-            raise RowsError(f"{path}: row {number}: expected sizes by name, got {row['sizes']!r}")
+            raise RowsError(f"{where}: expected sizes by name, got {row['sizes']!r}")
     return rows
 
 
@@ -73,8 +59,7 @@ def check_writable(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         there = path.exists()
-        with path.open("a"):
-            pass
+        path.open("a").close()
         if not there:
             path.unlink()
     except OSError as error:
@@ -84,10 +69,8 @@ def check_writable(path: Path) -> None:
 def write(path: Path, rows: Sequence[Row]) -> Path:
     """One row per line, so that a change shows as a changed line; whole or not at all."""
     text = "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        temporary.write_text(text)
-        temporary.replace(path)
+        write_atomically(path, text)
     except OSError as error:
         raise RowsError(f"{path}: cannot be written: {error}; choose another file") from None
     return path

@@ -12,7 +12,7 @@ import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -49,14 +49,12 @@ def listed(
     Nothing is built yet. Heavy cases are in only where `only` names their shape. Raises ValueError
     where nothing is left.
     """
-    cases: list[Case] = []
-    skipped: list[Skipped] = []
-    known: list[str] = []
+    cases, skipped, known = [], [], {}
     for suite in suites:
         if suite not in SUITES:
             raise ValueError(f"no suite {suite!r}; expected some of {', '.join(SUITES)}")
         for case in importlib.import_module(f".{suite}", __package__).cases(request):
-            known.append(case.label)
+            known[case.label] = None
             if only and not any(part in case.label for part in only):
                 continue
             if isinstance(case, Skipped):
@@ -66,10 +64,8 @@ def listed(
             else:
                 cases.append(case)
     if not cases and not skipped:
-        raise ValueError(
-            f"--only {' '.join(only)}: names nothing; labels are op/shape/dtype/mode: "
-            + ", ".join(dict.fromkeys(known))
-        )
+        names = f"labels are op/shape/dtype/mode: {', '.join(known)}"
+        raise ValueError(f"--only {' '.join(only)}: names nothing; {names}")
     return cases, skipped
 
 
@@ -93,8 +89,8 @@ def run(
     stamp = machine.stamp(request.device)
     found = Measured(skipped=skipped)
     for dtype in request.dtypes:
-        for row in machine.ceilings(request.device, dtype, samples=request.samples):
-            found.rows.append(ordered(row | stamp))
+        ceilings = machine.ceilings(request.device, dtype, samples=request.samples)
+        found.rows += [ordered(row | stamp) for row in ceilings]
     products = {row["dtype"]: row["tflops"] for row in found.rows if row["op"] == "matmul"}
     cases, _ = listed(suites, replace(request, measured_tflops=products), only=only)
     for number, case in enumerate(cases):
@@ -140,8 +136,7 @@ def ready(
         yield name, made
 
 
-@dataclass(frozen=True)
-class _Prepared:
+class _Prepared(NamedTuple):
     calls: Sequence[Call]  # those that are timed
     batch: int  # how many of the case's calls one of them stands for
     peak_mb: float | None
@@ -157,10 +152,7 @@ def measure(case: Case, request: Request, *, impls: Sequence[str] = ()) -> Measu
                 good[name] = made
             else:
                 found.miss(made)
-
-        def failed(name: str, error: Exception) -> None:
-            found.miss(missed(case, name, one_line(error)))
-
+        failed = lambda name, error: found.miss(missed(case, name, one_line(error)))  # noqa: E731
         found.rows += _rows(case, request, good, failed)
         return found
     finally:
@@ -185,33 +177,19 @@ def _rows(
     good: Mapping[str, _Prepared],
     failed: Callable[[str, Exception], None],
 ) -> Iterator[Row]:
-    times = timing.interleaved(
-        {name: made.calls for name, made in good.items()},
-        samples=request.samples,
-        device=request.device,
-        batch={name: made.batch or 1 for name, made in good.items()},
-        failed=failed,
-    )
+    calls = {name: made.calls for name, made in good.items()}
+    batch = {name: made.batch or 1 for name, made in good.items()}
+    how = {"samples": request.samples, "device": request.device}
+    times = timing.interleaved(calls, **how, batch=batch, failed=failed)
     flops = case.flops() if callable(case.flops) else case.flops
-    for name, (p20, p50, p80) in times.items():
-        row: Row = {
-            "suite": case.suite,
-            "op": case.op,
-            "impl": name,
-            "shape": case.shape,
-            "sizes": dict(case.sizes),
-            "dtype": case.dtype,
-            "mode": case.mode,
-            "p20_ms": _short(p20),
-            "p50_ms": _short(p50),
-            "p80_ms": _short(p80),
-            "gb_s": _short(case.bytes_moved / p50 / 1e6) if case.bytes_moved else None,
-            "tflops": _short(flops / p50 / 1e9) if flops else None,
-            "peak_mb": good[name].peak_mb,
-            "bytes": case.bytes_moved,
-            "flops": flops,
-            "samples": request.samples,
-        }
+    for name, found in times.items():
+        p50, moved = found[1], case.bytes_moved
+        row: Row = {"suite": case.suite, "op": case.op, "impl": name, "shape": case.shape}
+        row |= {"sizes": dict(case.sizes), "dtype": case.dtype, "mode": case.mode}
+        row |= {f"p{n}_ms": _short(ms) for n, ms in zip((20, 50, 80), found, strict=True)}
+        row |= {"gb_s": _short(moved / p50 / 1e6) if moved else None, "bytes": moved}
+        row |= {"tflops": _short(flops / p50 / 1e9) if flops else None, "flops": flops}
+        row |= {"peak_mb": good[name].peak_mb, "samples": request.samples}
         if timing.on_gpu(request.device):
             row["timed"] = "graph" if case.graph and good[name].batch else "python"
         if good[name].kernels:  # their names say which backend it really was

@@ -42,14 +42,11 @@ def copy_speed(rows: Iterable[Row], dtype: str) -> float | None:
 def show(rows: Sequence[Row], skipped: Sequence[Skipped], console: Console) -> None:
     """All rows, then what has none and why."""
     ceilings = [row for row in rows if row.get("suite") == "machine"]
-    first = rows[0] if rows else None
-    if first is not None:
+    for first in rows[:1]:
         said = f"{first['device']}, {first['threads']} thread(s), "
         said += f"torch {first['versions'].get('torch')}, commit {first['commit']}"
         console.print(escape(said), highlight=False)
-    for row in ceilings:
-        if row["op"] not in ("copy", "matmul"):
-            continue
+    for row in (row for row in ceilings if row["op"] in ("copy", "matmul")):
         what = f"{row['gb_s']} GB/s" if row["op"] == "copy" else f"{row['tflops']} TFLOP/s"
         console.print(f"ceiling: {row['op']} {row['dtype']} {what}", highlight=False)
     timed = [row for row in rows if row not in ceilings]
@@ -93,8 +90,7 @@ def _table(op: str, rows: Sequence[Row], everything: Sequence[Row]) -> Table:
     right += [name.replace("_s", "/s") for name in rates]
     fields = ("launches", "activation_mb", "mfu", "step_clips_s", "headroom")
     more = [name for name in fields if any(name in row for row in rows)]
-    table = _empty(op, ("shape", "impl"), (*right, *more))
-    before = None
+    table, before = _empty(op, ("shape", "impl"), (*right, *more)), None
     for row in rows:
         group = (row["shape"], row["dtype"], row["mode"])
         if before not in (None, group):
@@ -138,11 +134,10 @@ def _number(value: Any) -> str:
 def show_comparison(found: Comparison, console: Console) -> None:
     """Ratio per row, marked where it is beyond noise."""
     if len(found.devices) > 1:
-        console.print(
-            f"rows of different devices ({'; '.join(found.devices)}): ratios are not of code alone",
-            style="yellow",
-            markup=False,
+        said = (
+            f"rows of different devices ({'; '.join(found.devices)}): ratios are not of code alone"
         )
+        console.print(said, style="yellow", markup=False)
     table = _empty("new / old", ("op", "shape", "impl"), ("old ms", "new ms", "ratio", ""))
     for change in found.changes:
         row, style = change.row, _COLOUR[change.verdict]
@@ -151,6 +146,5 @@ def show_comparison(found: Comparison, console: Console) -> None:
         said = "within noise" if change.verdict == "noise" else change.verdict
         table.add_row(row["op"], name, escape(row["impl"]), *times, f"[{style}]{said}[/]")
     console.print(table)
-    console.print(
-        f"{len(found.changes)} rows compared, {len(found.added)} new, {len(found.gone)} not measured now"
-    )
+    compared, added, gone = map(len, (found.changes, found.added, found.gone))
+    console.print(f"{compared} rows compared, {added} new, {gone} not measured now")

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -66,29 +67,19 @@ def captured(calls: Sequence[Callable[[], object]]) -> Callable[[], None]:
     return graph.replay
 
 
-class _Turns:
-    """Calls of one provider, one after another, without end."""
-
-    def __init__(self, calls: Sequence[Callable[[], object]]) -> None:
-        self.calls, self.next = calls, 0
-
-    def run(self, repeats: int) -> None:
-        calls, count = self.calls, len(self.calls)
-        for i in range(self.next, self.next + repeats):
-            calls[i % count]()
-        self.next = (self.next + repeats) % count
-
-
-def _seconds(turns: _Turns, repeats: int, device: str) -> float:
-    """Seconds of `repeats` calls, by the device's own clock where it has one."""
+def _seconds(turns: Iterator[Callable[[], object]], repeats: int, device: str) -> float:
+    """Seconds of the next `repeats` calls, by the device's own clock where it has one."""
+    calls = list(itertools.islice(turns, repeats))
     if not on_gpu(device):
         start = time.perf_counter()
-        turns.run(repeats)
+        for call in calls:
+            call()
         return time.perf_counter() - start
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     first.record()
-    turns.run(repeats)
+    for call in calls:
+        call()
     last.record()
     torch.cuda.synchronize()
     return first.elapsed_time(last) / 1e3
@@ -107,7 +98,7 @@ def interleaved(
     `batch`: how many calls one call of a provider stands for (replays of a graph); 1 if not named.
     `failed`: told of a provider that raises, which then has no times; without it, the error is raised.
     """
-    turns = {name: _Turns(calls) for name, calls in providers.items()}
+    turns = {name: itertools.cycle(calls) for name, calls in providers.items()}
     repeats, times = {}, {name: [] for name in turns}
     for sample in range(-1, samples):
         for name in list(turns):
@@ -131,8 +122,7 @@ def interleaved(
 
 def percentiles(values: Sequence[float]) -> Times:
     """The 20th, 50th and 80th percentile; of a single value that value."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
+    values = values if len(values) > 1 else [*values, *values]
     fifths = statistics.quantiles(values, n=5, method="inclusive")
     return fifths[0], statistics.median(values), fifths[3]
 

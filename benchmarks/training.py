@@ -36,8 +36,7 @@ from colaworld.training.step import apply_update, backward_pass
 
 from . import shapes, timing
 from .case import Case, Request, require_compiler
-from .models import nonzero, without_warmup
-from .variants import VARIANTS, Variant, autocast
+from .models import VARIANTS, Variant, autocast, nonzero, without_warmup
 
 TESTS = ("tests/training/test_objectives.py", "tests/training/test_optimizer.py", "tests/ops")
 PARTS = ("data", "tokenizer", "lam", "world_model", "optimizer", "rest")
@@ -322,24 +321,17 @@ def _case(config: RunConfig, dtype: str, request: Request) -> Case:
 
     flops = cache(lambda: step("eager").flops())
     B *= accumulate
-    return Case(
-        suite="training",
-        op="step",
-        shape=f"{config.recipe}.{config.scheduled()[-1].name}",  # where most of a run's time goes
-        sizes=sizes,
-        dtype=dtype,
-        mode="fwd_bwd",
-        providers={name: lambda name=name: [step(name)] for name in VARIANTS},
-        tests=TESTS,
-        verify=verify,
-        flops=flops,
-        counts={"samples": B, "tokens": B * sizes["T"] * sizes["S"]},
-        details=lambda name, p50: {
-            "split_ms": steps[name].split(min(request.samples, 10)),
-            **mfu(request, dtype, flops(), p50),
-        },
-        close=lambda: [made.close() for made in steps.values()],
-    )
+    # The phase that most of a run's time goes to.
+    shape = shapes.Shape(f"{config.recipe}.{config.scheduled()[-1].name}", sizes, "the last phase")
+    details = lambda name, p50: {  # noqa: E731
+        "split_ms": steps[name].split(min(request.samples, 10)),
+        **mfu(request, dtype, flops(), p50),
+    }
+    more = {"counts": {"samples": B, "tokens": B * sizes["T"] * sizes["S"]}, "details": details}
+    more |= {"verify": verify, "flops": flops, "tests": TESTS}
+    more["close"] = lambda: [made.close() for made in steps.values()]
+    ways = (VARIANTS, lambda name: [step(name)])
+    return Case.of("training", "step", shape, f"{dtype}/fwd_bwd", *ways, **more)
 
 
 # --- a joint step at the paper's size, its latents given ------------------------------------------
@@ -393,14 +385,8 @@ def joint(config: RunConfig, request: Request, dtype: str = "bfloat16") -> Itera
         with torch.device(request.device):  # a billion numbers are drawn where they stay
             model = WorldModel(config.model, parts=config.parts(), tokenizer=GivenLatents())
             batch = clip_batch(config, request.device)
-        step = Step(
-            config,
-            variant=VARIANTS["eager"],
-            dtype=dtype,
-            device=request.device,
-            batches=lambda: batch,
-            model=nonzero(model),
-        )
+        given = {"model": nonzero(model), "batches": lambda: batch, "device": request.device}
+        step = Step(config, variant=VARIANTS["eager"], dtype=dtype, **given)
         return step, batch, step.flops()
 
     def used(name: str) -> Step:
@@ -419,18 +405,18 @@ def joint(config: RunConfig, request: Request, dtype: str = "bfloat16") -> Itera
             found["activation_mb"] = made()[0].activations_mb()
         return found
 
-    B, T = config.training.batch_size, config.data.frames_per_clip
+    B, T, pairs = (
+        config.training.batch_size,
+        config.data.frames_per_clip,
+        config.model.backbone.depth,
+    )
+    sizes, shape = {"B": B, "T": T, "pairs": pairs}, f"xl{pairs}.b{B}.joint"
+    how = {
+        "verify": verify,
+        "flops": lambda: made()[2],
+        "counts": {"samples": B},
+        "details": details,
+    }
     for name in ORDER:
-        yield Case(
-            suite="training",
-            op="step",
-            shape=f"xl{config.model.backbone.depth}.b{B}.joint",
-            sizes={"B": B, "T": T, "pairs": config.model.backbone.depth},
-            dtype=dtype,
-            mode="fwd_bwd",
-            providers={name: lambda name=name: [used(name)]},
-            verify=verify,
-            flops=lambda: made()[2],
-            counts={"samples": B},
-            details=details,
-        )
+        ways = {name: lambda name=name: [used(name)]}
+        yield Case("training", "step", shape, sizes, dtype, "fwd_bwd", ways, **how)

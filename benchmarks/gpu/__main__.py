@@ -27,8 +27,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from . import goals, store
 
@@ -40,16 +40,13 @@ _DRY = 10  # times as long for a dry run: an interpreter on a CPU is not held to
 _TOOLKITS = ("/usr/local/cuda/bin", "/opt/cuda/bin")
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One process and the seconds it may take.
-
-    `command`: from the usual one (a stage of stages.py) to what is run, or why it cannot be.
-    """
+class Stage(NamedTuple):
+    """One process and the seconds it may take."""
 
     name: str
     seconds: int
     command: Callable[[list[str]], list[str] | str] = lambda usual: usual
+    """From the usual one (a stage of stages.py) to what is run, or why it cannot be."""
 
 
 def sanitizer(usual: list[str]) -> list[str] | str:
@@ -89,15 +86,10 @@ def run(stage: Stage, folder: Path, *, workers: int, dry: bool) -> str | None:
     command = stage.command(command + (["--dry"] if dry else []))
     if isinstance(command, str):
         return f"not run: {command}"
-    environment = {
-        **os.environ,
-        "PYTHONUNBUFFERED": "1",
-        "TRITON_CACHE_DIR": str(folder / "cache" / "triton"),
-        "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache" / "inductor"),
-        "FAIL_WITHOUT_CUDA": "1",
-    }
-    if dry:
-        environment["TRITON_INTERPRET"] = "1"
+    caches = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
+    environment = os.environ | {name: str(folder / "cache" / at) for name, at in caches.items()}
+    environment |= {"PYTHONUNBUFFERED": "1", "FAIL_WITHOUT_CUDA": "1"}
+    environment |= {"TRITON_INTERPRET": "1"} if dry else {}
     if stage.name == "memcheck":  # every allocation its own, or a read beyond one finds a neighbour
         environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     log = folder / "logs" / f"{stage.name}.log"
@@ -129,32 +121,30 @@ def run(stage: Stage, folder: Path, *, workers: int, dry: bool) -> str | None:
     return None if code == 0 else f"ended with {code}"
 
 
-def report(folder: Path, *, whole: bool) -> None:
-    """The goals beside what was reached; those without rows counted, or named with `whole`."""
+def report(folder: Path) -> None:
+    """The goals that rows say something about beside what was reached; the others counted."""
     lines = goals.lines(store.rows(folder))
-    known = [line for line in lines if "not measured" not in line]
-    for line in lines if whole else known:
-        print(f"goal: {line}", flush=True)
-    if not whole:
-        print(f"goal: {len(lines) - len(known)} more are not measured so far", flush=True)
+    known = [f"goal: {line}" for line in lines if "not measured" not in line]
+    print(
+        *known,
+        f"goal: {len(lines) - len(known)} more are not measured so far",
+        sep="\n",
+        flush=True,
+    )
 
 
 def summary(folder: Path, problems: list[str]) -> bool:
-    """What failed and what was not run, at the end; whether all is well."""
+    """What failed and what was not run, at the end, and every goal; whether all is well."""
     notes = store.notes(folder)
-    failed = [note for note in notes if note["outcome"] == "failed"]
-    reasons: dict[str, list[str]] = {}
-    for note in notes:
-        if note["outcome"] in ("missing", "skipped"):
-            reasons.setdefault(note["reason"], []).append(note["label"])
-    for reason, labels in reasons.items():
-        print(f"not run: {reason}: {labels[0]}{f' and {len(labels) - 1} more' * (len(labels) > 1)}")
-    for problem in problems:
-        print(f"stage {problem}")
-    for note in failed:
-        print(f"FAILED {note['label']}: {note['reason']}")
+    reasons = Counter(n["reason"] for n in notes if n["outcome"] in ("missing", "skipped"))
+    for reason, count in reasons.items():
+        first = next(note["label"] for note in notes if note["reason"] == reason)
+        print(f"not run: {reason}: {first}{f' and {count - 1} more' * (count > 1)}")
+    failed = [f"FAILED {n['label']}: {n['reason']}" for n in notes if n["outcome"] == "failed"]
+    goal = [f"goal: {line}" for line in goals.lines(store.rows(folder))]
     counts = Counter(note["outcome"] for note in notes)
-    print(", ".join(f"{counts[kind]} {kind}" for kind in ("ok", "missing", "skipped", "failed")))
+    said = ", ".join(f"{counts[kind]} {kind}" for kind in ("ok", "missing", "skipped", "failed"))
+    print(*(f"stage {problem}" for problem in problems), *failed, said, *goal, sep="\n", flush=True)
     return not failed and not any("ended with" in problem for problem in problems)
 
 
@@ -171,27 +161,21 @@ def go(verb: str, folder: Path, out: Path, *, first: str | None, workers: int, d
         if problem:
             problems.append(f"{stage.name}: {problem}")
             print(f"stage {problems[-1]}", flush=True)
-        report(folder, whole=False)
+        report(folder)
         store.pack(folder, out / ARCHIVE)
     well = summary(folder, problems)
-    report(folder, whole=True)
     spent = time.monotonic() - began
     print(f"{verb}: {spent:.0f} of {total} s; everything is in {store.pack(folder, out / ARCHIVE)}")
     return well
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    raw, runs = argparse.RawDescriptionHelpFormatter, ROOT / "runs"
+    parser = argparse.ArgumentParser("python -m benchmarks.gpu", None, __doc__, formatter_class=raw)
     parser.add_argument("verb", choices=[*PLAN, "apply-tuning"])
     parser.add_argument("archive", nargs="?", type=Path, help="apply-tuning: the archive of a run")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs", help="folder for gpu.tar.gz")
-    parser.add_argument(
-        "--work", type=Path, default=ROOT / "runs" / "gpu", help="rows, logs, caches"
-    )
+    parser.add_argument("--out", type=Path, default=runs, help="folder for gpu.tar.gz")
+    parser.add_argument("--work", type=Path, default=runs / "gpu", help="rows, logs, caches")
     parser.add_argument("--resume", type=Path, help="an archive whose rows are not measured again")
     parser.add_argument("--from", dest="first", metavar="STAGE", help="leave out the stages before")
     parser.add_argument("--workers", type=int, default=max(1, min(12, (os.cpu_count() or 4) - 2)))

@@ -16,36 +16,21 @@ from ..case import Case, Request
 from . import store
 
 # (op, shape, dtype), the most important first.
-GOALS = (
-    ("st_attention", "stdit3-xl.b8.temporal", "bfloat16"),
-    ("adaln", "stdit3-xl.b8.autocast", "bfloat16"),
-    ("codebook_step", "lam.codes", "float32"),
-    ("qkv_norm_rope", "stdit3-xl.b8.spatial", "bfloat16"),
-    ("vector_quantize", "bounded.codes", "float32"),
-    ("vector_quantize", "lam.codes", "float32"),
-    ("code_statistics", "lam.codes", "float32"),
+_TEMPORAL = ("st_attention", "stdit3-xl.b8.temporal", "bfloat16")
+_SPATIAL = ("st_attention", "stdit3-xl.b8.spatial", "bfloat16")
+_AUTOCAST, _BLOCK = (("adaln", f"stdit3-xl.b8.{n}", "bfloat16") for n in ("autocast", "block"))
+_PACKED = ("qkv_norm_rope", "stdit3-xl.b8.spatial", "bfloat16")
+_APART = ("qk_norm_rope", "wan-1.3b", "bfloat16")
+_STEP = ("codebook_step", "lam.codes", "float32")
+_LAM, _GOAL, _LARGE = (
+    ("vector_quantize", f"{n}.codes", "float32") for n in ("lam", "goal", "bounded")
 )
-BASELINES = (
-    *GOALS[:4],
-    ("st_attention", "stdit3-xl.b8.spatial", "bfloat16"),
-    ("vector_quantize", "lam.codes", "float32"),
-    ("vector_quantize", "goal.codes", "float32"),
-    ("qk_norm_rope", "wan-1.3b", "bfloat16"),
-    ("adaln", "stdit3-xl.b8.block", "bfloat16"),
-    ("code_statistics", "bounded.codes", "float32"),
-)
+_COUNTED, _MANY = (("code_statistics", f"{n}.codes", "float32") for n in ("lam", "bounded"))
+GOALS = (_TEMPORAL, _AUTOCAST, _STEP, _PACKED, _LARGE, _LAM, _COUNTED)
+BASELINES = (*GOALS[:4], _SPATIAL, _LAM, _GOAL, _APART, _BLOCK, _MANY)
 ATTENTION = [("attention", s.name, "bfloat16") for s in ops.DEFINITIONS["attention"].named]
 # Block sizes: what a video model spends most of its time in first.
-TUNED = (
-    ("st_attention", "stdit3-xl.b8.temporal", "bfloat16"),
-    ("adaln", "stdit3-xl.b8.autocast", "bfloat16"),
-    ("qkv_norm_rope", "stdit3-xl.b8.spatial", "bfloat16"),
-    ("vector_quantize", "lam.codes", "float32"),
-    ("adaln", "stdit3-xl.b8.block", "bfloat16"),
-    ("vector_quantize", "goal.codes", "float32"),
-    ("qk_norm_rope", "wan-1.3b", "bfloat16"),
-    ("vector_quantize", "bounded.codes", "float32"),
-)
+TUNED = (_TEMPORAL, _AUTOCAST, _PACKED, _LAM, _BLOCK, _GOAL, _APART, _LARGE)
 Listed = Iterator[tuple[Case, tuple[str, ...]]]  # cases, and which implementations (none: all)
 
 
@@ -118,7 +103,7 @@ def joint(pairs: int) -> Callable[[Options], Listed]:
     def cases(options: Options) -> Listed:
         from .. import training  # recipes: more packages than the ops need
 
-        config, dtype = joint_config(pairs, options.dry), "float32" if options.dry else "bfloat16"
+        dtype, config = "float32" if options.dry else "bfloat16", joint_config(pairs, options.dry)
         product = machine.ceilings(options.device, "bfloat16", samples=5)[1]["tflops"]
         request = options.request(dtype, measured_tflops={dtype: product})
         return ((case, ()) for case in training.joint(config, request, dtype))
@@ -131,15 +116,11 @@ def joint_config(pairs: int, dry: bool) -> Any:
 
     from .. import training
 
-    config, narrow = training.xl(pairs), {"width": 16, "heads": 2}
+    config, narrow = training.xl(pairs), {"depth": 1, "width": 16, "heads": 2}
+    acting = {"conditioner": {"depth": 1, "heads": 2}, "quantizer": {"codebook_size": 4}}
     tiny = {
         "data": {"frames_per_clip": 3, "height": 32, "width": 32},
-        "model": {
-            "backbone": {"depth": 1, **narrow},
-            "idm": {"depth": 1, **narrow, "dim": 4},
-            "conditioner": {"depth": 1, "heads": 2},
-            "quantizer": {"codebook_size": 4},
-        },
+        "model": {"backbone": narrow, "idm": narrow | {"dim": 4}, **acting},
         "objective": {"history": (1, 2)},
         "training": {"batch_size": 2},
     }

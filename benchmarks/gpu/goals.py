@@ -36,9 +36,8 @@ class Goal:
 
     def reached(self, rows: Sequence[Row]) -> float | None:
         """The number in these rows; None: a row is missing."""
-        copy = next(
-            (r["gb_s"] for r in rows if (r["op"], r["dtype"]) == ("copy", "bfloat16")), None
-        )
+        copies = (r["gb_s"] for r in rows if (r["op"], r["dtype"]) == ("copy", "bfloat16"))
+        copy = next(copies, None)
         for shape in self.shapes:
             mine = [r for r in reversed(rows) if (r["op"], r["shape"]) == (self.op, shape)]
             by_impl = {(row["impl"], row["mode"]): row for row in mine}

@@ -14,8 +14,10 @@ import contextlib
 import gc
 import importlib
 import importlib.util
+import itertools
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -42,7 +44,6 @@ def options(argv: list[str]) -> Options:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for rows and notes")
     parser.add_argument("--seconds", type=float, default=60.0, help="time for the whole stage")
-    parser.add_argument("--samples", type=int, default=20, help="samples of each implementation")
     parser.add_argument("--dry", action="store_true", help="on the CPU, with stand-ins")
     parser.add_argument("--workers", type=int, default=1, help="processes of a stage of many jobs")
     given = Options(**vars(parser.parse_args(argv)))
@@ -98,8 +99,7 @@ def probe(options: Options, keep: Keep) -> None:
     """What this machine has: printed first, since everything else depends on it."""
     print(f"device: {machine.device_name(options.device)}; {machine.versions()}")
     for package in ("triton", "pytest", "rich", "matplotlib"):
-        found = importlib.util.find_spec(package) is not None
-        print(f"{package}: {'there' if found else 'not installed'}")
+        print(f"{package}: {'there' if importlib.util.find_spec(package) else 'not installed'}")
     for backend in ops.ATTENTION_BACKENDS:
         print(f"attention {backend}: {ops.attention_backend_missing(backend) or 'there'}")
     print(f"compiled library: {ops.build_info() or ops.why_not_compiled()}")
@@ -109,13 +109,10 @@ def probe(options: Options, keep: Keep) -> None:
 
 
 def ceilings(options: Options, keep: Keep) -> None:
+    how = {"device": options.device, "samples": options.samples}
     sizes = {"copied": 1 << 12, "side": 8} if options.dry else {}
-    rows = [
-        row
-        for dtype in ("bfloat16", "float32")
-        for row in machine.ceilings(options.device, dtype, samples=options.samples, **sizes)
-    ]
-    for row in (*rows, *machine.launch(options.device, samples=options.samples)):
+    halves = (machine.ceilings(dtype=d, **how, **sizes) for d in ("bfloat16", "float32"))
+    for row in (*itertools.chain(*halves), *machine.launch(**how)):
         keep(row)
 
 
@@ -146,7 +143,7 @@ def share(source: str, options: Options, keep: Keep) -> int:
     command += ["--dry"] if options.dry else []
     # One compiler thread each: there are as many processes as cores.
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-    outcomes = {"ok": 0, "missing": 0, "failed": 0}
+    outcomes: Counter[str] = Counter()
 
     def done(name: str, outcome: str, reason: str) -> None:
         outcomes[outcome] += 1
@@ -154,14 +151,11 @@ def share(source: str, options: Options, keep: Keep) -> int:
         if outcome != "ok":
             print(f"{outcome.upper()} {name}: {reason}", flush=True)
 
-    names = list(jobs(source, options))
-    unfinished = workers.share_out(
-        names, command, count=options.workers, seconds=options.left(), done=done
-    )
-    for name in unfinished:
-        store.note(options.out, "skipped", f"{source}: {name}", "the time was over")
-    counted = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-    print(f"{source}: {counted}, {len(unfinished)} not run of {len(names)}", flush=True)
+    names, how = list(jobs(source, options)), {"count": options.workers, "seconds": options.left()}
+    for name in workers.share_out(names, command, **how, done=done):
+        done(name, "skipped", "the time was over")
+    counted = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+    print(f"{source}: {counted} of {len(names)}", flush=True)
     return outcomes["failed"]
 
 
@@ -180,7 +174,7 @@ def jobs(source: str, options: Options) -> dict[str, Callable[[], None]]:
                 made[check.label] = partial(check.run, device)
     cases: list[tuple[Case, str]] = []
     if source == "correctness":
-        cases = [(case, name) for case in cases_of(GOALS, options) for name in ("triton",)]
+        cases = [(case, "triton") for case in cases_of(GOALS, options)]
     elif source == "compilation":
         names = goals.table()[1]
         cases = [(case, name) for case in cases_of(BASELINES, options) for name in names]
@@ -230,13 +224,16 @@ OTHERS: dict[str, Callable[[Options, Keep], int | None]] = {
 
 def line(row: dict[str, Any]) -> str:
     """A row in one line."""
-    text = f"{row['op']}/{row['shape']}/{row['dtype']}/{row['mode']} {row['impl']}: "
-    text += f"{row['p50_ms']:.4g} ms"
-    for name, unit in (("gb_s", "GB/s"), ("tflops", "TFLOP/s"), ("peak_mb", "MB"),
-                       ("launches", "launches"), ("mfu", "MFU")):  # fmt: skip
-        if row.get(name) is not None:
-            text += f", {row[name]:.4g} {unit}"
-    return text
+    units = {
+        "gb_s": "GB/s",
+        "tflops": "TFLOP/s",
+        "peak_mb": "MB",
+        "launches": "launches",
+        "mfu": "MFU",
+    }
+    told = [f"{row[name]:.4g} {unit}" for name, unit in units.items() if row.get(name) is not None]
+    text = "{op}/{shape}/{dtype}/{mode} {impl}: {p50_ms:.4g} ms".format(**row)
+    return ", ".join([text, *told])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -255,17 +252,15 @@ def main(argv: list[str] | None = None) -> int:
 
         def keep(one: Any) -> None:
             nonlocal failures
-            if isinstance(one, (Skipped, Failed)):
-                failed = isinstance(one, Failed)
-                failures += failed
-                store.note(given.out, "failed" if failed else "skipped", one.label, one.reason)
-                print(
-                    f"{'FAILED' if failed else 'not measured:'} {one.label}: {one.reason}",
-                    flush=True,
-                )
-            else:
+            if isinstance(one, dict):
                 store.add(given.out, run.ordered(one | stamp))
                 print(line(one), flush=True)
+                return
+            failed = isinstance(one, Failed)
+            failures += failed
+            store.note(given.out, "failed" if failed else "skipped", one.label, one.reason)
+            said = "FAILED" if failed else "not measured:"
+            print(f"{said} {one.label}: {one.reason}", flush=True)
 
         try:
             if name in STAGES:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,29 +34,25 @@ def digest() -> str:
 def _append(file: Path, value: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as stream:
-        stream.write(json.dumps(value) + "\n")
+        stream.write(json.dumps(value | {"code": digest()}) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
 
 
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    if not file.is_file():
-        return
-    for text in file.read_text().splitlines():
-        if text.endswith("}"):  # the last one of a killed process may be cut
-            yield json.loads(text)
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """The last one of a killed process may be cut."""
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return [json.loads(text) for text in lines if text.endswith("}")]
 
 
 def add(folder: Path, row: Row) -> None:
     """Keep a row."""
-    _append(folder / ROWS, row | {"code": digest()})
+    _append(folder / ROWS, row)
 
 
 def note(folder: Path, outcome: str, label: str, reason: str) -> None:
     """Keep what became of something that is no row: ok, missing, skipped or failed."""
-    _append(
-        folder / NOTES, {"outcome": outcome, "label": label, "reason": reason, "code": digest()}
-    )
+    _append(folder / NOTES, {"outcome": outcome, "label": label, "reason": reason})
 
 
 def every_row(folder: Path) -> list[Row]:
@@ -87,12 +82,10 @@ def pack(folder: Path, file: Path) -> Path:
     write(folder / "rows.json", rows(folder))
     part = file.with_name(f".{file.name}.part")
     with tarfile.open(part, "w:gz") as archive:
-        for path in sorted(folder.rglob("*")):
-            inside = path.relative_to(folder)
-            if path.is_file() and inside.parts[0] != "cache":
-                archive.add(path, arcname=str(Path("gpu") / inside))
-    part.replace(file)
-    return file
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            if (inside := path.relative_to(folder)).parts[0] != "cache":
+                archive.add(path, arcname=str("gpu" / inside))
+    return part.replace(file)
 
 
 def unpack(file: Path, folder: Path) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -64,18 +66,12 @@ def tried(table: str, key: Key, blocks: Any) -> Iterator[None]:
 
 def candidates(shipped: Any) -> list[Any]:
     """Rows to try beside the one that is shipped: one number changed at a time."""
-    changes: dict[str, Sequence[int]] = {
-        "num_warps": [w for w in (1, 2, 4, 8, 16) if w / 4 <= shipped.num_warps <= w * 4],
-        "num_stages": [s for s in (1, 2, 3, 4) if shipped.num_stages > 1],
-        "BN": (16, 32, 64, 128),
-        "BK": (32, 64, 128),
-    }
-    return [
-        dataclasses.replace(shipped, **{name: value})
-        for name, values in changes.items()
-        for value in values
-        if getattr(shipped, name, value) != value
-    ]
+    warps = [w for w in (1, 2, 4, 8, 16) if w / 4 <= shipped.num_warps <= w * 4]
+    changes = {"num_warps": warps, "num_stages": (1, 2, 3, 4) if shipped.num_stages > 1 else ()}
+    changes |= {"BN": (16, 32, 64, 128), "BK": (32, 64, 128)}
+    each = [(name, value) for name, values in changes.items() for value in values]
+    each = [(name, value) for name, value in each if getattr(shipped, name, value) != value]
+    return [dataclasses.replace(shipped, **{name: value}) for name, value in each]
 
 
 def rows(cases: Iterable[Case], options: Options) -> Iterator[Row | Skipped | Failed]:
@@ -111,7 +107,7 @@ def of_row(
     timed: Callable[..., Mapping[str, timing.Times]] = timing.interleaved,
 ) -> Iterator[Row | Skipped | Failed]:
     """A row for every candidate that is right; the field `chosen` marks the fastest one."""
-    exact = copied(call())
+    exact = {name: result.detach().clone() for name, result in call().items()}
     ways, replays = {"shipped": shipped}, {"shipped": [timing.captured([call])]}
     for blocks in candidates(shipped):
         name = described(blocks)
@@ -133,28 +129,13 @@ def of_row(
     times = timed(replays, samples=options.samples, device=options.device)
     best = winner(times)
     for name, found in times.items():
-        yield {
-            "suite": "gpu",
-            "op": "tune",
-            "impl": name,
-            "shape": f"{table} {' '.join(map(str, key))}",
-            "sizes": dict(case.sizes),
-            "dtype": case.dtype,
-            "mode": case.mode,
-            **{f"p{n}_ms": time for n, time in zip((20, 50, 80), found, strict=True)},
-            "gb_s": None,
-            "peak_mb": None,
-            "table": table,
-            "key": list(key),
-            "kind": type(ways[name]).__name__,
-            "blocks": described(ways[name]),
-            "measured_on": case.label,
-            "chosen": name == best,
-        }
-
-
-def copied(results: Results) -> dict[str, torch.Tensor]:
-    return {name: result.detach().clone() for name, result in results.items()}
+        blocks, shape = ways[name], f"{table} {' '.join(map(str, key))}"
+        row: Row = {"suite": "gpu", "op": "tune", "impl": name, "shape": shape}
+        row |= {"sizes": dict(case.sizes), "dtype": case.dtype, "mode": case.mode}
+        row |= {f"p{n}_ms": time for n, time in zip((20, 50, 80), found, strict=True)}
+        row |= {"gb_s": None, "peak_mb": None, "table": table, "key": list(key)}
+        row |= {"kind": type(blocks).__name__, "blocks": described(blocks)}
+        yield row | {"measured_on": case.label, "chosen": name == best}
 
 
 def winner(times: Mapping[str, timing.Times]) -> str:
@@ -207,38 +188,26 @@ def spills_since(table: str, before: set[int]) -> int:
 
 def section(found: Iterable[Row]) -> str:
     """The generated lines of `tuning.py`: one statement for each row whose winner was not shipped."""
-    groups: dict[str, list[Row]] = {}
-    for row in found:
-        groups.setdefault(row["shape"], []).append(row)
-    lines = [OPEN]
-    for _, group in sorted(groups.items()):
-        best = next(row for row in group if row["chosen"])
-        if best["impl"] == "shipped":
-            continue
-        old = next(row for row in group if row["impl"] == "shipped")
-        why = f"{best['p50_ms'] * 1e3:.3g} us, {old['p50_ms'] * 1e3:.3g} before"
-        lines.append(
-            f"# {best['measured_on']}; {best['device']}, torch {best['versions']['torch']}"
-        )
-        lines.append(f"{best['table']}[{', '.join(map(_literal, best['key']))}] = {best['kind']}(")
+    rows = sorted(found, key=lambda row: row["shape"])
+    shipped = {row["shape"]: row["p50_ms"] for row in rows if row["impl"] == "shipped"}
+    lines = []
+    for best in (row for row in rows if row["chosen"] and row["impl"] != "shipped"):
+        now, before = 1e3 * best["p50_ms"], 1e3 * shipped[best["shape"]]
+        key = json.dumps(best["key"])[1:-1]
+        lines += [f"# {best['measured_on']}; {best['device']}, torch {best['versions']['torch']}"]
+        lines += [f"{best['table']}[{key}] = {best['kind']}("]
         lines += [f"    {part}," for part in best["blocks"].split()]
-        lines += [f'    reason="measured: {why}",', ")"]
-    if len(lines) == 1:
-        lines.append("# Nothing was faster than what is above, or nothing was measured.")
-    return "\n".join([*lines, CLOSE])
-
-
-def _literal(part: Any) -> str:
-    return f'"{part}"' if isinstance(part, str) else str(part)
+        lines += [f'    reason="measured: {now:.3g} us, {before:.3g} before",', ")"]
+    nothing = "# Nothing was faster than what is above, or nothing was measured."
+    return "\n".join([OPEN, *(lines or [nothing]), CLOSE])
 
 
 def rewrite(text: str, made: str) -> str:
     """The text of `tuning.py` with another generated section. ValueError where it has none."""
-    before, found, rest = text.partition(OPEN)
-    _, closed, after = rest.partition(CLOSE)
-    if not found or not closed:
+    whole = re.compile(f"{re.escape(OPEN)}.*?{re.escape(CLOSE)}", re.DOTALL)
+    if not whole.search(text):
         raise ValueError(f"tuning.py: expected a section from {OPEN!r} to {CLOSE!r}, found none")
-    return before + made + after
+    return whole.sub(lambda _: made, text, count=1)
 
 
 def apply(folder: Path, table: Path | None = None) -> str:
@@ -250,14 +219,11 @@ def apply(folder: Path, table: Path | None = None) -> str:
     root = gate.repository()
     table = table or (None if root is None else root / "kernels" / "tuning.py")
     if not found or table is None:
-        raise ValueError(
-            f"apply-tuning: expected rows of the stage tune and a checkout, got {folder}"
-        )
+        wanted = "expected rows of the stage tune and a checkout"
+        raise ValueError(f"apply-tuning: {wanted}, got {folder}")
     text = rewrite(table.read_text(), section(found))
     compile(text, str(table), "exec")  # never leave a file behind that cannot be imported
     table.write_text(text)
-    count = len({row["shape"] for row in found if row["chosen"] and row["impl"] != "shipped"})
-    return (
-        f"{table.name}: {count} rows of {len({row['shape'] for row in found})} are new; then: "
-        "python tests/cuda_check --write"
-    )
+    count = sum(row["chosen"] and row["impl"] != "shipped" for row in found)
+    said = f"{table.name}: {count} rows of {len({row['shape'] for row in found})} are new"
+    return f"{said}; then: python tests/cuda_check --write"

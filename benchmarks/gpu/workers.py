@@ -11,11 +11,12 @@ import json
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 _MARK = "\x1e"  # begins the line that says how a job ended; all other lines are the job's own
+_PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 
 
 def share_out(
@@ -31,26 +32,22 @@ def share_out(
     `command` starts a process that calls `serve`. Returns the names that had not ended after `seconds`,
     when the processes are killed.
     """
-    waiting, lock = list(names), threading.Lock()
+    waiting, lock, over = list(names), threading.Lock(), threading.Event()
     ended: set[str] = set()
     living: list[subprocess.Popen] = []
-    late = time.monotonic() + seconds
 
     def work() -> None:
         process = None
         while True:
             with lock:
-                name = waiting.pop(0) if waiting and time.monotonic() < late else None
-                if name is None:
+                if over.is_set() or not waiting:
                     break
+                name = waiting.pop(0)
                 if process is None:
-                    process = subprocess.Popen(
-                        command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                        stderr=subprocess.STDOUT,
-                    )  # fmt: skip
+                    process = subprocess.Popen(command, text=True, **_PIPES)
                     living.append(process)
             result = _one(process, name)
-            if result is None and time.monotonic() < late:
+            if result is None and not over.is_set():
                 reason = f"its process ended with {process.wait()}"
                 result = {"outcome": "failed", "reason": reason, "healthy": False}
             if result is not None:
@@ -62,16 +59,17 @@ def share_out(
         if process is not None:
             process.stdin.close()
 
-    threads = [threading.Thread(target=work) for _ in range(min(count, len(names)))]
-    for thread in threads:
-        thread.start()
-    while any(t.is_alive() for t in threads) and time.monotonic() < late:
-        time.sleep(0.05)
-    for process in list(living):
-        if process.poll() is None and time.monotonic() >= late:
+    def stop() -> None:
+        with lock:
+            over.set()
+        for process in living:
             process.kill()
-    for thread in threads:
-        thread.join()
+
+    clock = threading.Timer(max(0.0, seconds), stop)
+    clock.start()
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(lambda _: work(), range(min(count, len(names)))))
+    clock.cancel()
     for process in living:
         process.wait()
     return [name for name in names if name not in ended]
@@ -103,13 +101,11 @@ def serve(jobs: Mapping[str, Callable[[], None]], healthy: Callable[[], bool]) -
         try:
             jobs[line.rstrip("\n")]()
         except Exception as error:
-            if missing(error):
-                result |= {"outcome": "missing", "reason": str(error)[:300]}
-            else:
+            result = {"outcome": "missing", "reason": str(error)[:300], "healthy": healthy()}
+            if not missing(error):
                 traceback.print_exc(file=sys.stdout)
                 reason = f"{type(error).__name__}: {error}"
                 result |= {"outcome": "failed", "reason": reason[:300]}
-            result["healthy"] = healthy()
         print(_MARK + json.dumps(result), flush=True)
         if not result["healthy"]:
             return

@@ -98,9 +98,8 @@ class Definition:
             if wide != number:
                 inputs = {k: _to(v, wide) for k, v in inputs.items()}
                 weights = {k: v.to(wide) for k, v in weights.items()}
-            return self.run(
-                self.reference(shape, wide, device), self.fresh(inputs), weights, backward
-            )
+            function = self.reference(shape, wide, device)
+            return self.run(function, self.fresh(inputs), weights, backward)
 
         def verify(impl: str) -> str | None:
             inputs, weights = sets()[0]
@@ -109,23 +108,11 @@ class Definition:
                 return self.verify(inputs, weights, found)
             return self.judge(found, truth(torch.float64), lambda: truth(number), dtype)
 
-        return Case(
-            suite="ops",
-            op=self.op,
-            shape=shape.name,
-            sizes=shape.sizes,
-            dtype=dtype,
-            mode=mode,
-            providers={name: lambda name=name: provider(name) for name in functions},
-            tests=self.tests,
-            verify=verify,
-            bytes_moved=bytes_moved,
-            flops=flops,
-            close=lambda: (sets.cache_clear(), truth.cache_clear()),
-            rotated_mb=lambda: sum(size(inputs) for inputs, _ in sets()) / 2**20,
-            heavy=shape.heavy,
-            graph=True,
-        )
+        more = {"verify": verify, "tests": self.tests, "bytes_moved": bytes_moved, "flops": flops}
+        more["close"] = lambda: (sets.cache_clear(), truth.cache_clear())
+        more["rotated_mb"] = lambda: sum(size(inputs) for inputs, _ in sets()) / 2**20
+        ways = (functions, provider)
+        return Case.of("ops", self.op, shape, f"{dtype}/{mode}", *ways, graph=True, **more)
 
     def number(self, dtype: str) -> torch.dtype:
         """What inputs are in, but those that stay wide."""
@@ -214,12 +201,7 @@ def normal(g: torch.Generator, *shape: int) -> Tensor:
 
 def forced(name: str, function: Function) -> Function:
     """The same call with one implementation of every op."""
-
-    def call(inputs: Inputs) -> Outputs:
-        with ops.force(name):
-            return function(inputs)
-
-    return call
+    return ops.force(name)(function)
 
 
 def pinned(function: Function, backend: SDPBackend) -> Function:

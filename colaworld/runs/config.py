@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from colaworld.config import ConfigError
@@ -99,8 +98,3 @@ class RunConfig:
     def uses_actions(self) -> bool:
         """Whether a phase learns from the recorded actions."""
         return any(OBJECTIVES[phase.objective].uses_actions for phase in self.scheduled())
-
-
-def with_data(config: RunConfig, path: Path) -> RunConfig:
-    """The same run on the data set at `path`."""
-    return replace(config, data=replace(config.data, path=path))

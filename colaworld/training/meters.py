@@ -23,18 +23,13 @@ def gradient_norms(optimizer: PhaseOptimizer) -> dict[str, float]:
 
 
 class Throughput:
-    """Steps and clips per second over the latest `window` steps."""
+    """Clips per second over the latest `window` steps."""
 
     def __init__(self, window: int = 50) -> None:
         self._steps: deque[tuple[float, int]] = deque(maxlen=window)
 
     def update(self, seconds: float, clips: int) -> None:
         self._steps.append((seconds, clips))
-
-    @property
-    def steps_per_second(self) -> float:
-        seconds = sum(s for s, _ in self._steps)
-        return len(self._steps) / seconds if seconds > 0 else 0.0
 
     @property
     def clips_per_second(self) -> float:

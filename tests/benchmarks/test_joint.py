@@ -9,7 +9,7 @@ from benchmarks import run, training
 from benchmarks.case import Request
 from benchmarks.gpu import stages
 from benchmarks.gpu.cases import joint_config
-from benchmarks.variants import VARIANTS
+from benchmarks.models import VARIANTS
 from colaworld.training.blocks import blocks
 
 

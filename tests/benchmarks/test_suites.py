@@ -152,7 +152,7 @@ def test_the_step_is_that_of_the_loop(tiny, tmp_path) -> None:
     build_trainer(config, out=tmp_path / "run").run()
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     expected = [json.loads(line)["loss"] for line in lines]
-    variant = suite("variants").VARIANTS["default"]
+    variant = suite("models").VARIANTS["default"]
     step = training.Step(config, variant=variant, dtype="float32", device="cpu")
     try:
         assert [step() for _ in range(3)] == pytest.approx(expected, rel=1e-6)

@@ -19,7 +19,7 @@ from colaworld.models.latent_action.quantizers import QUANTIZERS, VQConfig
 from colaworld.models.world_model import ModelConfig
 from colaworld.recipes import RECIPES, recipe
 from colaworld.runs.build import build_model, build_trainer
-from colaworld.runs.config import PHASES, RunConfig, with_data
+from colaworld.runs.config import PHASES, RunConfig
 from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig
 from colaworld.training.phases import check_phases
 from colaworld.training.protocols import ResumeError
@@ -158,12 +158,6 @@ def test_every_phase_of_the_configuration_can_be_scheduled():
     for name in PHASES:
         scheduled = replace(config, schedule=(name,)).scheduled()
         assert [phase.name for phase in scheduled] == [name]
-
-
-def test_with_data_changes_the_path_alone(tmp_path):
-    config = with_data(recipe("nano.cola"), tmp_path)
-    assert config.data.path == tmp_path
-    assert replace(config, data=replace(config.data, path=None)) == recipe("nano.cola")
 
 
 def test_a_trainer_without_data_says_so(tmp_path):

@@ -23,8 +23,7 @@ def test_gradient_norms_by_hand():
 
 def test_throughput_over_a_window():
     speed = Throughput(window=2)
-    assert speed.steps_per_second == 0 and speed.clips_per_second == 0
+    assert speed.clips_per_second == 0
     for seconds, clips in ((100.0, 1), (0.5, 8), (1.5, 8)):
         speed.update(seconds, clips)
-    assert speed.steps_per_second == pytest.approx(1.0)
     assert speed.clips_per_second == pytest.approx(8.0)

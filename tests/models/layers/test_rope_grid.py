@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from colaworld.models.layers.rope_grid import grid_positions, grid_rope_tables, grid_sections
+from colaworld.models.layers.rope import grid_positions, grid_rope_tables, grid_sections
 
 
 @pytest.mark.parametrize(

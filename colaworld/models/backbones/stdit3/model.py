@@ -76,7 +76,6 @@ class STDiT3(nn.Module):
 
         self.spatial_blocks, self.temporal_blocks = blocks(temporal=False), blocks(temporal=True)
         out = config.in_channels * (2 if config.predict_sigma else 1)
-        self.out_channels = out
         self.final_layer = FinalLayer(width, config.patch[1] * config.patch[2] * out)
         self._initialise()
 

@@ -25,7 +25,7 @@ from colaworld.models.layers.autocast import no_autocast
 from colaworld.models.layers.embeddings import sinusoid
 from colaworld.models.layers.kv_cache import KVCache, frames_before
 from colaworld.models.layers.patch import from_patches, to_patches
-from colaworld.models.layers.rope_grid import grid_positions, grid_rope_tables, grid_sections
+from colaworld.models.layers.rope import grid_positions, grid_rope_tables, grid_sections
 from colaworld.ops import adaln
 from colaworld.ops.reference import compute_dtype
 
