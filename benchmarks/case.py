@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .shapes import Shape
 
@@ -53,16 +53,14 @@ class Request:
     """Values put over the recipe's, as `config.from_dict` takes them (tests make things tiny)."""
 
 
-@dataclass(frozen=True)
-class Skipped:
+class Skipped(NamedTuple):
     """Something that was asked for and is not timed, and why."""
 
     label: str
     reason: str
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(NamedTuple):
     """An implementation of ours that raised or gave a wrong result: never timed."""
 
     label: str

@@ -81,8 +81,7 @@ def roofline(rows: Sequence[Row], dtype: str) -> Any | None:
         x = [row["flops"] / row["bytes"] for row in own]
         y = [row["flops"] / row["p50_ms"] / 1e6 for row in own]
         axes.plot(x, y, "o", label=impl, color=colour(impl))
-    low, high = axes.get_xlim()
-    ridge = peak / speed
+    (low, high), ridge = axes.get_xlim(), peak / speed
     low, high = min(max(low, 1e-3), ridge / 2), max(high, 2 * ridge)
     axes.plot([low, ridge, high], [low * speed, peak, peak], color="black", zorder=0)
     title = f"roofline, {dtype}: copy {speed:.3g} GB/s, product {peak:.4g} GFLOP/s"

@@ -7,6 +7,7 @@ the choice of a phase (the last of the schedule is timed).
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
 import time
@@ -132,18 +133,14 @@ class Step:
         variant: Variant,
         dtype: str,
         device: str,
-        batches: Callable[[], ClipBatch] | None = None,
+        batches: Iterator[ClipBatch] | None = None,
         model: WorldModel | None = None,
     ) -> None:
         self.config, self.dtype = config, dtype
         self.device, self.number = torch.device(device), 0
         self.phase, training = config.scheduled()[-1], config.training
-        self.loader = None
-        if batches is None:
-            given = {"batch_size": training.batch_size, "seed": training.seed}
-            self.loader = ClipLoader(config.data, **given)
-            batches = self.loader.__next__
-        self.batches = batches
+        given = {"batch_size": training.batch_size, "seed": training.seed}
+        self.batches = batches or ClipLoader(config.data, **given)
         self.model = (model or build_model(config)).to(self.device)
         self.objective = OBJECTIVES[self.phase.objective](self.model, config.objective)
         enter_phase(self.model, self.phase)
@@ -177,7 +174,7 @@ class Step:
             wrap_blocks(self.model, replace(self.config.training, compile=choice))
 
     def batch(self) -> ClipBatch:
-        return self.batches().to(self.device, non_blocking=True)
+        return next(self.batches).to(self.device, non_blocking=True)
 
     def _watch(self) -> None:
         """Put marks around the model's own seams, outside of what is compiled; let the objective run
@@ -264,7 +261,7 @@ class Step:
         """MB that a forward pass leaves allocated on a GPU, its batch apart."""
         batch, key = self.batch(), (self.config.training.seed, "activations")
         before = torch.cuda.memory_allocated()
-        loss = self._loss(batch, generator_for(self.device, *key))
+        loss = self._loss(batch, generator_for(self.device, *key))  # holds what it needs backward
         held = torch.cuda.memory_allocated() - before
         del loss
         return round(held / 2**20, 1)
@@ -275,8 +272,7 @@ class Step:
         return self._loss(batch, generator_for(self.device, self.config.training.seed)).item()
 
     def close(self) -> None:
-        if self.loader is not None:
-            self.loader.close()
+        getattr(self.batches, "close", lambda: None)()
 
 
 def cases(request: Request) -> Iterator[Case]:
@@ -385,7 +381,11 @@ def joint(config: RunConfig, request: Request, dtype: str = "bfloat16") -> Itera
         with torch.device(request.device):  # a billion numbers are drawn where they stay
             model = WorldModel(config.model, parts=config.parts(), tokenizer=GivenLatents())
             batch = clip_batch(config, request.device)
-        given = {"model": nonzero(model), "batches": lambda: batch, "device": request.device}
+        given = {
+            "model": nonzero(model),
+            "batches": itertools.repeat(batch),
+            "device": request.device,
+        }
         step = Step(config, variant=VARIANTS["eager"], dtype=dtype, **given)
         return step, batch, step.flops()
 

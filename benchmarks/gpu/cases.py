@@ -55,8 +55,8 @@ class Options:
 
     def late(self, needed: float) -> str | None:
         """Why nothing that takes so many seconds is begun; a dry run is never late."""
-        late = not self.dry and self.left() < needed
-        return f"{max(self.left(), 0):.0f} s are left" if late else None
+        left = self.left()
+        return f"{max(left, 0):.0f} s are left" if left < needed and not self.dry else None
 
     def request(self, *dtypes: str, **more: Any) -> Request:
         return Request(dtypes=dtypes, device=self.device, samples=self.samples, **more)
@@ -91,10 +91,8 @@ def small(shape: shapes.Shape) -> shapes.Shape:
     """The same shape in sizes that a CPU is done with at once."""
     most = dict(B=1, T=3, S=2, H=1, D=8, C=16, L=4, N=20, K=6, n=4, d=8)
     sizes = {name: min(size, most[name]) for name, size in shape.sizes.items()}
-    options = dict(shape.options)
-    if "sections" in options:
-        options["sections"] = (2, 1, 1)
-    return replace(shape, sizes=sizes, options=options)
+    few = {"sections": (2, 1, 1)} if "sections" in shape.options else {}
+    return replace(shape, sizes=sizes, options={**shape.options, **few})
 
 
 def joint(pairs: int) -> Callable[[Options], Listed]:

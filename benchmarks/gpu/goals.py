@@ -82,7 +82,8 @@ def _ms(rows: ByImpl, impl: str, mode: str) -> float | None:
 
 
 def _fastest(rows: ByImpl, impls: Sequence[str], mode: str) -> float | None:
-    return min((t for i in impls if (t := _ms(rows, i, mode)) is not None), default=None)
+    times = (_ms(rows, impl, mode) for impl in impls)
+    return min((time for time in times if time is not None), default=None)
 
 
 def speedup(goal: Goal, rows: ByImpl, copy: float | None) -> float | None:

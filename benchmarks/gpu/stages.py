@@ -63,9 +63,8 @@ def beside_tests(name: str) -> ModuleType | None:
 
 def device_context(given: Options) -> contextlib.AbstractContextManager[None]:
     """A dry run treats the CPU as a GPU."""
-    if not given.dry:
-        return contextlib.nullcontext()
-    return beside_tests("stand_ins").stand_ins(timing)
+    dry = given.dry and beside_tests("stand_ins")
+    return dry.stand_ins(timing) if dry else contextlib.nullcontext()
 
 
 # --- cases ----------------------------------------------------------------------------------------
@@ -124,12 +123,11 @@ def memcheck(options: Options, keep: Keep) -> None:
             continue
         try:
             job()
+            print(f"ran {name}", flush=True)
         except Exception as error:
             if not workers.missing(error):
                 raise
             keep(Skipped(f"memcheck: {name}", str(error)))
-        else:
-            print(f"ran {name}", flush=True)
 
 
 def tuning(options: Options, keep: Keep) -> None:
@@ -162,16 +160,12 @@ def share(source: str, options: Options, keep: Keep) -> int:
 def jobs(source: str, options: Options) -> dict[str, Callable[[], None]]:
     """The small jobs of a stage by name: checks of tests/gpu, and first calls that compile."""
     made: dict[str, Callable[[], None]] = {}
-    if source != "compilation":
-        module = beside_tests("checks")
-        if module is None:
-            print("no checkout, so no tests/gpu: results are verified before each time, no more")
-        device = torch.device(options.device)
-        groups = ("large", "compile") if source == "large" else ("quick",)
-        for check in module.checks(options.device) if module else ():
-            quick = check.small or ("/cpu/" in check.label and source != "memcheck")
-            if check.group in groups and (quick or not (options.dry or source == "memcheck")):
-                made[check.label] = partial(check.run, device)
+    module = None if source == "compilation" else beside_tests("checks")
+    groups = ("large", "compile") if source == "large" else ("quick",)
+    for check in module.checks(options.device) if module else ():
+        quick = check.small or ("/cpu/" in check.label and source != "memcheck")
+        if check.group in groups and (quick or not (options.dry or source == "memcheck")):
+            made[check.label] = partial(check.run, torch.device(options.device))
     cases: list[tuple[Case, str]] = []
     if source == "correctness":
         cases = [(case, "triton") for case in cases_of(GOALS, options)]
@@ -181,10 +175,8 @@ def jobs(source: str, options: Options) -> dict[str, Callable[[], None]]:
         if all(map(importlib.util.find_spec, ("yaml", "safetensors"))):
             steps = joint(_FILLED_PAIRS)(options)
             cases += [(case, name) for case, _ in steps for name in ("default+compile", "compile")]
-    for case, name in cases:
-        if name in case.providers:
-            made[f"{case.label}/{name}"] = partial(once, case, name)
-    return made
+    known = ((case, name) for case, name in cases if name in case.providers)
+    return made | {f"{case.label}/{name}": partial(once, case, name) for case, name in known}
 
 
 def once(case: Case, name: str) -> None:
@@ -214,23 +206,14 @@ def serve(source: str, options: Options) -> None:
 
 
 OTHERS: dict[str, Callable[[Options, Keep], int | None]] = {
-    "probe": probe,
-    "ceilings": ceilings,
-    "tune": tuning,
-    "memcheck": memcheck,
+    **{"probe": probe, "ceilings": ceilings, "tune": tuning, "memcheck": memcheck},
     **{name: partial(share, name) for name in ("correctness", "compilation", "large")},
 }
 
 
 def line(row: dict[str, Any]) -> str:
     """A row in one line."""
-    units = {
-        "gb_s": "GB/s",
-        "tflops": "TFLOP/s",
-        "peak_mb": "MB",
-        "launches": "launches",
-        "mfu": "MFU",
-    }
+    units = {"gb_s": "GB/s", "tflops": "TFLOP/s", "peak_mb": "MB", "launches": "launches"}
     told = [f"{row[name]:.4g} {unit}" for name, unit in units.items() if row.get(name) is not None]
     text = "{op}/{shape}/{dtype}/{mode} {impl}: {p50_ms:.4g} ms".format(**row)
     return ", ".join([text, *told])

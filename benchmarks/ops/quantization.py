@@ -95,10 +95,8 @@ def package(shape: Shape, mode: str) -> Function:
 def verify(inputs: Inputs, cotangents: Outputs, found: Outputs) -> str | None:
     """Codes that are further away than the nearest one, in float64, by more than rounding; codes
     that are not the entry named; a gradient that is not the sum over the rows of an entry."""
-    z, codebook = inputs["z"].detach(), inputs["codebook"].detach()
-    indices = found["indices"]
-    wrong = wrong_codes(z, codebook, indices)
-    if wrong:
+    z, codebook, indices = inputs["z"].detach(), inputs["codebook"].detach(), found["indices"]
+    if wrong := wrong_codes(z, codebook, indices):
         return f"{wrong} of {len(z)} codes are not the nearest"
     if not torch.equal(found["codes"], codebook[indices]):
         return "codes are not the entries that the indices name"
@@ -118,9 +116,8 @@ def wrong_codes(z: Tensor, codebook: Tensor, indices: Tensor) -> int:
     unit = _ROUNDING[str(z.dtype).removeprefix("torch.")]
     wrong, codebook = 0, codebook.double()
     norms = codebook.square().sum(1)
-    for rows, chosen in zip(
-        z.double().split(_VERIFIED_ROWS), indices.split(_VERIFIED_ROWS), strict=True
-    ):
+    pieces = (z.double().split(_VERIFIED_ROWS), indices.split(_VERIFIED_ROWS))
+    for rows, chosen in zip(*pieces, strict=True):
         distance = rows.square().sum(1, keepdim=True) + norms - 2 * rows @ codebook.t()
         excess = distance.gather(1, chosen[:, None])[:, 0] - distance.min(1).values
         scale = rows.square().sum(1) + norms.max()
@@ -232,10 +229,8 @@ def step(inputs: Inputs) -> Outputs:
 
 def step_cost(shape: Shape, mode: str, itemsize: int) -> tuple[int, int]:
     """z twice, codes and indices; the codebook and its averages in and out are small beside it."""
-    (moved, flops), (more, sums) = (
-        of(shape, mode, itemsize) for of in (search_cost, statistics_cost)
-    )
-    return moved + more, flops + sums
+    both = (search_cost(shape, mode, itemsize), statistics_cost(shape, mode, itemsize))
+    return tuple(map(sum, zip(*both, strict=True)))
 
 
 CODEBOOK_STEP = Definition(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -54,7 +56,7 @@ def step(config) -> training.Step:
         config.model, parts=config.parts(), tokenizer=training.GivenLatents()
     )
     return training.Step(
-        config, variant=VARIANTS["eager"], dtype="float32", device="cpu", batches=lambda: batch,
+        config, variant=VARIANTS["eager"], dtype="float32", device="cpu", batches=itertools.repeat(batch),
         model=training.nonzero(model),
     )  # fmt: skip
 
