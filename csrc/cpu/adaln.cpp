@@ -15,7 +15,7 @@
 #include "../checks.h"
 #include "adaln.h"
 #include "adaln_frames.h"
-#include "choose.h"
+#include "instruction_set.h"
 
 namespace colaworld {
 namespace {

@@ -12,8 +12,8 @@
 
 #include "../checks.h"
 #include "buffer.h"
-#include "choose.h"
 #include "code_statistics.h"
+#include "instruction_set.h"
 
 namespace colaworld {
 namespace {

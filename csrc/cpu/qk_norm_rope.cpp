@@ -15,7 +15,7 @@
 
 #include "../checks.h"
 #include "buffer.h"
-#include "choose.h"
+#include "instruction_set.h"
 #include "qk_norm_rope.h"
 #include "qk_norm_rope_tokens.h"
 

@@ -14,7 +14,7 @@
 
 #include "../checks.h"
 #include "buffer.h"
-#include "choose.h"
+#include "instruction_set.h"
 #include "st_attention.h"
 
 namespace colaworld {

@@ -12,7 +12,7 @@
 
 #include "../checks.h"
 #include "buffer.h"
-#include "choose.h"
+#include "instruction_set.h"
 #include "vector_quantize.h"
 
 namespace colaworld {
