@@ -122,18 +122,18 @@ def draw(what: str, config: RunConfig, shape: Shape, g: torch.Generator) -> Inpu
     """The arguments of the model called `what`, in float32; the same numbers on every device."""
     g, device = torch.Generator().manual_seed(g.initial_seed()), g.device
     B, T, S = shape.of("BTS")
+    drawn, backbone = {}, config.model.backbone
     if what == "stdit3_pair":
-        width = config.model.backbone.width
-        drawn = {"x": torch.randn(B, T, S, width, generator=g)}
-        drawn["modulation"] = 0.1 * torch.randn(B, T, 6 * width, generator=g)
+        drawn["x"] = torch.randn(B, T, S, backbone.width, generator=g)
+        drawn["modulation"] = 0.1 * torch.randn(B, T, 6 * backbone.width, generator=g)
     else:
         height, width = shape.sizes["height"], shape.sizes["width"]
-        side, channels = config.model.tokenizer.spatial_stride, config.model.backbone.in_channels
-        drawn = {"frames": torch.rand(B, T, 3, height, width, generator=g)}
-        if what != "idm":
-            size = (B, channels, T, height // side, width // side)
-            drawn["latents"] = torch.randn(size, generator=g)
-            drawn["times"] = torch.rand(B, T, generator=g)
+        drawn["frames"] = torch.rand(B, T, 3, height, width, generator=g)
+    if what == "world_model":
+        side = config.model.tokenizer.spatial_stride
+        size = (B, backbone.in_channels, T, height // side, width // side)
+        drawn["latents"] = torch.randn(size, generator=g)
+        drawn["times"] = torch.rand(B, T, generator=g)
     return {name: value.to(device) for name, value in drawn.items()}
 
 

@@ -13,9 +13,10 @@ grows with every frame, and each length would be a graph of its own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache, cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,23 +76,13 @@ def listed(config: RunConfig) -> Iterator[tuple[Callable[[Setup], Case], Shape]]
         yield candidates, Shape(f"{name}.fits", fits, "the window holds it all", heavy=True)
 
 
-@dataclass(frozen=True)
 class Setup:
     """A world and its inputs at one shape, in one dtype."""
 
-    config: RunConfig
-    shape: Shape
-    dtype: str
-    device: str
-    made: Callable[[], WorldModel]
-
-    @property
-    def number(self) -> torch.dtype:
-        return torch.float64 if self.dtype == "float64" else torch.float32
-
-    @property
-    def conditioned(self) -> bool:
-        return "conditioner" in self.config.parts()
+    def __init__(self, config: RunConfig, shape: Shape, dtype: str, device: str, made: Any) -> None:
+        self.config, self.shape, self.dtype, self.device = config, shape, dtype, device
+        self.number = torch.float64 if dtype == "float64" else torch.float32
+        self.conditioned, self.made = "conditioner" in config.parts(), made
 
     @cached_property
     def model(self) -> WorldModel:
@@ -120,13 +111,7 @@ class Setup:
         return torch.Generator(device=self.device).manual_seed(0)
 
     def case(
-        self,
-        op: str,
-        impls: tuple[str, ...],
-        call: Callable[[str], Call],
-        *,
-        frames: int,
-        others: tuple[str, ...] = (),
+        self, op: str, impls: Sequence[str], call: Any, *, frames: int, others: Sequence[str] = ()
     ) -> Case:
         """The first of `impls` is what the rest are held to; `others` make another video."""
 
@@ -143,12 +128,9 @@ class Setup:
         expected = cache(lambda: prepared(impls[0])().double())
 
         def verify(name: str) -> str | None:
-            if name in others:
-                return None
-            gap = ((prepared(name)().double() - expected()).norm() / expected().norm()).item()
-            if gap <= BOUNDS[self.dtype]:
-                return None
-            return f"it is off by {gap:.2e}, expected at most {BOUNDS[self.dtype]:.2e}"
+            found, bound = expected() if name in others else prepared(name)(), BOUNDS[self.dtype]
+            gap = ((found.double() - expected()).norm() / expected().norm()).item()
+            return None if gap <= bound else f"it is off by {gap:.2e}, expected at most {bound:.2e}"
 
         more = {"counts": {"frames": frames}, "tests": ("tests/flow", *_MODELS, "tests/ops")}
         ways = (impls, lambda name: [prepared(name)])

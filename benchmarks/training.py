@@ -87,12 +87,6 @@ class Clock:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def begin_backward(self) -> None:
-        self.began, self.arrived = (self.now() if self.on else None), None
-
-    def leaves_backbone(self, _: Tensor) -> None:
-        self.arrived = self.now()
-
     def end_backward(self) -> None:
         """Share a backward pass out: to the backbone, then to what it got codes from."""
         if self.began is None:
@@ -110,11 +104,10 @@ class Clock:
             if not self.on:
                 return function(*arguments, **keywords)
             before, inside = self.now(), sum(self.seconds.values())
-            try:
-                return function(*arguments, **keywords)
-            finally:
-                nested = sum(self.seconds.values()) - inside
-                self.seconds[part] += self.now() - before - nested
+            made = function(*arguments, **keywords)
+            nested = sum(self.seconds.values()) - inside
+            self.seconds[part] += self.now() - before - nested
+            return made
 
         return timed
 
@@ -185,7 +178,7 @@ class Step:
         def before_backward(batch: ClipBatch, *, generator: torch.Generator) -> Any:
             with self.variant.choice():
                 made = loss(batch, generator=generator)
-            clock.begin_backward()
+            clock.began, clock.arrived = (clock.now() if clock.on else None), None
             return made
 
         def after(*, generator: torch.Generator) -> Any:
@@ -197,7 +190,7 @@ class Step:
 
         def velocity(latents: Tensor, times: Tensor, *, modulation: Any = None, **rest: Any):
             if clock.on and modulation is not None and modulation.requires_grad:
-                modulation.register_hook(clock.leaves_backbone)
+                modulation.register_hook(lambda _: setattr(clock, "arrived", clock.now()))
             return backbone(latents, times, modulation=modulation, **rest)
 
         model.tokenizer.encode = around("tokenizer", model.tokenizer.encode)
@@ -235,13 +228,11 @@ class Step:
         """Milliseconds of each part of a step, the median over `steps` steps."""
         seconds, found = self.clock.seconds, []
         self.clock.on = True
-        try:
-            for _ in range(steps):
-                seconds.update(dict.fromkeys(PARTS, 0.0))
-                self()
-                found.append(dict(seconds))
-        finally:
-            self.clock.on = False
+        for _ in range(steps):
+            seconds.update(dict.fromkeys(PARTS, 0.0))
+            self()
+            found.append(dict(seconds))
+        self.clock.on = False
         median = {part: statistics.median(one[part] for one in found) for part in PARTS}
         return {part: round(time * 1e3, 4) for part, time in median.items()}
 
@@ -284,9 +275,8 @@ def cases(request: Request) -> Iterator[Case]:
 
 def off(what: str, loss: float, expected: float, bound: float) -> str | None:
     """What is wrong with a loss."""
-    if abs(loss - expected) <= bound * abs(expected):
-        return None
-    return f"its {what} is {loss:.6g}, the reference's {expected:.6g}"
+    near = abs(loss - expected) <= bound * abs(expected)
+    return None if near else f"its {what} is {loss:.6g}, the reference's {expected:.6g}"
 
 
 def mfu(request: Request, dtype: str, flops: int, p50: float) -> dict[str, Any]:
