@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from colaworld.files import write_atomically
 
@@ -76,8 +75,7 @@ def write(path: Path, rows: Sequence[Row]) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """One row beside the same row of another run."""
 
     row: Row
@@ -86,8 +84,7 @@ class Change:
     verdict: Explanation  # noise: the stretches from p20 to p80 overlap
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """All rows beside those of another run."""
 
     changes: tuple[Change, ...]
@@ -107,11 +104,8 @@ def compare(new: Iterable[Row], old: Iterable[Row]) -> Comparison:
             added.append(row)
             continue
         met.add(key(row))
-        verdict: Explanation = "noise"
-        if row["p80_ms"] < other["p20_ms"]:
-            verdict = "faster"
-        elif row["p20_ms"] > other["p80_ms"]:
-            verdict = "slower"
+        faster, slower = row["p80_ms"] < other["p20_ms"], row["p20_ms"] > other["p80_ms"]
+        verdict: Explanation = "faster" if faster else "slower" if slower else "noise"
         changes.append(Change(row, other, row["p50_ms"] / other["p50_ms"], verdict))
     gone = tuple(row for k, row in before.items() if k not in met)
     return Comparison(tuple(changes), tuple(added), gone, tuple(sorted(devices)))

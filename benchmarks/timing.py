@@ -34,12 +34,10 @@ def last_level_cache(device: str) -> int:
     """Bytes of the largest cache that a call may find its inputs in."""
     if on_gpu(device):
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
-    sizes = [0]
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = path.read_text().strip()
-        unit = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
-        sizes.append(int(text.rstrip("KM")) * unit)
-    return max(sizes) or _USUAL_CACHE
+    told = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    sizes = (path.read_text().strip() for path in told)  # "32K", "2M"
+    units = {"K": 1 << 10, "M": 1 << 20}
+    return max((int(s.rstrip("KM")) * units.get(s[-1:], 1) for s in sizes), default=_USUAL_CACHE)
 
 
 def copies(size: int, device: str) -> int:
@@ -170,7 +168,4 @@ def kernel_names(events) -> list[str]:
 
 
 def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1])
-    raise KeyError(field)
+    return int(Path("/proc/self/status").read_text().partition(f"{field}:")[2].split()[0])

@@ -53,10 +53,9 @@ def sanitizer(usual: list[str]) -> list[str] | str:
     """The stage under compute-sanitizer, from the path or where toolkits are."""
     homes = [os.environ[n] + "/bin" for n in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(n)]
     found = (shutil.which("compute-sanitizer", path=p) for p in (None, *homes, *_TOOLKITS))
-    tool = next((path for path in found if path), None)
-    if tool is None:
-        return "no compute-sanitizer (of the CUDA toolkit) on this machine"
-    return [tool, "--tool", "memcheck", "--error-exitcode", "1", *usual]
+    for tool in filter(None, found):
+        return [tool, "--tool", "memcheck", "--error-exitcode", "1", *usual]
+    return "no compute-sanitizer (of the CUDA toolkit) on this machine"
 
 
 def pytests(usual: list[str]) -> list[str] | str:
@@ -101,11 +100,10 @@ def run(stage: Stage, folder: Path, *, workers: int, dry: bool) -> str | None:
     )  # fmt: skip
 
     def copy() -> None:
-        with log.open("a") as file:
+        with log.open("a", buffering=1) as file:  # line by line
             for line in process.stdout:
                 print(f"{time.monotonic() - began:5.0f} {line}", end="", flush=True)
                 file.write(line)
-                file.flush()
 
     thread = threading.Thread(target=copy)
     thread.start()
@@ -188,8 +186,8 @@ def main(argv: list[str] | None = None) -> int:
         made.mkdir(parents=True, exist_ok=True)
     if given.resume:
         store.unpack(given.resume, folder)
-    well = go(given.verb, folder, out, first=given.first, workers=given.workers, dry=given.dry_run)
-    return 0 if well else 1
+    how = {"first": given.first, "workers": given.workers, "dry": given.dry_run}
+    return 0 if go(given.verb, folder, out, **how) else 1
 
 
 def apply_tuning(archive: Path | None) -> int:

@@ -48,12 +48,12 @@ class Goal:
 
     def line(self, rows: Sequence[Row]) -> str:
         """`what: 3.2 x (goal at least 3 x): yes`."""
-        value, wanted = self.reached(rows), self.at_most if self.at_least is None else self.at_least
-        side = "at most" if self.at_least is None else "at least"
-        goal = f"(goal {side} {wanted:g} {self.unit})"
+        value, below = self.reached(rows), self.at_least is None
+        wanted, side = (self.at_most, "most") if below else (self.at_least, "least")
+        goal = f"(goal at {side} {wanted:g} {self.unit})"
         if value is None:
             return f"{self.what}: not measured {goal}"
-        met = value <= wanted if self.at_least is None else value >= wanted
+        met = value <= wanted if below else value >= wanted
         return f"{self.what}: {value:.3g} {self.unit} {goal}: {'yes' if met else 'NO'}"
 
 
@@ -74,11 +74,11 @@ def lines(rows: Sequence[Row]) -> list[str]:
 
 
 def _ms(rows: ByImpl, impl: str, mode: str) -> float | None:
-    if mode != "bwd":
-        row = rows.get((impl, mode))
-        return None if row is None else row["p50_ms"]
-    both, forward = (_ms(rows, impl, m) for m in ("fwd_bwd", "fwd"))
-    return None if both is None or forward is None else max(both - forward, 1e-9)
+    found = [rows.get((impl, m)) for m in (("fwd_bwd", "fwd") if mode == "bwd" else (mode,))]
+    if None in found:
+        return None
+    times = [row["p50_ms"] for row in found]
+    return max(times[0] - sum(times[1:]), 1e-9)
 
 
 def _fastest(rows: ByImpl, impls: Sequence[str], mode: str) -> float | None:

@@ -42,13 +42,8 @@ SDPA = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
 # Rows of ours around an attention by name: what the row is called, and `backend` of st_attention.
-NAMED = {
-    "cudnn": "cudnn",
-    "flex": "flex",
-    "flash-attn": "flash",
-    "flash-attn-3": "flash3",
-    "flash-attn-4": "flash4",
-}
+NAMED = {"cudnn": "cudnn", "flex": "flex", "flash-attn": "flash"}
+NAMED |= {"flash-attn-3": "flash3", "flash-attn-4": "flash4"}
 
 _SPATIAL = {"axis": "spatial", "causal": False, "norm": True, "rope": False}
 _TEMPORAL = {"axis": "temporal", "causal": True, "norm": True, "rope": True}
@@ -86,12 +81,10 @@ def draw(shape: Shape, g: torch.Generator) -> Inputs:
     options = shape.options
     inputs: Inputs = {"qkv": normal(g, B, T, S, 3, H, D)}
     inputs |= {"axis": options["axis"], "causal": options["causal"]}
-    inputs |= {"q_weight": None, "k_weight": None, "rope": None}
-    if options["norm"]:
-        inputs |= {name: 1 + 0.1 * normal(g, D) for name in ("q_weight", "k_weight")}
-    if options["rope"]:
-        length = T if options["axis"] == "temporal" else S
-        inputs["rope"] = rope_tables(length, D, device=g.device)
+    for name in ("q_weight", "k_weight"):
+        inputs[name] = 1 + 0.1 * normal(g, D) if options["norm"] else None
+    length = T if options["axis"] == "temporal" else S
+    inputs["rope"] = rope_tables(length, D, device=g.device) if options["rope"] else None
     return inputs
 
 
@@ -178,9 +171,7 @@ def cost_alone(shape: Shape, mode: str, itemsize: int) -> tuple[int, int]:
 ST_ATTENTION = Definition(
     op="st_attention",
     tests=(
-        "tests/ops/test_st_attention.py",
-        "tests/ops/test_st_attention_cpu.py",
-        "tests/ops/test_st_attention_op.py",
+        *(f"tests/ops/test_st_attention{part}.py" for part in ("", "_cpu", "_op")),
         "tests/csrc",
     ),
     draw=draw,
