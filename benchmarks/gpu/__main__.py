@@ -53,7 +53,7 @@ def sanitizer(usual: list[str]) -> list[str] | str:
     """The stage under compute-sanitizer, from the path or where toolkits are."""
     homes = [os.environ[n] + "/bin" for n in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(n)]
     found = (shutil.which("compute-sanitizer", path=p) for p in (None, *homes, *_TOOLKITS))
-    for tool in filter(None, found):
+    if tool := next(filter(None, found), None):
         return [tool, "--tool", "memcheck", "--error-exitcode", "1", *usual]
     return "no compute-sanitizer (of the CUDA toolkit) on this machine"
 
