@@ -1,6 +1,6 @@
 """What the stages time: cases of the suites, at the sizes that goals and baselines are about.
 
-Not here: running them (stages.py), sizes (shapes.py).
+Not here: running them (stages.py), sizes (beside each op).
 """
 
 from __future__ import annotations

@@ -62,6 +62,11 @@ class SamplerConfig:
         """As the paper samples video: 10 steps, guidance 4."""
         return SamplerConfig(steps=10, guidance=4.0)
 
+    @staticmethod
+    def planning() -> SamplerConfig:
+        """As the paper samples while planning: 3 steps, no guidance."""
+        return SamplerConfig(steps=3, guidance=1.0)
+
 
 def time_grid(steps: int, shift: float, device: torch.device | str) -> Tensor:
     """steps + 1 times from 1 (noise) to 0 (data)."""
