@@ -51,7 +51,7 @@ class DataConfig:
     """Pixels. Default: as recorded, if all files agree."""
     crop: Literal["none", "center"] | tuple[int, int, int, int] = "center"
     """Before resizing. center: the largest centred box of shape height:width; none: the whole
-    frame, stretched; or a box in recorded pixels: top left height width."""
+    frame, stretched; or a box in pixels as shown: top left height width."""
     scene_cut_threshold: float = 3.0
     """How many times the usual frame difference a scene cut is. No clip crosses a cut. 0: off."""
     max_broken_share: float = 0.05

@@ -42,6 +42,7 @@ NOTES = {
     "or encode them again",
     "cut": "cut between key frames: the first of their frames cannot be decoded and are left out",
 }
+_HDR = (16, 18)  # transfer functions: SMPTE ST 2084 (PQ), ARIB STD-B67 (HLG)
 _HEAD = 8  # frames decoded to see whether the times of a file are those of its frames
 
 
@@ -94,10 +95,7 @@ def probe(video: Video | Path) -> VideoInfo:
             raise BrokenFileError(f"{video}: no frame can be decoded (truncated?)")
         listed = _is_mp4(container) and index and whole  # its index says what an edit list hides
         notes = []
-        if {first.color_trc, context.color_trc} & {
-            16,
-            18,
-        }:  # SMPTE ST 2084 (PQ), ARIB STD-B67 (HLG)
+        if first.color_trc in _HDR or context.color_trc in _HDR:
             notes.append("hdr")
         if first.interlaced_frame:
             notes.append("interlaced")
@@ -118,7 +116,8 @@ def probe(video: Video | Path) -> VideoInfo:
             notes.append("cut")
     if not frames or not height or not width:
         raise BrokenFileError(f"{video}: has no frames (truncated?)")
-    if len(steps) and np.mean(np.abs(steps / np.median(steps) - 1) > 0.25) > 0.05:
+    middle = np.median(steps) if len(steps) else 0
+    if len(steps) and np.mean(np.abs(steps - middle) > middle / 4) > 0.05:
         notes.append("uneven")
     return VideoInfo(frames, fps if fps > 0 else 1.0, height, width, codec, pixel_format, notes)
 
