@@ -1,17 +1,32 @@
-"""Result files: written so that a reader sees the old one or the new one, never half of one."""
+"""Files: written whole or not at all, and known again by their sums; who holds a folder.
+
+A reader sees the old file or the new one, never half of one. What we write carries a sha256: a tensor
+file in the JSON beside it, that JSON in itself (`seal`). Whoever reads it compares.
+Not here: what is in a file.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
 import json
+import logging
 import math
 import os
+import re
+import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger(__name__)
+SEAL = "sha256"  # the key of the hash of all other keys
+
 
 class FileError(ValueError):
-    """A file that cannot be read; the message names it."""
+    """A file that cannot be read or is not as it was written; the message names it."""
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
@@ -25,7 +40,7 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        share(temporary)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -38,6 +53,32 @@ def printable(text: object, *, keep: str = "") -> str:
         c if c.isprintable() or c in keep else c.encode("unicode_escape").decode()
         for c in str(text)
     )
+
+
+def share(path: str | Path) -> None:
+    """Give a file that was made private the mode of any new file: 0644 under the usual umask."""
+    umask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(umask)
+    os.chmod(path, 0o666 & ~umask)
+
+
+def write_refused(path: Path, error: Exception, need: int = 0) -> tuple[str, OSError]:
+    """What to say where writing `path` failed, and the error of the system behind it.
+
+    `need`: bytes of what was to be written. safetensors tells the system's errors in words.
+    """
+    if not isinstance(error, OSError):
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        error = OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(error)
+    home = path.parent
+    while not home.exists():
+        home = home.parent
+    advice = "make the folder writable"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = f"make room ({shutil.disk_usage(home).free / 1e6:.1f} MB are free there)"
+    elif error.errno == errno.EFBIG:
+        advice = "raise the limit on the size of a file (ulimit -f)"
+    return f"{path}: cannot be written (it needs {need / 1e6:.1f} MB): {error}; {advice}", error
 
 
 def plain(value: Any) -> Any:
@@ -62,9 +103,119 @@ def read_json(path: str | Path, *, made_by: str = "") -> Any:
     made_by: what writes such a file, for the message where it is missing.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file():  # to open a pipe is to wait for ever
+            raise FileError(f"{path}: expected a file, found something else")
         return json.loads(Path(path).read_text())
     except OSError as error:
         hint = f"; {made_by} writes it" if made_by else ""
         raise FileError(f"{path}: cannot be read ({error.strerror}){hint}") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested without end
+        if isinstance(error, FileError):
+            raise
         raise FileError(f"{path}: not valid JSON: {error}") from None
+
+
+# -- sums ----------------------------------------------------------------------------------------
+
+
+def verifies() -> bool:
+    """Whether sums of weights and latents are compared: unless COLAWORLD_VERIFY=0 asks for speed."""
+    return os.environ.get("COLAWORLD_VERIFY", "1") != "0"
+
+
+def sha256_of(path: Path, *, skip: int = 0) -> str:
+    """Hash of a file behind its first `skip` bytes; a file of any size is read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(skip)
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_sha256(path: Path, want: str, *, skip: int = 0) -> None:
+    """FileError unless the content of `path` (behind `skip` bytes) has this hash."""
+    if not path.is_file():
+        raise FileError(f"{path}: expected a file, found none")
+    if sha256_of(path, skip=skip) != want:
+        raise FileError(f"{path}: its content does not match the recorded sha256")
+
+
+def seal(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same JSON values with their own hash among them. ValueError where they are not JSON."""
+    values = json.loads(json.dumps(values, allow_nan=False))
+    return {**values, SEAL: _hash_of(values)}
+
+
+def check_seal(path: Path, values: Mapping[str, Any]) -> bool:
+    """Whether JSON values read from `path` carry their hash. FileError where it does not match."""
+    if SEAL not in values:
+        return False
+    if _hash_of({k: v for k, v in values.items() if k != SEAL}) != values[SEAL]:
+        raise FileError(f"{path}: its values do not match the recorded sha256")
+    return True
+
+
+def _hash_of(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def recorded(file: Path) -> dict[str, Any]:
+    """Size and hash of a file, as the JSON beside it records them under "files"."""
+    return {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+
+
+def check_recorded(folder: Path, *, verify: bool = True) -> None:
+    """Compare the files of a folder with the sums in the config.json that we wrote there.
+
+    Weights of others record none: nothing is compared. verify=False and COLAWORLD_VERIFY=0 skip it,
+    which is said, as it is of folders from before sums were recorded.
+
+    Raises FileError where a file, or config.json itself, is not as it was written.
+    """
+    path = folder / "config.json"
+    described = read_json(path) if path.is_file() else None
+    if not isinstance(described, dict) or not {"colaworld", "global_step"} & described.keys():
+        return
+    if not (verify and verifies()):
+        log.warning("%s: loaded without comparing sums, as asked", folder)
+    elif not check_seal(path, described):
+        log.warning("%s: from before sums were recorded, and not compared with any", folder)
+    else:
+        for name, sums in described["files"].items():
+            check_sha256(folder / name, sums["sha256"])
+
+
+# -- one process in a folder ---------------------------------------------------------------------
+
+
+class FolderLock:
+    """Holds `folder` until `close` or until the process ends, however it ends.
+
+    The lock is on the folder itself: no file is left behind. On a network file system it may hold for
+    the processes of one machine only. `shared`: beside others that share it, and no one else.
+
+    Raises:
+        BlockingIOError: another process holds the folder.
+        OSError: the folder cannot be opened or locked.
+    """
+
+    def __init__(self, folder: Path, *, shared: bool = False) -> None:
+        self.folder = folder
+        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def in_place(self) -> bool:
+        """Whether the folder that is held is still the one of that name."""
+        held = os.fstat(self._descriptor)
+        return self.folder.is_dir() and os.path.samestat(held, self.folder.stat())
+
+    def close(self) -> None:
+        """Let the folder go."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # a forked worker may hold a copy of it
+        os.close(self._descriptor)

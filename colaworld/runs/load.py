@@ -25,13 +25,14 @@ from colaworld.data.loader import iterate_once
 from colaworld.evaluation.evaluate import Evaluation, EvaluationConfig, collect, run_evaluation
 from colaworld.evaluation.text_effect import text_effect
 from colaworld.models.backbones import build_backbone
+from colaworld.models.latent_action.quantizers import Quantizer
 from colaworld.models.world import World
 from colaworld.models.world_model import WorldModel
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig
 from colaworld.runs.sizes import check_frames
 from colaworld.runs.weights import load_backbone
-from colaworld.training.checkpoint import latest_checkpoint, load_strictly, load_weights
+from colaworld.training.checkpoint import finite, latest_checkpoint, load_strictly, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -76,14 +77,19 @@ def load_world(folder: Path, *, device: str = "cpu") -> tuple[World, RunConfig]:
             raise ConfigError(f"{folder} has neither weights nor a complete checkpoint yet")
         log.info("%s is not finished; read from %s", folder, checkpoint.path.name)
         weights = checkpoint.tensors("ema") or checkpoint.tensors("model")
-        load_strictly(model, weights, source=str(checkpoint.path))
-    if model.quantizer.continuous:
+        load_strictly(model, finite(weights, checkpoint.path), source=str(checkpoint.path))
+    check_quantised(model.quantizer, folder)
+    return World(model.to(device).eval(), config.sampler), config
+
+
+def check_quantised(quantizer: Quantizer, folder: Path) -> None:
+    """ConfigError where a training ended before there were codes."""
+    if quantizer.continuous:
+        steps = getattr(quantizer.config, "unquantized_steps", None)
         raise ConfigError(
             f"{folder} stopped while its latents still passed unquantised "
-            f"(model.quantizer.unquantized_steps {config.model.quantizer.unquantized_steps}): it has "
-            "no codes yet; train it further"
+            f"(model.quantizer.unquantized_steps {steps}): it has no codes yet; train it further"
         )
-    return World(model.to(device).eval(), config.sampler), config
 
 
 def evaluate_run(

@@ -5,6 +5,7 @@ Plain text from values; a number that was not measured is said to be missing. No
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,13 @@ from colaworld.models.latent_action.quantizers import build_quantizer
 from colaworld.runs.config import RunConfig
 
 _MISSING = "not evaluated: run `colaworld evaluate` before the export"
+_MISSHAPEN = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+)  # an evaluation.json of others
 
 
 def model_card(
@@ -60,46 +68,58 @@ The weights take over the licence of the video model and of the videos they were
 
 
 def _health(evaluation: Mapping[str, Any] | None) -> str:
-    health = (evaluation or {}).get("codebook")
-    if not health:
-        return _MISSING
     lines = [
         "| | utilisation | most used code | entropy / log K | perplexity |",
         "|---|---|---|---|---|",
     ]
-    named = [(f"token {i}", part) for i, part in enumerate(health["positions"])]
-    for name, part in [*named, ("tokens together", health["joint"])]:
-        lines.append(
-            f"| {name} | {part['utilisation']:.2f} | {part['max_usage']:.2f} | "
-            f"{part['entropy_normalised']:.2f} | {part['perplexity']:.2f} |"
-        )
+    try:
+        health = (evaluation or {})["codebook"]
+        named = [(f"token {i}", part) for i, part in enumerate(health["positions"])]
+        for name, part in [*named, ("tokens together", health["joint"])]:
+            lines.append(
+                f"| {name} | {part['utilisation']:.2f} | {part['max_usage']:.2f} | "
+                f"{part['entropy_normalised']:.2f} | {part['perplexity']:.2f} |"
+            )
+    except _MISSHAPEN:
+        return _MISSING
     return "\n".join(lines)
 
 
 def _control(evaluation: Mapping[str, Any] | None) -> str:
-    if not evaluation or "delta_psnr" not in evaluation:
-        return _MISSING
+    """A line for each number that is there."""
     lines = []
-    for name, gain in evaluation["delta_psnr"].items():
-        lines.append(
-            f"- inferred actions over {name} ones: {_number(gain['mean'])} dB "
-            f"[{_number(gain['low'])}, {_number(gain['high'])}]"
-        )
-    probe = evaluation.get("probe")
-    if probe and probe.get("kind") == "accuracy":
-        score = probe["score"]
-        lines.append(
-            f"- linear probe of real actions: {_number(score['mean'])} [{_number(score['low'])}, "
-            f"{_number(score['high'])}], chance {probe['chance']:.2f}, pixel difference "
-            f"{probe['pixel_difference']:.2f}"
-        )
-    counts = evaluation.get("counts", {})
-    if counts:
-        lines.append(
-            f"\n{counts['clips']} clips of {counts['episodes']} episodes, {counts['horizon']} frames "
-            "ahead; 95 % intervals over episodes."
-        )
-    return "\n".join(lines)
+    for line in (_gains, _probe, _counts):
+        with contextlib.suppress(*_MISSHAPEN):
+            lines.append(line(evaluation or {}))
+    return "\n".join(filter(None, lines)) or _MISSING
+
+
+def _gains(evaluation: Mapping[str, Any]) -> str:
+    return "\n".join(
+        f"- inferred actions over {name} ones: {_number(gain['mean'])} dB "
+        f"[{_number(gain['low'])}, {_number(gain['high'])}]"
+        for name, gain in evaluation["delta_psnr"].items()
+    )
+
+
+def _probe(evaluation: Mapping[str, Any]) -> str:
+    probe = evaluation["probe"]
+    if probe["kind"] != "accuracy":
+        return ""
+    score = probe["score"]
+    return (
+        f"- linear probe of real actions: {_number(score['mean'])} [{_number(score['low'])}, "
+        f"{_number(score['high'])}], chance {probe['chance']:.2f}, pixel difference "
+        f"{probe['pixel_difference']:.2f}"
+    )
+
+
+def _counts(evaluation: Mapping[str, Any]) -> str:
+    counts = evaluation["counts"]
+    return (
+        f"\n{counts['clips']:d} clips of {counts['episodes']:d} episodes, {counts['horizon']:d} "
+        "frames ahead; 95 % intervals over episodes."
+    )
 
 
 def _number(value: float | None) -> str:

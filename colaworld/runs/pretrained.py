@@ -3,7 +3,8 @@
     from_pretrained(folder | file | hub id)  ->  a video model, or a trained world
     export_run(run, folder)                  ->  config.json, safetensors (in shards), a model card
 
-Only safetensors are read and written. The hub is asked only when a hub id is given.
+Only safetensors are read and written. The hub is asked only when a hub id is given, and what a folder
+says of itself leads to nothing outside it. An export carries the sums of its files.
 Not here: keys of published layouts (models/backbones), the text of the card (model_card.py).
 """
 
@@ -24,17 +25,25 @@ from torch import nn
 
 from colaworld import __version__
 from colaworld.config import VERSION, ConfigError, from_dict, to_dict
+from colaworld.files import FileError, check_recorded, read_json, recorded, seal
 from colaworld.models.backbones import BackboneConfig, build_backbone, published_config
-from colaworld.models.backbones.weights import Layout, WeightsError, files_of, load_weights
+from colaworld.models.backbones.weights import (
+    Layout,
+    WeightsError,
+    files_of,
+    load_weights,
+    match,
+)
 from colaworld.models.hub import HUB_NAME, hub_package, local_folder
+from colaworld.models.latent_action.quantizers import build_quantizer
 from colaworld.models.world import World
 from colaworld.models.world_model import TOKENIZER_MARK
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig
-from colaworld.runs.load import read_config, without_world
+from colaworld.runs.load import check_quantised, read_config, without_world
 from colaworld.runs.model_card import model_card
 from colaworld.runs.weights import PATTERNS
-from colaworld.training.checkpoint import write_folder
+from colaworld.training.checkpoint import finite, load_strictly, write_folder
 
 _TOKENIZER = "tokenizer"  # the folder of an export that holds a tokenizer's own files
 SHARD_GB = 5.0  # what hubs and file systems carry comfortably in one file
@@ -49,6 +58,8 @@ def from_pretrained(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    tokenizer: str | None = None,
+    verify: bool = True,
 ) -> nn.Module | World:
     """A pre-trained video model in its published layout, or an exported world.
 
@@ -63,26 +74,32 @@ def from_pretrained(
         device, dtype: where each tensor of a video model goes, one at a time; dtype None: as stored.
             A world is read on the CPU and moved; its codebook and tokenizer keep their dtype.
         revision: of the hub id.
+        tokenizer: where a world's tokenizer is (a folder, a file or a hub id), in place of what its
+            config.json says. One that lies outside the folder must be named here.
+        verify: compare files with the sums recorded at the export; False saves reading them twice.
 
     Returns:
         A video model (`models.backbones.backbone.Backbone`), or a `models.world.World` with the
         sampler of its run, in evaluation mode.
 
     Raises:
-        WeightsError: nothing readable there; keys missing, left over or of another shape.
-        ConfigError: a config.json that describes something else.
+        WeightsError: nothing readable there; keys missing, left over or of another shape; a tensor
+            that is not finite.
+        FileError: a file is not as it was written.
+        ConfigError: a config.json that describes something else, or leads out of its folder; a world
+            without codes yet.
     """
     folder = _find(source, revision)
     described = None if config is not None or folder.is_file() else _described(folder)
     if described is not None and "model" in described:
-        return _world(folder, described, device, dtype)
+        return _world(folder, described, device, dtype, tokenizer, verify)
     if config is None:
         if described is None:
             raise WeightsError(f"{folder}: no config.json says what this is; pass config=")
         config = published_config(described, text=text, causal=causal, source=str(folder))
     with torch.device("meta"):
         generator = build_backbone(config)
-    load_weights(generator, folder, generator.layout(), device=device, dtype=dtype)
+    load_weights(generator, folder, generator.layout(), device=device, dtype=dtype, verify=verify)
     return generator.eval()
 
 
@@ -90,7 +107,8 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
     """Write a finished run for others, at once or not at all.
 
     What is personal to a machine (paths) stays out. Returns `out`. Raises ConfigError on a run that
-    is not finished, an `out` that is something else, or a shard size that is not positive.
+    is not finished or has no codes yet, an `out` that is something else, or a shard size that is not
+    positive; WeightsError or FileError on weights that are not finite or not as they were written.
     """
     config = read_config(run)
     weights = run / "weights" / "model.safetensors"
@@ -100,10 +118,13 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
         )
     if (why := without_world(config.parts())) is not None:
         raise ConfigError(f"{run} is a run of {config.recipe}: {why}")
+    check_recorded(weights.parent)
+    _check_codes(config, weights, run)
     if not 0 < shard_gb < float("inf"):
         raise ConfigError(f"--shard-gb: expected a size above 0, got {shard_gb}")
     if out.exists() and not _may_be_replaced(out):
         raise ConfigError(f"--out {out}: exists and is no exported model; name another folder")
+    evaluation = _json(run / "evaluation.json") if (run / "evaluation.json").is_file() else None
     described = {
         "colaworld": __version__,
         "config_version": VERSION,
@@ -114,9 +135,8 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
         "schedule": list(config.schedule),
         # What `parts` follows from, also where a phase is your own; `init_from` may be a path.
         "phases": {p.name: to_dict(replace(p, init_from=None)) for p in config.scheduled()},
-        "frames": _frames(run, config),
+        "frames": _frames(evaluation, config),
     }
-    evaluation = _json(run / "evaluation.json") if (run / "evaluation.json").is_file() else None
     tokenizer = Path(getattr(config.model.tokenizer, "path", "") or "\0").expanduser()
     brought = tokenizer.exists()  # on this machine; a hub's name is found elsewhere too
     if brought:
@@ -127,11 +147,24 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
         if brought:
             inner = getattr(config.model.tokenizer, "subfolder", "")  # of a whole pipeline
             _bring(tokenizer, temporary / _TOKENIZER, inner)
-        (temporary / "config.json").write_text(json.dumps(described, indent=1) + "\n")
+        files = [p for p in sorted(temporary.rglob("*")) if p.is_file()]
+        sums = {p.relative_to(temporary).as_posix(): recorded(p) for p in files}
+        sealed = seal({**described, "files": sums})
+        (temporary / "config.json").write_text(json.dumps(sealed, indent=1) + "\n")
         (temporary / "README.md").write_text(model_card(described, config, evaluation))
 
     write_folder(out, fill, weights.stat().st_size)
     return out
+
+
+def _check_codes(config: RunConfig, weights: Path, run: Path) -> None:
+    """ConfigError where the stored quantizer has no codes yet."""
+    quantizer = build_quantizer(config.model.quantizer, config.model.idm.dim)
+    with safe_open(weights, framework="pt") as opened:
+        keys = [key for key in opened.keys() if key.startswith("quantizer.")]  # noqa: SIM118
+        stored = {key.removeprefix("quantizer."): opened.get_tensor(key) for key in keys}
+    load_strictly(quantizer, stored, source=str(weights))
+    check_quantised(quantizer, run)
 
 
 def _may_be_replaced(folder: Path) -> bool:
@@ -157,7 +190,12 @@ def push_to_hub(
 
 
 def _world(
-    folder: Path, described: dict[str, Any], device: torch.device | str, dtype: torch.dtype | None
+    folder: Path,
+    described: dict[str, Any],
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+    tokenizer: str | None,
+    verify: bool,
 ) -> World:
     version = described.get("config_version", VERSION)
     if version != VERSION:
@@ -166,23 +204,71 @@ def _world(
         )
     keys = ("recipe", "schedule", "phases", "model", "sampler")
     known = copy.deepcopy({k: described[k] for k in keys if k in described})
-    tokenizer = known.get("model", {}).get("tokenizer", {})
-    along = folder / _TOKENIZER
-    if tokenizer.get("path") == f"./{_TOKENIZER}" and along.is_dir():  # exported along
-        tokenizer["path"] = str(along)
+    check_recorded(folder, verify=verify)
     config = from_dict(RunConfig, known, where=f"{folder}/config.json")
+    config = _with_tokenizer(config, folder, tokenizer, own="colaworld" not in described)
+    _check_size(config, folder)
     model = build_model(config, weights=False)
     if not hasattr(model, "conditioner"):
         raise ConfigError(
             f"{folder}: a video model without latent actions; pass config= to load it as one"
         )
     mark = {k: v for k, v in model.state_dict().items() if k == TOKENIZER_MARK}
-    load_weights(model, folder, Layout(constants=mark))
+    load_weights(model, folder, Layout(constants=mark), verify=False)  # compared above
+    check_quantised(model.quantizer, folder)
     for name, child in model.named_children() if dtype is not None else ():
         if name not in ("quantizer", "tokenizer"):  # codes as trained; a dtype of its own
             child.to(dtype)
     model = model.to(device)
     return World(model.eval(), config.sampler)
+
+
+def _with_tokenizer(config: RunConfig, folder: Path, named: str | None, *, own: bool) -> RunConfig:
+    """The configuration with the tokenizer that was `named`, or the one exported along.
+
+    ConfigError where config.json leads elsewhere; a run of one's `own` may name files of this machine.
+    """
+    stored = getattr(config.model.tokenizer, "path", "")
+    along = folder / _TOKENIZER
+    if named is not None:
+        path = named
+    elif stored == f"./{_TOKENIZER}" and along.is_dir():
+        path = str(along)
+    elif not stored or (own and Path(stored).expanduser().exists()):
+        return config
+    else:
+        raise ConfigError(
+            f"{folder}/config.json: model.tokenizer.path is {stored!r}, which is not in this folder; "
+            "to read it, or to fetch it from the hub, name it yourself: from_pretrained(..., "
+            f"tokenizer={stored!r})"
+        )
+    tokenizer: Any = config.model.tokenizer
+    if not hasattr(tokenizer, "path"):
+        raise ConfigError(f"tokenizer: {folder} has a {tokenizer.kind} one, which has no files")
+    model = replace(config.model, tokenizer=replace(tokenizer, path=path))
+    return replace(config, model=model)
+
+
+def _check_size(config: RunConfig, folder: Path) -> None:
+    """WeightsError, before any memory is taken, unless a model of this configuration has the tensors
+    that are stored."""
+    stored = 0
+    for file in files_of(folder):
+        with safe_open(file, framework="pt") as opened:
+            stored += len(opened.keys())
+    for key, value in re.findall(
+        r'"(\w*(?:depth|layers))": (\d+)', json.dumps(to_dict(config.model))
+    ):
+        if int(value) > stored:  # so many that even a model without storage would take for ever
+            raise WeightsError(
+                f"{folder}/config.json: {key} is {value}, but {stored} tensors are stored"
+            )
+    try:
+        with torch.device("meta"):
+            planned = build_model(config, weights=False)
+    except (OverflowError, RuntimeError) as error:
+        raise WeightsError(f"{folder}/config.json: no model has these sizes: {error}") from None
+    match(planned, folder, Layout(drop=(TOKENIZER_MARK,)))
 
 
 def _find(source: str | Path, revision: str | None) -> Path:
@@ -211,9 +297,9 @@ def _described(folder: Path) -> dict[str, Any] | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not readable JSON: {error}") from None
+        value = read_json(path)
+    except FileError as error:
+        raise ConfigError(str(error)) from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected an object, got {type(value).__name__}")
     return value
@@ -227,7 +313,7 @@ def _public_name(generator: str | None) -> str | None:
     return local.name if local.is_absolute() or local.exists() else generator
 
 
-def _frames(run: Path, config: RunConfig) -> dict[str, Any]:
+def _frames(evaluation: dict[str, Any] | None, config: RunConfig) -> dict[str, Any]:
     """What the world was trained to see."""
     data = config.data
     found: dict[str, Any] = {
@@ -236,9 +322,9 @@ def _frames(run: Path, config: RunConfig) -> dict[str, Any]:
         "crop": data.crop,
     }
     found |= {"height": data.height, "width": data.width, "fps": data.fps}
-    if data.height is None and (run / "evaluation.json").is_file():
-        counts = _json(run / "evaluation.json").get("counts", {})
-        found |= {k: counts[k] for k in ("height", "width") if k in counts}
+    counts = (evaluation or {}).get("counts")
+    if data.height is None and isinstance(counts, dict):
+        found |= {k: counts[k] for k in ("height", "width") if isinstance(counts.get(k), int)}
     return found
 
 
@@ -274,16 +360,20 @@ def _save_shards(weights: Path, folder: Path, most: int) -> None:
             room -= size
             total += size
         if len(parts) == 1:
-            save_file({k: opened.get_tensor(k) for k in parts[0]}, folder / "model.safetensors")
+            _save(opened, parts[0], folder / "model.safetensors")
             return
         where: dict[str, str] = {}
         for number, keys in enumerate(parts, 1):
             name = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-            save_file({k: opened.get_tensor(k) for k in keys}, folder / name)
+            _save(opened, keys, folder / name)
             where |= dict.fromkeys(keys, name)
     index = {"metadata": {"total_size": total}, "weight_map": where}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
     files_of(folder)  # what was written can be found again
+
+
+def _save(opened: Any, keys: list[str], file: Path) -> None:
+    save_file(finite({key: opened.get_tensor(key) for key in keys}, file), file)
 
 
 def _bytes(shape: list[int], dtype: str) -> int:

@@ -5,7 +5,8 @@
         ema.safetensors        the same with averaged weights, where an average is kept
         optimizer.safetensors  moments, as "<parameter>/<kind>"
         rng.safetensors        torch's global random state, for models that draw from it
-        state.json             counters, gate, alarm, meters, loader, config; sizes and hashes
+        state.json             counters, gate, alarm, meters, loader, config; sizes and hashes of
+                               the other files, and of itself
 
 A checkpoint is written into a hidden sibling, synced, and renamed; state.json comes last and lists
 the others, so a folder without a valid one is not a checkpoint. Nothing is ever unpickled.
@@ -14,25 +15,48 @@ Not here: what the state means (trainer.py, phase_state.py) or reading weights o
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from colaworld.training.protocols import CheckpointError
+from colaworld.files import (
+    SEAL,
+    FileError,
+    check_recorded,
+    check_seal,
+    check_sha256,
+    read_json,
+    recorded,
+    seal,
+    share,
+    write_refused,
+)
+from colaworld.models.backbones.weights import is_finite
+from colaworld.training.protocols import CheckpointError, UnstableTrainingError
 
 FORMAT_VERSION = 1  # raised when the layout or the meaning of a field changes
 log = logging.getLogger(__name__)
+
+_COUNT, _WORD, _PART = (int,), (str,), (dict, type(None))
+_FIELDS: dict[str, tuple[type, ...]] = {  # of state.json, as far as it must be known to be read
+    **{"files": (dict,), "progress": (dict,), "loader": (dict, list), "config": _WORD},
+    **{"guard": (dict,), "gate": _PART, "alarm": _PART, "health": _PART, "ema_updates": _COUNT},
+}
+_PROGRESS: dict[str, tuple[type, ...]] = {
+    **{"phase": _COUNT, "step": _COUNT, "global_step": _COUNT, "round": _COUNT},
+    **{"over": (str, type(None)), "started": (list,), "ended": (list,), "seconds": (float, int)},
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +76,17 @@ class Checkpoint:
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{self.path / file}: cannot be read: {error}") from None
 
+    @contextlib.contextmanager
+    def restoring(self) -> Iterator[None]:
+        """What is missing or misshapen in the state is said as a CheckpointError."""
+        try:
+            yield
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.path}: its state.json does not fit this run ({error!r}); delete it to go on "
+                "from the checkpoint before it"
+            ) from error
+
 
 def write_checkpoint(
     path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
@@ -61,7 +96,7 @@ def write_checkpoint(
     Args:
         path: the folder to appear.
         tensors: file name without suffix -> tensors by name.
-        state: JSON values; "format_version" and "files" are added.
+        state: JSON values; "format_version", "files" and the hash of all are added.
 
     Raises:
         CheckpointError: the disk is full, the folder cannot be written, or a value is not JSON.
@@ -74,10 +109,9 @@ def write_checkpoint(
         for name, values in tensors.items():
             file = folder / f"{name}.safetensors"
             save_file(_separate(values), file)
-            files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+            files[file.name] = recorded(file)
         whole = {"format_version": FORMAT_VERSION, **state, "files": files}
-        (folder / "state.json").write_text(_json(whole, path))
-        return whole
+        return _write_sealed(folder / "state.json", whole, path)
 
     return Checkpoint(path, write_folder(path, fill, need))
 
@@ -94,10 +128,12 @@ def write_folder(path: Path, fill: Callable[[Path], Any], need: int = 0) -> Any:
         _remove(temporary)
         temporary.mkdir()
         result = fill(temporary)
-        for file in temporary.iterdir():
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                share(file)  # safetensors makes its files private
             _sync(file)
         _sync(temporary)
-        if path.exists():
+        if os.path.lexists(path):
             _remove(replaced)
             os.replace(path, replaced)
             os.replace(temporary, path)
@@ -107,25 +143,14 @@ def write_folder(path: Path, fill: Callable[[Path], Any], need: int = 0) -> Any:
         _sync(path.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if replaced.exists() and not path.exists():
+        if os.path.lexists(replaced) and not os.path.lexists(path):
             os.replace(replaced, path)
-        raise CheckpointError(_why(path, need, error)) from error
+        why, cause = write_refused(path, error, need)
+        raise CheckpointError(f"{why}, then resume. Earlier checkpoints are untouched") from cause
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return result
-
-
-def _why(path: Path, need: int, error: Exception) -> str:
-    home = path.parent
-    while not home.exists():
-        home = home.parent
-    free = shutil.disk_usage(home).free
-    return (
-        f"{path}: cannot be written (it needs {need / 1e6:.1f} MB, {free / 1e6:.1f} MB are free "
-        f"there): {error}. Earlier checkpoints are untouched; make room or make the folder "
-        "writable, then resume"
-    )
 
 
 def find_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -145,24 +170,53 @@ def read_checkpoint(path: Path, *, hashes: bool = False) -> Checkpoint:
     Sizes of the files are always compared, their hashes only with `hashes` (they are read whole).
     """
     try:
-        state = json.loads((path / "state.json").read_text())
-    except (OSError, ValueError) as error:
+        state = read_json(path / "state.json")
+    except FileError as error:
         raise CheckpointError(f"{path}: no valid state.json ({error})") from None
     if not isinstance(state, dict) or "files" not in state or "progress" not in state:
         raise CheckpointError(f"{path}: state.json is not that of a checkpoint")
     if state.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: format_version {state.get('format_version')} is not {FORMAT_VERSION}, "
+            f"{path}: format_version {state.get('format_version')!r} is not {FORMAT_VERSION}, "
             "which this release reads"
         )
-    for name, want in state["files"].items():
-        file = path / name
-        size = file.stat().st_size if file.is_file() else None
-        if size != want["bytes"]:
-            raise CheckpointError(f"{file}: expected {want['bytes']} bytes, found {size}")
-        if hashes and _sha256(file) != want["sha256"]:
-            raise CheckpointError(f"{file}: its content does not match the recorded sha256")
+    try:
+        _check_state(path / "state.json", state, whole=not check_seal(path / "state.json", state))
+        for name, want in state["files"].items():
+            file = path / name
+            size = file.stat().st_size if file.is_file() else None
+            if size != want["bytes"]:
+                raise FileError(f"{file}: expected {want['bytes']} bytes, found {size}")
+            if hashes:
+                check_sha256(file, want["sha256"])
+    except FileError as error:
+        raise CheckpointError(str(error)) from None
     return Checkpoint(path, state)
+
+
+def _check_state(path: Path, state: Mapping[str, Any], *, whole: bool) -> None:
+    """FileError unless the fields hold what is read from them; `whole`: and all are there.
+
+    A state that carries its hash is as it was written; this is for those of before."""
+    for values, fields, needed in (
+        (state, _FIELDS, ("files", "progress")),
+        (state["progress"], _PROGRESS, ("global_step",)),
+    ):
+        if not isinstance(values, dict):
+            raise FileError(f"{path}: progress: expected an object, got {values!r}")
+        for name, kinds in fields.items():
+            if name not in values and (whole or name in needed):
+                raise FileError(f"{path}: it has no {name}")
+            value = values.get(name)
+            if name in values and (type(value) not in kinds or (type(value) is int and value < 0)):
+                raise FileError(f"{path}: {name} holds {str(value)[:60]!r}")
+    for name, sums in state["files"].items():
+        if (
+            Path(name).name != name
+            or not isinstance(sums, dict)
+            or {"bytes", "sha256"} - sums.keys()
+        ):
+            raise FileError(f"{path}: files: {name[:60]!r} is not a file with its size and hash")
 
 
 def latest_checkpoint(folder: Path, *, healthy: bool = False) -> Checkpoint | None:
@@ -171,7 +225,12 @@ def latest_checkpoint(folder: Path, *, healthy: bool = False) -> Checkpoint | No
         if healthy and not checkpoint.state.get("healthy"):
             continue
         try:
-            return read_checkpoint(checkpoint.path, hashes=True)
+            found = read_checkpoint(checkpoint.path, hashes=True)
+            if SEAL not in found.state:
+                log.warning(
+                    "%s: from before state.json had a sum; it is taken as it is", found.path
+                )
+            return found
         except CheckpointError as error:
             log.warning("ignored as a checkpoint: %s", error)
     return None
@@ -195,7 +254,7 @@ def sweep(folder: Path) -> None:
     about to be replaced by one that never appeared comes back."""
     for path in folder.glob(".replaced_*"):
         original = path.with_name(path.name.removeprefix(".replaced_"))
-        if not original.exists():
+        if not os.path.lexists(original):
             os.replace(path, original)
     for prefix in ("writing", "replaced", "deleted"):
         for path in folder.glob(f".{prefix}_*"):
@@ -235,12 +294,29 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], *, source: s
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Strictly load a safetensors file into `module`. Raises CheckpointError."""
+    """Strictly load a safetensors file into `module`.
+
+    Raises CheckpointError, or FileError where it is not as it was written.
+    """
+    load_strictly(module, finite(_read(path), path), source=str(path))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: expected a safetensors file, found something else")
+    check_recorded(path.parent)
     try:
-        weights = load_file(path)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from None
-    load_strictly(module, weights, source=str(path))
+
+
+def finite(weights: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
+    """The same weights. CheckpointError where one is not finite."""
+    for name, value in weights.items():
+        if not is_finite(value):
+            raise CheckpointError(f"{source}: {name} holds values that are not finite")
+    return weights
 
 
 def init_parts(model: nn.Module, source: str) -> list[str]:
@@ -254,13 +330,13 @@ def init_parts(model: nn.Module, source: str) -> list[str]:
     path = Path(source)
     path = path / "weights" / "model.safetensors" if path.is_dir() else path
     try:
-        with safe_open(path, framework="pt") as file:
-            held = {key.split(".")[0] for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+        stored = _read(path)
+    except CheckpointError as error:
         raise CheckpointError(
             f"init_from: expected the folder of a finished run or a safetensors file, got {source!r}: "
             f"{error}"
         ) from None
+    held = {key.split(".")[0] for key in stored}
     parts = [name for name, _ in model.named_children() if name in held]
     if not parts:
         raise CheckpointError(
@@ -273,17 +349,28 @@ def init_parts(model: nn.Module, source: str) -> list[str]:
 
     # As the state of the whole model, which may hold a mark in place of a tokenizer's weights.
     own = {key: value for key, value in model.state_dict().items() if not of_parts(key)}
-    given = {key: value for key, value in load_file(path).items() if of_parts(key)}
-    load_strictly(model, own | given, source=str(path))
+    given = {key: value for key, value in stored.items() if of_parts(key)}
+    load_strictly(model, own | finite(given, path), source=str(path))
     return parts
 
 
 def export_weights(folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Write `folder`/model.safetensors and config.json atomically: what a finished run is for."""
+    """Write `folder`/model.safetensors and config.json atomically: what a finished run is for.
+
+    Raises CheckpointError where they cannot be written, UnstableTrainingError where a tensor is not
+    finite.
+    """
+    for name, value in weights.items():
+        if not is_finite(value):
+            raise UnstableTrainingError(
+                f"{folder}: not written, since {name} holds values that are not finite: the training "
+                "diverged; begin anew with a lower learning rate"
+            )
 
     def fill(temporary: Path) -> None:
         save_file(_separate(weights), temporary / "model.safetensors")
-        (temporary / "config.json").write_text(_json(config, folder))
+        files = {"model.safetensors": recorded(temporary / "model.safetensors")}
+        _write_sealed(temporary / "config.json", {**config, "files": files}, folder)
 
     write_folder(folder, fill, sum(t.numel() * t.element_size() for t in weights.values()))
 
@@ -303,19 +390,14 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _json(value: Any, path: Path) -> str:
+def _write_sealed(file: Path, values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """JSON with its own hash. `path`: what an error names."""
     try:
-        return json.dumps(value, indent=1, allow_nan=False)
+        sealed = seal(values)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the state to save is not plain JSON: {error}") from None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    file.write_text(json.dumps(sealed, indent=1))
+    return sealed
 
 
 def _sync(path: Path) -> None:
@@ -328,7 +410,9 @@ def _sync(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.exists():
+    if path.is_symlink():  # what it leads to belongs to someone else
+        path.unlink()
+    elif path.exists():
         shutil.rmtree(path)
 
 

@@ -6,6 +6,7 @@ A row is one optimizer step as a dict; not here: what is in it (step.py, meters.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -48,21 +49,45 @@ class JsonlLogger:
         path: the file.
         after: rows whose "global_step" is beyond this are dropped first (0: begin anew), so that a
             resumed run holds every step exactly once.
+        sums: of the rows up to `after`, as `sums()` told them to a checkpoint.
+
+    Raises:
+        RunFolderError: it cannot be written, or a row up to `after` is damaged (names it).
     """
 
-    def __init__(self, path: Path, *, after: int) -> None:
+    def __init__(self, path: Path, *, after: int, sums: Mapping[str, Any] | None = None) -> None:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            rows = []
-            if after and path.exists():
-                rows = [row for row in read_rows(path) if row.get("global_step", 0) <= after]
-            write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+            kept = self._kept(after, sums) if after and path.exists() else b""
+            write_atomically(path, kept)
             self._file = path.open("a")
         except OSError as error:
             raise self._error(error) from error
-        if after and len(rows) != after:
-            log.warning("%s: %d rows for %d steps; some are lost", path, len(rows), after)
+        self._digest, self._bytes = hashlib.sha256(kept), len(kept)
+        rows = kept.count(b"\n")
+        if after and rows != after:
+            log.warning("%s: %d rows for %d steps; some are lost", path, rows, after)
+
+    def _kept(self, after: int, sums: Mapping[str, Any] | None) -> bytes:
+        """The lines up to global step `after`. A file that is empty has lost them, and that is told;
+        one that was changed is refused, since nobody would notice."""
+        data = self.path.read_bytes()
+        if sums is not None:
+            same = data[: sums["bytes"]]
+            if hashlib.sha256(same).hexdigest() == sums["sha256"]:
+                return same
+        found = [(row.get("global_step"), row) for row in read_rows(self.path)]
+        rows = [row for step, row in found if not isinstance(step, int) or step <= after]
+        steps = [row.get("global_step") for row in rows]
+        if not data or (sums is None and steps == list(range(after + 1 - len(rows), after + 1))):
+            return "".join(json.dumps(row) + "\n" for row in rows).encode()
+        wrong = next((n for n in range(1, after + 1) if steps[n - 1 : n] != [n]), None)
+        where = f"line {wrong} is damaged or missing" if wrong else "a number in it was changed"
+        raise RunFolderError(
+            f"{self.path}: its rows up to step {after} are not those of the checkpoint: {where}. Put "
+            "the file back as it was, or delete it to go on without these rows"
+        )
 
     def _error(self, error: OSError) -> RunFolderError:
         return RunFolderError(
@@ -72,10 +97,17 @@ class JsonlLogger:
 
     def row(self, row: Mapping[str, Any]) -> None:
         try:
-            self._file.write(json.dumps(plain(row), allow_nan=False) + "\n")
+            line = json.dumps(plain(row), allow_nan=False) + "\n"
+            self._file.write(line)
             self._file.flush()
         except OSError as error:
             raise self._error(error) from error
+        self._digest.update(line.encode())
+        self._bytes += len(line.encode())
+
+    def sums(self) -> dict[str, Any]:
+        """Bytes and hash of all rows so far."""
+        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
 
     def sync(self) -> None:
         """Put the rows on the disk; before a checkpoint that counts them."""

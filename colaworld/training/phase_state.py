@@ -95,7 +95,8 @@ class PhaseState:
         if training.ema_decay:
             self.average = WeightAverage(model, training.ema_decay)
         if restored is not None:
-            self._restore(restored)
+            with restored.restoring():
+                self._restore(restored)
 
     # -- saved and restored ----------------------------------------------------------------
 

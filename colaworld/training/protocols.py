@@ -27,7 +27,8 @@ class ResumeError(RunFolderError):
 
 
 class UnstableTrainingError(ValueError):
-    """Too many updates were skipped (not finite, or a spike): names the last batch."""
+    """Too many updates were skipped (not finite, or a spike): names the last batch. Or the weights
+    that training ended with are not finite: names the tensor."""
 
 
 @runtime_checkable

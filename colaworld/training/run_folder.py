@@ -9,7 +9,6 @@ becomes whole or absent (checkpoint.py).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -24,13 +23,13 @@ import yaml
 from torch import Tensor
 
 from colaworld.config import RENAMED_KEYS
-from colaworld.files import write_atomically
+from colaworld.files import FolderLock, write_atomically
 from colaworld.models.latent_action.quantizers.config import FORMER_KEYS
 from colaworld.training import checkpoint as checkpoints
 from colaworld.training.checkpoint import Checkpoint
 from colaworld.training.config import TrainingConfig
 from colaworld.training.distributed import Distributed
-from colaworld.training.loggers import ConsoleLogger, JsonlLogger, TensorBoardLogger
+from colaworld.training.loggers import ConsoleLogger, JsonlLogger, TensorBoardLogger, read_rows
 from colaworld.training.meters import Throughput
 from colaworld.training.phase_state import PhaseState, Progress
 from colaworld.training.protocols import ResumeError, RunFolderError
@@ -78,6 +77,7 @@ class RunFolder:
         self._tensorboard: TensorBoardLogger | None = None
         self._jsonl: JsonlLogger | None = None
         self._lock: FolderLock | None = None
+        self._rows: Mapping[str, Any] | None = None  # of metrics.jsonl, as the checkpoint has them
         self._throughput = Throughput()
 
     # -- opening and closing ---------------------------------------------------------------
@@ -97,17 +97,27 @@ class RunFolder:
         """Hold the folder, clear up after a killed process, and find what to continue from.
 
         Raises:
-            ResumeError: it holds a run and `resume` is off, or a run of another configuration.
+            ResumeError: it holds a run and `resume` is off, a run of another configuration, or one
+                whose checkpoints are all damaged or gone.
         """
         latest = self.distributed.on_main(lambda: self._take(config_yaml, resume))
         self.saved = None if latest is None else latest.path
         return latest
 
     def _take(self, config_yaml: str, resume: bool) -> Checkpoint | None:
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self._lock = FolderLock(self.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = FolderLock(self.out)
+        except BlockingIOError:
+            raise RunFolderError(
+                f"{self.out}: another process is training in this folder; wait for it, stop it, or "
+                "choose another --out"
+            ) from None
         checkpoints.sweep(self.checkpoints)
         latest = checkpoints.latest_checkpoint(self.checkpoints)
+        if latest is None:
+            self._check_nothing_lost()
+        self.checkpoints.mkdir(exist_ok=True)
         if latest is not None and not resume:
             raise ResumeError(
                 f"{self.out} already holds a run (its last checkpoint is {latest.path.name}); "
@@ -115,9 +125,42 @@ class RunFolder:
             )
         if latest is not None:
             check_same_config(latest.state["config"], config_yaml, where=str(latest.path))
+            self._rows = latest.state.get("rows")
         elif resume:
             log.info("%s has no checkpoint yet; training starts from the beginning", self.out)
         return latest
+
+    def _check_nothing_lost(self) -> None:
+        """ResumeError where a run was saved here of which no checkpoint can be read."""
+        metrics, config = self.out / "metrics.jsonl", self.out / "config.yaml"
+        rows = list(read_rows(metrics)) if metrics.is_file() else []
+        damaged = sorted(path.name for path in self.checkpoints.glob("step_*"))
+        why = f"none of its checkpoints can be read: {', '.join(damaged)}"
+        if not damaged:
+            saved = yaml.safe_load(config.read_text()) if config.is_file() else None
+            every = ((saved or {}).get("training") or {}).get("checkpoint_every")
+            # Killed before the first checkpoint, a run begins anew. There was one at a phase's end.
+            if not rows or (self.checkpoints.is_dir() and not _saved_before(rows, every)):
+                return
+            why = "its checkpoints are gone"
+        raise ResumeError(
+            f"{self.out}: holds a run ({len(rows)} rows in metrics.jsonl), but {why}. Put them back; "
+            "or, to train from the beginning, delete the folder or choose another --out"
+        )
+
+    def _check_in_place(self) -> None:
+        """RunFolderError where the folder, or what a run cannot do without, was taken away."""
+        if self._lock is not None and not self._lock.in_place():
+            raise RunFolderError(
+                f"{self.out}: is not the folder that this run began in any more; it was moved or "
+                "deleted meanwhile. Resume where it is now"
+            )
+        for name in ("config.yaml", "metrics.jsonl"):
+            if not (self.out / name).is_file():
+                raise RunFolderError(
+                    f"{self.out / name}: was taken away from the running training; put it back, then "
+                    "resume"
+                )
 
     def write_config(self, config_yaml: str) -> None:
         """config.yaml, whole or as it was."""
@@ -130,7 +173,7 @@ class RunFolder:
         )
 
     def _open_logs(self, training: TrainingConfig, after: int, total: int) -> bool:
-        self._jsonl = JsonlLogger(self.out / "metrics.jsonl", after=after)
+        self._jsonl = JsonlLogger(self.out / "metrics.jsonl", after=after, sums=self._rows)
         if training.tensorboard:
             try:
                 self._tensorboard = TensorBoardLogger(
@@ -193,8 +236,10 @@ class RunFolder:
 
         def write() -> Path:
             assert self._jsonl is not None
+            self._check_in_place()
             self._jsonl.sync()
-            written = checkpoints.write_checkpoint(self.checkpoints / name, tensors, state)
+            whole = {**state, "rows": self._jsonl.sums()}
+            written = checkpoints.write_checkpoint(self.checkpoints / name, tensors, whole)
             checkpoints.prune_checkpoints(self.checkpoints, keep)
             return written.path
 
@@ -227,8 +272,10 @@ class RunFolder:
         self.distributed.on_main(lambda: self._export(phase, progress, config_yaml))
 
     def _export(self, phase: str, progress: Progress, config_yaml: str) -> None:
+        self._check_in_place()
         latest = checkpoints.latest_checkpoint(self.checkpoints)
-        assert latest is not None
+        if latest is None:
+            raise RunFolderError(f"{self.checkpoints}: the last checkpoint is gone or damaged")
         averaged = latest.tensors("ema")
         checkpoints.export_weights(
             self.out / "weights",
@@ -243,32 +290,12 @@ class RunFolder:
         )
 
 
-class FolderLock:
-    """Holds `folder` until `close` or until the process ends, however it ends.
-
-    The lock is on the folder itself: no file is left behind. On a network file system it may hold for
-    the processes of one machine only.
-
-    Raises:
-        RunFolderError: another process holds the folder.
-        OSError: the folder cannot be opened.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._descriptor)
-            raise RunFolderError(
-                f"{folder}: another process is training in this folder; wait for it, stop it, or "
-                "choose another --out"
-            ) from None
-
-    def close(self) -> None:
-        """Let the folder go."""
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # a forked worker may hold a copy of it
-        os.close(self._descriptor)
+def _saved_before(rows: list[dict[str, Any]], every: Any) -> bool:
+    """Whether rows tell of a checkpoint: those behind the end of a phase or behind `every` steps."""
+    due = set(range(every, 1 + len(rows), every)) if isinstance(every, int) and every > 0 else ()
+    return any(
+        row.get("phase") != rows[-1].get("phase") or row.get("step") in due for row in rows[:-1]
+    )
 
 
 # -- is it the same run? -----------------------------------------------------------------------

@@ -137,8 +137,9 @@ class Trainer:
         with folder.usable():
             latest = folder.take(self.config_yaml, resume=self.resume)
             if latest is not None:
-                self._restore(latest)
-                self._name_ended()
+                with latest.restoring():
+                    self._restore(latest)
+                    self._name_ended()
             folder.write_config(self.config_yaml)
         total = sum(phase.steps for phase in self.phases)
         folder.open_logs(self.training, after=self.progress.global_step, total=total)
@@ -358,6 +359,7 @@ class Trainer:
             self.model, checkpoint.tensors("model"), source=str(checkpoint.path)
         )
         self.progress = Progress(**state["progress"])
+        _ = self.phases[self.progress.phase]
         self._moments = {}
         for key, value in checkpoint.tensors("optimizer").items():
             parameter, kind = key.rsplit("/", 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -12,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import colaworld
-from colaworld.config import ConfigError
+from colaworld.config import ConfigError, to_dict
+from colaworld.files import FileError, seal
 from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
 from colaworld.models.backbones.wan import Wan, WanConfig
 from colaworld.models.backbones.wan.keys import to_original
@@ -25,9 +27,10 @@ from colaworld.models.latent_action.quantizers import (
 )
 from colaworld.models.tokenizers.opensora_vae import OpenSoraVAE, OpenSoraVAEConfig
 from colaworld.runs import pretrained
-from colaworld.runs.build import build_trainer
-from colaworld.runs.load import load_world
+from colaworld.runs.build import build_model, build_trainer
+from colaworld.runs.load import load_world, read_config
 from colaworld.runs.model_card import model_card
+from colaworld.runs.weights import load_backbone
 from colaworld.training.checkpoint import CheckpointError
 
 # What the published repository says of itself, at a size that fits a test.
@@ -155,7 +158,7 @@ def test_wan_by_either_of_its_names(original, tmp_path) -> None:
 def test_a_config_that_is_no_json(generator) -> None:
     folder, _ = generator
     (folder / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"config\.json: not readable JSON"):
+    with pytest.raises(ConfigError, match=r"config\.json: not valid JSON"):
         colaworld.from_pretrained(folder)
 
 
@@ -234,6 +237,143 @@ def test_a_finished_run_loads_as_it_is(run) -> None:
     assert all(torch.equal(found[key], value) for key, value in stored.items())
 
 
+def flip(file, at=-1) -> None:
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("shard_gb", [5.0, 1e-4])
+def test_an_export_that_changed_is_refused(run, shard_gb, tmp_path, caplog) -> None:
+    out = pretrained.export_run(run, tmp_path / "out", shard_gb=shard_gb)
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in out.iterdir())
+    for file in sorted(out.glob("model*")):
+        flip(file, -9 if file.suffix == ".json" else -1)
+        if file.suffix == ".safetensors":
+            colaworld.from_pretrained(out, verify=False)
+            assert "loaded without comparing sums, as asked" in caplog.text
+        with pytest.raises(ValueError, match=rf"{file.name}: (its content|not an index)"):
+            colaworld.from_pretrained(out)
+        flip(file, -9 if file.suffix == ".json" else -1)
+    text = (out / "config.json").read_text()
+    assert '"guidance": 1.0' in text
+    (out / "config.json").write_text(text.replace('"guidance": 1.0', '"guidance": 3.0'))
+    with pytest.raises(
+        FileError, match=r"config\.json: its values do not match the recorded sha256"
+    ):
+        colaworld.from_pretrained(out)
+    assert colaworld.from_pretrained(out, verify=False).sampler.guidance == 3
+    described = json.loads(text)
+    del described["sha256"], described["files"]  # as an earlier release wrote it
+    (out / "config.json").write_text(json.dumps(described))
+    caplog.clear()
+    colaworld.from_pretrained(out)
+    assert caplog.text.count("from before sums were recorded") == 1
+
+
+def test_finished_weights_that_changed_are_neither_read_nor_exported(run, tmp_path) -> None:
+    flip(run / "weights" / "model.safetensors")
+    for call in (
+        lambda: load_world(run),
+        lambda: colaworld.from_pretrained(run),
+        lambda: pretrained.export_run(run, tmp_path / "out"),
+        lambda: load_backbone(build_model(read_config(run)).backbone, str(run)),
+    ):
+        with pytest.raises(FileError, match=r"weights/model\.safetensors: its content does not"):
+            call()
+
+
+def test_weights_that_are_not_finite_stay_where_they_are(run, tmp_path) -> None:
+    out = pretrained.export_run(run, tmp_path / "out")
+    for folder in (run / "weights", out):
+        stored = load_file(folder / "model.safetensors")
+        stored["backbone.x_embedder.proj.bias"][0] = float("inf")
+        save_file(stored, folder / "model.safetensors")
+        (folder / "config.json").unlink()  # so that no sum is wrong
+    for call in (lambda: load_world(run), lambda: pretrained.export_run(run, tmp_path / "b")):
+        with pytest.raises(CheckpointError, match=r"backbone\.x_embedder\.proj\.bias holds values"):
+            call()
+    assert not (tmp_path / "b").exists()
+    described = {"colaworld": "0", "model": to_dict(read_config(run).model)}
+    described["recipe"], described["schedule"] = "nano.cola", ["warmup", "joint"]
+    (out / "config.json").write_text(json.dumps(described))
+    with pytest.raises(WeightsError, match=r"backbone\.x_embedder\.proj\.bias holds values"):
+        colaworld.from_pretrained(out)
+
+
+def reseal(folder, change) -> None:
+    """What a stranger may write: a config.json of other values, whole in itself."""
+    described = json.loads((folder / "config.json").read_text())
+    change(described)
+    del described["sha256"]
+    (folder / "config.json").write_text(json.dumps(seal(described)))
+
+
+@pytest.mark.parametrize("path", ["attacker/repo", "/etc", "../elsewhere", "./tokenizer", "~"])
+def test_an_export_leads_to_nothing_outside_it(run, path, tmp_path, monkeypatch) -> None:
+    out = pretrained.export_run(run, tmp_path / "out")
+    vae = to_dict(OpenSoraVAEConfig(path=path))
+    reseal(out, lambda described: described["model"].update(tokenizer=vae))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # to ask it would be an ImportError
+    with pytest.raises(ConfigError, match=r"not in this folder; .*from_pretrained\(.*tokenizer="):
+        colaworld.from_pretrained(out)
+    with pytest.raises(ConfigError, match=r"has a pixels one, which has no files"):
+        colaworld.from_pretrained(run, tokenizer="my/vae")
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/x.safetensors"])
+def test_an_index_leads_to_nothing_outside_its_folder(run, name, tmp_path) -> None:
+    out = pretrained.export_run(run, tmp_path / "out")
+    (out / "model.safetensors").rename(tmp_path / "x.safetensors")
+    index = out / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+    for verify in (True, False):
+        with pytest.raises(ValueError, match=r"names of files in this folder|expected a file"):
+            colaworld.from_pretrained(out, verify=verify)
+
+
+@pytest.mark.parametrize("part", ["model.safetensors", "config.json"])
+def test_a_pipe_in_an_export_is_refused(run, part, tmp_path) -> None:
+    out = pretrained.export_run(run, tmp_path / "out")
+    (out / part).unlink()
+    os.mkfifo(out / part)
+    for verify in (True, False):
+        with pytest.raises(
+            ValueError, match=r"expected (a file|one \.safetensors)|no config\.json"
+        ):
+            colaworld.from_pretrained(out, verify=verify)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("depth", 10**6, r"config\.json: depth is 1000000, but \d+ tensors are stored"),
+        ("width", 2**40, r"does not fit the WorldModel|no model has these sizes"),
+        ("depth", 2, r"missing backbone"),
+    ],
+)
+def test_sizes_that_are_not_stored_are_refused_before_a_model_is_built(
+    run, key, value, said, tmp_path
+) -> None:
+    out = pretrained.export_run(run, tmp_path / "out")
+    reseal(out, lambda described: described["model"]["backbone"].update({key: value}))
+    with pytest.raises(WeightsError, match=said):
+        colaworld.from_pretrained(out)
+
+
+def test_a_run_without_codes_is_not_exported(tiny, tmp_path) -> None:
+    config = tiny()
+    late = replace(config.model.quantizer, unquantized_steps=50)
+    config = replace(config, model=replace(config.model, quantizer=late))
+    build_trainer(config, out=tmp_path / "run").run()
+    for call in (
+        lambda: pretrained.export_run(tmp_path / "run", tmp_path / "out"),
+        lambda: colaworld.from_pretrained(tmp_path / "run"),
+    ):
+        with pytest.raises(ConfigError, match=r"unquantized_steps 50\): it has no codes yet"):
+            call()
+
+
 def test_nothing_of_the_machine_is_exported(run, tmp_path) -> None:
     out = pretrained.export_run(run, tmp_path / "out")
     for name in ("config.json", "README.md"):
@@ -279,6 +419,21 @@ def test_the_card_says_what_was_measured_and_what_was_not(run, tmp_path) -> None
     (run / "evaluation.json").write_text(json.dumps(found))
     card = (pretrained.export_run(run, tmp_path / "c") / "README.md").read_text()
     assert "inferred actions over random ones: - dB [-, -]" in card
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"counts": None, "probe": 5, "codebook": None, "delta_psnr": None},
+        {"counts": {"height": "x", "clips": "y"}, "probe": {"kind": "accuracy"}, "codebook": [1]},
+        {"codebook": {"positions": None}, "delta_psnr": {"random": None}, "counts": 3},
+        {"codebook": {"positions": [], "joint": {"utilisation": "all"}}, "delta_psnr": [2]},
+    ],
+)
+def test_the_card_leaves_out_what_makes_no_sense(run, found, tmp_path) -> None:
+    (run / "evaluation.json").write_text(json.dumps(found))
+    card = (pretrained.export_run(run, tmp_path / "out") / "README.md").read_text()
+    assert card.count("not evaluated: run `colaworld evaluate`") == 2 and "as recorded" in card
 
 
 @pytest.mark.parametrize(

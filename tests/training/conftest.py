@@ -36,6 +36,7 @@ def read_run():
         files = {file.name: file.read_bytes() for file in last.glob("*.safetensors")}
         state = json.loads((last / "state.json").read_text())
         state["progress"].pop("seconds")
+        del state["rows"], state["sha256"]  # hashes of what holds times
         weights = out / "weights" / "model.safetensors"
         return SimpleNamespace(
             rows=rows,

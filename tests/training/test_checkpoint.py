@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
+import random
 import resource
 
 import pytest
@@ -12,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from colaworld.files import FileError
 from colaworld.training import checkpoint as cp
-from colaworld.training.protocols import CheckpointError
+from colaworld.training.protocols import CheckpointError, UnstableTrainingError
 
 
 def write(folder, step, *, healthy=True, size=3):
@@ -91,6 +94,112 @@ def test_a_broken_one_is_named_and_the_one_before_is_used(damage, said, tmp_path
     assert said in caplog.text and "step_0_0000002" in caplog.text
 
 
+def change(path, **fields):
+    """The state of an earlier release, which has no hash, with other values."""
+    state = json.loads((path / "state.json").read_text())
+    state.pop("sha256", None)
+    whole = {"guard": {}, "gate": None, "alarm": None, "health": None, "ema_updates": 0}
+    whole |= {"loader": {}, "config": ""}
+    progress = {"phase": 0, "step": 2, "round": 0, "over": None, "started": [], "ended": []}
+    state["progress"] = {**progress, "seconds": 1.5, **state["progress"]}
+    changed = {k: v for k, v in {**whole, **state, **fields}.items() if v != "gone"}
+    (path / "state.json").write_text(json.dumps(changed))
+
+
+PROGRESS = {"phase": 0, "step": 2, "global_step": 2, "round": 0, "over": None}
+PROGRESS |= {"started": [], "ended": [], "seconds": 1.5}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"progress": value} for value in ({}, [], None, "x", 3)),
+        *({"progress": {**PROGRESS, "global_step": value}} for value in (None, "2", -1, 2.0, True)),
+        *({"progress": {**PROGRESS, name: "7"}} for name in ("phase", "step", "round", "seconds")),
+        {"progress": {k: v for k, v in PROGRESS.items() if k != "step"}},
+        *({name: "gone"} for name in ("guard", "gate", "loader", "config", "ema_updates")),
+        *({"guard": value} for value in (None, [], 1)),
+        *({"gate": 5}, {"alarm": []}, {"health": "x"}, {"loader": None}, {"config": {}}),
+        *({"files": value} for value in (None, [], {"model.safetensors": 3}, {"a": {"bytes": 1}})),
+        {"files": {"../step_0_0000001/state.json": {"bytes": 1, "sha256": ""}}},
+        *({"format_version": value} for value in (None, "1", 2, [])),
+    ],
+)
+def test_crafted_fields_are_no_checkpoint_and_the_one_before_is_used(fields, tmp_path, caplog):
+    write(tmp_path, 1)
+    newest = write(tmp_path, 2).path
+    change(newest)
+    assert cp.latest_checkpoint(tmp_path).path.name == "step_0_0000002"
+    assert "from before state.json had a sum" in caplog.text
+    change(newest, **fields)
+    assert cp.latest_checkpoint(tmp_path).path.name == "step_0_0000001"
+    assert "ignored as a checkpoint" in caplog.text and "step_0_0000002" in caplog.text
+
+
+def test_any_bit_of_the_state_that_flips_is_seen(tmp_path):
+    """The same checkpoint, or the one before it: never another state, never another error."""
+    write(tmp_path, 1)
+    newest = write(tmp_path, 2)
+    file, draw = newest.path / "state.json", random.Random(0)
+    whole = file.read_bytes()
+    for _ in range(150):
+        flipped = bytearray(whole)
+        flipped[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        file.write_bytes(flipped)
+        found = cp.latest_checkpoint(tmp_path)
+        assert found.path != newest.path or found.state == newest.state
+
+
+def test_a_checkpoint_that_is_a_link_is_read_and_replaced(tmp_path):
+    write(tmp_path / "other", 2).path.rename(tmp_path / "elsewhere")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "step_0_0000002").symlink_to(tmp_path / "elsewhere")
+    assert cp.latest_checkpoint(tmp_path / "run").state["progress"]["global_step"] == 2
+    write(tmp_path / "run", 2, size=7)
+    assert not (tmp_path / "run" / "step_0_0000002").is_symlink()
+    assert cp.latest_checkpoint(tmp_path / "run").tensors("model")["w"].shape == (7,)
+    assert names(tmp_path / "run") == ["step_0_0000002"]
+    assert (tmp_path / "elsewhere" / "state.json").is_file()  # what it led to is not ours
+
+
+def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path):
+    bad = {"bias": torch.ones(2), "weight": torch.tensor([[1.0, math.nan, 0], [0, 0, 0]])}
+    with pytest.raises(UnstableTrainingError, match="weight holds values that are not finite"):
+        cp.export_weights(tmp_path / "weights", bad, {})
+    assert not list(tmp_path.iterdir())
+    save_file(bad, tmp_path / "model.safetensors")
+    module = nn.Linear(3, 2)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: weight holds values"):
+        cp.load_weights(module, tmp_path / "model.safetensors")
+    parts = nn.ModuleDict({"a": module})
+    save_file({f"a.{name}": value for name, value in bad.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: a\.weight holds values"):
+        cp.init_parts(parts, str(tmp_path / "model.safetensors"))
+
+
+def test_finished_weights_that_changed_are_refused(tmp_path):
+    module = nn.Linear(3, 2)
+    cp.export_weights(tmp_path / "weights", module.state_dict(), {"global_step": 3})
+    file = tmp_path / "weights" / "model.safetensors"
+    assert file.stat().st_mode & 0o044
+    cp.load_weights(module, file)
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    for call in (
+        lambda: cp.load_weights(module, file),
+        lambda: cp.init_parts(nn.ModuleDict({"weight": module}), str(tmp_path)),
+    ):
+        with pytest.raises(FileError, match=r"model\.safetensors: its content does not match"):
+            call()
+
+
+def test_a_pipe_in_place_of_weights_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="expected a safetensors file, found something else"):
+        cp.load_weights(nn.Linear(3, 2), tmp_path / "model.safetensors")
+
+
 def test_latest_healthy_and_pruning(tmp_path):
     for step, healthy in ((1, True), (2, True), (3, False), (10, False), (11, False)):
         write(tmp_path, step, healthy=healthy)
@@ -101,15 +210,18 @@ def test_latest_healthy_and_pruning(tmp_path):
     assert cp.latest_checkpoint(tmp_path / "nowhere") is None
 
 
-def test_a_full_disk_leaves_the_last_good_one(tmp_path):
+def test_a_limit_on_files_leaves_the_last_good_one(tmp_path):
     write(tmp_path, 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # a real refusal by the system
     try:
-        with pytest.raises(CheckpointError, match=r"step_0_0000002.*needs 4\.0 MB.*make room"):
+        with pytest.raises(
+            CheckpointError, match=r"step_0_0000002.*needs 4\.0 MB.*too large; raise the limit"
+        ) as e:
             write(tmp_path, 2, size=1_000_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert isinstance(e.value.__cause__, OSError)  # the command line exits with 1
     assert names(tmp_path) == ["step_0_0000001"]
     assert cp.latest_checkpoint(tmp_path).tensors("model")["w"].tolist() == [1, 1, 1]
 
@@ -208,7 +320,7 @@ def test_tied_and_sliced_weights_are_written_whole(tmp_path):
     read = load_file(tmp_path / "weights" / "model.safetensors")
     for name, value in weights.items():
         assert torch.equal(read[name], value)
-    assert json.loads((tmp_path / "weights" / "config.json").read_text()) == {"averaged": False}
+    assert json.loads((tmp_path / "weights" / "config.json").read_text())["averaged"] is False
 
 
 def test_global_random_state_comes_back():

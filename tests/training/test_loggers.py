@@ -58,6 +58,35 @@ def test_starting_anew_empties_and_a_loss_is_told(tmp_path, caplog):
     assert "0 rows for 2 steps" in caplog.text
 
 
+def test_a_row_that_changed_is_named_and_refused(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    logger = JsonlLogger(path, after=0)
+    for step in (1, 2, 3, 4):
+        logger.row({"global_step": step, "loss": step / 7})
+        if step == 3:
+            sums = logger.sums()
+    logger.close()
+    whole = path.read_bytes()
+    first, second, third, fourth = whole.splitlines(keepends=True)
+    for damaged, said in (
+        (whole.replace(b"0.2857", b"0.2856"), "a number in it was changed"),
+        (first + second.replace(b"{", b"["), "line 2 is damaged or missing"),
+        (first + third + fourth, "line 2 is damaged or missing"),
+        (first + second, "line 3 is damaged or missing"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(RunFolderError, match=rf"metrics\.jsonl: its rows up to step 3.*{said}"):
+            JsonlLogger(path, after=3, sums=sums)
+        assert path.read_bytes() == damaged
+    path.write_bytes(first + third)  # of an earlier release, which kept no sums
+    with pytest.raises(RunFolderError, match="line 2 is damaged or missing"):
+        JsonlLogger(path, after=3)
+    path.write_bytes(whole + b'{"half')
+    again = JsonlLogger(path, after=3, sums=sums)
+    assert path.read_bytes() == first + second + third and again.sums() == sums
+    again.close()
+
+
 def test_a_whole_line_without_an_object_is_left_out(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_text('{"a": 1}\n[1]\n\n{"a": 2}\n{"a": 3}')

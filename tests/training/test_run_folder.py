@@ -8,12 +8,13 @@ import sys
 
 import pytest
 
+from colaworld.files import FolderLock
 from colaworld.training.protocols import ResumeError, RunFolderError
-from colaworld.training.run_folder import FolderLock, check_same_config, config_sha256
+from colaworld.training.run_folder import RunFolder, check_same_config, config_sha256
 
 HOLD = """
 import sys, pathlib
-from colaworld.training.run_folder import FolderLock
+from colaworld.files import FolderLock
 held = FolderLock(pathlib.Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
@@ -30,6 +31,8 @@ def test_a_second_process_is_refused_until_the_first_one_dies(tmp_path) -> None:
     try:
         assert first.stdout.readline() == "held\n"
         with pytest.raises(RunFolderError, match="another process is training in this folder"):
+            RunFolder(tmp_path).take("", resume=False)
+        with pytest.raises(BlockingIOError):
             FolderLock(tmp_path)
     finally:
         first.kill()

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -552,6 +553,63 @@ def test_a_damaged_last_checkpoint_falls_back(toy, tmp_path, reference, read_run
     assert "sha256" in caplog.text
     assert read_run(tmp_path).rows == reference.rows
     assert read_run(tmp_path).weights == reference.weights
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("harm", ["all damaged", "folder gone", "emptied"])
+def test_a_run_without_a_readable_checkpoint_does_not_begin_again(toy, tmp_path, resume, harm):
+    run = tmp_path / "run"
+    yaml = "training: {checkpoint_every: 4}\n"
+    toy.trainer(run, config_yaml=yaml).run()
+    rows = (run / "metrics.jsonl").read_bytes()
+    for path in (run / "checkpoints").iterdir():
+        if harm == "all damaged":
+            (path / "model.safetensors").write_bytes(b"")
+        else:
+            shutil.rmtree(path)
+    if harm == "folder gone":
+        (run / "checkpoints").rmdir()
+    for _ in range(2):  # asked twice, it says the same
+        with pytest.raises(
+            ResumeError, match=r"20 rows in metrics\.jsonl.*(damaged|gone|read).*out"
+        ):
+            toy.trainer(run, config_yaml=yaml, resume=resume).run()
+    assert (run / "metrics.jsonl").read_bytes() == rows and (run / "weights").is_dir()
+
+
+@pytest.mark.parametrize("what", ["run", "metrics.jsonl", "config.yaml"])
+def test_what_is_taken_from_a_running_training_is_missed(toy, tmp_path, what):
+    run, calls = tmp_path / "run", []
+
+    def hook(batch, loss):
+        calls.append(batch)
+        if len(calls) == 10:  # two passes a step: behind the checkpoint of step 4
+            (run if what == "run" else run / what).rename(tmp_path / "taken")
+        return loss
+
+    said = "is not the folder that" if what == "run" else f"{what}: was taken away from"
+    with pytest.raises(RunFolderError, match=said):
+        toy.trainer(run, hook=hook).run()
+    assert not (run / "weights").exists()
+    assert not run.exists() or [p.name for p in (run / "checkpoints").iterdir()] == [
+        "step_0_0000004"
+    ]
+
+
+def test_a_state_that_does_not_fit_is_said_and_not_a_traceback(toy, tmp_path):
+    toy.trainer(tmp_path, training=dataclasses.replace(toy.TRAINING, max_steps=6)).run()
+    file = sorted((tmp_path / "checkpoints").iterdir())[-1] / "state.json"
+    state = json.loads(file.read_text())
+    del state["sha256"]  # as an earlier release wrote it
+    for change in ({"guard": {}}, {"health": {"a": 1}}, {"loader": {}}):
+        file.write_text(json.dumps({**state, **change}))
+        with pytest.raises(
+            CheckpointError, match=r"state\.json does not fit.*the checkpoint before"
+        ):
+            toy.trainer(tmp_path, resume=True).run()
+    file.write_text(json.dumps({**state, "progress": {**state["progress"], "phase": 7}}))
+    with pytest.raises(CheckpointError, match=r"state\.json does not fit"):
+        toy.trainer(tmp_path, resume=True).run()
 
 
 # -- mistakes of the caller -------------------------------------------------------------------

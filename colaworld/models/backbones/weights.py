@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from colaworld.files import check_recorded, read_json
 
 INDEX = "*.safetensors.index.json"
 _SHOWN = 8  # keys in an error
@@ -49,20 +50,29 @@ def files_of(path: Path) -> list[Path]:
     """
     if path.is_file():
         return [path]
+    if path.exists() and not path.is_dir():  # to open a pipe is to wait for ever
+        raise WeightsError(f"{path}: expected a file or a folder, found something else")
     if not path.is_dir():
         raise WeightsError(f"{path}: no such file or folder")
     indices = sorted(path.glob(INDEX))
     if len(indices) == 1:
         try:
-            names = json.loads(indices[0].read_text())["weight_map"].values()
-            shards = [path / name for name in dict.fromkeys(names)]
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            names = list(dict.fromkeys(read_json(indices[0])["weight_map"].values()))
+            outside = [
+                name for name in names if Path(name).is_absolute() or ".." in Path(name).parts
+            ]
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise WeightsError(f"{indices[0]}: not an index of shards: {error!r}") from None
+        if outside:
+            raise WeightsError(
+                f"{indices[0]}: expected names of files in this folder, got {outside[0]!r}"
+            )
+        shards = [path / name for name in names]
         gone = [shard.name for shard in shards if not shard.is_file()]
         if gone:
             raise WeightsError(f"{path}: shards named by {indices[0].name} are missing: {gone}")
         return shards
-    found = sorted(path.glob("*.safetensors"))
+    found = sorted(p for p in path.glob("*.safetensors") if p.is_file())
     if len(found) == 1:
         return found
     pickled = [p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
@@ -82,6 +92,7 @@ def load_weights(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    verify: bool = True,
 ) -> None:
     """Fill every parameter and buffer of `module` from `path`, or change nothing.
 
@@ -93,14 +104,43 @@ def load_weights(
         device: of meta tensors; None: the CPU.
         dtype: of meta tensors, for floating-point ones; None: as stored. Keys that the layout keeps
             in float32 are float32 whenever a dtype is given.
+        verify: compare the files with the sums that a config.json of ours records beside them.
 
     Raises:
         WeightsError: an unreadable file; keys that are missing, left over or of another shape; a
-            constant of another value.
+            constant of another value; a tensor that is not finite.
+        FileError: a file is not as it was written.
     """
     path, layout = Path(path), layout or Layout()
-    wanted = module.state_dict(keep_vars=True)
-    wanted = {key: value for key, value in wanted.items() if key not in layout.constants}
+    sources = match(module, path, layout)
+    wanted = _wanted(module, layout)
+    still = [k for k, v in module.named_buffers() if k not in wanted and v.device.type == "meta"]
+    if still:
+        raise WeightsError(
+            f"{type(module).__name__}: {', '.join(still)} are stored nowhere; build the module on a "
+            "real device, not on meta"
+        )
+    check_recorded(path if path.is_dir() else path.parent, verify=verify)
+    by_file: dict[Path, list[tuple[str, str]]] = {}
+    for key, (file, stored) in sources.items():
+        by_file.setdefault(file, []).append((key, stored))
+    for file, keys in by_file.items():
+        with safe_open(file, framework="pt") as opened:
+            for key, stored in keys:
+                wide = any(fnmatch.fnmatchcase(key, pattern) for pattern in layout.float32)
+                asked = torch.float32 if dtype is not None and wide else dtype
+                value = opened.get_tensor(stored)
+                if not is_finite(value):
+                    raise WeightsError(f"{file}: {stored} holds values that are not finite")
+                _place(module, key, wanted[key], value, device, asked)
+
+
+def match(module: nn.Module, path: Path, layout: Layout) -> dict[str, tuple[Path, str]]:
+    """Where each key of `module` is stored: file and name there. Reads headers (and constants) alone.
+
+    Raises WeightsError where keys are missing, left over or of another shape.
+    """
+    wanted = _wanted(module, layout)
     sources: dict[str, tuple[Path, str]] = {}
     misshapen: dict[str, str] = {}
     problems: list[str] = []
@@ -129,21 +169,12 @@ def load_weights(
             f"{path} does not fit the {type(module).__name__} of this config: "
             f"{'; '.join(problems[:_SHOWN])}{more}"
         )
-    still = [k for k, v in module.named_buffers() if k not in wanted and v.device.type == "meta"]
-    if still:
-        raise WeightsError(
-            f"{type(module).__name__}: {', '.join(still)} are stored nowhere; build the module on a "
-            "real device, not on meta"
-        )
-    by_file: dict[Path, list[tuple[str, str]]] = {}
-    for key, (file, stored) in sources.items():
-        by_file.setdefault(file, []).append((key, stored))
-    for file, keys in by_file.items():
-        with safe_open(file, framework="pt") as opened:
-            for key, stored in keys:
-                wide = any(fnmatch.fnmatchcase(key, pattern) for pattern in layout.float32)
-                asked = torch.float32 if dtype is not None and wide else dtype
-                _place(module, key, wanted[key], opened.get_tensor(stored), device, asked)
+    return sources
+
+
+def _wanted(module: nn.Module, layout: Layout) -> dict[str, Tensor]:
+    wanted = module.state_dict(keep_vars=True)
+    return {key: value for key, value in wanted.items() if key not in layout.constants}
 
 
 def _header(file: Path) -> dict[str, tuple[list[int], str]]:
@@ -154,6 +185,13 @@ def _header(file: Path) -> dict[str, tuple[list[int], str]]:
             return {key: (x.get_shape(), x.get_dtype()) for key, x in slices.items()}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{file}: not a readable safetensors file: {error}") from None
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether no number of `value` is NaN or infinite; true of whole numbers."""
+    if not value.is_floating_point():
+        return True
+    return bool(torch.isfinite(value.float() if value.element_size() == 1 else value).all())
 
 
 def _constant(file: Path, stored: str, expected: Tensor) -> list[str]:
