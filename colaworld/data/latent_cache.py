@@ -4,6 +4,9 @@
     DIR/shard_000000.safetensors "latents" [n, ...], and "runs": which frames or clips they are of
     DIR/index.parquet            all runs, and the size of every shard; written last
 
+Each of the three holds a hash of its own content, and the latter two one of key.json. A shard is
+compared when it is first read, and must be finite; COLAWORLD_VERIFY=0 skips both.
+
 Two layouts. A tokenizer without temporal stride makes one latent per frame, whatever clip it is in:
 `frame` stores each frame once and slices clips of any length out of them. With a stride, the
 latents of a clip depend on where it starts: `clip` stores those of each clip (episode, start).
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import struct
 import threading
 from collections.abc import Mapping
@@ -28,17 +32,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from colaworld.data import windows
 from colaworld.data.clips import ClipSet
 from colaworld.data.errors import DataError
+from colaworld.files import check_seal, check_sha256, read_json, verifies
 
+log = logging.getLogger(__name__)
 FORMAT = 1  # raised when the layout or the meaning of a field changes
 KEY, INDEX = "key.json", "index.parquet"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+COLUMNS = ("episode", "first", "count", "shard", "row")  # of the index
 _STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.int16}  # numpy has no bf16
 
 
@@ -116,8 +125,11 @@ class LatentCache:
         self.every: int = header["every"]
         self.shape: tuple[int, ...] = tuple(header["shape"])  # of an entry: [C, (T',) h, w]
         self._stored = np.dtype(_STORED[header["dtype"]])
-        self._runs, self._sizes = _read_index(root / INDEX)
+        self._key, self._told = key_hash(header), False
+        self._runs, self._sizes, hashed = read_index(root / INDEX, header)
         self._check_sizes()
+        for number in range(0 if hashed else len(self._sizes)):
+            self._open_shard(number, verify=False)
         self._order = self._runs[:, 0] << 32 | self._runs[:, 1]  # episode, first: sorted
         self._maps: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
@@ -213,24 +225,34 @@ class LatentCache:
             with self._lock:
                 found = self._maps.get(shard)
                 if found is None:
-                    found = self._maps[shard] = self._open_shard(shard)
+                    found = self._maps[shard] = self._open_shard(shard, verify=verifies())
         return found
 
-    def _open_shard(self, shard: int) -> np.ndarray:
+    def _open_shard(self, shard: int, *, verify: bool) -> np.ndarray:
         path = self.root / shard_name(shard)
         try:
-            with path.open("rb") as file:
-                (length,) = struct.unpack("<Q", file.read(8))
-                if length > path.stat().st_size:
-                    raise ValueError(f"a header of {length} bytes")
-                entry = json.loads(file.read(length))["latents"]
-            offset = 8 + length + entry["data_offsets"][0]
-            shape = tuple(entry["shape"])
+            header, begin, sums = check_shard(path, self._key, verify=verify)
+            entry = header["latents"]
+            shape, offset = tuple(entry["shape"]), begin + entry["data_offsets"][0]
             if shape[1:] != self.shape:
                 raise ValueError(f"entries of {list(shape[1:])}, not {list(self.shape)}")
-            return np.memmap(path, self._stored, "r", offset=offset, shape=shape)
-        except (OSError, ValueError, KeyError, struct.error) as error:
+            self._check_runs(path, shard)
+            made = np.memmap(path, self._stored, "r", offset=offset, shape=shape)
+            if verify and not _is_finite(made):
+                raise ValueError("it holds values that are not finite")
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise _damaged(path, str(error)) from None
+        if not self._told and not (sums and verify):
+            self._told = True
+            why = "as asked" if sums else "since they are from before sums were recorded"
+            log.warning("%s: latents are read without comparing sums, %s", self.root, why)
+        return made
+
+    def _check_runs(self, path: Path, shard: int) -> None:
+        mine = self._runs[self._runs[:, 3] == shard]
+        with safe_open(path, framework="np") as stored:
+            if not np.array_equal(stored.get_tensor("runs"), mine[:, (0, 1, 2, 4)]):
+                raise ValueError(f"{INDEX} tells of other frames than are in it")
 
     def _check_sizes(self) -> None:
         for number, size in enumerate(self._sizes):
@@ -255,14 +277,25 @@ def read_header(root: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        header = json.loads(path.read_text())
+        header = read_json(path)
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']}, this release reads {FORMAT}")
-        LatentKey(**header["key"])
-        for name in ("layout", "dtype", "every", "shape", "entries_per_shard", "shards"):
-            header[name]
+        key = LatentKey(**header["key"])
+        per_frame = header["layout"] == "frame"
+        counts = [header[name] for name in ("every", "shape", "entries_per_shard", "shards")]
+        counts += [header["frames_per_clip"]] if per_frame else []
+        check_seal(path, header)
+        if not (isinstance(key.data, dict) and isinstance(key.transform, dict)):
+            raise ValueError("key: expected what data and transform are")
+        if header["layout"] not in ("frame", "clip") or header["dtype"] not in DTYPES:
+            raise ValueError(f"layout {header['layout']!r}, dtype {header['dtype']!r}")
+        if len(header["shape"]) != 4 - per_frame or (per_frame and header["every"] != 1):
+            raise ValueError(f"shape {header['shape']}, every {header['every']} in that layout")
+        for count in (*header["shape"], *counts):
+            if count is not header["shape"] and (type(count) is not int or count < 1):
+                raise ValueError(f"expected whole numbers above 0, got {counts}")
         return header
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not the key of a latent cache: {error!r}") from None
 
 
@@ -283,21 +316,77 @@ def check_key(root: Path, header: Mapping[str, Any], clips: ClipSet, *, tokenize
         )
 
 
-def _read_index(path: Path) -> tuple[np.ndarray, list[int]]:
-    """Runs [m, 5] int64: episode, first, count, shard, row; and the bytes of each shard."""
+def read_index(path: Path, header: Mapping[str, Any]) -> tuple[np.ndarray, list[int], bool]:
+    """Runs [m, 5] int64: episode, first, count, shard, row; the bytes of each shard; whether it holds
+    a hash. DataError where it is not the index of shards of this key.json."""
     try:
         table = pq.read_table(path)
-        names = ("episode", "first", "count", "shard", "row")
-        runs = np.stack([table[name].to_numpy() for name in names], axis=1).astype(np.int64)
-        return runs, json.loads(table.schema.metadata[b"shard_bytes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own are among these
+        runs = np.stack([table[name].to_numpy() for name in COLUMNS], axis=1)
+        sizes = json.loads(table.schema.metadata[b"shard_bytes"])
+        sums = table.schema.metadata.get(b"sha256")
+        if sums is not None and sums.decode() != index_hash(runs, sizes, header):
+            raise ValueError(f"its content, or {KEY}, does not match the recorded sha256")
+        if runs.dtype != np.int64 or len(sizes) != header["shards"]:
+            raise ValueError(
+                f"{runs.dtype} runs of {len(sizes)} shards, expected {header['shards']}"
+            )
+        episode, first, count, shard, row = runs.T
+        sound = (runs >= 0).all(1) & (count > 0) & (shard < len(sizes))
+        sound &= (first < 1 << 32) & (row < header["entries_per_shard"] - count + 1)
+        sound[1:] &= np.diff(episode << 32 | first) > 0
+        if not sound.all():
+            raise ValueError(f"line {int(np.argmin(sound))}: {runs[np.argmin(sound)].tolist()}")
+        return runs, sizes, sums is not None
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        pa.ArrowException,
+    ) as error:
         raise _damaged(path, str(error)) from None
+
+
+def index_hash(runs: np.ndarray, sizes: list[int], header: Mapping[str, Any]) -> str:
+    """Stands in the index: of all that is in it, and of which key.json it is."""
+    about = json.dumps([sizes, key_hash(header)]).encode()
+    return hashlib.sha256(about + np.ascontiguousarray(runs).tobytes()).hexdigest()
+
+
+def check_shard(path: Path, key: str, *, verify: bool) -> tuple[dict[str, Any], int, str]:
+    """The header of a shard, the bytes before its tensors, and their sha256 ("" in older ones).
+
+    ValueError (or what reading raises) unless it is whole, of this key, and has that hash (`verify`).
+    """
+    if not path.is_file():
+        raise ValueError("expected a file, found none")
+    with safe_open(path, framework="np"):  # checks the length against the header
+        pass
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    owner, _, sums = header.get("__metadata__", {}).get("key", "").partition(" ")
+    if owner != key or not {"latents", "runs"} <= header.keys():
+        raise ValueError(f"it is not a shard of this {KEY}")
+    if sums and verify:
+        check_sha256(path, sums, skip=8 + length)
+    return header, 8 + length, sums
+
+
+def _is_finite(latents: np.ndarray) -> bool:
+    for part in (latents[i : i + 64] for i in range(0, len(latents), 64)):
+        # bfloat16 comes as int16: its exponent is all ones.
+        wrong = (part & 0x7F80) == 0x7F80 if part.dtype == np.int16 else ~np.isfinite(part)
+        if wrong.any():
+            return False
+    return True
 
 
 def _damaged(path: Path, why: str) -> DataError:
     return DataError(
-        f"{path}: damaged: {why}; delete it and {path.parent / INDEX}, and encode again with the "
-        "same settings: only what is missing is done"
+        f"{path}: damaged: {why}; encode again with the same settings: only what is missing or "
+        "damaged is done"
     )
 
 

@@ -3,7 +3,8 @@
 What is stored is cut into shards of equal length by position alone, so ranks share them without
 talking, a killed run goes on at the first shard that is missing (also with another number of
 ranks), and two runs over the same data write the same bytes. A shard is written beside its name,
-synced and renamed: under its name it is whole. Whoever finds all shards done writes the index.
+synced and renamed: under its name it is whole, with the hash of its tensors. A shard whose hash is
+another is encoded again. Whoever finds all shards done writes the index.
 Not here: reading, or any tokenizer: `encode` is a function, the tokenizer a fingerprint.
 """
 
@@ -12,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -30,10 +30,12 @@ from torch import Tensor
 from colaworld.data import latent_cache
 from colaworld.data.clips import ClipSet
 from colaworld.data.errors import DataError
-from colaworld.data.latent_cache import INDEX, KEY, LatentKey, key_hash, shard_name
+from colaworld.data.latent_cache import COLUMNS, INDEX, KEY, LatentKey, key_hash, shard_name
 from colaworld.data.windows import Segment
+from colaworld.files import FolderLock, seal, sha256_of, share, verifies, write_refused
 
 log = logging.getLogger(__name__)
+_NO_SUM = "0" * 64  # in a shard's header until its tensors are hashed
 Encode = Callable[[Tensor], Tensor]  # float [n, T, 3, H, W] in [0, 1] -> latents [n, C, T', h, w]
 Progress = Callable[[int, int], None]  # entries done, entries in all, of this rank
 
@@ -81,8 +83,8 @@ def write_latents(
 
     Raises:
         ValueError: an argument that cannot be used.
-        DataError: the folder holds latents of something else, the disk is full, or latents are not
-            finite in `dtype`.
+        DataError: the folder holds latents of something else, another call works in it, the disk is
+            full, or latents are not finite in `dtype`.
     """
     if dtype not in latent_cache.DTYPES:
         known = ", ".join(latent_cache.DTYPES)
@@ -103,8 +105,24 @@ def write_latents(
             "write_latents: every: a tokenizer without temporal stride has one latent per frame, "
             f"and clips of any start share them; expected 1, got {every}"
         )
-    work = _Work(Path(root), clips, encode, per_clip, every, batch_size, torch.device(device), rank)
-    return work.write(work.header(tokenizer, dtype, shard_mb), world_size, progress)
+    root = Path(root)
+    work = _Work(root, clips, encode, per_clip, every, batch_size, torch.device(device), rank)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(root, shared=world_size > 1)
+    except BlockingIOError:
+        raise DataError(
+            f"{root}: another process encodes into this folder; wait for it, or use another folder"
+        ) from None
+    except OSError as error:
+        why, cause = write_refused(root, error)
+        raise DataError(why) from cause
+    try:
+        for left in root.glob(".writing*") if world_size == 1 else []:
+            left.unlink()  # by a process that was killed
+        return work.write(work.header(tokenizer, dtype, shard_mb), world_size, progress)
+    finally:
+        lock.close()
 
 
 @dataclass(frozen=True)
@@ -150,13 +168,13 @@ class _Work:
                 "key": asdict(key),
                 "hashes": key.hashes(),
             }
-            text = json.dumps(header, indent=1)
+            text = json.dumps(seal(header), indent=1)
 
             def fill(path: Path) -> None:
                 path.write_text(text)
 
             (self.root / INDEX).unlink(missing_ok=True)  # of shards that another key had
-            _appear(self.root / KEY, fill, len(text), mark=self.rank)
+            _appear(self.root / KEY, fill, len(text))
             found = latent_cache.read_header(self.root)
             assert found is not None
         for name, value in settings.items():
@@ -178,14 +196,19 @@ class _Work:
         total, rank = header["shards"], self.rank
         mine = range(total * rank // world_size, total * (rank + 1) // world_size)
         parts = self._shards(header["entries_per_shard"])
-        assert len(parts) == total
+        if len(parts) != total:
+            raise DataError(
+                f"{self.root / KEY}: damaged: {total} shards of {header['entries_per_shard']} "
+                f"entries, but the data set fills {len(parts)}; delete it and encode again"
+            )
         sizes = {k: sum(len(entries) for _, entries in parts[k]) for k in mine}
         done = shards = entries = left_out = 0
         for number in mine:
             path = self.root / shard_name(number)
-            if not _is_whole(path, header):
+            why = _harm(path, header, verify=verifies())
+            if why is not None:
                 if path.exists():
-                    log.warning("%s is damaged or of another key, and encoded again", path)
+                    log.warning("%s is damaged, and encoded again: %s", path, why)
                 (self.root / INDEX).unlink(missing_ok=True)  # it will not be that of this shard
                 made = self._write_shard(path, parts[number], header)
                 shards, entries = shards + 1, entries + made
@@ -193,7 +216,7 @@ class _Work:
             done += sizes[number]
             if progress is not None:
                 progress(done, sum(sizes.values()))
-        complete = (self.root / INDEX).is_file() or self._write_index(total, header)
+        complete = self._has_index(header) or self._write_index(total, header)
         return Written(shards, entries, left_out, complete)
 
     def _write_shard(
@@ -215,10 +238,15 @@ class _Work:
         stored = torch.cat(latents) if latents else torch.empty((0, *shape), dtype=dtype)
         tensors = {"latents": stored, "runs": torch.tensor(runs.rows).reshape(-1, 4).long()}
         # One entry: safetensors writes several in an order that differs from run to run.
-        about = {"key": key_hash(header)}
+        about = {"key": f"{key_hash(header)} {_NO_SUM}"}
 
         def fill(temporary: Path) -> None:
             save_file(tensors, temporary, metadata=about)
+            with temporary.open("r+b") as file:
+                begin = 8 + int.from_bytes(file.read(8), "little")
+                place = 8 + file.read(begin - 8).index(_NO_SUM.encode())
+                file.seek(place)
+                file.write(sha256_of(temporary, skip=begin).encode())
 
         _appear(path, fill, stored.nbytes)
         return len(stored)
@@ -325,7 +353,7 @@ class _Work:
     def _write_index(self, shards: int, header: dict[str, Any]) -> bool:
         """The index, if all shards are there. Two ranks may both write it: it is the same."""
         paths = [self.root / shard_name(number) for number in range(shards)]
-        if not all(_is_whole(path, header) for path in paths):
+        if any(_harm(path, header, verify=False) for path in paths):
             return False
         rows = []
         for number, path in enumerate(paths):
@@ -335,16 +363,25 @@ class _Work:
             rows.append(np.stack([episode, first, count, np.full_like(row, number), row], axis=1))
         joined = np.concatenate(rows)
         joined = joined[np.lexsort((joined[:, 1], joined[:, 0]))]
-        names = ("episode", "first", "count", "shard", "row")
-        sizes = json.dumps([path.stat().st_size for path in paths])
-        table = pa.table({name: joined[:, i] for i, name in enumerate(names)})
-        table = table.replace_schema_metadata({"shard_bytes": sizes})
+        sizes = [path.stat().st_size for path in paths]
+        sums = latent_cache.index_hash(joined, sizes, header)
+        table = pa.table({name: joined[:, i] for i, name in enumerate(COLUMNS)})
+        table = table.replace_schema_metadata({"shard_bytes": json.dumps(sizes), "sha256": sums})
 
         def fill(path: Path) -> None:
             pq.write_table(table, path)
 
-        _appear(self.root / INDEX, fill, table.nbytes, mark=self.rank)
+        _appear(self.root / INDEX, fill, table.nbytes)
         return True
+
+    def _has_index(self, header: dict[str, Any]) -> bool:
+        """Whether the index is there and whole; one of before hashes is written again, with its own."""
+        try:
+            return latent_cache.read_index(self.root / INDEX, header)[2]
+        except DataError as error:
+            if (self.root / INDEX).exists():
+                log.warning("%s", error)
+            return False
 
 
 class _Runs:
@@ -363,27 +400,24 @@ class _Runs:
         self.entries += 1
 
 
-def _appear(path: Path, fill: Callable[[Path], None], need: int, *, mark: int = 0) -> None:
+def _appear(path: Path, fill: Callable[[Path], None], need: int) -> None:
     """Let `fill(temporary)` write a file, then make it appear at `path`, whole, in one rename.
 
-    `mark`: the rank, for files that several ranks may write at the same time. A temporary file that
-    a killed process leaves is written over by the next.
+    What a killed process leaves is removed by the next call that has the folder to itself.
     """
-    temporary = path.with_name(f".writing{mark}_{path.name}")
+    temporary = path.with_name(f".writing{os.getpid()}_{path.name}")  # ranks write the same names
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         fill(temporary)
+        share(temporary)  # safetensors makes its files private
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+        why, cause = write_refused(path, error, need)
         raise DataError(
-            f"{path}: cannot be written (it needs {need / 1e6:.1f} MB, {free / 1e6:.1f} MB are "
-            f"free there): {error}. What was written before is whole: make room or make the folder "
-            "writable, and run the same again"
-        ) from error
+            f"{why}, and run the same again. What was written before is whole"
+        ) from cause
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -397,11 +431,10 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _is_whole(path: Path, header: dict[str, Any]) -> bool:
-    """Whether a shard of this key is there and as long as its own header says."""
+def _harm(path: Path, header: dict[str, Any], *, verify: bool) -> str | None:
+    """Why a file is not a whole shard of this key, or None."""
     try:
-        with safe_open(path, framework="np") as stored:  # checks the length against the header
-            mine = (stored.metadata() or {}).get("key") == key_hash(header)
-            return mine and {"latents", "runs"} <= set(stored.keys())
-    except (OSError, SafetensorError):
-        return False
+        latent_cache.check_shard(path, key_hash(header), verify=verify)
+    except (OSError, ValueError, AttributeError, SafetensorError) as error:
+        return str(error)
+    return None
