@@ -60,6 +60,7 @@ class ClipBatch:
     start: Tensor  # [B] int64: index of the clip's first frame within its episode
     actions: Tensor | None = None  # [B, T-1] int64 (discrete) | [B, T-1, A] float32 (continuous)
     latents: Tensor | None = None  # [B, C, T', h, w] float: what a tokenizer made of the frames
+    fps: Tensor | None = None  # [B] float32: frames per second of each clip; None: not known
 
     def __post_init__(self) -> None:
         f = self.frames
@@ -91,6 +92,12 @@ class ClipBatch:
                 z.is_floating_point(), f"ClipBatch.latents: expected a float dtype, got {z.dtype}"
             )
 
+        _expect(
+            self.fps is None or self.fps.shape == f.shape[:1],
+            f"ClipBatch.fps: expected [{f.shape[0]}], got "
+            f"{None if self.fps is None else tuple(self.fps.shape)}",
+        )
+
     def __repr__(self) -> str:
         shapes = {
             name: None if value is None else list(value.shape)
@@ -116,6 +123,7 @@ class ClipBatch:
             start=move(self.start),
             actions=None if self.actions is None else move(self.actions),
             latents=None if self.latents is None else move(self.latents),
+            fps=None if self.fps is None else move(self.fps),
         )
 
 

@@ -27,6 +27,9 @@ def test_clip_batch_prints_shapes_counts_clips_and_moves():
     assert ClipBatch(**clips()).to("meta").actions is None
     stored = ClipBatch(**clips(), latents=torch.zeros(2, 4, 2, 1, 1))
     assert repr(stored).endswith("actions=None, latents=[2, 4, 2, 1, 1])")
+    assert ClipBatch(**clips(), fps=torch.ones(2)).to("meta").fps.is_meta
+    with pytest.raises(ValueError, match=r"ClipBatch\.fps: expected \[2\], got \(3,\)"):
+        ClipBatch(**clips(), fps=torch.ones(3))
     assert stored.to("meta").latents.is_meta and ClipBatch(**clips()).to("meta").latents is None
 
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mode
 from typing import Literal
 
 import numpy as np
@@ -172,6 +173,18 @@ class ClipSet:
     def stride(self, episode: int) -> int:
         """Steps on an episode's clock from one frame of a clip to the next."""
         return self._timing[episode].stride
+
+    def fps(self, episode: int) -> float:
+        """Frames per second of an episode's clips; where frames are uneven, on average."""
+        timing = self._timing[episode]
+        if timing.resampled and self.config.fps is not None:
+            return self.config.fps
+        return self.source.episodes[episode].fps / timing.stride
+
+    @property
+    def usual_fps(self) -> float:
+        """That of most segments."""
+        return mode(self.fps(segment.episode) for segment in self.segments)
 
     def segment_bytes(self, segment: windows.Segment) -> int:
         return 3 * self.height * self.width * (segment.stop - segment.first)

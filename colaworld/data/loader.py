@@ -248,6 +248,7 @@ def _batch(
         latents=None
         if latents is None
         else torch.stack([latents.clip(p.episode, s) for p, s in chosen]),
+        fps=torch.tensor([clips.fps(p.episode) for p, _ in chosen]),
     )
 
 

@@ -40,6 +40,7 @@ class ConditionedVelocity:
         model: with a conditioner where codes are given.
         codes: [B, r (T - 1), N, d] of a window of T frames; None: the backbone without actions.
         guidance: its scale.
+        fps: frame rate the video model is told; None: the one it was trained on.
         passes: "one": both velocities as one batch of 2 B clips, with one cache of as many; "two":
             half the memory, with a `GuidedCache`.
     """
@@ -51,8 +52,9 @@ class ConditionedVelocity:
         *,
         guidance: float = 1.0,
         passes: Literal["one", "two"] = "one",
+        fps: float | None = None,
     ) -> None:
-        self.backbone, self.passes = model.backbone, passes
+        self.backbone, self.passes, self.fps = model.backbone, passes, fps
         self.guidance = 1.0 if codes is None else guidance
         self.action = None if codes is None else model.conditioner(codes)  # [B, T, 1 | blocks, 6 C]
         if self.action is not None and self.guidance != 1.0:
@@ -90,6 +92,7 @@ class ConditionedVelocity:
         store: bool,
     ) -> Tensor:
         part = None if modulation is None else modulation[:, first : first + x.shape[2]]
+        told = {"modulation": part, "fps": self.fps}
         if cache is None:
-            return self.backbone.velocity(x, times, modulation=part)
-        return self.backbone.velocity(x, times, modulation=part, cache=cache, store=store)
+            return self.backbone.velocity(x, times, **told)
+        return self.backbone.velocity(x, times, **told, cache=cache, store=store)

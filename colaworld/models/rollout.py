@@ -23,6 +23,7 @@ from torch import Tensor
 from colaworld.flow.rollout import Cache, LatentRollout, check_whole_frames
 from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.guidance import ConditionedVelocity, GuidedCache
+from colaworld.models.inputs import check_codes
 from colaworld.models.tokenizers.tokenizer import latent_frames
 from colaworld.models.world_model import WorldModel, evaluating
 
@@ -45,6 +46,7 @@ class RolloutState:
         generator: torch.Generator,
         conditioned: bool,
         decode_context: int | None,
+        fps: float | None = None,
     ) -> None:
         B, given = context_frames.shape[:2]
         stride = model.tokenizer.temporal_stride
@@ -60,16 +62,19 @@ class RolloutState:
                     f"rollout: {given} context frames need codes [{B}, {given - 1}, N, d], the "
                     "actions between them; see infer_actions"
                 )
-            codes = context_frames.new_zeros(B, given - 1, *_action_size(model, conditioned))
+            codes = context_frames.new_zeros(
+                B, given - 1, *action_size(model, conditioned=conditioned)
+            )
         condition = (
             partial(
                 ConditionedVelocity,
                 model,
                 guidance=sampler.guidance,
                 passes=sampler.guidance_passes,
+                fps=fps,
             )
             if conditioned
-            else lambda codes: ConditionedVelocity(model, None)
+            else lambda codes: ConditionedVelocity(model, None, fps=fps)
         )
         self.model, self.conditioned, self.stride = model, conditioned, stride
         self.rows = B
@@ -110,12 +115,8 @@ class RolloutState:
         """`step` without decoding: the next latents [B n, C, k, h, w]."""
         if codes is None and not self.conditioned:
             codes = self._latents.new_zeros(self.rows, self.stride, 1, 1)
-        size = (self.rows, *_action_size(self.model, self.conditioned))
-        if codes is None or codes.ndim != 4 or (codes.shape[0], *codes.shape[2:]) != size:
-            raise ValueError(
-                f"rollout: expected codes [{size[0]}, {self.stride} k, {size[1]}, {size[2]}], got "
-                f"{codes if codes is None else tuple(codes.shape)}"
-            )
+        size = action_size(self.model, conditioned=self.conditioned)
+        check_codes(codes, "rollout", (self.rows, f"{self.stride} k", *size), values=False)
         check_whole_frames(codes.shape[1], self.stride)
         with _going_on(self.model):
             made = self._rollout.step(codes)
@@ -191,9 +192,13 @@ def _new_cache(
     return new
 
 
-def _action_size(model: WorldModel, conditioned: bool) -> tuple[int, int]:
-    """N and d of an action; (1, 1) where nothing reads it."""
-    return (model.conditioner.tokens, model.conditioner.dim) if conditioned else (1, 1)
+def action_size(model: WorldModel, *, conditioned: bool = True) -> tuple[int, int]:
+    """N and d of an action; (1, 1) where nothing reads it. ValueError where the model takes none."""
+    if not conditioned:
+        return 1, 1
+    if not hasattr(model, "conditioner"):
+        raise ValueError("rollout: this is a video model without actions; expected codes None")
+    return model.conditioner.tokens, model.conditioner.dim
 
 
 def latent_window(model: WorldModel) -> int:

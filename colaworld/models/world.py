@@ -18,18 +18,25 @@ from torch import Tensor
 from colaworld.contracts import LatentActions, Rollout
 from colaworld.flow.rollout import check_whole_frames
 from colaworld.flow.samplers import SamplerConfig
-from colaworld.models.rollout import RolloutState, latent_window
+from colaworld.models.inputs import check_codes, checked_frames
+from colaworld.models.rollout import RolloutState, action_size, latent_window
 from colaworld.models.world_model import WorldModel
 
 
 @dataclass(frozen=True)
 class World:
     """Shape legend: B clips, h context frames, n ways on, T frames, N tokens, d token width, r the
-    tokenizer's temporal stride. Frames are float [.., 3, H, W] in [0, 1]."""
+    tokenizer's temporal stride. Frames are [.., 3, H, W], floats in [0, 1] or uint8. What is given is
+    checked (inputs.py): a ValueError names the argument, what was expected and what came."""
 
     model: WorldModel
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How frames are generated: a run's own, or `dataclasses.replace(world, sampler=...)`."""
+
+    fps: float | None = None
+    """Frame rate the video model is told, where it listens to one; None: that of its training."""
+    frame_size: tuple[int, int] | None = None
+    """Height and width of the frames it was trained on, the only ones it takes; None: not known."""
 
     @property
     def codebook_size(self) -> int | None:
@@ -43,7 +50,9 @@ class World:
 
     def infer_actions(self, frames: Tensor) -> LatentActions:
         """The latent actions between frames [B, T, 3, H, W]; see `WorldModel.infer_actions`."""
-        return self.model.infer_actions(frames)
+        return self.model.infer_actions(
+            checked_frames(frames, "infer_actions: frames", size=self.frame_size)
+        )
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Codes [..., N, d] of codebook indices [..., N]; see `WorldModel.lookup`."""
@@ -71,6 +80,31 @@ class World:
         Raises ValueError on frames that the stride does not divide (it says what fits), on codes of
         another shape, and where the sampler asks for a cache that the backbone does not have.
         """
+        context_frames = self._checked("begin", context_frames)
+        if codes is not None and conditioned:
+            shape = (context_frames.shape[0], "h - 1", *action_size(self.model))
+            check_codes(codes, "begin: codes", shape)
+        return self._begin(
+            context_frames,
+            codes,
+            generator=generator,
+            conditioned=conditioned,
+            decode_context=decode_context,
+        )
+
+    def _checked(self, call: str, context_frames: Tensor) -> Tensor:
+        return checked_frames(context_frames, f"{call}: context_frames", size=self.frame_size)
+
+    def _begin(
+        self,
+        context_frames: Tensor,
+        codes: Tensor | None,
+        *,
+        generator: torch.Generator,
+        conditioned: bool = True,
+        decode_context: int | None = None,
+    ) -> RolloutState:
+        """`begin` of what was checked."""
         return RolloutState(
             self.model,
             context_frames,
@@ -79,6 +113,7 @@ class World:
             generator=generator,
             conditioned=conditioned,
             decode_context=decode_context,
+            fps=self.fps,
         )
 
     def rollout(
@@ -104,7 +139,11 @@ class World:
 
         Raises ValueError as `begin` does, and on a chunk that does not fit the window.
         """
+        context_frames = self._checked("rollout", context_frames)
         given, conditioned = context_frames.shape[1], codes is not None
+        if codes is not None:
+            shape = (context_frames.shape[0], "T - 1", *action_size(self.model))
+            check_codes(codes, "rollout: codes", shape)
         if codes is None:
             if frames is None or frames < given:
                 raise ValueError(f"rollout without codes needs frames >= {given}, got {frames}")
@@ -114,7 +153,7 @@ class World:
                 f"rollout: {codes.shape[1]} actions lead through {codes.shape[1] + 1} frames, got "
                 f"frames={frames}; leave it out"
             )
-        state = self.begin(
+        state = self._begin(
             context_frames, codes[:, : given - 1], generator=generator, conditioned=conditioned
         )
         made = [state.advance(part) for part in self._rounds(codes[:, given - 1 :], chunk)]
@@ -149,13 +188,16 @@ class World:
 
         Raises ValueError as `rollout` does.
         """
-        B = context_frames.shape[0]
-        if codes.ndim != 5 or codes.shape[0] != B or not codes[:, :, :, 0, 0].numel():
+        context_frames = self._checked("rollout_candidates", context_frames)
+        B, size = context_frames.shape[0], action_size(self.model)
+        check_codes(codes, "rollout_candidates: codes", (B, "n", "steps", *size))
+        if not codes.numel():
             raise ValueError(
-                f"rollout_candidates: expected codes [{B}, n, steps, N, d], none of them 0, got "
-                f"{tuple(codes.shape)}"
+                f"rollout_candidates: codes: expected n and steps of 1 or more, got {list(codes.shape)}"
             )
-        state = self.begin(context_frames, context_codes, generator=generator)
+        if context_codes is not None:
+            check_codes(context_codes, "rollout_candidates: context_codes", (B, "h - 1", *size))
+        state = self._begin(context_frames, context_codes, generator=generator)
         state = state.fork(codes.shape[1], shared_noise=shared_noise, generator=generator)
         made = [state.advance(part) for part in self._rounds(codes.flatten(0, 1), chunk)]
         return state.decode(torch.cat(made, dim=2)).unflatten(0, (B, -1))

@@ -22,6 +22,7 @@ from colaworld.contracts import LatentActions
 from colaworld.models.backbones import Backbone, BackboneConfig, build_backbone
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ActionConditioner, ConditionerConfig
+from colaworld.models.inputs import checked_indices
 from colaworld.models.latent_action.fdm import FDMConfig, ForwardDynamicsModel
 from colaworld.models.latent_action.idm import IDMConfig, InverseDynamicsModel
 from colaworld.models.latent_action.quantizers import (
@@ -56,8 +57,9 @@ class ModelConfig:
     parts: dict[str, Any] = field(default_factory=dict)
     """Configurations of parts registered elsewhere, by name."""
     attention: AttentionBackend = "auto"
-    """auto; fused (one kernel with norm and rotation inside); sdpa; cudnn (sdpa held to cuDNN); flex;
-    flash, flash3, flash4 (FlashAttention 2, 3 and 4)."""
+    """auto; fused (one kernel with norm and rotation inside); sdpa; cudnn (sdpa held to cuDNN); flex
+    (for training: a rollout compiles nothing, and flex uncompiled holds all scores in memory); flash,
+    flash3, flash4 (FlashAttention 2, 3 and 4)."""
     window: int = 4
     """Frames the video model sees at once in a rollout; normally the clip length of training."""
 
@@ -154,17 +156,10 @@ class WorldModel(nn.Module):
     def lookup(self, indices: Tensor) -> Tensor:
         """Codes [..., N, d] of codebook indices [..., N].
 
-        Raises ValueError on an index that the codebook does not have (on a GPU torch's own
-        device-side error, which is not waited for).
+        Raises ValueError on what is no entry of the codebook.
         """
-        size = self.codebook_size
-        if size is not None and indices.device.type == "cpu" and indices.numel():
-            low, high = int(indices.min()), int(indices.max())
-            if low < 0 or high >= size:
-                raise ValueError(
-                    f"lookup: expected indices 0 .. {size - 1}, got {low if low < 0 else high}"
-                )
-        return self.quantizer.lookup(indices)
+        size, tokens = self.codebook_size, self.tokens
+        return self.quantizer.lookup(checked_indices(indices, tokens=tokens, size=size))
 
     def velocity(
         self,
@@ -172,10 +167,12 @@ class WorldModel(nn.Module):
         times: Tensor,  # [B, T]
         codes: Tensor | None = None,  # [B, r (T - 1), N, d]; None = the plain video model
         drop: Tensor | None = None,  # [B, r (T - 1)] bool: use the null action there
+        *,
+        fps: Tensor | float | None = None,  # frames/s of the clips, [B]; None: the backbone's own
     ) -> Tensor:
         """The generator's velocity under latent actions."""
         modulation = None if codes is None else self.conditioner(codes, drop)
-        return self.backbone.velocity(latents, times, modulation=modulation)
+        return self.backbone.velocity(latents, times, modulation=modulation, fps=fps)
 
     def compile_parts(self) -> None:
         """torch.compile what runs in a training step, each part as one full graph."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from colaworld.config import ConfigError, load_yaml, to_yaml
+from colaworld.data.clips import ClipSet
 from colaworld.data.inspection import warnings_of
 from colaworld.data.latent_cache import LatentCache
 from colaworld.data.loader import ClipLoader
@@ -73,6 +75,16 @@ def check_backbone_data(config: RunConfig) -> None:
         )
 
 
+def told_rate(config: RunConfig, clips: ClipSet) -> RunConfig:
+    """The run with the frame rate of its clips in `model.backbone.fps`, where the video model is told
+    one: what rollouts of its world go by."""
+    backbone = config.model.backbone
+    if not backbone.clip_fps:
+        return config
+    backbone = replace(backbone, fps=clips.usual_fps)
+    return replace(config, model=replace(config.model, backbone=backbone))
+
+
 def build_trainer(
     config: RunConfig,
     *,
@@ -100,6 +112,7 @@ def build_trainer(
         width=loader.clips.width,
         frames=config.data.frames_per_clip,
     )
+    config = told_rate(config, loader.clips)
     check_backbone_data(config)
     check_window(
         config.model,

@@ -79,7 +79,8 @@ def load_world(folder: Path, *, device: str = "cpu") -> tuple[World, RunConfig]:
         weights = checkpoint.tensors("ema") or checkpoint.tensors("model")
         load_strictly(model, finite(weights, checkpoint.path), source=str(checkpoint.path))
     check_quantised(model.quantizer, folder)
-    return World(model.to(device).eval(), config.sampler), config
+    world = World(model.to(device).eval(), config.sampler, frame_size=frame_size(config.data))
+    return world, config
 
 
 def check_quantised(quantizer: Quantizer, folder: Path) -> None:
@@ -90,6 +91,13 @@ def check_quantised(quantizer: Quantizer, folder: Path) -> None:
             f"{folder} stopped while its latents still passed unquantised "
             f"(model.quantizer.unquantized_steps {steps}): it has no codes yet; train it further"
         )
+
+
+def frame_size(data: DataConfig) -> tuple[int, int] | None:
+    """Height and width of clips; None where they are as recorded."""
+    if data.height is not None and data.width is not None:
+        return data.height, data.width
+    return data.crop[2:] if isinstance(data.crop, tuple) else None
 
 
 def evaluate_run(
@@ -143,6 +151,8 @@ def evaluate_run(
         width=heldout.width,
         frames=data.frames_per_clip,
     )
+    size = heldout.height, heldout.width
+    world = replace(world, fps=heldout.usual_fps, frame_size=size)
     spec = heldout.source.action_spec
 
     def batches() -> Iterator[ClipBatch]:

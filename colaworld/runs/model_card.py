@@ -14,6 +14,12 @@ import torch
 from colaworld.models.latent_action.quantizers import build_quantizer
 from colaworld.runs.config import RunConfig
 
+_CHOOSE = """
+# Actions of your own choice: entries of the codebook.
+indices = torch.randint(world.codebook_size, (1, frames.shape[1] - 1, world.tokens), generator=rng)
+chosen = world.lookup(indices)
+other = world.rollout(frames[:, :1], chosen, generator=rng).frames
+"""
 _MISSING = "not evaluated: run `colaworld evaluate` before the export"
 _MISSHAPEN = (
     AttributeError,
@@ -33,6 +39,8 @@ def model_card(
     with torch.device("meta"):  # its size alone is asked
         count = build_quantizer(model.quantizer, model.idm.dim).codebook_size
     codes = "continuous" if count is None else f"{count} codes"
+    shape = f"1, {frames['frames_per_clip']}, 3, {frames.get('height') or 64}, {frames.get('width') or 64}"
+    choose = "" if count is None else _CHOOSE
     return f"""---
 library_name: colaworld
 tags: [world-model, latent-action, video-generation]
@@ -58,11 +66,16 @@ inferred from video alone, through the video model they steer.
 
 ## Use
 ```python
+import torch
+
 import colaworld
+
 world = colaworld.from_pretrained("PATH OR HUB ID")
-actions = world.infer_actions(frames)  # [B, T, 3, H, W] in [0, 1]
-video = world.rollout(frames[:, :1], actions.codes, generator=torch.Generator().manual_seed(0))
-```
+rng = torch.Generator().manual_seed(0)
+frames = torch.rand({shape})  # your video in its place: [B, T, 3, H, W] in [0, 1], or uint8
+actions = world.infer_actions(frames)  # .codes, and .indices where there is a codebook
+video = world.rollout(frames[:, :1], actions.codes, generator=rng).frames  # [B, T, 3, H, W]
+{choose}```
 The weights take over the licence of the video model and of the videos they were trained on.
 """
 

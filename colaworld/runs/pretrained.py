@@ -25,6 +25,7 @@ from torch import nn
 
 from colaworld import __version__
 from colaworld.config import VERSION, ConfigError, from_dict, to_dict
+from colaworld.data.clips import DataConfig
 from colaworld.files import FileError, check_recorded, read_json, recorded, seal
 from colaworld.models.backbones import BackboneConfig, build_backbone, published_config
 from colaworld.models.backbones.weights import (
@@ -40,7 +41,7 @@ from colaworld.models.world import World
 from colaworld.models.world_model import TOKENIZER_MARK
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig
-from colaworld.runs.load import check_quantised, read_config, without_world
+from colaworld.runs.load import check_quantised, frame_size, read_config, without_world
 from colaworld.runs.model_card import model_card
 from colaworld.runs.weights import PATTERNS
 from colaworld.training.checkpoint import finite, load_strictly, write_folder
@@ -220,7 +221,11 @@ def _world(
         if name not in ("quantizer", "tokenizer"):  # codes as trained; a dtype of its own
             child.to(dtype)
     model = model.to(device)
-    return World(model.eval(), config.sampler)
+    seen = described.get("frames", described.get("data"))  # an export's, or a run's own
+    seen = seen if isinstance(seen, dict) else {}
+    said = {k: v for k, v in seen.items() if k in ("height", "width", "crop")}
+    size = frame_size(from_dict(DataConfig, said, where=f"{folder}/config.json: frames"))
+    return World(model.eval(), config.sampler, frame_size=size)
 
 
 def _with_tokenizer(config: RunConfig, folder: Path, named: str | None, *, own: bool) -> RunConfig:

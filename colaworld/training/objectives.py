@@ -194,7 +194,7 @@ class FlowObjective(BaseObjective):
     def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Forward:
         x_t, times, target, predict = self._noised(to_float(batch.frames), batch.latents, generator)
         return Forward(
-            velocity=self.model.velocity(x_t, times),
+            velocity=self.model.velocity(x_t, times, fps=batch.fps),
             target=target,
             predict=predict,
             average=self.config.average,
@@ -251,7 +251,7 @@ class ColaObjective(_LatentActionObjective):
         x_t, times, target, predict = self._noised(frames, stored, generator)
         quantized = self.model.quantize(frames, generator=generator)
         drop = _drop(quantized.codes, self.model.conditioner.config.dropout, generator)
-        velocity = self.model.velocity(x_t, times, quantized.codes, drop)
+        velocity = self.model.velocity(x_t, times, quantized.codes, drop, fps=batch.fps)
         return Forward(
             frames=frames,
             velocity=velocity,
@@ -278,7 +278,7 @@ class WorldObjective(BaseObjective):
         x_t, times, target, predict = self._noised(frames, batch.latents, generator)
         actions = self.model.infer_actions(frames)
         drop = _drop(actions.codes, self.model.conditioner.config.dropout, generator)
-        velocity = self.model.velocity(x_t, times, actions.codes, drop)
+        velocity = self.model.velocity(x_t, times, actions.codes, drop, fps=batch.fps)
         return Forward(
             frames=frames,
             velocity=velocity,

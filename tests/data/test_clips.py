@@ -61,6 +61,21 @@ def test_fps_picks_frames_by_their_times(tmp_path, film, number_of) -> None:
         ClipSet(_config(tmp_path / "even", fps=30.0))
 
 
+def test_the_rate_of_clips_is_that_after_stride_and_resampling(tmp_path, film) -> None:
+    film(tmp_path / "a.mp4", range(40), fps=20)
+    film(tmp_path / "b.mp4", range(40), fps=20)
+    film(tmp_path / "c.mp4", range(40), fps=10)
+    for options, rates in (
+        ({}, [20, 20, 10]),
+        ({"stride": 4}, [5, 5, 2.5]),
+        ({"fps": 5.0}, [5, 5, 5]),  # a stride of 4, and of 2
+        ({"fps": 8.0}, [8, 8, 8]),  # no stride: frames by their times
+    ):
+        clips = ClipSet(_config(tmp_path, **options))
+        assert [clips.fps(e.index) for e in clips.episodes] == pytest.approx(rates)
+        assert clips.usual_fps == pytest.approx(rates[0])
+
+
 def test_sizes_that_differ_need_a_size(tmp_path, film, number_of) -> None:
     film(tmp_path / "a.mp4", range(8))
     film(tmp_path / "b.avi", range(8), codec="mpeg4", height=48, width=120)

@@ -55,6 +55,14 @@ def test_frames_are_those_of_the_named_clip(config) -> None:
             np.testing.assert_array_equal(batch.actions[b].numpy(), actions)
 
 
+def test_a_batch_knows_the_rate_of_its_clips(config) -> None:
+    loader = ClipLoader(replace(config, stride=2), batch_size=3, seed=1)
+    rate = loader.clips.source.episodes[0].fps / 2
+    assert next(loader).fps.tolist() == [rate] * 3
+    assert next(loader).to("meta").fps.shape == (3,)
+    assert next(iterate_once(config, batch_size=2, split="all")).fps.tolist() == [2 * rate] * 2
+
+
 def test_the_seed_decides_and_threads_do_not(config) -> None:
     a = _take(ClipLoader(config, batch_size=4, seed=5), 30)
     assert a == _take(ClipLoader(replace(config, workers=3), batch_size=4, seed=5), 30)

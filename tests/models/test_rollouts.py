@@ -398,7 +398,9 @@ def test_what_does_not_fit_is_named(build):
     with pytest.raises(ValueError, match=r"expected codes \[2, 3, N, d\] that lead through 4"):
         world.rollout(frames.repeat(1, 2, 1, 1, 1), codes[:, :2], generator=seeded())
     for wrong in (codes, many[:1], many[:, :0], many[:, :, :0]):
-        with pytest.raises(ValueError, match=r"expected codes \[2, n, steps, N, d\]"):
+        with pytest.raises(
+            ValueError, match=r"codes: expected (codes \[2, n, steps, 2|n and steps)"
+        ):
             world.rollout_candidates(frames, wrong, generator=seeded())
     for chunk in (0, 4):
         with pytest.raises(ValueError, match=rf"1 <= chunk < window = 4, got {chunk}"):
@@ -463,6 +465,36 @@ def test_no_denoising_step_waits_for_the_device(build, cache, kind):
     with waits:  # that the test can fail
         torch.tensor(1.0).item()
     assert len(waits.calls) >= 2
+
+
+def test_a_rollout_tells_the_video_model_the_frame_rate(randomised):
+    """The one it was trained on, or the world's; in every round, cached or not, guided or not."""
+    backbone = STDiT3Config(depth=1, width=16, heads=2, fps=10.0, clip_fps=True)
+    model = randomised(WorldModel(replace(SMALL, backbone=backbone))).eval()
+    frames, codes = drawn(history=2, new=4)
+    for sampler in (TWO, replace(TWO, cache="off"), replace(TWO, guidance=2.0)):
+        world = World(model, sampler)
+        trained = world.rollout(frames, codes, generator=seeded()).frames
+        told = replace(world, fps=10.0).rollout(frames, codes, generator=seeded()).frames
+        other = replace(world, fps=3.0).rollout(frames, codes, generator=seeded()).frames
+        assert torch.equal(trained, told)
+        assert (trained - other).abs().max() > 1e-3
+    alone = [
+        replace(world, fps=fps).rollout(frames, None, generator=seeded(), frames=4).frames
+        for fps in (None, 10.0, 3.0)
+    ]
+    assert torch.equal(alone[0], alone[1]) and not torch.equal(alone[0], alone[2])
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_a_video_model_that_holds_to_one_rate_hears_no_other(build, kind):
+    frames, codes = drawn(history=1, new=2)
+    world = World(build(kind=kind), TWO)
+    made = [
+        replace(world, fps=fps).rollout(frames, codes, generator=seeded()).frames
+        for fps in (None, 3.0)
+    ]
+    assert torch.equal(*made)
 
 
 def test_a_length_that_is_not_that_of_the_codes_is_refused(build):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from colaworld.config import ConfigError, load_yaml, to_yaml
 from colaworld.data.video_writer import EncodingConfig, VideoWriter
@@ -168,6 +169,9 @@ def shrunk(config: RunConfig, data: Path) -> RunConfig:
 def test_opensora_trains_a_step_of_each_phase(name, clips, tmp_path) -> None:
     config = shrunk(recipe(name), clips)
     trainer = build_trainer(config, out=tmp_path / "run")
+    # told the rate of its clips, and saved with it: rollouts of this world go by it
+    assert trainer.model.backbone.config.fps == 10.0
+    assert yaml.safe_load(trainer.config_yaml)["model"]["backbone"]["fps"] == 10.0
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
     assert trainer.run().status == "finished"
     assert trainer.model.conditioner.actions_per_frame == 4

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -419,6 +421,35 @@ def test_the_card_says_what_was_measured_and_what_was_not(run, tmp_path) -> None
     (run / "evaluation.json").write_text(json.dumps(found))
     card = (pretrained.export_run(run, tmp_path / "c") / "README.md").read_text()
     assert "inferred actions over random ones: - dB [-, -]" in card
+
+
+def test_the_python_of_the_card_and_of_the_guide_runs_as_it_stands(
+    run, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = pretrained.export_run(run, tmp_path / "my-world")
+    guide = (Path(__file__).parents[2] / "docs" / "video-models.md").read_text()
+    for text in ((out / "README.md").read_text().replace("PATH OR HUB ID", "my-world"), guide):
+        code = re.findall(r"^```python\n(.*?)^```", text, flags=re.S | re.M)[-1]
+        made: dict = {}
+        exec(compile(code, "card", "exec"), made)
+        assert made["video"].shape == made["frames"].shape
+        assert torch.equal(made["video"][:, 0], made["frames"][:, 0])
+        assert made["chosen"].shape == made["actions"].codes.shape
+
+
+def test_a_world_takes_frames_of_the_size_it_was_trained_on(tiny, tmp_path) -> None:
+    config = tiny()
+    config = replace(config, data=replace(config.data, height=16, width=24))
+    build_trainer(config, out=tmp_path / "run").run()
+    out = pretrained.export_run(tmp_path / "run", tmp_path / "out")
+    for world in (
+        load_world(tmp_path / "run")[0],
+        *map(colaworld.from_pretrained, (out, tmp_path / "run")),
+    ):
+        assert world.frame_size == (16, 24)
+        with pytest.raises(ValueError, match=r"16x24 px .*got 24x32"):
+            world.infer_actions(torch.rand(1, 2, 3, 24, 32))
 
 
 @pytest.mark.parametrize(

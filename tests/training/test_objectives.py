@@ -142,6 +142,17 @@ def test_the_flow_loss_is_a_mean_over_what_is_asked(name):
     torch.testing.assert_close(objective.terms[0].value(made), each.mean())
 
 
+@pytest.mark.parametrize("name", ["flow", "cola", "world"])
+def test_the_video_model_hears_the_rate_of_each_clip_where_it_listens(name):
+    rated = replace(batch(), fps=torch.tensor([5.0, 10.0, 24.0, 30.0]))
+    for listens in (False, True):
+        model = build()
+        model.backbone.config = replace(model.backbone.config, clip_fps=listens)
+        objective = OBJECTIVES[name](model, replace(CONFIG, augment=False))
+        plain, told = (objective.forward(b, generator=seeded()).velocity for b in (batch(), rated))
+        assert torch.equal(plain, told) != listens
+
+
 def test_a_frozen_video_model_is_shown_the_history_it_knows():
     model = build()
     objective = OBJECTIVES["cola"](model, replace(CONFIG, history=(2, 3), frozen_history=(1, 1)))
@@ -215,7 +226,7 @@ class Seen:
         self.calls = []
         model.velocity = self  # type: ignore[method-assign]
 
-    def __call__(self, latents, times, codes=None, drop=None):
+    def __call__(self, latents, times, codes=None, drop=None, *, fps=None):
         self.calls.append((latents, times, codes, drop))
         return torch.zeros_like(latents)
 

@@ -47,6 +47,10 @@ class BackboneConfig:
     """Cross-attention to a caption: there is none, it reads the null caption, or the one given. A
     world model has no captions to give."""
 
+    clip_fps: bool = False
+    """The video model is told the frame rate of each clip. A run then writes that of its data into a
+    field `fps`, for calls that name none: rollouts of its world."""
+
     identity_keys: ClassVar[tuple[str, ...]] = ()
     """Fields that change the output and no tensor's shape: published weights are refused where
     their config.json says otherwise."""

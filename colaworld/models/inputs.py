@@ -1,0 +1,99 @@
+"""What a `World` is given, looked at in one place: frames, codes, entries of the codebook.
+
+A refusal is a ValueError that names the argument, what was expected and what came. Values are read, so
+a call waits for the device: this is for what people call (world.py, rollout.py), not for training.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from colaworld.contracts import to_float
+
+# Decoders and filters overshoot [0, 1] a little; another scale (0 .. 255, -1 .. 1) goes far beyond.
+_LOWEST, _HIGHEST = -0.5, 1.5
+
+
+def checked_frames(frames: Any, argument: str, *, size: tuple[int, int] | None = None) -> Tensor:
+    """Frames [B, T, 3, H, W] as floats in [0, 1]; uint8 ones are scaled.
+
+    `size` is the height and width they must have, None: any. Raises ValueError on anything else.
+    """
+    wanted = f"{argument}: expected frames [B, T, 3, H, W], floating-point in [0, 1] or uint8"
+    if not isinstance(frames, Tensor):
+        raise ValueError(f"{wanted}, as a tensor, got {_what(frames)}")
+    if frames.ndim != 5 or frames.shape[2] != 3 or not frames.numel():
+        hint = ""
+        if frames.ndim == 4:
+            hint = "; add a batch dimension: frames[None]"
+        elif frames.ndim == 5 and frames.shape[-1] == 3:
+            hint = "; channels come before height and width: frames.movedim(-1, 2)"
+        raise ValueError(f"{wanted}, got {_what(frames)}{hint}")
+    if frames.dtype != torch.uint8 and not frames.is_floating_point():
+        raise ValueError(f"{wanted}, got {_what(frames)}")
+    height, width = frames.shape[-2:]
+    if size not in (None, (height, width)):
+        raise ValueError(
+            f"{argument}: expected frames of {size[0]}x{size[1]} px (height x width), which this world "
+            f"was trained on, got {height}x{width}; resize them, or say otherwise: "
+            "dataclasses.replace(world, frame_size=None)"
+        )
+    if frames.dtype == torch.uint8:
+        return to_float(frames)
+    low, high = torch.stack(frames.aminmax()).tolist()
+    if not (low >= _LOWEST and high <= _HIGHEST):  # not a number is neither
+        raise ValueError(
+            f"{argument}: expected frames in [0, 1], got values from {low:g} to {high:g}; divide those of "
+            "0 .. 255 by 255, or give uint8"
+        )
+    return frames
+
+
+def check_codes(
+    codes: Any, argument: str, shape: tuple[int | str, ...], *, values: bool = True
+) -> None:
+    """ValueError unless `codes` are floating-point, of this shape, and finite.
+
+    A string in `shape` names a dimension of any length. `values=False` does not read them.
+    """
+    wanted = f"{argument}: expected codes [{', '.join(map(str, shape))}]"
+    fits = isinstance(codes, Tensor) and codes.ndim == len(shape)
+    if not fits or any(
+        isinstance(n, int) and n != m for n, m in zip(shape, codes.shape, strict=True)
+    ):
+        raise ValueError(f"{wanted}, got {_what(codes)}")
+    if not codes.is_floating_point():
+        raise ValueError(
+            f"{wanted}, got {_what(codes)}; world.lookup(indices) gives the codes of entries"
+        )
+    if values and not codes.isfinite().all():
+        raise ValueError(f"{wanted}, got some that are not finite")
+
+
+def checked_indices(indices: Any, *, tokens: int, size: int | None) -> Tensor:
+    """Entries of the codebook [.., tokens], as int64. Raises ValueError on what none is."""
+    if size is None:
+        raise ValueError(
+            "lookup: these latent actions are continuous: they have no entries to look up, their codes "
+            "are used as they are"
+        )
+    wanted = f"lookup: expected indices 0 .. {size - 1}, integers [.., {tokens}]"
+    if not isinstance(indices, Tensor):
+        raise ValueError(f"{wanted}, as a tensor, got {_what(indices)}; torch.as_tensor makes one")
+    whole = not (indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool)
+    if not whole or not indices.ndim or indices.shape[-1] != tokens:
+        raise ValueError(f"{wanted}, got {_what(indices)}")
+    if indices.numel():
+        low, high = torch.stack(indices.aminmax()).tolist()
+        if low < 0 or high >= size:
+            raise ValueError(f"{wanted}, got {low if low < 0 else high}")
+    return indices.long()
+
+
+def _what(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {list(value.shape)}".removeprefix("torch.")
+    return "None" if value is None else type(value).__name__
