@@ -77,7 +77,7 @@ class PaintActions(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
         self.first_action = []  # of every window it was called with, as its first frame was told
 
-    def velocity(self, latents, times, *, modulation):
+    def velocity(self, latents, times, *, modulation, fps=None):
         self.first_action.append(modulation[0, 0, 0, 0].item())
         return modulation[:, :, 0].transpose(1, 2)[..., None, None] - latents
 
