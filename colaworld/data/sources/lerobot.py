@@ -51,13 +51,13 @@ class LeRobotSource:
         self, path: Path, *, camera: str | None = None, action_column: str | None = "action"
     ) -> None:
         self.path = Path(path)
-        self.info = lerobot_meta.read_info(self.path)
+        self.folder = lerobot_meta.Folder(self.path)
+        self.info = lerobot_meta.read_info(self.folder)
         self.cameras = lerobot_meta.cameras_of(self.info)
         self.camera = lerobot_meta.choose_camera(self.path, self.cameras, camera)
         if camera is None and len(self.cameras) > 1:
             _tell_once(logging.INFO, f"{self.path}: using camera {self.camera} of {self.cameras}")
         self.action_column = action_column
-        self.folder = lerobot_meta.Folder(self.path)
         rows = lerobot_meta.read_episodes(self.folder, self.info, self.camera)
         self._data_files = list(dict.fromkeys(row.data for row in rows))
         self.broken: list[BrokenFile] = []

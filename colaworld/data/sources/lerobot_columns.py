@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from colaworld.data.errors import DataError
 from colaworld.data.sources.lerobot import LeRobotSource
-from colaworld.data.sources.lerobot_meta import read_json
+from colaworld.data.sources.lerobot_meta import opened_parquet, read_json
 from colaworld.data.sources.lerobot_statistics import Statistics
 from colaworld.data.sources.new_folder import NewFolder
 from colaworld.files import write_atomically
@@ -179,19 +179,22 @@ def _write_rows(
     for file in source.data_files():
         try:
             old = pq.ParquetFile(file, page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
+            kind = dict(zip(old.schema_arrow.names, old.schema_arrow.types, strict=True)).get(
+                "index"
+            )
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(f"{file}: cannot be read: {error}") from error
-        if "index" not in old.schema_arrow.names:
+        if kind is None:
             raise DataError(f"{file}: has no column 'index'")
-        if not pa.types.is_integer(old.schema_arrow.field("index").type):
-            raise DataError(f"{file}: column 'index' should hold integers")
+        if not pa.types.is_integer(kind):
+            raise DataError(f"{file}: column 'index' should hold integers, not {kind}")
         with old, _Rewritten(work / file.relative_to(source.path)) as new:
             for group in range(old.num_row_groups):
                 try:
                     table = old.read_row_group(group)
-                except (pa.ArrowException, OSError) as error:
+                except (pa.ArrowException, OSError, ValueError) as error:
                     raise DataError(f"{file}: cannot be read: {error}") from error
-                rows = table["index"].to_numpy()
+                rows = table["index"].fill_null(-1).to_numpy()
                 inside = not len(rows) or (rows.min() >= 0 and rows.max() < total)
                 if not inside or seen[rows].any() or len(np.unique(rows)) < len(rows):
                     raise DataError(
@@ -223,7 +226,7 @@ def _with_columns(table: pa.Table, rows: np.ndarray, columns: Mapping[str, _Colu
 def _write_episodes(root: Path, work: Path, columns: Mapping[str, _Column], total: int) -> None:
     """Statistics per episode, beside those that are there. Sets that keep none stay so."""
     for file in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
-        with pq.ParquetFile(file, page_checksum_verification=True) as old:
+        with opened_parquet(file, ["stats/*"]) as old:
             table = old.read()
         told = any(name.startswith("stats/") for name in table.column_names)
         if not told or not len(table):  # without a row there is nothing to add to

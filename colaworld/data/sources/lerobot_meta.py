@@ -80,7 +80,11 @@ FEATURE = (_Key("dtype", "the name of a type", lambda v: isinstance(v, str)),)
 VIDEO = (_Key("shape", "three sizes", lambda v: _shape(v) and len(v) == 3),)
 ACTION = (
     _Key("shape", "a list of sizes", _shape),
-    _Key("dtype", "numbers or bool", lambda v: kind_of(v) is not None),
+    _Key(
+        "dtype",
+        "numbers or bool (else choose another data.action_column, or none)",
+        lambda v: kind_of(v) is not None,
+    ),
     _Key("names", "a list of names, groups of names, or null", _names, required=False),
     _Key("class_names", "a list of names", _texts, required=False),
     _Key("unit", "text", lambda v: isinstance(v, str), required=False),
@@ -120,6 +124,37 @@ class Row:
     data: Path
     video: Path
     start: float  # seconds into the video
+
+
+class Folder:
+    """The files of a set at `root`: none but regular ones within it is opened."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._within = [root.resolve()]
+        if self._within[0].parent.name == "snapshots":  # the hub's cache keeps all bytes beside it
+            self._within.append(self._within[0].parent.parent / "blobs")
+        self._known: dict[str, Path] = {}
+
+    def file(self, name: str | Path, said_by: str) -> Path:
+        """The path of `name`, there or not. Raises DataError where it leads out of the folder."""
+        if (path := self._known.get(str(name))) is not None:
+            return path
+        path = self.root / name
+        try:
+            mode = path.stat().st_mode if path.exists() else stat.S_IFREG
+            real = path.resolve()
+        except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a name with \0
+            raise DataError(f"{said_by}: {_shown(str(name))} is no file: {error}") from error
+        if not any(real.is_relative_to(folder) for folder in self._within):
+            raise DataError(
+                f"{said_by}: {path} leads out of the set's folder, to {real}; what belongs to a "
+                "set lies in it (a hard link or a mount will do)"
+            )
+        if not stat.S_ISREG(mode):
+            raise DataError(f"{said_by}: {path} is no regular file")
+        self._known[str(name)] = path
+        return path
 
 
 def kind_of(dtype: Any) -> str | None:
@@ -163,16 +198,16 @@ def _check(keys: Sequence[_Key], value: dict[str, Any], where: str) -> None:
             )
 
 
-def read_info(root: Path) -> dict[str, Any]:
+def read_info(folder: Folder) -> dict[str, Any]:
     """meta/info.json with the keys of `INFO`, and of `VIDEO` for each camera. Raises DataError."""
-    file = root / "meta" / "info.json"
+    file = folder.file("meta/info.json", str(folder.root))
     info = read_json(file)
     version = info.get("codebase_version")
     if not isinstance(version, str) or not version.startswith("v3."):
         raise DataError(
             f"{file}: codebase_version: layout {_shown(version)} of LeRobot; v3.0 is read here. "
             "LeRobot converts v2.1 in place: python -m lerobot.scripts.convert_dataset_v21_to_v30 "
-            f"--repo-id=USER/NAME --root={root} --push-to-hub=false (in LeRobot 0.4: "
+            f"--repo-id=USER/NAME --root={folder.root} --push-to-hub=false (in LeRobot 0.4: "
             "lerobot.datasets.v30.convert_dataset_v21_to_v30). Its videos without their actions "
             "can be used as they are: --data.source video_folder"
         )
@@ -214,37 +249,6 @@ def action_feature(root: Path, info: dict[str, Any], column: str) -> dict[str, A
     return feature
 
 
-class Folder:
-    """The files of a set at `root`: none but regular ones within it is opened."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._within = [root.resolve()]
-        if self._within[0].parent.name == "snapshots":  # the hub's cache keeps all bytes beside it
-            self._within.append(self._within[0].parent.parent / "blobs")
-        self._known: dict[str, Path] = {}
-
-    def file(self, name: str | Path, said_by: str) -> Path:
-        """The path of `name`, there or not. Raises DataError where it leads out of the folder."""
-        if (path := self._known.get(str(name))) is not None:
-            return path
-        path = self.root / name
-        try:
-            mode = path.stat().st_mode if path.exists() else stat.S_IFREG
-            real = path.resolve()
-        except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a name with \0
-            raise DataError(f"{said_by}: {_shown(str(name))} is no file: {error}") from error
-        if not any(real.is_relative_to(folder) for folder in self._within):
-            raise DataError(
-                f"{said_by}: {path} leads out of the set's folder, to {real}; what belongs to a "
-                "set lies in it (a hard link or a mount will do)"
-            )
-        if not stat.S_ISREG(mode):
-            raise DataError(f"{said_by}: {path} is no regular file")
-        self._known[str(name)] = path
-        return path
-
-
 def read_parquet(
     file: Path,
     columns: Sequence[str],
@@ -257,7 +261,7 @@ def read_parquet(
     Raises DataError, which names both. On damaged files `pyarrow.parquet.read_table` can hang, and
     what `metadata` says of a column's chunk can end the process: neither is used.
     """
-    with _opened(file, columns) as opened:
+    with opened_parquet(file, columns) as opened:
         there = opened.schema_arrow.names
         if missing := [repr(name) for name in columns if name not in there]:
             raise DataError(f"{file}: lacks the columns {', '.join(missing)}")
@@ -269,7 +273,7 @@ def read_parquet(
 def episode_spans(file: Path) -> list[tuple[int, int]]:
     """The least and the greatest `episode_index` of each row group. Raises DataError."""
     name, spans = "episode_index", []
-    with _opened(file, [name]) as opened:
+    with opened_parquet(file, [name]) as opened:
         if name not in opened.schema_arrow.names:
             raise DataError(f"{file}: lacks the columns {name!r}")
         if not pa.types.is_integer(kind := opened.schema_arrow.field(name).type):
@@ -282,7 +286,8 @@ def episode_spans(file: Path) -> list[tuple[int, int]]:
 
 
 @contextlib.contextmanager
-def _opened(file: Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
+def opened_parquet(file: Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
+    """A parquet file to read `columns` from; whatever fails within becomes a DataError with both."""
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as opened:
             yield opened

@@ -279,6 +279,12 @@ def test_paths_that_leave_the_folder_are_refused(tmp_path, scene_set, place) -> 
         shutil.rmtree(path)
         scene_set(path, [6])
         (path / "out").symlink_to("../out")
+    for name in ("meta/info.json", EPISODES, DATA):
+        (path / name).rename(tmp_path / "elsewhere")
+        (path / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(DataError, match=rf"{path / name} leads out of the set's folder"):
+            open_source(path)
+        (tmp_path / "elsewhere").rename(path / name)
 
 
 def test_the_cache_of_the_hub_may_keep_the_bytes_beside_the_snapshot(tmp_path, scene_set) -> None:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -176,6 +177,15 @@ def test_nothing_is_left_of_what_failed(old, tmp_path, monkeypatch) -> None:
     )
     with pytest.raises(DataError, match=r"file-000\.parquet: column 'index'"):
         write_columns(old, tmp_path / "new", {"c": CODES})
+    at = table.column_names.index("index")
+    for values, message in (
+        ([None] + [1] * (len(table) - 1), "each of"),
+        ([0.5] * len(table), "double"),
+    ):
+        wrong = pa.array(values) if values[0] else pa.array(values, pa.int64())
+        pq.write_table(table.set_column(at, "index", wrong), file)
+        with pytest.raises(DataError, match=rf"file-000\.parquet: column 'index' .*{message}"):
+            write_columns(old, tmp_path / "new", {"c": CODES})
     pq.write_table(table, file)
 
     def full(*args: object) -> None:
