@@ -67,6 +67,8 @@ class SampleOptions:
     """Pixels are shown this many times larger; less where every action would not fit."""
     fps: int = 4
     """Frames per second of the result."""
+    tokenizer: str | None = None
+    """Where an exported world's tokenizer is (a folder or a hub name), where it did not come along."""
     device: str = "auto"
     """cpu, cuda, or auto."""
 
@@ -156,7 +158,7 @@ def _load(options: SampleOptions, device: str) -> tuple[World, DataConfig]:
         if k in ("height", "width", "crop", "stride", "fps")
     }
     data = from_dict(DataConfig, kept, where=f"{folder}/config.json: frames")
-    loaded = from_pretrained(folder, device=device)
+    loaded = from_pretrained(folder, device=device, tokenizer=options.tokenizer)
     if not isinstance(loaded, World):
         raise ValueError(f"{folder} is a video model without latent actions")
     return loaded, replace(data, path=options.data, split="all")

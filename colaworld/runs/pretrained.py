@@ -245,7 +245,7 @@ def _with_tokenizer(config: RunConfig, folder: Path, named: str | None, *, own: 
         raise ConfigError(
             f"{folder}/config.json: model.tokenizer.path is {stored!r}, which is not in this folder; "
             "to read it, or to fetch it from the hub, name it yourself: from_pretrained(..., "
-            f"tokenizer={stored!r})"
+            f"tokenizer={stored!r}), or --tokenizer of colaworld sample"
         )
     tokenizer: Any = config.model.tokenizer
     if not hasattr(tokenizer, "path"):

@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 import colaworld as package
 from colaworld.cli import errors
 from colaworld.cli.main import VERBS
 from colaworld.config import ConfigError
+from colaworld.training.checkpoint import write_folder
 from colaworld.training.protocols import CheckpointError, UnstableTrainingError
 
 
@@ -157,3 +159,14 @@ def test_log_lines_are_safe_to_print_and_warnings_about_data_come_once() -> None
     for _ in range(2):
         assert passed(logging.INFO, "c") == "said: c"
         assert passed(logging.WARNING, "c", "colaworld.training.guard") == "said: c"
+
+
+def test_a_tensor_file_that_the_disk_refused_is_work_that_failed(tmp_path) -> None:
+    """safetensors tells a full disk in words of its own."""
+
+    def full(folder):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(CheckpointError, match=r"x: cannot be written.*make room") as caught:
+        write_folder(tmp_path / "x", full)
+    assert errors.status(caught.value) == errors.FAILED

@@ -1,0 +1,82 @@
+"""Whatever changes in an export: the same world, or an error that is ours."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+
+import colaworld
+from colaworld.config import to_dict
+from colaworld.runs import pretrained
+from colaworld.runs.build import build_trainer
+
+
+@pytest.fixture
+def export(tiny, tmp_path):
+    assert build_trainer(tiny(), out=tmp_path / "run").run().status == "finished"
+    return pretrained.export_run(tmp_path / "run", tmp_path / "out")
+
+
+def content(folder):
+    world = colaworld.from_pretrained(folder)
+    return world.model.state_dict(), to_dict(world.sampler)
+
+
+def test_flips_and_cuts_are_noticed(export) -> None:
+    draw, told = random.Random(0), 0
+    state, sampler = content(export)
+    whole = {p.name: p.read_bytes() for p in export.iterdir() if p.name != "README.md"}
+    begin = 8 + int.from_bytes(whole["model.safetensors"][:8], "little")
+    for number in range(60):
+        name = draw.choice(sorted(whole))
+        data = bytearray(whole[name])
+        header = name == "model.safetensors" and number % 2
+        at, kind = draw.randrange(begin if header else len(data)), draw.randrange(4)
+        if kind < 2:
+            data[at] ^= 1 << draw.randrange(8)
+        elif kind == 2:
+            data[at : at + 8] = draw.randbytes(8)
+        else:
+            del data[at:]
+        (export / name).write_bytes(data)
+        try:
+            found, also = content(export)
+            assert also == sampler and all(torch.equal(found[k], v) for k, v in state.items())
+        except ValueError:
+            told += 1
+        (export / name).write_bytes(whole[name])
+    assert told > 50
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": None},
+        {"model": []},
+        {"model": {"tokenizer": None}},
+        {"model": {"backbone": {"kind": "none"}}},
+        {"model": {"backbone": 3}},
+        {"sampler": {"steps": "many"}},
+        {"recipe": 7},
+        {"schedule": "joint"},
+        {"schedule": []},
+        {"phases": {"joint": 1}},
+        {"files": None},
+        {"files": {"model.safetensors": None}},
+        {"sha256": None},
+        {"config_version": [1]},
+    ],
+)
+def test_values_that_a_stranger_wrote_are_refused(export, change) -> None:
+    """Without the hash, as an earlier release wrote it, and with whatever hash."""
+    described = json.loads((export / "config.json").read_text())
+    bare = {k: v for k, v in described.items() if k != "sha256"}
+    for values in (bare | change, described | change):
+        if values.keys() == bare.keys() and "files" in change:
+            continue  # nothing reads them there
+        (export / "config.json").write_text(json.dumps(values))
+        with pytest.raises(ValueError):
+            colaworld.from_pretrained(export)
