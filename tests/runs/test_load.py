@@ -76,6 +76,23 @@ def test_a_run_without_codes_yet_says_so(tiny, tmp_path) -> None:
         load.load_world(tmp_path / "run")
 
 
+def test_a_run_that_goes_on_is_read_from_its_checkpoint_and_says_so(tiny, tmp_path, caplog) -> None:
+    """Weights of the shorter run are not taken for the newer ones."""
+    config, out = tiny("nano.frozen_world"), tmp_path / "run"
+    build_trainer(config, out=out).run()
+    longer = replace(config, training=replace(config.training, max_steps=3, checkpoint_every=1))
+    trainer = build_trainer(longer, out=out, resume=True)
+    ask = trainer.distributed.agree
+    trainer.distributed.agree = lambda flag: ask(True)  # interrupted after the next step
+    trainer.distributed.gather = lambda value: [value or "SIGTERM"]
+    assert trainer.run().step == 2
+    caplog.set_level("INFO")
+    world, _ = load.load_world(out)
+    assert f"{out} is not finished; read from step_0_0000002" in caplog.text
+    for name, value in world.model.idm.state_dict().items():
+        assert torch.equal(value, trainer.model.idm.state_dict()[name])
+
+
 def test_a_generator_that_knows_held_out_episodes_is_told(tiny, tmp_path, caplog) -> None:
     config = replace(tiny(), backbone_weights=str(tmp_path))
     (tmp_path / "config.yaml").write_text(to_yaml(config))
