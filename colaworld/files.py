@@ -62,7 +62,7 @@ def share(path: str | Path) -> None:
     os.chmod(path, 0o666 & ~umask)
 
 
-def write_refused(path: Path, error: Exception, need: int = 0) -> tuple[str, OSError]:
+def write_refused(path: str | Path, error: Exception, need: int = 0) -> tuple[str, OSError]:
     """What to say where writing `path` failed, and the error of the system behind it.
 
     `need`: bytes of what was to be written. safetensors tells the system's errors in words.
@@ -70,7 +70,7 @@ def write_refused(path: Path, error: Exception, need: int = 0) -> tuple[str, OSE
     if not isinstance(error, OSError):
         number = re.search(r"\(os error (\d+)\)", str(error))
         error = OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(error)
-    home = path.parent
+    home = Path(path).parent
     while not home.exists():
         home = home.parent
     advice = "make the folder writable"
@@ -78,7 +78,8 @@ def write_refused(path: Path, error: Exception, need: int = 0) -> tuple[str, OSE
         advice = f"make room ({shutil.disk_usage(home).free / 1e6:.1f} MB are free there)"
     elif error.errno == errno.EFBIG:
         advice = "raise the limit on the size of a file (ulimit -f)"
-    return f"{path}: cannot be written (it needs {need / 1e6:.1f} MB): {error}; {advice}", error
+    size = f" (it needs {need / 1e6:.1f} MB)" if need else ""
+    return f"{path}: cannot be written{size}: {error}; {advice}", error
 
 
 def plain(value: Any) -> Any:

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from colaworld.files import plain, write_atomically
+from colaworld.files import plain, write_atomically, write_refused
 from colaworld.training.protocols import RunFolderError
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class JsonlLogger:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            kept = self._kept(after, sums) if after and path.exists() else b""
+            kept = self._kept(after, sums) if after and path.is_file() else b""
             write_atomically(path, kept)
             self._file = path.open("a")
         except OSError as error:
@@ -90,10 +90,7 @@ class JsonlLogger:
         )
 
     def _error(self, error: OSError) -> RunFolderError:
-        return RunFolderError(
-            f"{self.path}: cannot be written: {error}. Make room or make the folder writable, "
-            "then resume"
-        )
+        return RunFolderError(f"{write_refused(self.path, error)[0]}, then resume")
 
     def row(self, row: Mapping[str, Any]) -> None:
         try:

@@ -137,8 +137,9 @@ class RunFolder:
         damaged = sorted(path.name for path in self.checkpoints.glob("step_*"))
         why = f"none of its checkpoints can be read: {', '.join(damaged)}"
         if not damaged:
-            saved = yaml.safe_load(config.read_text()) if config.is_file() else None
-            every = ((saved or {}).get("training") or {}).get("checkpoint_every")
+            saved = config.read_text(errors="replace") if config.is_file() else ""
+            found = re.search(r"\bcheckpoint_every: ([1-9]\d*)", saved)
+            every = int(found[1]) if found else len(rows)
             # Killed before the first checkpoint, a run begins anew. There was one at a phase's end.
             if not rows or (self.checkpoints.is_dir() and not _saved_before(rows, every)):
                 return
@@ -290,9 +291,9 @@ class RunFolder:
         )
 
 
-def _saved_before(rows: list[dict[str, Any]], every: Any) -> bool:
+def _saved_before(rows: list[dict[str, Any]], every: int) -> bool:
     """Whether rows tell of a checkpoint: those behind the end of a phase or behind `every` steps."""
-    due = set(range(every, 1 + len(rows), every)) if isinstance(every, int) and every > 0 else ()
+    due = range(every, len(rows), every)
     return any(
         row.get("phase") != rows[-1].get("phase") or row.get("step") in due for row in rows[:-1]
     )
