@@ -7,7 +7,12 @@ import math
 import pytest
 import torch
 
-from colaworld.models.layers.embeddings import ScalarEmbedder, grid_embedding, sinusoid
+from colaworld.models.layers.embeddings import (
+    ScalarEmbedder,
+    bfloat16_values,
+    grid_embedding,
+    sinusoid,
+)
 from colaworld.models.layers.rope import rope_tables
 
 
@@ -20,6 +25,15 @@ def test_sinusoid_is_cosines_then_sines():
             angle = v * math.exp(-math.log(1e4) * i / 128)
             assert made[row, i].item() == pytest.approx(math.cos(angle), abs=1e-4)
             assert made[row, 128 + i].item() == pytest.approx(math.sin(angle), abs=1e-4)
+
+
+def test_values_are_rounded_as_bfloat16_rounds_them_compiled_or_not(generator):
+    value = 1000 * torch.randn(10_000, generator=generator)
+    value[:4] = torch.tensor([0.0, 1 + 2**-8, 1 + 3 * 2**-8, -909.6])  # two ties, to even
+    rounded = value.to(torch.bfloat16).float()
+    assert torch.equal(bfloat16_values(value), rounded)
+    compiled = torch.compile(lambda x: 2 * bfloat16_values(x), fullgraph=True)
+    assert torch.equal(compiled(value), 2 * rounded)
 
 
 def test_scalar_embedder_keeps_leading_shape_and_starts_as_asked(generator):
