@@ -1,4 +1,4 @@
-"""Dataclass <-> dict <-> YAML <-> command line, strict in every direction.
+"""Dataclass <-> dict <-> YAML, strict in every direction.
 
 A configuration is a nested dataclass that lives beside the thing it configures; where one of several
 may stand, a field `kind` in each tells them apart: a union of dataclasses, or an open family, which is
@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import logging
+import math
+import operator
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast
 
 import yaml
+
+log = logging.getLogger(__name__)
 
 RENAMED_KEYS = {  # what fields of early configurations are called now
     "generator": "backbone_weights",
@@ -32,6 +39,87 @@ T = TypeVar("T")
 
 class ConfigError(ValueError):
     """A configuration that cannot be used: names the key, what was expected and what came."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Which numbers a field takes, beside its type: `Annotated[float, Range(ge=0, lt=1)]`.
+
+    No range holds infinities or NaN.
+    """
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    off: float | None = None
+    """A number outside that switches the thing off."""
+
+    def check(self, value: float, path: str) -> None:
+        """ConfigError that names `path` unless `value` lies inside."""
+        if value == self.off:
+            return
+        for sign, holds in (
+            (">=", operator.ge),
+            (">", operator.gt),
+            ("<=", operator.le),
+            ("<", operator.lt),
+        ):
+            bound = getattr(self, holds.__name__)
+            if bound is not None and not holds(value, bound):
+                off = "" if self.off is None else f", or {self.off:g} for off"
+                raise ConfigError(f"{path}: expected {sign} {bound:g}{off}, got {shown(value)}")
+
+
+class Checked:
+    """Base of a configuration, a frozen dataclass: what its annotations say (types, `Literal`, `Range`)
+    holds however it was made. Its `at` is where it stands, for messages: `class A(Checked, at="a.")`.
+
+    A class with a `__post_init__` of its own, for what several fields have to do with each other, calls
+    this one first.
+    """
+
+    _at: ClassVar[str] = ""
+
+    def __init_subclass__(cls, *, at: str | None = None, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        cls._at = cls._at if at is None else at
+
+    def __post_init__(self) -> None:
+        for name, hint in _hints(type(self)).items():
+            key = self._at + (name.replace("_", "-") if self._at == "--" else name)
+            object.__setattr__(self, name, _convert(hint, getattr(self, name), key, None))
+
+
+Size = Annotated[int, Range(ge=1, le=65_536)]  # widths, sides, channels
+Layers = Annotated[int, Range(ge=1, le=1000)]
+Count = Annotated[int, Range(ge=1, le=10**9)]  # steps, clips, frames
+Natural = Annotated[int, Range(ge=0, le=10**9)]  # the same, or none
+Seed = Annotated[int, Range(ge=0, lt=2**63)]
+Share = Annotated[float, Range(ge=0, lt=1)]
+Weight = Annotated[float, Range(ge=0, le=1e6)]
+Positive = Annotated[float, Range(gt=0, le=1e9)]
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    """Name and annotation of each field."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+class _Short(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if abs(x) < 10**30 else f"a number of {x.bit_length()} bits"
+
+
+_short = _Short()
+_short.maxstring = _short.maxother = 80
+
+
+def shown(value: Any) -> str:
+    """`repr` of a value that may be of any size or depth, in one short line."""
+    return _short.repr(value)
 
 
 def to_dict(config: Any) -> Any:
@@ -57,8 +145,8 @@ def from_dict(
     a value that the dataclass itself refuses.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where or cls.__name__}: expected a mapping, got {values!r}")
-    hints = typing.get_type_hints(cls)
+        raise ConfigError(f"{where or cls.__name__}: expected a mapping, got {shown(values)}")
+    hints = _hints(cls)
     known = [f.name for f in dataclasses.fields(cast(Any, cls)) if f.init]
     former = getattr(cls, "FORMER_KEYS", {})
     given = {}
@@ -67,12 +155,15 @@ def from_dict(
         if key not in known and now in known:
             key = now
         path = f"{where}.{key}" if where else str(key)
-        if key not in known and now in former and value == former[now]:
-            continue
+        if key not in known and now in former:
+            if now != key and value != former[now]:
+                log.warning("%s: passed over, %s never had it", path, cls.__name__)
+            if now != key or value == former[now]:
+                continue
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
+            near = difflib.get_close_matches(str(key)[:80], known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
-            raise ConfigError(f"unknown key {path!r}{hint}")
+            raise ConfigError(f"unknown key {shown(path)}{hint}")
         if key in given:
             raise ConfigError(f"{path}: given twice, once by its earlier name")
         before = None if base is None else getattr(base, key)
@@ -88,14 +179,24 @@ def from_dict(
 
 def _convert(hint: Any, value: Any, path: str, before: Any) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        value = _convert(args[0], value, path, before)
+        for mark in args[1:]:
+            if isinstance(mark, Range):
+                mark.check(value, path)
+        return value
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):
+            return value
         base = before if isinstance(before, hint) else None
         return from_dict(hint, value, where=path, base=base)
-    kinds = _kinds(hint)
+    kinds = kinds_of(hint)
     if kinds and not (value is None and type(None) in args):
-        chosen = _of_kind(kinds, value, path, before)
+        if isinstance(value, hint if isinstance(hint, type) else tuple(kinds)):
+            return value
+        chosen = of_kind(kinds, value, path, before)
         if before is not None and not isinstance(before, chosen) and isinstance(value, Mapping):
-            value = {**to_dict(_in_common(before, chosen)), **value}
+            value = {**to_dict(in_common(before, chosen)), **value}
         return _convert(chosen, value, path, before)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
@@ -108,41 +209,45 @@ def _convert(hint: Any, value: Any, path: str, before: Any) -> Any:
                 errors.append(str(error))
         raise ConfigError(" or ".join(errors))
     if origin is Literal:
-        if value not in args:
+        if not any(type(value) is type(arg) and value == arg for arg in args):
             raise ConfigError(
-                f"{path}: expected one of {', '.join(map(repr, args))}, got {value!r}"
+                f"{path}: expected one of {', '.join(map(repr, args))}, got {shown(value)}"
             )
         return value
     if origin is tuple:
         if not isinstance(value, Sequence) or isinstance(value, str):
-            raise ConfigError(f"{path}: expected a list, got {value!r}")
+            raise ConfigError(f"{path}: expected a list, got {shown(value)}")
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(inner) != len(value):
-            raise ConfigError(f"{path}: expected {len(inner)} values, got {len(value)}: {value!r}")
+            raise ConfigError(
+                f"{path}: expected {len(inner)} values, got {len(value)}: {shown(value)}"
+            )
         return tuple(
             _convert(h, v, f"{path}[{i}]", None)
             for i, (h, v) in enumerate(zip(inner, value, strict=True))
         )
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{path}: expected a mapping, got {value!r}")
+            raise ConfigError(f"{path}: expected a mapping, got {shown(value)}")
         held = before if isinstance(before, Mapping) else {}
         made = {k: _entry(args[1], k, v, f"{path}.{k}", held) for k, v in value.items()}
         return {**held, **made}
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
-            return float(value)
-        except ValueError:
-            pass
+            number = float(value)  # of text, too: YAML 1.1 reads 1e-3 as text
+        except (ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+        if not isinstance(value, str):
+            raise ConfigError(f"{path}: expected a finite number, got {shown(value)}")
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is Any and dataclasses.is_dataclass(before) and isinstance(value, Mapping):
         return from_dict(type(before), value, where=path, base=before)
     if hint is Any or (isinstance(value, hint) and not (hint is int and isinstance(value, bool))):
         return value
-    raise ConfigError(f"{path}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+    raise ConfigError(f"{path}: expected {getattr(hint, '__name__', hint)}, got {shown(value)}")
 
 
 def _entry(hint: Any, key: Any, value: Any, path: str, held: Mapping[str, Any]) -> Any:
@@ -150,13 +255,13 @@ def _entry(hint: Any, key: Any, value: Any, path: str, held: Mapping[str, Any]) 
     try:
         return _convert(hint, value, path, held.get(key))
     except ConfigError as error:
-        near = difflib.get_close_matches(str(key), held, n=1)
+        near = difflib.get_close_matches(str(key)[:80], map(str, held), n=1)
         if key in held or not near:
             raise
-        raise ConfigError(f"{error}; did you mean {near[0]!r} instead of {key!r}?") from None
+        raise ConfigError(f"{error}; did you mean {near[0]!r} instead of {shown(key)}?") from None
 
 
-def _kinds(hint: Any) -> list[Any]:
+def kinds_of(hint: Any) -> list[Any]:
     """The dataclasses of which one may stand here; none where there is no choice."""
     if isinstance(hint, type) and not dataclasses.is_dataclass(hint) and hasattr(hint, "kinds"):
         return list(hint.kinds())
@@ -165,35 +270,67 @@ def _kinds(hint: Any) -> list[Any]:
     return options if union and all(dataclasses.is_dataclass(a) for a in options) else []
 
 
-def _of_kind(options: list[Any], value: Any, path: str, before: Any) -> Any:
+def of_kind(options: list[Any], value: Any, path: str, before: Any) -> Any:
     """Which of several dataclasses a mapping means: its `kind`, else what stood there before."""
     known = {option.kind: option for option in options}
     default = type(before) if type(before) in options else options[0]
     kind = value.get("kind", default.kind) if isinstance(value, Mapping) else default.kind
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise ConfigError(
-            f"{path}.kind: expected one of {', '.join(map(repr, known))}, got {kind!r}"
+            f"{path}.kind: expected one of {', '.join(map(repr, known))}, got {shown(kind)}"
         )
     return known[kind]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases (which blow up), a key that is given twice, or nesting without end."""
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(None, None, "aliases are not read here", event.start_mark)
+        if self._depth > 50:
+            raise yaml.MarkedYAMLError(None, None, "more than 50 levels deep", event.start_mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        made = super().construct_mapping(node, deep)
+        if len(made) < len(node.value):
+            keys = [self.construct_object(key, True) for key, _ in node.value]
+            twice = next(key for at, key in enumerate(keys) if key in keys[:at])
+            problem = f"the key {shown(twice)} is given twice"
+            raise yaml.MarkedYAMLError(None, None, problem, node.start_mark)
+        return made
 
 
 def load_yaml(path: str | Path, cls: type[T], *, base: T | None = None) -> T:
     """Read a YAML file strictly. Raises ConfigError that names the file and the key."""
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        if Path(path).stat().st_size > 2**20:
+            raise OSError("more than 1 MiB, which no configuration has")
+        values = yaml.load(Path(path).read_text(), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}: not valid YAML{line}: {error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:  # bytes that are no text, numbers that are none
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     values = {} if values is None else values
     if isinstance(values, Mapping):
         values = dict(values)
         version = values.pop("config_version", VERSION)
         if version != VERSION:
             raise ConfigError(
-                f"{path}: config_version {version} is not {VERSION}, which this release reads"
+                f"{path}: config_version {shown(version)} is not {VERSION}, which this release reads"
             )
     try:
         return from_dict(cls, values, base=base)
@@ -206,79 +343,7 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump({"config_version": VERSION, **to_dict(config)}, sort_keys=False)
 
 
-def from_command_line(default: T, arguments: Sequence[str], *, program: str, description: str) -> T:
-    """`default` with every field reachable as --a.b-c VALUE; --help lists all with their docs.
-
-    A member annotated with `tyro.conf.arg(name="")` lends its fields without its own name. Where one of
-    several dataclasses may stand, `--a.kind NAME` takes the one of that kind, with its defaults and
-    what it has in common with the one that stood there.
-    """
-    import tyro
-
-    for flag in (argument.partition("=")[0] for argument in arguments):
-        where, dot, name = flag.removeprefix("--").replace("-", "_").rpartition(".")
-        if flag.startswith("--") and name in RENAMED_KEYS:
-            now = (where + dot + RENAMED_KEYS[name]).replace("_", "-")
-            raise ConfigError(f"{flag} is called --{now} now")
-    default, rest = _choose_kinds(default, arguments)
-    return tyro.cli(
-        type(default),
-        default=default,
-        args=rest,
-        prog=program,
-        description=description,
-        config=(tyro.conf.AvoidSubcommands,),
-    )
-
-
-def _choose_kinds(default: T, arguments: Sequence[str]) -> tuple[T, list[str]]:
-    """`default` with every `--a.b.kind NAME` done, and the other arguments."""
-    rest: list[str] = []
-    left = iter(arguments)
-    for argument in left:
-        flag, equals, kind = argument.partition("=")
-        if not (flag.startswith("--") and flag.endswith(".kind")):
-            rest.append(argument)
-            continue
-        keys = flag[2:].replace("-", "_").split(".")[:-1]
-        path = _union_at(default, keys)
-        if path is None:
-            rest.append(argument)
-            continue
-        kind = kind if equals else next(left, "")
-        default = _with_kind(default, path, kind, flag)
-    return default, rest
-
-
-def _union_at(config: Any, keys: list[str]) -> list[str] | None:
-    """The field names that lead to where one of several may stand, past members that lend their fields."""
-    hints = typing.get_type_hints(type(config), include_extras=True)
-    if keys[0] not in hints:
-        for name, hint in hints.items():
-            if getattr(hint, "__metadata__", ()) and dataclasses.is_dataclass(
-                getattr(config, name)
-            ):
-                below = _union_at(getattr(config, name), keys)
-                return None if below is None else [name, *below]
-        return None
-    if len(keys) > 1:
-        inner = getattr(config, keys[0])
-        below = _union_at(inner, keys[1:]) if dataclasses.is_dataclass(inner) else None
-        return None if below is None else [keys[0], *below]
-    return keys if _kinds(hints[keys[0]]) else None
-
-
-def _with_kind(config: Any, path: list[str], kind: str, flag: str) -> Any:
-    name, *below = path
-    before = getattr(config, name)
-    if below:
-        return dataclasses.replace(config, **{name: _with_kind(before, below, kind, flag)})
-    options = _kinds(typing.get_type_hints(type(config))[name])
-    chosen = _of_kind(options, {"kind": kind}, flag[2:].removesuffix(".kind"), None)
-    return dataclasses.replace(config, **{name: chosen(**_in_common(before, chosen))})
-
-
-def _in_common(before: Any, chosen: Any) -> dict[str, Any]:
+def in_common(before: Any, chosen: Any) -> dict[str, Any]:
     """The fields of `before` that the dataclass `chosen` has too, but its kind."""
     shared = {f.name for f in dataclasses.fields(chosen)} - {"kind"}
     names = [f.name for f in dataclasses.fields(before) if f.name in shared]

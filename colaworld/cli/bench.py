@@ -18,6 +18,7 @@ import tyro
 
 from colaworld.cli.progress import bar
 from colaworld.cli.train import choose_device
+from colaworld.config import Checked, Count, Positive
 
 Suite = Literal["ops", "models", "training", "data", "rollout"]
 AUTO = Path("auto")
@@ -25,7 +26,7 @@ _PACKAGE = "colaworld.benchmarks"
 
 
 @dataclass(frozen=True)
-class BenchOptions:
+class BenchOptions(Checked, at="--"):
     """Options of `colaworld bench`."""
 
     suites: Annotated[tuple[Suite, ...], tyro.conf.Positional] = ("ops",)
@@ -52,21 +53,14 @@ class BenchOptions:
     """Models, training and rollout run bfloat16 as autocast."""
     device: str = "cpu"
     """cpu, cuda, or auto."""
-    threads: int | None = None
+    threads: Count | None = None
     """Threads of torch; default: as torch chooses."""
-    samples: int = 20
+    samples: Count = 20
     """Samples per implementation, taken in turns. Fewer than 20 are for looking, not for keeping."""
     data: Path | None = None
     """training and data: a data set; default: a small one is recorded into a temporary folder."""
-    peak_tflops: float | None = None
+    peak_tflops: Positive | None = None
     """training: what MFU is a share of; default: the matrix product that this run measures."""
-
-    def __post_init__(self) -> None:
-        for name, value in (("samples", self.samples), ("threads", self.threads)):
-            if value is not None and value < 1:
-                raise ValueError(f"--{name}: expected at least 1, got {value}")
-        if self.peak_tflops is not None and not self.peak_tflops > 0:
-            raise ValueError(f"--peak-tflops: expected a number above 0, got {self.peak_tflops}")
 
 
 def suite(name: str) -> ModuleType:

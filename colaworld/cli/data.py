@@ -15,13 +15,14 @@ from typing import Annotated
 import tyro
 
 from colaworld.cli.errors import FORESEEN, report_error
+from colaworld.config import Checked, Count, Weight
 from colaworld.data.clips import DataConfig
 from colaworld.data.inspection import Inspection, contact_sheet, inspect
 from colaworld.files import printable
 
 
 @dataclass(frozen=True)
-class InspectConfig:
+class InspectConfig(Checked, at="--"):
     """What to look at."""
 
     path: Annotated[Path, tyro.conf.Positional]
@@ -34,11 +35,11 @@ class InspectConfig:
     """LeRobot: which camera (default: the first)."""
     action_column: str | None = "action"
     """LeRobot: which column the actions are in; others named action... are shown too."""
-    episodes: int = 200
+    episodes: Count = 200
     """At most so many episodes are decoded, spread evenly over the set."""
-    rows: int = 8
+    rows: Count = 8
     """Episodes on the contact sheet."""
-    scene_cut_threshold: float = 3.0
+    scene_cut_threshold: Weight = 3.0
     """As in training: how many times the usual frame difference a cut is."""
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import tyro
 
 from colaworld.cli import evaluate, record, train
-from colaworld.config import ConfigError
+from colaworld.config import Checked, ConfigError, Count
 from colaworld.runs.load import read_config
 
 # The generator was pre-trained on other episodes of the same world (seed 1000).
@@ -26,7 +26,7 @@ _DATA = (
 
 
 @dataclass(frozen=True)
-class DemoOptions:
+class DemoOptions(Checked, at="--"):
     """Options of `colaworld demo`."""
 
     out: Path = Path("runs/demo")
@@ -35,9 +35,9 @@ class DemoOptions:
     """About an hour of training instead of minutes: the recipe nano.cola_long, more episodes."""
     recipe: str | None = None
     """The recipe to run on the demo's data; nano.cola when none is named."""
-    episodes: int | None = None
+    episodes: Count | None = None
     """Episodes to record; 80 when none is given, 240 with --long."""
-    max_steps: int | None = None
+    max_steps: Count | None = None
     """At most so many steps of each phase: a look at the machinery, not at results."""
 
 

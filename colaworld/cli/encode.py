@@ -14,9 +14,10 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from colaworld.cli.command_line import from_command_line
 from colaworld.cli.progress import bar
 from colaworld.cli.train import choose_device, data_flag, take
-from colaworld.config import from_command_line, load_yaml
+from colaworld.config import Checked, Count, Positive, load_yaml
 from colaworld.data.clips import ClipSet
 from colaworld.data.latent_cache import LatentCache
 from colaworld.data.latent_writer import write_latents
@@ -35,7 +36,7 @@ goes on where it stopped. Several processes started by torchrun each take a shar
 
 
 @dataclass(frozen=True)
-class EncodeOptions:
+class EncodeOptions(Checked, at="--"):
     """Options of `colaworld data encode`."""
 
     name: Annotated[str, tyro.conf.Positional]
@@ -44,11 +45,11 @@ class EncodeOptions:
     """The cache: key.json, index.parquet and shards of safetensors."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """In which latents are stored. Half precision halves the space and rounds them."""
-    every: int = 1
+    every: Count = 1
     """Tokenizers with a temporal stride: only clips that start at multiples of this many frames."""
-    batch_size: int = 8
+    batch_size: Count = 8
     """Clips (with a temporal stride) or frames encoded at once."""
-    shard_mb: float = 256.0
+    shard_mb: Positive = 256.0
     """Megabytes of a file; held in memory while it is made."""
     device: str = "auto"
     """cpu, cuda, or auto."""

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import tyro
 
+from colaworld.cli.command_line import from_command_line
 from colaworld.cli.progress import bar
 from colaworld.cli.train import choose_device, data_flag
-from colaworld.config import from_command_line
 from colaworld.data.clips import DataConfig
 from colaworld.evaluation.comparison import comparison
 from colaworld.evaluation.evaluate import EvaluationConfig

@@ -9,19 +9,20 @@ from typing import Annotated
 
 import tyro
 
-from colaworld.config import from_command_line
+from colaworld.cli.command_line import from_command_line
+from colaworld.config import Checked, Positive
 from colaworld.runs.pretrained import SHARD_GB, export_run, push_to_hub
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class ExportOptions(Checked, at="--"):
     """Options of `colaworld export`."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """The folder of a finished run; evaluate it first, so that its card has numbers."""
     out: Path = Path("exported")
     """Where config.json, the weights and the model card go."""
-    shard_gb: float = SHARD_GB
+    shard_gb: Positive = SHARD_GB
     """Largest size of one weights file, in GB."""
     push: str | None = None
     """OWNER/NAME on the hub to upload to, as a private model."""
@@ -30,7 +31,7 @@ class ExportOptions:
 def run(argv: list[str]) -> int:
     """Export; prints where."""
     options = from_command_line(
-        ExportOptions(run=tyro.MISSING),
+        ExportOptions,
         argv,
         program="colaworld export",
         description="Write a finished run as a model that colaworld.from_pretrained loads.",

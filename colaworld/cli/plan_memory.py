@@ -15,8 +15,9 @@ from typing import Annotated, Any
 
 import tyro
 
+from colaworld.cli.command_line import from_command_line
 from colaworld.cli.train import data_flag, take
-from colaworld.config import ConfigError, from_command_line, load_yaml
+from colaworld.config import Checked, ConfigError, Positive, load_yaml
 from colaworld.recipes import RECIPES, recipe
 from colaworld.runs.config import RunConfig
 from colaworld.runs.memory import GIB, Advice, PhaseMemory, advise, plan_memory, usable
@@ -34,10 +35,10 @@ _COLUMNS = ("parameters", "gradients", "optimizer", "average", "activations", "t
 
 
 @dataclass(frozen=True)
-class PlanOptions:
+class PlanOptions(Checked, at="--"):
     """Options of `colaworld plan-memory` besides the run's configuration."""
 
-    gpu: float = 80.0
+    gpu: Positive = 80.0
     """GB of the card, as it is sold."""
     json: Path | None = None
     """Write the numbers here too, in bytes."""

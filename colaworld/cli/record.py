@@ -22,7 +22,7 @@ import tyro
 from colaworld import envs
 from colaworld.cli.errors import FORESEEN, report_error
 from colaworld.cli.progress import bar
-from colaworld.config import to_dict
+from colaworld.config import Checked, Count, Natural, Positive, Range, Seed, Size, to_dict
 from colaworld.data.sources.lerobot_writer import LeRobotWriter, check_target
 from colaworld.data.video_writer import EncodingConfig
 from colaworld.envs import behaviours
@@ -31,26 +31,26 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RecordConfig:
+class RecordConfig(Checked, at="--"):
     """What to film, and how much of it."""
 
     env: Annotated[Literal["crafter", "pusht", "scene"], tyro.conf.Positional]
     """The simulator. crafter and pusht are extras: pip install 'colaworld[crafter]'."""
     out: Path
     """The folder to make. It appears when everything is written, and not before."""
-    episodes: int = 100
+    episodes: Count = 100
     """How many episodes."""
-    steps: int = 100
+    steps: Count = 100
     """Frames per episode (fewer where the environment ends it)."""
-    seed: int = 0
+    seed: Seed = 0
     """Fixes everything: the same seed gives the same frames."""
-    first_episode: int = 0
+    first_episode: Natural = 0
     """Number of the first episode, so that a set can be continued elsewhere with the same seed."""
     behaviour: Literal["random", "sticky-random", "scripted"] = "sticky-random"
     """Who acts."""
-    repeat: float = 0.5
+    repeat: Annotated[float, Range(ge=0, le=1)] = 0.5
     """sticky-random: probability of repeating the last action."""
-    size: int | None = None
+    size: Size | None = None
     """Pixels: crafter per cell (default 4), pusht per side (96), scene per side (32)."""
     view: Literal["map", "full"] = "map"
     """crafter: the map only, or also the two inventory rows."""
@@ -60,9 +60,9 @@ class RecordConfig:
     """crafter: the actions to choose from (default: noop and the four moves)."""
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
     """How the video is compressed."""
-    video_mb: float = 200.0
+    video_mb: Positive = 200.0
     """A video file is closed after the episode in which it reaches this size."""
-    workers: int = 1
+    workers: Annotated[int, Range(ge=1, le=1024)] = 1
     """Processes that play. The result is the same for any number."""
     overwrite: bool = False
     """Replace a recorded set of that name. Anything else stays."""
@@ -140,8 +140,6 @@ def _episodes(config: RecordConfig) -> Iterator[envs.Episode]:
 
 def record(config: RecordConfig, *, progress: bool = True) -> dict[str, Any]:
     """Film and write the set. Returns a summary; raises DataError or ValueError on a wrong wish."""
-    if config.episodes < 1:
-        raise ValueError(f"--episodes: expected at least 1, got {config.episodes}")
     check_target(config.out, overwrite=config.overwrite)
     env = make_env(config)
     behaviours.make(config.behaviour, env, repeat=config.repeat)  # a wrong one fails here

@@ -14,8 +14,9 @@ import tyro
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from colaworld.cli.command_line import from_command_line
 from colaworld.cli.train import choose_device
-from colaworld.config import from_command_line, from_dict
+from colaworld.config import Checked, Count, Natural, Range, Seed, Size, from_dict
 from colaworld.data import transforms
 from colaworld.data.clips import ClipSet, DataConfig
 from colaworld.data.video_writer import EncodingConfig, VideoWriter
@@ -34,38 +35,38 @@ LABEL = 13  # pixels above a rollout
 
 
 @dataclass(frozen=True)
-class SampleOptions:
+class SampleOptions(Checked, at="--"):
     """Options of `colaworld sample`."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder, or a world written by `colaworld export`."""
     out: Path = Path("sample.gif")
     """Where to write: .gif, .mp4 or .png (a strip)."""
-    codes: tuple[int, ...] = ()
+    codes: tuple[Natural, ...] = ()
     """Codebook entries, one per frame to generate (one per token and frame where an action has
     several tokens). Without them every action is held for --frames frames, side by side, each labelled
     with its codes; at most 64, no wider or higher than 1600 pixels and, as a GIF, no larger than 8 MB."""
     hold: bool = False
     """Hold each action of --codes for --frames frames, side by side, in place of one after another."""
-    frames: int = 8
+    frames: Count = 8
     """Frames to generate when --codes is not given or --hold is."""
     start: Path | None = None
     """An image to start from; by default a frame of the data set."""
     data: Path | None = None
     """The data set to take the start frame from; by default the run's own. An exported world has none."""
-    episode: int = 0
+    episode: Natural = 0
     """Which held-out episode the start frame is from (any episode, for an exported world)."""
-    frame: int = 0
+    frame: Natural = 0
     """Which frame of it."""
-    steps: int | None = None
+    steps: Count | None = None
     """Denoising steps; by default the run's."""
-    guidance: float | None = None
+    guidance: Annotated[float, Range(ge=-1000, le=1000)] | None = None
     """Guidance on the action; by default the run's."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the noise."""
-    scale: int = 8
+    scale: Size = 8
     """Pixels are shown this many times larger; less where every action would not fit."""
-    fps: int = 4
+    fps: Count = 4
     """Frames per second of the result."""
     tokenizer: str | None = None
     """Where an exported world's tokenizer is (a folder or a hub name), where it did not come along."""
@@ -76,15 +77,13 @@ class SampleOptions:
 def run(argv: list[str]) -> int:
     """Sample; prints the path of what was written."""
     options = from_command_line(
-        SampleOptions(run=tyro.MISSING),
+        SampleOptions,
         argv,
         program="colaworld sample",
         description="Roll a start frame forward under chosen latent actions.",
     )
     if options.out.suffix not in (".gif", ".mp4", ".png"):
         raise ValueError(f"--out: expected a .gif, .mp4 or .png file, got {options.out}")
-    if options.scale < 1 or options.frames < 1 or options.fps < 1:
-        raise ValueError("--scale, --frames and --fps: expected >= 1")
     device = choose_device(options.device)
     world, data = _load(options, device)
     sampler = world.sampler

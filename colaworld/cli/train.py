@@ -20,7 +20,8 @@ from typing import Annotated, Any
 import tyro
 import yaml
 
-from colaworld.config import ConfigError, from_command_line, load_yaml, to_dict
+from colaworld.cli.command_line import from_command_line
+from colaworld.config import ConfigError, load_yaml, to_dict
 from colaworld.recipes import RECIPES, recipe
 from colaworld.runs.build import build_trainer
 from colaworld.runs.config import RunConfig

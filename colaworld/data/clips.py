@@ -13,11 +13,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mode
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 
+from colaworld.config import (
+    Checked,
+    ConfigError,
+    Count,
+    Natural,
+    Positive,
+    Range,
+    Share,
+    Size,
+    Weight,
+)
 from colaworld.contracts import ActionSpec
 from colaworld.data import cuts, transforms, windows
 from colaworld.data.cache import ByteCache
@@ -30,7 +41,7 @@ _BLOCK = 32  # frames decoded at full size at a time
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked, at="data."):
     """Which clips are cut from which videos."""
 
     path: Path | None = None
@@ -40,59 +51,47 @@ class DataConfig:
     that recognises it."""
     camera: str | None = None
     """LeRobot: the video feature to use, or the last part of its name (default: the first)."""
-    frames_per_clip: int = 8
+    frames_per_clip: Count = 8
     """Frames in a clip."""
-    stride: int = 1
+    stride: Count = 1
     """Every stride-th frame. Leave at 1 when fps is set."""
-    fps: float | None = None
+    fps: Positive | None = None
     """Frames per second of a clip, from the frames' own times. Default: as recorded."""
-    height: int | None = None
+    height: Size | None = None
     """Pixels. Default: as recorded, if all files agree."""
-    width: int | None = None
+    width: Size | None = None
     """Pixels. Default: as recorded, if all files agree."""
-    crop: Literal["none", "center"] | tuple[int, int, int, int] = "center"
+    crop: Literal["none", "center"] | tuple[Natural, Natural, Count, Count] = "center"
     """Before resizing. center: the largest centred box of shape height:width; none: the whole
     frame, stretched; or a box in pixels as shown: top left height width."""
-    scene_cut_threshold: float = 3.0
+    scene_cut_threshold: Weight = 3.0
     """How many times the usual frame difference a scene cut is. No clip crosses a cut. 0: off."""
-    max_broken_share: float = 0.05
+    max_broken_share: Share = 0.05
     """Share of files that may be unreadable (each is named and skipped) before it is an error."""
-    holdout: float = 0.1
+    holdout: Share = 0.1
     """Share of episodes kept for evaluation, drawn by a hash of their names."""
     split: Literal["train", "heldout", "all"] = "train"
     """Which share to use."""
     action_column: str | None = "action"
     """Column of the real actions: read by evaluation, and by phases whose objective asks for them."""
-    shuffle_window: int = 0
+    shuffle_window: Natural = 0
     """Clips are mixed among this many segments (episodes, or parts of long ones) at a time. 0: as
     many as half the cache holds, or all if all fit."""
-    cache_mb: float = 1024.0
+    cache_mb: Positive = 1024.0
     """Bound on decoded frames kept in memory. A set that fits is decoded once."""
-    workers: int = 1
+    workers: Annotated[int, Range(ge=0, le=1024)] = 1
     """Threads that decode ahead. 0: decode when asked. The order of clips is the same."""
 
     def __post_init__(self) -> None:
-        for name, least in (("frames_per_clip", 1), ("stride", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"data.{name}: expected >= {least}, got {getattr(self, name)}")
-        if self.fps is not None and (self.fps <= 0 or self.stride != 1):
-            raise ValueError(
-                f"data.fps: expected a positive rate and stride 1, got fps={self.fps}, "
-                f"stride={self.stride}; set one of the two"
+        super().__post_init__()
+        if self.fps is not None and self.stride != 1:
+            raise ConfigError(
+                f"data.fps: expected stride 1 beside it, got fps={self.fps}, stride={self.stride}; "
+                "set one of the two"
             )
         if (self.height is None) != (self.width is None):
-            raise ValueError(
+            raise ConfigError(
                 f"data: set both height and width or neither, got {self.height} and {self.width}"
-            )
-        if self.height is not None and min(self.height, self.width or 0) < 1:
-            raise ValueError(f"data: expected a size >= 1, got {self.height}x{self.width}")
-        for name in ("max_broken_share", "holdout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"data.{name}: expected [0, 1), got {getattr(self, name)}")
-        if self.cache_mb <= 0 or self.shuffle_window < 0:
-            raise ValueError(
-                f"data: expected cache_mb > 0 and shuffle_window >= 0, got {self.cache_mb} and "
-                f"{self.shuffle_window}"
             )
 
 

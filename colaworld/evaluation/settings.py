@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum, unique
+from typing import Annotated
 
+from colaworld.config import Checked, Count, Range, Seed
 from colaworld.metrics.probe import ProbeConfig
 
 
@@ -26,41 +28,31 @@ class RandomStream(IntEnum):
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Checked, at="evaluation."):
     """What is evaluated, and on how much."""
 
-    clips: int = 64
+    clips: Annotated[int, Range(ge=2, le=10**9)] = 64
     """Held-out clips rolled out, four times each; the cost of an evaluation grows with it."""
-    probe_clips: int = 256
+    probe_clips: Count = 256
     """Held-out clips whose actions are inferred, for the probe and for codebook health."""
-    history: int = 1
+    history: Count = 1
     """Frames given at the start of every rollout."""
-    horizon: int | None = None
+    horizon: Count | None = None
     """Frames predicted after them; by default all that a clip holds."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Clips per call of the world."""
-    bootstrap_samples: int = 1000
+    bootstrap_samples: Count = 1000
     """Resampled sets of episodes behind each 95 % interval."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     """The linear probe from latent to real actions."""
-    shown_clips: int = 4
+    shown_clips: Count = 4
     """Clips shown as strips in the report."""
-    shown_starts: int = 3
+    shown_starts: Count = 3
     """Start frames in the grid "same start, every code"."""
-    shown_codes: int = 16
+    shown_codes: Count = 16
     """Codes in that grid, at most."""
     text_effect: bool = False
     """Also measure what the pre-trained video model loses without its cross-attention (paired flow
     loss, null caption against removed); its weights must hold a text path."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the noise, the wrong actions, the probe's split and the intervals."""
-
-    def __post_init__(self) -> None:
-        if self.clips < 2:
-            raise ValueError(f"evaluation.clips: expected >= 2, got {self.clips}")
-        counts = ("probe_clips", "history", "batch_size", "bootstrap_samples")
-        for name in (*counts, "shown_clips", "shown_starts", "shown_codes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"evaluation.{name}: expected >= 1, got {getattr(self, name)}")
-        if self.horizon is not None and self.horizon < 1:
-            raise ValueError(f"evaluation.horizon: expected >= 1 or none, got {self.horizon}")

@@ -6,56 +6,39 @@ Nothing here waits for the device: the loop's length is a Python number, the tim
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from colaworld.config import Checked, Positive, Range, Share
 from colaworld.flow.path import shift_times
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class SamplerConfig:
+class SamplerConfig(Checked, at="sampler."):
     """How frames are generated from noise, and how a rollout remembers the frames before them."""
 
-    steps: int = 10
+    steps: Annotated[int, Range(ge=1, le=10000)] = 10
     """Denoising steps (paper: 10, for planning 3)."""
     method: Literal["euler", "heun"] = "euler"
     """heun calls the video model twice a step and is second-order accurate."""
-    shift: float = 1.0
+    shift: Positive = 1.0
     """Above 1 spends more steps near noise (same formula as in training)."""
-    guidance: float = 1.0
+    guidance: Annotated[float, Range(ge=-1000, le=1000)] = 1.0
     """Classifier-free guidance on the action; 1 = off (paper: 4.0, planning 1)."""
     guidance_passes: Literal["one", "two"] = "one"
     """one: both velocities of guidance as one batch of twice the clips; two: half the memory."""
-    context_noise: float = 0.0
+    context_noise: Share = 0.0
     """Time in [0, 1) to which frames already seen are noised, and which the generator is told."""
     cache: Literal["auto", "on", "off"] = "auto"
     """Keep keys and values of frames already seen: where the video model allows it, always, never."""
     on_slide: Literal["exact", "keep"] = "exact"
     """When the window slides, encode what stays anew (as without a cache), or keep what is held."""
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.guidance):
-            raise ValueError(f"sampler.guidance: expected a number, got {self.guidance}")
-        if not 0 < self.shift < math.inf:
-            raise ValueError(f"sampler.shift: expected a number above 0, got {self.shift}")
-        if not 0 <= self.context_noise < 1:
-            raise ValueError(
-                f"sampler.context_noise: expected a time in [0, 1), got {self.context_noise}"
-            )
-        for name in ("guidance_passes", "cache", "on_slide"):
-            allowed = get_args(get_type_hints(SamplerConfig)[name])
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"sampler.{name}: expected one of {', '.join(allowed)}, got "
-                    f"{getattr(self, name)!r}"
-                )
 
     @staticmethod
     def paper() -> SamplerConfig:
@@ -81,11 +64,8 @@ def sample(
     """Integrate from noise to data on the frames where `generated` [T] is True; None: on all.
 
     `x` [B, C, T, h, w] holds noise in the generated frames and clean latents in the others,
-    which stay as they are, at time 0. Raises ValueError on an unknown method, steps < 1 or a mask
-    of a wrong length.
+    which stay as they are, at time 0. Raises ValueError on a mask of a wrong length.
     """
-    if config.method not in ("euler", "heun"):
-        raise ValueError(f"sampler.method: expected 'euler' or 'heun', got {config.method!r}")
     if generated is None:
         generated = torch.ones(x.shape[2], dtype=torch.bool, device=x.device)
     if generated.shape != (x.shape[2],):

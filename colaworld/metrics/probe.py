@@ -12,39 +12,32 @@ Shape legend: M rows (one per transition), D feature values, A action dimensions
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from colaworld.config import Checked, Count, Positive, Range, Size
+
 Kind = Literal["continuous", "discrete"]
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
+class ProbeConfig(Checked, at="evaluation.probe."):
     """How the probes are fitted. The same values serve the latent actions and the baseline."""
 
-    test_share: float = 0.5
+    test_share: Annotated[float, Range(gt=0, lt=1)] = 0.5
     """Share of the episodes kept for testing; at least one on each side."""
-    ridge: float = 1e-3
+    ridge: Positive = 1e-3
     """L2 penalty on the weights of standardised features, relative to the mean loss per row."""
-    iterations: int = 200
+    iterations: Count = 200
     """At most this many L-BFGS iterations of the logistic regression."""
-    pixel_grid: int = 12
+    pixel_grid: Size = 12
     """Frame differences are averaged down to at most this many cells per side."""
-    pixel_components: int = 64
+    pixel_components: Size = 64
     """Principal components kept of the frame differences, at most."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.test_share < 1:
-            raise ValueError(f"probe.test_share: expected between 0 and 1, got {self.test_share}")
-        if self.ridge <= 0:
-            raise ValueError(f"probe.ridge: expected > 0, got {self.ridge}")
-        for name in ("iterations", "pixel_grid", "pixel_components"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"probe.{name}: expected >= 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ that lead into one latent frame (the tokenizer's temporal stride).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from colaworld.config import Checked, Range, Share, Size
 from colaworld.models.layers.mlp import MLP
 from colaworld.models.layers.rope import rope_tables
 from colaworld.models.parts import Part, register_part
@@ -24,18 +25,18 @@ from colaworld.ops import st_attention
 
 
 @dataclass(frozen=True)
-class ConditionerConfig:
+class ConditionerConfig(Checked, at="model.conditioner."):
     """Sizes of the action path. The width is the backbone's."""
 
-    depth: int = 6
+    depth: Annotated[int, Range(ge=0, le=1000)] = 6
     """Self-attention blocks over the action sequence (paper: 6)."""
-    heads: int = 3
+    heads: Size = 3
     """Attention heads."""
-    mlp_ratio: float = 2.0
+    mlp_ratio: Annotated[float, Range(ge=1 / 8, le=64)] = 2.0
     """Hidden width of the MLP over width."""
     per_block: bool = True
     """A head of its own for every block of the video model; false: one shared by all (paper)."""
-    dropout: float = 0.1
+    dropout: Share = 0.1
     """Probability that a step's action is replaced by the learned null action (paper: 0.1)."""
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from colaworld.config import ConfigError, from_dict
+from colaworld.config import Checked, ConfigError, Count, from_dict
 from colaworld.contracts import LatentActions
 from colaworld.models.backbones import Backbone, BackboneConfig, build_backbone
 from colaworld.models.backbones.stdit3 import STDiT3Config
@@ -39,7 +39,7 @@ from colaworld.ops import AttentionBackend
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked, at="model."):
     """Every size of the model."""
 
     tokenizer: TokenizerConfig = field(default_factory=PixelTokenizerConfig)
@@ -60,10 +60,11 @@ class ModelConfig:
     """auto; fused (one kernel with norm and rotation inside); sdpa; cudnn (sdpa held to cuDNN); flex
     (for training: a rollout compiles nothing, and flex uncompiled holds all scores in memory); flash,
     flash3, flash4 (FlashAttention 2, 3 and 4)."""
-    window: int = 4
+    window: Count = 4
     """Frames the video model sees at once in a rollout; normally the clip length of training."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         made = {}
         for name, given in self.parts.items():
             if name in {f.name for f in fields(self)}:

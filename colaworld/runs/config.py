@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from colaworld.config import ConfigError
+from colaworld.config import Checked, ConfigError
 from colaworld.data.clips import DataConfig
 from colaworld.evaluation.evaluate import EvaluationConfig
 from colaworld.flow.samplers import SamplerConfig
@@ -36,7 +36,7 @@ PHASES: dict[str, Phase] = {
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Checked):
     """Everything a run depends on; saved as config.yaml in the run folder."""
 
     recipe: str = "nano.cola"
@@ -65,6 +65,7 @@ class RunConfig:
     """What is measured on held-out episodes."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         unknown = [name for name in self.schedule if name not in self.phases]
         if unknown or not self.schedule:
             raise ConfigError(
@@ -78,6 +79,12 @@ class RunConfig:
                 OBJECTIVES[phase.objective]
             except ConfigError as error:
                 raise ConfigError(f"phases.{phase.name}.objective: {error}") from None
+            if phase.gate and phase.gate.window <= self.training.health_every:
+                raise ConfigError(
+                    f"phases.{phase.name}.gate.window: expected more steps than lie between two looks "
+                    f"at the codebook (training.health_every {self.training.health_every}), since a "
+                    f"line is fitted through 3, got {phase.gate.window}"
+                )
 
     def with_phase(self, name: str, **changes: Any) -> RunConfig:
         """The same run with fields of one of its phases changed."""

@@ -16,62 +16,42 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
-from colaworld.config import ConfigError
+from colaworld.config import Checked, Count, Natural, Positive, Range
 from colaworld.metrics.codebook import CodebookMeter
 
 
 @dataclass(frozen=True)
-class GateConfig:
+class GateConfig(Checked, at="gate."):
     """When a phase may end before its last step. The phase's `steps` are the maximum."""
 
-    entropy: float = 0.8
+    entropy: Annotated[float, Range(ge=0, le=1)] = 0.8
     """Normalised codebook entropy to reach: the mean over the window and the latest value."""
-    window: int = 400
+    window: Count = 400
     """Steps over which the entropy must be level."""
-    max_drift: float = 0.03
+    max_drift: Positive = 0.03
     """Largest change of entropy over the window, by a fitted line, that still counts as level."""
-    min_steps: int = 400
+    min_steps: Natural = 400
     """Steps before which the phase never ends."""
-
-    def __post_init__(self) -> None:
-        for name, ok in (
-            ("entropy", 0 <= self.entropy <= 1),
-            ("window", self.window >= 1),
-            ("max_drift", self.max_drift > 0),
-            ("min_steps", self.min_steps >= 0),
-        ):
-            if not ok:
-                raise ConfigError(f"gate.{name}: out of range, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
-class AlarmConfig:
+class AlarmConfig(Checked, at="alarm."):
     """What to do when the codebook collapses during a phase."""
 
-    floor: float = 0.3
+    floor: Annotated[float, Range(ge=0, le=1)] = 0.3
     """Normalised entropy under which the codebook counts as collapsing."""
-    checks: int = 5
+    checks: Count = 5
     """Checks in a row under the floor that raise the alarm."""
     action: Literal["warn", "stop", "rollback"] = "warn"
     """Warn only; stop the run; or go back to the last healthy weights and warm up again."""
     rewarm_phase: str = "warmup"
     """Name of the phase that a rollback starts again from."""
-    max_rollbacks: int = 1
+    max_rollbacks: Natural = 1
     """Rollbacks in one run; the next alarm after that many stops it."""
-
-    def __post_init__(self) -> None:
-        for name, ok in (
-            ("floor", 0 <= self.floor <= 1),
-            ("checks", self.checks >= 1),
-            ("action", self.action in ("warn", "stop", "rollback")),
-            ("max_rollbacks", self.max_rollbacks >= 0),
-        ):
-            if not ok:
-                raise ConfigError(f"alarm.{name}: out of range, got {getattr(self, name)!r}")
 
 
 def fitted_slope(points: list[tuple[float, float]]) -> float:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from colaworld.config import ConfigError
+from colaworld.config import Checked, ConfigError, Count, Natural, Weight
 from colaworld.contracts import ClipBatch, ResetRows, to_float
 from colaworld.data.transforms import random_resized_crop
 from colaworld.flow.loss import Average, flow_matching_loss
@@ -30,10 +30,10 @@ from colaworld.registry import Registry
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
+class ObjectiveConfig(Checked, at="objective."):
     """How clips are turned into a loss."""
 
-    history: tuple[int, int] = (1, 3)
+    history: tuple[Natural, Natural] = (1, 3)
     """Fewest and most clean latent frames of history of a clip; the rest is noised and predicted."""
     frozen_history: tuple[int, int] | None = None
     """The same while the video model is frozen: it cannot learn then what its own training did not
@@ -46,9 +46,9 @@ class ObjectiveConfig:
     frames of a pass alike, on which the nano results rest."""
     augment: bool = True
     """One random resized crop per clip while the latent action model trains (paper)."""
-    quantizer_weight: float = 1.0
+    quantizer_weight: Weight = 1.0
     """Weight of the quantizer's loss (codebook + beta * commitment) beside the flow loss."""
-    start_clips: int = 256
+    start_clips: Count = 256
     """Clips whose latents give the codebook its start."""
 
 

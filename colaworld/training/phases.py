@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from torch import nn
 
-from colaworld.config import ConfigError
+from colaworld.config import Checked, ConfigError, Count, Natural, Range
 from colaworld.training.codebook_monitor import AlarmConfig, GateConfig
 
 
 @dataclass(frozen=True)
-class Phase:
+class Phase(Checked):
     """One stretch of training. Parts of the model are named by its direct children."""
 
     name: str
@@ -25,15 +26,15 @@ class Phase:
     """Which objective is minimised, by its name: flow, cola, reconstruction, world, or yours."""
     train: tuple[str, ...]
     """Parts of the model that train; all others are frozen and in evaluation mode."""
-    steps: int
+    steps: Count
     """Optimizer steps; the maximum where there is a gate."""
-    learning_rate: float = 7.5e-5
+    learning_rate: Annotated[float, Range(gt=0, le=10)] = 7.5e-5
     """Learning rate after the ramp (the paper's, in every phase)."""
-    lr_warmup_steps: int = 2000
+    lr_warmup_steps: Natural = 2000
     """Steps of the linear ramp up to the learning rate, constant after it; 0 for none."""
-    cooldown_steps: int = 0
+    cooldown_steps: Natural = 0
     """Last steps over which the learning rate falls linearly to a tenth; 0 for none (paper)."""
-    lr_multipliers: tuple[tuple[str, float], ...] = ()
+    lr_multipliers: tuple[tuple[str, Annotated[float, Range(gt=0, le=1000)]], ...] = ()
     """(part, factor) pairs: a part's learning rate as a multiple of `learning_rate`."""
     init_from: str | None = None
     """Where parts start from at the phase's first step: the folder of a finished run, or a
@@ -43,12 +44,13 @@ class Phase:
     alarm: AlarmConfig | None = None
     """Watch the codebook for collapse by this rule; None does not."""
 
+    @property
+    def _at(self) -> str:  # type: ignore[override]
+        return f"phases.{self.name}."
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, ok, wanted in (
-            ("steps", self.steps >= 1, ">= 1"),
-            ("learning_rate", self.learning_rate > 0, "> 0"),
-            ("lr_warmup_steps", self.lr_warmup_steps >= 0, ">= 0"),
-            ("cooldown_steps", self.cooldown_steps >= 0, ">= 0"),
             ("train", len(self.train) > 0, "at least one part"),
             ("train", len(set(self.train)) == len(self.train), "each part once"),
         ):
@@ -57,10 +59,10 @@ class Phase:
                     f"phase {self.name!r}: {name}: expected {wanted}, got {getattr(self, name)!r}"
                 )
         for part, factor in self.lr_multipliers:
-            if part not in self.train or factor <= 0:
+            if part not in self.train:
                 raise ConfigError(
                     f"phase {self.name!r}: lr_multipliers: expected a part that trains "
-                    f"({', '.join(self.train)}) and a factor > 0, got ({part!r}, {factor!r})"
+                    f"({', '.join(self.train)}), got ({part!r}, {factor!r})"
                 )
 
     def capped(self, most: int | None) -> Phase:

@@ -66,7 +66,9 @@ def test_an_existing_folder_is_refused(tmp_path, capsys) -> None:
 def test_wrong_wishes_leave_nothing(tmp_path, capsys) -> None:
     assert _record(tmp_path / "a", "--behaviour", "scripted") == 2
     assert "no scripted behaviour for 'scene'" in capsys.readouterr().err
-    assert _record(tmp_path / "a", "--episodes", "0") == 2
+    with pytest.raises(SystemExit):
+        _record(tmp_path / "a", "--episodes", "0")
+    assert "--episodes: expected >= 1, got 0" in " ".join(capsys.readouterr().err.split())
     assert _record(tmp_path / "a", "--actions", "fly") == 2
     assert list(tmp_path.iterdir()) == []
 

@@ -72,9 +72,10 @@ def test_history_stays_and_is_at_time_zero(method, calls, generator):
 
 
 def test_an_unknown_method_is_not_taken_for_euler():
-    x = torch.zeros(1, 1, 1, 1, 1)
-    with pytest.raises(ValueError, match=r"sampler.method: expected 'euler' or 'heun', got 'rk4'"):
-        sample(lambda x, t: x, x, torch.ones(1).bool(), SamplerConfig(method="rk4"))
+    with pytest.raises(
+        ValueError, match=r"sampler.method: expected one of 'euler', 'heun', got 'rk4'"
+    ):
+        SamplerConfig(method="rk4")
 
 
 def test_mask_of_a_wrong_length_is_named():
@@ -121,9 +122,11 @@ def test_no_step_waits_for_the_device(method):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"guidance": float("nan")}, r"sampler\.guidance: expected a number, got nan"),
-        ({"shift": -1.0}, r"sampler\.shift: expected a number above 0, got -1"),
+        ({"guidance": float("nan")}, r"sampler\.guidance: expected a finite number, got nan"),
+        ({"shift": -1.0}, r"sampler\.shift: expected > 0, got -1"),
         ({"shift": float("inf")}, r"sampler\.shift: .* got inf"),
+        ({"steps": 0}, r"sampler\.steps: expected >= 1, got 0"),
+        ({"context_noise": -1.0}, r"sampler\.context_noise: expected >= 0, got -1"),
     ],
 )
 def test_settings_that_are_no_numbers(setting, message):

@@ -121,7 +121,7 @@ def test_recipes_of_one_seed_begin_with_equal_parts():
         ({"schedule": []}, r"schedule: expected some of pretrain, warmup, .*got \(\)"),
         ({"schedule": ["warm"]}, r"schedule: expected some of .*got \('warm',\)"),
         ({"phases": {"joint": {"name": "both"}}}, r"phases.joint.name: expected 'joint'"),
-        ({"phases": {"joint": {"steps": 0}}}, r"phase 'joint': steps: expected >= 1"),
+        ({"phases": {"joint": {"steps": 0}}}, r"phases.joint.steps: expected >= 1"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_at_once(values, message):

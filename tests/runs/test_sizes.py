@@ -50,7 +50,7 @@ def test_an_action_needs_two_frames() -> None:
 
 def test_heads_share_a_width_evenly() -> None:
     check_heads(ModelConfig(), (*LAM, "fdm"))
-    for heads in (0, 5, 32):  # 32 heads of 96 leave 3 channels, which is odd
+    for heads in (5, 32):  # 32 heads of 96 leave 3 channels, which is odd
         model = ModelConfig(backbone=STDiT3Config(heads=heads))
         with pytest.raises(ConfigError, match=rf"model\.backbone\.heads: .* 96, got {heads}"):
             check_heads(model, ())

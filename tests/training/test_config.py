@@ -26,7 +26,7 @@ from colaworld.training.config import TrainingConfig
     ],
 )
 def test_nonsense_is_named(name, value):
-    with pytest.raises(ConfigError, match=f"training.{name}: expected .*got"):
+    with pytest.raises(ConfigError, match=rf"training\.{name}.*: expected .*got"):
         TrainingConfig(**{name: value})
 
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
-from colaworld.config import ConfigError
+from colaworld.config import Checked, ConfigError
 from colaworld.models.backbones.weights import Layout
 from colaworld.models.layers.kv_cache import KVCache
 from colaworld.registry import Registry
@@ -25,7 +25,7 @@ from colaworld.registry import Registry
 Text = Literal["removed", "null", "full"]
 
 
-class BackboneConfig:
+class BackboneConfig(Checked, at="model.backbone."):
     """What the configuration of every backbone says: a frozen dataclass with a default everywhere.
 
     Each is a field or a property.

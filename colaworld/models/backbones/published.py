@@ -54,9 +54,5 @@ def require(described: Mapping[str, Any], wanted: Mapping[str, Any], source: str
 
 
 def checked(kind: type[Config], values: Mapping[str, Any], source: str) -> Config:
-    """The configuration. ConfigError on a value of another type, WeightsError on a size below 1."""
-    config = from_dict(kind, values, where=f"{source}/config.json")
-    for name, value in values.items():
-        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-            raise WeightsError(f"{source}/config.json: {name}: expected 1 or more, got {value}")
-    return config
+    """The configuration. ConfigError on a value of another type or out of its range."""
+    return from_dict(kind, values, where=f"{source}/config.json")

@@ -7,11 +7,13 @@ model; CoLA-World itself has none: there the video generator is the forward mode
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from colaworld.config import Checked, Range, Size
 from colaworld.models.layers.attention import AxialAttention
 from colaworld.models.layers.embeddings import grid_embedding
 from colaworld.models.layers.mlp import MLP
@@ -19,18 +21,18 @@ from colaworld.models.parts import Part, register_part
 
 
 @dataclass(frozen=True)
-class FDMConfig:
+class FDMConfig(Checked, at="model.fdm."):
     """Sizes of the forward dynamics model (paper: 12 layers, similar width to the IDM)."""
 
-    depth: int = 3
+    depth: Annotated[int, Range(ge=0, le=1000)] = 3
     """Spatial blocks."""
-    width: int = 64
+    width: Size = 64
     """Channels of a token."""
-    heads: int = 2
+    heads: Size = 2
     """Attention heads."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Annotated[float, Range(ge=1 / 8, le=64)] = 4.0
     """Hidden width of the MLP over width."""
-    patch: int = 4
+    patch: Size = 4
     """Pixels per side of a patch."""
 
 

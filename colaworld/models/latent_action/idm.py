@@ -9,12 +9,13 @@ Shape legend: B clips, T frames, S patches per frame, C width, N tokens per acti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from colaworld.config import Checked, Layers, Range, Size
 from colaworld.models.latent_action.matching import matching_volume
 from colaworld.models.layers.attention import AxialAttention
 from colaworld.models.layers.embeddings import grid_embedding
@@ -24,27 +25,27 @@ from colaworld.ops import adaln
 
 
 @dataclass(frozen=True)
-class IDMConfig:
+class IDMConfig(Checked, at="model.idm."):
     """Sizes of the inverse dynamics model. `paper()` gives the paper's."""
 
-    depth: int = 2
+    depth: Layers = 2
     """Blocks of spatial attention, causal temporal attention and MLP."""
-    width: int = 64
+    width: Size = 64
     """Channels of a token."""
-    heads: int = 2
+    heads: Size = 2
     """Attention heads."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Annotated[float, Range(ge=1 / 8, le=64)] = 4.0
     """Hidden width of the MLP over width."""
-    patch: int = 4
+    patch: Size = 4
     """Pixels per side of a patch."""
-    tokens: int = 1
+    tokens: Size = 1
     """Tokens per latent action (N)."""
-    dim: int = 8
+    dim: Size = 8
     """Width of one token of the latent action (d)."""
     pair: Literal["mean", "later"] = "later"
     """What a transition is read from: the mean of both frames' features (paper), or the later
     frame's alone, which has seen the earlier one. The mean also carries the action before."""
-    matching: int = 1
+    matching: Annotated[int, Range(ge=0, le=64)] = 1
     """Radius in patches of the matching volume given beside the pixels; 0: pixels alone (paper)."""
     motion: bool = False
     """Add a linear map of the matching volume's mean over the patches to the latents: they then

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from colaworld.config import Checked, Count, Positive, Seed
 from colaworld.models.backbones.weights import Layout, load_weights
 from colaworld.models.hub import local_folder
 from colaworld.models.tokenizers.image_vae import posterior
@@ -27,7 +28,6 @@ from colaworld.models.tokenizers.vae import (
     VAE,
     DType,
     Posterior,
-    check_vae_config,
     in_passes,
     to_pixels,
 )
@@ -50,7 +50,7 @@ _PUBLISHED = {"kl": (4, 1, 8), "wan": (16, 4, 8), "tiny": (4, 1, 8)}  # C, tempo
 
 
 @dataclass(frozen=True)
-class DiffusersVAEConfig:
+class DiffusersVAEConfig(Checked, at="model.tokenizer."):
     """An autoencoder of the diffusers package."""
 
     kind: Literal["diffusers_vae"] = field(default="diffusers_vae", kw_only=True)
@@ -63,23 +63,18 @@ class DiffusersVAEConfig:
     """Where within it, for example vae of a whole pipeline."""
     posterior: Posterior = "mean"
     """mean of the encoded distribution, or a sample of it. (tiny has no distribution.)"""
-    seed: int = 0
+    seed: Seed = 0
     """Of the noise of a sample, where no generator is given."""
     dtype: DType = "float32"
     """What it computes in."""
-    frames_per_pass: int = 8
+    frames_per_pass: Count = 8
     """kl, tiny: frames that go through at once. wan: its own 4 frames of one clip."""
-    scale: float | None = None
+    scale: Positive | None = None
     """kl, tiny: factor on the latents in place of the stored scaling_factor."""
 
     def __post_init__(self) -> None:
-        if self.family not in _CLASSES:
-            raise ValueError(
-                f"DiffusersVAEConfig.family: expected one of {', '.join(_CLASSES)}, "
-                f"got {self.family!r}"
-            )
-        check_vae_config(self, "DiffusersVAEConfig")
-        if self.scale is not None and (self.family == "wan" or self.scale <= 0):
+        super().__post_init__()
+        if self.scale is not None and self.family == "wan":
             raise ValueError(
                 "DiffusersVAEConfig.scale: expected a positive factor for kl or tiny, or none (wan "
                 f"has a deviation per channel), got {self.scale} for {self.family}"

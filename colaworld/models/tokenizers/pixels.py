@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from colaworld.config import Checked, Range
+
 
 @dataclass(frozen=True)
-class PixelTokenizerConfig:
+class PixelTokenizerConfig(Checked, at="model.tokenizer."):
     """Space-to-depth: each patch of pixels becomes the channels of one latent location."""
 
     kind: Literal["pixels"] = field(default="pixels", kw_only=True)
     """Which tokenizer this is; the recipe decides it."""
-    patch: int = 2
+    patch: Annotated[int, Range(ge=1, le=128)] = 2
     """Pixels per side of a patch; latents have 3 * patch^2 channels."""
-    mean: float = 0.0
+    mean: Annotated[float, Range(ge=-1000, le=1000)] = 0.0
     """Subtracted after pixels are mapped to [-1, 1]."""
-    std: float = 0.5
+    std: Annotated[float, Range(gt=0, le=1000)] = 0.5
     """Divided by; pixels of natural video in [-1, 1] have a deviation near this value."""
 
     @property

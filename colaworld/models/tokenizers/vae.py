@@ -176,18 +176,3 @@ def check_frames(frames: Tensor, stride: int) -> None:
             f"tokenizer: height and width must be multiples of {stride}, got {H}x{W}; set "
             f"data.height and data.width, for example to {good[0]}x{good[1]}"
         )
-
-
-def check_vae_config(config: Any, name: str) -> None:
-    """ValueError on a field that every learned tokenizer has and that holds no usable value."""
-    if config.frames_per_pass < 1:
-        raise ValueError(f"{name}.frames_per_pass: expected >= 1, got {config.frames_per_pass}")
-    for field, known in (
-        ("posterior", ("mean", "sample")),
-        ("dtype", ("float32", "bfloat16", "float16")),
-    ):
-        if getattr(config, field) not in known:
-            raise ValueError(
-                f"{name}.{field}: expected one of {', '.join(known)}, "
-                f"got {getattr(config, field)!r}"
-            )

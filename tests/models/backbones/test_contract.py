@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from colaworld import registry
-from colaworld.config import ConfigError, from_command_line, from_dict, load_yaml, to_dict, to_yaml
+from colaworld.cli.command_line import from_command_line
+from colaworld.config import ConfigError, from_dict, load_yaml, to_dict, to_yaml
 from colaworld.models.backbones import (
     BackboneConfig,
     build_backbone,

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from colaworld.config import ConfigError, from_command_line, from_dict, load_yaml, to_yaml
+from colaworld.cli.command_line import from_command_line
+from colaworld.config import ConfigError, from_dict, load_yaml, to_yaml
 from colaworld.models.latent_action.quantizers import (
     QUANTIZERS,
     VQConfig,

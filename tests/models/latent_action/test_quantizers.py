@@ -490,9 +490,9 @@ def test_fsq_levels_by_hand():
 
 
 def test_fsq_refuses_levels_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"levels has 3 channels, the latent width is 4"):
+    with pytest.raises(ValueError, match=r"levels: expected 4 .*, got 3; set --model.idm.dim 3"):
         build("fsq", levels=(4, 3, 2))
-    with pytest.raises(ValueError, match=r"every level must be >= 2, got \(4, 3, 1, 2\)"):
+    with pytest.raises(ValueError, match=r"quantizer.levels\[2\]: expected >= 2, got 1"):
         build("fsq", levels=(4, 3, 1, 2))
 
 

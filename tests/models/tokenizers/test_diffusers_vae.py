@@ -261,11 +261,11 @@ def test_without_the_package_the_extra_is_named(monkeypatch, tmp_path) -> None:
 
 
 def test_bad_configs(tmp_path) -> None:
-    with pytest.raises(ValueError, match="family: expected one of kl, wan, tiny, got 'flux'"):
+    with pytest.raises(ValueError, match="family: expected one of 'kl', 'wan', 'tiny', got 'flux'"):
         DiffusersVAEConfig(family="flux")
     with pytest.raises(ValueError, match="path is empty: set it to a folder"):
         DiffusersVAE(DiffusersVAEConfig())
-    with pytest.raises(ValueError, match="dtype: expected one of float32"):
+    with pytest.raises(ValueError, match="dtype: expected one of 'float32'"):
         DiffusersVAEConfig(dtype="float64")
 
 

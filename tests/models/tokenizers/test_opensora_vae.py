@@ -286,7 +286,7 @@ def test_a_hub_name_without_a_network_says_what_to_do(monkeypatch) -> None:
     [
         ({"chunk": 16}, r"chunk: expected 1 \+ 4 k frames, got 16"),
         ({"shift": (0.0,)}, "shift: expected 4 values, one per channel, got 1"),
-        ({"posterior": "mode"}, "posterior: expected one of mean, sample, got 'mode'"),
+        ({"posterior": "mode"}, "posterior: expected one of 'mean', 'sample', got 'mode'"),
         ({"frames_per_pass": 0}, "frames_per_pass: expected >= 1, got 0"),
     ],
 )

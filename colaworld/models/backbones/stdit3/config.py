@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from colaworld.config import Layers, Range, Size, Weight
 from colaworld.models.backbones.backbone import BackboneConfig
 
 
@@ -14,33 +15,33 @@ class STDiT3Config(BackboneConfig):
 
     kind: Literal["stdit3"] = field(default="stdit3", kw_only=True)
     """Which generator this is; the recipe decides it."""
-    depth: int = 4
+    depth: Layers = 4
     """Pairs of one spatial and one temporal block."""
-    width: int = 96
+    width: Size = 96
     """Channels of a token."""
-    heads: int = 3
+    heads: Size = 3
     """Attention heads."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Annotated[float, Range(ge=1 / 8, le=64)] = 4.0
     """Hidden width of the MLP over width."""
-    patch: tuple[int, int, int] = (1, 2, 2)
+    patch: tuple[Size, Size, Size] = (1, 2, 2)
     """Latent frames, rows and columns of one token."""
-    in_channels: int = 12
+    in_channels: Size = 12
     """Channels of a latent."""
     predict_sigma: bool = False
     """Twice the output channels, of which the second half is ignored (as published)."""
-    input_sq_size: int = 32
+    input_sq_size: Size = 32
     """Reference size of the position embedding, in pixels (published: 512)."""
-    pixels_per_latent: int = 2
+    pixels_per_latent: Size = 2
     """Pixels per side of one latent location, for the position embedding's scale."""
     causal: bool = True
     """Temporal attention sees no later frame (CoLA-World)."""
     text: Literal["removed", "null", "full"] = "removed"
     """Cross-attention to a caption: removed (CoLA-World), fed with the null caption, or with one."""
-    caption_width: int = 4096
+    caption_width: Size = 4096
     """Channels of a caption's features (T5-XXL)."""
-    caption_length: int = 300
+    caption_length: Size = 300
     """Tokens of the null caption."""
-    fps: float = 0.0
+    fps: Weight = 0.0
     """Frame rate the video model is told when a call names none. With `clip_fps` a run writes that of
     its own clips here, and rollouts of its world go by it."""
     clip_fps: bool = False

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from colaworld.config import Layers, Range, Size
 from colaworld.models.backbones.backbone import BackboneConfig
 
 
@@ -14,23 +15,23 @@ class WanConfig(BackboneConfig):
 
     kind: Literal["wan"] = field(default="wan", kw_only=True)
     """Which generator this is; the recipe decides it."""
-    layers: int = 4
+    layers: Layers = 4
     """Blocks."""
-    heads: int = 3
+    heads: Size = 3
     """Attention heads."""
-    head_dim: int = 32
+    head_dim: Size = 32
     """Channels of a head; the width of a token is heads * head_dim."""
-    ffn: int = 384
+    ffn: Size = 384
     """Hidden width of the MLP."""
-    in_channels: int = 12
+    in_channels: Size = 12
     """Channels of a latent (Wan's own VAE: 16)."""
-    patch: tuple[int, int, int] = (1, 2, 2)
+    patch: tuple[Size, Size, Size] = (1, 2, 2)
     """Latent frames, rows and columns of one token."""
-    freq_dim: int = 256
+    freq_dim: Size = 256
     """Channels of the sinusoid that embeds the time."""
-    text_width: int = 4096
+    text_width: Size = 4096
     """Channels of a caption's tokens (umT5-XXL); only where there is text."""
-    eps: float = 1e-6
+    eps: Annotated[float, Range(gt=0, le=1)] = 1e-6
     """Of every norm."""
     cross_attn_norm: bool = True
     """An affine norm in front of cross-attention, as in all published models."""

@@ -48,8 +48,6 @@ class CodebookQuantizer(Quantizer):
     def __init__(self, config: CodebookConfig, dim: int) -> None:
         super().__init__(config, dim)
         self.codebook_size = size = config.codebook_size
-        if size < 2:
-            raise ValueError(f"quantizer.codebook_size: expected >= 2, got {size}")
         table = torch.empty(size, dim).uniform_(-1 / size, 1 / size)
         if self.learned:
             self.codebook = nn.Parameter(table)

@@ -9,11 +9,12 @@ Not here: the quantizers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from colaworld.config import ConfigError
+from colaworld.config import Checked, ConfigError, Count, Natural, Range, Share, Weight
 from colaworld.registry import Registry
 
 # Early configurations hold the fields of every kind. Where they are none of this kind and say what
@@ -34,7 +35,7 @@ FORMER_KEYS: dict[str, Any] = {
 }
 
 
-class QuantizerConfig:
+class QuantizerConfig(Checked, at="model.quantizer."):
     """What the configuration of every quantizer says: a frozen dataclass with a default everywhere."""
 
     kind: str
@@ -82,27 +83,32 @@ class CommonConfig(QuantizerConfig):
 class CodebookConfig(CommonConfig):
     """What quantizers with a table of codes have: the size and the health measures."""
 
-    codebook_size: int = 8
+    codebook_size: Annotated[int, Range(ge=2, le=65536)] = 8
     """Entries, shared by all tokens of an action."""
     data_start: bool = True
     """Start the codebook from latents of real clips instead of U(-1/K, 1/K)."""
-    unquantized_steps: int = 0
+    unquantized_steps: Natural = 0
     """Steps in which latents pass unquantised, before the codebook starts (0: none). Smooth gradients
     find the actions first; the codebook then starts from clusters of them."""
-    unquantized_noise: float = 0.0
+    unquantized_noise: Weight = 0.0
     """Deviation of the Gaussian noise on them meanwhile, in units of the latents' own: it leaves
     room for few bits, so that the most useful ones are told first."""
     reseed: bool = True
     """Move codes that fell out of use onto latents of the current step."""
-    reseed_below: float = 0.1
+    reseed_below: Annotated[float, Range(ge=0, le=1)] = 0.1
     """A code is dead when its smoothed share of use is below this part of 1/K."""
-    reseed_every: int = 10
+    reseed_every: Count = 10
     """Optimiser steps between two re-seedings."""
-    decay: float = 0.99
+    decay: Share = 0.99
     """Smoothing of the use of codes; for ema also of the codebook's statistics."""
 
     def traceable(self) -> Any:
         return replace(self, unquantized_steps=0, reseed=False)
+
+
+def _countable(codes: int, what: str) -> None:
+    if codes > 2**31:
+        raise ConfigError(f"model.quantizer: {what} are {codes} codes; expected 2**31 at most")
 
 
 Estimator = Literal["straight_through", "rotation"]
@@ -114,7 +120,7 @@ class VQConfig(CodebookConfig):
 
     kind: Literal["vq"] = "vq"
     """Which quantizer."""
-    beta: float = 0.25
+    beta: Weight = 0.25
     """Weight of the commitment loss (paper)."""
     estimator: Estimator = "straight_through"
     """How the gradient passes the choice; rotation is Fifty et al. 2024."""
@@ -126,7 +132,7 @@ class EMAConfig(CodebookConfig):
 
     kind: Literal["ema"] = "ema"
     """Which quantizer."""
-    beta: float = 0.25
+    beta: Weight = 0.25
     """Weight of the commitment loss."""
     estimator: Estimator = "straight_through"
     """How the gradient passes the choice; rotation is Fifty et al. 2024."""
@@ -146,11 +152,11 @@ class ResidualConfig(CommonConfig):
 
     kind: Literal["residual"] = "residual"
     """Which quantizer."""
-    codebook_size: int = 8
+    codebook_size: Annotated[int, Range(ge=2, le=65536)] = 8
     """Entries of each codebook."""
-    depth: int = 2
+    depth: Annotated[int, Range(ge=1, le=16)] = 2
     """How many codebooks follow each other."""
-    beta: float = 0.25
+    beta: Weight = 0.25
     """Weight of the commitment loss."""
     estimator: Estimator = "straight_through"
     """How the gradient passes the choice, once for the sum; rotation is Fifty et al. 2024."""
@@ -158,12 +164,16 @@ class ResidualConfig(CommonConfig):
     """Start the codebooks from latents of real clips instead of U(-1/K, 1/K)."""
     reseed: bool = True
     """Move codes that fell out of use onto latents of the current step."""
-    reseed_below: float = 0.1
+    reseed_below: Annotated[float, Range(ge=0, le=1)] = 0.1
     """A code is dead when its smoothed share of use is below this part of 1/K."""
-    reseed_every: int = 10
+    reseed_every: Count = 10
     """Optimiser steps between two re-seedings."""
-    decay: float = 0.99
+    decay: Share = 0.99
     """Smoothing of the use of codes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _countable(self.codebook_size**self.depth, "codebook_size ** depth")
 
     def traceable(self) -> Any:
         return replace(self, reseed=False)
@@ -189,8 +199,12 @@ class FSQConfig(CommonConfig):
 
     kind: Literal["fsq"] = "fsq"
     """Which quantizer."""
-    levels: tuple[int, ...] = (4, 2)
+    levels: tuple[Annotated[int, Range(ge=2, le=65536)], ...] = (4, 2)
     """Values per channel; the latent width d must equal the number of channels."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _countable(math.prod(self.levels), "levels, multiplied,")
 
 
 @dataclass(frozen=True)
@@ -199,7 +213,7 @@ class GaussianConfig(CommonConfig):
 
     kind: Literal["gaussian"] = "gaussian"
     """Which quantizer."""
-    beta: float = 0.25
+    beta: Weight = 0.25
     """Weight of the KL divergence."""
 
 

@@ -23,10 +23,10 @@ class FSQ(Quantizer):
         super().__init__(config, dim)
         if len(config.levels) != dim:
             raise ValueError(
-                f"fsq: quantizer.levels has {len(config.levels)} channels, the latent width is {dim}"
+                f"model.quantizer.levels: expected {dim} numbers, one for each channel of "
+                f"model.idm.dim, got {len(config.levels)}; set --model.idm.dim {len(config.levels)}, or "
+                f"--model.quantizer.levels to {dim} numbers"
             )
-        if min(config.levels) < 2:
-            raise ValueError(f"fsq: every level must be >= 2, got {config.levels}")
         levels = torch.tensor(config.levels)
         base = torch.cat([torch.ones(1, dtype=torch.int64), levels[:-1].cumprod(0)])
         self.register_buffer("levels", levels, persistent=False)

@@ -1,0 +1,91 @@
+"""The command line of a configuration: every field is an option, `--a.kind` takes another kind.
+
+Not here: what a value may be (config.py), or the verbs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from colaworld.config import RENAMED_KEYS, ConfigError, in_common, kinds_of, of_kind
+
+T = TypeVar("T")
+
+
+def from_command_line(
+    default: T | type[T], arguments: Sequence[str], *, program: str, description: str
+) -> T:
+    """`default` (a dataclass, or its class where a field has none) with every field reachable as --a.b-c VALUE; --help lists all with their docs.
+
+    A member annotated with `tyro.conf.arg(name="")` lends its fields without its own name. Where one of
+    several dataclasses may stand, `--a.kind NAME` takes the one of that kind, with its defaults and
+    what it has in common with the one that stood there.
+    """
+    import tyro
+
+    for flag in (argument.partition("=")[0] for argument in arguments):
+        where, dot, name = flag.removeprefix("--").replace("-", "_").rpartition(".")
+        if flag.startswith("--") and name in RENAMED_KEYS:
+            now = (where + dot + RENAMED_KEYS[name]).replace("_", "-")
+            raise ConfigError(f"{flag} is called --{now} now")
+    given: dict[str, Any] = {}
+    if not isinstance(default, type):
+        given["default"], arguments = _choose_kinds(default, arguments)
+    return tyro.cli(
+        default if isinstance(default, type) else type(default),
+        args=arguments,
+        prog=program,
+        description=description,
+        config=(tyro.conf.AvoidSubcommands,),
+        **given,
+    )
+
+
+def _choose_kinds(default: T, arguments: Sequence[str]) -> tuple[T, list[str]]:
+    """`default` with every `--a.b.kind NAME` done, and the other arguments."""
+    rest: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        flag, equals, kind = argument.partition("=")
+        if not (flag.startswith("--") and flag.endswith(".kind")):
+            rest.append(argument)
+            continue
+        keys = flag[2:].replace("-", "_").split(".")[:-1]
+        path = _union_at(default, keys)
+        if path is None:
+            rest.append(argument)
+            continue
+        kind = kind if equals else next(left, "")
+        default = _with_kind(default, path, kind, flag)
+    return default, rest
+
+
+def _union_at(config: Any, keys: list[str]) -> list[str] | None:
+    """The field names that lead to where one of several may stand, past members that lend their fields."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    if keys[0] not in hints:
+        for name, hint in hints.items():
+            if getattr(hint, "__metadata__", ()) and dataclasses.is_dataclass(
+                getattr(config, name)
+            ):
+                below = _union_at(getattr(config, name), keys)
+                return None if below is None else [name, *below]
+        return None
+    if len(keys) > 1:
+        inner = getattr(config, keys[0])
+        below = _union_at(inner, keys[1:]) if dataclasses.is_dataclass(inner) else None
+        return None if below is None else [keys[0], *below]
+    return keys if kinds_of(hints[keys[0]]) else None
+
+
+def _with_kind(config: Any, path: list[str], kind: str, flag: str) -> Any:
+    name, *below = path
+    before = getattr(config, name)
+    if below:
+        return dataclasses.replace(config, **{name: _with_kind(before, below, kind, flag)})
+    options = kinds_of(typing.get_type_hints(type(config))[name])
+    chosen = of_kind(options, {"kind": kind}, flag[2:].removesuffix(".kind"), None)
+    return dataclasses.replace(config, **{name: chosen(**in_common(before, chosen))})
