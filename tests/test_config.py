@@ -36,6 +36,7 @@ from colaworld.models.latent_action.quantizers import FSQConfig, ResidualConfig
 from colaworld.models.world_model import ModelConfig
 from colaworld.recipes import RECIPES, recipe
 from colaworld.runs.config import RunConfig
+from colaworld.runs.lengths import check_gates
 
 
 @dataclass(frozen=True)
@@ -351,8 +352,8 @@ def test_a_gate_that_cannot_open_is_refused_with_its_numbers():
     with pytest.raises(
         ConfigError, match=r"^phases\.warmup\.gate\.window: .*health_every 20.*got 20"
     ):
-        config.with_phase("warmup", gate=replace(gate, window=20))
-    config.with_phase("warmup", gate=replace(gate, window=21))
+        check_gates(config.with_phase("warmup", gate=replace(gate, window=20)))
+    check_gates(config.with_phase("warmup", gate=replace(gate, window=21)))
 
 
 def test_more_codes_than_an_index_counts_are_refused():

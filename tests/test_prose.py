@@ -38,7 +38,7 @@ def flags_of(verb: str) -> frozenset[str]:
     printed = io.StringIO()
     for call in ([verb], *([verb, word] for word in inner)):
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-            main([*call, "--help"])
+            main([*call, "--help-all" if any(word in RECIPES for word in call) else "--help"])
     found = {flag.rstrip(".").replace("_", "-") for flag in re.findall(FLAG, printed.getvalue())}
     # `data encode` hands on to the fields of a recipe.
     return frozenset(found | {"help"} | (flags_of("train") if verb == "data" else set()))

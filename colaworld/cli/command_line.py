@@ -7,22 +7,29 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from colaworld.cli.help import usual_help
 from colaworld.config import RENAMED_KEYS, ConfigError, in_common, kinds_of, of_kind
 
 T = TypeVar("T")
 
 
 def from_command_line(
-    default: T | type[T], arguments: Sequence[str], *, program: str, description: str
+    default: T | type[T],
+    arguments: Sequence[str],
+    *,
+    program: str,
+    description: str,
+    usual: Mapping[str, str] | None = None,
 ) -> T:
     """`default` (a dataclass, or its class where a field has none) with every field reachable as --a.b-c VALUE; --help lists all with their docs.
 
     A member annotated with `tyro.conf.arg(name="")` lends its fields without its own name. Where one of
     several dataclasses may stand, `--a.kind NAME` takes the one of that kind, with its defaults and
-    what it has in common with the one that stood there.
+    what it has in common with the one that stood there. Given `usual` (options that the verb takes
+    itself), --help shows the usual options (help.py) and --help-all all.
     """
     import tyro
 
@@ -31,6 +38,11 @@ def from_command_line(
         if flag.startswith("--") and name in RENAMED_KEYS:
             now = (where + dot + RENAMED_KEYS[name]).replace("_", "-")
             raise ConfigError(f"{flag} is called --{now} now")
+    if "--help-all" in arguments:
+        arguments = ["--help"]
+    elif usual is not None and {"-h", "--help"} & set(arguments):
+        print(usual_help(default, program=program, description=description, also=usual), flush=True)
+        raise SystemExit(0)
     given: dict[str, Any] = {}
     if not isinstance(default, type):
         given["default"], arguments = _choose_kinds(default, arguments)

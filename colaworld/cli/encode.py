@@ -77,6 +77,7 @@ def run(argv: list[str]) -> int:
         [name, *rest],
         program="colaworld data encode",
         description="Encode a data set once, for training runs to read its latents.",
+        usual={"--data PATH": "The videos.", "--config FILE": "A YAML file."},
     )
     rank, world_size = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
     device = own_device(choose_device(options.device))

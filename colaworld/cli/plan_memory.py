@@ -91,6 +91,7 @@ def parse(argv: list[str]) -> PlanOptions:
         rest,
         program=f"colaworld plan-memory {name}",
         description="Memory of a recipe by phase, and what to change where it does not fit.",
+        usual={"--config FILE": "A YAML file.", "--preset GB": "See colaworld train."},
     )
 
 

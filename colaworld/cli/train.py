@@ -42,7 +42,7 @@ _USAGE = """usage: colaworld train RECIPE --data PATH --out DIR [--resume] [--pr
 recipes:
 {recipes}
 
-`colaworld train RECIPE --help` lists every field. Fields given on the command line win over those
+`colaworld train RECIPE --help` shows the usual options, --help-all every field. Fields given on the command line win over those
 of --config FILE (YAML), which win over the recipe's. `--training.max-steps N` caps each phase;
 ramps, cooldowns, the gate and the start of codes shrink with it, unless they are given.
 --resume goes on with the run in DIR, from its own config.yaml; a larger --training.max-steps (or
@@ -169,6 +169,11 @@ def _parse(argv: list[str]) -> tuple[TrainOptions, list[str]]:
         rest,
         program=f"colaworld train {name}",
         description=(RECIPES[name].__doc__ or "").strip(),
+        usual={
+            "--data PATH": "The videos: short for --data.path.",
+            "--config FILE": "A YAML file; options on the command line win over it.",
+            "--preset GB": "Fit a published video model into a card of 24, 48, 80 or 141 GB.",
+        },
     )
     flags = {flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in rest}
     return replace(options, run=_settled(settle(options.run, flags))), changes

@@ -30,4 +30,9 @@ def register_recipe(name: str, function: Callable[[], RunConfig]) -> None:
 
 def recipe(name: str) -> RunConfig:
     """The configuration of the recipe called `name`. Raises ConfigError with the nearest name."""
+    if name.endswith((".yaml", ".yml")):
+        raise ConfigError(
+            f"expected a recipe ({', '.join(RECIPES)}), got {name}; a file goes behind it: "
+            f"nano.cola --config {name}"
+        )
     return RECIPES[name]()

@@ -16,6 +16,7 @@ from colaworld.data.loader import ClipLoader
 from colaworld.models.world import World
 from colaworld.models.world_model import WorldModel
 from colaworld.runs.config import RunConfig
+from colaworld.runs.lengths import check_gates
 from colaworld.runs.preview import RolloutPreview, first_clips
 from colaworld.runs.sizes import check_frames, check_heads, check_window
 from colaworld.runs.weights import load_backbone
@@ -94,6 +95,7 @@ def build_trainer(
     resume_command: str = "",
 ) -> Trainer:
     """Wire a run. Raises ConfigError or DataError, naming what does not fit."""
+    check_gates(config)
     distributed = Distributed(device)
     loader = ClipLoader(
         config.data,

@@ -79,12 +79,6 @@ class RunConfig(Checked):
                 OBJECTIVES[phase.objective]
             except ConfigError as error:
                 raise ConfigError(f"phases.{phase.name}.objective: {error}") from None
-            if phase.gate and phase.gate.window <= self.training.health_every:
-                raise ConfigError(
-                    f"phases.{phase.name}.gate.window: expected more steps than lie between two looks "
-                    f"at the codebook (training.health_every {self.training.health_every}), since a "
-                    f"line is fitted through 3, got {phase.gate.window}"
-                )
 
     def with_phase(self, name: str, **changes: Any) -> RunConfig:
         """The same run with fields of one of its phases changed."""

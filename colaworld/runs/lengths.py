@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
+from colaworld.config import ConfigError
 from colaworld.runs.config import RunConfig
 from colaworld.training.phases import Phase
 
@@ -60,6 +61,18 @@ def shortened(
             quantizer = scaled("model.quantizer", "unquantized_steps", config.model.quantizer)
             config = replace(config, model=replace(config.model, quantizer=quantizer))
     return config, said
+
+
+def check_gates(config: RunConfig) -> None:
+    """ConfigError on a gate that never sees the three measurements that it fits a line through."""
+    between = config.training.health_every
+    for phase in config.scheduled():
+        if phase.gate and phase.gate.window <= between:
+            raise ConfigError(
+                f"phases.{phase.name}.gate.window: expected more steps than lie between two looks at "
+                f"the codebook (training.health_every {between}), since the gate fits a line through "
+                f"three of them, got {phase.gate.window}"
+            )
 
 
 def starting_phase(config: RunConfig) -> str | None:

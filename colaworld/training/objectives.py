@@ -35,7 +35,7 @@ class ObjectiveConfig(Checked, at="objective."):
 
     history: tuple[Natural, Natural] = (1, 3)
     """Fewest and most clean latent frames of history of a clip; the rest is noised and predicted."""
-    frozen_history: tuple[int, int] | None = None
+    frozen_history: tuple[Natural, Natural] | None = None
     """The same while the video model is frozen: it cannot learn then what its own training did not
     show it. None: as `history`."""
     times: TimestepConfig = field(default_factory=TimestepConfig)

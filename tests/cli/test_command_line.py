@@ -9,7 +9,9 @@ from typing import Literal
 import pytest
 
 from colaworld.cli.command_line import from_command_line
+from colaworld.cli.help import USUAL, usual_help
 from colaworld.config import ConfigError
+from colaworld.recipes import recipe
 from colaworld.runs.config import RunConfig
 
 
@@ -109,3 +111,29 @@ def test_an_earlier_name_of_a_flag_says_what_it_is_called_now():
     for earlier, now in (("generator", "backbone-weights"), ("sampler.slide", "sampler.on-slide")):
         with pytest.raises(ConfigError, match=rf"--{earlier} is called --{now} now"):
             from_command_line(RunConfig(), [f"--{earlier}=none"], program="train", description="")
+
+
+def test_help_of_a_recipe_is_short_and_names_only_what_it_has(colaworld):
+    said = colaworld("train", "nano.pretrain", "--help")
+    lines = said.out.splitlines()
+    assert said.status == 0 and len(lines) < 80 and max(map(len, lines)) <= 100
+    assert "  --training.batch-size N             Clips per forward pass. [16]" in lines
+    assert (
+        "  --phases.pretrain.steps N           Optimizer steps; the maximum where there is a gate. [4500]"
+        in lines
+    )
+    assert not any(word in said.out for word in ("idm", "quantizer", "warmup", "--evaluation"))
+    cola = colaworld("train", "nano.cola", "--help").out
+    assert "--phases.joint.steps" in cola and "--model.quantizer.kind vq|ema|" in cola
+
+
+def test_every_usual_option_of_the_short_help_is_one():
+    shown = usual_help(recipe("nano.cola"), program="p", description="", also={})
+    for name in " ".join(USUAL.values()).split():
+        assert name.replace("*", "joint").replace("_", "-") + " " in shown
+
+
+def test_a_file_in_place_of_a_recipe_is_told_where_files_go(colaworld):
+    said = colaworld("train", "g.yaml", "--data", "x")
+    assert said.status == 2 and "nano.cola --config g.yaml" in said.err
+    assert "nano.two_stage" in colaworld("train", "nano.coal", "--data", "x").err

@@ -60,6 +60,17 @@ def test_help_lists_the_verbs_and_a_bare_call_is_an_error(colaworld) -> None:
         (
             ["train", "nano.cola"],
             [
+                "--data PATH",
+                "--out",
+                "--resume",
+                "--config",
+                "--training.max-steps N",
+                "--help-all",
+            ],
+        ),
+        (
+            ["train", "nano.cola", "--help-all"],
+            [
                 "--data.path",
                 "--model.backbone.depth",
                 "--phases.warmup.gate.entropy",

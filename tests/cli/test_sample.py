@@ -81,7 +81,7 @@ def test_an_mp4_from_an_image(trained, tmp_path, colaworld) -> None:
         (["--codes", "0", "8"], "--codes: expected whole actions of 1 entries in 0 .. 7, got 0 8"),
         (["--episode", "99"], "--episode: expected 0 .. 3, got 99"),
         (["--frame", "12"], "--frame: expected 0 .. 11, got 12"),
-        (["--scale", "0"], "--scale, --frames and --fps: expected >= 1"),
+        (["--scale", "0"], "--scale: expected >= 1, got 0"),
         (["--start", "absent.png"], "--start absent.png: not a readable image"),
         (["--start", "odd.png"], "frames of 30x32 px (height x width) are not whole patches"),
         (["--data", "absent"], "absent: no such folder"),
