@@ -214,6 +214,7 @@ OTHERS: dict[str, Callable[[Options, Keep], int | None]] = {
 def line(row: dict[str, Any]) -> str:
     """A row in one line."""
     units = {"gb_s": "GB/s", "tflops": "TFLOP/s", "peak_mb": "MB", "launches": "launches"}
+    units["mfu"] = "MFU"
     told = [f"{row[name]:.4g} {unit}" for name, unit in units.items() if row.get(name) is not None]
     text = "{op}/{shape}/{dtype}/{mode} {impl}: {p50_ms:.4g} ms".format(**row)
     return ", ".join([text, *told])
