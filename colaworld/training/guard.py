@@ -28,10 +28,12 @@ class LossGuard:
         self._losses: deque[float] = deque(maxlen=training.spike_window)
         self.skipped = 0
         self.in_a_row = in_a_row
+        self.finite = True  # loss and gradient of the latest update
 
     def judge(self, loss: float, gradient_norm: float) -> str | None:
         """None to apply the update, else why it must be skipped. Counts either way."""
         reason = self._reason(loss, gradient_norm)
+        self.finite = math.isfinite(loss) and math.isfinite(gradient_norm)
         if reason is None:
             self.in_a_row = 0
             self._losses.append(loss)
@@ -63,12 +65,15 @@ class LossGuard:
     def diverged(self, steps: int, *, last: bool) -> str | None:
         """Why a phase that is over after `steps` counts as diverged; None where it does not.
 
-        `last`: no phase follows, in which training could recover from skips at the end.
+        `last`: no phase follows, in which training could recover from skips at the end. There, one
+        spike may be the fault of its clips; two in a row, or no number, are that of the weights.
         """
         if 2 * self.skipped >= steps:
             return f"{self.skipped} of its {steps} updates were skipped"
-        if last and self.in_a_row:
-            return f"its last update was skipped ({self.skipped} of {steps} were)"
+        if last and not self.finite:
+            return f"loss or gradient of its last update were not finite ({self.skipped} of {steps} skipped)"
+        if last and self.in_a_row > 1:
+            return f"its last {self.in_a_row} updates were skipped ({self.skipped} of {steps} were)"
         return None
 
     def state_dict(self) -> dict[str, Any]:
@@ -76,6 +81,7 @@ class LossGuard:
             "losses": list(self._losses),
             "skipped": self.skipped,
             "in_a_row": self.in_a_row,
+            "finite": self.finite,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -83,3 +89,4 @@ class LossGuard:
         self._losses.extend(float(loss) for loss in state["losses"])
         self.skipped = int(state["skipped"])
         self.in_a_row = int(state["in_a_row"])
+        self.finite = bool(state.get("finite", True))  # early checkpoints do not say

@@ -345,11 +345,11 @@ def test_too_many_skips_stop_with_the_batch_named(toy, tmp_path):
         ).run()
 
 
-def test_a_run_whose_last_update_was_skipped_is_not_finished(toy, tmp_path, read_run):
+def test_a_run_whose_last_loss_was_no_number_is_not_finished(toy, tmp_path, read_run):
     phases = [dataclasses.replace(toy.PHASES[0], steps=4, gate=None)]
     result = toy.trainer(tmp_path, hook=poison({7: math.nan}), phases=phases).run()
     assert result.status == "stopped"
-    assert "phase warmup diverged: its last update was skipped (1 of 4 were)" in result.message
+    assert "phase warmup diverged: loss or gradient of its last update were not" in result.message
     assert read_run(tmp_path).state["healthy"] is False
     again = toy.trainer(tmp_path, phases=phases, resume=True).run()
     assert (again.status, again.message) == (result.status, result.message)
@@ -357,6 +357,19 @@ def test_a_run_whose_last_update_was_skipped_is_not_finished(toy, tmp_path, read
     longer = [dataclasses.replace(phases[0], steps=5)]
     assert toy.trainer(tmp_path, phases=longer, resume=True).run().status == "finished"
     assert read_run(tmp_path).state["healthy"] and (tmp_path / "weights").exists()
+
+
+@pytest.mark.parametrize("spikes", [1, 2])
+def test_one_spike_at_the_end_does_not_take_a_run_its_weights(spikes, toy, tmp_path):
+    phases = [dataclasses.replace(toy.PHASES[0], steps=15, gate=None)]
+    hook = poison({n: 1e6 for n in range(30 - 2 * spikes, 30)})  # two passes a step
+    result = toy.trainer(tmp_path, hook=hook, phases=phases).run()
+    assert result.status == ("finished" if spikes == 1 else "stopped"), result.message
+    assert (tmp_path / "weights").is_dir() == (spikes == 1)
+    again = toy.trainer(tmp_path, phases=phases, resume=True).run()
+    assert again.status == result.status
+    if spikes == 2:
+        assert "its last 2 updates were skipped (2 of 15 were)" in result.message
 
 
 def test_a_phase_that_skipped_half_of_its_updates_ends_the_run(toy, tmp_path):
