@@ -239,7 +239,7 @@ def test_an_attention_backend_is_chosen_by_name_for_every_layer(monkeypatch) -> 
     config = ModelConfig(attention="sdpa")
     layers = [m for m in WorldModel(config).modules() if isinstance(m, AxialAttention)]
     assert layers and {layer.backend for layer in layers} == {"sdpa"}
-    with pytest.raises(ValueError, match=r"attention: expected one of auto, .* got 'fast'"):
+    with pytest.raises(ValueError, match=r"attention: expected one of 'auto', .* got 'fast'"):
         WorldModel(ModelConfig(attention="fast"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"colaworld\[flash\]"):
