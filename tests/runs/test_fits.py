@@ -52,6 +52,18 @@ def test_frames_as_recorded_are_refused_where_they_do_not_fit(nano, monkeypatch,
     assert "--data.height 52 --data.width 72" in caplog.text
 
 
+def test_a_part_of_ones_own_that_cannot_be_traced_is_trained_all_the_same(
+    nano, monkeypatch, caplog
+) -> None:
+    def plan(config, *, device):
+        raise RuntimeError("looks at values")
+
+    monkeypatch.setattr(fits, "plan_memory", plan)
+    said = fits.check_memory(*nano, height=28, width=36, device=CPU, memory=GIB // 64)
+    assert said == "63 tokens a frame, 2016 in a pass"
+    assert "is not known (RuntimeError: looks at values)" in caplog.text
+
+
 def test_the_rough_guess_is_near_the_plan(nano) -> None:
     """Within a factor of 2, so that a quarter of the memory leaves room."""
     config, model = nano
