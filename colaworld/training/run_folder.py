@@ -150,12 +150,15 @@ class RunFolder:
         )
 
     def _check_in_place(self) -> None:
-        """RunFolderError where the folder, or what a run cannot do without, was taken away."""
+        """RunFolderError where the folder was taken away."""
         if self._lock is not None and not self._lock.in_place():
             raise RunFolderError(
                 f"{self.out}: is not the folder that this run began in any more; it was moved or "
                 "deleted meanwhile. Resume where it is now"
             )
+
+    def _check_files(self) -> None:
+        """RunFolderError where what a run cannot do without was taken away."""
         for name in ("config.yaml", "metrics.jsonl"):
             if not (self.out / name).is_file():
                 raise RunFolderError(
@@ -242,6 +245,7 @@ class RunFolder:
             whole = {**state, "rows": self._jsonl.sums()}
             written = checkpoints.write_checkpoint(self.checkpoints / name, tensors, whole)
             checkpoints.prune_checkpoints(self.checkpoints, keep)
+            self._check_files()
             return written.path
 
         self.saved = self.distributed.on_main(write)
@@ -274,6 +278,7 @@ class RunFolder:
 
     def _export(self, phase: str, progress: Progress, config_yaml: str) -> None:
         self._check_in_place()
+        self._check_files()
         latest = checkpoints.latest_checkpoint(self.checkpoints)
         if latest is None:
             raise RunFolderError(f"{self.checkpoints}: the last checkpoint is gone or damaged")
