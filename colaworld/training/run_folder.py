@@ -134,6 +134,7 @@ class RunFolder:
         """ResumeError where a run was saved here of which no checkpoint can be read."""
         metrics, config = self.out / "metrics.jsonl", self.out / "config.yaml"
         rows = list(read_rows(metrics)) if metrics.is_file() else []
+        weights = (self.out / "weights").exists()
         damaged = sorted(path.name for path in self.checkpoints.glob("step_*"))
         why = f"none of its checkpoints can be read: {', '.join(damaged)}"
         if not damaged:
@@ -141,11 +142,13 @@ class RunFolder:
             found = re.search(r"\bcheckpoint_every: ([1-9]\d*)", saved)
             every = int(found[1]) if found else len(rows)
             # Killed before the first checkpoint, a run begins anew. There was one at a phase's end.
-            if not rows or (self.checkpoints.is_dir() and not _saved_before(rows, every)):
+            lost = rows and (not self.checkpoints.is_dir() or _saved_before(rows, every))
+            if not (lost or weights):
                 return
             why = "its checkpoints are gone"
         raise ResumeError(
-            f"{self.out}: holds a run ({len(rows)} rows in metrics.jsonl), but {why}. Put them back; "
+            f"{self.out}: holds a run ({len(rows)} rows in metrics.jsonl"
+            f"{', and weights/' if weights else ''}), but {why}. Put them back; "
             "or, to train from the beginning, delete the folder or choose another --out"
         )
 

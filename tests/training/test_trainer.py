@@ -590,6 +590,16 @@ def test_a_run_without_a_readable_checkpoint_does_not_begin_again(toy, tmp_path,
     assert (run / "metrics.jsonl").read_bytes() == rows and (run / "weights").is_dir()
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_weights_of_which_nothing_else_is_left_are_not_trained_over(toy, tmp_path, resume):
+    toy.trainer(tmp_path).run()
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(ResumeError, match=r"weights/.*its checkpoints are gone.*choose another"):
+        toy.trainer(tmp_path, resume=resume).run()
+    assert (tmp_path / "weights" / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("what", ["run", "metrics.jsonl", "config.yaml"])
 def test_what_is_taken_from_a_running_training_is_missed(toy, tmp_path, what):
     run, calls = tmp_path / "run", []
