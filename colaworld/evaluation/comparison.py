@@ -137,7 +137,7 @@ def _difference(
         same = result["clips"]["probed"] == base["clips"]["probed"]
         return f"{cell.value - first.value:+.{digits}f}" if same else "-"
     mine, theirs = (
-        {name: np.asarray(values) for name, values in r["clips"]["values"].items()}
+        {name: np.asarray(values, float) for name, values in r["clips"]["values"].items()}
         for r in (result, base)
     )
     over = cell.over

@@ -54,6 +54,14 @@ def test_differences_are_paired_over_the_same_clips():
     assert all(len(row) == len(found.rows[0]) for row in found.rows)
 
 
+def test_a_clip_without_a_number_is_read_as_such():
+    """JSON has no NaN: evaluation.json holds null there."""
+    mine, other = run(), run(0.5)
+    mine["clips"]["values"]["psnr"][3] = None
+    found = comparison({"mine": mine, "other": other})
+    assert "+0.50 [+0.50, +0.50]" in found.rows[3]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
