@@ -33,7 +33,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -41,6 +40,7 @@ from torch import Tensor
 from colaworld.data import windows
 from colaworld.data.clips import ClipSet
 from colaworld.data.errors import DataError
+from colaworld.data.parquet_file import read_parquet
 from colaworld.files import check_seal, check_sha256, read_json, verifies
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class LatentKey:
     def of(cls, clips: ClipSet, *, tokenizer: str, per_clip: bool, every: int = 1) -> LatentKey:
         """The key of latents of `clips`; `every`: only clips that start at multiples of it."""
         config, source = clips.config, clips.source
+        about = source.describe()
         files, sizes = [], {}
         for e in source.episodes:
             place, size = source.identity(e.index)
@@ -70,7 +71,7 @@ class LatentKey:
             sizes[place] = size
         data: dict[str, Any] = {
             "source": source.kind,
-            "camera": source.describe().camera,  # the one in use, named or not
+            "camera": about.camera,  # the one in use, named or not
             "split": config.split,
             "holdout": config.holdout if config.split != "all" else None,
             "episodes": len(source.episodes),
@@ -78,6 +79,8 @@ class LatentKey:
             "bytes": sum(size or 0 for size in sizes.values()),
             "files": _hash([files, sizes]),
         }
+        if about.reading is not None:
+            data["reading"] = about.reading
         if per_clip:
             data["windows"] = {
                 "frames_per_clip": config.frames_per_clip,
@@ -320,7 +323,9 @@ def read_index(path: Path, header: Mapping[str, Any]) -> tuple[np.ndarray, list[
     """Runs [m, 5] int64: episode, first, count, shard, row; the bytes of each shard; whether it holds
     a hash. DataError where it is not the index of shards of this key.json."""
     try:
-        table = pq.read_table(path)
+        if not path.is_file():  # to open a pipe is to wait for ever
+            raise ValueError("expected a file, found none")
+        table = read_parquet(path, COLUMNS)
         runs = np.stack([table[name].to_numpy() for name in COLUMNS], axis=1)
         sizes = json.loads(table.schema.metadata[b"shard_bytes"])
         sums = table.schema.metadata.get(b"sha256")

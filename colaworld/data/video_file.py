@@ -34,6 +34,8 @@ FORMATS = (
     "mov,matroska,avi,gif,mpegts,mpeg,mpegvideo,asf,flv,live_flv,kux,ogg,yuv4mpegpipe,mxf,dv,nut,"
     "rm,wtv,nsv,swf,ivf,obu,h264,hevc,vvc,m4v,mjpeg,mpjpeg,vc1,apng"
 )
+# Changed when the frames of a film come out otherwise: latents of before are then not taken for theirs.
+READING = "2: turned, square pixels"
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",

@@ -180,6 +180,30 @@ def test_films_with_cuts_and_broken_pieces(tmp_path, film, encode, stride) -> No
     loader.close()
 
 
+def test_latents_of_films_that_were_read_otherwise_are_refused(config, tmp_path, film) -> None:
+    """Films that a release of before did not turn have the size that turned ones have."""
+    film(tmp_path / "films" / "a.mp4", range(12))
+    films = replace(config, path=tmp_path / "films")
+
+    def cropped(frames):
+        return per_frame(frames[..., :20, :24])
+
+    for data, names_it in ((films, True), (config, False)):  # LeRobot's are never turned
+        root = tmp_path / str(names_it)
+        _write(root, data, cropped)
+        header = json.loads((root / "key.json").read_text())
+        assert ("reading" in header["key"]["data"]) == names_it
+    header = json.loads((tmp_path / "True" / "key.json").read_text())
+    del header["key"]["data"]["reading"], header["sha256"]
+    (tmp_path / "True" / "key.json").write_text(json.dumps(header))
+    for attempt in (
+        lambda: LatentCache.open(tmp_path / "True", ClipSet(films), tokenizer="toy 1"),
+        lambda: _write(tmp_path / "True", films, cropped),
+    ):
+        with pytest.raises(DataError, match=r"(?s)reading None -> 2: turned.*encode again"):
+            attempt()
+
+
 def test_pieces_of_long_films_join(config, tmp_path) -> None:
     """A small decoding cache cuts episodes into segments; what is stored does not show it."""
     small = replace(config, cache_mb=8 * 7 * 3 * 20 * 24 / 1e6)  # 7 frames in a segment

@@ -276,8 +276,26 @@ def test_a_pipe_in_place_of_a_part_is_refused(clips, tmp_path) -> None:
     for name in ("key.json", "index.parquet", "shard_000001.safetensors"):
         root = tmp_path / name
         write(root, clips)
+        latents = read(root, clips)
         (root / name).unlink()
         os.mkfifo(root / name)
         with pytest.raises(DataError, match=r"not the key|not complete|shard_000001\S+: damaged"):
             read(root, clips)
+        if name != "key.json":
+            write(root, clips)
+            assert torch.equal(read(root, clips), latents)
         shutil.rmtree(root)
+
+
+def test_a_damaged_index_is_never_read_by_threads(clips, tmp_path, monkeypatch) -> None:
+    """On a damaged footer `pyarrow.parquet.read_table` can wait for ever."""
+    write(tmp_path, clips)
+    monkeypatch.delattr(pq, "read_table")
+    latents, index = read(tmp_path, clips), tmp_path / "index.parquet"
+    whole = index.read_bytes()
+    for at in range(len(whole) - 400, len(whole)):
+        index.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        try:
+            assert torch.equal(read(tmp_path, clips), latents), at
+        except DataError as error:
+            assert "index.parquet: damaged" in str(error), at

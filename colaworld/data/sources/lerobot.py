@@ -23,6 +23,7 @@ from colaworld.contracts import ActionSpec
 from colaworld.data import video_reader
 from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.data.index_cache import IndexCache
+from colaworld.data.parquet_file import read_parquet
 from colaworld.data.sources import lerobot_meta
 from colaworld.data.sources.registry import register_source
 from colaworld.data.sources.source import BrokenFile, Description, EpisodeInfo
@@ -225,7 +226,7 @@ class LeRobotSource:
         if row.data not in self._spans:
             self._spans[row.data] = lerobot_meta.episode_spans(row.data)
         spans = enumerate(self._spans[row.data])
-        table = lerobot_meta.read_parquet(
+        table = read_parquet(
             row.data,
             [spec.column, "frame_index", "episode_index"],
             groups=[group for group, (low, high) in spans if low <= row.episode <= high],

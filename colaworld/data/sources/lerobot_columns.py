@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from colaworld.data.errors import DataError
+from colaworld.data.parquet_file import opened_parquet
 from colaworld.data.sources.lerobot import LeRobotSource
-from colaworld.data.sources.lerobot_meta import opened_parquet, read_json
+from colaworld.data.sources.lerobot_meta import read_json
 from colaworld.data.sources.lerobot_statistics import Statistics
 from colaworld.data.sources.new_folder import NewFolder
 from colaworld.files import write_atomically

@@ -16,11 +16,10 @@ checksums (ours have them).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from colaworld.data.errors import DataError
+from colaworld.data.parquet_file import opened_parquet, read_parquet
 
 _MOST = 10**9  # frames, episodes, files: beyond it a number is a fault and not a size
 _PART = re.compile(r"[^{}]|\{video_key\}|\{(chunk|file)_index(:0?\d{0,2}d)?\}")
@@ -249,27 +248,6 @@ def action_feature(root: Path, info: dict[str, Any], column: str) -> dict[str, A
     return feature
 
 
-def read_parquet(
-    file: Path,
-    columns: Sequence[str],
-    *,
-    optional: Sequence[str] = (),
-    groups: Sequence[int] | None = None,
-) -> pa.Table:
-    """Columns of a parquet file (or of some of its row groups), its page checksums tried.
-
-    Raises DataError, which names both. On damaged files `pyarrow.parquet.read_table` can hang, and
-    what `metadata` says of a column's chunk can end the process: neither is used.
-    """
-    with opened_parquet(file, columns) as opened:
-        there = opened.schema_arrow.names
-        if missing := [repr(name) for name in columns if name not in there]:
-            raise DataError(f"{file}: lacks the columns {', '.join(missing)}")
-        wanted = [*columns, *(name for name in optional if name in there)]
-        every = range(opened.num_row_groups) if groups is None else groups
-        return opened.read_row_groups(every, columns=wanted, use_threads=False).select(wanted)
-
-
 def episode_spans(file: Path) -> list[tuple[int, int]]:
     """The least and the greatest `episode_index` of each row group. Raises DataError."""
     name, spans = "episode_index", []
@@ -283,18 +261,6 @@ def episode_spans(file: Path) -> list[tuple[int, int]]:
             ends = pc.min_max(part[name]).as_py()
             spans.append((0, -1) if ends["min"] is None else (ends["min"], ends["max"]))
     return spans
-
-
-@contextlib.contextmanager
-def opened_parquet(file: Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
-    """A parquet file to read `columns` from; whatever fails within becomes a DataError with both."""
-    try:
-        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
-            yield opened
-    except DataError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise DataError(f"{file}: columns {', '.join(columns)} cannot be read: {error}") from error
 
 
 def read_episodes(folder: Folder, info: dict[str, Any], camera: str) -> list[Row]:

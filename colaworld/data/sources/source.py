@@ -56,6 +56,8 @@ class Description:
     """What a person should know of it, though it can be read: a line each."""
     uneven: tuple[str, ...] = ()
     """Names of episodes whose frames are not evenly spaced in time."""
+    reading: str | None = None
+    """How frames are made of the files, where that has changed: latents are stored with it."""
 
 
 class Source(Protocol):

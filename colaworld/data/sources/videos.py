@@ -20,7 +20,7 @@ from colaworld.data import video_reader
 from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.data.index_cache import IndexCache
 from colaworld.data.sources.source import BrokenFile, Description, EpisodeInfo
-from colaworld.data.video_file import Video
+from colaworld.data.video_file import READING, Video
 from colaworld.data.video_reader import NOTES, VideoInfo
 
 log = logging.getLogger(__name__)
@@ -142,6 +142,7 @@ class VideosSource:
             " record or convert to LeRobot v3 to have them",
             warnings=(*notes, *self._passed_over()),
             uneven=tuple(self._notes.get("uneven", ())),
+            reading=READING,
         )
 
     def identity(self, episode: int) -> tuple[str, int | None]:
