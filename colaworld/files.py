@@ -7,6 +7,7 @@ Not here: what is in a file.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -194,7 +195,8 @@ class FolderLock:
     """Holds `folder` until `close` or until the process ends, however it ends.
 
     The lock is on the folder itself: no file is left behind. On a network file system it may hold for
-    the processes of one machine only. `shared`: beside others that share it, and no one else.
+    the processes of one machine only, and one that has no locks is warned of. `shared`: beside others
+    that share it, and no one else.
 
     Raises:
         BlockingIOError: another process holds the folder.
@@ -207,9 +209,13 @@ class FolderLock:
         try:
             kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
             fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
-        except BaseException:
-            os.close(self._descriptor)
-            raise
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                os.close(self._descriptor)
+                raise
+            log.warning(
+                "%s: cannot be locked (%s); use it from one process", folder, error.strerror
+            )
 
     def in_place(self) -> bool:
         """Whether the folder that is held is still the one of that name."""
@@ -218,5 +224,6 @@ class FolderLock:
 
     def close(self) -> None:
         """Let the folder go."""
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # a forked worker may hold a copy of it
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # a forked worker may hold a copy of it
         os.close(self._descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -132,3 +133,13 @@ def test_a_lock_that_is_refused_leaves_nothing_open(tmp_path):
     assert one.in_place()
     one.close()
     two.close()
+
+
+def test_a_file_system_without_locks_can_be_worked_on(tmp_path, monkeypatch, caplog):
+    def flock(descriptor, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    lock = FolderLock(tmp_path)
+    assert f"{tmp_path}: cannot be locked" in caplog.text and lock.in_place()
+    lock.close()
