@@ -13,9 +13,10 @@ nor what stands before the first key frame. Reading frames first..stop seeks to 
     asked              x x x
     decoded          o o x x                o decoded and dropped
 
-A seek may land too late (MPEG-TS), on a key frame whose neighbours need the one before (open GOP), or where
-FFmpeg can but guess the time (MPEG-PS). Then it starts earlier, in the end from the beginning. Where the times of a file are of no use (H.264
-with B-frames in AVI, joined recordings) its frames are counted from the beginning, every time.
+A seek may land too late (MPEG-TS), on a key frame whose neighbours need the one before (open GOP), or
+where FFmpeg can but guess the time (MPEG-PS). Then it starts earlier, in the end from the beginning.
+Where the times of a file are of no use (H.264 with B-frames in AVI, joined recordings) its frames are
+counted from the beginning, every time.
 """
 
 from __future__ import annotations

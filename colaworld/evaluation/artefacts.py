@@ -107,7 +107,8 @@ class EveryCode:
     """The grid "same start, every code": which codes it shows, under which names.
 
     With a codebook that fits, every single code when N = 1; else the combinations that occur most
-    often, of those that have a share of at least RARE. Continuous: latents far from each other, chosen greedily from the one nearest the mean.
+    often, of those that have a share of at least RARE. Continuous: latents far from each other, chosen
+    greedily from the one nearest the mean.
     """
 
     def __init__(self, world: WorldProtocol, actions: LatentActions, *, limit: int) -> None:

@@ -359,7 +359,7 @@ class Trainer:
             self.model, checkpoint.tensors("model"), source=str(checkpoint.path)
         )
         self.progress = Progress(**state["progress"])
-        _ = self.phases[self.progress.phase]
+        _ = self.phases[self.progress.phase]  # IndexError, which is told, where there is none
         self._moments = {}
         for key, value in checkpoint.tensors("optimizer").items():
             parameter, kind = key.rsplit("/", 1)

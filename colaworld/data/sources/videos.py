@@ -2,7 +2,8 @@
 
 A subclass says where its videos are (`_find`); they are probed once and remembered (../index_cache.py).
 Links to files are followed: whoever made the set put them there. Linked folders are not, and a warning
-names them; nor is anything hidden read. Not here: frame rates made equal or sizes made equal (the loader's `fps`, `height`, `width`).
+names them; nor is anything hidden read.
+Not here: frame rates made equal or sizes made equal (the loader's `fps`, `height`, `width`).
 """
 
 from __future__ import annotations
