@@ -49,7 +49,7 @@ def _reason_here() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@_dispatch.constant_in_graphs
 def _refuses_here() -> str | None:
     return _reason_here()
 

@@ -13,10 +13,12 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Called = TypeVar("Called", bound=Callable[..., Any])
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 VARIABLE = "COLAWORLD_OPS"
@@ -246,6 +248,16 @@ def known(condition: bool | torch.SymBool) -> bool:
     from torch.fx.experimental.symbolic_shapes import guard_or_false
 
     return guard_or_false(condition)
+
+
+def constant_in_graphs(function: Called) -> Called:
+    """torch.compile takes what `function` returns for a constant and does not trace it.
+
+    This sets the mark that `torch.compiler.assume_constant_result` sets. Calling that one imports
+    torch._dynamo, which takes as long again as torch: every command would start twice as slowly.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def always(_: CallInfo) -> str | None:

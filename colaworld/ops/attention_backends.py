@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from colaworld.ops import _dispatch, _flash4, reference
 from colaworld.ops.block_mask import block_mask
@@ -112,7 +112,7 @@ def _importable(module: str) -> bool:
     return (not above or _importable(above)) and importlib.util.find_spec(module) is not None
 
 
-@torch.compiler.assume_constant_result
+@_dispatch.constant_in_graphs
 def _refuses_here(backend: str) -> str | None:
     """Why no call of `backend` can run in this process; None when one can."""
     reason = missing(backend)
@@ -182,14 +182,18 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> Ten
 
 def flex() -> Callable[..., Any]:
     """FlexAttention, compiled; in a graph that is being traced the plain function: that compiles it."""
+    from torch.nn.attention.flex_attention import flex_attention
+
     if torch.compiler.is_compiling():
-        return flex_attention.flex_attention
+        return flex_attention
     return _compiled_flex()
 
 
 @functools.cache
 def _compiled_flex() -> Callable[..., Any]:
-    return torch.compile(flex_attention.flex_attention, dynamic=False)
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
 
 
 # The packages are imported where they are called: a graph that is being traced does it as it traces.

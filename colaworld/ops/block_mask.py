@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._guards import active_fake_mode
-from torch.nn.attention.flex_attention import BlockMask
+
+if TYPE_CHECKING:  # its module imports torch._dynamo, as long again as torch itself
+    from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK = 128  # rows and columns of a block of the mask: FlexAttention's own
 _TABLES = tuple(
@@ -55,6 +58,8 @@ _kept = functools.lru_cache(maxsize=32)(_made)
 
 
 def _assembled(packed: Tensor, frames: int, all_frames: int, per_frame: int) -> BlockMask:
+    from torch.nn.attention.flex_attention import BlockMask
+
     queries, keys = frames * per_frame, all_frames * per_frame
     before, shapes = keys - queries, _shapes(queries, keys)
     parts = packed.split([_room(shape) for shape in shapes])

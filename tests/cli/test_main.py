@@ -95,6 +95,12 @@ def test_help_of_a_verb_names_its_fields(colaworld, verb, fields) -> None:
         assert name in said.plain
 
 
+def test_no_command_starts_by_importing_the_compiler_of_torch() -> None:
+    """It takes as long again as torch."""
+    code = "import sys, colaworld.cli.train; print('torch' in sys.modules, 'torch._dynamo' in sys.modules)"
+    assert _process(sys.executable, "-c", code).stdout.split() == ["True", "False"]
+
+
 def test_data_wants_inspect(colaworld, tmp_path) -> None:
     for arguments in ([], ["look"]):
         said = colaworld("data", *arguments)
