@@ -205,7 +205,7 @@ class _Work:
         done = shards = entries = left_out = 0
         for number in mine:
             path = self.root / shard_name(number)
-            why = _harm(path, header, verify=verifies())
+            why = _harm(path, header, verify=verifies()) or _misplaced(path, parts[number])
             if why is not None:
                 if path.exists():
                     log.warning("%s is damaged, and encoded again: %s", path, why)
@@ -429,6 +429,17 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _misplaced(path: Path, parts: list[tuple[Segment, range]]) -> str | None:
+    """Why a whole shard is not the one of these entries, or None."""
+    with safe_open(path, framework="np") as stored:
+        runs = stored.get_tensor("runs").tolist()
+    inside = all(
+        any(segment.episode == episode and first in entries for segment, entries in parts)
+        for episode, first, _, _ in runs
+    )
+    return None if inside else "it holds the latents of other frames"
 
 
 def _harm(path: Path, header: dict[str, Any], *, verify: bool) -> str | None:

@@ -107,6 +107,20 @@ def test_a_damaged_shard_is_not_trained_on_and_is_encoded_again(clips, tmp_path,
         assert f"{name}.safetensors is damaged, and encoded again" in caplog.text
 
 
+def test_a_shard_in_the_place_of_another_is_encoded_again(clips, tmp_path) -> None:
+    root = tmp_path / "cache"
+    write(root, clips)
+    whole, latents = files(root), read(root, clips)
+    one, two = "shard_000000.safetensors", "shard_000001.safetensors"
+    for kept in ({"index.parquet"}, set()):
+        (root / one).write_bytes(whole[two])
+        (root / two).write_bytes(whole[one])
+        for name in {"index.parquet"} - kept:
+            (root / name).unlink()
+        assert write(root, clips).shards == 2
+        assert files(root) == whole and torch.equal(read(root, clips), latents)
+
+
 def test_a_shard_damaged_before_the_index_is_encoded_again(clips, tmp_path) -> None:
     write(tmp_path / "cache", clips)
     whole = files(tmp_path / "cache")
