@@ -96,6 +96,15 @@ class LeRobotSource:
             )
             self._rows.append(row)
         index.save(whole=False)  # another camera's films keep their entries
+        ends = {
+            row.video: row.start * fps + row.length
+            for row in sorted(rows, key=lambda row: row.start)
+        }
+        self._longer = [
+            f"{file} ({film.frames} frames, {round(ends[file])} claimed)"
+            for file, film in films.items()
+            if isinstance(film, VideoInfo) and film.frames > ends[file] + 0.5
+        ]
         for (file, reason), count in lost.items():
             _tell_once(logging.WARNING, f"skipped: {reason} (episodes lost: {count})")
             self.broken.append(BrokenFile(file, reason, episodes=count))
@@ -133,6 +142,11 @@ class LeRobotSource:
             camera=self.camera,
             cameras=tuple(self.cameras),
             columns=columns,
+            warnings=tuple(
+                f"{len(self._longer)} films go on after their last episode (first: {first}): is each "
+                "the film that meta/episodes means?"
+                for first in self._longer[:1]
+            ),
         )
 
     def identity(self, episode: int) -> tuple[str, int | None]:
@@ -303,6 +317,7 @@ def _cut_short(file: Path, name: str, row: lerobot_meta.Row, frames: int) -> str
 
 register_source(
     LeRobotSource.kind,
-    detect=lambda path: (path / "meta" / "info.json").exists(),
+    # Without info.json, too: its films joined are no set of videos, and the error names what lacks.
+    detect=lambda path: any((path / "meta" / name).exists() for name in ("info.json", "episodes")),
     open=LeRobotSource,
 )

@@ -148,6 +148,26 @@ def test_wrong_camera_version_and_folder(tmp_path, scene_set) -> None:
         open_source(path)
 
 
+def test_without_info_json_it_is_no_folder_of_videos(tmp_path, scene_set) -> None:
+    path = scene_set(tmp_path / "set", [6, 6])
+    (path / "meta" / "info.json").unlink()
+    with pytest.raises(DataError, match=r"info\.json: missing"):
+        open_source(path)
+    assert len(open_source(path, kind="video_folder").episodes) == 1
+
+
+def test_a_film_that_goes_on_after_its_episodes_is_warned_of(tmp_path, scene_set) -> None:
+    path = scene_set(tmp_path / "set", [9, 6, 7], video_mb=1e-4)
+    assert open_source(path).describe().warnings == ()
+    films = sorted((path / "videos").glob("*/*/*.mp4"))
+    assert len(films) == 3
+    films[1].write_bytes(films[0].read_bytes())
+    (warning,) = open_source(path).describe().warnings
+    assert warning.startswith(
+        f"1 films go on after their last episode (first: {films[1]} (9 frames"
+    )
+
+
 def test_misaligned_actions_name_file_and_column(tmp_path, scene_set) -> None:
     path = scene_set(tmp_path / "set", [10, 10])
     table = pq.read_table(path / DATA)
