@@ -23,7 +23,7 @@ import av
 from colaworld.files import write_atomically
 
 log = logging.getLogger(__name__)
-VERSION = 2  # raised when the meaning of a value changes
+VERSION = 3  # raised when the meaning of a value changes
 
 
 def cache_folder() -> Path | None:

@@ -13,6 +13,9 @@ nor what stands before the first key frame. Reading frames first..stop seeks to 
     asked              x x x
     decoded          o o x x                o decoded and dropped
 
+A frame that the decoder marks as damaged is not given, nor what is made of it, up to the next key
+frame.
+
 A seek may land too late (MPEG-TS), on a key frame whose neighbours need the one before (open GOP), or
 where FFmpeg can but guess the time (MPEG-PS). Then it starts earlier, in the end from the beginning.
 Where the times of a file are of no use (H.264 with B-frames in AVI, joined recordings) its frames are
@@ -23,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -41,6 +45,8 @@ NOTES = {
     "interlaced": "interlaced: what moves is combed; deinterlace them first",
     "counted": "without usable times: each read decodes from their start, slow where they are long; remux "
     "or encode them again",
+    "short": "shorter than their headers say (cut off while they were written or copied?): what is there "
+    "is read",
     "cut": "cut between key frames: the first of their frames cannot be decoded and are left out",
 }
 _HDR = (16, 18)  # transfer functions: SMPTE ST 2084 (PQ), ARIB STD-B67 (HLG)
@@ -89,7 +95,7 @@ def probe(video: Video | Path) -> VideoInfo:
         fps = float(rate) if rate else 0.0
         codec, pixel_format = context.name, str(context.pix_fmt)
         height, width = shown_size(stream)
-        counted = stream.frames
+        counted, promised = stream.frames, _promised(container, stream)
         index = [(e.timestamp, e.is_discard) for e in stream.index_entries if counted]
         first, whole = _first_frame(container, stream)
         if first is None:
@@ -115,6 +121,8 @@ def probe(video: Video | Path) -> VideoInfo:
             notes.append("counted")
         if times.lost:
             notes.append("cut")
+        if span < 0.9 * promised - 0.5:
+            notes.append("short")
     if not frames or not height or not width:
         raise BrokenFileError(f"{video}: has no frames (truncated?)")
     middle = np.median(steps) if len(steps) else 0
@@ -139,6 +147,16 @@ def _first_frame(
             break
     whole = None not in times and min(times, default=None) == (first and first.pts)
     return first, whole
+
+
+def _promised(container: av.container.InputContainer, stream: av.VideoStream) -> float:
+    """Seconds of film by the header, 0 where it does not say: Matroska by a tag, AVI by its count."""
+    written = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if written:
+        begin = float((stream.start_time or 0) * (stream.time_base or 0))  # the tag counts from 0
+        return 3600 * int(written[1]) + 60 * int(written[2]) + float(written[3]) - begin
+    rate = stream.average_rate
+    return float(stream.frames / rate) if rate and container.format.name == "avi" else 0.0
 
 
 def _is_mp4(container: av.container.InputContainer) -> bool:
@@ -249,7 +267,7 @@ def stream_frames(video: Video | Path, first: int, stop: int) -> Iterator[np.nda
             if place is not None:
                 container.seek(place, stream=stream)
             pictures = Pictures(stream)
-            due = int(times.ticks[wanted])
+            due, built = int(times.ticks[wanted]), False  # after a seek a picture may build up
             keys = None if place is None or _is_mp4(container) else times.keys[:, 0]
             for count, frame in enumerate(decoded(container, stream, keys=keys)):
                 if not count:
@@ -257,6 +275,12 @@ def stream_frames(video: Video | Path, first: int, stop: int) -> Iterator[np.nda
                 time = frame.pts if times.seekable else count
                 if time is None or time > due:
                     break  # too late: from further back
+                late = place is not None and frame.key_frame
+                if frame.is_corrupt and (built or late or time == due):
+                    if place is None:
+                        raise BrokenFileError(f"{video}: frame {wanted} is damaged")
+                    break
+                built = built or not frame.is_corrupt
                 if time < due:
                     continue
                 yield pictures(frame)

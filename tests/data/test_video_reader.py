@@ -52,6 +52,34 @@ def test_a_changed_file_is_read_anew(tmp_path, film) -> None:
     assert len(video_reader.frame_times(path).ticks) == 20
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_picture_that_the_decoder_patched_up_is_damaged(tmp_path, film, number_of, name) -> None:
+    path = film(tmp_path / name, range(200, 248))
+    whole = path.read_bytes()
+    with av.open(str(path)) as container:
+        packets = [bytes(p) for p in container.demux(video=0) if p.size]
+    part = max(packets[13:24], key=len)[26:42]  # a key frame, at 20
+    assert whole.count(part) == 1
+    path.write_bytes(whole.replace(part, bytes(byte ^ 0x5A for byte in part)))
+    for first, stop in ((0, 48), (15, 40), (20, 21), (22, 24)):
+        wanted = max(first, 20)
+        with pytest.raises(BrokenFileError, match=rf"{name}: frame {wanted} is damaged"):
+            list(video_reader.stream_frames(path, first, stop))
+    for index in (0, 19, 40, 47):
+        assert number_of(video_reader.read_frames(path, [index])[0]) == 200 + index
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.avi", "mpeg4")])
+def test_a_film_that_was_cut_off_says_so(tmp_path, film, name, codec) -> None:
+    path = film(tmp_path / name, range(48), codec=codec)
+    assert video_reader.probe(path).notes == []
+    with av.open(str(path)) as container:
+        place = [p.pos for p in container.demux(video=0) if p.size][24]
+    path.write_bytes(path.read_bytes()[:place])
+    found = video_reader.probe(path)
+    assert found.frames < 26 and found.notes == ["short"]
+
+
 def test_broken_files_are_named(tmp_path: Path, film) -> None:
     whole = film(tmp_path / "whole.mp4", range(60), gop=2).read_bytes()
     cut = tmp_path / "cut.mp4"
