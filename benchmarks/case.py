@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from .shapes import Shape
 
 SUITES = ("ops", "models", "training", "data", "rollout")
@@ -32,6 +34,22 @@ def require_compiler(device: str) -> None:
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
     if device.startswith("cpu") and not any(shutil.which(name.split()[0]) for name in names):
         raise Unavailable(f"torch.compile finds no C++ compiler ({', '.join(names)})")
+
+
+def error(found: Tensor, exact: Tensor, size: float | None = None) -> float:
+    """|| found - exact || over || exact || or `size`; other shapes are infinitely far."""
+    if found.shape != exact.shape:
+        return float("inf")
+    gap = (found.double() - exact.double()).norm().item()
+    return gap / ((exact.double().norm().item() if size is None else size) or 1.0)
+
+
+def off(
+    name: str, found: Tensor, exact: Tensor, bound: float, size: float | None = None
+) -> str | None:
+    """What is wrong with a result: an error beyond the bound, or not a number."""
+    gap = error(found, exact, size)
+    return None if gap <= bound else f"{name} is off by {gap:.2e}, expected at most {bound:.2e}"
 
 
 @dataclass(frozen=True)

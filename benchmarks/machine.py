@@ -11,6 +11,7 @@ import datetime
 import platform
 import re
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ import torch
 
 from colaworld import ops
 
-from . import gate, timing
+from . import gate
+from .case import Call, Case
+from .shapes import Shape
 
 PACKAGES = ("colaworld", "triton", "vector-quantize-pytorch")
 PACKAGES += ("flash-attn", "flash-attn-3", "flash-attn-4")
@@ -50,6 +53,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def commit() -> str:
     """Hash of the commit that was timed, "-dirty" appended when tracked files differ from it."""
     root = gate.repository()
@@ -78,50 +82,38 @@ def stamp(device: str) -> dict[str, Any]:
     }
 
 
-def ceilings(
-    device: str, dtype: str, *, samples: int, copied: int = 0, side: int = 0
-) -> list[dict[str, Any]]:
-    """Two measurements, as fields of rows: a device copy (GB/s) and a matrix product (TFLOP/s).
+def ceilings(device: str, dtype: str, *, copied: int = 0, side: int = 0) -> list[Case]:
+    """Two cases: a copy on the device, and a matrix product.
 
     `copied` bytes and matrices of `side`; by themselves as large as the device needs.
     """
     kind, number = torch.device(device).type, getattr(torch, dtype)
     copied, side = copied or _COPIED[kind], side or _SIDE[kind]
-    source = torch.ones(copied // number.itemsize, device=device, dtype=number)
-    target = torch.empty_like(source)
-    # Random numbers: a GPU multiplies ones and zeros faster, since fewer bits change.
-    draw = torch.Generator(device).manual_seed(0)
-    a, b = (torch.randn(side, side, generator=draw, device=device).to(number) for _ in range(2))
-    calls = {"copy": [lambda: target.copy_(source)], "matmul": [lambda: torch.mm(a, b)]}
-    with torch.no_grad():
-        times = timing.interleaved(calls, samples=samples, device=device)
-    moved, flops = 2 * copied, 2 * side**3
-    copy = _row("copy", dtype, "roof", {"bytes": copied}, times["copy"])
-    product = _row("matmul", dtype, "roof", {"side": side}, times["matmul"])
-    copy |= {"gb_s": round(moved / copy["p50_ms"] / 1e6, 2), "bytes": moved}
-    product |= {"tflops": round(flops / product["p50_ms"] / 1e9, 4), "flops": flops}
-    return [copy, product]
+
+    def copy(_: str) -> list[Call]:
+        source = torch.ones(copied // number.itemsize, device=device, dtype=number)
+        target = torch.empty_like(source)
+        return [lambda: target.copy_(source)]
+
+    def product(_: str) -> list[Call]:
+        # Random numbers: a GPU multiplies ones and zeros faster, since fewer bits change.
+        g = torch.Generator(device).manual_seed(0)
+        a, b = (torch.randn(side, side, generator=g, device=device).to(number) for _ in range(2))
+        return [lambda: torch.mm(a, b)]
+
+    how, large, square = (f"{dtype}/fwd", ["torch"]), {"bytes": copied}, {"side": side}
+    return [
+        Case.of("machine", "copy", Shape("roof", large, ""), *how, copy, bytes_moved=2 * copied),
+        Case.of("machine", "matmul", Shape("roof", square, ""), *how, product, flops=2 * side**3),
+    ]
 
 
-def launch(device: str, *, samples: int) -> list[dict[str, Any]]:
-    """Milliseconds of one small kernel among many: as Python starts it, and replayed from a graph."""
-    x = torch.zeros(32, device=device)
+def launches(device: str) -> list[Case]:
+    """One small kernel among many: as Python starts it, and replayed from a graph."""
 
-    def many() -> None:
-        for _ in range(_LAUNCHES):
-            x.add_(1)
+    def many(_: str) -> list[Call]:
+        x = torch.zeros(32, device=device)
+        return [lambda: x.add_(1)] * _LAUNCHES
 
-    calls: dict[str, Any] = {"python": many}
-    if timing.on_gpu(device):
-        calls["graph"] = timing.captured([many])
-    each, batch = {name: [call] for name, call in calls.items()}, dict.fromkeys(calls, _LAUNCHES)
-    times = timing.interleaved(each, samples=samples, device=device, batch=batch)
-    sizes = {"n": x.numel()}
-    return [_row("launch", "float32", "one", sizes, t) | {"impl": n} for n, t in times.items()]
-
-
-def _row(op: str, dtype: str, shape: str, sizes: dict[str, int], times: timing.Times) -> Any:
-    row = {"suite": "machine", "op": op, "impl": "torch", "shape": shape, "sizes": sizes}
-    row |= {"dtype": dtype, "mode": "fwd"}
-    row |= dict.fromkeys(("gb_s", "tflops", "peak_mb", "bytes", "flops"))
-    return row | {f"p{n}_ms": round(t, 6) for n, t in zip((20, 50, 80), times, strict=True)}
+    given = ("machine", "launch", Shape("one", {"n": 32}, ""), "float32/fwd")
+    return [Case.of(*given, [name], many, graph=name == "graph") for name in ("python", "graph")]

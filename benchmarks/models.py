@@ -23,7 +23,7 @@ from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig
 
 from . import shapes
-from .case import Case, Request, require_compiler
+from .case import Case, Request, off, require_compiler
 from .ops.definition import Definition, Function, Inputs, Outputs
 from .shapes import Shape
 
@@ -231,8 +231,7 @@ def differs(found: Outputs, exact: Outputs, bound: float) -> str | None:
         return f"no {', '.join(sorted(missing))}"
     scale = sum(t.double().square().sum().item() for n, t in exact.items() if n != "out") ** 0.5
     for name, value in exact.items():
-        gap = (found[name].double() - value.double()).norm().item()
-        size = value.double().norm().item() if name == "out" else scale
-        if not gap <= bound * size:
-            return f"{name} is off by {gap / (size or 1):.2e}, expected at most {bound:.2e}"
+        size = None if name == "out" else scale
+        if fault := off(name, found[name], value, bound, size):
+            return fault
     return None

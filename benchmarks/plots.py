@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .rows import Row, RowsError
+from .rows import Row, writing
 from .table import speedup
 
 # Ours in one strong colour, the baselines in greys, rivals between.
@@ -43,12 +43,10 @@ def write(folder: Path, rows: Sequence[Row]) -> list[Path]:
     for dtype in dict.fromkeys(row["dtype"] for row in timed):
         figures[f"roofline-{dtype}"] = roofline(rows, dtype)
     files = [folder / f"{name}.png" for name, figure in figures.items() if figure is not None]
-    try:
+    with writing(f"--plot {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         for file in files:
             figures[file.stem].savefig(file, dpi=120)
-    except OSError as error:
-        raise RowsError(f"--plot {folder}: cannot be written: {error}") from None
     return files
 
 

@@ -26,7 +26,7 @@ from colaworld.models.world_model import WorldModel
 from colaworld.runs.config import RunConfig
 
 from . import models, shapes
-from .case import Call, Case, Request
+from .case import Call, Case, Request, off
 from .models import VARIANTS, autocast
 from .shapes import Shape
 
@@ -128,9 +128,8 @@ class Setup:
         expected = cache(lambda: prepared(impls[0])().double())
 
         def verify(name: str) -> str | None:
-            found, bound = expected() if name in others else prepared(name)(), BOUNDS[self.dtype]
-            gap = ((found.double() - expected()).norm() / expected().norm()).item()
-            return None if gap <= bound else f"it is off by {gap:.2e}, expected at most {bound:.2e}"
+            found = expected() if name in others else prepared(name)()
+            return off("it", found, expected(), BOUNDS[self.dtype])
 
         more = {"counts": {"frames": frames}, "tests": ("tests/flow", *_MODELS, "tests/ops")}
         ways = (impls, lambda name: [prepared(name)])

@@ -10,15 +10,16 @@ from __future__ import annotations
 import importlib
 import math
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from . import gate, machine, timing
 from .case import SUITES, Call, Case, Failed, Request, Skipped, Unavailable
-from .rows import FIELDS, Row
+from .rows import Row
 
 # An error or a wrong result of these is a failure; of anybody else it leaves that row out.
 OURS = ("eager", "cpu", "triton", "cuda", "default", "default+compile")
@@ -79,6 +80,8 @@ def run(
     progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Measured:
     """Measure everything that is asked for. Raises gate.GateError where tests or results fail."""
+    products: dict[str, float] = {}
+    request = replace(request, measured_tflops=products)
     cases, skipped = listed(suites, request, only=only)
     names = sorted({name for case in cases for name in case.providers})
     if impls and not set(impls) & set(names):  # one that is known but unavailable is named below
@@ -86,20 +89,18 @@ def run(
     for tests in dict.fromkeys(case.tests for case in cases):
         log(f"gate: running {' '.join(tests)}")
         log(f"gate: {gate.require_passing(tests)}")
-    stamp = machine.stamp(request.device)
     found = Measured(skipped=skipped)
     for dtype in request.dtypes:
-        ceilings = machine.ceilings(request.device, dtype, samples=request.samples)
-        found.rows += [ordered(row | stamp) for row in ceilings]
-    products = {row["dtype"]: row["tflops"] for row in found.rows if row["op"] == "matmul"}
-    cases, _ = listed(suites, replace(request, measured_tflops=products), only=only)
+        for case in machine.ceilings(request.device, dtype):
+            found.rows += measure(case, request).rows
+    products |= {row["dtype"]: row["tflops"] for row in found.rows if row["op"] == "matmul"}
     for number, case in enumerate(cases):
         progress(number, len(cases), case.label)
         measured = measure(case, request, impls=impls)
         if measured.failed:
             first = measured.failed[0]
             raise gate.GateError(f"{first.label}: {first.reason}; so no times")
-        found.rows += [ordered(row | stamp) for row in measured.rows]
+        found.rows += measured.rows
         found.skipped += measured.skipped
     progress(len(cases), len(cases), "done")
     return found
@@ -139,69 +140,74 @@ def ready(
 class _Prepared(NamedTuple):
     calls: Sequence[Call]  # those that are timed
     batch: int  # how many of the case's calls one of them stands for
-    peak_mb: float | None
-    kernels: Sequence[str] | None  # that one call of the case starts on a GPU
+    fields: Row  # of the row, beside its times
 
 
 def measure(case: Case, request: Request, *, impls: Sequence[str] = ()) -> Measured:
-    """The rows of one case, without the fields that all rows of a run share."""
+    """The rows of one case."""
     found, good = Measured(), {}
+    prepare = partial(_prepared, case=case, device=request.device)
+    failed = lambda name, error: found.miss(missed(case, name, one_line(error)))  # noqa: E731
     try:
-        for name, made in ready(case, impls, prepare=lambda c: _prepared(c, case, request.device)):
+        for name, made in ready(case, impls, prepare=prepare):
             if isinstance(made, _Prepared):
                 good[name] = made
             else:
                 found.miss(made)
-        failed = lambda name, error: found.miss(missed(case, name, one_line(error)))  # noqa: E731
-        found.rows += _rows(case, request, good, failed)
+        times = timing.interleaved(
+            {name: made.calls for name, made in good.items()},
+            samples=request.samples,
+            device=request.device,
+            batch={name: made.batch for name, made in good.items()},
+            failed=failed,
+        )
+        flops = case.flops() if callable(case.flops) else case.flops
+        for name, (p20, p50, p80) in times.items():
+            more: Row = {"tflops": short(flops / p50 / 1e9) if flops else None, "flops": flops}
+            more |= good[name].fields | {"samples": request.samples}
+            if case.rotated_mb is not None:
+                more["rotated_mb"] = short(case.rotated_mb())
+            if case.counts:
+                more["rates"] = {f"{n}_s": short(c / p50 * 1e3) for n, c in case.counts.items()}
+            if case.details is not None:
+                more |= case.details(name, p50)
+            found.rows.append(row(case, name, (p20, p50, p80), request.device, **more))
         return found
     finally:
         case.close()
 
 
+def row(
+    case: Case, impl: str, times: timing.Times, device: str, *, peak_mb: Any = None, **more: Any
+) -> Row:
+    """A row: the fields that all have, then what is particular to this one."""
+    moved = case.bytes_moved
+    return {
+        **{name: getattr(case, name) for name in ("suite", "op")},
+        **{"impl": impl, "shape": case.shape, "sizes": dict(case.sizes)},
+        **{name: getattr(case, name) for name in ("dtype", "mode")},
+        **{f"p{n}_ms": short(ms) for n, ms in zip((20, 50, 80), times, strict=True)},
+        "gb_s": short(moved / times[1] / 1e6) if moved else None,
+        "peak_mb": peak_mb,
+        **machine.stamp(device),
+        "bytes": moved,
+        **more,
+    }
+
+
 def _prepared(calls: Sequence[Call], case: Case, device: str) -> _Prepared:
-    peak = timing.peak_mb(calls[0], device)
-    kernels = timing.kernels(calls[0], device)
-    if not (timing.on_gpu(device) and case.graph):
-        return _Prepared(calls, 1, peak, kernels)
-    try:
-        return _Prepared([timing.captured(calls)], len(calls), peak, kernels)
-    except RuntimeError as error:  # timed from Python then, and the row says so
-        print(f"{case.label}: no CUDA graph: {one_line(error)}", flush=True)
-        return _Prepared(calls, 0, peak, kernels)
-
-
-def _rows(
-    case: Case,
-    request: Request,
-    good: Mapping[str, _Prepared],
-    failed: Callable[[str, Exception], None],
-) -> Iterator[Row]:
-    calls = {name: made.calls for name, made in good.items()}
-    batch = {name: made.batch or 1 for name, made in good.items()}
-    how = {"samples": request.samples, "device": request.device}
-    times = timing.interleaved(calls, **how, batch=batch, failed=failed)
-    flops = case.flops() if callable(case.flops) else case.flops
-    for name, found in times.items():
-        p50, moved = found[1], case.bytes_moved
-        row: Row = {"suite": case.suite, "op": case.op, "impl": name, "shape": case.shape}
-        row |= {"sizes": dict(case.sizes), "dtype": case.dtype, "mode": case.mode}
-        row |= {f"p{n}_ms": _short(ms) for n, ms in zip((20, 50, 80), found, strict=True)}
-        row |= {"gb_s": _short(moved / p50 / 1e6) if moved else None, "bytes": moved}
-        row |= {"tflops": _short(flops / p50 / 1e9) if flops else None, "flops": flops}
-        row |= {"peak_mb": good[name].peak_mb, "samples": request.samples}
-        if timing.on_gpu(request.device):
-            row["timed"] = "graph" if case.graph and good[name].batch else "python"
-        if good[name].kernels:  # their names say which backend it really was
-            row["launches"] = len(good[name].kernels)
-            row["kernels"] = [kernel[:60] for kernel in dict.fromkeys(good[name].kernels)][:8]
-        if case.rotated_mb is not None:
-            row["rotated_mb"] = _short(case.rotated_mb())
-        if case.counts:
-            row["rates"] = {f"{n}_s": _short(c / p50 * 1e3) for n, c in case.counts.items()}
-        if case.details is not None:
-            row |= case.details(name, p50)
-        yield row
+    fields: Row = {"peak_mb": timing.peak_mb(calls[0], device)}
+    if not timing.on_gpu(device):
+        return _Prepared(calls, 1, fields)
+    kernels = timing.kernels(calls[0], device)  # their names say which backend it really was
+    fields |= {"timed": "python", "launches": len(kernels)}
+    fields["kernels"] = [kernel[:60] for kernel in dict.fromkeys(kernels)][:8]
+    if case.graph:
+        try:
+            return _Prepared([timing.captured(calls)], len(calls), fields | {"timed": "graph"})
+        except RuntimeError as error:  # timed from Python then, and the row says so
+            print(f"{case.label}: no CUDA graph: {one_line(error)}", flush=True)
+    return _Prepared(calls, 1, fields)
 
 
 def one_line(error: BaseException) -> str:
@@ -211,12 +217,6 @@ def one_line(error: BaseException) -> str:
     return named[:300]
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
     """Four significant digits: what a time is good for."""
     return float(f"{value:.4g}") if math.isfinite(value) else value
-
-
-def ordered(row: Row) -> Row:
-    """The fields that every row has first, in their order."""
-    first = {name: row[name] for name in ("suite", *FIELDS)}
-    return first | {name: value for name, value in row.items() if name not in first}

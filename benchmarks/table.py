@@ -17,19 +17,14 @@ from .case import Skipped
 from .rows import Comparison, Row
 
 BASELINES = ("eager", "compile")
+_MORE = ("launches", "activation_mb", "mfu", "step_clips_s", "headroom")
 _COLOUR = {"faster": "green", "slower": "red", "noise": "dim"}
 
 
-def baseline(rows: Iterable[Row], row: Row, name: str) -> Row | None:
-    """The row of `name` that was timed in turns with `row`."""
-    same = ("op", "shape", "dtype", "mode", "threads")
-    return next((r for r in rows if r["impl"] == name and all(r[k] == row[k] for k in same)), None)
-
-
 def speedup(rows: Sequence[Row], row: Row, name: str) -> float | None:
-    """How many times faster than `name`; None where it has no row."""
-    other = baseline(rows, row, name)
-    return None if other is None else other["p50_ms"] / row["p50_ms"]
+    """How many times faster than the row of `name` that was timed in turns; None where it has none."""
+    same = [(r["impl"], *_group(r)) == (name, *_group(row)) for r in rows]
+    return rows[same.index(True)]["p50_ms"] / row["p50_ms"] if any(same) else None
 
 
 def copy_speed(rows: Iterable[Row], dtype: str) -> float | None:
@@ -81,33 +76,32 @@ def _empty(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     return table
 
 
+def _group(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("op", "shape", "dtype", "mode", "threads"))
+
+
 def _table(op: str, rows: Sequence[Row], everything: Sequence[Row]) -> Table:
-    right: list[str] = ["p50 ms", "p20 .. p80", *(f"x {name}" for name in BASELINES)]
-    right += ["GB/s", "% copy"] if any(r["gb_s"] for r in rows) else []
-    right += ["peak MB"]
-    rates = list(dict.fromkeys(name for row in rows for name in row.get("rates", {})))
-    right += [name.replace("_s", "/s") for name in rates]
-    fields = ("launches", "activation_mb", "mfu", "step_clips_s", "headroom")
-    more = [name for name in fields if any(name in row for row in rows)]
-    table, before = _empty(op, ("shape", "impl"), (*right, *more)), None
-    for row in rows:
-        group = (row["shape"], row["dtype"], row["mode"])
-        if before not in (None, group):
+    def cells(row: Row) -> dict[str, str]:
+        roof = copy_speed(everything, row["dtype"])
+        share = f"{row['gb_s'] / roof:.0%}" if roof and row["gb_s"] else ""
+        found = {"p50 ms": _number(row["p50_ms"])}
+        found["p20 .. p80"] = f"{row['p20_ms']:.3g} .. {row['p80_ms']:.3g}"
+        found |= {f"x {name}": _number(speedup(rows, row, name), ".2f") for name in BASELINES}
+        found |= {"GB/s": _number(row["gb_s"]), "% copy": share, "peak MB": _number(row["peak_mb"])}
+        found |= {n.replace("_s", "/s"): _number(v) for n, v in row.get("rates", {}).items()}
+        return found | {name: _number(row.get(name)) for name in _MORE}
+
+    made = [cells(row) for row in rows]
+    heads = list(dict.fromkeys(head for one in made for head, cell in one.items() if cell))
+    table, before = _empty(op, ("shape", "impl"), heads), None
+    for row, one in zip(rows, made, strict=True):
+        name = ""
+        if _group(row) != before:
             table.add_section()
-        sizes = " ".join(f"{k}{v}" for k, v in row["sizes"].items())
-        name = f"{row['shape']} {row['dtype']} {row['mode']}\n[dim]{sizes}[/]"
-        cells = [name if group != before else "", escape(row["impl"]), f"{row['p50_ms']:.4g}"]
-        cells.append(f"{row['p20_ms']:.3g} .. {row['p80_ms']:.3g}")
-        cells += [_ratio(speedup(rows, row, name)) for name in BASELINES]
-        if any(r["gb_s"] for r in rows):
-            roof = copy_speed(everything, row["dtype"])
-            share = f"{row['gb_s'] / roof:.0%}" if roof and row["gb_s"] else ""
-            cells += [_number(row["gb_s"]), share]
-        cells.append(_number(row["peak_mb"]))
-        cells += [_number(row.get("rates", {}).get(rate)) for rate in rates]
-        cells += [_number(row.get(name)) for name in more]
-        table.add_row(*cells)
-        before = group
+            sizes = " ".join(f"{k}{v}" for k, v in row["sizes"].items())
+            name = f"{row['shape']} {row['dtype']} {row['mode']}\n[dim]{sizes}[/]"
+        table.add_row(name, escape(row["impl"]), *(one.get(head, "") for head in heads))
+        before = _group(row)
     return table
 
 
@@ -122,12 +116,8 @@ def _split(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _ratio(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
-def _number(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}"
+def _number(value: float | None, form: str = ".4g") -> str:
+    return "" if value is None else format(value, form)
 
 
 def show_comparison(found: Comparison, console: Console) -> None:

@@ -30,7 +30,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from . import goals, store
+from .. import rows
+from . import goals
 
 PACKAGE = __package__ or "benchmarks.gpu"
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,7 +122,7 @@ def run(stage: Stage, folder: Path, *, workers: int, dry: bool) -> str | None:
 
 def report(folder: Path) -> None:
     """The goals that rows say something about beside what was reached; the others counted."""
-    lines = goals.lines(store.rows(folder))
+    lines = goals.lines(rows.kept(folder))
     known = [f"goal: {line}" for line in lines if "not measured" not in line]
     print(
         *known,
@@ -133,13 +134,13 @@ def report(folder: Path) -> None:
 
 def summary(folder: Path, problems: list[str]) -> bool:
     """What failed and what was not run, at the end, and every goal; whether all is well."""
-    notes = store.notes(folder)
+    notes = rows.notes(folder)
     reasons = Counter(n["reason"] for n in notes if n["outcome"] in ("missing", "skipped"))
     for reason, count in reasons.items():
         first = next(note["label"] for note in notes if note["reason"] == reason)
         print(f"not run: {reason}: {first}{f' and {count - 1} more' * (count > 1)}")
     failed = [f"FAILED {n['label']}: {n['reason']}" for n in notes if n["outcome"] == "failed"]
-    goal = [f"goal: {line}" for line in goals.lines(store.rows(folder))]
+    goal = [f"goal: {line}" for line in goals.lines(rows.kept(folder))]
     counts = Counter(note["outcome"] for note in notes)
     said = ", ".join(f"{counts[kind]} {kind}" for kind in ("ok", "missing", "skipped", "failed"))
     print(*(f"stage {problem}" for problem in problems), *failed, said, *goal, sep="\n", flush=True)
@@ -160,10 +161,10 @@ def go(verb: str, folder: Path, out: Path, *, first: str | None, workers: int, d
             problems.append(f"{stage.name}: {problem}")
             print(f"stage {problems[-1]}", flush=True)
         report(folder)
-        store.pack(folder, out / ARCHIVE)
+        rows.pack(folder, out / ARCHIVE)
     well = summary(folder, problems)
     spent = time.monotonic() - began
-    print(f"{verb}: {spent:.0f} of {total} s; everything is in {store.pack(folder, out / ARCHIVE)}")
+    print(f"{verb}: {spent:.0f} of {total} s; everything is in {rows.pack(folder, out / ARCHIVE)}")
     return well
 
 
@@ -185,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     for made in (folder, out):
         made.mkdir(parents=True, exist_ok=True)
     if given.resume:
-        store.unpack(given.resume, folder)
+        rows.unpack(given.resume, folder)
     how = {"first": given.first, "workers": given.workers, "dry": given.dry_run}
     return 0 if go(given.verb, folder, out, **how) else 1
 
@@ -197,7 +198,7 @@ def apply_tuning(archive: Path | None) -> int:
         print(f"apply-tuning: expected the archive of a run, got {archive}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder:
-        store.unpack(archive, Path(folder))
+        rows.unpack(archive, Path(folder))
         print(tune.apply(Path(folder)))
     return 0
 

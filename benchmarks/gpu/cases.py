@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .. import machine, ops, shapes
+from .. import machine, ops, rows, run, shapes
 from ..case import Case, Request
-from . import store
 
 # (op, shape, dtype), the most important first.
 _TEMPORAL = ("st_attention", "stdit3-xl.b8.temporal", "bfloat16")
@@ -72,7 +71,7 @@ def cases_of(chosen: Iterable[tuple[str, str, str]], options: Options) -> Iterat
             if isinstance(case, Case):
                 yield case
             else:
-                store.note(options.out, "skipped", case.label, case.reason)
+                rows.note(options.out, "skipped", case.label, case.reason)
 
 
 def listed(
@@ -102,8 +101,9 @@ def joint(pairs: int) -> Callable[[Options], Listed]:
         from .. import training  # recipes: more packages than the ops need
 
         dtype, config = "float32" if options.dry else "bfloat16", joint_config(pairs, options.dry)
-        product = machine.ceilings(options.device, "bfloat16", samples=5)[1]["tflops"]
-        request = options.request(dtype, measured_tflops={dtype: product})
+        product = machine.ceilings(options.device, "bfloat16")[1]
+        (row,) = run.measure(product, options.request()).rows
+        request = options.request(dtype, measured_tflops={dtype: row["tflops"]})
         return ((case, ()) for case in training.joint(config, request, dtype))
 
     return cases
@@ -125,8 +125,17 @@ def joint_config(pairs: int, dry: bool) -> Any:
     return from_dict(type(config), tiny, base=config) if dry else config
 
 
+def ceilings(options: Options) -> Listed:
+    """What the machine reaches."""
+    sizes = {"copied": 1 << 12, "side": 8} if options.dry else {}
+    for dtype in ("bfloat16", "float32"):
+        yield from ((case, ()) for case in machine.ceilings(options.device, dtype, **sizes))
+    yield from ((case, ()) for case in machine.launches(options.device))
+
+
 # By stage. Goals: ours and the eager reference; baselines: everybody.
 STAGES: dict[str, Callable[[Options], Listed]] = {
+    "ceilings": ceilings,
     "goals": listed(GOALS, ("eager", "cuda", "triton", "default")),
     "rivals": listed(BASELINES),
     "attention": listed(ATTENTION),

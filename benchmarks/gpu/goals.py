@@ -5,8 +5,10 @@ Ratios are of medians of one run. Mode "bwd" is both passes less the forward. Ne
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,13 +39,14 @@ class Goal:
     def reached(self, rows: Sequence[Row]) -> float | None:
         """The number in these rows; None: a row is missing."""
         copies = (r["gb_s"] for r in rows if (r["op"], r["dtype"]) == ("copy", "bfloat16"))
-        copy = next(copies, None)
+        copy = next(copies, math.nan)
         for shape in self.shapes:
             mine = [r for r in reversed(rows) if (r["op"], r["shape"]) == (self.op, shape)]
-            by_impl = {(row["impl"], row["mode"]): row for row in mine}
-            value = MEASURES[self.measure](self, by_impl, copy)
-            if value is not None:
-                return value
+            with contextlib.suppress(KeyError, ValueError):  # no row; nobody's row
+                value = MEASURES[self.measure](
+                    self, {(r["impl"], r["mode"]): r for r in mine}, copy
+                )
+                return None if math.isnan(value) else value
         return None
 
     def line(self, rows: Sequence[Row]) -> str:
@@ -73,54 +76,41 @@ def lines(rows: Sequence[Row]) -> list[str]:
     return [goal.line(rows) for goal in table()[0]]
 
 
-def _ms(rows: ByImpl, impl: str, mode: str) -> float | None:
-    found = [rows.get((impl, m)) for m in (("fwd_bwd", "fwd") if mode == "bwd" else (mode,))]
-    if None in found:
-        return None
-    times = [row["p50_ms"] for row in found]
-    return max(times[0] - sum(times[1:]), 1e-9)
+def _fastest(rows: ByImpl, impls: Sequence[str], mode: str) -> float:
+    """The smallest median of those that have their rows. ValueError where nobody has."""
+    if mode != "bwd":
+        return min(rows[impl, mode]["p50_ms"] for impl in impls if (impl, mode) in rows)
+    there = [i for i in impls if {(i, "fwd"), (i, "fwd_bwd")} <= rows.keys()]
+    each = (rows[i, "fwd_bwd"]["p50_ms"] - rows[i, "fwd"]["p50_ms"] for i in there)
+    return max(min(each), 1e-9)
 
 
-def _fastest(rows: ByImpl, impls: Sequence[str], mode: str) -> float | None:
-    times = (_ms(rows, impl, mode) for impl in impls)
-    return min((time for time in times if time is not None), default=None)
-
-
-def speedup(goal: Goal, rows: ByImpl, copy: float | None) -> float | None:
+def speedup(goal: Goal, rows: ByImpl, copy: float) -> float:
     """The fastest baseline's median over the fastest of ours."""
-    theirs, ours = (_fastest(rows, impls, goal.mode) for impls in (goal.over, goal.impls))
-    return None if theirs is None or ours is None else theirs / ours
+    return _fastest(rows, goal.over, goal.mode) / _fastest(rows, goal.impls, goal.mode)
 
 
-def copy_share(goal: Goal, rows: ByImpl, copy: float | None) -> float | None:
+def copy_share(goal: Goal, rows: ByImpl, copy: float) -> float:
     """Per cent of the measured copy; bytes of a backward are those of both less the forward's."""
     moved = {mode: row["bytes"] for (_, mode), row in rows.items()}
     ours = _fastest(rows, goal.impls, goal.mode)
-    if copy is None or ours is None:
-        return None
     size = moved["fwd_bwd"] - moved["fwd"] if goal.mode == "bwd" else moved[goal.mode]
     return 100 * size / ours / 1e6 / copy
 
 
-def _values(goal: Goal, rows: ByImpl) -> list[float]:
+def best(goal: Goal, rows: ByImpl, copy: float) -> float:
+    """The best of a field of ours: the largest where a least is asked for."""
     found = (rows.get((impl, goal.mode), {}).get(goal.field) for impl in goal.impls)
-    return [goal.scale * value for value in found if value is not None]
+    choose = min if goal.at_least is None else max
+    return choose(goal.scale * value for value in found if value is not None)
 
 
-def activations_saved(goal: Goal, rows: ByImpl, copy: float | None) -> float | None:
+def activations_saved(goal: Goal, rows: ByImpl, copy: float) -> float:
     """GB that a step of ours holds less than the eager one at 28 pairs of blocks: what fewer pairs
     hold, times so many more."""
-    eager, ours = (rows.get((impl, goal.mode)) for impl in ("eager", "default"))
-    if eager is None or ours is None:
-        return None
+    eager, ours = (rows[impl, goal.mode] for impl in ("eager", "default"))
     less = eager["activation_mb"] - ours["activation_mb"]
     return less / 1024 * _PAIRS / ours["sizes"]["pairs"]
 
 
-MEASURES: dict[str, Callable[[Goal, ByImpl, float | None], float | None]] = {
-    "speedup": speedup,
-    "copy_share": copy_share,
-    "smallest": lambda goal, rows, copy: min(_values(goal, rows), default=None),
-    "largest": lambda goal, rows, copy: max(_values(goal, rows), default=None),
-    "activations_saved": activations_saved,
-}
+MEASURES = {m.__name__: m for m in (speedup, copy_share, best, activations_saved)}

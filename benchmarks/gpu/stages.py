@@ -14,7 +14,6 @@ import contextlib
 import gc
 import importlib
 import importlib.util
-import itertools
 import os
 import sys
 from collections import Counter
@@ -29,9 +28,9 @@ import torch
 
 from colaworld import ops
 
-from .. import gate, machine, run, timing
+from .. import gate, machine, rows, run, timing
 from ..case import Case, Failed, Skipped
-from . import goals, store, tune, workers
+from . import goals, tune, workers
 from .cases import BASELINES, GOALS, STAGES, TUNED, Options, cases_of, joint
 
 _FILLED_PAIRS = 2  # of blocks: every graph that more of them have
@@ -72,7 +71,7 @@ def device_context(given: Options) -> contextlib.AbstractContextManager[None]:
 
 def measure(listed: Iterable[tuple[Case, tuple[str, ...]]], options: Options, keep: Keep) -> None:
     """Cases one by one."""
-    there = store.measured(options.out)
+    there = rows.measured(options.out)
     for case, wanted in listed:
         impls = [name for name in wanted or case.providers if name in case.providers]
         missing = [name for name in impls if (case.label, name) not in there]
@@ -107,14 +106,6 @@ def probe(options: Options, keep: Keep) -> None:
             print(f"{op}: {verdict.name}: {verdict.reason or 'runs'}")
 
 
-def ceilings(options: Options, keep: Keep) -> None:
-    how = {"device": options.device, "samples": options.samples}
-    sizes = {"copied": 1 << 12, "side": 8} if options.dry else {}
-    halves = (machine.ceilings(dtype=d, **how, **sizes) for d in ("bfloat16", "float32"))
-    for row in (*itertools.chain(*halves), *machine.launch(**how)):
-        keep(row)
-
-
 def memcheck(options: Options, keep: Keep) -> None:
     """The small checks one after another, for a tool that watches every access (and is slow)."""
     for name, job in jobs("memcheck", options).items():
@@ -131,7 +122,7 @@ def memcheck(options: Options, keep: Keep) -> None:
 
 
 def tuning(options: Options, keep: Keep) -> None:
-    for one in tune.rows(cases_of(TUNED, options), options):
+    for one in tune.of_cases(cases_of(TUNED, options), options):
         keep(one)
 
 
@@ -145,7 +136,7 @@ def share(source: str, options: Options, keep: Keep) -> int:
 
     def done(name: str, outcome: str, reason: str) -> None:
         outcomes[outcome] += 1
-        store.note(options.out, outcome, f"{source}: {name}", reason)
+        rows.note(options.out, outcome, f"{source}: {name}", reason)
         if outcome != "ok":
             print(f"{outcome.upper()} {name}: {reason}", flush=True)
 
@@ -206,7 +197,7 @@ def serve(source: str, options: Options) -> None:
 
 
 OTHERS: dict[str, Callable[[Options, Keep], int | None]] = {
-    **{"probe": probe, "ceilings": ceilings, "tune": tuning, "memcheck": memcheck},
+    **{"probe": probe, "tune": tuning, "memcheck": memcheck},
     **{name: partial(share, name) for name in ("correctness", "compilation", "large")},
 }
 
@@ -232,17 +223,16 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     failures = 0
     with device_context(given):
-        stamp = machine.stamp(given.device)
 
         def keep(one: Any) -> None:
             nonlocal failures
             if isinstance(one, dict):
-                store.add(given.out, run.ordered(one | stamp))
+                rows.add(given.out, one)
                 print(line(one), flush=True)
                 return
             failed = isinstance(one, Failed)
             failures += failed
-            store.note(given.out, "failed" if failed else "skipped", one.label, one.reason)
+            rows.note(given.out, "failed" if failed else "skipped", one.label, one.reason)
             said = "FAILED" if failed else "not measured:"
             print(f"{said} {one.label}: {one.reason}", flush=True)
 

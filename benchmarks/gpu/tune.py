@@ -21,9 +21,8 @@ from unittest import mock
 import torch
 
 from .. import gate, run, timing
-from ..case import Case, Failed, Skipped
-from ..rows import Row
-from . import store
+from ..case import Case, Failed, Skipped, off
+from ..rows import Row, every_row
 from .cases import Options
 
 # A winner is faster than what is shipped by this much: below, the next run could say otherwise.
@@ -74,7 +73,7 @@ def candidates(shipped: Any) -> list[Any]:
     return [dataclasses.replace(shipped, **{name: value}) for name, value in each]
 
 
-def rows(cases: Iterable[Case], options: Options) -> Iterator[Row | Skipped | Failed]:
+def of_cases(cases: Iterable[Case], options: Options) -> Iterator[Row | Skipped | Failed]:
     """A row for every candidate of every row of the tables that these cases ask for, once."""
     done: set[tuple[str, Key]] = set()
     for case in cases:
@@ -128,14 +127,13 @@ def of_row(
             yield Skipped(label, f"it spills {spills} registers")
     times = timed(replays, samples=options.samples, device=options.device)
     best = winner(times)
+    shape = f"{table} {' '.join(map(str, key))}"
+    own = dataclasses.replace(case, suite="gpu", op="tune", shape=shape, bytes_moved=None)
     for name, found in times.items():
-        blocks, shape = ways[name], f"{table} {' '.join(map(str, key))}"
-        row: Row = {"suite": "gpu", "op": "tune", "impl": name, "shape": shape}
-        row |= {"sizes": dict(case.sizes), "dtype": case.dtype, "mode": case.mode}
-        row |= {f"p{n}_ms": time for n, time in zip((20, 50, 80), found, strict=True)}
-        row |= {"gb_s": None, "peak_mb": None, "table": table, "key": list(key)}
-        row |= {"kind": type(blocks).__name__, "blocks": described(blocks)}
-        yield row | {"measured_on": case.label, "chosen": name == best}
+        blocks = ways[name]
+        more = {"table": table, "key": list(key), "kind": type(blocks).__name__}
+        more |= {"blocks": described(blocks), "measured_on": case.label, "chosen": name == best}
+        yield run.row(own, name, found, options.device, **more)
 
 
 def winner(times: Mapping[str, timing.Times]) -> str:
@@ -161,10 +159,8 @@ def differs(found: Results, exact: Results) -> str | None:
             if share > 1e-4:
                 return f"{name}: {share:.1%} of the indices differ"
             continue
-        size = theirs.double().norm().item()
-        gap = (ours.double() - theirs.double()).norm().item() / (size or 1)
-        if not gap <= BOUNDS[ours.dtype]:
-            return f"{name} is off by {gap:.2e}, expected at most {BOUNDS[ours.dtype]:.2e}"
+        if fault := off(name, ours, theirs, BOUNDS[ours.dtype]):
+            return fault
     return None
 
 
@@ -215,7 +211,7 @@ def apply(folder: Path, table: Path | None = None) -> str:
 
     Raises ValueError where there are no such rows, no checkout, or no section to write.
     """
-    found = [row for row in store.every_row(folder) if row["op"] == "tune"]
+    found = [row for row in every_row(folder) if row["op"] == "tune"]
     root = gate.repository()
     table = table or (None if root is None else root / "kernels" / "tuning.py")
     if not found or table is None:

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from colaworld import ops
 
 from .. import timing
-from ..case import MODES, Call, Case, Request, Skipped, Unavailable, require_compiler
+from ..case import MODES, Call, Case, Request, Skipped, Unavailable, error, off, require_compiler
 from ..shapes import Shape
 
 Inputs = dict[str, Any]  # arguments of the op by name; tensors among them
@@ -128,10 +128,9 @@ class Definition:
         """What is wrong with results beside those in float64 and of plain torch in the dtype; a
         package may give less than the op does."""
         for name in (name for name in exact if name in found):
-            error = _error(found[name], exact[name])
-            bound = max(2 * _error(plain()[name], exact[name]), FLOORS[dtype])
-            if not error <= bound:
-                return f"{name} is off by {error:.2e}, expected at most {bound:.2e}"
+            bound = max(2 * error(plain()[name], exact[name]), FLOORS[dtype])
+            if fault := off(name, found[name], exact[name], bound):
+                return fault
         return None
 
     def functions(
@@ -264,13 +263,3 @@ def _cotangents(outputs: Outputs) -> Outputs:
 def size(inputs: Inputs) -> int:
     """Bytes of the elements of all tensors."""
     return sum(t.nbytes for t in inputs.values() if isinstance(t, Tensor))
-
-
-def _error(found: Tensor, exact: Tensor) -> float:
-    """|| found - exact || / || exact ||; NaN and wrong shapes are infinitely far."""
-    if found.shape != exact.shape:
-        return float("inf")
-    gap = torch.linalg.vector_norm(found.double() - exact).item()
-    scale = torch.linalg.vector_norm(exact).item()
-    error = gap / scale if scale else gap
-    return error if error == error else float("inf")

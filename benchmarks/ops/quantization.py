@@ -14,7 +14,7 @@ from torch import Tensor
 
 from colaworld import ops
 
-from ..case import Unavailable
+from ..case import Unavailable, off
 from ..shapes import LAM_DIM, Shape, clips, family
 from .definition import FLOORS, Definition, Function, Inputs, Outputs, normal
 
@@ -103,17 +103,18 @@ def verify(inputs: Inputs, cotangents: Outputs, found: Outputs) -> str | None:
     if "d codebook" in found:
         gradient = cotangents["codes"].double()
         exact = gradient.new_zeros(codebook.shape).index_add(0, indices, gradient)
-        gap = (found["d codebook"].double() - exact).norm() / exact.norm()
-        bound = FLOORS[str(z.dtype).removeprefix("torch.")]
-        if not gap <= bound:
-            return f"d codebook is off by {gap:.2e}, expected at most {bound:.2e}"
+        return off("d codebook", found["d codebook"], exact, FLOORS[_name(z)])
     return None
+
+
+def _name(z: Tensor) -> str:
+    return str(z.dtype).removeprefix("torch.")
 
 
 def wrong_codes(z: Tensor, codebook: Tensor, indices: Tensor) -> int:
     """Rows whose code is further away than the nearest, in float64, by more than the rounding of a
     sum of d + 1 products in the dtype that scores are computed in (float32 for bfloat16)."""
-    unit = _ROUNDING[str(z.dtype).removeprefix("torch.")]
+    unit = _ROUNDING[_name(z)]
     wrong, codebook = 0, codebook.double()
     norms = codebook.square().sum(1)
     pieces = (z.double().split(_VERIFIED_ROWS), indices.split(_VERIFIED_ROWS))

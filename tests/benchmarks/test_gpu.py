@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import rows as files
+from benchmarks import rows as store
 from benchmarks import timing
 from benchmarks.case import Case
-from benchmarks.gpu import cases, stages, store, workers
+from benchmarks.gpu import cases, stages, workers
 
 command = import_module("benchmarks.gpu.__main__")
 dry = stages.beside_tests("stand_ins")
@@ -105,15 +105,15 @@ def test_rows_of_this_code_are_kept_and_come_back(tmp_path, row, monkeypatch) ->
     (folder / "cache").mkdir()
     (folder / "cache" / "large").write_text("left out")
     archive = store.pack(folder, tmp_path / "gpu.tar.gz")
-    assert [r["p50_ms"] for r in files.read(folder / "rows.json")] == [2.0]
+    assert [r["p50_ms"] for r in store.read(folder / "rows.json")] == [2.0]
     store.unpack(archive, tmp_path / "other")
     assert store.measured(tmp_path / "other") == {("adaln/nano.block/float32/fwd", "cpu")}
     assert not (tmp_path / "other" / "cache").exists()
     with (folder / store.ROWS).open("a") as file:
         file.write('{"op": "cut')  # its process was killed
-    assert len(store.rows(folder)) == 1
+    assert len(store.kept(folder)) == 1
     monkeypatch.setattr(store, "digest", lambda: "of other code")
-    assert store.rows(folder) == [] and len(store.every_row(folder)) == 1
+    assert store.kept(folder) == [] and len(store.every_row(folder)) == 1
 
 
 def options(folder: Path, seconds: float = 60.0) -> cases.Options:
@@ -273,7 +273,7 @@ def test_torch_and_numpy_are_enough_for_the_ops(tmp_path, stage) -> None:
         (note,) = store.notes(tmp_path)
         assert note["label"] == "step8" and note["reason"].endswith("is not installed")
     else:
-        assert store.rows(tmp_path) or "st_attention: reference" in done.stdout
+        assert store.kept(tmp_path) or "st_attention: reference" in done.stdout
 
 
 @pytest.mark.slow
@@ -288,7 +288,7 @@ def test_a_dry_run_of_everything(tmp_path) -> None:
         )
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr
         assert "stopped after" not in done.stdout and "FAILED" not in done.stdout
-    found = store.rows(tmp_path / "work")
+    found = store.kept(tmp_path / "work")
     assert {"eager", "compile", "compile:flash", "default+compile"} <= {r["impl"] for r in found}
     ops_ = {"st_attention", "adaln", "codebook_step", "attention", "step", "copy", "launch"}
     assert ops_ <= {row["op"] for row in found}

@@ -7,9 +7,10 @@ from importlib import import_module
 import pytest
 import torch
 
+from benchmarks import rows as store
 from benchmarks import timing
 from benchmarks.case import Case, Failed, Skipped
-from benchmarks.gpu import cases, stages, store, tune
+from benchmarks.gpu import cases, stages, tune
 
 pytest.importorskip("triton", reason="the kernels' files need triton; extra dev has it")
 
