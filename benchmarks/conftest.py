@@ -8,5 +8,4 @@ def pytest_addoption(parser) -> None:
     group.addoption("--recipe", default="nano.cola", help="where shapes and models come from")
     group.addoption("--bench-dtype", default="float32", help="float32, bfloat16 or float64")
     group.addoption("--bench-device", default="cpu", help="cpu or cuda")
-    group.addoption("--bench-threads", default=None, type=int, help="threads of torch")
     group.addoption("--bench-rounds", default=20, type=int, help="timed calls")

@@ -5,8 +5,6 @@ Not here: what a clip is (colaworld/data), recording (training.py makes the smal
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -18,13 +16,13 @@ import torch
 from colaworld.data.loader import ClipLoader
 from colaworld.runs.config import RunConfig
 
-from . import shapes
+from . import shapes, timing
 from .case import Call, Case, Request
 from .models import VARIANTS, without_warmup
 from .shapes import Shape
 from .training import Step, on_data
 
-_NEED_STEPS = 5  # steps that what a step needs is measured over, after one to warm up
+_NEED_STEPS = 5  # samples of a step that what it needs is measured over
 
 
 def cases(request: Request) -> Iterator[Case]:
@@ -45,12 +43,8 @@ def step_clips_s(config: RunConfig, request: Request) -> float:
     with closing(step):
         batch = step.batch()
         step.batch = lambda: batch  # type: ignore[method-assign]
-        seconds = []
-        for _ in range(_NEED_STEPS + 1):
-            start = time.perf_counter()
-            step()  # returns the loss, so the device is done
-            seconds.append(time.perf_counter() - start)
-    return len(batch) * config.training.accumulate / statistics.median(seconds[1:])
+        times = timing.interleaved({"step": [step]}, samples=_NEED_STEPS, device=request.device)
+    return len(batch) * config.training.accumulate / times["step"][1] * 1e3
 
 
 def _case(config: RunConfig, shape: Shape, request: Request, needs: Any) -> Case:
@@ -81,10 +75,7 @@ def _case(config: RunConfig, shape: Shape, request: Request, needs: Any) -> Case
     def details(name: str, p50: float) -> dict[str, Any]:
         wanted = needs()
         found = shape.sizes["B"] / p50 * 1e3
-        return {
-            "step_clips_s": float(f"{wanted:.4g}"),
-            "headroom": float(f"{found / wanted:.4g}"),  # above 1: the step never waits
-        }
+        return {"step_clips_s": timing.short(wanted), "headroom": timing.short(found / wanted)}
 
     counts = {f"threads:{n}": n for n in dict.fromkeys((0, max(1, config.data.workers)))}
     more = {"counts": {"clips": shape.sizes["B"]}, "tests": ("tests/data/test_loader.py",)}

@@ -12,15 +12,10 @@ from typing import Any
 from .rows import Row, writing
 from .table import speedup
 
-# Ours in one strong colour, the baselines in greys, rivals between.
-_COLOURS = {"eager": "#9aa0a8", "compile": "#5d646d", "default+compile": "#0f3f46"}
-_COLOURS |= dict.fromkeys(("cpu", "triton", "cuda", "default"), "#1c6a74")
-_OTHERS = ("#bf5b2c", "#7a5ea8", "#9a7f1e", "#4a7fb5", "#a84a72")
-
 
 def colour(impl: str) -> str:
     """The colour of an implementation, the same in every picture."""
-    return _COLOURS.get(impl) or _OTHERS[sum(impl.encode()) % len(_OTHERS)]
+    return f"C{sum(impl.encode()) % 10}"
 
 
 def canvas(width: float, height: float) -> tuple[Any, Any]:

@@ -88,6 +88,15 @@ def write(path: Path, rows: Sequence[Row]) -> Path:
     return path
 
 
+def grouped(missed: Iterable[tuple[str, str]]) -> list[str]:
+    """(label, reason): every reason once, with the first label and how many more there are."""
+    labels: dict[str, list[str]] = {}
+    for label, reason in missed:
+        labels.setdefault(reason, []).append(label)
+    more = {reason: f" and {len(of) - 1} more" * (len(of) > 1) for reason, of in labels.items()}
+    return [f"{of[0]}{more[reason]}: {reason}" for reason, of in labels.items()]
+
+
 # --- the folder of a GPU run ----------------------------------------------------------------------
 
 

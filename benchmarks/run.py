@@ -8,7 +8,6 @@ Not here: what is timed (the suites), how results are shown (table.py, plots.py)
 from __future__ import annotations
 
 import importlib
-import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -92,7 +91,9 @@ def run(
     found = Measured(skipped=skipped)
     for dtype in request.dtypes:
         for case in machine.ceilings(request.device, dtype):
-            found.rows += measure(case, request).rows
+            ceiling = measure(case, request)
+            found.rows += ceiling.rows
+            found.skipped += ceiling.skipped
     products |= {row["dtype"]: row["tflops"] for row in found.rows if row["op"] == "matmul"}
     for number, case in enumerate(cases):
         progress(number, len(cases), case.label)
@@ -162,37 +163,39 @@ def measure(case: Case, request: Request, *, impls: Sequence[str] = ()) -> Measu
             failed=failed,
         )
         flops = case.flops() if callable(case.flops) else case.flops
-        for name, (p20, p50, p80) in times.items():
-            more: Row = {"tflops": short(flops / p50 / 1e9) if flops else None, "flops": flops}
-            more |= good[name].fields | {"samples": request.samples}
+        for name, each in times.items():
+            more = good[name].fields | {"samples": request.samples}
             if case.rotated_mb is not None:
-                more["rotated_mb"] = short(case.rotated_mb())
-            if case.counts:
-                more["rates"] = {f"{n}_s": short(c / p50 * 1e3) for n, c in case.counts.items()}
+                more["rotated_mb"] = timing.short(case.rotated_mb())
             if case.details is not None:
-                more |= case.details(name, p50)
-            found.rows.append(row(case, name, (p20, p50, p80), request.device, **more))
+                more |= case.details(name, each[1])
+            found.rows.append(row(case, name, each, request.device, flops=flops, **more))
         return found
     finally:
         case.close()
 
 
 def row(
-    case: Case, impl: str, times: timing.Times, device: str, *, peak_mb: Any = None, **more: Any
+    case: Case,
+    impl: str,
+    times: timing.Times,
+    device: str,
+    *,
+    peak_mb: float | None = None,
+    flops: int | None = None,
+    **more: Any,
 ) -> Row:
-    """A row: the fields that all have, then what is particular to this one."""
-    moved = case.bytes_moved
-    return {
-        **{name: getattr(case, name) for name in ("suite", "op")},
-        **{"impl": impl, "shape": case.shape, "sizes": dict(case.sizes)},
-        **{name: getattr(case, name) for name in ("dtype", "mode")},
-        **{f"p{n}_ms": short(ms) for n, ms in zip((20, 50, 80), times, strict=True)},
-        "gb_s": short(moved / times[1] / 1e6) if moved else None,
-        "peak_mb": peak_mb,
-        **machine.stamp(device),
-        "bytes": moved,
-        **more,
-    }
+    """A row: the fields that all have, in their order, then what is particular to this one."""
+    p50, moved = times[1], case.bytes_moved
+    found: Row = {"suite": case.suite, "op": case.op, "impl": impl, "shape": case.shape}
+    found |= {"sizes": dict(case.sizes), "dtype": case.dtype, "mode": case.mode}
+    found |= {f"p{n}_ms": timing.short(t) for n, t in zip((20, 50, 80), times, strict=True)}
+    found["gb_s"] = timing.short(moved / p50 / 1e6) if moved else None
+    found |= {"peak_mb": peak_mb, **machine.stamp(device), "bytes": moved, "flops": flops}
+    found["tflops"] = timing.short(flops / p50 / 1e9) if flops else None
+    if case.counts:
+        found["rates"] = {f"{n}_s": timing.short(c / p50 * 1e3) for n, c in case.counts.items()}
+    return found | more
 
 
 def _prepared(calls: Sequence[Call], case: Case, device: str) -> _Prepared:
@@ -215,8 +218,3 @@ def one_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or ["no message"]
     named = lines[0] if isinstance(error, Unavailable) else f"{type(error).__name__}: {lines[0]}"
     return named[:300]
-
-
-def short(value: float) -> float:
-    """Four significant digits: what a time is good for."""
-    return float(f"{value:.4g}") if math.isfinite(value) else value

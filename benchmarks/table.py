@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .case import Skipped
-from .rows import Comparison, Row
+from .rows import Comparison, Row, grouped
 
 BASELINES = ("eager", "compile")
 _MORE = ("launches", "activation_mb", "mfu", "step_clips_s", "headroom")
@@ -48,23 +48,8 @@ def show(rows: Sequence[Row], skipped: Sequence[Skipped], console: Console) -> N
         console.print(_table(op, [row for row in timed if row["op"] == op], rows))
     if any("split_ms" in row for row in timed):
         console.print(_split([row for row in timed if "split_ms" in row]))
-    for said in unavailable(skipped):
+    for said in grouped(skipped):
         console.print(f"not timed: {said}", style="yellow", markup=False)
-
-
-def unavailable(skipped: Iterable[Skipped]) -> list[str]:
-    """What has no row and why; the same reason of one implementation said once for all cases."""
-    groups: dict[tuple[str, str], dict[str, None]] = {}
-    for one in skipped:
-        case, _, impl = one.label.rpartition("/")
-        who = impl if case.count("/") == 3 else one.label  # op/shape/dtype/mode/impl
-        groups.setdefault((who, one.reason), {})[one.label] = None
-    return [
-        f"{who} ({len(labels)} cases): {reason}"
-        if len(labels) > 1
-        else f"{next(iter(labels))}: {reason}"
-        for (who, reason), labels in groups.items()
-    ]
 
 
 def _empty(title: str, left: Sequence[str], right: Sequence[str]) -> Table:

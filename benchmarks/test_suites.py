@@ -11,7 +11,6 @@ from __future__ import annotations
 from itertools import cycle
 
 import pytest
-import torch
 
 from colaworld.cli.bench import suite
 
@@ -35,15 +34,6 @@ def pytest_generate_tests(metafunc) -> None:
         metafunc.parametrize(("room", "label", "impl"), found, ids=ids)
 
 
-@pytest.fixture
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.config.getoption("--bench-threads") or before)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("threads")
 def test_time(benchmark, request, room: str, label: str, impl: str) -> None:
     # Listed anew: what a case has drawn and built goes when its test is over.
     listed, _ = suite("run").listed([room], _asked(request.config), only=[label])

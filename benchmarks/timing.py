@@ -123,6 +123,11 @@ def percentiles(values: Sequence[float]) -> Times:
     return tuple(np.percentile(values, (20, 50, 80)).tolist())
 
 
+def short(value: float) -> float:
+    """Four significant digits: what a time is good for."""
+    return float(f"{value:.4g}") if math.isfinite(value) else value
+
+
 def peak_mb(call: Callable[[], object], device: str = "cpu") -> float | None:
     """MB that one call adds to the memory at its peak.
 

@@ -113,10 +113,9 @@ class Clock:
 
 
 class Step:
-    """A model with its phase, ready to step. Each call is one optimizer step.
+    """A model with its phase, ready to step: one model for every way of running it (`use`).
 
-    One model serves every way of running it (`use`). `batches` and `model` stand in for the loader of
-    the configuration and the model it builds.
+    `batches` and `model` stand in for the loader and the model of the configuration.
     """
 
     def __init__(
@@ -149,10 +148,8 @@ class Step:
         self.use(variant)
 
     def use(self, variant: Variant) -> None:
-        """From now on the model runs in this way. Unavailable where it asks for a missing compiler.
-
-        Compiled as `training.compile` says: in parts, or block by block.
-        """
+        """From now on the model runs in this way, compiled as `training.compile` says: in parts, or
+        block by block. Unavailable where it asks for a missing compiler."""
         if variant == self.variant:
             return
         self.variant = variant
@@ -170,29 +167,21 @@ class Step:
         return next(self.batches).to(self.device, non_blocking=True)
 
     def _watch(self) -> None:
-        """Put marks around the model's own seams, outside of what is compiled; let the objective run
-        in the way of the variant in use."""
+        """Put marks around the model's own seams, outside of what is compiled."""
         model, clock, around = self.model, self.clock, self.clock.around
-        loss, after_step = around("rest", self.objective.loss), self.objective.after_step
+        loss, backbone = around("rest", self.objective.loss), model.backbone.velocity
 
         def before_backward(batch: ClipBatch, *, generator: torch.Generator) -> Any:
-            with self.variant.choice():
-                made = loss(batch, generator=generator)
+            made = loss(batch, generator=generator)
             clock.began, clock.arrived = (clock.now() if clock.on else None), None
             return made
-
-        def after(*, generator: torch.Generator) -> Any:
-            with self.variant.choice():
-                return after_step(generator=generator)
-
-        self.objective.loss, self.objective.after_step = before_backward, after
-        backbone = model.backbone.velocity
 
         def velocity(latents: Tensor, times: Tensor, *, modulation: Any = None, **rest: Any):
             if clock.on and modulation is not None and modulation.requires_grad:
                 modulation.register_hook(lambda _: setattr(clock, "arrived", clock.now()))
             return backbone(latents, times, modulation=modulation, **rest)
 
+        self.objective.loss = before_backward
         model.tokenizer.encode = around("tokenizer", model.tokenizer.encode)
         model.quantize = around("lam", model.quantize)
         # The conditioner's time: the backbone's, which runs inside, is taken off.
@@ -201,16 +190,17 @@ class Step:
 
     def __call__(self) -> float:
         """One step. Returns its loss, and so waits for the device, as training's loop does."""
-        training = self.config.training
+        training, both = self.config.training, (self.objective, self.optimizer)
         self.number += 1
         key = (training.seed, self.phase.name, self.number)
         self.optimizer.zero_grad()
         batches = (self._next() for _ in range(training.accumulate))
-        bf16, both = self.dtype == "bfloat16", (self.objective, self.optimizer)
-        terms = backward_pass(*both, batches, passes=training.accumulate, key=key, bf16=bf16)
-        self.clock.end_backward()
-        how = {"number": self.number, "clip_norm": training.clip_norm, "guard": self.guard}
-        update = self.clock.around("optimizer", apply_update)(*both, terms, key=key, **how)
+        how = {"passes": training.accumulate, "bf16": self.dtype == "bfloat16"}
+        with self.variant.choice():
+            terms = backward_pass(*both, batches, key=key, **how)
+            self.clock.end_backward()
+            how = {"number": self.number, "clip_norm": training.clip_norm, "guard": self.guard}
+            update = self.clock.around("optimizer", apply_update)(*both, terms, key=key, **how)
         if update.skipped is not None:
             raise ValueError(f"step {self.number} was skipped: {update.skipped}")
         return update.loss
@@ -221,7 +211,7 @@ class Step:
         return self.clock.around("data", self.batch)()
 
     def _loss(self, batch: ClipBatch, generator: torch.Generator) -> Tensor:
-        with autocast(str(self.device), self.dtype):
+        with self.variant.choice(), autocast(str(self.device), self.dtype):
             return self.objective.loss(batch, generator=generator)[0]
 
     def split(self, steps: int) -> dict[str, float]:
@@ -284,7 +274,7 @@ def mfu(request: Request, dtype: str, flops: int, p50: float) -> dict[str, Any]:
     peak = request.peak_tflops or request.measured_tflops.get(dtype)
     if not peak:
         return {}
-    return {"peak_tflops": peak, "mfu": float(f"{flops / p50 / 1e9 / peak:.4g}")}
+    return {"peak_tflops": peak, "mfu": timing.short(flops / p50 / 1e9 / peak)}
 
 
 def _case(config: RunConfig, dtype: str, request: Request) -> Case:
@@ -371,12 +361,14 @@ def joint(config: RunConfig, request: Request, dtype: str = "bfloat16") -> Itera
         with torch.device(request.device):  # a billion numbers are drawn where they stay
             model = WorldModel(config.model, parts=config.parts(), tokenizer=GivenLatents())
             batch = clip_batch(config, request.device)
-        given = {
-            "model": nonzero(model),
-            "batches": itertools.repeat(batch),
-            "device": request.device,
-        }
-        step = Step(config, variant=VARIANTS["eager"], dtype=dtype, **given)
+        step = Step(
+            config,
+            variant=VARIANTS["eager"],
+            dtype=dtype,
+            device=request.device,
+            batches=itertools.repeat(batch),
+            model=nonzero(model),
+        )
         return step, batch, step.flops()
 
     def used(name: str) -> Step:
@@ -395,18 +387,12 @@ def joint(config: RunConfig, request: Request, dtype: str = "bfloat16") -> Itera
             found["activation_mb"] = made()[0].activations_mb()
         return found
 
-    B, T, pairs = (
-        config.training.batch_size,
-        config.data.frames_per_clip,
-        config.model.backbone.depth,
-    )
-    sizes, shape = {"B": B, "T": T, "pairs": pairs}, f"xl{pairs}.b{B}.joint"
-    how = {
-        "verify": verify,
-        "flops": lambda: made()[2],
-        "counts": {"samples": B},
-        "details": details,
-    }
+    B, T = config.training.batch_size, config.data.frames_per_clip
+    pairs = config.model.backbone.depth
+    sizes = {"B": B, "T": T, "pairs": pairs}
+    shape = shapes.Shape(f"xl{pairs}.b{B}.joint", sizes, "a step at the paper's size")
+    how = {"verify": verify, "counts": {"samples": B}, "details": details}
+    how["flops"] = lambda: made()[2]
     for name in ORDER:
-        ways = {name: lambda name=name: [used(name)]}
-        yield Case("training", "step", shape, sizes, dtype, "fwd_bwd", ways, **how)
+        ways = ([name], lambda name: [used(name)])
+        yield Case.of("training", "step", shape, f"{dtype}/fwd_bwd", *ways, **how)

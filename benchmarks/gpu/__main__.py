@@ -25,7 +25,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +34,7 @@ from . import goals
 
 PACKAGE = __package__ or "benchmarks.gpu"
 ROOT = Path(__file__).resolve().parents[2]
+OUTCOMES = ("ok", "missing", "skipped", "failed")
 ARCHIVE = "gpu.tar.gz"
 _GRACE = 3  # seconds that a stage's process gets beyond what it is told
 _DRY = 10  # times as long for a dry run: an interpreter on a CPU is not held to a GPU's seconds
@@ -120,31 +120,21 @@ def run(stage: Stage, folder: Path, *, workers: int, dry: bool) -> str | None:
     return None if code == 0 else f"ended with {code}"
 
 
-def report(folder: Path) -> None:
-    """The goals that rows say something about beside what was reached; the others counted."""
-    lines = goals.lines(rows.kept(folder))
-    known = [f"goal: {line}" for line in lines if "not measured" not in line]
-    print(
-        *known,
-        f"goal: {len(lines) - len(known)} more are not measured so far",
-        sep="\n",
-        flush=True,
-    )
-
-
 def summary(folder: Path, problems: list[str]) -> bool:
     """What failed and what was not run, at the end, and every goal; whether all is well."""
     notes = rows.notes(folder)
-    reasons = Counter(n["reason"] for n in notes if n["outcome"] in ("missing", "skipped"))
-    for reason, count in reasons.items():
-        first = next(note["label"] for note in notes if note["reason"] == reason)
-        print(f"not run: {reason}: {first}{f' and {count - 1} more' * (count > 1)}")
-    failed = [f"FAILED {n['label']}: {n['reason']}" for n in notes if n["outcome"] == "failed"]
-    goal = [f"goal: {line}" for line in goals.lines(rows.kept(folder))]
-    counts = Counter(note["outcome"] for note in notes)
-    said = ", ".join(f"{counts[kind]} {kind}" for kind in ("ok", "missing", "skipped", "failed"))
-    print(*(f"stage {problem}" for problem in problems), *failed, said, *goal, sep="\n", flush=True)
-    return not failed and not any("ended with" in problem for problem in problems)
+    said = {kind: [n for n in notes if n["outcome"] == kind] for kind in OUTCOMES}
+    absent = [(n["label"], n["reason"]) for n in said["missing"] + said["skipped"]]
+    lines = [f"not run: {line}" for line in rows.grouped(absent)]
+    lines += [f"stage {problem}" for problem in problems]
+    lines += [f"FAILED {n['label']}: {n['reason']}" for n in said["failed"]]
+    lines.append(", ".join(f"{len(found)} {kind}" for kind, found in said.items()))
+    print(*lines, *goal_lines(folder), sep="\n", flush=True)
+    return not said["failed"] and not any("ended with" in problem for problem in problems)
+
+
+def goal_lines(folder: Path) -> list[str]:
+    return [f"goal: {line}" for line in goals.lines(rows.kept(folder))]
 
 
 def go(verb: str, folder: Path, out: Path, *, first: str | None, workers: int, dry: bool) -> bool:
@@ -160,7 +150,9 @@ def go(verb: str, folder: Path, out: Path, *, first: str | None, workers: int, d
         if problem:
             problems.append(f"{stage.name}: {problem}")
             print(f"stage {problems[-1]}", flush=True)
-        report(folder)
+        known = [line for line in goal_lines(folder) if "not measured" not in line]
+        more = len(goal_lines(folder)) - len(known)
+        print(*known, f"goal: {more} more are not measured so far", sep="\n", flush=True)
         rows.pack(folder, out / ARCHIVE)
     well = summary(folder, problems)
     spent = time.monotonic() - began

@@ -32,43 +32,39 @@ def share_out(
     `command` starts a process that calls `serve`. Returns the names that had not ended after `seconds`,
     when the processes are killed.
     """
-    waiting, lock, over = list(names), threading.Lock(), threading.Event()
+    waiting, lock, over = iter(names), threading.Lock(), threading.Event()
     ended: set[str] = set()
     living: list[subprocess.Popen] = []
 
-    def work() -> None:
+    def work(_: int) -> None:
         process = None
-        while True:
-            with lock:
-                if over.is_set() or not waiting:
-                    break
-                name = waiting.pop(0)
-                if process is None:
-                    process = subprocess.Popen(command, text=True, **_PIPES)
-                    living.append(process)
-            result = _one(process, name)
-            if result is None and not over.is_set():
+        for name in waiting:  # of all threads: whoever is free takes the next one
+            if process is None:
+                process = subprocess.Popen(command, text=True, **_PIPES)
+                living.append(process)
+            result = None if over.is_set() else _one(process, name)
+            if over.is_set() and result is None:
+                process.kill()
+                return
+            if result is None:
                 reason = f"its process ended with {process.wait()}"
                 result = {"outcome": "failed", "reason": reason, "healthy": False}
-            if result is not None:
-                with lock:
-                    ended.add(name)
-                    done(name, result["outcome"], result["reason"])
-            if result is None or not result["healthy"]:
-                process = None
+            with lock:
+                ended.add(name)
+                done(name, result["outcome"], result["reason"])
+            process = process if result["healthy"] else None
         if process is not None:
             process.stdin.close()
 
     def stop() -> None:
-        with lock:
-            over.set()
+        over.set()
         for process in living:
             process.kill()
 
     clock = threading.Timer(max(0.0, seconds), stop)
     clock.start()
     with ThreadPoolExecutor(count) as pool:
-        list(pool.map(lambda _: work(), range(min(count, len(names)))))
+        list(pool.map(work, range(min(count, len(names)))))
     clock.cancel()
     for process in living:
         process.wait()
