@@ -18,7 +18,6 @@ from torch import Tensor
 from .shapes import Shape
 
 SUITES = ("ops", "models", "training", "data", "rollout")
-DTYPES = ("float32", "bfloat16", "float64")
 MODES = ("fwd", "fwd_bwd")
 
 Call = Callable[[], object]
