@@ -120,7 +120,11 @@ def _docs(cls: type) -> dict[str, str]:
     """The docstrings under the fields of a dataclass and those above it."""
     found: dict[str, str] = {}
     for owner in reversed(cls.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body  # type: ignore[attr-defined]
+        try:
+            source = inspect.getsource(owner)
+        except (OSError, TypeError):  # made without a file, as in a notebook
+            continue
+        body = ast.parse(textwrap.dedent(source)).body[0].body  # type: ignore[attr-defined]
         for line, below in itertools.pairwise(body):
             if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
                 found[line.target.id] = str(below.value.value)  # type: ignore[union-attr,attr-defined]

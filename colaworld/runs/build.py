@@ -20,7 +20,7 @@ from colaworld.runs.lengths import check_gates
 from colaworld.runs.preview import RolloutPreview, first_clips
 from colaworld.runs.sizes import check_frames, check_heads, check_window
 from colaworld.runs.weights import load_backbone
-from colaworld.training.checkpoint import latest_checkpoint
+from colaworld.training.checkpoint import find_checkpoints
 from colaworld.training.distributed import Distributed
 from colaworld.training.objectives import OBJECTIVES
 from colaworld.training.trainer import Trainer
@@ -131,7 +131,7 @@ def build_trainer(
             "model.tokenizer.path is empty: the tokenizer has random weights, good for tests alone"
         )
     # A checkpoint holds the video model too, so the file it came from may be gone by then.
-    resumed = resume and latest_checkpoint(out / "checkpoints") is not None
+    resumed = resume and bool(find_checkpoints(out / "checkpoints"))
     model = build_model(config, weights=not resumed)
     if config.latents is not None:
         fingerprint = model.tokenizer.to(device).fingerprint()

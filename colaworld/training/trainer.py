@@ -163,9 +163,10 @@ class Trainer:
             return None
         last = phase is self.phases[-1]
         why = self._guard.diverged(progress.step, last=last)
+        on = f", or train on with --phases.{phase.name}.steps and --resume"
         return why and (
-            f"phase {phase.name} diverged: {why}. Lower its learning rate in a new run, or train on "
-            f"with --phases.{phase.name}.steps and --resume; no weights are exported"
+            f"phase {phase.name} diverged: {why}. Lower its learning rate in a new run"
+            f"{on if progress.over == 'steps' else ''}; no weights are exported"
         )
 
     def _advance(self) -> bool:
