@@ -308,6 +308,12 @@ class _Loader(yaml.SafeLoader):
         return made
 
 
+_UNREADABLE = (  # no text; under `!!int`, `!!bool`, `!!timestamp` what is none; 1:1: .. :1 without end
+    *(yaml.YAMLError, ValueError),
+    *(LookupError, AttributeError, ArithmeticError),
+)
+
+
 def load_yaml(path: str | Path, cls: type[T], *, base: T | None = None) -> T:
     """Read a YAML file strictly. Raises ConfigError that names the file and the key."""
     try:
@@ -322,7 +328,7 @@ def load_yaml(path: str | Path, cls: type[T], *, base: T | None = None) -> T:
         mark = error.problem_mark or error.context_mark
         line = f" in line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}: not valid YAML{line}: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:  # bytes that are no text, numbers that are none
+    except _UNREADABLE as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     values = {} if values is None else values
     if isinstance(values, Mapping):

@@ -166,8 +166,8 @@ class LatentRollout:
             generator: of the noise from here on; None: a copy of this rollout's, so that both go on
                 from the same noise.
         """
-        if count < 1:
-            raise ValueError(f"fork: expected count >= 1, got {count}")
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"fork: expected a whole count >= 1, got {count!r}")
         fork = copy.copy(self)
         fork.generator = self.generator.clone_state() if generator is None else generator
         fork._cache = None if self._cache is None else self._cache.copy()

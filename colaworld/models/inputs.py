@@ -23,7 +23,7 @@ def checked_frames(frames: Any, argument: str, *, size: tuple[int, int] | None =
     `size` is the height and width they must have, None: any. Raises ValueError on anything else.
     """
     wanted = f"{argument}: expected frames [B, T, 3, H, W], floating-point in [0, 1] or uint8"
-    if not isinstance(frames, Tensor):
+    if not isinstance(frames, Tensor) or not _dense(frames):
         raise ValueError(f"{wanted}, as a tensor, got {_what(frames)}")
     if frames.ndim != 5 or frames.shape[2] != 3 or not frames.numel():
         hint = ""
@@ -60,7 +60,7 @@ def check_codes(
     A string in `shape` names a dimension of any length. `values=False` does not read them.
     """
     wanted = f"{argument}: expected codes [{', '.join(map(str, shape))}]"
-    fits = isinstance(codes, Tensor) and codes.ndim == len(shape)
+    fits = isinstance(codes, Tensor) and _dense(codes) and codes.ndim == len(shape)
     if not fits or any(
         isinstance(n, int) and n != m for n, m in zip(shape, codes.shape, strict=True)
     ):
@@ -81,7 +81,7 @@ def checked_indices(indices: Any, *, tokens: int, size: int | None) -> Tensor:
             "are used as they are"
         )
     wanted = f"lookup: expected indices 0 .. {size - 1}, integers [.., {tokens}]"
-    if not isinstance(indices, Tensor):
+    if not isinstance(indices, Tensor) or not _dense(indices):
         raise ValueError(f"{wanted}, as a tensor, got {_what(indices)}; torch.as_tensor makes one")
     whole = not (indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool)
     if not whole or not indices.ndim or indices.shape[-1] != tokens:
@@ -93,7 +93,13 @@ def checked_indices(indices: Any, *, tokens: int, size: int | None) -> Tensor:
     return indices.long()
 
 
+def _dense(value: Tensor) -> bool:
+    """Whether there are values to read: not so on the meta device, or in a sparse tensor."""
+    return value.layout is torch.strided and not value.is_meta
+
+
 def _what(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"{value.dtype} {list(value.shape)}".removeprefix("torch.")
+        kind = "" if _dense(value) else "meta " if value.is_meta else "sparse "
+        return kind + f"{value.dtype} {list(value.shape)}".removeprefix("torch.")
     return "None" if value is None else type(value).__name__

@@ -32,6 +32,7 @@ from colaworld.models.backbones.weights import (
     Layout,
     WeightsError,
     files_of,
+    header,
     load_weights,
     match,
 )
@@ -161,8 +162,8 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
 def _check_codes(config: RunConfig, weights: Path, run: Path) -> None:
     """ConfigError where the stored quantizer has no codes yet."""
     quantizer = build_quantizer(config.model.quantizer, config.model.idm.dim)
+    keys = [key for key in header(weights) if key.startswith("quantizer.")]
     with safe_open(weights, framework="pt") as opened:
-        keys = [key for key in opened.keys() if key.startswith("quantizer.")]  # noqa: SIM118
         stored = {key.removeprefix("quantizer."): opened.get_tensor(key) for key in keys}
     load_strictly(quantizer, stored, source=str(weights))
     check_quantised(quantizer, run)
@@ -215,7 +216,7 @@ def _world(
             f"{folder}: a video model without latent actions; pass config= to load it as one"
         )
     mark = {k: v for k, v in model.state_dict().items() if k == TOKENIZER_MARK}
-    load_weights(model, folder, Layout(constants=mark), verify=False)  # compared above
+    load_weights(model, folder, Layout(constants=mark), verify=None)
     check_quantised(model.quantizer, folder)
     for name, child in model.named_children() if dtype is not None else ():
         if name not in ("quantizer", "tokenizer"):  # codes as trained; a dtype of its own
@@ -257,10 +258,7 @@ def _with_tokenizer(config: RunConfig, folder: Path, named: str | None, *, own: 
 def _check_size(config: RunConfig, folder: Path) -> None:
     """WeightsError, before any memory is taken, unless a model of this configuration has the tensors
     that are stored."""
-    stored = 0
-    for file in files_of(folder):
-        with safe_open(file, framework="pt") as opened:
-            stored += len(opened.keys())
+    stored = sum(len(header(file)) for file in files_of(folder))
     for key, value in re.findall(
         r'"(\w*(?:depth|layers))": (\d+)', json.dumps(to_dict(config.model))
     ):

@@ -178,3 +178,6 @@ def test_a_step_refuses_what_does_not_fit_the_window():
         state(codes=torch.zeros(1, 1, 1, 1))
     with pytest.raises(ValueError, match=r"count >= 1, got 0"):
         state().fork(0)
+    for wrong in (1.0, "1", None):  # 1.0 broke off within the next step
+        with pytest.raises(ValueError, match="fork: expected a whole count"):
+            state().fork(wrong)

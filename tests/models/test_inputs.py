@@ -68,6 +68,8 @@ def test_bytes_are_the_frames_they_stand_for(world, name):
         (FRAMES > 0.5, r"or uint8, got bool \[2, 3, 3, 8, 8\]"),
         (FRAMES.tolist(), r"as a tensor, got list"),
         (None, r"as a tensor, got None"),
+        (FRAMES.to("meta"), r"as a tensor, got meta float32 \[2, 3, 3, 8, 8\]"),
+        (FRAMES.to_sparse(), r"as a tensor, got sparse float32 \[2, 3, 3, 8, 8\]"),
         (
             FRAMES * 255,
             r"expected frames in \[0, 1\], got values from .* divide those of 0 \.\. 255",
@@ -96,6 +98,7 @@ def test_a_little_outside_is_what_decoders_give(world):
         (CODES.long(), r"got int64 .*; world\.lookup\(indices\) gives the codes"),
         (CODES[..., :3], r"2, 4\], got float32 .*3\]"),
         (CODES[:1], r"expected codes \[2, .*got float32 \[1"),
+        (CODES.to("meta"), r"expected codes \[2, .*got meta float32 \[2"),
         (CODES / 0, r"got some that are not finite"),
     ],
 )

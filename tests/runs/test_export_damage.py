@@ -10,6 +10,7 @@ import torch
 
 import colaworld
 from colaworld.config import to_dict
+from colaworld.models.backbones.weights import WeightsError
 from colaworld.runs import pretrained
 from colaworld.runs.build import build_trainer
 
@@ -23,6 +24,13 @@ def export(tiny, tmp_path):
 def content(folder):
     world = colaworld.from_pretrained(folder)
     return world.model.state_dict(), to_dict(world.sampler)
+
+
+def test_sums_that_were_compared_are_not_said_to_be_left_out(export, caplog) -> None:
+    colaworld.from_pretrained(export)
+    assert "without comparing" not in caplog.text
+    colaworld.from_pretrained(export, verify=False)
+    assert caplog.text.count("without comparing sums, as asked") == 1
 
 
 def test_flips_and_cuts_are_noticed(export) -> None:
@@ -80,3 +88,13 @@ def test_values_that_a_stranger_wrote_are_refused(export, change) -> None:
         (export / "config.json").write_text(json.dumps(values))
         with pytest.raises(ValueError):
             colaworld.from_pretrained(export)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, (2).to_bytes(8, "little") + b"{]"])
+def test_a_tensor_file_that_is_none_is_named_also_without_sums(export, content) -> None:
+    described = json.loads((export / "config.json").read_text())
+    bare = {k: v for k, v in described.items() if k not in ("sha256", "files")}
+    (export / "config.json").write_text(json.dumps(bare))
+    (export / "model.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"model\.safetensors"):
+        colaworld.from_pretrained(export)

@@ -92,7 +92,7 @@ def load_weights(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    verify: bool = True,
+    verify: bool | None = True,
 ) -> None:
     """Fill every parameter and buffer of `module` from `path`, or change nothing.
 
@@ -104,7 +104,8 @@ def load_weights(
         device: of meta tensors; None: the CPU.
         dtype: of meta tensors, for floating-point ones; None: as stored. Keys that the layout keeps
             in float32 are float32 whenever a dtype is given.
-        verify: compare the files with the sums that a config.json of ours records beside them.
+        verify: compare the files with the sums that a config.json of ours records beside them; None:
+            whoever calls has done it.
 
     Raises:
         WeightsError: an unreadable file; keys that are missing, left over or of another shape; a
@@ -120,7 +121,8 @@ def load_weights(
             f"{type(module).__name__}: {', '.join(still)} are stored nowhere; build the module on a "
             "real device, not on meta"
         )
-    check_recorded(path if path.is_dir() else path.parent, verify=verify)
+    if verify is not None:
+        check_recorded(path if path.is_dir() else path.parent, verify=verify)
     by_file: dict[Path, list[tuple[str, str]]] = {}
     for key, (file, stored) in sources.items():
         by_file.setdefault(file, []).append((key, stored))
@@ -145,7 +147,7 @@ def match(module: nn.Module, path: Path, layout: Layout) -> dict[str, tuple[Path
     misshapen: dict[str, str] = {}
     problems: list[str] = []
     for file in files_of(path):
-        for stored, (shape, kind) in _header(file).items():
+        for stored, (shape, kind) in header(file).items():
             key = layout.rename(stored)
             name = stored if stored.endswith(key) else f"{stored} ({key})"
             if key in sources:
@@ -177,7 +179,7 @@ def _wanted(module: nn.Module, layout: Layout) -> dict[str, Tensor]:
     return {key: value for key, value in wanted.items() if key not in layout.constants}
 
 
-def _header(file: Path) -> dict[str, tuple[list[int], str]]:
+def header(file: Path) -> dict[str, tuple[list[int], str]]:
     """Shape and dtype (F32, BF16, I8 ...) of each key."""
     try:
         with safe_open(file, framework="pt") as opened:
