@@ -86,7 +86,7 @@ class Checked:
         cls._at = cls._at if at is None else at
 
     def __post_init__(self) -> None:
-        for name, hint in _hints(type(self)).items():
+        for name, hint in _hints(cast(Any, type(self))).items():
             key = self._at + (name.replace("_", "-") if self._at == "--" else name)
             object.__setattr__(self, name, _convert(hint, getattr(self, name), key, None))
 
@@ -146,7 +146,7 @@ def from_dict(
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or cls.__name__}: expected a mapping, got {shown(values)}")
-    hints = _hints(cls)
+    hints = _hints(cast(Any, cls))
     known = [f.name for f in dataclasses.fields(cast(Any, cls)) if f.init]
     former = getattr(cls, "FORMER_KEYS", {})
     given = {}
@@ -289,10 +289,11 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
+        at: Any = event.start_mark
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(None, None, "aliases are not read here", event.start_mark)
+            raise yaml.MarkedYAMLError(None, None, "aliases are not read here", at)
         if self._depth > 50:
-            raise yaml.MarkedYAMLError(None, None, "more than 50 levels deep", event.start_mark)
+            raise yaml.MarkedYAMLError(None, None, "more than 50 levels deep", at)
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1

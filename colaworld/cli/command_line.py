@@ -17,14 +17,15 @@ T = TypeVar("T")
 
 
 def from_command_line(
-    default: T | type[T],
+    default: Any,
     arguments: Sequence[str],
     *,
     program: str,
     description: str,
     usual: Mapping[str, str] | None = None,
-) -> T:
-    """`default` (a dataclass, or its class where a field has none) with every field reachable as --a.b-c VALUE; --help lists all with their docs.
+) -> Any:
+    """`default` (a dataclass, or its class where a field has none) with every field reachable as
+    --a.b-c VALUE; --help lists all with their docs.
 
     A member annotated with `tyro.conf.arg(name="")` lends its fields without its own name. Where one of
     several dataclasses may stand, `--a.kind NAME` takes the one of that kind, with its defaults and

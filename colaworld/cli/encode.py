@@ -60,7 +60,7 @@ class EncodeOptions(Checked, at="--"):
 
 def run(argv: list[str]) -> int:
     """Encode what is missing; prints what the cache then holds."""
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help", "--help-all"):
         names = "\n".join(f"  {name}" for name in RECIPES)
         print(f"{_USAGE}\nrecipes:\n{names}", file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2

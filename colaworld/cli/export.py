@@ -30,7 +30,7 @@ class ExportOptions(Checked, at="--"):
 
 def run(argv: list[str]) -> int:
     """Export; prints where."""
-    options = from_command_line(
+    options: ExportOptions = from_command_line(
         ExportOptions,
         argv,
         program="colaworld export",

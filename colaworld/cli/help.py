@@ -16,7 +16,7 @@ import textwrap
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 # Group -> fields of a run's configuration; `*` stands for each of its phases. Where the call has no such
 # field, or the recipe no such part, there is no line.
@@ -91,7 +91,7 @@ def _option(holder: Any, field: str, name: str) -> tuple[str, str]:
     flag = "--" + name.replace("_", "-")
     value = getattr(holder, field)
     hint = typing.get_type_hints(type(holder))[field]
-    text = " ".join(_docs(type(holder)).get(field, "").split()).partition(". ")[0]
+    text = " ".join(_docs(cast(Any, type(holder))).get(field, "").split()).partition(". ")[0]
     if hint is bool:
         flag, text = (flag, text) if not value else (_no(flag), f"Not: {text}")
         return flag, f"{text.rstrip('.')}."
@@ -116,7 +116,7 @@ def _metavar(hint: Any) -> str:
 
 
 @functools.cache
-def _docs(cls: type) -> dict[str, str]:
+def _docs(cls: Any) -> dict[str, str]:
     """The docstrings under the fields of a dataclass and those above it."""
     found: dict[str, str] = {}
     for owner in reversed(cls.__mro__[:-1]):

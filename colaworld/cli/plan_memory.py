@@ -49,7 +49,7 @@ class PlanOptions(Checked, at="--"):
 def run(argv: list[str]) -> int:
     """Print the plan; 0 when every phase fits, 1 when one does not."""
     names = "\n".join(f"  {n:20} {(f.__doc__ or '').strip()}" for n, f in RECIPES.items())
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help", "--help-all"):
         print(_USAGE.format(recipes=names), end="", file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
     options = parse(argv)

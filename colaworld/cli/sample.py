@@ -76,7 +76,7 @@ class SampleOptions(Checked, at="--"):
 
 def run(argv: list[str]) -> int:
     """Sample; prints the path of what was written."""
-    options = from_command_line(
+    options: SampleOptions = from_command_line(
         SampleOptions,
         argv,
         program="colaworld sample",

@@ -15,13 +15,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import tyro
 import yaml
 
 from colaworld.cli.command_line import from_command_line
 from colaworld.config import ConfigError, load_yaml, to_dict
+from colaworld.models.world_model import WorldModel
 from colaworld.recipes import RECIPES, recipe
 from colaworld.runs.build import build_trainer
 from colaworld.runs.config import RunConfig
@@ -70,7 +71,7 @@ class TrainOptions:
 def run(argv: list[str]) -> int:
     """Train; 0 when finished or interrupted (with a checkpoint), 1 when the alarm stopped it."""
     names = "\n".join(f"  {n:20} {(f.__doc__ or '').strip()}" for n, f in RECIPES.items())
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help", "--help-all"):
         print(_USAGE.format(recipes=names), end="", file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
     processes = os.environ.get("WORLD_SIZE", "1")
@@ -100,7 +101,9 @@ def run(argv: list[str]) -> int:
     clips = trainer.loader.clips  # type: ignore[attr-defined]
     size = {"height": clips.height, "width": clips.width}
     try:
-        tokens = check_memory(config, trainer.model, device=trainer.device, **size)
+        tokens = check_memory(
+            config, cast(WorldModel, trainer.model), device=trainer.device, **size
+        )
     except ConfigError as error:
         if not options.anyway:
             raise
@@ -342,9 +345,9 @@ def ending(config: RunConfig, trainer: Trainer) -> str:
         cola = [*program(), "train", "nano.cola", "--backbone-weights", str(out)]
         cola += [*same_frames(config, recipe("nano.cola")), "--out", f"{out}-cola"]
         lines.append(("use it", shlex.join(cola)))
-    elif without_world(parts):
-        lines.append(("use it", without_world(parts)))
-    elif trainer.model.quantizer.continuous:
+    elif (why := without_world(parts)) is not None:
+        lines.append(("use it", why))
+    elif cast(WorldModel, trainer.model).quantizer.continuous:
         lines.append(("no codes", f"{codes_start(config)}: add --resume --training.max-steps N"))
     else:
         lines.append(("evaluate", shlex.join([*program(), "evaluate", str(out)])))

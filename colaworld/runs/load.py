@@ -68,8 +68,7 @@ def load_world(folder: Path, *, device: str = "cpu") -> tuple[World, RunConfig]:
     why = without_world(config.parts())
     if why is not None:
         raise ConfigError(f"{folder} is a run of {config.recipe}: {why}")
-    finished = folder / "weights" / "model.safetensors"
-    if finished.is_file():
+    if (finished := finished_weights(folder)) is not None:
         load_weights(model, finished)
     else:
         checkpoint = latest_checkpoint(folder / "checkpoints")
@@ -81,6 +80,22 @@ def load_world(folder: Path, *, device: str = "cpu") -> tuple[World, RunConfig]:
     check_quantised(model.quantizer, folder)
     world = World(model.to(device).eval(), config.sampler, frame_size=frame_size(config.data))
     return world, config
+
+
+def finished_weights(folder: Path) -> Path | None:
+    """The weights of a finished run, None where it has none.
+
+    Raises ConfigError where the config.json that a run writes beside them, with their sums, is gone.
+    """
+    weights = folder / "weights" / "model.safetensors"
+    if not weights.is_file():
+        return None
+    if not (weights.parent / "config.json").is_file():
+        raise ConfigError(
+            f"{weights.parent}/config.json is missing: without its sums nobody knows whether the "
+            "weights are whole; bring it back, or delete weights/ and call train --resume, which writes both"
+        )
+    return weights
 
 
 def check_quantised(quantizer: Quantizer, folder: Path) -> None:

@@ -42,7 +42,13 @@ from colaworld.models.world import World
 from colaworld.models.world_model import TOKENIZER_MARK
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig
-from colaworld.runs.load import check_quantised, frame_size, read_config, without_world
+from colaworld.runs.load import (
+    check_quantised,
+    finished_weights,
+    frame_size,
+    read_config,
+    without_world,
+)
 from colaworld.runs.model_card import model_card
 from colaworld.runs.weights import PATTERNS
 from colaworld.training.checkpoint import finite, load_strictly, write_folder
@@ -113,8 +119,8 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
     positive; WeightsError or FileError on weights that are not finite or not as they were written.
     """
     config = read_config(run)
-    weights = run / "weights" / "model.safetensors"
-    if not weights.is_file():
+    weights = finished_weights(run)
+    if weights is None:
         raise ConfigError(
             f"{run} is not finished: it has no weights/model.safetensors; train it to its end"
         )

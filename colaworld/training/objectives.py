@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from colaworld.config import Checked, ConfigError, Count, Natural, Weight
 from colaworld.contracts import ClipBatch, ResetRows, to_float
@@ -162,7 +162,7 @@ class BaseObjective:
         """
         x0 = self.model.tokenizer.encode(frames) if stored is None else stored.float()
         clips, length = x0.shape[0], x0.shape[2]
-        learns = any(p.requires_grad for p in self.model.backbone.parameters())
+        learns = any(p.requires_grad for p in cast(nn.Module, self.model.backbone).parameters())
         name = "history" if learns or self.config.frozen_history is None else "frozen_history"
         asked = getattr(self.config, name)
         low, high = asked[0], min(asked[1], length - 1)

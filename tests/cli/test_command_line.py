@@ -123,6 +123,7 @@ def test_help_of_a_recipe_is_short_and_names_only_what_it_has(colaworld):
         in lines
     )
     assert not any(word in said.out for word in ("idm", "quantizer", "warmup", "--evaluation"))
+    assert "nano.cola" in colaworld("train", "--help-all").out  # without a recipe: which there are
     cola = colaworld("train", "nano.cola", "--help").out
     assert "--phases.joint.steps" in cola and "--model.quantizer.kind vq|ema|" in cola
 

@@ -33,6 +33,15 @@ def run(tiny, tmp_path):
     return tmp_path / "run", config, trainer
 
 
+def test_weights_whose_sums_are_gone_are_not_read(run) -> None:
+    folder, _, _ = run
+    assert load.finished_weights(folder) == folder / "weights" / "model.safetensors"
+    (folder / "weights" / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"weights/config\.json is missing: without its sums"):
+        load.load_world(folder)
+    assert load.finished_weights(folder / "checkpoints") is None
+
+
 def test_the_configuration_comes_back_equal(run) -> None:
     folder, config, _ = run
     assert load.read_config(folder) == config
