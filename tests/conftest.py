@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from colaworld import registry
-
 
 @pytest.fixture
 def generator() -> torch.Generator:
@@ -22,6 +20,7 @@ def generator() -> torch.Generator:
 @pytest.fixture
 def from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
     """Imports a file as COLAWORLD_IMPORT does; what it registers is forgotten afterwards."""
+    from colaworld import registry  # not above: some tests set up the ops before they are imported
     from colaworld.cli.plugins import VARIABLE, import_plugins
 
     def load(path: Path) -> None:

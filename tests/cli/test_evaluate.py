@@ -174,4 +174,4 @@ def test_wrong_calls(run, tmp_path, colaworld) -> None:
     assert said.status == 2 and "--evaluation.clips INT" in said.plain
     (run / "weights" / "model.safetensors").write_bytes(b"broken")
     said = colaworld("evaluate", run)
-    assert said.status == 2 and "cannot be read as safetensors" in said.err
+    assert said.status == 2 and "model.safetensors: its content does not match" in said.err

@@ -200,9 +200,12 @@ def test_wrong_calls(capsys) -> None:
     assert main(["plan-memory"]) == 2
     assert main(["plan-memory", "nano.cola", "--preset", "24"]) == 2
     assert "nano.cola has none" in capsys.readouterr().err
-    for size in ("1", "nan", "inf"):
-        assert main(["plan-memory", "nano.cola", *SMALL, "--gpu", size]) == 2
-        assert f"--gpu: expected GB of a card, more than 1, got {size}" in capsys.readouterr().err
+    assert main(["plan-memory", "nano.cola", *SMALL, "--gpu", "1"]) == 2
+    assert "--gpu: expected GB of a card, more than 1, got 1" in capsys.readouterr().err
+    for size in ("nan", "inf", "0"):
+        with pytest.raises(SystemExit, match="2"):
+            main(["plan-memory", "nano.cola", *SMALL, "--gpu", size])
+        assert "--gpu: expected" in capsys.readouterr().err
 
 
 _PLANNED_ALONE = """
