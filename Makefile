@@ -61,11 +61,15 @@ native:  ## the compiled ops alone, without an install: build/native/_native.so
 	MAKEFLAGS=--no-print-directory cmake --build $(NATIVE) --target colaworld_native --parallel "$$(nproc)"
 	@echo "native: COLAWORLD_NATIVE_LIBRARY=$(NATIVE)/_native.so runs on it, here and where the file is carried to"
 
-test: setup  ## the tests, without the slow ones
-	@$(BIN)/python -m pytest -q -m "not slow"
+# One process for each core, at most 8, of one thread each: two that take all cores would fight.
+# worksteal: each takes neighbouring tests, which share fixtures, and whoever is done first helps out.
+WORKERS ?= logical --maxprocesses 8
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+test: setup  ## the tests, without the slow ones (WORKERS=2: in two processes; 0: in one)
+	@$(PYTEST) -m "not slow"
 
 test-all: setup  ## every test
-	@$(BIN)/python -m pytest -q
+	@$(PYTEST)
 
 demo: setup  ## record, train, evaluate, report: about 7 minutes on two cores
 	@$(BIN)/colaworld demo --out $(RUN)

@@ -211,6 +211,7 @@ def test_an_implementation_nobody_has_is_an_error(tiny_request, passing) -> None
 
 def test_pytest_benchmark_runs_the_same_definitions(passing, tmp_path, monkeypatch) -> None:
     pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # in a worker it would time nothing
     gate = suite("gate")
     root = gate.repository()
     seen: list[str] = []
