@@ -18,12 +18,18 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
 SEAL = "sha256"  # the key of the hash of all other keys
+_OF_RUN = {
+    "format_version",
+    "global_step",
+    "config",
+}  # in every config.json beside weights of a run
+_OF_EXPORT = {"colaworld", "model"}
 
 
 class FileError(ValueError):
@@ -167,18 +173,33 @@ def recorded(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
 
 
-def check_recorded(folder: Path, *, verify: bool = True) -> None:
+def check_recorded(folder: Path, *, verify: bool = True, ours: bool = False) -> None:
     """Compare the files of a folder with the sums in the config.json that we wrote there.
 
-    Weights of others record none: nothing is compared. verify=False and COLAWORLD_VERIFY=0 skip it,
-    which is said, as it is of folders from before sums were recorded.
+    Weights of others record none: nothing is compared. `ours`: they cannot be of others, as those in
+    the weights/ of a run never are; then config.json must hold what we write. verify=False and
+    COLAWORLD_VERIFY=0 skip sums, which is said, as it is of folders from before sums were recorded.
 
     Raises FileError where a file, or config.json itself, is not as it was written.
     """
     path = folder / "config.json"
-    described = read_json(path) if path.is_file() else None
-    if not isinstance(described, dict) or not {"colaworld", "global_step"} & described.keys():
+    run = folder.name == "weights" and (folder.parent / "config.yaml").is_file()
+    if run and not path.exists():
+        raise FileError(
+            f"{path} is missing: without its sums nobody knows whether the weights are whole; bring "
+            "it back, or delete weights/ and call train --resume, which writes both"
+        )
+    described = read_json(path) if path.exists() else None
+    held: Set[str] = described.keys() if isinstance(described, dict) else set()
+    if not (run or ours or held & {"colaworld", "global_step"}):
         return
+    wanted = _OF_RUN if run or "global_step" in held else _OF_EXPORT
+    wanted = wanted | {"files"} if SEAL in held else wanted
+    if (lost := sorted(wanted - held)) or (SEAL not in held and "files" in held):
+        raise FileError(
+            f"{path}: expected what colaworld writes, which holds {', '.join(lost or [SEAL])}: it was "
+            "replaced or changed"
+        )
     if not (verify and verifies()):
         log.warning("%s: loaded without comparing sums, as asked", folder)
     elif not check_seal(path, described):

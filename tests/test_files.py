@@ -73,7 +73,7 @@ def test_a_seal_is_of_everything_else(tmp_path):
 def test_recorded_sums_are_compared_unless_asked_not_to(tmp_path, monkeypatch, caplog):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"weights")
-    values = {"colaworld": "1", "files": {file.name: recorded(file)}}
+    values = {"colaworld": "1", "model": {}, "files": {file.name: recorded(file)}}
     write_json(tmp_path / "config.json", seal(values))
     check_recorded(tmp_path)
     file.write_bytes(b"Weights")
@@ -85,7 +85,7 @@ def test_recorded_sums_are_compared_unless_asked_not_to(tmp_path, monkeypatch, c
     check_recorded(tmp_path)
     assert caplog.text.count("loaded without comparing sums, as asked") == 2
     monkeypatch.undo()
-    write_json(tmp_path / "config.json", {"colaworld": "0"})  # of an earlier release
+    write_json(tmp_path / "config.json", {"colaworld": "0", "model": {}})  # of an earlier release
     check_recorded(tmp_path)
     assert "from before sums were recorded" in caplog.text
     caplog.clear()

@@ -212,7 +212,7 @@ def _world(
         )
     keys = ("recipe", "schedule", "phases", "model", "sampler")
     known = copy.deepcopy({k: described[k] for k in keys if k in described})
-    check_recorded(folder, verify=verify)
+    check_recorded(folder, verify=verify, ours=True)
     config = from_dict(RunConfig, known, where=f"{folder}/config.json")
     config = _with_tokenizer(config, folder, tokenizer, own="colaworld" not in described)
     _check_size(config, folder)

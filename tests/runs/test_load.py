@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from colaworld.config import ConfigError, to_yaml
 from colaworld.data.errors import DataError
 from colaworld.evaluation.tables import table
+from colaworld.files import FileError
 from colaworld.models.backbones import BackboneConfig, build_backbone
 from colaworld.models.backbones.weights import WeightsError
 from colaworld.recipes import recipe
@@ -37,7 +38,7 @@ def test_weights_whose_sums_are_gone_are_not_read(run) -> None:
     folder, _, _ = run
     assert load.finished_weights(folder) == folder / "weights" / "model.safetensors"
     (folder / "weights" / "config.json").unlink()
-    with pytest.raises(ConfigError, match=r"weights/config\.json is missing: without its sums"):
+    with pytest.raises(FileError, match=r"weights/config\.json is missing: without its sums"):
         load.load_world(folder)
     assert load.finished_weights(folder / "checkpoints") is None
 

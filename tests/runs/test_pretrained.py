@@ -33,7 +33,7 @@ from colaworld.runs.build import build_model, build_trainer
 from colaworld.runs.load import load_world, read_config
 from colaworld.runs.model_card import model_card
 from colaworld.runs.weights import load_backbone
-from colaworld.training.checkpoint import CheckpointError
+from colaworld.training.checkpoint import CheckpointError, init_parts
 
 # What the published repository says of itself, at a size that fits a test.
 PUBLISHED = {
@@ -265,9 +265,8 @@ def test_an_export_that_changed_is_refused(run, shard_gb, tmp_path, caplog) -> N
     ):
         colaworld.from_pretrained(out)
     assert colaworld.from_pretrained(out, verify=False).sampler.guidance == 3
-    described = json.loads(text)
-    del described["sha256"], described["files"]  # as an earlier release wrote it
-    (out / "config.json").write_text(json.dumps(described))
+    (out / "config.json").write_text(text)
+    old(out)
     caplog.clear()
     colaworld.from_pretrained(out)
     assert caplog.text.count("from before sums were recorded") == 1
@@ -285,20 +284,61 @@ def test_finished_weights_that_changed_are_neither_read_nor_exported(run, tmp_pa
             call()
 
 
+def test_weights_of_a_run_whose_sums_were_taken_out_are_not_read(run, tmp_path) -> None:
+    """An export's config.json does not stand in for a run's own either."""
+    file = run / "weights" / "config.json"
+    whole = json.loads(file.read_text())
+    model = build_model(read_config(run))
+    bare = {k: v for k, v in whole.items() if k != "sha256"}
+    lost = {key: {k: v for k, v in bare.items() if k != key} for key in bare}
+    changes = [{}, [], bare, {"colaworld": "0", "model": {}}]
+    changes += [seal(lost[k]) for k in ("files", "format_version", "global_step", "config")]
+    for change in changes:
+        file.write_text(json.dumps(change))
+        for call in (
+            lambda: load_world(run),
+            lambda: pretrained.export_run(run, tmp_path / "out"),
+            lambda: load_backbone(model.backbone, str(run)),
+            lambda: init_parts(model, str(run)),
+        ):
+            with pytest.raises(ValueError, match=r"weights/config\.json: expected what colaworld"):
+                call()
+        with pytest.raises(ValueError):
+            colaworld.from_pretrained(run)
+
+
+def test_an_export_whose_sums_were_taken_out_is_not_read(run, tmp_path) -> None:
+    out = pretrained.export_run(run, tmp_path / "out")
+    whole = json.loads((out / "config.json").read_text())
+    bare = {k: v for k, v in whole.items() if k != "sha256"}
+    for change in (
+        bare,
+        {k: v for k, v in bare.items() if k not in ("colaworld", "files")},
+        seal({k: v for k, v in bare.items() if k != "files"}),
+    ):
+        (out / "config.json").write_text(json.dumps(change))
+        with pytest.raises(FileError, match=r"config\.json: expected what colaworld writes"):
+            colaworld.from_pretrained(out)
+
+
+def old(folder) -> None:
+    """config.json as it was before there were sums."""
+    described = json.loads((folder / "config.json").read_text())
+    del described["sha256"], described["files"]
+    (folder / "config.json").write_text(json.dumps(described))
+
+
 def test_weights_that_are_not_finite_stay_where_they_are(run, tmp_path) -> None:
     out = pretrained.export_run(run, tmp_path / "out")
     for folder in (run / "weights", out):
         stored = load_file(folder / "model.safetensors")
         stored["backbone.x_embedder.proj.bias"][0] = float("inf")
         save_file(stored, folder / "model.safetensors")
-        (folder / "config.json").write_text("{}")  # so that no sum is wrong
+        old(folder)  # so that no sum is wrong
     for call in (lambda: load_world(run), lambda: pretrained.export_run(run, tmp_path / "b")):
         with pytest.raises(CheckpointError, match=r"backbone\.x_embedder\.proj\.bias holds values"):
             call()
     assert not (tmp_path / "b").exists()
-    described = {"colaworld": "0", "model": to_dict(read_config(run).model)}
-    described["recipe"], described["schedule"] = "nano.cola", ["warmup", "joint"]
-    (out / "config.json").write_text(json.dumps(described))
     with pytest.raises(WeightsError, match=r"backbone\.x_embedder\.proj\.bias holds values"):
         colaworld.from_pretrained(out)
 

@@ -179,7 +179,8 @@ def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path):
 
 def test_finished_weights_that_changed_are_refused(tmp_path):
     module = nn.Linear(3, 2)
-    cp.export_weights(tmp_path / "weights", module.state_dict(), {"global_step": 3})
+    about = {"format_version": 1, "global_step": 3, "config": {}}
+    cp.export_weights(tmp_path / "weights", module.state_dict(), about)
     file = tmp_path / "weights" / "model.safetensors"
     assert file.stat().st_mode & 0o044
     cp.load_weights(module, file)
