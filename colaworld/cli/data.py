@@ -26,7 +26,7 @@ class InspectConfig(Checked, at="--"):
     """What to look at."""
 
     path: Annotated[Path, tyro.conf.Positional]
-    """A LeRobot v3 folder, any folder of video files or of tars that hold them, or one file."""
+    """A LeRobot folder, any folder of video files or of tars that hold them, or one file."""
     sheet: Path | None = None
     """Write a contact sheet into this PNG file: a row of frames per episode."""
     source: str = "auto"

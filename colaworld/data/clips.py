@@ -45,7 +45,7 @@ class DataConfig(Checked, at="data."):
     """Which clips are cut from which videos."""
 
     path: Path | None = None
-    """The data set: a LeRobot v3 folder, any folder of video files, or of tars that hold them."""
+    """The data set: a LeRobot folder, any folder of video files, or of tars that hold them."""
     source: str = "auto"
     """How to read it: lerobot, video_folder, tar_folder, or a source of your own. auto: the first
     that recognises it."""

@@ -1,7 +1,7 @@
-"""LeRobot data sets, layout v3.0, by pyarrow and PyAV alone; also those LeRobot wrote itself.
+"""LeRobot data sets, layouts v2.0 to v3.0, by pyarrow and PyAV alone; also those LeRobot wrote itself.
 
-Not here: what meta/ must hold (lerobot_meta.py), writing (lerobot_writer.py, lerobot_columns.py),
-layouts before v3.0, images stored in parquet. A film is held against meta/info.json when the set is
+Not here: what meta/ must hold (lerobot_meta.py, lerobot_v2.py), writing (lerobot_writer.py,
+lerobot_columns.py), layouts before v2.0, images stored in parquet. A film is held against meta/info.json when the set is
 opened: frames of that size, a rate within 1 % of fps. When an episode is decoded, its first and last
 frame must lie within half a frame of where meta/ puts them.
 """
@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,7 @@ from colaworld.data import video_reader
 from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.data.index_cache import IndexCache
 from colaworld.data.parquet_file import read_parquet
-from colaworld.data.sources import lerobot_meta
+from colaworld.data.sources import lerobot_meta, lerobot_v2
 from colaworld.data.sources.registry import register_source
 from colaworld.data.sources.source import BrokenFile, Description, EpisodeInfo
 from colaworld.data.sources.videos import probe_video
@@ -59,7 +60,9 @@ class LeRobotSource:
         if camera is None and len(self.cameras) > 1:
             _tell_once(logging.INFO, f"{self.path}: using camera {self.camera} of {self.cameras}")
         self.action_column = action_column
-        rows = lerobot_meta.read_episodes(self.folder, self.info, self.camera)
+        self.layout = lerobot_meta.layout_of(self.info)
+        reader = lerobot_v2 if self.layout == "v2" else lerobot_meta
+        rows = reader.read_episodes(self.folder, self.info, self.camera)
         self._data_files = list(dict.fromkeys(row.data for row in rows))
         self.broken: list[BrokenFile] = []
         self.episodes: list[EpisodeInfo] = []
@@ -136,7 +139,7 @@ class LeRobotSource:
         features = self.info["features"]
         columns = tuple(key for key, value in features.items() if value["dtype"] != "video")
         return Description(
-            "LeRobot v3",
+            f"LeRobot {self.layout}",
             f"{self.path}/meta/info.json: no action column {self.action_column!r}; it has: "
             f"{', '.join(columns)}; set action_column",
             camera=self.camera,
@@ -144,7 +147,7 @@ class LeRobotSource:
             columns=columns,
             warnings=tuple(
                 f"{len(self._longer)} films go on after their last episode (first: {first}): is each "
-                "the film that meta/episodes means?"
+                "the film that meta/ means?"
                 for first in self._longer[:1]
             ),
         )
@@ -176,16 +179,12 @@ class LeRobotSource:
         return ActionSpec(column, "continuous", size, named, feature.get("unit", ""))
 
     def _largest_class(self, column: str) -> int:
-        file = self.folder.file("meta/stats.json", f"{self.path}")
-        of_column = lerobot_meta.read_json(file).get(column)
-        most = of_column.get("max") if isinstance(of_column, dict) else None
-        found = most[0] if isinstance(most, list) and len(most) == 1 else most
-        if not isinstance(found, (int, float)) or not 0 <= found < 1e6 or found != int(found):
-            raise DataError(
-                f"{file}: {column}.max: expected the largest class, got {most!r:.60}; info.json "
-                "names no classes, so the number of actions is unknown"
+        if self.layout == "v2":
+            return max(
+                _largest(where, column, told) for where, told in lerobot_v2.statistics(self.folder)
             )
-        return int(found)
+        file = self.folder.file("meta/stats.json", f"{self.path}")
+        return _largest(str(file), column, lerobot_meta.read_json(file))
 
     def _offset(self, episode: int) -> int:
         """Index of the episode's first frame within its video file."""
@@ -298,6 +297,19 @@ class LeRobotSource:
         return column.to_numpy().reshape(info.frames, size)
 
 
+def _largest(where: str, column: str, statistics: dict[str, Any]) -> int:
+    """The largest class of a column by its statistics. Raises DataError."""
+    of_column = statistics.get(column)
+    most = of_column.get("max") if isinstance(of_column, dict) else None
+    found = most[0] if isinstance(most, list) and len(most) == 1 else most
+    if not isinstance(found, (int, float)) or not 0 <= found < 1e6 or found != int(found):
+        raise DataError(
+            f"{where}: {column}.max: expected the largest class, got {most!r:.60}; info.json "
+            "names no classes, so the number of actions is unknown"
+        )
+    return int(found)
+
+
 def _kind(kind: pa.DataType) -> str | None:
     """As `lerobot_meta.kind_of`, of a column."""
     tests = (
@@ -318,6 +330,8 @@ def _cut_short(file: Path, name: str, row: lerobot_meta.Row, frames: int) -> str
 register_source(
     LeRobotSource.kind,
     # Without info.json, too: its films joined are no set of videos, and the error names what lacks.
-    detect=lambda path: any((path / "meta" / name).exists() for name in ("info.json", "episodes")),
+    detect=lambda path: any(
+        (path / "meta" / name).exists() for name in ("info.json", "episodes", "episodes.jsonl")
+    ),
     open=LeRobotSource,
 )

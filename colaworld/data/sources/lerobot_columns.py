@@ -59,6 +59,13 @@ def write_columns(
     """
     root, out, names = Path(root), Path(out), dict(names or {})
     source = LeRobotSource(root, action_column=None)
+    if source.layout != "v3":
+        raise DataError(
+            f"{root}: columns are added to sets of layout v3.0, this one is "
+            f"{source.info['codebase_version']}. LeRobot converts it in place: python -m "
+            f"lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=USER/NAME --root={root} "
+            "--push-to-hub=false (in LeRobot 0.4: lerobot.datasets.v30.convert_dataset_v21_to_v30)"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists and is not empty; choose another folder")
     if root.resolve() in out.resolve().parents:

@@ -1,12 +1,14 @@
-"""What a LeRobot v3 set says of itself, read and checked: meta/info.json and the table of episodes.
+"""What a LeRobot set says of itself, read and checked: meta/info.json, and the episodes of v3.0.
 
-    INFO, VIDEO, ACTION   what info.json and its features must hold
+    INFO, LAYOUT          what info.json must hold, and by what its layout names files
+    VIDEO, ACTION         what its features must hold
     COLUMNS               what the table of episodes must hold, one row per episode
     then across rows      numbers once; `length` = to - from, in frames and in seconds; no two
                           episodes share a frame of a film; totals of info.json; rows of each data file
 
 Every DataError names the file and the column or key. No file outside the set's folder is read, and
-none that is not a regular file. Not here: films and actions themselves (lerobot.py).
+none that is not a regular file. Not here: films and actions themselves (lerobot.py), the episodes of
+v2.1 (lerobot_v2.py).
 
 The format cannot tell: other names of classes or dimensions; an optional key that was taken away;
 a class count in meta/stats.json that fits the values; films or rows of two episodes of one length
@@ -32,15 +34,16 @@ from colaworld.data.errors import DataError
 from colaworld.data.parquet_file import opened_parquet, read_parquet
 
 _MOST = 10**9  # frames, episodes, files: beyond it a number is a fault and not a size
-_PART = re.compile(r"[^{}]|\{video_key\}|\{(chunk|file)_index(:0?\d{0,2}d)?\}")
+# How a layout names its files: the numbers in a template. Each major version has its own.
+_FIELDS = {"v2": ("episode_chunk", "episode_index"), "v3": ("chunk_index", "file_index")}
 
 
-def _count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value <= _MOST
 
 
 def _shape(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(_count(v) and v for v in value)
+    return isinstance(value, list) and bool(value) and all(is_count(v) and v for v in value)
 
 
 def _texts(value: Any) -> bool:
@@ -49,16 +52,18 @@ def _texts(value: Any) -> bool:
 
 def _names(value: Any) -> bool:
     if isinstance(value, dict):  # {"motors": ["pan", ...]} and {"pan": 0, ...} are LeRobot's, too
-        return all(_count(v) or _texts(v) for v in value.values())
+        return all(is_count(v) or _texts(v) for v in value.values())
     return _texts(value)
 
 
-def _template(value: Any) -> bool:
-    return isinstance(value, str) and bool(re.fullmatch(f"({_PART.pattern})+", value))
+def _template(layout: str) -> Callable[[Any], bool]:
+    numbers = "|".join(_FIELDS[layout])
+    whole = re.compile(rf"([^{{}}]|\{{video_key\}}|\{{({numbers})(:0?\d{{0,2}}d)?\}})+")
+    return lambda value: isinstance(value, str) and bool(whole.fullmatch(value))
 
 
 @dataclass(frozen=True)
-class _Key:
+class Key:
     """One key of a JSON object. An optional one may be missing, but not of another kind."""
 
     name: str
@@ -67,26 +72,31 @@ class _Key:
     required: bool = True
 
 
-_PATH = "a path with the fields {video_key}, {chunk_index:03d}, {file_index:03d}"
 INFO = (
-    _Key("fps", "frames per second, above 0", lambda v: type(v) in (int, float) and 0 < v < 1e5),
-    _Key("data_path", _PATH, _template),
-    _Key("video_path", _PATH, _template),
-    _Key("total_episodes", "a count", _count, required=False),
-    _Key("total_frames", "a count", _count, required=False),
+    Key("fps", "frames per second, above 0", lambda v: type(v) in (int, float) and 0 < v < 1e5),
+    Key("total_episodes", "a count", is_count, required=False),
+    Key("total_frames", "a count", is_count, required=False),
 )
-FEATURE = (_Key("dtype", "the name of a type", lambda v: isinstance(v, str)),)
-VIDEO = (_Key("shape", "three sizes", lambda v: _shape(v) and len(v) == 3),)
+LAYOUT = {
+    layout: tuple(
+        Key(name, f"a path with the fields {{video_key}}, {{{a}}}, {{{b}}}", _template(layout))
+        for name in ("data_path", "video_path")
+    )
+    for layout, (a, b) in _FIELDS.items()
+}
+LAYOUT["v2"] += (Key("chunks_size", "episodes per chunk", lambda v: is_count(v) and v > 0),)
+FEATURE = (Key("dtype", "the name of a type", lambda v: isinstance(v, str)),)
+VIDEO = (Key("shape", "three sizes", lambda v: _shape(v) and len(v) == 3),)
 ACTION = (
-    _Key("shape", "a list of sizes", _shape),
-    _Key(
+    Key("shape", "a list of sizes", _shape),
+    Key(
         "dtype",
         "numbers or bool (else choose another data.action_column, or none)",
         lambda v: kind_of(v) is not None,
     ),
-    _Key("names", "a list of names, groups of names, or null", _names, required=False),
-    _Key("class_names", "a list of names", _texts, required=False),
-    _Key("unit", "text", lambda v: isinstance(v, str), required=False),
+    Key("names", "a list of names, groups of names, or null", _names, required=False),
+    Key("class_names", "a list of names", _texts, required=False),
+    Key("unit", "text", lambda v: isinstance(v, str), required=False),
 )
 
 
@@ -186,7 +196,8 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _check(keys: Sequence[_Key], value: dict[str, Any], where: str) -> None:
+def check(keys: Sequence[Key], value: dict[str, Any], where: str) -> None:
+    """DataError, begun with `where`, for the first key that lacks or does not fit."""
     for key in keys:
         if key.name not in value:
             if key.required:
@@ -198,28 +209,31 @@ def _check(keys: Sequence[_Key], value: dict[str, Any], where: str) -> None:
 
 
 def read_info(folder: Folder) -> dict[str, Any]:
-    """meta/info.json with the keys of `INFO`, and of `VIDEO` for each camera. Raises DataError."""
+    """meta/info.json with the keys of `INFO`, `LAYOUT`, and of `VIDEO` for each camera. Raises DataError."""
     file = folder.file("meta/info.json", str(folder.root))
     info = read_json(file)
     version = info.get("codebase_version")
-    if not isinstance(version, str) or not version.startswith("v3."):
+    if not isinstance(version, str) or not version.startswith(("v2.", "v3.")):
         raise DataError(
-            f"{file}: codebase_version: layout {_shown(version)} of LeRobot; v3.0 is read here. "
-            "LeRobot converts v2.1 in place: python -m lerobot.scripts.convert_dataset_v21_to_v30 "
-            f"--repo-id=USER/NAME --root={folder.root} --push-to-hub=false (in LeRobot 0.4: "
-            "lerobot.datasets.v30.convert_dataset_v21_to_v30). Its videos without their actions "
-            "can be used as they are: --data.source video_folder"
+            f"{file}: codebase_version: layout {_shown(version)} of LeRobot; v2.0, v2.1 and v3.0 are "
+            "read here. Its videos without their actions can be used as they are: --data.source "
+            "video_folder"
         )
     features = info.get("features")
     if not isinstance(features, dict) or not all(isinstance(f, dict) for f in features.values()):
         raise DataError(f"{file}: features: expected objects by name, got {_shown(features)}")
     for name, feature in features.items():
         video = feature.get("dtype") == "video"
-        _check(FEATURE + VIDEO * video, feature, f"{file}: features.{name}.")
+        check(FEATURE + VIDEO * video, feature, f"{file}: features.{name}.")
     if not cameras_of(info):
         raise DataError(f"{file}: has no video feature; it has: {', '.join(features)}")
-    _check(INFO, info, f"{file}: ")
+    check(INFO + LAYOUT[layout_of(info)], info, f"{file}: ")
     return info
+
+
+def layout_of(info: dict[str, Any]) -> str:
+    """ "v2" or "v3": v2.0 and v2.1 differ in their statistics alone."""
+    return info["codebase_version"][:2]
 
 
 def cameras_of(info: dict[str, Any]) -> list[str]:
@@ -244,7 +258,7 @@ def action_feature(root: Path, info: dict[str, Any], column: str) -> dict[str, A
     """What info.json says of the column of actions, checked against `ACTION`. None: no such."""
     feature = info["features"].get(column)
     if feature is not None:
-        _check(ACTION, feature, f"{root / 'meta' / 'info.json'}: features.{column}.")
+        check(ACTION, feature, f"{root / 'meta' / 'info.json'}: features.{column}.")
     return feature
 
 
@@ -297,12 +311,7 @@ def read_episodes(folder: Folder, info: dict[str, Any], camera: str) -> list[Row
             )
 
     refuse(np.diff(number, prepend=-1) == 0, "episode_index", "is there twice")
-    for total, found in (("total_episodes", len(number)), ("total_frames", int(length.sum()))):
-        if info.get(total, found) != found:
-            raise DataError(
-                f"{named}: {total} is {info[total]}, meta/episodes holds {found}: rows are missing "
-                "or too many"
-            )
+    check_totals(named, info, len(number), int(length.sum()), "meta/episodes")
     if "dataset_from_index" in table and "dataset_to_index" in table:
         rows = table["dataset_to_index"] - table["dataset_from_index"]
         refuse(rows != length, "length", "differs from dataset_to_index - dataset_from_index")
@@ -338,6 +347,15 @@ def read_episodes(folder: Folder, info: dict[str, Any], camera: str) -> list[Row
         Row(int(n), int(frames), d, v, float(s))
         for n, frames, d, v, s in zip(number, length, data, video, start, strict=True)
     ]
+
+
+def check_totals(named: Path, info: dict[str, Any], episodes: int, frames: int, told: str) -> None:
+    """DataError where info.json counts other episodes or frames than the table `told` holds."""
+    for total, found in (("total_episodes", episodes), ("total_frames", frames)):
+        if info.get(total, found) != found:
+            raise DataError(
+                f"{named}: {total} is {info[total]}, {told} holds {found}: rows are missing or too many"
+            )
 
 
 def _values(file: Path, name: str, column: _Column, values: pa.ChunkedArray) -> np.ndarray:

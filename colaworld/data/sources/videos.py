@@ -84,7 +84,7 @@ class VideosSource:
         if not total:
             raise DataError(
                 f"{self.path}: no video files in it (looked for {', '.join(sorted(SUFFIXES))}; a set "
-                "may also be a LeRobot v3 folder, which has meta/info.json, or .tar files of videos"
+                "may also be a LeRobot folder, which has meta/info.json, or .tar files of videos"
                 f"){''.join(f'; {line}' for line in self._passed_over())}"
             )
         if not self.episodes:
