@@ -205,8 +205,22 @@ def check_recorded(folder: Path, *, verify: bool = True, ours: bool = False) -> 
     elif not check_seal(path, described):
         log.warning("%s: from before sums were recorded, and not compared with any", folder)
     else:
-        for name, sums in described["files"].items():
-            check_sha256(folder / name, sums["sha256"])
+        for name, want in _sums(path, described["files"]).items():
+            check_sha256(folder / name, want)
+
+
+def _sums(path: Path, files: Any) -> dict[str, str]:
+    """File -> hash of the "files" that the JSON at `path` records, which may be a stranger's."""
+    sums: dict[str, str] = {}
+    for name, entry in files.items() if isinstance(files, dict) else [("", None)]:
+        want = entry.get("sha256") if isinstance(entry, dict) else None
+        if not isinstance(want, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise FileError(
+                f"{path}: files: expected files of its folder, each with its sha256, got "
+                f"{f'{name}: {entry}' if name else files!r:.60}"
+            )
+        sums[name] = want
+    return sums
 
 
 # -- one process in a folder ---------------------------------------------------------------------

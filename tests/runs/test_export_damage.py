@@ -10,6 +10,7 @@ import torch
 
 import colaworld
 from colaworld.config import to_dict
+from colaworld.files import FileError, seal
 from colaworld.models.backbones.weights import WeightsError
 from colaworld.runs import pretrained
 from colaworld.runs.build import build_trainer
@@ -74,20 +75,29 @@ def test_flips_and_cuts_are_noticed(export) -> None:
         {"phases": {"joint": 1}},
         {"files": None},
         {"files": {"model.safetensors": None}},
+        {"files": {"model.safetensors": "0"}},
+        {"files": {"model.safetensors": {"sha256": 0}}},
         {"sha256": None},
         {"config_version": [1]},
     ],
 )
 def test_values_that_a_stranger_wrote_are_refused(export, change) -> None:
-    """Without the hash, as an earlier release wrote it, and with whatever hash."""
+    """Without the hash, with whatever hash, and with the right one."""
     described = json.loads((export / "config.json").read_text())
     bare = {k: v for k, v in described.items() if k != "sha256"}
-    for values in (bare | change, described | change):
-        if values.keys() == bare.keys() and "files" in change:
-            continue  # nothing reads them there
+    for values in (bare | change, described | change, seal(bare | change) | change):
         (export / "config.json").write_text(json.dumps(values))
         with pytest.raises(ValueError):
             colaworld.from_pretrained(export)
+
+
+def test_sums_lead_to_no_file_outside(export) -> None:
+    described = json.loads((export / "config.json").read_text())
+    files = {f"../{export.name}/{name}": sums for name, sums in described.pop("files").items()}
+    del described["sha256"]
+    (export / "config.json").write_text(json.dumps(seal({**described, "files": files})))
+    with pytest.raises(FileError, match="expected files of its folder"):
+        colaworld.from_pretrained(export)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 100, (2).to_bytes(8, "little") + b"{]"])
