@@ -30,11 +30,11 @@ class InspectConfig(Checked, at="--"):
     sheet: Path | None = None
     """Write a contact sheet into this PNG file: a row of frames per episode."""
     source: str = "auto"
-    """How to read it: lerobot, video_folder, tar_folder, or a source of your own."""
+    """How to read it: lerobot, video_folder, webdataset, or a source of your own."""
     camera: str | None = None
-    """LeRobot: which camera (default: the first)."""
+    """Which camera, where there are several."""
     action_column: str | None = "action"
-    """LeRobot: which column the actions are in; others named action... are shown too."""
+    """Which column the actions are in; others named action... are shown too."""
     episodes: Count = 200
     """At most so many episodes are decoded, spread evenly over the set."""
     rows: Count = 8

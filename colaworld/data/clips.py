@@ -45,12 +45,14 @@ class DataConfig(Checked, at="data."):
     """Which clips are cut from which videos."""
 
     path: Path | None = None
-    """The data set: a LeRobot folder, any folder of video files, or of tars that hold them."""
+    """The data set: a LeRobot folder, any folder of video files, or of tars that hold them
+    (WebDataset). docs/data-formats.md has all."""
     source: str = "auto"
-    """How to read it: lerobot, video_folder, tar_folder, or a source of your own. auto: the first
+    """How to read it: lerobot, video_folder, webdataset, or a source of your own. auto: the first
     that recognises it."""
     camera: str | None = None
-    """LeRobot: the video feature to use, or the last part of its name (default: the first)."""
+    """Of several views, the one to use. LeRobot: a video feature, or the last part of its name (default:
+    the first); WebDataset: what stands before .mp4."""
     frames_per_clip: Count = 8
     """Frames in a clip."""
     stride: Count = 1

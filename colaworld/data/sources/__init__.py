@@ -10,7 +10,7 @@ from pathlib import Path
 from colaworld.data.errors import DataError
 
 # Each registers itself. The last is asked first; video_folder takes what no other does.
-from colaworld.data.sources import video_folder, tar_folder, lerobot  # noqa: F401 # isort: skip
+from colaworld.data.sources import video_folder, webdataset, lerobot  # noqa: F401 # isort: skip
 from colaworld.data.sources.registry import SOURCES, detect_source
 from colaworld.data.sources.source import Source
 from colaworld.data.video_file import check_regular

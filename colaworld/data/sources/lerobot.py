@@ -26,6 +26,7 @@ from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.data.index_cache import IndexCache
 from colaworld.data.parquet_file import read_parquet
 from colaworld.data.sources import lerobot_meta, lerobot_v2
+from colaworld.data.sources.camera import choose_camera
 from colaworld.data.sources.registry import register_source
 from colaworld.data.sources.source import BrokenFile, Description, EpisodeInfo
 from colaworld.data.sources.videos import probe_video
@@ -56,7 +57,7 @@ class LeRobotSource:
         self.folder = lerobot_meta.Folder(self.path)
         self.info = lerobot_meta.read_info(self.folder)
         self.cameras = lerobot_meta.cameras_of(self.info)
-        self.camera = lerobot_meta.choose_camera(self.path, self.cameras, camera)
+        self.camera = choose_camera(self.path, self.cameras, camera)
         if camera is None and len(self.cameras) > 1:
             _tell_once(logging.INFO, f"{self.path}: using camera {self.camera} of {self.cameras}")
         self.action_column = action_column

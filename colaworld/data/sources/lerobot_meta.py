@@ -241,19 +241,6 @@ def cameras_of(info: dict[str, Any]) -> list[str]:
     return [name for name, feature in info["features"].items() if feature["dtype"] == "video"]
 
 
-def choose_camera(root: Path, cameras: Sequence[str], asked: str | None) -> str:
-    """The camera of that name, or the one whose name ends with it after a dot. None: the first."""
-    if asked is None or asked in cameras:
-        return asked or cameras[0]
-    fitting = [name for name in cameras if name.endswith(f".{asked}")]
-    if len(fitting) == 1:
-        return fitting[0]
-    raise DataError(
-        f"{root}: {'no camera' if not fitting else 'more than one camera'} {asked!r}; choose one "
-        f"of: {', '.join(fitting or cameras)}"
-    )
-
-
 def action_feature(root: Path, info: dict[str, Any], column: str) -> dict[str, Any] | None:
     """What info.json says of the column of actions, checked against `ACTION`. None: no such."""
     feature = info["features"].get(column)

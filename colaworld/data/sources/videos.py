@@ -35,8 +35,12 @@ SUFFIXES = frozenset((
 
 def is_video(name: PurePath) -> bool:
     """Whether a name is that of a video, and neither it nor a folder above it is hidden."""
-    hidden = any(part.startswith(".") for part in name.parts)
-    return name.suffix.lower() in SUFFIXES and not hidden
+    return name.suffix.lower() in SUFFIXES and not is_hidden(name)
+
+
+def is_hidden(name: PurePath) -> bool:
+    """Whether it or a folder above it is hidden."""
+    return any(part.startswith(".") and part != ".." for part in name.parts)
 
 
 def walk(

@@ -41,7 +41,7 @@ def test_the_frames_of_the_unpacked_files(tmp_path, loose, number_of, layout) ->
     _pack(tmp_path / "tars/sub/1.tar", loose, ["d.gif"], format=layout)
     _pack(tmp_path / "tars/0.tar", loose, ["b.mp4", "b.json", "deep/c.mkv", "a.avi"], format=layout)
     packed, unpacked = open_source(tmp_path / "tars"), open_source(loose)
-    assert packed.kind == "tar_folder" and packed.describe().format == "videos in tar files"
+    assert packed.kind == "webdataset" and packed.describe().format == "WebDataset"
     names = ["0.tar/b.mp4", "0.tar/deep/c.mkv", "0.tar/a.avi", "sub/1.tar/d.gif"]
     assert [e.name for e in packed.episodes] == names
     places = {e.name: e for e in unpacked.episodes}
@@ -81,14 +81,14 @@ def test_one_tar_is_a_set_and_trains(tmp_path, loose, number_of) -> None:
             assert [number_of(f.numpy()) for f in batch.frames[b]] == [begin, begin + 1, begin + 2]
     loader.close()
     assert sum(len(w.index) - w.repeats for w in episode_stream(loader.clips, window=7)) == 120
-    with pytest.raises(DataError, match=r"one\.tar: a tar of videos has no actions"):
+    with pytest.raises(DataError, match=r"one\.tar: no sample has an action column"):
         loader.clips.require_actions()
 
 
 def test_loose_videos_beside_a_tar_are_the_set(tmp_path, loose) -> None:
     _pack(loose / "backup.tar", loose, ["b.mp4"])
     assert open_source(loose).kind == "video_folder"
-    assert len(open_source(loose, kind="tar_folder").episodes) == 1
+    assert len(open_source(loose, kind="webdataset").episodes) == 1
 
 
 def test_a_packed_set_may_be_appended_to(tmp_path, loose, film) -> None:
