@@ -9,7 +9,7 @@ Not here: any of the registers.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, NoReturn, TypeVar
 
@@ -36,9 +36,21 @@ class Registry(dict[str, T]):
 
     def add(self, name: str, value: T) -> None:
         """Make it known; the same once more changes nothing. Raises `error` on a name that is taken."""
+        self[name] = value
+
+    def __setitem__(self, name: str, value: T) -> None:
         if name in self.reserved or self.get(name, value) != value:
             raise self.error(f"{self.what} {name!r}: there is one of this name already")
-        self[name] = value
+        super().__setitem__(name, value)
+
+    def update(self, values: Mapping[str, T]) -> None:  # type: ignore[override]
+        """Add each; a dict's own would go around `add`."""
+        for name, value in values.items():
+            self.add(name, value)
+
+    def __ior__(self, values: Mapping[str, T]) -> Registry[T]:  # type: ignore[override, misc]
+        self.update(values)
+        return self
 
     def __missing__(self, name: str) -> NoReturn:
         """Raises `error` with those that are known, and the nearest."""

@@ -28,6 +28,19 @@ def test_the_same_twice_is_no_fault_and_another_of_the_name_is(register) -> None
     assert register == {"pear": 1, "apple": 2}
 
 
+@pytest.mark.parametrize("given", [{"pear": 3}, {"plum": 3, "any": 4}])
+def test_several_at_once_are_no_way_around_it(register, given) -> None:
+    with pytest.raises(LookupError, match="there is one of this name already"):
+        register |= given
+    with pytest.raises(LookupError, match="there is one of this name already"):
+        register.update(given)
+    with pytest.raises(LookupError, match="there is one of this name already"):
+        register["pear"] = 3
+    assert register["pear"] == 1 and "any" not in register
+    register |= {"pear": 1, "fig": 4}
+    assert list(register)[-1] == "fig" and isinstance(register, Registry)
+
+
 def test_a_name_that_nobody_registered(register) -> None:
     with pytest.raises(
         LookupError, match=r"no fruit 'aple' is .*: apple, pear; did you mean 'apple'"
