@@ -146,12 +146,15 @@ def _difference(
         taken = [{name: v[rows] for name, v in values.items()} for values in (mine, theirs)]
         return over(taken[0]) - over(taken[1])
 
-    found = bootstrap_statistic(
-        gap,
-        base["clips"]["episode"],
-        samples=1000,
-        generator=np.random.default_rng([0, RandomStream.COMPARISON]),
-    )
+    try:
+        found = bootstrap_statistic(
+            gap,
+            base["clips"]["episode"],
+            samples=1000,
+            generator=np.random.default_rng([0, RandomStream.COMPARISON]),
+        )
+    except KeyError:  # one of both files lacks this measure's numbers of each clip
+        return "-"
     if not np.isfinite(found.low):
         return f"{found.mean:+.{digits}f}"
     return f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"

@@ -22,6 +22,13 @@ class Maybe:
         self.inside, self.absent = inside, absent
 
 
+class Each:
+    """An object with any keys, each of which holds what `inside` says."""
+
+    def __init__(self, inside: Any) -> None:
+        self.inside = inside
+
+
 # dict: an object with at least these keys; [x]: a list of x; a type: a value of it (float: a number).
 _NUMBER = Maybe(float)
 _INTERVAL = dict.fromkeys(("mean", "low", "high"), _NUMBER)
@@ -56,7 +63,9 @@ _LAYOUT: dict[str, Any] = {
     "text": Maybe(
         {"loss_null_caption": float, "loss_removed": float, "change": _NUMBER}, absent=True
     ),
-    "clips": Maybe({"rolled": str, "probed": str, "episode": [int], "values": {}}, absent=True),
+    "clips": Maybe(
+        {"rolled": str, "probed": str, "episode": [int], "values": Each([_NUMBER])}, absent=True
+    ),
     "data": Maybe({"name": str}, absent=True),
 }
 
@@ -77,6 +86,13 @@ def check(result: Any, *, source: str) -> None:
             f"{version!r}"
         )
     _check(result, _LAYOUT, source, "")
+    clips = result.get("clips") or {"episode": [], "values": {}}
+    for name, values in clips["values"].items():
+        if len(values) != len(clips["episode"]):
+            raise FileError(
+                f"{source}: clips.values.{name}: expected {len(clips['episode'])} numbers, as many as "
+                f"clips.episode has, got {len(values)}; run `colaworld evaluate` again"
+            )
 
 
 def _check(value: Any, expected: Any, source: str, key: str) -> None:
@@ -84,6 +100,8 @@ def _check(value: Any, expected: Any, source: str, key: str) -> None:
         if value is None:
             return
         expected = expected.inside
+    if isinstance(expected, Each):
+        expected = dict.fromkeys(value if isinstance(value, dict) else (), expected.inside)
     kind = type(expected) if isinstance(expected, (dict, list)) else expected
     wanted: Any = (int, float) if kind is float else kind
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):

@@ -62,6 +62,14 @@ def test_a_clip_without_a_number_is_read_as_such():
     assert "+0.50 [+0.50, +0.50]" in found.rows[3]
 
 
+def test_a_run_without_the_numbers_of_a_measure_has_no_difference_there():
+    other = run(0.5)
+    del other["clips"]["values"]["error"]
+    found = comparison({"mine": run(), "other": other})
+    assert found.rows[3][found.rows[0].index("NMSE of rollouts")] == "-"
+    assert "+0.50 [+0.50, +0.50]" in found.rows[3]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

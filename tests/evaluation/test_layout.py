@@ -47,10 +47,17 @@ def test_evaluations_of_the_first_version_are_read(tmp_path):
             "format_version: expected 1 .. 2, which this release reads, got 99",
         ),
         (["format_version"], None, "format_version: expected 1 .. 2"),
+        (["clips", "values"], None, "clips.values: expected an object, got null"),
+        (["clips", "values", "psnr"], 3, "clips.values.psnr: expected a list, got 3"),
+        (["clips", "values", "psnr"], [1, "x"], r"values.psnr\[1\]: expected a number, got 'x'"),
+        (["clips", "values", "psnr"], [1.5], "clips.values.psnr: expected 2 numbers, .*got 1"),
     ],
 )
 def test_file_and_key_are_named(path, value, says, tmp_path):
     result = copy.deepcopy(GOLDEN["moves"]["result"])
+    values = {"psnr": [1.5, None]}
+    result["clips"] = {"rolled": "a", "probed": "b", "episode": [0, 1], "values": values}
+    check(result, source="as it was")
     place = result
     for key in path[:-1]:
         place = place[key]
