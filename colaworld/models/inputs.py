@@ -73,8 +73,11 @@ def check_codes(
         raise ValueError(f"{wanted}, got some that are not finite")
 
 
-def checked_indices(indices: Any, *, tokens: int, size: int | None) -> Tensor:
-    """Entries of the codebook [.., tokens], as int64. Raises ValueError on what none is."""
+def checked_indices(indices: Any, *, tokens: int, size: int | None, values: bool = True) -> Tensor:
+    """Entries of the codebook [.., tokens], as int64. Raises ValueError on what none is.
+
+    `values=False` does not read them, which would wait for the device.
+    """
     if size is None:
         raise ValueError(
             "lookup: these latent actions are continuous: they have no entries to look up, their codes "
@@ -86,7 +89,7 @@ def checked_indices(indices: Any, *, tokens: int, size: int | None) -> Tensor:
     whole = not (indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool)
     if not whole or not indices.ndim or indices.shape[-1] != tokens:
         raise ValueError(f"{wanted}, got {_what(indices)}")
-    if indices.numel():
+    if values and indices.numel():
         low, high = torch.stack(indices.aminmax()).tolist()
         if low < 0 or high >= size:
             raise ValueError(f"{wanted}, got {low if low < 0 else high}")

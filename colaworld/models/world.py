@@ -18,7 +18,7 @@ from torch import Tensor
 from colaworld.contracts import LatentActions, Rollout
 from colaworld.flow.rollout import check_whole_frames
 from colaworld.flow.samplers import SamplerConfig
-from colaworld.models.inputs import check_codes, checked_frames
+from colaworld.models.inputs import check_codes, checked_frames, checked_indices
 from colaworld.models.rollout import RolloutState, action_size, latent_window
 from colaworld.models.world_model import WorldModel
 
@@ -55,8 +55,12 @@ class World:
         )
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Codes [..., N, d] of codebook indices [..., N]; see `WorldModel.lookup`."""
-        return self.model.lookup(indices)
+        """Codes [..., N, d] of codebook indices [..., N].
+
+        Raises ValueError on what is no entry of the codebook.
+        """
+        size = self.codebook_size
+        return self.model.lookup(checked_indices(indices, tokens=self.tokens, size=size))
 
     def begin(
         self,

@@ -155,12 +155,14 @@ class WorldModel(nn.Module):
         return LatentActions(torch.cat(codes, dim=1), whole)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Codes [..., N, d] of codebook indices [..., N].
+        """Codes [..., N, d] of codebook indices [..., N], whose values are not looked at: `World` does.
 
-        Raises ValueError on what is no entry of the codebook.
+        Raises ValueError on another dtype or shape, and where there is no codebook.
         """
         size, tokens = self.codebook_size, self.tokens
-        return self.quantizer.lookup(checked_indices(indices, tokens=tokens, size=size))
+        return self.quantizer.lookup(
+            checked_indices(indices, tokens=tokens, size=size, values=False)
+        )
 
     def velocity(
         self,

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ConditionerConfig
-from colaworld.models.inputs import checked_frames
+from colaworld.models.inputs import checked_frames, checked_indices
 from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.latent_action.quantizers import NoneConfig, VQConfig
 from colaworld.models.world import World
@@ -136,6 +137,14 @@ def test_a_video_model_without_actions_takes_none():
 def test_entries_that_no_codebook_has_are_named(world, wrong, message):
     with pytest.raises(ValueError, match=rf"^lookup: .*{message}"):
         world.lookup(wrong)
+
+
+def test_the_model_below_reads_no_values(world):
+    """They would be waited for on a GPU; the world has read them. Meta tensors have none."""
+    with pytest.raises(ValueError, match=r"lookup: .*got float32"):
+        world.model.lookup(torch.zeros(1, 2))
+    with FakeTensorMode():  # reading a value raises
+        assert checked_indices(torch.zeros(1, 2).long(), tokens=2, size=4, values=False).ndim == 2
 
 
 def test_entries_are_integers_of_any_width(world):

@@ -258,4 +258,4 @@ def test_indices_that_no_codebook_has():
         with pytest.raises(
             ValueError, match=rf"lookup: expected indices 0 \.\. \d+, .*got {index}"
         ):
-            model.lookup(torch.tensor([[[0], [index]]]).expand(-1, -1, model.tokens))
+            World(model).lookup(torch.tensor([[[0], [index]]]).expand(-1, -1, model.tokens))
