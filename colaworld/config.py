@@ -16,7 +16,7 @@ import operator
 import reprlib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast
 
@@ -282,6 +282,25 @@ def of_kind(options: list[Any], value: Any, path: str, before: Any) -> Any:
     return known[kind]
 
 
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(flat key, value) of a configuration as plain values."""
+    entries: Any = None
+    if isinstance(value, dict):
+        entries = value.items()
+    elif isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
+        entries = enumerate(value)
+    if not entries:
+        yield path, value
+        return
+    for key, inner in entries:
+        yield from leaves(inner, f"{path}.{key}" if path else str(key))
+
+
+def renamed(key: str) -> str:
+    """The flat key of an early configuration as it is called now."""
+    return ".".join(RENAMED_KEYS.get(part, part) for part in key.split("."))
+
+
 class _Loader(yaml.SafeLoader):
     """YAML without aliases (which blow up), a key that is given twice, or nesting without end."""
 
@@ -317,6 +336,11 @@ _UNREADABLE = (  # no text; under `!!int`, `!!bool`, `!!timestamp` what is none;
 
 def load_yaml(path: str | Path, cls: type[T], *, base: T | None = None) -> T:
     """Read a YAML file strictly. Raises ConfigError that names the file and the key."""
+    return load_given(path, cls, base=base)[0]
+
+
+def load_given(path: str | Path, cls: type[T], *, base: T | None = None) -> tuple[T, set[str]]:
+    """The same, and the flat keys that the file names. It is read once: it may be a pipe."""
     try:
         if Path(path).stat().st_size > 2**20:
             raise OSError("more than 1 MiB, which no configuration has")
@@ -340,9 +364,10 @@ def load_yaml(path: str | Path, cls: type[T], *, base: T | None = None) -> T:
                 f"{path}: config_version {shown(version)} is not {VERSION}, which this release reads"
             )
     try:
-        return from_dict(cls, values, base=base)
+        made = from_dict(cls, values, base=base)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    return made, {renamed(key) for key, _ in leaves(values)}
 
 
 def to_yaml(config: Any) -> str:

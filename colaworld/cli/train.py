@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import tyro
-import yaml
 
 from colaworld.cli.command_line import from_command_line
-from colaworld.config import ConfigError, load_yaml, to_dict
+from colaworld.config import ConfigError, leaves, load_given, to_dict
 from colaworld.models.world_model import WorldModel
 from colaworld.recipes import RECIPES, recipe
 from colaworld.runs.build import build_trainer
@@ -32,7 +31,6 @@ from colaworld.runs.load import read_config, without_world
 from colaworld.runs.presets import with_preset
 from colaworld.training.checkpoint import find_checkpoints
 from colaworld.training.config import ONE_DEVICE
-from colaworld.training.run_folder import leaves, renamed
 from colaworld.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -159,9 +157,7 @@ def _parse(argv: list[str]) -> tuple[TrainOptions, list[str]]:
         return settled
 
     for file in files:
-        asked = load_yaml(file, RunConfig, base=config)
-        keys = {renamed(key) for key, _ in leaves(yaml.safe_load(Path(file).read_text()))}
-        config = settle(asked, keys)
+        config = settle(*load_given(file, RunConfig, base=config))
         if config.recipe != name:
             raise ConfigError(
                 f"{file} is a configuration of {config.recipe}, not of {name}; run "

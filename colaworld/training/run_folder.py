@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from colaworld.config import RENAMED_KEYS
+from colaworld.config import leaves, renamed
 from colaworld.files import FolderLock, write_atomically
 from colaworld.models.latent_action.quantizers.config import FORMER_KEYS
 from colaworld.training import checkpoint as checkpoints
@@ -310,20 +310,6 @@ def _saved_before(rows: list[dict[str, Any]], every: int) -> bool:
 # -- is it the same run? -----------------------------------------------------------------------
 
 
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(flat key, value) of a configuration as plain values."""
-    entries: Any = None
-    if isinstance(value, dict):
-        entries = value.items()
-    elif isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
-        entries = enumerate(value)
-    if not entries:
-        yield path, value
-        return
-    for key, inner in entries:
-        yield from leaves(inner, f"{path}.{key}" if path else str(key))
-
-
 def _bound(config_yaml: str) -> dict[str, Any]:
     """Flat key -> value of everything that may not change."""
     values = yaml.safe_load(config_yaml) or {}
@@ -342,11 +328,6 @@ def _free(key: str) -> bool:
     if key.startswith("model."):
         return False
     return key.rsplit(".", 1)[-1] in FREE or _ALSO_FREE.fullmatch(key) is not None
-
-
-def renamed(key: str) -> str:
-    """The flat key of an early configuration as it is called now."""
-    return ".".join(RENAMED_KEYS.get(part, part) for part in key.split("."))
 
 
 def _says_nothing(key: str, value: Any) -> bool:

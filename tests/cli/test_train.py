@@ -225,6 +225,12 @@ def test_a_shorter_phase_takes_what_is_timed_in_it_along(tmp_path) -> None:
     assert parsed("--config", file, "--phases.joint.steps=13").phases["joint"].cooldown_steps == 10
     file.write_text("model: {quantizer: {continuous_steps: 250}}\ntraining: {max_steps: 40}\n")
     assert parsed("--config", file).model.quantizer.unquantized_steps == 250  # by its former name
+    reading, writing = os.pipe()  # what `--config <(command)` gives: it can be read once
+    os.write(writing, file.read_bytes())
+    os.close(writing)
+    piped = parsed("--config", f"/dev/fd/{reading}")
+    os.close(reading)
+    assert piped.model.quantizer.unquantized_steps == 250
 
 
 def test_a_saved_config_repeats_the_run(trained, tmp_path, colaworld) -> None:
