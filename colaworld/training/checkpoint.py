@@ -267,6 +267,12 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], *, source: s
 
     `source` says in the error where the weights came from.
     """
+    check_fit(module, weights, source=source)
+    module.load_state_dict(dict(weights))
+
+
+def check_fit(module: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
+    """CheckpointError where keys of `weights` are missing in `module`, left over or misshapen."""
     own = module.state_dict()
     problems = []
     for label, keys in (
@@ -290,7 +296,6 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], *, source: s
             f"{source} does not fit {type(module).__name__}; {'; '.join(problems)}. "
             "Was it made with another configuration?"
         )
-    module.load_state_dict(dict(weights))
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -410,10 +415,10 @@ def _sync(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_symlink():  # what it leads to belongs to someone else
-        path.unlink()
-    elif path.exists():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
+    else:  # what a link leads to belongs to someone else; to look into a pipe is to wait for ever
+        path.unlink(missing_ok=True)
 
 
 def rng_tensors(device: torch.device) -> dict[str, Tensor]:
@@ -425,8 +430,10 @@ def rng_tensors(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_rng(tensors: Mapping[str, Tensor], device: torch.device) -> None:
-    """Set torch's global random state to what `rng_tensors` gave."""
-    if "cpu" in tensors:
+    """Set torch's global random state to what `rng_tensors` gave. CheckpointError on what it never gives."""
+    try:
         torch.set_rng_state(tensors["cpu"])
-    if "cuda" in tensors and device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["cuda"], device)
+        if "cuda" in tensors and device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["cuda"], device)
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"rng.safetensors: cpu or cuda is no random state: {error}") from None

@@ -16,8 +16,35 @@ from torch import Tensor, nn
 from colaworld.training.config import TrainingConfig
 from colaworld.training.distributed import zero_rows
 from colaworld.training.phases import Phase
+from colaworld.training.protocols import CheckpointError
 
 Moments = dict[str, dict[str, Tensor]]  # parameter name -> exp_avg, exp_avg_sq, step
+
+
+def moments_of(
+    tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], *, source: str
+) -> Moments:
+    """Moments of `parameters` that a checkpoint holds as "<parameter>/<kind>".
+
+    Raises CheckpointError, which begins with `source`, where they do not fit: AdamW does not look, and
+    would write beside a shorter one.
+    """
+    moments: Moments = {}
+    for key, value in tensors.items():
+        name, _, kind = key.rpartition("/")
+        moments.setdefault(name, {})[kind] = value
+    for name, held in moments.items():
+        own = parameters.get(name)
+        of_own = None if own is None else (own.dtype, own.shape)
+        wanted = {"step": (torch.float32, torch.Size()), "exp_avg": of_own, "exp_avg_sq": of_own}
+        found = {kind: (value.dtype, value.shape) for kind, value in held.items()}
+        if found != wanted:
+            like = "a parameter" if own is None else f"{own.dtype} {list(own.shape)}"
+            raise CheckpointError(
+                f"{source}: {name}: expected step, exp_avg and exp_avg_sq of {like}, got "
+                + ", ".join(f"{k} {v.dtype} {list(v.shape)}" for k, v in sorted(held.items()))
+            )
+    return moments
 
 
 class PhaseOptimizer:

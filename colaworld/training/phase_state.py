@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from colaworld.training.checkpoint import Checkpoint
+from colaworld.training.checkpoint import Checkpoint, check_fit
 from colaworld.training.codebook_monitor import CollapseAlarm, HealthMeter, WarmupGate
 from colaworld.training.config import TrainingConfig
 from colaworld.training.ema import WeightAverage
@@ -125,7 +125,9 @@ class PhaseState:
             if part is not None and state[name] is not None:
                 part.load_state_dict(state[name])
         if self.average is not None:
-            self.average.load(checkpoint.tensors("ema"), state["ema_updates"])
+            weights = checkpoint.tensors("ema")
+            check_fit(self.model, weights, source=f"{checkpoint.path}/ema.safetensors")
+            self.average.load(weights, state["ema_updates"])
 
     # -- health, gate, alarm ---------------------------------------------------------------
 

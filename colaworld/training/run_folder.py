@@ -124,7 +124,8 @@ class RunFolder:
                 "resume it, or train into a new folder"
             )
         if latest is not None:
-            check_same_config(latest.state["config"], config_yaml, where=str(latest.path))
+            with latest.restoring():
+                check_same_config(latest.state["config"], config_yaml, where=str(latest.path))
             self._rows = latest.state.get("rows")
         elif resume:
             log.info("%s has no checkpoint yet; training starts from the beginning", self.out)

@@ -31,7 +31,7 @@ from colaworld.training.config import TrainingConfig
 from colaworld.training.distributed import Distributed
 from colaworld.training.guard import LossGuard
 from colaworld.training.interrupts import StopRequest
-from colaworld.training.optimizer import Moments
+from colaworld.training.optimizer import Moments, moments_of
 from colaworld.training.phase_state import PhaseState, Progress, TrainResult
 from colaworld.training.phases import Phase, check_phases, enter_phase
 from colaworld.training.protocols import Loader, Objective, Preview, ResumeError
@@ -361,10 +361,11 @@ class Trainer:
         )
         self.progress = Progress(**state["progress"])
         _ = self.phases[self.progress.phase]  # IndexError, which is told, where there is none
-        self._moments = {}
-        for key, value in checkpoint.tensors("optimizer").items():
-            parameter, kind = key.rsplit("/", 1)
-            self._moments.setdefault(parameter, {})[kind] = value
+        self._moments = moments_of(
+            checkpoint.tensors("optimizer"),
+            dict(self.model.named_parameters(remove_duplicate=False)),
+            source=f"{checkpoint.path}/optimizer.safetensors",
+        )
         rng, rank = checkpoint.tensors("rng"), distributed.rank
         own = {kind: rng.get(_of_rank(rank, kind)) for kind in ("cpu", "cuda")}
         checkpoints.restore_rng({k: v for k, v in own.items() if v is not None}, self.device)

@@ -277,6 +277,8 @@ def test_sweep_clears_up_after_a_kill(tmp_path):
     kept.rename(tmp_path / ".replaced_step_0_0000002")  # killed between the two renames
     write(tmp_path, 3).path.rename(tmp_path / ".deleted_step_0_0000003")
     (tmp_path / ".writing_step_0_0000004").mkdir()
+    os.mkfifo(tmp_path / ".deleted_step_0_0000005")  # whatever is there, to open it is to wait
+    (tmp_path / ".deleted_step_0_0000006").write_text("")
     cp.sweep(tmp_path)
     assert names(tmp_path) == ["step_0_0000001", "step_0_0000002"]
     assert cp.latest_checkpoint(tmp_path).tensors("model")["w"].tolist() == [2, 2, 2]

@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from colaworld.training.checkpoint import latest_checkpoint
+from colaworld.files import seal
+from colaworld.training.checkpoint import latest_checkpoint, write_checkpoint
 from colaworld.training.codebook_monitor import AlarmConfig
 from colaworld.training.phases import Phase
 from colaworld.training.protocols import (
@@ -637,6 +638,37 @@ def test_a_state_that_does_not_fit_is_said_and_not_a_traceback(toy, tmp_path):
     file.write_text(json.dumps({**state, "progress": {**state["progress"], "phase": 7}}))
     with pytest.raises(CheckpointError, match=r"state\.json does not fit"):
         toy.trainer(tmp_path, resume=True).run()
+    file.write_text(json.dumps(seal({k: v for k, v in state.items() if k != "config"})))
+    with pytest.raises(CheckpointError, match=r"state\.json does not fit.*'config'"):
+        toy.trainer(tmp_path, resume=True).run()
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "change"),
+    [
+        ("optimizer", "idm.weight/exp_avg", lambda value: value[:1]),
+        ("optimizer", "idm.weight/exp_avg_sq", lambda value: value.double()),
+        ("optimizer", "idm.weight/step", lambda value: value.long()),
+        ("optimizer", "idm.weight/step", None),
+        ("ema", "idm.weight", lambda value: value[:1]),
+        ("ema", "idm.weight", None),
+        ("rng", "cpu", lambda value: value[:9]),
+        ("rng", "cpu", lambda value: value.long()),
+        ("rng", "cpu", None),
+    ],
+)
+def test_tensors_that_do_not_fit_are_said(toy, tmp_path, name, key, change):
+    """Also those whose sums are right."""
+    toy.trainer(tmp_path, training=dataclasses.replace(toy.TRAINING, max_steps=2)).run()
+    last = latest_checkpoint(tmp_path / "checkpoints")
+    tensors = {kind: last.tensors(kind) for kind in ("model", "optimizer", "ema", "rng")}
+    value = tensors[name].pop(key)
+    tensors[name] |= {} if change is None else {key: change(value)}
+    state = {k: v for k, v in last.state.items() if k not in ("files", "sha256")}
+    write_checkpoint(last.path, tensors, state)
+    longer = dataclasses.replace(toy.TRAINING, max_steps=3)
+    with pytest.raises(CheckpointError, match=rf"{name}\.safetensors.*{key.partition('/')[0]}"):
+        toy.trainer(tmp_path, training=longer, resume=True).run()
 
 
 # -- mistakes of the caller -------------------------------------------------------------------
