@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
+from colaworld.cli.command_line import from_command_line
 from colaworld.cli.progress import bar
 from colaworld.cli.train import choose_device
 from colaworld.config import Checked, Count, Positive
@@ -81,10 +82,10 @@ def run(argv: list[str], *, overrides: dict[str, Any] | None = None) -> int:
 
     `overrides` are values put over the recipe's (for tests).
     """
-    options = tyro.cli(
+    options = from_command_line(
         BenchOptions,
-        args=named_json(argv),
-        prog="colaworld bench",
+        named_json(argv),
+        program="colaworld bench",
         description=(
             "Times with their proof: the tests of what is timed run first, results are judged (ops "
             "and models against float64, training and rollout against a plain run in the same "

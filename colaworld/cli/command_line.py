@@ -6,6 +6,8 @@ Not here: what a value may be (config.py), or the verbs.
 from __future__ import annotations
 
 import dataclasses
+import sys
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -47,14 +49,59 @@ def from_command_line(
     given: dict[str, Any] = {}
     if not isinstance(default, type):
         given["default"], arguments = _choose_kinds(default, arguments)
-    return tyro.cli(
-        default if isinstance(default, type) else type(default),
-        args=arguments,
-        prog=program,
-        description=description,
-        config=(tyro.conf.AvoidSubcommands,),
-        **given,
-    )
+    try:
+        return tyro.cli(
+            default if isinstance(default, type) else type(default),
+            args=arguments,
+            prog=program,
+            description=description,
+            config=(tyro.conf.AvoidSubcommands,),
+            registry=_numbers(),
+            add_help=bool({"-h", "--help"} & set(arguments)),  # its hint knows no --help-all
+            **given,
+        )
+    except SystemExit as stop:
+        if stop.code:
+            which = "--help" if usual is None else "--help-all"
+            print(f"{program}: {which} lists every option.", file=sys.stderr)
+        raise
+
+
+def _numbers() -> Any:
+    """How tyro reads a number, or None where that may stand: a wrong one is told in plain words."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        union = info.type_origin in (typing.Union, types.UnionType)
+        options = typing.get_args(info.type) if union else (info.type,)
+        kinds = [
+            getattr(a, "__origin__", a) for a in options if a is not type(None)
+        ]  # of Annotated
+        if kinds not in ([int], [float]):
+            return None
+        (kind,), none = kinds, len(options) > 1
+        wanted = ("a whole number" if kind is int else "a number") + (" or None" if none else "")
+
+        def read(texts: list[str]) -> int | float | None:
+            if none and texts[0] == "None":
+                return None
+            try:
+                return kind(texts[0])
+            except ValueError:
+                raise ValueError(f"expected {wanted}, got {texts[0]!r}") from None
+
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=("{None}|" if none else "") + kind.__name__.upper(),
+            instance_from_str=read,
+            is_instance=lambda value: isinstance(value, kind) or (none and value is None),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
 
 
 def _choose_kinds(default: T, arguments: Sequence[str]) -> tuple[T, list[str]]:

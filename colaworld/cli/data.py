@@ -14,6 +14,7 @@ from typing import Annotated
 
 import tyro
 
+from colaworld.cli.command_line import from_command_line
 from colaworld.cli.errors import FORESEEN, report_error
 from colaworld.config import Checked, Count, Weight
 from colaworld.data.clips import DataConfig
@@ -133,10 +134,10 @@ def run(argv: list[str]) -> int:
             usage = f"did you mean: colaworld data inspect {argv[0]}"
         print(f"colaworld data: unknown verb {argv[0]!r}; {usage}", file=sys.stderr)
         return 2
-    config = tyro.cli(
+    config = from_command_line(
         InspectConfig,
-        args=argv[1:],
-        prog="colaworld data inspect",
+        argv[1:],
+        program="colaworld data inspect",
         description="What a data set holds, what is wrong with it, and, if asked, a contact sheet.",
     )
     rooms_log = logging.getLogger("colaworld.data")

@@ -12,9 +12,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from colaworld.cli import evaluate, record, train
+from colaworld.cli.command_line import from_command_line
 from colaworld.config import Checked, ConfigError, Count
 from colaworld.runs.load import read_config
 
@@ -43,7 +42,9 @@ class DemoOptions(Checked, at="--"):
 
 def run(argv: list[str]) -> int:
     """Run the demo; 0 when the report is written."""
-    options = tyro.cli(DemoOptions, args=argv, prog="colaworld demo", description=__doc__)
+    options = from_command_line(
+        DemoOptions, argv, program="colaworld demo", description=__doc__ or ""
+    )
     out, data = options.out, options.out / "data"
     recipe = options.recipe or ("nano.cola_long" if options.long else "nano.cola")
     if options.recipe and options.long:

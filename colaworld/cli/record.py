@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from colaworld import envs
+from colaworld.cli.command_line import from_command_line
 from colaworld.cli.errors import FORESEEN, report_error
 from colaworld.cli.progress import bar
 from colaworld.config import Checked, Count, Natural, Positive, Range, Seed, Size, to_dict
@@ -228,8 +229,8 @@ def _stopped_by_signals() -> Iterator[None]:
 
 def run(argv: list[str]) -> int:
     """`colaworld record ENV --out DIR ...`. Returns the exit status."""
-    config = tyro.cli(
-        RecordConfig, args=argv, prog="colaworld record", description="Record a simulator."
+    config = from_command_line(
+        RecordConfig, argv, program="colaworld record", description="Record a simulator."
     )
     try:
         with _stopped_by_signals():

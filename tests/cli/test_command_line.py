@@ -4,42 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.help import USUAL, usual_help
-from colaworld.config import ConfigError
+from colaworld.config import ConfigError, Range
 from colaworld.recipes import recipe
 from colaworld.runs.config import RunConfig
 
 
 @dataclass(frozen=True)
-class Optimizer:
-    rate: float = 1.0
-    """Learning rate."""
-    betas: tuple[float, float] = (0.9, 0.99)
-    """Moments."""
-
-
-@dataclass(frozen=True)
-class Config:
-    steps: int = 3
-    """How many."""
-    method: Literal["euler", "heun"] = "euler"
-    """Which."""
-    path: Path | None = None
-    """Where."""
-    pairs: tuple[tuple[str, float], ...] = ()
-    """Factors."""
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    """How to step."""
-
-
-@dataclass(frozen=True)
 class Round:
     radius: float = 1.0
+    """In centimetres."""
+    centre: tuple[float, float] = (0.5, 0.5)
     colour: str = "red"
     kind: Literal["round"] = "round"
 
@@ -60,37 +40,53 @@ class Drawing:
 class Page:
     drawing: Drawing = field(default_factory=Drawing)
     pages: int = 1
+    dpi: Annotated[int, Range(ge=1)] | None = None
+    paper: Literal["a4", "a5"] = "a4"
+    path: Path | None = None
+    margins: tuple[tuple[str, float], ...] = ()
 
 
-def line(arguments: list[str], default: Config | None = None) -> Config:
-    return from_command_line(default or Config(), arguments, program="p", description="d")
+def line(arguments: list[str], default: Page | None = None, **more) -> Page:
+    return from_command_line(default or Page(), arguments, program="p", description="d", **more)
 
 
 def test_command_line_reaches_every_depth_and_keeps_the_default():
-    base = Config(steps=9, pairs=(("idm", 2.0),), optimizer=Optimizer(rate=5.0))
-    made = line(["--optimizer.betas", "0.1", "0.2", "--method", "heun", "--path", "a"], base)
-    want = replace(base, method="heun", path=Path("a"), optimizer=Optimizer(5.0, (0.1, 0.2)))
-    assert made == want
+    base = Page(Drawing(Round(5.0)), pages=9, dpi=30, margins=(("top", 2.0),))
+    made = line(
+        ["--drawing.shape.centre", "0.1", "2", "--paper", "a5", "--path", "a", "--dpi", "None"],
+        base,
+    )
+    shape = Drawing(Round(5.0, (0.1, 2.0)))
+    assert made == replace(base, drawing=shape, paper="a5", path=Path("a"), dpi=None)
+    assert line(["--dpi", "60"], base) == replace(base, dpi=60)
     assert line([], base) == base
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--optimizer.rtae", "1"], "--optimizer.rate"), (["--steps", "x"], "x")],
+    [
+        (["--drawing.shape.raduis", "1"], "--drawing.shape.radius"),
+        (["--pages", "x"], "Error parsing --pages: expected a whole number, got 'x'"),
+        (["--pages", "1.5"], "expected a whole number, got '1.5'"),
+        (["--dpi", "many"], "Error parsing --dpi: expected a whole number or None, got 'many'"),
+    ],
 )
-def test_command_line_refuses_with_a_hint(arguments, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        line(arguments)
-    assert stop.value.code == 2
-    captured = capsys.readouterr()
-    assert message in captured.out + captured.err
+def test_a_wrong_value_is_told_in_words_and_where_options_are_listed(arguments, message, capsys):
+    for more, listed in (({}, "p: --help lists"), ({"usual": {}}, "p: --help-all lists")):
+        with pytest.raises(SystemExit) as stop:
+            line(arguments, **more)
+        assert stop.value.code == 2
+        said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+        assert message in said and said.endswith(f"{listed} every option."), said
+        assert "invalid literal" not in said and "p --help" not in said
 
 
 def test_help_shows_the_documentation_of_fields(capsys):
     with pytest.raises(SystemExit):
         line(["--help"])
     shown = capsys.readouterr().out
-    assert "Learning rate." in shown and "--optimizer.rate" in shown
+    assert "In centimetres." in shown and "--drawing.shape.radius" in shown
+    assert "lists every option" not in shown
 
 
 def test_a_kind_on_the_command_line_takes_that_dataclass():
@@ -111,6 +107,14 @@ def test_an_earlier_name_of_a_flag_says_what_it_is_called_now():
     for earlier, now in (("generator", "backbone-weights"), ("sampler.slide", "sampler.on-slide")):
         with pytest.raises(ConfigError, match=rf"--{earlier} is called --{now} now"):
             from_command_line(RunConfig(), [f"--{earlier}=none"], program="train", description="")
+
+
+@pytest.mark.parametrize(
+    "verb", ["record scene --out o --episodes", "demo --max-steps", "bench --threads"]
+)
+def test_every_verb_tells_a_wrong_number_in_words(verb, colaworld):
+    said = colaworld(*verb.split(), "x")
+    assert said.status == 2 and "expected a whole number" in said.plain and "got 'x'" in said.plain
 
 
 def test_help_of_a_recipe_is_short_and_names_only_what_it_has(colaworld):
