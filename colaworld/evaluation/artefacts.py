@@ -18,7 +18,7 @@ from torch import Tensor
 
 from colaworld.contracts import ActionSpec, LatentActions, WorldProtocol, to_float
 from colaworld.evaluation.measures.measure import Measure, Setting
-from colaworld.evaluation.rollouts import Batch, roll_ways
+from colaworld.evaluation.rollouts import Batch, roll_ways, told
 from colaworld.evaluation.settings import RandomStream
 from colaworld.files import write_atomically
 from colaworld.rng import paired_generator
@@ -161,6 +161,7 @@ class EveryCode:
         given: Tensor,
         before: Tensor,
         *,
+        fps: Tensor | None = None,
         steps: int,
         seed: int,
         device: torch.device | str,
@@ -171,6 +172,7 @@ class EveryCode:
 
         Args:
             given: [S, h, 3, H, W] uint8 starts; before: [S, h-1, N, d] codes between their frames.
+            fps: [S], the frame rate of each start's clip.
             at_once: codes rolled out together from each start.
             watch: called after each `at_once` codes.
 
@@ -181,11 +183,11 @@ class EveryCode:
             with torch.no_grad():
                 self.codes = self.world.lookup(self.indices.to(device))
         given, before = to_float(given, device), before.to(device)
-        tiles = []
+        world, tiles = told(self.world, fps), []
         for codes in self.codes.to(device, before.dtype).split(at_once):
             future = codes[None, :, None].expand(len(given), -1, steps, -1, -1)
             videos = roll_ways(
-                self.world,
+                world,
                 given,
                 before,
                 future,

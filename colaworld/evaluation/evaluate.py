@@ -70,11 +70,13 @@ def collect(batches: Iterable[ClipBatch], *, clips: int) -> ClipBatch:
             "hold out more episodes or ask for shorter clips"
         )
     actions = [b.actions for b in kept if b.actions is not None]
+    rates = [b.fps for b in kept if b.fps is not None]
     return ClipBatch(
         frames=torch.cat([b.frames for b in kept])[:clips],
         episode=torch.cat([b.episode for b in kept])[:clips],
         start=torch.cat([b.start for b in kept])[:clips],
         actions=torch.cat(actions)[:clips] if len(actions) == len(kept) else None,
+        fps=torch.cat(rates)[:clips] if len(rates) == len(kept) else None,
     )
 
 
@@ -201,6 +203,7 @@ def run_evaluation(
     shown["every_code"] = grid.roll(
         frames[starts, :history],
         latent.codes[starts, : history - 1],
+        fps=None if clips.fps is None else clips.fps[starts],
         steps=horizon,
         seed=config.seed,
         at_once=grid_batch,

@@ -18,7 +18,7 @@ Not here: scoring (`measures`).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,13 @@ def infer(
                 raise ValueError("World.infer_actions: codebook_size is set but indices are None")
             indices.append(found.indices.cpu())
     return LatentActions(torch.cat(codes), torch.cat(indices) if indices else None)
+
+
+def told(world: WorldProtocol, fps: Tensor | None) -> WorldProtocol:
+    """The world, told the frame rate of each clip [B] as in training, where it listens to one."""
+    if fps is None or not (is_dataclass(world) and hasattr(world, "fps")):
+        return world
+    return replace(world, fps=fps)
 
 
 def roll(
@@ -221,11 +228,12 @@ def stream(
         truth, rollouts = None, {}
         if start < rolled:
             video = to_float(clips.frames[rows, :length], device)
+            rated = told(world, None if clips.fps is None else clips.fps[rows])
             given, truth = video[:, :history], video[:, history:]
             for name in (v for v in VARIANTS if v in variants):
                 generator = paired_generator(device, seed, RandomStream.ROLLOUT_NOISE, start)
                 rollouts[name] = roll(
-                    world, given, codes[name][rows].to(device), generator=generator
+                    rated, given, codes[name][rows].to(device), generator=generator
                 )
                 watch()
             if "copy" in variants:

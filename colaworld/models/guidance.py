@@ -40,7 +40,7 @@ class ConditionedVelocity:
         model: with a conditioner where codes are given.
         codes: [B, r (T - 1), N, d] of a window of T frames; None: the backbone without actions.
         guidance: its scale.
-        fps: frame rate the video model is told; None: the one it was trained on.
+        fps: frame rate the video model is told, one or [B]; None: the one it was trained on.
         passes: "one": both velocities as one batch of 2 B clips, with one cache of as many; "two":
             half the memory, with a `GuidedCache`.
     """
@@ -52,7 +52,7 @@ class ConditionedVelocity:
         *,
         guidance: float = 1.0,
         passes: Literal["one", "two"] = "one",
-        fps: float | None = None,
+        fps: Tensor | float | None = None,
     ) -> None:
         self.backbone, self.passes, self.fps = model.backbone, passes, fps
         self.guidance = 1.0 if codes is None else guidance
@@ -82,6 +82,14 @@ class ConditionedVelocity:
             null = self._run(self.null, x, times, first, pair[1], store)
         return null + self.guidance * (action - null)
 
+    def _rates(self, rows: int) -> Tensor | float | None:
+        """Of each row of a pass: the ways of one clip lie together, the null actions behind all."""
+        if not isinstance(self.fps, Tensor) or not self.fps.ndim:
+            return self.fps
+        halves = 2 if self.guidance != 1.0 and self.passes == "one" else 1
+        ways = rows // halves // self.fps.shape[0]
+        return self.fps.repeat_interleave(ways).repeat(halves)
+
     def _run(
         self,
         modulation: Tensor | None,
@@ -92,7 +100,7 @@ class ConditionedVelocity:
         store: bool,
     ) -> Tensor:
         part = None if modulation is None else modulation[:, first : first + x.shape[2]]
-        told = {"modulation": part, "fps": self.fps}
+        told = {"modulation": part, "fps": self._rates(x.shape[0])}
         if cache is None:
             return self.backbone.velocity(x, times, **told)
         return self.backbone.velocity(x, times, **told, cache=cache, store=store)

@@ -46,9 +46,13 @@ class RolloutState:
         generator: torch.Generator,
         conditioned: bool,
         decode_context: int | None,
-        fps: float | None = None,
+        fps: Tensor | float | None = None,  # one rate or [B]
     ) -> None:
         B, given = context_frames.shape[:2]
+        if isinstance(fps, Tensor):
+            if fps.ndim and fps.shape != (B,):
+                raise ValueError(f"rollout: fps: expected one rate or [{B}], got {list(fps.shape)}")
+            fps = fps.to(context_frames.device)
         stride = model.tokenizer.temporal_stride
         try:
             latent_frames(given, stride)

@@ -33,8 +33,9 @@ class World:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How frames are generated: a run's own, or `dataclasses.replace(world, sampler=...)`."""
 
-    fps: float | None = None
-    """Frame rate the video model is told, where it listens to one; None: that of its training."""
+    fps: Tensor | float | None = None
+    """Frame rate the video model is told, where it listens to one: of all clips, or of each, [B]; None:
+    that of its training."""
     frame_size: tuple[int, int] | None = None
     """Height and width of the frames it was trained on, the only ones it takes; None: not known."""
 

@@ -157,7 +157,7 @@ def evaluate_run(
         frames=data.frames_per_clip,
     )
     size = heldout.height, heldout.width
-    world = replace(world, fps=heldout.usual_fps, frame_size=size)
+    world = replace(world, frame_size=size)  # each clip comes with its own frame rate
     spec = heldout.source.action_spec
 
     def batches() -> Iterator[ClipBatch]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
 from colaworld.contracts import ClipBatch, LatentActions, Rollout
+from colaworld.evaluation.artefacts import EveryCode
+from colaworld.evaluation.evaluate import collect
 from colaworld.evaluation.rollouts import VARIANTS, derangement, infer, stream, variant_codes
 from colaworld.metrics.image import psnr
 
@@ -70,6 +73,43 @@ def scores(world, codes, episodes, *, history=1, batch_size=7, watch=lambda: Non
         for name in variants:
             found[name].append(psnr(batch.predicted(name), batch.truth).numpy())
     return {name: np.concatenate(values) for name, values in found.items()}
+
+
+@dataclass(frozen=True)
+class RateWorld(FlatWorld):
+    """Its frames show the frame rate it is told, out of 100."""
+
+    fps: object = None
+
+    def rollout(self, history, codes, *, generator):
+        shown = self.fps[:, None, None, None, None] / 100
+        later = shown.expand(-1, codes.shape[1] + 1 - history.shape[1], *history.shape[2:])
+        return Rollout(torch.cat([history, later], dim=1), history.shape[1])
+
+
+def test_a_world_is_told_the_frame_rate_of_each_clip():
+    frames, rates = flat_clips([[0, 1]] * 5), torch.tensor([10.0, 20, 30, 40, 50])
+    clips = ClipBatch(frames, torch.arange(5), torch.zeros(5).long(), fps=rates)
+    world, batches = RateWorld(), [clips]
+    kept = collect(batches, clips=5)
+    about = {"variants": VARIANTS, "history": 1, "horizon": 2, "rolled": 5, "batch_size": 2}
+    latent = infer(world, frames, batch_size=2, device="cpu")
+    made = [
+        b.predicted("random")[:, 0, 0, 0, 0] for b in stream(world, kept, latent, seed=0, **about)
+    ]
+    assert torch.cat(made).tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    grid = EveryCode(world, latent, limit=8)
+    starts = np.array([1, 4])
+    videos = grid.roll(
+        frames[starts, :1],
+        latent.codes[starts, :0],
+        fps=kept.fps[starts],
+        steps=2,
+        seed=0,
+        device="cpu",
+    )
+    assert videos[:, :, 1:].reshape(2, -1).std(1).tolist() == [0, 0]
+    assert videos[:, 0, 1, 0, 0, 0].tolist() == [51, 128]  # .2 and .5 of 255
 
 
 def delta(found, variant):

@@ -489,6 +489,31 @@ def test_a_rollout_tells_the_video_model_the_frame_rate(randomised):
     assert torch.equal(alone[0], alone[1]) and not torch.equal(alone[0], alone[2])
 
 
+@pytest.mark.parametrize(
+    "change", [{}, {"cache": "off"}, {"guidance": 2.0}, {"guidance": 2.0, "guidance_passes": "two"}]
+)
+def test_each_clip_may_have_a_rate_of_its_own(randomised, change):
+    """Also behind a fork, where the ways of one clip lie together."""
+    backbone = STDiT3Config(depth=1, width=16, heads=2, fps=10.0, clip_fps=True)
+    model = randomised(WorldModel(replace(SMALL, backbone=backbone))).eval()
+    world = World(model, replace(TWO, **change))
+    frames, codes = drawn(history=1, new=2)
+    rates = torch.tensor([3.0, 10.0])
+    ways = torch.stack([codes, codes.flip(1)], dim=1)
+
+    def made(fps):
+        told = replace(world, fps=fps)
+        yield told.rollout(frames, codes, generator=seeded()).frames
+        yield told.rollout_candidates(frames, ways, generator=seeded())
+
+    for both, slow, fast in zip(made(rates), made(3.0), made(10.0), strict=True):
+        assert torch.allclose(both[0], slow[0], atol=1e-5)
+        assert torch.allclose(both[1], fast[1], atol=1e-5)
+        assert not torch.allclose(slow[1], fast[1], atol=1e-5)
+    with pytest.raises(ValueError, match=r"fps: expected one rate or \[2\], got \[3\]"):
+        replace(world, fps=torch.ones(3)).begin(frames, generator=seeded())
+
+
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_a_video_model_that_holds_to_one_rate_hears_no_other(build, kind):
     frames, codes = drawn(history=1, new=2)
