@@ -17,7 +17,7 @@ import tyro
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.errors import FORESEEN, report_error
 from colaworld.config import Checked, Count, Weight
-from colaworld.data.clips import DataConfig
+from colaworld.data.config import DataConfig
 from colaworld.data.inspection import Inspection, contact_sheet, inspect
 from colaworld.files import printable
 

@@ -14,13 +14,13 @@ import tyro
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.progress import bar
 from colaworld.cli.train import choose_device, data_flag
-from colaworld.data.clips import DataConfig
+from colaworld.data.config import DataConfig
 from colaworld.evaluation.comparison import comparison
-from colaworld.evaluation.evaluate import EvaluationConfig
 from colaworld.evaluation.layout import read_evaluation
 from colaworld.evaluation.report.page import write_report
+from colaworld.evaluation.settings import EvaluationConfig
 from colaworld.evaluation.tables import table
-from colaworld.flow.samplers import SamplerConfig
+from colaworld.flow.config import SamplerConfig
 from colaworld.runs.load import environment, evaluate_run, read_config
 
 

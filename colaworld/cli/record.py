@@ -24,8 +24,8 @@ from colaworld.cli.command_line import from_command_line
 from colaworld.cli.errors import FORESEEN, report_error
 from colaworld.cli.progress import bar
 from colaworld.config import Checked, Count, Natural, Positive, Range, Seed, Size, to_dict
+from colaworld.data.config import EncodingConfig
 from colaworld.data.sources.lerobot_writer import LeRobotWriter, check_target
-from colaworld.data.video_writer import EncodingConfig
 from colaworld.envs import behaviours
 
 log = logging.getLogger(__name__)

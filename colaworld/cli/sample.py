@@ -18,8 +18,9 @@ from colaworld.cli.command_line import from_command_line
 from colaworld.cli.train import choose_device
 from colaworld.config import Checked, Count, Natural, Range, Seed, Size, from_dict
 from colaworld.data import transforms
-from colaworld.data.clips import ClipSet, DataConfig
-from colaworld.data.video_writer import EncodingConfig, VideoWriter
+from colaworld.data.clips import ClipSet
+from colaworld.data.config import DataConfig, EncodingConfig
+from colaworld.data.video_writer import VideoWriter
 from colaworld.files import read_json
 from colaworld.models.world import World
 from colaworld.runs.load import load_world

@@ -13,88 +13,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mode
-from typing import Annotated, Literal
 
 import numpy as np
 import torch
 
-from colaworld.config import (
-    Checked,
-    ConfigError,
-    Count,
-    Natural,
-    Positive,
-    Range,
-    Share,
-    Size,
-    Weight,
-)
 from colaworld.contracts import ActionSpec
 from colaworld.data import cuts, transforms, windows
 from colaworld.data.cache import ByteCache
+from colaworld.data.config import DataConfig, check_there
 from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.data.sources import open_source
 from colaworld.data.sources.source import BrokenFile, EpisodeInfo
 
 log = logging.getLogger(__name__)
 _BLOCK = 32  # frames decoded at full size at a time
-
-
-@dataclass(frozen=True)
-class DataConfig(Checked, at="data."):
-    """Which clips are cut from which videos."""
-
-    path: Path | None = None
-    """The data set: a LeRobot folder, any folder of video files, or of tars that hold them
-    (WebDataset). docs/data-formats.md has all."""
-    source: str = "auto"
-    """How to read it: lerobot, video_folder, webdataset, or a source of your own. auto: the first
-    that recognises it."""
-    camera: str | None = None
-    """Of several views, the one to use. LeRobot: a video feature, or the last part of its name (default:
-    the first); WebDataset: what stands before .mp4."""
-    frames_per_clip: Count = 8
-    """Frames in a clip."""
-    stride: Count = 1
-    """Every stride-th frame. Leave at 1 when fps is set."""
-    fps: Positive | None = None
-    """Frames per second of a clip, from the frames' own times. Default: as recorded."""
-    height: Size | None = None
-    """Pixels. Default: as recorded, if all files agree."""
-    width: Size | None = None
-    """Pixels. Default: as recorded, if all files agree."""
-    crop: Literal["none", "center"] | tuple[Natural, Natural, Count, Count] = "center"
-    """Before resizing. center: the largest centred box of shape height:width; none: the whole
-    frame, stretched; or a box in pixels as shown: top left height width."""
-    scene_cut_threshold: Weight = 3.0
-    """How many times the usual frame difference a scene cut is. No clip crosses a cut. 0: off."""
-    max_broken_share: Share = 0.05
-    """Share of files that may be unreadable (each is named and skipped) before it is an error."""
-    holdout: Share = 0.1
-    """Share of episodes kept for evaluation, drawn by a hash of their names."""
-    split: Literal["train", "heldout", "all"] = "train"
-    """Which share to use."""
-    action_column: str | None = "action"
-    """Column of the real actions: read by evaluation, and by phases whose objective asks for them."""
-    shuffle_window: Natural = 0
-    """Clips are mixed among this many segments (episodes, or parts of long ones) at a time. 0: as
-    many as half the cache holds, or all if all fit."""
-    cache_mb: Positive = 1024.0
-    """Bound on decoded frames kept in memory. A set that fits is decoded once."""
-    workers: Annotated[int, Range(ge=0, le=1024)] = 1
-    """Threads that decode ahead. 0: decode when asked. The order of clips is the same."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.fps is not None and self.stride != 1:
-            raise ConfigError(
-                f"data.fps: expected stride 1 beside it, got fps={self.fps}, stride={self.stride}; "
-                "set one of the two"
-            )
-        if (self.height is None) != (self.width is None):
-            raise ConfigError(
-                f"data: set both height and width or neither, got {self.height} and {self.width}"
-            )
 
 
 @dataclass(frozen=True)
@@ -119,11 +51,10 @@ class ClipSet:
     """Opens a data set and answers for its clips. Raises DataError where none can be had."""
 
     def __init__(self, config: DataConfig) -> None:
-        if config.path is None:
-            raise DataError("no data set was named; pass its folder as --data PATH")
+        path = check_there(config.path)
         self.config = config
         self.source = open_source(
-            config.path,
+            path,
             kind=config.source,
             camera=config.camera,
             action_column=config.action_column,

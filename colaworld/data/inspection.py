@@ -15,7 +15,7 @@ import numpy as np
 
 from colaworld.contracts import ActionSpec
 from colaworld.data import cuts
-from colaworld.data.clips import DataConfig
+from colaworld.data.config import DataConfig
 from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.data.sources import open_source
 from colaworld.data.sources.source import BrokenFile, EpisodeInfo, Source

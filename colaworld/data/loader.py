@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from colaworld.contracts import ActionSpec, ClipBatch
-from colaworld.data.clips import ClipSet, DataConfig
+from colaworld.data.clips import ClipSet
+from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
 from colaworld.data.windows import Segment, disjoint_starts
 

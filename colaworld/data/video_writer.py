@@ -7,30 +7,13 @@ random access several times faster at about the same size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal
 
 import av
 import numpy as np
 
-from colaworld.config import Checked, Count, Range
-
-
-@dataclass(frozen=True)
-class EncodingConfig(Checked, at="encoding."):
-    """How frames are compressed (H.264)."""
-
-    pixel_format: Literal["yuv420p", "yuv444p"] = "yuv444p"
-    """yuv420p halves the resolution of colour: every player shows it, but it blurs 4-px cells.
-    yuv444p keeps it; ffmpeg, PyAV and Chromium decode it, some hardware players do not."""
-    crf: Annotated[int, Range(ge=0, le=51)] = 10
-    """Constant rate factor, 0 (best) to 51. 10 is visually lossless for small pixel art."""
-    preset: str = "medium"
-    """x264 preset: slower ones give smaller files at the same quality."""
-    keyframe_every: Count = 2
-    """Frames from one key frame to the next."""
+from colaworld.data.config import EncodingConfig
 
 
 class VideoWriter:

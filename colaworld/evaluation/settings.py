@@ -7,7 +7,7 @@ from enum import IntEnum, unique
 from typing import Annotated
 
 from colaworld.config import Checked, Count, Range, Seed
-from colaworld.metrics.probe import ProbeConfig
+from colaworld.metrics.config import ProbeConfig
 
 
 @unique

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
-Average = Literal["frames", "clips"]
+from colaworld.flow.config import Average
 
 
 def flow_matching_loss(

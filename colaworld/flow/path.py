@@ -6,26 +6,10 @@ as in Open-Sora; a video model with the opposite sign is turned around by its ow
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
-
 import torch
 from torch import Tensor
 
-from colaworld.config import Checked, Positive, Range
-
-
-@dataclass(frozen=True)
-class TimestepConfig(Checked, at="objective.times."):
-    """How diffusion times are drawn in training: logit-normal, then shifted toward noise."""
-
-    mean: Annotated[float, Range(ge=-100, le=100)] = 0.0
-    """Mean of the normal before the logistic function."""
-    std: Annotated[float, Range(ge=0, le=100)] = 1.0
-    """Its deviation."""
-    shift: Positive | None = 1.0
-    """r in t' = r t / (1 + (r - 1) t); above 1 moves times toward noise. None: as the generator was
-    pre-trained, for clips of this size."""
+from colaworld.flow.config import TimestepConfig
 
 
 def per_frame(times: Tensor) -> Tensor:

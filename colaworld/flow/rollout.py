@@ -43,8 +43,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from colaworld.flow.config import SamplerConfig
 from colaworld.flow.path import interpolate
-from colaworld.flow.samplers import SamplerConfig, Velocity, sample
+from colaworld.flow.samplers import Velocity, sample
 
 
 class Cache(Protocol):

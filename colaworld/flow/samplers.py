@@ -7,48 +7,14 @@ Nothing here waits for the device: the loop's length is a Python number, the tim
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from colaworld.config import Checked, Positive, Range, Share
+from colaworld.flow.config import SamplerConfig
 from colaworld.flow.path import shift_times
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class SamplerConfig(Checked, at="sampler."):
-    """How frames are generated from noise, and how a rollout remembers the frames before them."""
-
-    steps: Annotated[int, Range(ge=1, le=10000)] = 10
-    """Denoising steps (paper: 10, for planning 3)."""
-    method: Literal["euler", "heun"] = "euler"
-    """heun calls the video model twice a step and is second-order accurate."""
-    shift: Positive = 1.0
-    """Above 1 spends more steps near noise (same formula as in training)."""
-    guidance: Annotated[float, Range(ge=-1000, le=1000)] = 1.0
-    """Classifier-free guidance on the action; 1 = off (paper: 4.0, planning 1)."""
-    guidance_passes: Literal["one", "two"] = "one"
-    """one: both velocities of guidance as one batch of twice the clips; two: half the memory."""
-    context_noise: Share = 0.0
-    """Time in [0, 1) to which frames already seen are noised, and which the generator is told."""
-    cache: Literal["auto", "on", "off"] = "auto"
-    """Keep keys and values of frames already seen: where the video model allows it, always, never."""
-    on_slide: Literal["exact", "keep"] = "exact"
-    """When the window slides, encode what stays anew (as without a cache), or keep what is held."""
-
-    @staticmethod
-    def paper() -> SamplerConfig:
-        """As the paper samples video: 10 steps, guidance 4."""
-        return SamplerConfig(steps=10, guidance=4.0)
-
-    @staticmethod
-    def planning() -> SamplerConfig:
-        """As the paper samples while planning: 3 steps, no guidance."""
-        return SamplerConfig(steps=3, guidance=1.0)
 
 
 def time_grid(steps: int, shift: float, device: torch.device | str) -> Tensor:

@@ -20,8 +20,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from colaworld.flow.config import SamplerConfig
 from colaworld.flow.rollout import Cache, LatentRollout, check_whole_frames
-from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.guidance import ConditionedVelocity, GuidedCache
 from colaworld.models.inputs import check_codes
 from colaworld.models.tokenizers.tokenizer import latent_frames

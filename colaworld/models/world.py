@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from colaworld.contracts import LatentActions, Rollout
+from colaworld.flow.config import SamplerConfig
 from colaworld.flow.rollout import check_whole_frames
-from colaworld.flow.samplers import SamplerConfig
 from colaworld.models.inputs import check_codes, checked_frames, checked_indices
 from colaworld.models.rollout import RolloutState, action_size, latent_window
 from colaworld.models.world_model import WorldModel

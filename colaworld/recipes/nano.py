@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from colaworld.data.clips import DataConfig
-from colaworld.evaluation.evaluate import EvaluationConfig
-from colaworld.flow.path import TimestepConfig
-from colaworld.flow.samplers import SamplerConfig
+from colaworld.data.config import DataConfig
+from colaworld.evaluation.settings import EvaluationConfig
+from colaworld.flow.config import SamplerConfig, TimestepConfig
 from colaworld.models.latent_action.idm import IDMConfig
 from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.models.world_model import ModelConfig

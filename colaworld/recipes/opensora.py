@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from colaworld.data.clips import DataConfig
-from colaworld.evaluation.evaluate import EvaluationConfig
-from colaworld.flow.path import TimestepConfig
-from colaworld.flow.samplers import SamplerConfig
+from colaworld.data.config import DataConfig
+from colaworld.evaluation.settings import EvaluationConfig
+from colaworld.flow.config import SamplerConfig, TimestepConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.fdm import FDMConfig

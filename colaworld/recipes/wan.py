@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from colaworld.data.clips import DataConfig
-from colaworld.evaluation.evaluate import EvaluationConfig
-from colaworld.flow.samplers import SamplerConfig
+from colaworld.data.config import DataConfig
+from colaworld.evaluation.settings import EvaluationConfig
+from colaworld.flow.config import SamplerConfig
 from colaworld.models.backbones.wan import TIME_SHIFT, WanConfig
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.tokenizers.diffusers_vae import DiffusersVAEConfig

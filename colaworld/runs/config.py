@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from colaworld.config import Checked, ConfigError
-from colaworld.data.clips import DataConfig
-from colaworld.evaluation.evaluate import EvaluationConfig
-from colaworld.flow.samplers import SamplerConfig
+from colaworld.data.config import DataConfig
+from colaworld.evaluation.settings import EvaluationConfig
+from colaworld.flow.config import SamplerConfig
 from colaworld.models.parts import build_order
 from colaworld.models.world_model import ModelConfig
 from colaworld.training.config import TrainingConfig

@@ -19,10 +19,12 @@ import torch
 from colaworld import __version__
 from colaworld.config import ConfigError, load_yaml
 from colaworld.contracts import ClipBatch, to_float
-from colaworld.data.clips import ClipSet, DataConfig
+from colaworld.data.clips import ClipSet
+from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
 from colaworld.data.loader import iterate_once
-from colaworld.evaluation.evaluate import Evaluation, EvaluationConfig, collect, run_evaluation
+from colaworld.evaluation.evaluate import Evaluation, collect, run_evaluation
+from colaworld.evaluation.settings import EvaluationConfig
 from colaworld.evaluation.text_effect import text_effect
 from colaworld.models.backbones import build_backbone
 from colaworld.models.latent_action.quantizers import Quantizer

@@ -25,7 +25,7 @@ from torch import nn
 
 from colaworld import __version__
 from colaworld.config import VERSION, ConfigError, from_dict, to_dict
-from colaworld.data.clips import DataConfig
+from colaworld.data.config import DataConfig
 from colaworld.files import FileError, check_recorded, read_json, recorded, seal
 from colaworld.models.backbones import BackboneConfig, build_backbone, published_config
 from colaworld.models.backbones.weights import (

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from colaworld.data.clips import DataConfig
+from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
 from colaworld.data.loader import iterate_once
 from colaworld.models.world import World

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from colaworld.config import Checked, ConfigError, Count, Natural, Weight
 from colaworld.contracts import ClipBatch, ResetRows, to_float
 from colaworld.data.transforms import random_resized_crop
-from colaworld.flow.loss import Average, flow_matching_loss
-from colaworld.flow.path import TimestepConfig, interpolate, sample_timesteps, target_velocity
+from colaworld.flow.config import Average, TimestepConfig
+from colaworld.flow.loss import flow_matching_loss
+from colaworld.flow.path import interpolate, sample_timesteps, target_velocity
 from colaworld.models.latent_action.quantizers import Quantized
 from colaworld.models.world_model import WorldModel
 from colaworld.registry import Registry

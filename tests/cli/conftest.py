@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from colaworld.cli.main import main
-from colaworld.data.video_writer import EncodingConfig, VideoWriter
+from colaworld.data.config import EncodingConfig
+from colaworld.data.video_writer import VideoWriter
 from colaworld.envs.scene import Scene
 
 # The smallest models that are still whole, and two steps a phase. What tests count on (tokens, a

@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 
 import colaworld
 from colaworld.cli.main import main
-from colaworld.data.video_writer import EncodingConfig, VideoWriter
+from colaworld.data.config import EncodingConfig
+from colaworld.data.video_writer import VideoWriter
 from colaworld.models.backbones import BackboneConfig, build_backbone
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.backbones.wan import WanConfig

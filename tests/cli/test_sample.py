@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from colaworld.cli import sample
-from colaworld.data.clips import ClipSet, DataConfig
+from colaworld.data.clips import ClipSet
+from colaworld.data.config import DataConfig
 
 
 def test_every_code_as_a_gif(trained, tmp_path, colaworld) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from colaworld.config import from_dict, to_dict
-from colaworld.data.clips import ClipSet, DataConfig, select_split
+from colaworld.data.clips import ClipSet, select_split
+from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
 from colaworld.data.sources.source import EpisodeInfo
 

@@ -7,7 +7,8 @@ import tracemalloc
 import pytest
 import torch
 
-from colaworld.data.clips import ClipSet, DataConfig
+from colaworld.data.clips import ClipSet
+from colaworld.data.config import DataConfig
 from colaworld.data.episode_stream import episode_stream
 from colaworld.data.errors import BrokenFileError
 from colaworld.data.sources import open_source

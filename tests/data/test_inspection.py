@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from colaworld.data import video_reader
-from colaworld.data.clips import DataConfig
+from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
 from colaworld.data.inspection import contact_sheet, inspect, warnings_of
 from colaworld.data.sources import open_source

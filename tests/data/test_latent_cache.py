@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from colaworld.data import latent_writer
-from colaworld.data.clips import ClipSet, DataConfig
+from colaworld.data.clips import ClipSet
+from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
 from colaworld.data.latent_cache import LatentCache
 from colaworld.data.latent_writer import Written, write_latents

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from colaworld.data import latent_cache
-from colaworld.data.clips import ClipSet, DataConfig
+from colaworld.data.clips import ClipSet
+from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
 from colaworld.data.latent_cache import LatentCache
 from colaworld.data.latent_writer import Written, write_latents

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from colaworld.data.clips import DataConfig
+from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
 from colaworld.data.loader import ClipLoader, iterate_once
 

@@ -10,7 +10,8 @@ import pytest
 
 from colaworld.cli.main import main
 from colaworld.config import from_dict, to_dict
-from colaworld.data.clips import ClipSet, DataConfig
+from colaworld.data.clips import ClipSet
+from colaworld.data.config import DataConfig
 from colaworld.data.episode_stream import episode_stream
 from colaworld.data.errors import DataError
 from colaworld.data.latent_cache import LatentKey

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from colaworld.data import video_reader
-from colaworld.data.video_writer import EncodingConfig, VideoWriter
+from colaworld.data.config import EncodingConfig
+from colaworld.data.video_writer import VideoWriter
 
 
 def _psnr(a: np.ndarray, b: np.ndarray) -> float:

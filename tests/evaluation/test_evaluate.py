@@ -17,8 +17,9 @@ from colaworld.contracts import ActionSpec, ClipBatch, LatentActions, Rollout
 from colaworld.evaluation import evaluate as module
 from colaworld.evaluation.artefacts import Artefacts, EveryCode
 from colaworld.evaluation.comparison import comparison
-from colaworld.evaluation.evaluate import EvaluationConfig, collect, run_evaluation
+from colaworld.evaluation.evaluate import collect, run_evaluation
 from colaworld.evaluation.layout import FORMAT_VERSION, check
+from colaworld.evaluation.settings import EvaluationConfig
 from colaworld.evaluation.tables import headlines, table
 
 MOVES = ((0, 2), (0, -2), (2, 0), (-2, 0))

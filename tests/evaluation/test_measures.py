@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from colaworld.evaluation.evaluate import EvaluationConfig
 from colaworld.evaluation.measures import MEASURES
 from colaworld.evaluation.measures.fidelity import error_against_copy
 from colaworld.evaluation.measures.measure import Headline, Measure, Setting
 from colaworld.evaluation.rollouts import VARIANTS
+from colaworld.evaluation.settings import EvaluationConfig
 from colaworld.metrics.image import PSNR_CAP
 
 SETTING = Setting(4, None, EvaluationConfig(bootstrap_samples=20), np.random.default_rng(0))

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from colaworld.contracts import LatentActions
-from colaworld.evaluation.evaluate import EvaluationConfig
 from colaworld.evaluation.measures.measure import Setting
 from colaworld.evaluation.measures.nmse import NMSE
 from colaworld.evaluation.rollouts import Batch
+from colaworld.evaluation.settings import EvaluationConfig
 
 SETTING = Setting(4, None, EvaluationConfig(bootstrap_samples=50), np.random.default_rng(0))
 

@@ -11,8 +11,8 @@ import itertools
 import pytest
 import torch
 
+from colaworld.flow.config import SamplerConfig
 from colaworld.flow.rollout import LatentRollout
-from colaworld.flow.samplers import SamplerConfig
 
 
 class ToyCache:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from colaworld.flow.config import TimestepConfig
 from colaworld.flow.path import (
-    TimestepConfig,
     interpolate,
     per_frame,
     sample_timesteps,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from colaworld.flow.config import SamplerConfig
 from colaworld.flow.rollout import LatentRollout, check_whole_frames
-from colaworld.flow.samplers import SamplerConfig
 
 ONE = SamplerConfig(steps=1)
 

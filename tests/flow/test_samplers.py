@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from colaworld.flow.samplers import SamplerConfig, sample, time_grid
+from colaworld.flow.config import SamplerConfig
+from colaworld.flow.samplers import sample, time_grid
 
 MEAN, DEVIATION = 1.5, 0.4
 

@@ -11,7 +11,7 @@ import torch
 
 from colaworld.config import to_yaml
 from colaworld.contracts import ClipBatch
-from colaworld.data.clips import DataConfig
+from colaworld.data.config import DataConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.idm import IDMConfig

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from colaworld.metrics.config import ProbeConfig
 from colaworld.metrics.probe import (
-    ProbeConfig,
     accuracy,
     chance_probe,
     linear_probe,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from colaworld.flow.samplers import SamplerConfig
+from colaworld.flow.config import SamplerConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.inputs import checked_frames, checked_indices

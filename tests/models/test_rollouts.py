@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from colaworld.flow.samplers import SamplerConfig
+from colaworld.flow.config import SamplerConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.backbones.wan import WanConfig
 from colaworld.models.conditioning import ConditionerConfig

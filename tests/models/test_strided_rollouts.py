@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from colaworld.flow.samplers import SamplerConfig
+from colaworld.flow.config import SamplerConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ActionConditioner, ConditionerConfig
 from colaworld.models.latent_action.idm import IDMConfig

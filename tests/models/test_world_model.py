@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from colaworld.flow.samplers import SamplerConfig
+from colaworld.flow.config import SamplerConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.backbones.wan import WanConfig
 from colaworld.models.conditioning import ConditionerConfig

@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from colaworld.config import ConfigError, load_yaml, to_yaml
-from colaworld.data.video_writer import EncodingConfig, VideoWriter
+from colaworld.data.config import EncodingConfig
+from colaworld.data.video_writer import VideoWriter
 from colaworld.envs.scene import Scene
 from colaworld.models.backbones import build_backbone
 from colaworld.models.backbones.stdit3 import STDiT3Config

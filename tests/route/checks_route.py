@@ -13,7 +13,7 @@ from stand_in import HostRead, NoHostReads, gpu
 
 from colaworld import ops
 from colaworld.contracts import ClipBatch
-from colaworld.flow.samplers import SamplerConfig
+from colaworld.flow.config import SamplerConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.backbones.wan import WanConfig
 from colaworld.models.conditioning import ConditionerConfig

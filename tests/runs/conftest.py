@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from colaworld.data.video_writer import EncodingConfig, VideoWriter
+from colaworld.data.config import EncodingConfig
+from colaworld.data.video_writer import VideoWriter
 from colaworld.envs.scene import Scene
-from colaworld.evaluation.evaluate import EvaluationConfig
+from colaworld.evaluation.settings import EvaluationConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.fdm import FDMConfig

@@ -11,7 +11,7 @@ import yaml
 
 from colaworld.config import ConfigError, from_dict, to_yaml
 from colaworld.contracts import ClipBatch
-from colaworld.flow.path import TimestepConfig
+from colaworld.flow.config import TimestepConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.idm import IDMConfig

@@ -15,7 +15,7 @@ import pytest
 
 import colaworld
 from colaworld.config import to_yaml
-from colaworld.data.clips import DataConfig
+from colaworld.data.config import DataConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.backbones.wan import WanConfig
 from colaworld.models.conditioning import ConditionerConfig

@@ -9,7 +9,7 @@ import torch
 
 from colaworld.config import ConfigError
 from colaworld.contracts import ClipBatch, to_float
-from colaworld.flow.path import TimestepConfig
+from colaworld.flow.config import TimestepConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.conditioning import ConditionerConfig
 from colaworld.models.latent_action.fdm import FDMConfig

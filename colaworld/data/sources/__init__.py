@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from colaworld.data.errors import DataError
+from colaworld.data.config import check_there
 
 # Each registers itself. The last is asked first; video_folder takes what no other does.
 from colaworld.data.sources import video_folder, webdataset, lerobot  # noqa: F401 # isort: skip
@@ -34,9 +34,7 @@ def open_source(
     Raises:
         DataError: nothing is there, no such source, or nothing in it can be used.
     """
-    path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path}: no such folder; record one with `colaworld record`")
+    path = check_there(Path(path))
     if not path.is_dir():
         check_regular(path)
     found = detect_source(path) if kind == "auto" else SOURCES[kind]

@@ -26,10 +26,11 @@ import pyarrow.parquet as pq
 
 from colaworld.contracts import ActionSpec
 from colaworld.data import video_reader
+from colaworld.data.config import EncodingConfig
 from colaworld.data.errors import DataError
 from colaworld.data.sources.lerobot_statistics import Statistics
 from colaworld.data.sources.new_folder import NewFolder
-from colaworld.data.video_writer import EncodingConfig, VideoWriter
+from colaworld.data.video_writer import VideoWriter
 
 log = logging.getLogger(__name__)
 CAMERA = "observation.images.main"

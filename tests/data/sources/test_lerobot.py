@@ -14,7 +14,8 @@ import pytest
 
 from colaworld import envs
 from colaworld.contracts import ActionSpec
-from colaworld.data.clips import ClipSet, DataConfig
+from colaworld.data.clips import ClipSet
+from colaworld.data.config import DataConfig
 from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.data.sources import open_source
 from colaworld.data.sources.lerobot_writer import CAMERA, LeRobotWriter

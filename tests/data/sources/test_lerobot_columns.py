@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from colaworld.contracts import ActionSpec
-from colaworld.data.clips import ClipSet, DataConfig
+from colaworld.data.clips import ClipSet
+from colaworld.data.config import DataConfig
 from colaworld.data.episode_stream import episode_stream
 from colaworld.data.errors import DataError
 from colaworld.data.sources import open_source

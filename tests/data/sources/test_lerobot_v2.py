@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from colaworld.data.clips import ClipSet, DataConfig
+from colaworld.data.clips import ClipSet
+from colaworld.data.config import DataConfig
 from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.data.sources import open_source
 from colaworld.data.sources.lerobot_columns import write_columns

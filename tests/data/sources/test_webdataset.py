@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from colaworld.data.clips import ClipSet, DataConfig
+from colaworld.data.clips import ClipSet
+from colaworld.data.config import DataConfig
 from colaworld.data.episode_stream import episode_stream
 from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.data.loader import ClipLoader

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from colaworld.contracts import ActionSpec
-from colaworld.data.clips import ClipSet, DataConfig
+from colaworld.data.clips import ClipSet
+from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
 from colaworld.data.loader import ClipLoader
 from colaworld.data.sources import open_source
