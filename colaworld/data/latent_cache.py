@@ -135,7 +135,7 @@ class LatentCache:
             self._open_shard(number, verify=False)
         self._order = self._runs[:, 0] << 32 | self._runs[:, 1]  # episode, first: sorted
         self._maps: dict[int, np.ndarray] = {}
-        self._lock = threading.Lock()
+        self._locks: dict[int, threading.Lock] = {}  # one a shard: to hash it takes a while
 
     @classmethod
     def open(cls, root: Path | str, clips: ClipSet, *, tokenizer: str) -> LatentCache:
@@ -225,7 +225,7 @@ class LatentCache:
         """The latents of a shard [n, ...], mapped, not read. Mapped once and kept."""
         found = self._maps.get(shard)
         if found is None:
-            with self._lock:
+            with self._locks.setdefault(shard, threading.Lock()):
                 found = self._maps.get(shard)
                 if found is None:
                     found = self._maps[shard] = self._open_shard(shard, verify=verifies())

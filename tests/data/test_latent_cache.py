@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from colaworld.data import latent_writer
+from colaworld.data import latent_cache, latent_writer
 from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
@@ -442,6 +443,32 @@ def test_reading_from_many_threads(config, tmp_path) -> None:
     with ThreadPoolExecutor(8) as pool:
         for place, made in zip(places, pool.map(lambda p: cache.clip(*p), places), strict=True):
             assert torch.equal(made, alone[place])
+
+
+def test_hashing_a_shard_keeps_no_other_waiting(config, tmp_path, monkeypatch) -> None:
+    """And one that several want at once is hashed once."""
+    _write(tmp_path / "cache", config)
+    cache = LatentCache.open(tmp_path / "cache", ClipSet(config), tokenizer="toy 1")
+    opened, begun, go = [], threading.Event(), threading.Event()
+    check = latent_cache.check_shard
+
+    def slow(path, key, *, verify):
+        opened.append(path.name)
+        if path.name == "shard_000000.safetensors":
+            begun.set()
+            assert go.wait(60)
+        return check(path, key, verify=verify)
+
+    monkeypatch.setattr(latent_cache, "check_shard", slow)
+    with ThreadPoolExecutor(3) as pool:
+        first = [pool.submit(cache._map, 0) for _ in range(2)]
+        try:
+            assert begun.wait(60)
+            assert len(pool.submit(cache._map, 1).result(timeout=60)) > 0
+        finally:
+            go.set()
+        assert first[0].result() is first[1].result()
+    assert sorted(opened) == ["shard_000000.safetensors", "shard_000001.safetensors"]
 
 
 def test_bad_arguments_are_named(config, tmp_path) -> None:
