@@ -6,6 +6,7 @@ a call waits for the device: this is for what people call (world.py, rollout.py)
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def checked_frames(frames: Any, argument: str, *, size: tuple[int, int] | None =
         elif frames.ndim == 5 and frames.shape[-1] == 3:
             hint = "; channels come before height and width: frames.movedim(-1, 2)"
         raise ValueError(f"{wanted}, got {_what(frames)}{hint}")
-    if frames.dtype != torch.uint8 and not frames.is_floating_point():
+    if frames.dtype != torch.uint8 and not _is_float(frames):
         raise ValueError(f"{wanted}, got {_what(frames)}")
     height, width = frames.shape[-2:]
     if size not in (None, (height, width)):
@@ -65,7 +66,7 @@ def check_codes(
         isinstance(n, int) and n != m for n, m in zip(shape, codes.shape, strict=True)
     ):
         raise ValueError(f"{wanted}, got {_what(codes)}")
-    if not codes.is_floating_point():
+    if not _is_float(codes):
         raise ValueError(
             f"{wanted}, got {_what(codes)}; world.lookup(indices) gives the codes of entries"
         )
@@ -96,12 +97,35 @@ def checked_indices(indices: Any, *, tokens: int, size: int | None, values: bool
     return indices.long()
 
 
+def check_generator(generator: Any, argument: str, device: torch.device) -> None:
+    """ValueError unless noise can be drawn from it, and drawn again."""
+    if not isinstance(generator, torch.Generator) or generator.device.type != device.type:
+        where = f" on {generator.device}" if isinstance(generator, torch.Generator) else ""
+        raise ValueError(
+            f"{argument}: expected a torch.Generator on {device.type}, got "
+            f"{type(generator).__name__}{where}"
+        )
+
+
+def check_count(value: Any, argument: str, least: int = 1) -> None:
+    """ValueError unless it is a whole number from `least` on."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{argument}: expected a whole number >= {least}, got {value!r:.60}")
+
+
 def _dense(value: Tensor) -> bool:
     """Whether there are values to read: not so on the meta device, or in a sparse tensor."""
-    return value.layout is torch.strided and not value.is_meta
+    return value.layout is torch.strided and not (value.is_meta or value.is_nested)
+
+
+def _is_float(value: Tensor) -> bool:
+    """Whether torch computes with it: it only stores numbers of 8 bits."""
+    return value.is_floating_point() and value.element_size() > 1
 
 
 def _what(value: Any) -> str:
+    if isinstance(value, Tensor) and value.is_nested:
+        return "a nested tensor"
     if isinstance(value, Tensor):
         kind = "" if _dense(value) else "meta " if value.is_meta else "sparse "
         return kind + f"{value.dtype} {list(value.shape)}".removeprefix("torch.")

@@ -23,7 +23,7 @@ from torch import Tensor
 from colaworld.flow.config import SamplerConfig
 from colaworld.flow.rollout import Cache, LatentRollout, check_whole_frames
 from colaworld.models.guidance import ConditionedVelocity, GuidedCache
-from colaworld.models.inputs import check_codes
+from colaworld.models.inputs import check_codes, check_count
 from colaworld.models.tokenizers.tokenizer import latent_frames
 from colaworld.models.world_model import WorldModel, evaluating
 
@@ -58,8 +58,8 @@ class RolloutState:
             latent_frames(given, stride)
         except ValueError as error:
             raise ValueError(f"rollout: context_frames: {error}") from error
-        if decode_context is not None and decode_context < 1:
-            raise ValueError(f"rollout: expected decode_context >= 1, got {decode_context}")
+        if decode_context is not None:
+            check_count(decode_context, "rollout: decode_context")
         if codes is None:
             if given > 1 and conditioned:
                 raise ValueError(

@@ -18,7 +18,13 @@ from torch import Tensor
 from colaworld.contracts import LatentActions, Rollout
 from colaworld.flow.config import SamplerConfig
 from colaworld.flow.rollout import check_whole_frames
-from colaworld.models.inputs import check_codes, checked_frames, checked_indices
+from colaworld.models.inputs import (
+    check_codes,
+    check_count,
+    check_generator,
+    checked_frames,
+    checked_indices,
+)
 from colaworld.models.rollout import RolloutState, action_size, latent_window
 from colaworld.models.world_model import WorldModel
 
@@ -86,6 +92,7 @@ class World:
         another shape, and where the sampler asks for a cache that the backbone does not have.
         """
         context_frames = self._checked("begin", context_frames)
+        check_generator(generator, "begin: generator", context_frames.device)
         if codes is not None and conditioned:
             shape = (context_frames.shape[0], "h - 1", *action_size(self.model))
             check_codes(codes, "begin: codes", shape)
@@ -145,13 +152,13 @@ class World:
         Raises ValueError as `begin` does, and on a chunk that does not fit the window.
         """
         context_frames = self._checked("rollout", context_frames)
+        check_generator(generator, "rollout: generator", context_frames.device)
         given, conditioned = context_frames.shape[1], codes is not None
         if codes is not None:
             shape = (context_frames.shape[0], "T - 1", *action_size(self.model))
             check_codes(codes, "rollout: codes", shape)
         if codes is None:
-            if frames is None or frames < given:
-                raise ValueError(f"rollout without codes needs frames >= {given}, got {frames}")
+            check_count(frames, "rollout: frames, which it needs without codes", given)
             codes = context_frames.new_zeros(context_frames.shape[0], frames - 1, 1, 1)
         elif frames not in (None, codes.shape[1] + 1):
             raise ValueError(
@@ -194,6 +201,7 @@ class World:
         Raises ValueError as `rollout` does.
         """
         context_frames = self._checked("rollout_candidates", context_frames)
+        check_generator(generator, "rollout_candidates: generator", context_frames.device)
         B, size = context_frames.shape[0], action_size(self.model)
         check_codes(codes, "rollout_candidates: codes", (B, "n", "steps", *size))
         if not codes.numel():
@@ -210,7 +218,7 @@ class World:
     def _rounds(self, codes: Tensor, chunk: int) -> tuple[Tensor, ...]:
         """Codes [B, steps, N, d] of `chunk` latent frames at a time; none where there are no codes."""
         window, stride = latent_window(self.model), self.model.tokenizer.temporal_stride
-        if not 1 <= chunk < window:
+        if not isinstance(chunk, int) or not 1 <= chunk < window:
             raise ValueError(f"rollout: expected 1 <= chunk < window = {window}, got {chunk}")
         check_whole_frames(codes.shape[1], stride)
         return codes.split(stride * chunk, dim=1) if codes.shape[1] else ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -72,6 +73,11 @@ def test_bytes_are_the_frames_they_stand_for(world, name):
         (FRAMES.to("meta"), r"as a tensor, got meta float32 \[2, 3, 3, 8, 8\]"),
         (FRAMES.to_sparse(), r"as a tensor, got sparse float32 \[2, 3, 3, 8, 8\]"),
         (
+            torch.nested.nested_tensor(list(FRAMES), layout=torch.jagged),
+            r"as a tensor, got a nested tensor",
+        ),
+        (FRAMES.to(torch.float8_e4m3fn), r"or uint8, got float8_e4m3fn \[2, 3, 3, 8, 8\]"),
+        (
             FRAMES * 255,
             r"expected frames in \[0, 1\], got values from .* divide those of 0 \.\. 255",
         ),
@@ -100,12 +106,36 @@ def test_a_little_outside_is_what_decoders_give(world):
         (CODES[..., :3], r"2, 4\], got float32 .*3\]"),
         (CODES[:1], r"expected codes \[2, .*got float32 \[1"),
         (CODES.to("meta"), r"expected codes \[2, .*got meta float32 \[2"),
+        (CODES.to(torch.float8_e4m3fn), r"expected codes \[2, .*got float8_e4m3fn \[2"),
         (CODES / 0, r"got some that are not finite"),
     ],
 )
 def test_codes_that_are_none_are_named(world, name, wrong, message):
     with pytest.raises(ValueError, match=rf"{name}: (context_)?codes: .*{message}"):
         call(world, name, FRAMES, wrong)
+
+
+@pytest.mark.parametrize("name", CALLS[1:])
+@pytest.mark.parametrize("wrong", [None, 0, np.random.default_rng(0)])
+def test_noise_that_could_not_be_repeated_is_refused(world, name, wrong):
+    codes = CODES[:, None, 2:] if name == "rollout_candidates" else CODES[:, :2]
+    before = {"context_codes": CODES[:, :2]} if name == "rollout_candidates" else {}
+    said = rf"{name}: generator: expected a torch\.Generator on cpu, got {type(wrong).__name__}"
+    with pytest.raises(ValueError, match=said):
+        getattr(world, name)(FRAMES, codes, generator=wrong, **before)
+
+
+@pytest.mark.parametrize("wrong", [2.0, "2", [2], torch.ones(2), 0, -1, float("nan")])
+def test_numbers_that_count_nothing_are_named(world, wrong):
+    rng, one = torch.Generator(), FRAMES[:, :1]
+    for argument, call in (
+        ("chunk", lambda: world.rollout(one, CODES, generator=rng, chunk=wrong)),
+        ("frames", lambda: world.rollout(one, None, generator=rng, frames=wrong)),
+        ("decode_context", lambda: world.begin(one, generator=rng, decode_context=wrong)),
+        ("fork", lambda: world.begin(one, generator=rng).fork(wrong)),
+    ):
+        with pytest.raises(ValueError, match=rf"{argument}.*got "):
+            call()
 
 
 def test_a_step_is_not_taken_with_entries_of_the_codebook(world):

@@ -414,7 +414,7 @@ def test_what_does_not_fit_is_named(build):
             state.step(wrong)
     with pytest.raises(ValueError, match=r"actions of 1 \.\. 3 new latent frames"):
         state.step(codes[:, :1].expand(-1, 4, -1, -1))
-    with pytest.raises(ValueError, match=r"decode_context >= 1, got 0"):
+    with pytest.raises(ValueError, match=r"decode_context: expected a whole number >= 1, got 0"):
         world.begin(frames[:, :1], generator=seeded(), decode_context=0)
 
 
