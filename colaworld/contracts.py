@@ -7,14 +7,18 @@ Shape legend: B clips, T frames, H W pixels, N tokens per action, d token width.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:  # a configuration reads this file, and imports no torch
+    import torch
+    from torch import Tensor, nn
 
 # Parameters and their rows [M] int64 that were set anew outside of the optimizer (re-seeded codes):
 # what it remembers of them is void. From the quantizers through an objective to the training loop.
-ResetRows = list[tuple[nn.Parameter, Tensor]]
+ResetRows: TypeAlias = "list[tuple[nn.Parameter, Tensor]]"
+
+# Who computes attention; each is explained in ops/attention_backends.py.
+AttentionBackend = Literal["auto", "fused", "sdpa", "cudnn", "flex", "flash", "flash3", "flash4"]
 
 
 def _expect(condition: bool, message: str) -> None:
@@ -63,6 +67,8 @@ class ClipBatch:
     fps: Tensor | None = None  # [B] float32: frames per second of each clip; None: not known
 
     def __post_init__(self) -> None:
+        import torch
+
         f = self.frames
         _expect(
             f.ndim == 5 and f.shape[2] == 3 and f.dtype == torch.uint8,
@@ -140,6 +146,8 @@ class LatentActions:
             f"LatentActions.codes: expected [B, T-1, N, d], got {tuple(self.codes.shape)}",
         )
         if self.indices is not None:
+            import torch
+
             _expect(
                 self.indices.shape == self.codes.shape[:3] and self.indices.dtype == torch.int64,
                 f"LatentActions.indices: expected int64 {list(self.codes.shape[:3])}, "
@@ -180,6 +188,8 @@ class Rollout:
 
 def to_float(frames: Tensor, device: torch.device | str | None = None) -> Tensor:
     """uint8 frames -> float32 in [0, 1] on `device` (None: where they are)."""
+    import torch
+
     _expect(frames.dtype == torch.uint8, f"to_float: expected uint8 frames, got {frames.dtype}")
     return (frames if device is None else frames.to(device)).float().div_(255)
 

@@ -9,8 +9,10 @@ Not here: any of the registers.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+import importlib
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 T = TypeVar("T")
@@ -60,6 +62,33 @@ class Registry(dict[str, T]):
             f"no {self.what} {name!r} is registered; known: {', '.join(sorted(self))}{hint} Import the "
             "file that registers it (on the command line: COLAWORLD_IMPORT=file.py)"
         )
+
+
+@dataclass(frozen=True)
+class Later:
+    """What "module:name" holds, imported when it is called: to register what needs torch without it."""
+
+    where: str
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        module, _, name = self.where.partition(":")
+        return getattr(importlib.import_module(module), name)(*arguments, **named)
+
+
+def lazy_names(package: str, **modules: str) -> Callable[[str], Any]:
+    """A package's `__getattr__`: names that are imported when they are asked for.
+
+    Args:
+        package: its `__name__`.
+        modules: for each name, the module of the package that holds it.
+    """
+
+    def look_up(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+
+    return look_up
 
 
 @contextmanager

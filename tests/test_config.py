@@ -32,8 +32,8 @@ from colaworld.config import (
     to_dict,
     to_yaml,
 )
+from colaworld.models.config import ModelConfig
 from colaworld.models.latent_action.quantizers import FSQConfig, ResidualConfig
-from colaworld.models.world_model import ModelConfig
 from colaworld.recipes import RECIPES, recipe
 from colaworld.runs.config import RunConfig
 from colaworld.runs.lengths import check_gates

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from colaworld.registry import Registry, from_outside
+from colaworld.registry import Later, Registry, from_outside, lazy_names
 
 
 @pytest.fixture
@@ -58,3 +60,20 @@ def test_what_comes_from_outside_is_forgotten(register) -> None:
         register.add("plum", 3)
         del register["pear"]
     assert list(register) == ["pear", "apple"]
+
+
+def test_what_is_named_for_later_is_imported_when_it_is_called(tmp_path, monkeypatch) -> None:
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "__init__.py").write_text("")
+    (tmp_path / "shop" / "till.py").write_text(
+        "def total(*prices, tip=0): return sum(prices) + tip"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    total = Later("shop.till:total")
+    look_up = lazy_names("shop", total="till")
+    assert "shop.till" not in sys.modules and total == Later("shop.till:total")
+    assert total(1, 2, tip=3) == 6 and look_up("total")(4) == 4
+    with pytest.raises(AttributeError, match="module 'shop' has no attribute 'price'"):
+        look_up("price")
+    for name in ("shop", "shop.till"):
+        monkeypatch.delitem(sys.modules, name)

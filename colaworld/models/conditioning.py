@@ -10,34 +10,14 @@ that lead into one latent frame (the tokenizer's temporal stride).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colaworld.config import Checked, Range, Share, Size
+from colaworld.models.config import ConditionerConfig
 from colaworld.models.layers.mlp import MLP
 from colaworld.models.layers.rope import rope_tables
-from colaworld.models.parts import Part, register_part
 from colaworld.ops import st_attention
-
-
-@dataclass(frozen=True)
-class ConditionerConfig(Checked, at="model.conditioner."):
-    """Sizes of the action path. The width is the backbone's."""
-
-    depth: Annotated[int, Range(ge=0, le=1000)] = 6
-    """Self-attention blocks over the action sequence (paper: 6)."""
-    heads: Size = 3
-    """Attention heads."""
-    mlp_ratio: Annotated[float, Range(ge=1 / 8, le=64)] = 2.0
-    """Hidden width of the MLP over width."""
-    per_block: bool = True
-    """A head of its own for every block of the video model; false: one shared by all (paper)."""
-    dropout: Share = 0.1
-    """Probability that a step's action is replaced by the learned null action (paper: 0.1)."""
 
 
 class ActionBlock(nn.Module):
@@ -123,19 +103,3 @@ class ActionConditioner(nn.Module):
     def null_modulation(self, codes: Tensor) -> Tensor:
         """The modulation when every action is the null action (for guidance)."""
         return self(codes, torch.ones(codes.shape[:2], dtype=torch.bool, device=codes.device))
-
-
-def _build(config: ConditionerConfig, model: Any) -> ActionConditioner:
-    return ActionConditioner(
-        config,
-        width=model.backbone.width,
-        blocks=model.backbone.modulated_blocks,
-        tokens=model.config.idm.tokens,
-        dim=model.config.idm.dim,
-        actions_per_frame=model.tokenizer.temporal_stride,
-    )
-
-
-register_part(
-    Part("conditioner", ConditionerConfig, _build, needs=("idm", "quantizer"), compile=True)
-)

@@ -4,6 +4,8 @@ A part registers itself, here or in your own package; importing the file is enou
 
     register_part(Part("adapter", AdapterConfig, lambda config, model: Adapter(config)))
 
+Those of the package are built by a `Later`, so that a configuration is read without torch.
+
 Its configuration is the field of that name in `ModelConfig`, or `ModelConfig.parts["adapter"]`. A part
 with blocks that may be recomputed or compiled one by one names their lists: `block_lists = ("blocks",)`.
 Not here: any part.
@@ -13,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from colaworld.config import ConfigError
 from colaworld.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)

@@ -11,77 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from colaworld.config import Checked, ConfigError, Count, from_dict
 from colaworld.contracts import LatentActions
-from colaworld.models.backbones import Backbone, BackboneConfig, build_backbone
-from colaworld.models.backbones.stdit3 import STDiT3Config
-from colaworld.models.conditioning import ActionConditioner, ConditionerConfig
+from colaworld.models.backbones import Backbone, build_backbone
+from colaworld.models.conditioning import ActionConditioner
+from colaworld.models.config import ModelConfig
 from colaworld.models.inputs import checked_indices
-from colaworld.models.latent_action.fdm import FDMConfig, ForwardDynamicsModel
-from colaworld.models.latent_action.idm import IDMConfig, InverseDynamicsModel
+from colaworld.models.latent_action.fdm import ForwardDynamicsModel
+from colaworld.models.latent_action.idm import InverseDynamicsModel
 from colaworld.models.latent_action.quantizers import (
     Quantized,
     Quantizer,
-    QuantizerConfig,
-    VQConfig,
 )
 from colaworld.models.layers.attention import use_backend
 from colaworld.models.parts import PARTS, build_order
-from colaworld.models.tokenizers import Tokenizer, TokenizerConfig, build_tokenizer
-from colaworld.models.tokenizers.pixels import PixelTokenizerConfig
-from colaworld.ops import AttentionBackend
-
-
-@dataclass(frozen=True)
-class ModelConfig(Checked, at="model."):
-    """Every size of the model."""
-
-    tokenizer: TokenizerConfig = field(default_factory=PixelTokenizerConfig)
-    """Pixels to latents."""
-    backbone: BackboneConfig = field(default_factory=STDiT3Config)
-    """The video generator; any registered kind."""
-    idm: IDMConfig = field(default_factory=IDMConfig)
-    """The inverse dynamics model."""
-    quantizer: QuantizerConfig = field(default_factory=VQConfig)
-    """The quantizer."""
-    conditioner: ConditionerConfig = field(default_factory=ConditionerConfig)
-    """The path from actions into the generator."""
-    fdm: FDMConfig = field(default_factory=FDMConfig)
-    """The forward model of the two-stage baseline; built only where a phase trains it."""
-    parts: dict[str, Any] = field(default_factory=dict)
-    """Configurations of parts registered elsewhere, by name."""
-    attention: AttentionBackend = "auto"
-    """auto; fused (one kernel with norm and rotation inside); sdpa; cudnn (sdpa held to cuDNN); flex
-    (for training: a rollout compiles nothing, and flex uncompiled holds all scores in memory); flash,
-    flash3, flash4 (FlashAttention 2, 3 and 4)."""
-    window: Count = 4
-    """Frames the video model sees at once in a rollout; normally the clip length of training."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        made = {}
-        for name, given in self.parts.items():
-            if name in {f.name for f in fields(self)}:
-                raise ConfigError(f"model.parts.{name}: set model.{name} itself")
-            config = PARTS[name].config
-            made[name] = (
-                given
-                if isinstance(given, config)
-                else from_dict(config, given, where=f"model.parts.{name}")
-            )
-        object.__setattr__(self, "parts", made)
-
-    def of(self, part: str) -> Any:
-        """The configuration of a part: what is given, else its defaults."""
-        if hasattr(self, part):
-            return getattr(self, part)
-        return self.parts[part] if part in self.parts else PARTS[part].config()
+from colaworld.models.tokenizers import Tokenizer, build_tokenizer
 
 
 class WorldModel(nn.Module):

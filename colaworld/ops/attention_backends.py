@@ -23,18 +23,18 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from colaworld.contracts import AttentionBackend as Backend
 from colaworld.ops import _dispatch, _flash4, reference
 from colaworld.ops.block_mask import block_mask
 
 log = logging.getLogger(__name__)
 
-Backend = Literal["auto", "fused", "sdpa", "cudnn", "flex", "flash", "flash3", "flash4"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
 # q, k, v [N, L, H, D] -> [N, L, H, D]; keyword arguments causal and scale

@@ -11,9 +11,9 @@ from dataclasses import replace
 from colaworld.data.config import DataConfig
 from colaworld.evaluation.settings import EvaluationConfig
 from colaworld.flow.config import SamplerConfig, TimestepConfig
-from colaworld.models.latent_action.idm import IDMConfig
+from colaworld.models.config import ModelConfig
+from colaworld.models.latent_action.config import IDMConfig
 from colaworld.models.latent_action.quantizers import VQConfig
-from colaworld.models.world_model import ModelConfig
 from colaworld.runs.config import RunConfig
 from colaworld.training.codebook_monitor import AlarmConfig, GateConfig
 from colaworld.training.config import TrainingConfig

@@ -16,12 +16,10 @@ from colaworld.data.config import DataConfig
 from colaworld.evaluation.settings import EvaluationConfig
 from colaworld.flow.config import SamplerConfig, TimestepConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
-from colaworld.models.conditioning import ConditionerConfig
-from colaworld.models.latent_action.fdm import FDMConfig
-from colaworld.models.latent_action.idm import IDMConfig
+from colaworld.models.config import ConditionerConfig, ModelConfig
+from colaworld.models.latent_action.config import FDMConfig, IDMConfig
 from colaworld.models.latent_action.quantizers import VQConfig
-from colaworld.models.tokenizers.opensora_vae import OpenSoraVAEConfig
-from colaworld.models.world_model import ModelConfig
+from colaworld.models.tokenizers.config import OpenSoraVAEConfig
 from colaworld.runs.config import PHASES as BASE
 from colaworld.runs.config import RunConfig
 from colaworld.training.codebook_monitor import AlarmConfig

@@ -15,9 +15,8 @@ from colaworld.data.config import DataConfig
 from colaworld.evaluation.settings import EvaluationConfig
 from colaworld.flow.config import SamplerConfig
 from colaworld.models.backbones.wan import TIME_SHIFT, WanConfig
-from colaworld.models.conditioning import ConditionerConfig
-from colaworld.models.tokenizers.diffusers_vae import DiffusersVAEConfig
-from colaworld.models.world_model import ModelConfig
+from colaworld.models.config import ConditionerConfig, ModelConfig
+from colaworld.models.tokenizers.config import DiffusersVAEConfig
 from colaworld.recipes import opensora
 from colaworld.runs.config import RunConfig
 

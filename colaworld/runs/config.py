@@ -9,8 +9,8 @@ from colaworld.config import Checked, ConfigError
 from colaworld.data.config import DataConfig
 from colaworld.evaluation.settings import EvaluationConfig
 from colaworld.flow.config import SamplerConfig
+from colaworld.models.config import ModelConfig
 from colaworld.models.parts import build_order
-from colaworld.models.world_model import ModelConfig
 from colaworld.training.config import TrainingConfig
 from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig
 from colaworld.training.phases import Phase

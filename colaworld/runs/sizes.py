@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 
 from colaworld.config import ConfigError
+from colaworld.models.config import ModelConfig
 from colaworld.models.tokenizers.tokenizer import latent_frames
-from colaworld.models.world_model import ModelConfig
 
 log = logging.getLogger(__name__)
 

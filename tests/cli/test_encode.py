@@ -16,7 +16,8 @@ from colaworld.data.clips import ClipSet
 from colaworld.data.latent_cache import LatentCache
 from colaworld.data.loader import ClipLoader
 from colaworld.models.tokenizers import build_tokenizer
-from colaworld.models.tokenizers.opensora_vae import OpenSoraVAE, OpenSoraVAEConfig
+from colaworld.models.tokenizers.config import OpenSoraVAEConfig
+from colaworld.models.tokenizers.opensora_vae import OpenSoraVAE
 from colaworld.recipes import recipe
 
 TINY_VAE = OpenSoraVAEConfig(

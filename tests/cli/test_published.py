@@ -27,7 +27,7 @@ from colaworld.models.backbones import BackboneConfig, build_backbone
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.backbones.wan import WanConfig
 from colaworld.models.tokenizers import build_tokenizer
-from colaworld.models.tokenizers.opensora_vae import OpenSoraVAEConfig
+from colaworld.models.tokenizers.config import OpenSoraVAEConfig
 
 SCRIPT = Path(__file__).with_name("deaths.py")
 SIDE, FRAMES = 32, 5  # pixels and frames of a clip: latents 4 x 4, two of them

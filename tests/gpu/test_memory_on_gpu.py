@@ -13,9 +13,8 @@ from colaworld.config import to_yaml
 from colaworld.contracts import ClipBatch
 from colaworld.data.config import DataConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
-from colaworld.models.conditioning import ConditionerConfig
-from colaworld.models.latent_action.idm import IDMConfig
-from colaworld.models.world_model import ModelConfig
+from colaworld.models.config import ConditionerConfig, ModelConfig
+from colaworld.models.latent_action.config import IDMConfig
 from colaworld.recipes import recipe
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig

@@ -12,9 +12,11 @@ from torch._dynamo.backends.debugging import aot_eager
 
 from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
 from colaworld.models.backbones.wan import Wan, WanConfig
-from colaworld.models.conditioning import ActionConditioner, ConditionerConfig
-from colaworld.models.latent_action.fdm import FDMConfig, ForwardDynamicsModel
-from colaworld.models.latent_action.idm import IDMConfig, InverseDynamicsModel
+from colaworld.models.conditioning import ActionConditioner
+from colaworld.models.config import ConditionerConfig
+from colaworld.models.latent_action.config import FDMConfig, IDMConfig
+from colaworld.models.latent_action.fdm import ForwardDynamicsModel
+from colaworld.models.latent_action.idm import InverseDynamicsModel
 from colaworld.models.layers.attention import use_backend
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from colaworld.models.conditioning import ActionConditioner, ConditionerConfig
+from colaworld.models.conditioning import ActionConditioner
+from colaworld.models.config import ConditionerConfig
 
 WIDTH, BLOCKS, TOKENS, DIM = 12, 4, 2, 5
 

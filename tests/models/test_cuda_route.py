@@ -18,8 +18,10 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
-from colaworld.models.conditioning import ActionConditioner, ConditionerConfig
-from colaworld.models.latent_action.idm import IDMConfig, InverseDynamicsModel
+from colaworld.models.conditioning import ActionConditioner
+from colaworld.models.config import ConditionerConfig
+from colaworld.models.latent_action.config import IDMConfig
+from colaworld.models.latent_action.idm import InverseDynamicsModel
 from colaworld.models.layers.attention import AxialAttention
 from colaworld.ops import _cuda, _dispatch, attention_backends
 

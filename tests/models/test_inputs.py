@@ -11,12 +11,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from colaworld.flow.config import SamplerConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
-from colaworld.models.conditioning import ConditionerConfig
+from colaworld.models.config import ConditionerConfig, ModelConfig
 from colaworld.models.inputs import checked_frames, checked_indices
-from colaworld.models.latent_action.idm import IDMConfig
+from colaworld.models.latent_action.config import IDMConfig
 from colaworld.models.latent_action.quantizers import NoneConfig, VQConfig
 from colaworld.models.world import World
-from colaworld.models.world_model import ModelConfig, WorldModel
+from colaworld.models.world_model import WorldModel
 
 SMALL = ModelConfig(
     backbone=STDiT3Config(depth=1, width=16, heads=2),

@@ -20,11 +20,12 @@ from torch import nn
 
 from colaworld.flow.config import SamplerConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
-from colaworld.models.conditioning import ActionConditioner, ConditionerConfig
-from colaworld.models.latent_action.idm import IDMConfig
+from colaworld.models.conditioning import ActionConditioner
+from colaworld.models.config import ConditionerConfig, ModelConfig
+from colaworld.models.latent_action.config import IDMConfig
 from colaworld.models.tokenizers.tokenizer import latent_frames
 from colaworld.models.world import World
-from colaworld.models.world_model import ModelConfig, WorldModel
+from colaworld.models.world_model import WorldModel
 
 ONE = SamplerConfig(steps=1)
 

@@ -10,14 +10,13 @@ import torch
 from colaworld.flow.config import SamplerConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.backbones.wan import WanConfig
-from colaworld.models.conditioning import ConditionerConfig
+from colaworld.models.config import ConditionerConfig, ModelConfig
 from colaworld.models.guidance import ConditionedVelocity
-from colaworld.models.latent_action.fdm import FDMConfig
-from colaworld.models.latent_action.idm import IDMConfig
+from colaworld.models.latent_action.config import FDMConfig, IDMConfig
 from colaworld.models.latent_action.quantizers import GaussianConfig, NoneConfig, VQConfig
 from colaworld.models.layers.attention import AxialAttention
 from colaworld.models.world import World
-from colaworld.models.world_model import ModelConfig, WorldModel
+from colaworld.models.world_model import WorldModel
 
 SMALL = ModelConfig(
     backbone=STDiT3Config(depth=1, width=16, heads=2),

@@ -17,8 +17,7 @@ from colaworld.envs.scene import Scene
 from colaworld.models.backbones import build_backbone
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.backbones.wan import WanConfig
-from colaworld.models.tokenizers.diffusers_vae import DiffusersVAEConfig
-from colaworld.models.tokenizers.opensora_vae import OpenSoraVAEConfig
+from colaworld.models.tokenizers.config import DiffusersVAEConfig, OpenSoraVAEConfig
 from colaworld.models.tokenizers.pixels import PixelTokenizer
 from colaworld.models.world_model import WorldModel
 from colaworld.recipes import recipe

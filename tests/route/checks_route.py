@@ -16,11 +16,11 @@ from colaworld.contracts import ClipBatch
 from colaworld.flow.config import SamplerConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.backbones.wan import WanConfig
-from colaworld.models.conditioning import ConditionerConfig
-from colaworld.models.latent_action.idm import IDMConfig
+from colaworld.models.config import ConditionerConfig, ModelConfig
+from colaworld.models.latent_action.config import IDMConfig
 from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.models.world import World
-from colaworld.models.world_model import ModelConfig, WorldModel
+from colaworld.models.world_model import WorldModel
 from colaworld.training.objectives import ColaObjective, ObjectiveConfig
 
 # Heads of 72 and 64 channels take the CUDA kernel, others Triton's.

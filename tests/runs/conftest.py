@@ -13,10 +13,8 @@ from colaworld.data.video_writer import VideoWriter
 from colaworld.envs.scene import Scene
 from colaworld.evaluation.settings import EvaluationConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
-from colaworld.models.conditioning import ConditionerConfig
-from colaworld.models.latent_action.fdm import FDMConfig
-from colaworld.models.latent_action.idm import IDMConfig
-from colaworld.models.world_model import ModelConfig
+from colaworld.models.config import ConditionerConfig, ModelConfig
+from colaworld.models.latent_action.config import FDMConfig, IDMConfig
 from colaworld.recipes import recipe
 from colaworld.runs.config import RunConfig
 

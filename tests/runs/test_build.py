@@ -13,10 +13,9 @@ from colaworld.config import ConfigError, from_dict, to_yaml
 from colaworld.contracts import ClipBatch
 from colaworld.flow.config import TimestepConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
-from colaworld.models.conditioning import ConditionerConfig
-from colaworld.models.latent_action.idm import IDMConfig
+from colaworld.models.config import ConditionerConfig, ModelConfig
+from colaworld.models.latent_action.config import IDMConfig
 from colaworld.models.latent_action.quantizers import QUANTIZERS, VQConfig
-from colaworld.models.world_model import ModelConfig
 from colaworld.recipes import RECIPES, recipe
 from colaworld.runs.build import build_model, build_trainer
 from colaworld.runs.config import PHASES, RunConfig

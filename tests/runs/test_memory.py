@@ -14,7 +14,7 @@ from colaworld.cli import plan_memory as verb
 from colaworld.cli.main import main
 from colaworld.config import ConfigError, to_yaml
 from colaworld.models.latent_action.quantizers import QUANTIZERS
-from colaworld.models.tokenizers.opensora_vae import OpenSoraVAEConfig
+from colaworld.models.tokenizers.config import OpenSoraVAEConfig
 from colaworld.runs.build import build_trainer
 from colaworld.runs.memory import GIB, advise, plan_memory, usable
 

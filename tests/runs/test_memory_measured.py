@@ -18,10 +18,9 @@ from colaworld.config import to_yaml
 from colaworld.data.config import DataConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.backbones.wan import WanConfig
-from colaworld.models.conditioning import ConditionerConfig
-from colaworld.models.latent_action.idm import IDMConfig
-from colaworld.models.tokenizers.opensora_vae import OpenSoraVAEConfig
-from colaworld.models.world_model import ModelConfig
+from colaworld.models.config import ConditionerConfig, ModelConfig
+from colaworld.models.latent_action.config import IDMConfig
+from colaworld.models.tokenizers.config import OpenSoraVAEConfig
 from colaworld.recipes import recipe
 from colaworld.runs.config import RunConfig
 from colaworld.runs.memory import plan_memory

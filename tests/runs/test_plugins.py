@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from colaworld.cli.main import main
 from colaworld.cli.plugins import import_plugins
 from colaworld.config import ConfigError, load_yaml, to_yaml
+from colaworld.models.config import ModelConfig
 from colaworld.models.parts import PARTS, Part, build_order, register_part
-from colaworld.models.tokenizers.opensora_vae import OpenSoraVAE, OpenSoraVAEConfig
-from colaworld.models.world_model import ModelConfig
+from colaworld.models.tokenizers.config import OpenSoraVAEConfig
+from colaworld.models.tokenizers.opensora_vae import OpenSoraVAE
 from colaworld.recipes import RECIPES, recipe, register_recipe
 from colaworld.runs.build import build_trainer
 from colaworld.runs.config import RunConfig

@@ -27,7 +27,8 @@ from colaworld.models.latent_action.quantizers import (
     ResidualConfig,
     VQConfig,
 )
-from colaworld.models.tokenizers.opensora_vae import OpenSoraVAE, OpenSoraVAEConfig
+from colaworld.models.tokenizers.config import OpenSoraVAEConfig
+from colaworld.models.tokenizers.opensora_vae import OpenSoraVAE
 from colaworld.runs import pretrained
 from colaworld.runs.build import build_model, build_trainer
 from colaworld.runs.load import load_world, read_config

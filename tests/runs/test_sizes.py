@@ -8,8 +8,8 @@ import pytest
 
 from colaworld.config import ConfigError
 from colaworld.models.backbones.stdit3 import STDiT3Config
-from colaworld.models.latent_action.idm import IDMConfig
-from colaworld.models.world_model import ModelConfig
+from colaworld.models.config import ModelConfig
+from colaworld.models.latent_action.config import IDMConfig
 from colaworld.runs.sizes import check_frames, check_heads, check_window
 
 LAM = ("idm", "quantizer", "conditioner")

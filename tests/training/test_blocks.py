@@ -10,11 +10,10 @@ from torch import nn
 
 from colaworld.contracts import ClipBatch
 from colaworld.models.backbones.stdit3 import STDiT3Config
-from colaworld.models.conditioning import ConditionerConfig
-from colaworld.models.latent_action.fdm import FDMConfig
-from colaworld.models.latent_action.idm import IDMConfig
+from colaworld.models.config import ConditionerConfig, ModelConfig
+from colaworld.models.latent_action.config import FDMConfig, IDMConfig
 from colaworld.models.latent_action.quantizers import ResidualConfig, VQConfig
-from colaworld.models.world_model import ModelConfig, WorldModel
+from colaworld.models.world_model import WorldModel
 from colaworld.training import blocks as blocks_of
 from colaworld.training.blocks import blocks, compile_blocks, recompute_blocks
 from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig

@@ -12,10 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from colaworld.contracts import ClipBatch
 from colaworld.models.backbones.stdit3 import STDiT3Config
-from colaworld.models.conditioning import ConditionerConfig
-from colaworld.models.latent_action.idm import IDMConfig
+from colaworld.models.config import ConditionerConfig, ModelConfig
+from colaworld.models.latent_action.config import IDMConfig
 from colaworld.models.latent_action.quantizers import VQConfig
-from colaworld.models.world_model import ModelConfig, WorldModel
+from colaworld.models.world_model import WorldModel
 from colaworld.training.blocks import recompute_blocks
 from colaworld.training.config import TrainingConfig
 from colaworld.training.memory import MemoryCount, trace_step

@@ -11,11 +11,10 @@ from colaworld.config import ConfigError
 from colaworld.contracts import ClipBatch, to_float
 from colaworld.flow.config import TimestepConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
-from colaworld.models.conditioning import ConditionerConfig
-from colaworld.models.latent_action.fdm import FDMConfig
-from colaworld.models.latent_action.idm import IDMConfig
+from colaworld.models.config import ConditionerConfig, ModelConfig
+from colaworld.models.latent_action.config import FDMConfig, IDMConfig
 from colaworld.models.latent_action.quantizers import QUANTIZERS
-from colaworld.models.world_model import ModelConfig, WorldModel
+from colaworld.models.world_model import WorldModel
 from colaworld.training.objectives import OBJECTIVES, BaseObjective, ObjectiveConfig, Term
 from colaworld.training.phases import Phase, enter_phase
 from colaworld.training.protocols import Objective

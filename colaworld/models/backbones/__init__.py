@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 # Importing a folder registers its backbone.
 from colaworld.models.backbones import stdit3, wan  # noqa: F401
 from colaworld.models.backbones.backbone import (
@@ -10,6 +12,10 @@ from colaworld.models.backbones.backbone import (
     build_backbone,
     register_backbone,
 )
-from colaworld.models.backbones.published import published_config
+from colaworld.registry import lazy_names
+
+if TYPE_CHECKING:
+    from colaworld.models.backbones.published import published_config
 
 __all__ = ["Backbone", "BackboneConfig", "build_backbone", "published_config", "register_backbone"]
+__getattr__ = lazy_names(__name__, published_config="published")

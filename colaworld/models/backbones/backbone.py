@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from colaworld.config import Checked, ConfigError
-from colaworld.models.backbones.weights import Layout
-from colaworld.models.layers.kv_cache import KVCache
 from colaworld.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from colaworld.models.backbones.weights import Layout
+    from colaworld.models.layers.kv_cache import KVCache
 
 Text = Literal["removed", "null", "full"]
 

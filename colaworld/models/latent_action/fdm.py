@@ -6,34 +6,14 @@ model; CoLA-World itself has none: there the video generator is the forward mode
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colaworld.config import Checked, Range, Size
+from colaworld.models.latent_action.config import FDMConfig
 from colaworld.models.layers.attention import AxialAttention
 from colaworld.models.layers.embeddings import grid_embedding
 from colaworld.models.layers.mlp import MLP
-from colaworld.models.parts import Part, register_part
-
-
-@dataclass(frozen=True)
-class FDMConfig(Checked, at="model.fdm."):
-    """Sizes of the forward dynamics model (paper: 12 layers, similar width to the IDM)."""
-
-    depth: Annotated[int, Range(ge=0, le=1000)] = 3
-    """Spatial blocks."""
-    width: Size = 64
-    """Channels of a token."""
-    heads: Size = 2
-    """Attention heads."""
-    mlp_ratio: Annotated[float, Range(ge=1 / 8, le=64)] = 4.0
-    """Hidden width of the MLP over width."""
-    patch: Size = 4
-    """Pixels per side of a patch."""
 
 
 class FDMBlock(nn.Module):
@@ -81,14 +61,3 @@ class ForwardDynamicsModel(nn.Module):
         x = self.out(self.norm(x[:, :, : -codes.shape[2]]))
         x = x.flatten(0, 1).transpose(1, 2).unflatten(2, (H // patch, W // patch))
         return (F.pixel_shuffle(x, patch).unflatten(0, (B, T)) + 1) / 2
-
-
-register_part(
-    Part(
-        "fdm",
-        FDMConfig,
-        lambda config, model: ForwardDynamicsModel(config, dim=model.config.idm.dim),
-        needs=("idm", "quantizer"),
-        compile=True,
-    )
-)

@@ -8,55 +8,16 @@ Shape legend: B clips, T frames, S patches per frame, C width, N tokens per acti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colaworld.config import Checked, Layers, Range, Size
+from colaworld.models.latent_action.config import IDMConfig
 from colaworld.models.latent_action.matching import matching_volume
 from colaworld.models.layers.attention import AxialAttention
 from colaworld.models.layers.embeddings import grid_embedding
 from colaworld.models.layers.mlp import MLP
-from colaworld.models.parts import Part, register_part
 from colaworld.ops import adaln
-
-
-@dataclass(frozen=True)
-class IDMConfig(Checked, at="model.idm."):
-    """Sizes of the inverse dynamics model. `paper()` gives the paper's."""
-
-    depth: Layers = 2
-    """Blocks of spatial attention, causal temporal attention and MLP."""
-    width: Size = 64
-    """Channels of a token."""
-    heads: Size = 2
-    """Attention heads."""
-    mlp_ratio: Annotated[float, Range(ge=1 / 8, le=64)] = 4.0
-    """Hidden width of the MLP over width."""
-    patch: Size = 4
-    """Pixels per side of a patch."""
-    tokens: Size = 1
-    """Tokens per latent action (N)."""
-    dim: Size = 8
-    """Width of one token of the latent action (d)."""
-    pair: Literal["mean", "later"] = "later"
-    """What a transition is read from: the mean of both frames' features (paper), or the later
-    frame's alone, which has seen the earlier one. The mean also carries the action before."""
-    matching: Annotated[int, Range(ge=0, le=64)] = 1
-    """Radius in patches of the matching volume given beside the pixels; 0: pixels alone (paper)."""
-    motion: bool = False
-    """Add a linear map of the matching volume's mean over the patches to the latents: they then
-    differ by the motion of the whole view from the first step on. Needs matching > 0."""
-
-    @staticmethod
-    def paper() -> IDMConfig:
-        """12 layers, width 768, 12 heads, 224 px in patches of 14, 2 tokens of 32."""
-        return IDMConfig(
-            depth=12, width=768, heads=12, patch=14, tokens=2, dim=32, pair="mean", matching=0
-        )
 
 
 class IDMBlock(nn.Module):
@@ -157,8 +118,3 @@ class InverseDynamicsModel(nn.Module):
             return z
         mean = volume[:, 1:].mean((3, 4)).to(self.motion.weight.dtype)  # [B, T - 1, candidates]
         return z + self.motion(mean).view_as(z)
-
-
-register_part(
-    Part("idm", IDMConfig, lambda config, model: InverseDynamicsModel(config), compile=True)
-)

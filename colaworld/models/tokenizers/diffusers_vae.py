@@ -11,23 +11,19 @@ Shape legend: B clips, T frames, C channels, H W pixels, T' h w latents.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from colaworld.config import Checked, Count, Positive, Seed
 from colaworld.models.backbones.weights import Layout, load_weights
 from colaworld.models.hub import local_folder
+from colaworld.models.tokenizers.config import DiffusersVAEConfig, read_described, sizes_of
 from colaworld.models.tokenizers.image_vae import posterior
 from colaworld.models.tokenizers.vae import (
     VAE,
-    DType,
-    Posterior,
     in_passes,
     to_pixels,
 )
@@ -46,61 +42,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {  # arguments of the published models, f
     "wan": {},
     "tiny": {},
 }
-_PUBLISHED = {"kl": (4, 1, 8), "wan": (16, 4, 8), "tiny": (4, 1, 8)}  # C, temporal, spatial
-
-
-@dataclass(frozen=True)
-class DiffusersVAEConfig(Checked, at="model.tokenizer."):
-    """An autoencoder of the diffusers package."""
-
-    kind: Literal["diffusers_vae"] = field(default="diffusers_vae", kw_only=True)
-    """Which tokenizer this is; the recipe decides it."""
-    family: Literal["kl", "wan", "tiny"] = "kl"
-    """kl: AutoencoderKL, per frame; tiny: AutoencoderTiny, per frame; wan: AutoencoderKLWan."""
-    path: str = ""
-    """A folder with config.json and safetensors weights, else OWNER/NAME on the Hugging Face hub."""
-    subfolder: str = ""
-    """Where within it, for example vae of a whole pipeline."""
-    posterior: Posterior = "mean"
-    """mean of the encoded distribution, or a sample of it. (tiny has no distribution.)"""
-    seed: Seed = 0
-    """Of the noise of a sample, where no generator is given."""
-    dtype: DType = "float32"
-    """What it computes in."""
-    frames_per_pass: Count = 8
-    """kl, tiny: frames that go through at once. wan: its own 4 frames of one clip."""
-    scale: Positive | None = None
-    """kl, tiny: factor on the latents in place of the stored scaling_factor."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.scale is not None and self.family == "wan":
-            raise ValueError(
-                "DiffusersVAEConfig.scale: expected a positive factor for kl or tiny, or none (wan "
-                f"has a deviation per channel), got {self.scale} for {self.family}"
-            )
-
-    @property
-    def channels(self) -> int:
-        """Channels of a latent."""
-        return self._sizes()[0]
-
-    @property
-    def temporal_stride(self) -> int:
-        """Actions that lead into one latent frame."""
-        return self._sizes()[1]
-
-    @property
-    def spatial_stride(self) -> int:
-        """Pixels per side of one latent location."""
-        return self._sizes()[2]
-
-    def _sizes(self) -> tuple[int, int, int]:
-        """From config.json where it is on this machine, else those of the published models."""
-        file = Path(self.path).expanduser() / self.subfolder / "config.json"
-        if not self.path or not file.is_file():
-            return _PUBLISHED[self.family]
-        return _sizes(self.family, _read(file))
 
 
 class DiffusersVAE(VAE):
@@ -131,7 +72,7 @@ class DiffusersVAE(VAE):
             )
         self.vae = module
         stored: Mapping[str, Any] = self.vae.config
-        self.channels, self.temporal_stride, self.spatial_stride = _sizes(config.family, stored)
+        self.channels, self.temporal_stride, self.spatial_stride = sizes_of(config.family, stored)
         if config.family == "wan":
             if self.temporal_stride != 4:
                 raise ValueError(
@@ -203,28 +144,6 @@ class DiffusersVAE(VAE):
         return made if self.config.family == "tiny" else made.parameters
 
 
-def _sizes(family: str, stored: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Channels, temporal and spatial stride of a module with this config.json."""
-    if family == "wan":
-        patch = stored.get("patch_size") or 1
-        widths = stored.get("dim_mult", (1, 2, 4, 4))
-        temporal = stored.get("temperal_downsample", (False, True, True))  # diffusers' spelling
-        return stored.get("z_dim", 16), 2 ** sum(temporal), 2 ** (len(widths) - 1) * patch
-    key = "block_out_channels" if family == "kl" else "encoder_block_out_channels"
-    widths = stored.get(key, (64, 64, 64, 64) if family == "tiny" else (64,))
-    return stored.get("latent_channels", 4), 1, 2 ** (len(widths) - 1)
-
-
-def _read(file: Path) -> Mapping[str, Any]:
-    try:
-        stored = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: not readable JSON: {error}") from None
-    if not isinstance(stored, Mapping):
-        raise ValueError(f"{file}: expected an object, got {type(stored).__name__}")
-    return stored
-
-
 def _diffusers() -> Any:
     try:
         import diffusers
@@ -244,7 +163,7 @@ def _load(config: DiffusersVAEConfig) -> nn.Module:
     kind = getattr(_diffusers(), _CLASSES[config.family])
     if torch.empty(0).is_meta:  # a caller that plans on the meta device: sizes, no weights
         file = Path(config.path).expanduser() / config.subfolder / "config.json"
-        stored = _read(file) if file.is_file() else _DEFAULTS[config.family]
+        stored = read_described(file) if file.is_file() else _DEFAULTS[config.family]
         return kind.from_config(stored)
     prefix = f"{config.subfolder}/" if config.subfolder else ""
     wanted = ("config.json", _FILE, f"{_STEM}-*.safetensors", f"{_STEM}.safetensors.index.json")
@@ -257,7 +176,7 @@ def _load(config: DiffusersVAEConfig) -> nn.Module:
         if config.subfolder and (root / "config.json").is_file():
             hint = f"; {root} has one itself: set model.tokenizer.subfolder to ''"
         raise ValueError(f"{folder}: expected a config.json of {kind.__name__} there{hint}")
-    stored = _read(folder / "config.json")
+    stored = read_described(folder / "config.json")
     if stored.get("_class_name", kind.__name__) != kind.__name__:
         raise ValueError(
             f"{folder}/config.json is of {stored['_class_name']}, but family {config.family!r} is "

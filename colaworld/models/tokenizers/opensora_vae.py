@@ -19,93 +19,22 @@ therefore not bit for bit what training saw as the head of a longer clip.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
-from colaworld.config import Checked, Count, Layers, Positive, Range, Seed, Size
 from colaworld.models.backbones.weights import load_weights
 from colaworld.models.hub import local_folder
 from colaworld.models.layers.autocast import no_autocast
+from colaworld.models.tokenizers.config import OpenSoraVAEConfig
 from colaworld.models.tokenizers.image_vae import ImageVAE, posterior
 from colaworld.models.tokenizers.temporal_vae import TemporalVAE
 from colaworld.models.tokenizers.vae import (
     VAE,
-    DType,
-    Posterior,
     check_frames,
     in_passes,
     to_pixels,
 )
-
-
-@dataclass(frozen=True)
-class OpenSoraVAEConfig(Checked, at="model.tokenizer."):
-    """Open-Sora VAE v1.2; the sizes are the published ones."""
-
-    kind: Literal["opensora_vae"] = field(default="opensora_vae", kw_only=True)
-    """Which tokenizer this is; the recipe decides it."""
-    path: str = ""
-    """Its weights: a folder or .safetensors file, else the name of a repository on the Hugging
-    Face hub (hpcai-tech/OpenSora-VAE-v1.2). Empty: random weights, for tests."""
-    posterior: Posterior = "mean"
-    """mean of the encoded distribution, or a sample of it (the original samples)."""
-    seed: Seed = 0
-    """Of the noise of a sample, where no generator is given."""
-    dtype: DType = "float32"
-    """What it computes in."""
-    frames_per_pass: Count = 4
-    """Frames that go through the 2-D part at once: memory against speed (published: 4)."""
-    chunk: Count = 17
-    """Frames of the first chunk in time, 1 + 4 k; later ones have one frame less."""
-    channels: Size = 4
-    """Of a latent."""
-    image_widths: tuple[Size, ...] = (128, 256, 512, 512)
-    """Filters of the 2-D part, per resolution."""
-    image_layers: Layers = 2
-    """Residual blocks of the 2-D part, per resolution."""
-    image_scale: Positive = 0.18215
-    """Latents between the two parts are multiplied by it (not SDXL's .13025)."""
-    temporal_width: Size = 128
-    """Filters of the temporal part's first stage."""
-    temporal_multipliers: tuple[Size, ...] = (1, 2, 2, 4)
-    """Filters of its stages, in units of that."""
-    temporal_layers: Layers = 4
-    """Residual blocks per stage."""
-    temporal_halve: tuple[bool, ...] = (False, True, True)
-    """Between which stages time is halved."""
-    groups: Size = 32
-    """Of every GroupNorm."""
-    shift: tuple[Annotated[float, Range(ge=-1e6, le=1e6)], ...] = (-0.10, 0.34, 0.27, 0.98)
-    """Mean of each latent channel over the original's training data; replaced by stored weights."""
-    scale: tuple[Positive, ...] = (3.85, 2.32, 2.33, 3.06)
-    """Deviation of each latent channel; likewise."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        stride = self.temporal_stride
-        if self.chunk % stride != 1 % stride:
-            raise ValueError(
-                f"OpenSoraVAEConfig.chunk: expected 1 + {stride} k frames, got {self.chunk}"
-            )
-        for name in ("shift", "scale"):
-            if len(getattr(self, name)) != self.channels:
-                raise ValueError(
-                    f"OpenSoraVAEConfig.{name}: expected {self.channels} values, one per channel, "
-                    f"got {len(getattr(self, name))}"
-                )
-
-    @property
-    def spatial_stride(self) -> int:
-        """Pixels per side of one latent location."""
-        return 2 ** (len(self.image_widths) - 1)
-
-    @property
-    def temporal_stride(self) -> int:
-        """Actions that lead into one latent frame."""
-        return 2 ** sum(self.temporal_halve)
 
 
 class OpenSoraVAE(VAE):

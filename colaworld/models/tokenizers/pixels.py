@@ -2,42 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colaworld.config import Checked, Range
-
-
-@dataclass(frozen=True)
-class PixelTokenizerConfig(Checked, at="model.tokenizer."):
-    """Space-to-depth: each patch of pixels becomes the channels of one latent location."""
-
-    kind: Literal["pixels"] = field(default="pixels", kw_only=True)
-    """Which tokenizer this is; the recipe decides it."""
-    patch: Annotated[int, Range(ge=1, le=128)] = 2
-    """Pixels per side of a patch; latents have 3 * patch^2 channels."""
-    mean: Annotated[float, Range(ge=-1000, le=1000)] = 0.0
-    """Subtracted after pixels are mapped to [-1, 1]."""
-    std: Annotated[float, Range(gt=0, le=1000)] = 0.5
-    """Divided by; pixels of natural video in [-1, 1] have a deviation near this value."""
-
-    @property
-    def channels(self) -> int:
-        """Channels of a latent."""
-        return 3 * self.patch**2
-
-    @property
-    def spatial_stride(self) -> int:
-        """Pixels per side of one latent location."""
-        return self.patch
-
-    @property
-    def temporal_stride(self) -> int:
-        """Actions that lead into one latent frame."""
-        return 1
+from colaworld.models.tokenizers.config import PixelTokenizerConfig
 
 
 class PixelTokenizer(nn.Module):

@@ -11,10 +11,11 @@ one more (drawn for r = 4; a latent frame under the last pixel frame it has seen
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class Tokenizer(Protocol):

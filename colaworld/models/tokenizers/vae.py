@@ -15,16 +15,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from colaworld.models.layers.autocast import no_autocast
 from colaworld.models.tokenizers.tokenizer import latent_frames
-
-Posterior = Literal["mean", "sample"]
-DType = Literal["float32", "bfloat16", "float16"]
 
 
 class VAE(nn.Module):

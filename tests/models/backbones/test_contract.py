@@ -29,11 +29,11 @@ from colaworld.models.backbones.backbone import BACKBONES
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.backbones.wan import WanConfig
 from colaworld.models.backbones.weights import WeightsError, load_weights
-from colaworld.models.conditioning import ConditionerConfig
-from colaworld.models.latent_action.idm import IDMConfig
+from colaworld.models.config import ConditionerConfig, ModelConfig
+from colaworld.models.latent_action.config import IDMConfig
 from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.models.layers.attention import use_backend
-from colaworld.models.world_model import ModelConfig, WorldModel
+from colaworld.models.world_model import WorldModel
 from colaworld.runs.weights import load_backbone
 
 

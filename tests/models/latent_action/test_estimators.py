@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from colaworld.config import ConfigError, from_dict
+from colaworld.models.config import ModelConfig
 from colaworld.models.latent_action.quantizers import (
     QUANTIZERS,
     build_quantizer,
     rotation,
     straight_through,
 )
-from colaworld.models.world_model import ModelConfig
 
 
 def draw(*shape: int, seed: int = 0, dtype=torch.float64) -> torch.Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from colaworld.models.latent_action.fdm import FDMConfig, ForwardDynamicsModel
+from colaworld.models.latent_action.config import FDMConfig
+from colaworld.models.latent_action.fdm import ForwardDynamicsModel
 
 CONFIG = FDMConfig(depth=2, width=16, heads=2, patch=2)
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from colaworld.models.latent_action.idm import (
-    AttentionPooling,
-    IDMConfig,
-    InverseDynamicsModel,
-)
+from colaworld.models.latent_action.config import IDMConfig
+from colaworld.models.latent_action.idm import AttentionPooling, InverseDynamicsModel
 
 CONFIG = IDMConfig(depth=2, width=16, heads=2, patch=2, tokens=2, dim=5)
 

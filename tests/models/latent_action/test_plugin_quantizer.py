@@ -9,13 +9,14 @@ import torch
 
 from colaworld.cli.command_line import from_command_line
 from colaworld.config import ConfigError, from_dict, load_yaml, to_yaml
+from colaworld.models.config import ModelConfig
 from colaworld.models.latent_action.quantizers import (
     QUANTIZERS,
     VQConfig,
     build_quantizer,
     register_quantizer,
 )
-from colaworld.models.world_model import ModelConfig, WorldModel
+from colaworld.models.world_model import WorldModel
 
 PLUGIN = Path(__file__).with_name("plugin_quantizer.py")
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from colaworld.config import ConfigError, from_dict
+from colaworld.models.config import ModelConfig
 from colaworld.models.latent_action.quantizers import (
     QUANTIZERS,
     Standardise,
@@ -13,7 +14,6 @@ from colaworld.models.latent_action.quantizers import (
     build_quantizer,
     straight_through,
 )
-from colaworld.models.world_model import ModelConfig
 
 DIM = 4
 WITH_CODES = [kind for kind in QUANTIZERS if kind not in ("gaussian", "none")]

@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from colaworld.config import from_dict, to_dict
+from colaworld.models.config import ModelConfig
 from colaworld.models.tokenizers import build_tokenizer
-from colaworld.models.tokenizers.diffusers_vae import DiffusersVAE, DiffusersVAEConfig
-from colaworld.models.tokenizers.opensora_vae import OpenSoraVAEConfig
-from colaworld.models.tokenizers.pixels import PixelTokenizerConfig
-from colaworld.models.world_model import ModelConfig
+from colaworld.models.tokenizers.config import (
+    DiffusersVAEConfig,
+    OpenSoraVAEConfig,
+    PixelTokenizerConfig,
+)
+from colaworld.models.tokenizers.diffusers_vae import DiffusersVAE
 
 needs_diffusers = pytest.mark.skipif(
     importlib.util.find_spec("diffusers") is None, reason="needs diffusers (colaworld[vae])"

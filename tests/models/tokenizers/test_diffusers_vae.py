@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from colaworld.models.tokenizers.diffusers_vae import DiffusersVAE, DiffusersVAEConfig
+from colaworld.models.tokenizers.config import DiffusersVAEConfig
+from colaworld.models.tokenizers.diffusers_vae import DiffusersVAE
 
 needs_diffusers = pytest.mark.skipif(
     importlib.util.find_spec("diffusers") is None, reason="wraps diffusers (colaworld[vae])"

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from colaworld.models.tokenizers.opensora_vae import OpenSoraVAE, OpenSoraVAEConfig
+from colaworld.models.tokenizers.config import OpenSoraVAEConfig
+from colaworld.models.tokenizers.opensora_vae import OpenSoraVAE
 
 TINY = OpenSoraVAEConfig(
     image_widths=(4, 8, 8),

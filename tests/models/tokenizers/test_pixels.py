@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from colaworld.models.tokenizers.pixels import PixelTokenizer, PixelTokenizerConfig
+from colaworld.models.tokenizers.config import PixelTokenizerConfig
+from colaworld.models.tokenizers.pixels import PixelTokenizer
 
 
 @pytest.mark.parametrize("config", [PixelTokenizerConfig(), PixelTokenizerConfig(4, 0.25, 0.75)])

@@ -8,6 +8,8 @@ from typing import Annotated, ClassVar, Literal
 from colaworld.config import Layers, Range, Size
 from colaworld.models.backbones.backbone import BackboneConfig
 
+TIME_SHIFT = 3.0  # Wan 2.1's shift of noise levels at 480p; the same for clips of every size
+
 
 @dataclass(frozen=True)
 class WanConfig(BackboneConfig):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from colaworld.models.backbones.wan.attention import Rotation
 from colaworld.models.backbones.wan.block import WanBlock
-from colaworld.models.backbones.wan.config import WanConfig
+from colaworld.models.backbones.wan.config import TIME_SHIFT, WanConfig
 from colaworld.models.backbones.wan.published import layout
 from colaworld.models.backbones.weights import Layout
 from colaworld.models.layers.autocast import no_autocast
@@ -30,7 +30,6 @@ from colaworld.ops import adaln
 from colaworld.ops.reference import compute_dtype
 
 TIME_SCALE = 1000.0  # Wan embeds times in [0, 1000]
-TIME_SHIFT = 3.0  # Wan 2.1's shift of noise levels at 480p; the same for clips of every size
 
 
 class TwoLinears(nn.Module):

@@ -9,17 +9,14 @@ changes no state: what it saw comes back in `Quantized.seen`, and a training ste
     observe(quantizer(z)) ...       once per forward pass that counts (not when it is recomputed)
     after_step()                    one reduction over processes; statistics, dead entries
 
-Not here: where z comes from (idm.py) and what the codes condition (conditioning.py).
+A quantizer is imported when it is built. Not here: where z comes from (idm.py) and what the codes condition
+(conditioning.py).
 """
 
 from __future__ import annotations
 
-from colaworld.models.latent_action.quantizers.codebook import (
-    EMAVQ,
-    NSVQ,
-    CodebookQuantizer,
-    GradientVQ,
-)
+from typing import TYPE_CHECKING
+
 from colaworld.models.latent_action.quantizers.config import (
     QUANTIZERS,
     CommonConfig,
@@ -33,25 +30,25 @@ from colaworld.models.latent_action.quantizers.config import (
     VQConfig,
     register_quantizer,
 )
-from colaworld.models.latent_action.quantizers.continuous import GaussianLatent, NoQuantizer
-from colaworld.models.latent_action.quantizers.estimators import rotation, straight_through
-from colaworld.models.latent_action.quantizers.finite import FSQ
-from colaworld.models.latent_action.quantizers.kmeans import kmeans, kmeans_pp
-from colaworld.models.latent_action.quantizers.quantizer import (
-    Quantized,
-    Quantizer,
-    Standardise,
-)
-from colaworld.models.latent_action.quantizers.residual import ResidualVQ
 from colaworld.models.parts import Part, register_part
+from colaworld.registry import Later, lazy_names
 
-register_quantizer(VQConfig, GradientVQ)
-register_quantizer(EMAConfig, EMAVQ)
-register_quantizer(NSVQConfig, NSVQ)
-register_quantizer(FSQConfig, FSQ)
-register_quantizer(ResidualConfig, ResidualVQ)
-register_quantizer(GaussianConfig, GaussianLatent)
-register_quantizer(NoneConfig, NoQuantizer)
+if TYPE_CHECKING:
+    from colaworld.models.latent_action.quantizers.codebook import CodebookQuantizer
+    from colaworld.models.latent_action.quantizers.estimators import rotation, straight_through
+    from colaworld.models.latent_action.quantizers.quantizer import (
+        Quantized,
+        Quantizer,
+        Standardise,
+    )
+
+register_quantizer(VQConfig, Later(f"{__name__}.codebook:GradientVQ"))
+register_quantizer(EMAConfig, Later(f"{__name__}.codebook:EMAVQ"))
+register_quantizer(NSVQConfig, Later(f"{__name__}.codebook:NSVQ"))
+register_quantizer(FSQConfig, Later(f"{__name__}.finite:FSQ"))
+register_quantizer(ResidualConfig, Later(f"{__name__}.residual:ResidualVQ"))
+register_quantizer(GaussianConfig, Later(f"{__name__}.continuous:GaussianLatent"))
+register_quantizer(NoneConfig, Later(f"{__name__}.continuous:NoQuantizer"))
 
 
 def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
@@ -72,31 +69,31 @@ register_part(
 )
 
 __all__ = [
-    "EMAVQ",
-    "FSQ",
-    "NSVQ",
     "QUANTIZERS",
     "CodebookQuantizer",
     "CommonConfig",
     "EMAConfig",
     "FSQConfig",
     "GaussianConfig",
-    "GaussianLatent",
-    "GradientVQ",
     "NSVQConfig",
-    "NoQuantizer",
     "NoneConfig",
     "Quantized",
     "Quantizer",
     "QuantizerConfig",
     "ResidualConfig",
-    "ResidualVQ",
     "Standardise",
     "VQConfig",
     "build_quantizer",
-    "kmeans",
-    "kmeans_pp",
     "register_quantizer",
     "rotation",
     "straight_through",
 ]
+__getattr__ = lazy_names(
+    __name__,
+    CodebookQuantizer="codebook",
+    Quantized="quantizer",
+    Quantizer="quantizer",
+    Standardise="quantizer",
+    rotation="estimators",
+    straight_through="estimators",
+)
