@@ -33,7 +33,7 @@ from colaworld.training.guard import LossGuard
 from colaworld.training.objectives import OBJECTIVES
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.phases import enter_phase
-from colaworld.training.step import apply_update, backward_pass
+from colaworld.training.step import apply_update, backward_pass, clip_generator
 
 from . import shapes, timing
 from .case import Case, Request, require_compiler
@@ -138,7 +138,10 @@ class Step:
         enter_phase(self.model, self.phase)
         generator = generator_for(self.device, training.seed, self.phase.name, "before")
         with variant.choice():
-            self.objective.before_phase(self.batch, generator=generator)
+            self.objective.before_phase(
+                lambda: ((found := self.batch()), clip_generator(self.device, 0, batch=found)),
+                generator=generator,
+            )
         enter_phase(self.model, self.phase)
         self.optimizer = PhaseOptimizer(self.model, self.phase, training)
         self.guard = LossGuard(replace(training, spike_factor=0.0))

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from colaworld.rng import draw
+
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 Crop = Literal["none", "center"] | Box
 
@@ -74,9 +76,9 @@ def random_resized_crop(
             f"random_resized_crop: expected 0 < scale <= 1 and ratio > 0, got {scale}, {ratio}"
         )
     B, _, _, H, W = frames.shape
-    draw = torch.rand(B, 4, generator=generator, device=generator.device).tolist()
+    drawn = draw(torch.rand, (B, 4), generator, device=generator.device).tolist()
     made = torch.empty_like(frames)
-    for b, (u_scale, u_ratio, u_top, u_left) in enumerate(draw):
+    for b, (u_scale, u_ratio, u_top, u_left) in enumerate(drawn):
         area = scale[0] + u_scale * (scale[1] - scale[0])
         low, high = math.log(ratio[0]), math.log(ratio[1])
         aspect = math.exp(low + u_ratio * (high - low))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from colaworld.flow.config import TimestepConfig
+from colaworld.rng import draw
 
 
 def per_frame(times: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ def sample_timesteps(
 ) -> Tensor:
     """One time per clip, [clips] in (0, 1). `native_shift` stands for a shift of None."""
     shift = native_shift if config.shift is None else config.shift
-    normal = torch.randn(clips, generator=generator, device=device)
+    normal = draw(torch.randn, (clips,), generator, device=device)
     return shift_times(torch.sigmoid(config.mean + config.std * normal), shift)
 
 

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from colaworld.models.latent_action.quantizers.step_stats import gather_rows
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -104,12 +106,11 @@ class Distributed:
         return total / self.world_size
 
     def gather_rows(self, rows: Tensor) -> Tensor:
-        """Rows [M, N] of every process, in rank order: [M * world_size, N]. Equal M everywhere."""
-        if self.group is None:
-            return rows
-        gathered = [torch.empty_like(rows) for _ in range(self.world_size)]
-        dist.all_gather(gathered, rows.contiguous(), group=self.group)
-        return torch.cat(gathered)
+        """Rows [M, ...] of every process, in the order of the clips' slots: [M * world_size, ...].
+
+        Row i of rank r becomes row i * world_size + r. Equal M everywhere.
+        """
+        return gather_rows(rows, self.group)
 
     # -- decisions and files -----------------------------------------------------------------
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,8 @@ from colaworld.flow.path import interpolate, sample_timesteps, target_velocity
 from colaworld.models.latent_action.quantizers import Quantized
 from colaworld.models.world_model import WorldModel
 from colaworld.registry import Registry
+from colaworld.rng import ClipGenerator, draw
+from colaworld.training.protocols import ClipSupply
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,20 @@ class Forward:
     target: Tensor | None = None  # [B, C, T, h, w] what it should be
     predict: Tensor | None = None  # [B, T] bool: frames that were noised
     average: Average = "frames"  # what the flow loss is a mean over
+    usual: Tensor | None = None  # scalar: frames to predict of a clip, on average over the update
     predicted: Tensor | None = None  # [B, F - 1, 3, H, W] frames of a forward model
     quantized: Quantized | None = None  # the latent actions, in training
     indices: Tensor | None = None  # [B, F - 1, N] codes used, for the codebook meter
+
+
+class Noised(NamedTuple):
+    """Clips on the path from data to noise. Legend: B clips, T latent frames."""
+
+    x_t: Tensor  # [B, C, T, h, w]
+    times: Tensor  # [B, T]
+    target: Tensor  # [B, C, T, h, w] the velocity
+    predict: Tensor  # [B, T] bool: frames that were noised
+    usual: Tensor  # scalar: how many those are of a clip, on average over the whole update
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,9 @@ class Term:
 def flow_error(made: Forward) -> Tensor:
     """Mean squared error of the velocity over the frames to predict."""
     assert made.velocity is not None and made.target is not None and made.predict is not None
-    return flow_matching_loss(made.velocity, made.target, made.predict, average=made.average)
+    return flow_matching_loss(
+        made.velocity, made.target, made.predict, average=made.average, usual=made.usual
+    )
 
 
 def quantizer_error(made: Forward) -> Tensor:
@@ -138,13 +154,13 @@ class BaseObjective:
         self.observe(made, generator=generator)
         metrics: dict[str, Any] = {name: value.detach() for name, value in values.items()}
         if getattr(made, "indices", None) is not None:
-            metrics["indices"] = made.indices.flatten(0, 1).detach()
+            metrics["indices"] = made.indices.detach()
         return loss, metrics
 
     def observe(self, made: Any, *, generator: torch.Generator) -> None:
         """Once per forward pass that counts: nothing to remember."""
 
-    def before_phase(self, batches: Callable[[], ClipBatch], *, generator: torch.Generator) -> None:
+    def before_phase(self, batches: ClipSupply, *, generator: torch.Generator) -> None:
         """Nothing to prepare."""
 
     def begin_step(self) -> None:
@@ -154,10 +170,8 @@ class BaseObjective:
         """Nothing to update."""
         return {}, []
 
-    def _noised(
-        self, frames: Tensor, stored: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Latents on the path, their times [B, T], the target velocity, the mask to predict.
+    def _noised(self, frames: Tensor, stored: Tensor | None, generator: torch.Generator) -> Noised:
+        """Latents of the frames on the path, with noise of their own.
 
         `stored` [B, C, T, h, w]: latents of these very frames, so that they need no encoding.
         """
@@ -173,7 +187,12 @@ class BaseObjective:
                 f"{length} latent frames; expected 1 <= fewest <= most < {length}"
             )
         device = x0.device
-        given = torch.randint(low, high + 1, (clips, 1), generator=generator, device=device)
+        integers, shape = partial(torch.randint, low, high + 1), (clips, 1)
+        if isinstance(generator, ClipGenerator):
+            every = generator.rows(integers, shape)
+            given = generator.own(every)
+        else:
+            every = given = integers(shape, generator=generator, device=device)
         predict = torch.arange(length, device=device) >= given  # [B, T]
         time = sample_timesteps(
             clips,
@@ -183,8 +202,11 @@ class BaseObjective:
             native_shift=self.model.backbone.time_shift(length, *x0.shape[3:]),
         )
         times = time[:, None] * predict
-        noise = torch.randn(x0.shape, generator=generator, device=device)
-        return interpolate(x0, noise, times), times, target_velocity(x0, noise), predict
+        noise = draw(torch.randn, x0.shape, generator, large=True, device=device)
+        usual = (length - every).sum() / len(every)
+        return Noised(
+            interpolate(x0, noise, times), times, target_velocity(x0, noise), predict, usual
+        )
 
 
 class FlowObjective(BaseObjective):
@@ -193,12 +215,13 @@ class FlowObjective(BaseObjective):
     terms = (FLOW,)
 
     def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Forward:
-        x_t, times, target, predict = self._noised(to_float(batch.frames), batch.latents, generator)
+        noised = self._noised(to_float(batch.frames), batch.latents, generator)
         return Forward(
-            velocity=self.model.velocity(x_t, times, fps=batch.fps),
-            target=target,
-            predict=predict,
+            velocity=self.model.velocity(noised.x_t, noised.times, fps=batch.fps),
+            target=noised.target,
+            predict=noised.predict,
             average=self.config.average,
+            usual=noised.usual,
         )
 
 
@@ -210,16 +233,16 @@ class _LatentActionObjective(BaseObjective):
         self.codebook_size, self.tokens = model.codebook_size, model.tokens
 
     @torch.no_grad()
-    def before_phase(self, batches: Callable[[], ClipBatch], *, generator: torch.Generator) -> None:
+    def before_phase(self, batches: ClipSupply, *, generator: torch.Generator) -> None:
         """Start an unstarted quantizer from latents of real clips."""
         quantizer = self.model.quantizer
         if bool(quantizer.started):
             return
         latents, clips = [], 0
         while clips < self.config.start_clips:
-            batch = batches()
-            latents.append(self.model.idm(self._frames(batch, generator)).flatten(0, 1))
-            clips += len(batch)
+            batch, own = batches()
+            latents.append(self.model.idm(self._frames(batch, own)))
+            clips += own.clips
         quantizer.start(torch.cat(latents), generator=generator)
 
     def begin_step(self) -> None:
@@ -249,16 +272,19 @@ class ColaObjective(_LatentActionObjective):
     def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Forward:
         frames = self._frames(batch, generator)
         stored = None if self.config.augment else batch.latents  # those of a crop are others
-        x_t, times, target, predict = self._noised(frames, stored, generator)
+        noised = self._noised(frames, stored, generator)
         quantized = self.model.quantize(frames, generator=generator)
         drop = _drop(quantized.codes, self.model.conditioner.config.dropout, generator)
-        velocity = self.model.velocity(x_t, times, quantized.codes, drop, fps=batch.fps)
+        velocity = self.model.velocity(
+            noised.x_t, noised.times, quantized.codes, drop, fps=batch.fps
+        )
         return Forward(
             frames=frames,
             velocity=velocity,
-            target=target,
-            predict=predict,
+            target=noised.target,
+            predict=noised.predict,
             average=self.config.average,
+            usual=noised.usual,
             quantized=quantized,
             indices=quantized.indices,
         )
@@ -276,16 +302,17 @@ class WorldObjective(BaseObjective):
 
     def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Forward:
         frames = to_float(batch.frames)  # no augmentation: the latent action model is fixed (paper)
-        x_t, times, target, predict = self._noised(frames, batch.latents, generator)
+        noised = self._noised(frames, batch.latents, generator)
         actions = self.model.infer_actions(frames)
         drop = _drop(actions.codes, self.model.conditioner.config.dropout, generator)
-        velocity = self.model.velocity(x_t, times, actions.codes, drop, fps=batch.fps)
+        velocity = self.model.velocity(noised.x_t, noised.times, actions.codes, drop, fps=batch.fps)
         return Forward(
             frames=frames,
             velocity=velocity,
-            target=target,
-            predict=predict,
+            target=noised.target,
+            predict=noised.predict,
             average=self.config.average,
+            usual=noised.usual,
             indices=actions.indices,
         )
 
@@ -309,7 +336,7 @@ def _drop(codes: Tensor, share: float, generator: torch.Generator) -> Tensor | N
     """Which actions are replaced by the null action, [B, T - 1] bool."""
     if share <= 0:
         return None
-    return torch.rand(codes.shape[:2], generator=generator, device=codes.device) < share
+    return draw(torch.rand, codes.shape[:2], generator, device=codes.device) < share
 
 
 OBJECTIVES: Registry[type[BaseObjective]] = Registry("objective", ConfigError)

@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 
 from colaworld.contracts import ClipBatch, ResetRows
+from colaworld.rng import ClipGenerator
+
+# -> the next training batch, and what draws for its clips
+ClipSupply = Callable[[], tuple[ClipBatch, ClipGenerator]]
 
 
 class RunFolderError(ValueError):
@@ -39,25 +43,26 @@ class Objective(Protocol):
     action), or are None where there is no codebook; then no codebook health is reported.
 
     Everything that changes during training must live in the model (parameters, buffers): that is
-    what checkpoints hold. All randomness must come from `generator`.
+    what checkpoints hold. All randomness must come from `generator`; what is drawn for clips through
+    `rng.draw`, so that it does not depend on how an update is cut into passes and processes.
     """
 
     codebook_size: int | None
     tokens: int | None
 
-    def loss(
-        self, batch: ClipBatch, *, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Any]]:
+    def loss(self, batch: ClipBatch, *, generator: ClipGenerator) -> tuple[Tensor, dict[str, Any]]:
         """Scalar loss with its graph, and metrics: scalars (tensors or floats) by name.
 
-        The metric named "indices" is special: the codes used, int64 [M, N], for the codebook meter.
+        The metric named "indices" is special: the codes used, int64 [B, ..., N], for the codebook
+        meter.
         """
         ...
 
-    def before_phase(self, batches: Callable[[], ClipBatch], *, generator: torch.Generator) -> None:
+    def before_phase(self, batches: ClipSupply, *, generator: torch.Generator) -> None:
         """Once, before a phase's first step and not when a phase is resumed.
 
-        `batches()` gives the next training batch, on the device. For a data-dependent start.
+        `batches()` gives the next training batch, on the device, and the randomness of its clips;
+        `generator` draws the same on every process. For a data-dependent start.
         """
         ...
 
@@ -66,7 +71,8 @@ class Objective(Protocol):
         ...
 
     def after_step(self, *, generator: torch.Generator) -> tuple[dict[str, float], ResetRows]:
-        """After every update that was applied (not after a skipped one).
+        """After every update that was applied (not after a skipped one). `generator` draws the same on
+        every process.
 
         Returns more metrics, and which rows of which parameters it set anew: the optimizer starts
         from nothing there.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from colaworld.contracts import ClipBatch
-from colaworld.rng import generator_for
+from colaworld.rng import ClipGenerator, generator_for
 from colaworld.training.distributed import Distributed, whole_tensor
 from colaworld.training.ema import WeightAverage
 from colaworld.training.guard import LossGuard
@@ -44,7 +44,7 @@ class Terms:
     scalars: dict[str, Tensor]
     """"loss" and the objective's metrics: float32 scalars, the mean over passes."""
     indices: list[Tensor] = field(default_factory=list)
-    """Codes of each pass, int64 [M, N]; empty without a codebook."""
+    """Codes of each pass, int64 [B, ..., N]; empty without a codebook."""
     clips: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Episode and start of the clips of each pass, int64 [B]."""
 
@@ -60,6 +60,25 @@ class Update:
     """Of the whole gradient, before clipping."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The objective's, those of `after_step` included."""
+
+
+def clip_generator(
+    device: torch.device,
+    *key: int | str,
+    batch: ClipBatch,
+    number: int = 0,
+    passes: int = 1,
+    distributed: Distributed | None = None,
+) -> ClipGenerator:
+    """What draws for the clips of pass `number` (0 is the first) of `passes` that an update has.
+
+    Row i of this process is clip i * processes + rank of the pass: its slot does not depend on how
+    the update is cut.
+    """
+    rank, size = (0, 1) if distributed is None else (distributed.rank, distributed.world_size)
+    first, clips = number * len(batch) * size, len(batch) * size
+    slots = range(first + rank, first + clips, size)
+    return ClipGenerator(device, *key, clips=passes * clips, slots=slots)
 
 
 def backward_pass(
@@ -79,7 +98,7 @@ def backward_pass(
         optimizer: of the parameters that train.
         batches: on the model's device; each is asked for when the one before is done.
         passes: how many batches a step has: each loss counts 1 / passes.
-        key: seeds the randomness, together with the number of the pass.
+        key: seeds the randomness, together with each clip's slot in the update.
         bf16: run the forward passes in bfloat16 (autocast).
         distributed: the processes whose gradients are averaged; None is this one alone.
 
@@ -92,7 +111,10 @@ def backward_pass(
     for number, batch in enumerate(batches):
         device = batch.frames.device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            loss, metrics = objective.loss(batch, generator=generator_for(device, *key, number))
+            own = clip_generator(
+                device, *key, batch=batch, number=number, passes=passes, distributed=distributed
+            )
+            loss, metrics = objective.loss(batch, generator=own)
         if not loss.requires_grad:
             phase = optimizer.phase
             raise ValueError(
@@ -194,8 +216,8 @@ def optimizer_step(
     phase, training = state.phase, state.training
     number = progress.step + 1
     key: Key = (training.seed, phase.name, number)
-    if progress.round or distributed.rank:  # another stream after a rollback, and per process
-        key = (*key, f"round {progress.round} rank {distributed.rank}")
+    if progress.round:  # another stream after a rollback
+        key = (*key, f"round {progress.round}")
     state.optimizer.zero_grad()
     terms = backward_pass(
         state.objective,
@@ -231,7 +253,8 @@ def optimizer_step(
         _skip(row, update.skipped, distributed.gather(_names(terms.clips)), state.guard)
     elif state.health is not None:
         for codes in terms.indices:
-            state.health.update(distributed.gather_rows(codes))
+            whole = distributed.gather_rows(codes)
+            state.health.update(whole.reshape(-1, whole.shape[-1]))
     row["grad_norm"] = {**norms, "total": update.grad_norm}
     row["metrics"] = update.metrics
     progress.step += 1

@@ -13,6 +13,7 @@ as long as a phase (phase_state.py), the folder on disk (run_folder.py).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ import torch
 from torch import nn
 
 from colaworld.contracts import ClipBatch
-from colaworld.rng import generator_for
+from colaworld.rng import ClipGenerator, generator_for
 from colaworld.training import checkpoint as checkpoints
 from colaworld.training.blocks import wrap_blocks
 from colaworld.training.checkpoint import Checkpoint, init_parts
@@ -34,9 +35,9 @@ from colaworld.training.interrupts import StopRequest
 from colaworld.training.optimizer import Moments, moments_of
 from colaworld.training.phase_state import PhaseState, Progress, TrainResult
 from colaworld.training.phases import Phase, check_phases, enter_phase
-from colaworld.training.protocols import Loader, Objective, Preview, ResumeError
+from colaworld.training.protocols import ClipSupply, Loader, Objective, Preview, ResumeError
 from colaworld.training.run_folder import RunFolder, config_sha256
-from colaworld.training.step import optimizer_step
+from colaworld.training.step import clip_generator, optimizer_step
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ class Trainer:
                 parts = init_parts(self.model, phase.init_from)
                 log.info("%s: %s from %s", phase.name, ", ".join(parts), phase.init_from)
             generator = generator_for(self.device, training.seed, phase.name, "before")
-            objective.before_phase(self._next_batch, generator=generator)
+            objective.before_phase(self._supply(phase), generator=generator)
             enter_phase(self.model, phase)
             progress.started.append(phase.name)
         state = self._begin(phase, objective)
@@ -281,6 +282,18 @@ class Trainer:
             raise ValueError(
                 "the loader has no more batches; training needs an endless one that starts over"
             ) from None
+
+    def _supply(self, phase: Phase) -> ClipSupply:
+        """Training batches before a phase's first step, each with what draws for its clips."""
+        count = itertools.count()
+
+        def supply() -> tuple[ClipBatch, ClipGenerator]:
+            batch, key = self._next_batch(), (self.training.seed, phase.name, "before", next(count))
+            return batch, clip_generator(
+                self.device, *key, batch=batch, distributed=self.distributed
+            )
+
+        return supply
 
     def _roll_back(self, state: PhaseState) -> TrainResult | None:
         """Weights of the last healthy checkpoint, and on from the re-warm phase's first step."""

@@ -15,6 +15,7 @@ from colaworld.models.config import ConditionerConfig, ModelConfig
 from colaworld.models.latent_action.config import FDMConfig, IDMConfig
 from colaworld.models.latent_action.quantizers import QUANTIZERS
 from colaworld.models.world_model import WorldModel
+from colaworld.rng import ClipGenerator
 from colaworld.training.objectives import OBJECTIVES, BaseObjective, ObjectiveConfig, Term
 from colaworld.training.phases import Phase, enter_phase
 from colaworld.training.protocols import Objective
@@ -55,6 +56,16 @@ def batch(clips: int = 4, length: int = 4, seed: int = 1) -> ClipBatch:
     generator = torch.Generator().manual_seed(seed)
     frames = torch.randint(0, 256, (clips, length, 3, 8, 8), generator=generator)
     return ClipBatch(frames.to(torch.uint8), torch.arange(clips), torch.arange(clips))
+
+
+def supply(batches):
+    """Batches as a trainer hands them to `before_phase`."""
+
+    def one():
+        made = batches()
+        return made, ClipGenerator("cpu", 0, clips=len(made))
+
+    return one
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -190,7 +201,7 @@ def test_loss_is_flow_plus_weighted_quantizer():
 
 def test_indices_are_one_row_per_action():
     metrics = OBJECTIVES["cola"](build(), CONFIG).loss(batch(4, 4), generator=seeded())[1]
-    assert metrics["indices"].shape == (4 * 3, 2) and metrics["indices"].dtype == torch.int64
+    assert metrics["indices"].shape == (4, 3, 2) and metrics["indices"].dtype == torch.int64
     metrics = OBJECTIVES["cola"](build(kind="gaussian"), CONFIG).loss(batch(), generator=seeded())[
         1
     ]
@@ -342,6 +353,43 @@ def test_reconstruction_is_four_times_the_pixel_error():
 # -- the start of the quantizer ----------------------------------------------------------------
 
 
+def rows_of(clips: ClipBatch, slots) -> ClipBatch:
+    taken = list(slots)
+    return ClipBatch(clips.frames[taken], clips.episode[taken], clips.start[taken])
+
+
+@pytest.mark.parametrize("average", ["frames", "clips"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_update_does_not_depend_on_how_it_is_cut(name, average):
+    """Eight clips in one pass, in four, and by two processes in two passes each: the same gradients.
+
+    But for the standardisation, whose statistics are those of a pass.
+    """
+    config = replace(CONFIG, average=average, history=(1, 3))
+    found = []
+    for processes, passes in ((1, 1), (1, 4), (2, 2)):
+        model = build()
+        model.quantizer.standardise = torch.nn.Identity()
+        objective, clips, share = OBJECTIVES[name](model, config), batch(8), 8 // passes
+        objective.begin_step()
+        total = 0.0
+        for first in range(0, 8, share):
+            for rank in range(processes):
+                slots = range(first + rank, first + share, processes)
+                own = ClipGenerator("cpu", 5, clips=8, slots=slots)
+                loss, _ = objective.loss(rows_of(clips, slots), generator=own)
+                (loss / (passes * processes)).backward()
+                total += loss.item() / (passes * processes)
+        grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        found.append((total, grads))
+    (loss, grads), *others = found
+    assert any(g.abs().max() > 1e-3 for g in grads.values())
+    for other, cut in others:
+        assert other == pytest.approx(loss, rel=1e-5) and cut.keys() == grads.keys()
+        for key, value in grads.items():
+            assert (cut[key] - value).norm() <= 2e-5 * value.norm() + 1e-7, key
+
+
 @pytest.mark.parametrize("name", ["cola", "reconstruction"])
 @pytest.mark.parametrize("kind", QUANTIZERS)
 def test_before_phase_starts_the_quantizer_exactly_once(name, kind):
@@ -353,12 +401,12 @@ def test_before_phase_starts_the_quantizer_exactly_once(name, kind):
         asked.append(1)
         return batch(4, seed=len(asked))
 
-    objective.before_phase(batches, generator=seeded())
+    objective.before_phase(supply(batches), generator=seeded())
     assert len(asked) == 2  # 4 + 4 clips reach start_clips = 8
     assert model.quantizer.started
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    objective.before_phase(batches, generator=seeded(1))
-    OBJECTIVES["cola"](model, CONFIG).before_phase(batches, generator=seeded(2))
+    objective.before_phase(supply(batches), generator=seeded(1))
+    OBJECTIVES["cola"](model, CONFIG).before_phase(supply(batches), generator=seeded(2))
     assert len(asked) == 2
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
 
@@ -366,7 +414,7 @@ def test_before_phase_starts_the_quantizer_exactly_once(name, kind):
 def test_the_start_takes_codes_from_real_latents():
     model = build()
     config = replace(CONFIG, augment=False, start_clips=4)
-    OBJECTIVES["cola"](model, config).before_phase(batch, generator=seeded())
+    OBJECTIVES["cola"](model, config).before_phase(supply(batch), generator=seeded())
     with torch.no_grad():
         z = model.quantizer.eval().standardise(model.idm(to_float(batch().frames))).flatten(0, 2)
     distance = torch.cdist(model.quantizer.codebook.detach(), z).amin(1)

@@ -87,7 +87,7 @@ class ToyObjective:
         return self.hook(batch, loss), {"indices": indices[:, None], "vq": vq}
 
     def before_phase(self, batches, *, generator):
-        batch = batches()
+        batch, _ = batches()
         with torch.no_grad():
             z = self.model.idm(batch.frames.float().flatten(2).mean(1) / 255)
             rows = torch.randint(len(z), (CODES,), generator=generator)

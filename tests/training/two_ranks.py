@@ -74,7 +74,7 @@ class Objective:
         return self.hook(batch, loss), {"indices": quantized.indices}
 
     def before_phase(self, batches, *, generator):
-        x = batches().frames.float().flatten(2).mean(1) / 255
+        x = batches()[0].frames.float().flatten(2).mean(1) / 255
         with torch.no_grad():
             self.model.quantizer.start(self.model.idm(x)[:, None], generator=generator)
 

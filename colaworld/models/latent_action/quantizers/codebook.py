@@ -21,9 +21,9 @@ from colaworld.models.latent_action.quantizers.step_stats import (
     StepStats,
     gather_rows,
     offered,
-    shared_generator,
 )
 from colaworld.ops import code_statistics, update_codebook, vector_quantize
+from colaworld.rng import draw
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -97,7 +97,7 @@ class CodebookQuantizer(Quantizer):
             return self._quantize_to_codes(z, generator)
         seen = BatchStats(z.detach().reshape(-1, self.dim)) if self.training else None
         if self.training and self.config.unquantized_noise > 0:
-            noise = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
+            noise = draw(torch.randn, z.shape, generator, device=z.device, dtype=z.dtype)
             z = z + self.config.unquantized_noise * noise
         return Quantized(z, None, z.new_zeros(()), seen)
 
@@ -128,10 +128,9 @@ class CodebookQuantizer(Quantizer):
         if self.config.data_start:
             was = self.training
             self.eval()
-            flat = self.standardise(z.float()).reshape(-1, self.dim)
+            z = gather_rows(self.standardise(z.float()), self.process_group)
             self.train(was)
-            flat = gather_rows(flat, self.process_group)
-            generator = shared_generator(generator, self.process_group)
+            flat = z.reshape(-1, self.dim)
             self.codebook.copy_(kmeans_pp(flat, self.codebook.shape[0], generator))
         self._started()
 
@@ -148,12 +147,7 @@ class CodebookQuantizer(Quantizer):
         if pending.statistics is not None:
             pieces.append(pending.statistics)
             if self._reseeds:
-                # Different latents for different codes: equal codes would tie, one stay dead.
-                count, device = len(pending.latents), pending.latents.device
-                order = torch.randperm(count, generator=generator, device=device)
-                pieces.append(
-                    pending.offer(self.codebook.shape[0], self.process_group, order=order)
-                )
+                pieces.append(pending.offer(self.codebook.shape[0], self.process_group))
         elif pending.latents is not None:
             pieces.append(pending.offer(_RECENT, self.process_group))
         return pieces
@@ -203,7 +197,6 @@ class CodebookQuantizer(Quantizer):
                     "cannot start; the latent action model has diverged"
                 )
             count = self.codebook.shape[0]
-            generator = shared_generator(generator, self.process_group)
             self.codebook.copy_(kmeans(self.recent[:filled], count, generator))
             self._started()
 
@@ -270,7 +263,7 @@ class NSVQ(CodebookQuantizer):
         codes, indices, seen = self._search(z)
         if not self.training:
             return Quantized(codes, indices, z.new_zeros(()))
-        noise = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
+        noise = draw(torch.randn, z.shape, generator, device=z.device, dtype=z.dtype)
         error = (z - codes).norm(dim=-1, keepdim=True)
         substituted = z + error / (noise.norm(dim=-1, keepdim=True) + 1e-8) * noise
         return Quantized(substituted, indices, z.new_zeros(()), seen)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from colaworld.models.latent_action.quantizers.config import GaussianConfig
 from colaworld.models.latent_action.quantizers.quantizer import Quantized, Quantizer
+from colaworld.rng import draw
 
 
 class GaussianLatent(Quantizer):
@@ -23,7 +24,7 @@ class GaussianLatent(Quantizer):
         log_variance = log_variance.clamp(-10, 10)
         codes = mean
         if self.training:
-            noise = torch.randn(mean.shape, generator=generator, device=z.device, dtype=z.dtype)
+            noise = draw(torch.randn, mean.shape, generator, device=z.device, dtype=z.dtype)
             codes = mean + (log_variance / 2).exp() * noise
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
         return Quantized(codes, None, self.config.beta * kl.sum(-1).mean())

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from colaworld.contracts import ResetRows
 from colaworld.models.latent_action.quantizers.config import QuantizerConfig
-from colaworld.models.latent_action.quantizers.step_stats import StepStats, gather_rows, sum_pieces
+from colaworld.models.latent_action.quantizers.step_stats import (
+    StepStats,
+    gather_rows,
+    mean_over,
+    sum_pieces,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -43,7 +48,7 @@ class Quantized:
 class Standardise(nn.Module):
     """Standardisation of each channel over the batch, without affine parameters.
 
-    Statistics are those of the batch in training and running ones in evaluation. Each channel has
+    Statistics are those of the batch, of all processes, in training and running ones in evaluation. Each channel has
     its own scale, so that one large distinction cannot fill the whole space: measured better than
     one scale for all, on one seed (recipes/EXPERIMENTS.md). `forward` changes nothing; running
     statistics move by `update`, once per optimiser step.
@@ -57,6 +62,7 @@ class Standardise(nn.Module):
         self.momentum, self.eps = momentum, eps
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(dim))
+        self.process_group: ProcessGroup | None = None  # over whose batches statistics are
 
     def forward(self, z: Tensor) -> Tensor:
         """z [..., d] standardised, the same shape."""
@@ -66,7 +72,7 @@ class Standardise(nn.Module):
         """z [..., d] standardised and, in training, the batch's mean and scale without a graph."""
         if not self.training:
             return (z - self.mean) / self.scale, None
-        mean, scale = self._statistics(z.reshape(-1, z.shape[-1]))
+        mean, scale = self._statistics(z.reshape(-1, z.shape[-1]), self.process_group)
         return (z - mean) / scale, (mean.detach(), scale.detach())
 
     @torch.no_grad()
@@ -82,9 +88,9 @@ class Standardise(nn.Module):
         self.mean.copy_(mean)
         self.scale.copy_(scale)
 
-    def _statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        mean = z.mean(0)
-        return mean, ((z - mean).square().mean(0) + self.eps).sqrt()
+    def _statistics(self, z: Tensor, group: ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
+        mean = mean_over(z.mean(0), group)
+        return mean, (mean_over((z - mean).square().mean(0), group) + self.eps).sqrt()
 
 
 class Quantizer(nn.Module):
@@ -130,19 +136,20 @@ class Quantizer(nn.Module):
         raise TypeError(f"{type(self).__name__} has no codebook to look indices up in")
 
     def start(self, z: Tensor, *, generator: torch.Generator | None = None) -> None:
-        """Take a start from latents z [M, N, d] of real clips, before the first step.
+        """Take a start from latents z [B, ..., N, d] of real clips, before the first step.
 
-        Over several processes: from the latents of all, which must be equally many.
+        Over several processes: from the latents of all, which must be equally many, and with a
+        `generator` that draws the same on each.
         """
         self.started.fill_(True)
         if isinstance(self.standardise, Standardise):
-            flat = z.float().reshape(-1, self.dim)
-            self.standardise.start(gather_rows(flat, self.process_group))
+            every = gather_rows(z.float(), self.process_group)
+            self.standardise.start(every.reshape(-1, self.dim))
 
     def set_process_group(self, group: ProcessGroup | None) -> None:
         """Let `start` and `after_step` count what all processes of `group` saw; None: this one."""
         for module in self.modules():
-            if isinstance(module, Quantizer):
+            if isinstance(module, (Quantizer, Standardise)):
                 module.process_group = group
 
     def begin_step(self) -> None:
@@ -153,8 +160,8 @@ class Quantizer(nn.Module):
     def observe(self, made: Quantized, *, generator: torch.Generator | None = None) -> None:
         """Count what a forward pass saw. Once per pass, also of the passes of one optimiser step.
 
-        `generator` draws which latents are kept when there are many. Does nothing for a pass in
-        evaluation.
+        `generator` draws which latents are kept for re-seeding: a ClipGenerator, or one that draws the
+        same on every process. Does nothing for a pass in evaluation.
         """
         if made.seen is not None:
             self._observe(made.seen, generator)

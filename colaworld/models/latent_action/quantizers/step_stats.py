@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from colaworld.rng import Random, draw_keys
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+_LAST = 1 << 48  # behind every key
 
 
 def sum_pieces(pieces: Sequence[Tensor], group: ProcessGroup | None) -> list[Tensor]:
@@ -30,24 +34,40 @@ def sum_pieces(pieces: Sequence[Tensor], group: ProcessGroup | None) -> list[Ten
 
 
 def gather_rows(rows: Tensor, group: ProcessGroup | None) -> Tensor:
-    """Rows [M, d] of every process in rank order, [size * M, d]. Equal M everywhere."""
+    """Rows [M, ...] of every process, row i of rank r at place i * size + r: [M * size, ...].
+
+    With clips in front this is the order of their slots, whatever the number of processes. Equal M
+    everywhere.
+    """
     if group is None:
         return rows
     every = [torch.empty_like(rows) for _ in range(dist.get_world_size(group))]
     dist.all_gather(every, rows.contiguous(), group=group)
-    return torch.cat(every)
+    return torch.stack(every, dim=1).flatten(0, 1)
 
 
-def shared_generator(
-    generator: torch.Generator | None, group: ProcessGroup | None
-) -> torch.Generator | None:
-    """A generator that draws the same on every process of `group`; alone, the given one."""
-    if group is None:
-        return generator
-    device = "cpu" if generator is None else generator.device
-    seed = torch.randint(1 << 48, (1,), generator=generator, device=device)
-    dist.broadcast(seed, group_src=0, group=group)
-    return torch.Generator(device).manual_seed(int(seed))
+class _Sum(torch.autograd.Function):
+    """The sum over processes; each receives the gradients of all."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        total = value.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total = gradient.clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
+def mean_over(value: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The mean over processes, through which gradients flow to all of them."""
+    if group is None or group.size() == 1:
+        return value
+    return _Sum.apply(value, group) / group.size()
 
 
 @dataclass
@@ -58,7 +78,7 @@ class StepStats:
     moments: Tensor | None = None  # [2, d + 1] means and scales, summed; their number last
     statistics: Tensor | None = None  # [K, d + 1] packed sums and counts
     latents: Tensor | None = None  # [<= capacity, d]
-    _keys: Tensor | None = field(default=None, repr=False)  # [<= capacity]
+    _keys: Tensor | None = field(default=None, repr=False)  # [<= capacity] int64, ascending
 
     def clear(self) -> None:
         self.moments = self.statistics = self.latents = self._keys = None
@@ -73,45 +93,40 @@ class StepStats:
         """Another batch's packed sums and counts [K, d + 1]."""
         self.statistics = packed if self.statistics is None else self.statistics + packed
 
-    def add_latents(self, z: Tensor, generator: torch.Generator | None) -> None:
-        """Another batch's latents [M, d]: all while there is room, else a uniform sample.
+    def add_latents(self, z: Tensor, generator: Random) -> None:
+        """Another batch's latents [M, d], each with a random key; those with the lowest keys stay.
 
-        Once there is no room, every latent has drawn a key, and those with the lowest stay, in the
-        order they came. Nothing is drawn before.
+        A uniform sample in random order, and the same one however the step's clips are spread over
+        passes and processes. What is not finite is left out.
         """
-        if self.latents is not None:
-            z = torch.cat([self.latents, z])
-        if len(z) > self.capacity:
-            known = z.new_empty(0) if self._keys is None else self._keys
-            drawn = torch.rand(len(z) - len(known), generator=generator, device=z.device)
-            keys = torch.cat([known, drawn])
-            lowest = keys.topk(self.capacity, largest=False).indices.sort().values
-            z, self._keys = z[lowest], keys[lowest]
-        self.latents = z
+        keys = draw_keys(len(z), generator, z.device)
+        keys = keys.where(z.isfinite().all(1), _LAST)
+        if self.latents is not None and self._keys is not None:
+            z, keys = torch.cat([self.latents, z]), torch.cat([self._keys, keys])
+        lowest = keys.argsort()[: self.capacity]
+        self.latents, self._keys = z[lowest], keys[lowest]
 
-    def offer(
-        self, slots: int, group: ProcessGroup | None, *, order: Tensor | None = None
-    ) -> Tensor:
-        """This process's part of a table of latents [slots, d + 1] that is complete once summed.
-
-        Process r fills slots r, r + size, ... with its finite latents, in `order` [len(latents)]
-        if given; the last column says which slots are filled:
-
-            slots   0  1  2  3  4        of two processes, the first with three latents and the
-            rank    0  1  0  -  0        second with one
-        """
-        assert self.latents is not None
-        mine = self.latents if order is None else self.latents[order]
-        mine = mine[mine.isfinite().all(1)]
-        table = mine.new_zeros(slots, mine.shape[1] + 1)
+    def offer(self, count: int, group: ProcessGroup | None) -> Tensor:
+        """This process's part of a table [size, count, d + 2] that is whole once summed: its latents
+        of the lowest keys, and the keys as two float32 that hold them exactly."""
+        assert self.latents is not None and self._keys is not None
         rank, size = (0, 1) if group is None else (group.rank(), group.size())
-        places = table[rank::size]
-        filled = min(len(places), len(mine))
-        places[:filled, :-1] = mine[:filled]
-        places[:filled, -1] = 1
+        table = self.latents.new_zeros(size, count, self.latents.shape[1] + 2)
+        table[..., -2] = _LAST >> 24
+        if size > 1:  # the sum over processes must be that of one
+            table[torch.arange(size, device=table.device) != rank] = 0
+        mine = min(count, len(self.latents))
+        keys = self._keys[:mine]
+        table[rank, :mine, :-2] = self.latents[:mine].where(keys[:, None] < _LAST, 0)
+        table[rank, :mine, -2] = (keys >> 24).float()
+        table[rank, :mine, -1] = (keys & 0xFFFFFF).float()
         return table
 
 
 def offered(table: Tensor) -> Tensor:
-    """The latents [L, d] of a summed table of `StepStats.offer`."""
-    return table[table[:, -1] > 0, :-1]
+    """Of a summed table of `StepStats.offer` [size, count, d + 2] the count latents [L <= count, d] of the
+    lowest keys, in their order."""
+    rows = table.flatten(0, 1)
+    keys = (rows[:, -2].long() << 24) + rows[:, -1].long()
+    lowest = keys.argsort()[: table.shape[1]]
+    return rows[lowest[keys[lowest] < _LAST], :-2]
