@@ -7,11 +7,8 @@ the wiring (runs/build.py), the loop and its progress (training).
 from __future__ import annotations
 
 import logging
-import os
 import shlex
-import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Annotated, Any, cast
 import tyro
 
 from colaworld.cli.command_line import from_command_line
+from colaworld.cli.launch import Processes, launched, program
 from colaworld.config import ConfigError, leaves, load_given, to_dict
 from colaworld.models.world_model import WorldModel
 from colaworld.recipes import RECIPES, recipe
@@ -30,7 +28,6 @@ from colaworld.runs.lengths import codes_start, shortened
 from colaworld.runs.load import read_config, without_world
 from colaworld.runs.presets import with_preset
 from colaworld.training.checkpoint import find_checkpoints
-from colaworld.training.config import ONE_DEVICE
 from colaworld.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -72,45 +69,66 @@ def run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "--help-all"):
         print(_USAGE.format(recipes=names), end="", file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes != "1":  # torchrun's
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(1)  # torchrun ends all processes with the first that fails: rank 0 speaks
-            return 2
-        raise ConfigError(
-            f"training.devices: expected {ONE_DEVICE}, got {processes} processes (WORLD_SIZE); start "
-            "this command once, without torchrun"
-        )
-    options, changes = _parse(argv)
+    with launched("colaworld train") as processes:
+        return _train(argv, processes)
+
+
+def _train(argv: list[str], processes: Processes) -> int:
+    options, changes = processes.after_main(lambda: _parse(_restarted(argv, processes)))
     config = options.run
     if not options.resume and find_checkpoints(options.out / "checkpoints"):
         raise ConfigError(
             f"{options.out} already holds a run; add --resume to go on with it, or choose another "
             "folder with --out"
         )
+    device = processes.device(choose_device(options.device))
+    processes.join(device, timeout=config.training.parallel.timeout)
     arguments = [a for a in argv if a != "--resume"]
     trainer = build_trainer(
         config,
         out=options.out,
         resume=options.resume,
-        device=choose_device(options.device),
-        resume_command=shlex.join([*program(), "train", *arguments, "--resume"]),
+        device=device,
+        resume_command=shlex.join([*processes.command(), "train", *arguments, "--resume"]),
     )
     clips = trainer.loader.clips  # type: ignore[attr-defined]
     size = {"height": clips.height, "width": clips.width}
     try:
         tokens = check_memory(
-            config, cast(WorldModel, trainer.model), device=trainer.device, **size
+            _of_one(config, processes.world_size),
+            cast(WorldModel, trainer.model),
+            device=trainer.device,
+            **size,
         )
     except ConfigError as error:
         if not options.anyway:
             raise
         tokens = str(error)
-    print(summary(config, trainer, changes, tokens), flush=True)
+    if processes.is_main:
+        print(summary(config, trainer, changes, tokens), flush=True)
+    processes.begins(options.out)
     result = trainer.run()
-    if result.status == "finished":
+    if result.status == "finished" and processes.is_main:
         print(ending(config, trainer))
     return 1 if result.status == "stopped" else 0
+
+
+def _of_one(config: RunConfig, processes: int) -> RunConfig:
+    """The run as one of its processes sees it: with its share of a batch."""
+    share = config.training.batch_size // processes
+    return replace(config, training=replace(config.training, batch_size=share))
+
+
+def _restarted(argv: list[str], processes: Processes) -> list[str]:
+    """The same call; where torchrun starts it again, one that goes on with its run."""
+    folders, _ = take(argv[1:], "--out")
+    out = Path(folders[-1]) if folders else Path("runs") / argv[0]
+    if not processes.resumes(out):
+        return argv
+    if (out / "config.yaml").is_file():  # what a preset did stands there
+        argv = [argv[0], *take(argv[1:], "--preset")[1]]
+    log.info("restart %d: goes on with %s", processes.restarts, out)
+    return argv if "--resume" in argv else [*argv, "--resume"]
 
 
 def parse(argv: list[str]) -> TrainOptions:
@@ -223,17 +241,6 @@ def _settled(config: RunConfig) -> RunConfig:
     return replace(config, backbone_weights=weights, latents=latents)
 
 
-def program() -> list[str]:
-    """What a person types to get this program again."""
-    called = Path(sys.argv[0])
-    if called.parts[-2:] == ("colaworld", "__main__.py"):
-        return [sys.orig_argv[0], "-m", "colaworld"]
-    found = shutil.which("colaworld")
-    if called.name == "colaworld" and found and not called.samefile(found):
-        return [str(called)]
-    return ["colaworld"]
-
-
 def choose_device(name: str) -> str:
     """The first GPU, if there is one, for "auto". ValueError for a device that is not there."""
     import torch
@@ -295,6 +302,8 @@ def summary(config: RunConfig, trainer: Trainer, changes: Sequence[str], tokens:
         device += f", {torch.get_num_threads()} threads"
     else:
         device += f", {torch.cuda.get_device_name(trainer.device)}"
+    if trainer.distributed.world_size > 1:
+        device += f", {trainer.distributed.world_size} processes"
     started = find_checkpoints(trainer.out / "checkpoints") if trainer.resume else []
     lines = [
         ("data", f"{config.data.path} ({described.format})"),

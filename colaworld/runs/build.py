@@ -97,6 +97,11 @@ def build_trainer(
     """Wire a run. Raises ConfigError or DataError, naming what does not fit."""
     check_gates(config)
     distributed = Distributed(device)
+    if config.training.batch_size % distributed.world_size:
+        raise ConfigError(
+            f"training.batch_size: expected a multiple of the {distributed.world_size} processes, "
+            f"which take equal shares of a pass, got {config.training.batch_size}"
+        )
     loader = ClipLoader(
         config.data,
         batch_size=config.training.batch_size,

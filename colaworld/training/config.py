@@ -5,12 +5,19 @@ Not here: what differs between phases (phases.py), nor model, data and objective
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
 
-from colaworld.config import Checked, ConfigError, Count, Natural, Range, Seed, Share
+from colaworld.config import Checked, Count, Natural, Range, Seed, Share
 
-ONE_DEVICE = "1 (training on several devices is not supported yet)"
+
+@dataclass(frozen=True)
+class ParallelConfig(Checked, at="training.parallel."):
+    """How several processes (torchrun) train one model together. May change on resuming."""
+
+    timeout: Annotated[float, Range(ge=1, le=86_400)] = 600.0
+    """Seconds that a process waits for the others before it gives up: longer than the slowest step,
+    preview or checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,7 @@ class TrainingConfig(Checked, at="training."):
     seed: Seed = 0
     """Seed of all randomness in training; runs with equal seeds see equal noise at equal steps."""
     batch_size: Count = 16
-    """Clips per forward pass."""
+    """Clips per forward pass, over all processes: each takes its equal share."""
     accumulate: Count = 1
     """Forward passes per optimizer step; the effective batch is batch_size x accumulate."""
     max_steps: Count | None = None
@@ -63,12 +70,12 @@ class TrainingConfig(Checked, at="training."):
     """Write TensorBoard events next to metrics.jsonl, where the package is installed."""
     sample_every: Natural = 0
     """Optimizer steps between preview rollouts in TensorBoard; 0 makes none."""
-    devices: Count = 1
-    """Processes to train on; only 1 works so far."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Several processes."""
+
+    FORMER_KEYS: ClassVar[dict[str, Any]] = {"devices": 1}
 
     def __post_init__(self) -> None:
         if isinstance(self.compile, bool):
             object.__setattr__(self, "compile", "full" if self.compile else "no")
         super().__post_init__()
-        if self.devices != 1:
-            raise ConfigError(f"training.devices: expected {ONE_DEVICE}, got {self.devices}")

@@ -45,7 +45,7 @@ class Distributed:
             self.mesh = dist.init_device_mesh(
                 torch.device(device).type, (self.world_size,), mesh_dim_names=("data",)
             )
-            gloo = "gloo" in dist.get_backend()
+            gloo = "gloo" in dist.get_backend_config()
             self._host = self.group if gloo else dist.new_group(backend="gloo")
 
     @property

@@ -9,8 +9,11 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
+
+_GRACE = 5.0  # torchrun and a cluster's scheduler may pass the same signal on, one after the other
 
 
 class StopRequest:
@@ -18,10 +21,17 @@ class StopRequest:
 
     It says so at once on standard error, since a step may take long. A SIGHUP that is ignored (nohup)
     stays ignored. Outside the main thread signals cannot be caught; then nothing is installed.
+
+    Args:
+        processes: how many train together. Of several, what comes again within seconds counts as the
+            same request.
+        says: whether this is the one that speaks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, processes: int = 1, *, says: bool = True) -> None:
         self.requested: str | None = None
+        self._says, self._grace = says, _GRACE if processes > 1 else 0.0
+        self._asked = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -43,9 +53,14 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested is None:
             self.requested = signal.Signals(number).name
+            self._asked = time.monotonic()
+            if not self._says:
+                return
             said = f"\n{self.requested}: stopping after this step; again: at once\n"
             with contextlib.suppress(OSError):  # the terminal may be what has gone
                 os.write(2, said.encode())
+            return
+        if time.monotonic() - self._asked < self._grace:
             return
         self._restore()
         signal.raise_signal(number)

@@ -56,7 +56,9 @@ _LATER = {
     "objective.frozen_history": None,
 }
 # Free too, by the whole key: how long a phase is, and what previews and evaluations alone read.
-_ALSO_FREE = re.compile(r"phases\.\w+\.steps|(sampler|evaluation)\..*")
+_ALSO_FREE = re.compile(
+    r"phases\.\w+\.steps|(sampler|evaluation)\..*|training\.(devices|parallel\..*)"
+)
 _FORMERLY = {"training.compile": {False: "no", True: "full"}}  # values of older configurations
 
 
@@ -360,5 +362,6 @@ def check_same_config(saved_yaml: str, given_yaml: str, *, where: str) -> None:
             f"{where} was trained with another configuration; these keys differ:\n"
             + "\n".join(lines)
             + f"\nResume with the saved values, or train into a new folder "
-            f"(only phases.*.steps, sampler.*, evaluation.*, {', '.join(FREE)} may change)"
+            "(only phases.*.steps, sampler.*, evaluation.*, training.parallel.*, "
+            f"{', '.join(FREE)} may change)"
         )

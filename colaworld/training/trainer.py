@@ -121,7 +121,8 @@ class Trainer:
             self._folder.retract()
             self._folder.skip_to(self._steps_behind())
             wrap_blocks(self.model, self.training)
-            with StopRequest() as request:
+            together = self.distributed
+            with StopRequest(together.world_size, says=together.is_main) as request:
                 while True:
                     ending = self._run_phase(request)
                     if ending is not None:

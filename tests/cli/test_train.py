@@ -165,17 +165,6 @@ def test_what_comes_next_fits_the_run(generator, scene, tiny, tmp_path, colaworl
     assert "no codes    NEVER: this run ends before they start" in said.out
 
 
-@pytest.mark.parametrize(("rank", "says"), [("0", True), ("1", False)])
-def test_several_processes_are_refused_in_one_line(rank, says, monkeypatch, colaworld) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", rank)
-    monkeypatch.setattr(train.time, "sleep", lambda seconds: None)
-    said = colaworld("train", "nano.cola", "--data", "absent")
-    assert said.status == 2 and said.out == ""
-    assert said.err.count("\n") == says
-    assert ("training.devices: expected 1 (training on several devices" in said.err) == says
-
-
 def test_what_does_not_fit_is_refused_unless_told(
     scene, tiny, tmp_path, monkeypatch, colaworld
 ) -> None:

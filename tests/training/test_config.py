@@ -20,7 +20,6 @@ from colaworld.training.config import TrainingConfig
         ("spike_factor", 0.5),
         ("clip_norm", -1.0),
         ("betas", (0.9, 1.0)),
-        ("devices", 2),
         ("compile", "some"),
         ("recompute", "all"),
     ],
