@@ -113,18 +113,22 @@ def write_checkpoint(
         whole = {"format_version": FORMAT_VERSION, **state, "files": files}
         return _write_sealed(folder / "state.json", whole, path)
 
-    return Checkpoint(path, write_folder(path, fill, need))
+    # Without its parents: a run that was moved away meanwhile does not come back.
+    return Checkpoint(path, write_folder(path, fill, need, parents=False))
 
 
-def write_folder(path: Path, fill: Callable[[Path], Any], need: int = 0) -> Any:
+def write_folder(
+    path: Path, fill: Callable[[Path], Any], need: int = 0, *, parents: bool = True
+) -> Any:
     """Let `fill(temporary)` write files, then make them appear at `path` in one rename.
 
-    Returns what `fill` returns; `need` (bytes) is named when the disk is full.
+    Returns what `fill` returns; `need` (bytes) is named when the disk is full. `parents`: make
+    folders above that of `path`, too.
     """
     temporary = path.with_name(f".writing_{path.name}")
     replaced = path.with_name(f".replaced_{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=parents, exist_ok=True)
         _remove(temporary)
         temporary.mkdir()
         result = fill(temporary)

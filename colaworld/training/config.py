@@ -52,6 +52,9 @@ class TrainingConfig(Checked, at="training."):
     """Optimizer steps between checkpoints; one is always written at the end of a phase."""
     keep_checkpoints: Count = 2
     """How many of the latest checkpoints are kept; the last healthy one always is."""
+    async_checkpoint: bool = True
+    """Copy the tensors of a checkpoint to host memory and write them while training goes on. False
+    waits until they are written, and needs no copy."""
     log_every: Count = 10
     """Optimizer steps between TensorBoard points; metrics.jsonl has a row for every step."""
     health_every: Count = 20

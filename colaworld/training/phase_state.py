@@ -40,6 +40,7 @@ class Progress:
     started: list[str] = field(default_factory=list)  # phases whose before_phase was called
     ended: list[dict[str, Any]] = field(default_factory=list)  # {"phase", "steps", "reason"}
     seconds: float = 0.0  # training time so far, over all sessions
+    save_stall: float = 0.0  # seconds that steps waited for checkpoints besides, up to this one
 
 
 @dataclass(frozen=True)

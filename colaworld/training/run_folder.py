@@ -9,12 +9,14 @@ becomes whole or absent (checkpoint.py).
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from colaworld.config import leaves, renamed
 from colaworld.files import FolderLock, write_atomically
 from colaworld.models.latent_action.quantizers.config import FORMER_KEYS
 from colaworld.training import checkpoint as checkpoints
+from colaworld.training.background import Background, copied
 from colaworld.training.checkpoint import Checkpoint
 from colaworld.training.config import TrainingConfig
 from colaworld.training.distributed import Distributed
@@ -41,6 +44,7 @@ FREE = (
     "max_steps",
     "checkpoint_every",
     "keep_checkpoints",
+    "async_checkpoint",
     "log_every",
     "sample_every",
     "tensorboard",
@@ -66,7 +70,8 @@ class RunFolder:
     """One run's hold on `out`: take it, open its logs, close it.
 
     The main process of `distributed` alone reads and writes; the others wait, and meet its errors.
-    `saved` is the newest checkpoint that was written or read, on every process.
+    `saved` is the newest checkpoint that was written or read, on every process. One that is still
+    being written is known from `wait` on; whatever reads checkpoints waits by itself.
     """
 
     def __init__(self, out: Path, distributed: Distributed | None = None) -> None:
@@ -79,6 +84,7 @@ class RunFolder:
         self._tensorboard: TensorBoardLogger | None = None
         self._jsonl: JsonlLogger | None = None
         self._lock: FolderLock | None = None
+        self._writer = Background()
         self._rows: Mapping[str, Any] | None = None  # of metrics.jsonl, as the checkpoint has them
         self._throughput = Throughput()
 
@@ -165,12 +171,15 @@ class RunFolder:
 
     def _check_files(self) -> None:
         """RunFolderError where what a run cannot do without was taken away."""
-        for name in ("config.yaml", "metrics.jsonl"):
-            if not (self.out / name).is_file():
-                raise RunFolderError(
-                    f"{self.out / name}: was taken away from the running training; put it back, then "
-                    "resume"
-                )
+        for name in self._missing():
+            raise RunFolderError(
+                f"{self.out / name}: was taken away from the running training; put it back, then "
+                "resume"
+            )
+
+    def _missing(self) -> list[str]:
+        names = ("config.yaml", "metrics.jsonl")
+        return [name for name in names if not (self.out / name).is_file()]
 
     def write_config(self, config_yaml: str) -> None:
         """config.yaml, whole or as it was."""
@@ -195,10 +204,27 @@ class RunFolder:
         return self._tensorboard is not None
 
     def close(self) -> None:
-        """Close what is open and let the folder go."""
+        """Let a checkpoint that is being written be finished; close what is open; let go."""
+        try:
+            self._writer.wait()
+        except Exception as error:  # another one ends the run
+            log.error("%s", error)
         for opened in (self._jsonl, self._tensorboard, self._console, self._lock):
             if opened is not None:
                 opened.close()
+
+    def abandon(self) -> None:
+        """`close` need not wait for a checkpoint that is being written; the folder is held for it."""
+        writer, lock = self._writer, self._lock
+        self._writer, self._lock = Background(), None
+
+        def release() -> None:
+            with contextlib.suppress(BaseException):
+                writer.wait()
+            if lock is not None:
+                lock.close()
+
+        threading.Thread(target=release, daemon=True).start()
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -238,26 +264,57 @@ class RunFolder:
         state: Mapping[str, Any],
         *,
         keep: int,
+        background: bool = False,
     ) -> None:
         """Write the checkpoint `name`; of the older ones the newest and the healthy one stay.
 
-        Rows are on the disk before it is: it counts them.
+        Rows are on the disk before it is: it counts those there are now. `background`: from a copy
+        of all tensors, on a thread, after this call returned. Its error is raised by `wait`.
         """
+        self.wait()
 
-        def write() -> Path:
+        def begin() -> bool:
             assert self._jsonl is not None
             self._check_in_place()
-            self._jsonl.sync()
-            whole = {**state, "rows": self._jsonl.sums()}
-            written = checkpoints.write_checkpoint(self.checkpoints / name, tensors, whole)
-            checkpoints.prune_checkpoints(self.checkpoints, keep)
-            self._check_files()
-            return written.path
+            whole = {**copy.deepcopy(dict(state)), "rows": self._jsonl.sums()}
+            files = copied(tensors) if background else tensors
+            self._writer.start(lambda: self._write(name, files, whole, keep))
+            return background and not self._missing()
 
-        self.saved = self.distributed.on_main(write)
+        if not self.distributed.on_main(begin):
+            self.wait()
+            self.distributed.on_main(self._check_files)
+
+    def _write(
+        self,
+        name: str,
+        files: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        keep: int,
+    ) -> Path:
+        assert self._jsonl is not None
+        self._jsonl.sync()
+        self._check_in_place()
+        try:
+            written = checkpoints.write_checkpoint(self.checkpoints / name, files, state)
+        except checkpoints.CheckpointError:
+            self._check_in_place()  # says more, where the folder was taken away
+            raise
+        checkpoints.prune_checkpoints(self.checkpoints, keep)
+        return written.path
+
+    def failed(self) -> bool:
+        """Whether a checkpoint could not be written; `wait` says why. Of this process."""
+        return self._writer.failed()
+
+    def wait(self) -> None:
+        """Until the checkpoint that is being written is there. Raises what went wrong with it."""
+        written = self.distributed.on_main(self._writer.wait)
+        self.saved = written or self.saved
 
     def healthy(self) -> Checkpoint | None:
         """The newest checkpoint of a healthy codebook, or None."""
+        self.wait()
         return self.distributed.on_main(
             lambda: checkpoints.latest_checkpoint(self.checkpoints, healthy=True)
         )
@@ -280,6 +337,7 @@ class RunFolder:
 
     def export(self, phase: str, progress: Progress, config_yaml: str) -> None:
         """weights/: what the last checkpoint holds, averaged where an average is kept."""
+        self.wait()
         self.distributed.on_main(lambda: self._export(phase, progress, config_yaml))
 
     def _export(self, phase: str, progress: Progress, config_yaml: str) -> None:

@@ -96,6 +96,7 @@ class Trainer:
         self._moments: Moments = {}  # what the next optimizer begins with, by parameter name
         self._restored: Checkpoint | None = None  # what the current phase continues from
         self._guard = LossGuard(training)  # of the latest phase
+        self._stall = 0.0  # seconds that saving took since the latest row
         self._folder = RunFolder(self.out, self.distributed)
 
     # -- the run ---------------------------------------------------------------------------
@@ -131,6 +132,9 @@ class Trainer:
                         break
             self._export()
             return self._result("finished", f"finished {self.out}")
+        except KeyboardInterrupt:
+            self._folder.abandon()
+            raise
         finally:
             self._folder.close()
 
@@ -226,9 +230,15 @@ class Trainer:
                 progress.over = "steps"
             row["seconds"] = time.perf_counter() - began
             progress.seconds += row["seconds"]
+            if self._stall:
+                row["save_stall"], self._stall = self._stall, 0.0
             self._folder.row(row, clips, state)
             # Every process asks, and asks once: all stop behind the same step.
-            stopping = self.distributed.agree(request.requested is not None)
+            stopping = self.distributed.agree(
+                request.requested is not None or self._folder.failed()
+            )
+            if stopping:
+                self._folder.wait()
             if alarm == "rollback":
                 return self._roll_back(state)
             if progress.over:
@@ -332,6 +342,7 @@ class Trainer:
     # -- saving and restoring --------------------------------------------------------------
 
     def _save(self, state: PhaseState) -> None:
+        began = time.perf_counter()
         progress, distributed = self.progress, self.distributed
         name = f"step_{progress.phase}_{progress.step:07d}"
         if progress.round:
@@ -358,7 +369,15 @@ class Trainer:
             "config_sha256": config_sha256(self.config_yaml),
             "config": self.config_yaml,
         }
-        self._folder.save(name, tensors, values, keep=self.training.keep_checkpoints)
+        self._folder.save(
+            name,
+            tensors,
+            values,
+            keep=self.training.keep_checkpoints,
+            background=self.training.async_checkpoint,
+        )
+        self._stall = time.perf_counter() - began
+        progress.save_stall += self._stall
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state, distributed = checkpoint.state, self.distributed
@@ -395,11 +414,13 @@ class Trainer:
     # -- showing ---------------------------------------------------------------------------
 
     def _stopped(self, why: str) -> TrainResult:
+        self._folder.wait()
         message = f"stopped: {why}; the run is saved in {self.out}"
         log.error(message)
         return self._result("stopped", message)
 
     def _interrupted(self, signal: str, phase: Phase) -> TrainResult:
+        self._folder.wait()
         message = f"{signal}: saved {phase.name} step {self.progress.step} in {self.out}."
         if self.resume_command:
             message += f" Resume with:\n  {self.resume_command}"

@@ -60,7 +60,10 @@ def deaths(out: Path, call: list[str], *specs: str) -> tuple[list[str], str]:
 
 def rows(run: Path) -> list[dict]:
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in ("seconds", "save_stall")}
+        for line in lines
+    ]
 
 
 def check(out: Path, reference: Path) -> None:

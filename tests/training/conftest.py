@@ -32,10 +32,11 @@ def read_run():
         rows = [json.loads(line) for line in lines]
         for row in rows:
             assert row.pop("seconds") > 0
+            row.pop("save_stall", None)
         last = sorted((out / "checkpoints").glob("step_*"))[-1]
         files = {file.name: file.read_bytes() for file in last.glob("*.safetensors")}
         state = json.loads((last / "state.json").read_text())
-        state["progress"].pop("seconds")
+        del state["progress"]["seconds"], state["progress"]["save_stall"]
         del state["rows"], state["sha256"]  # hashes of what holds times
         weights = out / "weights" / "model.safetensors"
         return SimpleNamespace(

@@ -62,7 +62,8 @@ def close(left, right) -> None:
 def rows_of(folder: Path) -> list[dict]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
-        row.pop("seconds")
+        del row["seconds"]
+        row.pop("save_stall", None)
     return rows
 
 

@@ -66,6 +66,7 @@ def test_killed_in_each_phase_and_while_writing(tmp_path, reference, read_run):
         "replace:3",  # before it appears
         "replaced:4",  # right after the phase's last one appeared
         "loss:6",  # the second phase
+        "held:4",  # while training went on beside a checkpoint that was half written
         "rmtree:2",  # while an old checkpoint is deleted
         "fsync:9",
     ]

@@ -8,6 +8,7 @@ forked process of its own that resumes the run in OUT and is killed (signal 9) a
     replace:N  at the N-th os.replace       (before it happens)
     replaced:N right after the N-th os.replace
     rmtree:N   at the N-th shutil.rmtree
+    held:N     in the second forward pass after the N-th os.fsync began, which never ends
     none       never: the process must finish the run
 
 A process that finishes before its moment comes is fine too. Not here: any assertion.
@@ -20,6 +21,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -200,6 +202,23 @@ def arm(spec: str):
         os.replace = after(os.replace)
     elif kind == "rmtree":
         shutil.rmtree = before(shutil.rmtree)
+    elif kind == "held":
+        call, passes = os.fsync, [2]
+
+        def never_ends(number):
+            left[0] -= 1
+            while left[0] == 0:
+                time.sleep(1)
+            call(number)
+
+        def hook(batch, loss):
+            passes[0] -= left[0] == 0
+            if passes[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return loss
+
+        os.fsync = never_ends
+        return hook
     elif kind == "loss":
 
         def hook(batch, loss):
