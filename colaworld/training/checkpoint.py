@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ from colaworld.models.backbones.weights import is_finite
 from colaworld.training.protocols import CheckpointError, UnstableTrainingError
 
 FORMAT_VERSION = 1  # raised when the layout or the meaning of a field changes
+_MOST = 10**10  # of steps or seconds in all
 log = logging.getLogger(__name__)
 
 _COUNT, _WORD, _PART = (int,), (str,), (dict, type(None))
@@ -193,6 +195,8 @@ def read_checkpoint(path: Path, *, hashes: bool = False) -> Checkpoint:
                 raise FileError(f"{file}: expected {want['bytes']} bytes, found {size}")
             if hashes:
                 check_sha256(file, want["sha256"])
+        if hashes:
+            _check_phase(path / "state.json", state)
     except FileError as error:
         raise CheckpointError(str(error)) from None
     return Checkpoint(path, state)
@@ -214,6 +218,7 @@ def _check_state(path: Path, state: Mapping[str, Any], *, whole: bool) -> None:
             value = values.get(name)
             if name in values and (type(value) not in kinds or (type(value) is int and value < 0)):
                 raise FileError(f"{path}: {name} holds {str(value)[:60]!r}")
+    _check_counts(path, state)
     for name, sums in state["files"].items():
         if (
             Path(name).name != name
@@ -221,6 +226,41 @@ def _check_state(path: Path, state: Mapping[str, Any], *, whole: bool) -> None:
             or {"bytes", "sha256"} - sums.keys()
         ):
             raise FileError(f"{path}: files: {name[:60]!r} is not a file with its size and hash")
+
+
+def _check_counts(path: Path, state: Mapping[str, Any]) -> None:
+    """FileError where counts contradict each other: a hash does not tell who wrote them."""
+    progress, rows = state["progress"], state.get("rows", {"bytes": _MOST, "sha256": ""})
+    if not isinstance(rows, dict) or [type(rows.get(k)) for k in ("bytes", "sha256")] != [int, str]:
+        raise FileError(f"{path}: rows: expected bytes and their sha256, got {str(rows)[:60]}")
+    total = progress["global_step"]
+    limits = {"global_step": min(_MOST, rows["bytes"]), "seconds": _MOST}  # a row has many bytes
+    limits |= dict.fromkeys(("phase", "step", "round"), total)  # a phase or a rollback takes steps
+    found = [(name, progress.get(name, 0), limit) for name, limit in limits.items()]
+    found.append(("ema_updates", state.get("ema_updates", 0), total))
+    for entry in progress.get("ended", ()):
+        steps = entry.get("steps") if isinstance(entry, dict) else entry
+        found.append(
+            ("ended", steps if isinstance(entry, dict) and type(steps) is int else -1, total)
+        )
+    for name, value, limit in found:
+        if not 0 <= value <= limit:
+            raise FileError(f"{path}: {name}: expected 0 .. {limit}, got {str(value)[:60]}")
+
+
+def _check_phase(path: Path, state: Mapping[str, Any]) -> None:
+    """FileError where it stands in a phase, or at a step, that its own configuration does not have."""
+    progress = state["progress"]
+    try:
+        config = yaml.safe_load(state.get("config", "")) or {}
+        schedule, last = config["schedule"], len(config["schedule"]) - 1
+        phase = config["phases"][schedule[min(progress.get("phase", 0), last)]]
+        limits = {"phase": last, "step": int(phase["steps"])}
+    except (yaml.YAMLError, LookupError, TypeError, ValueError):
+        return  # nothing to compare with; `check_same_config` will say what differs
+    for name, limit in limits.items():
+        if progress.get(name, 0) > limit:
+            raise FileError(f"{path}: {name}: expected 0 .. {limit}, got {progress[name]}")
 
 
 def latest_checkpoint(folder: Path, *, healthy: bool = False) -> Checkpoint | None:

@@ -28,6 +28,7 @@ PLAIN_SECONDS = 10.0  # between progress lines where the output is not a termina
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a metrics.jsonl, oldest first; a line that a kill cut short is left out."""
+    _check_file(path)
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -36,10 +37,19 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 row = json.loads(line)
                 if not isinstance(row, dict):
                     raise ValueError("not a JSON object")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 log.warning("%s: line %d dropped: %s", path, number, error)
                 continue
             yield row
+
+
+def _check_file(path: Path) -> None:
+    """RunFolderError where something else is there: to open a pipe is to wait for ever."""
+    if os.path.lexists(path) and not path.is_file():
+        raise RunFolderError(
+            f"{path}: expected a file, found something else; put the rows back in its place, or take "
+            "it away to go on without them"
+        )
 
 
 class JsonlLogger:
@@ -52,13 +62,14 @@ class JsonlLogger:
         sums: of the rows up to `after`, as `sums()` told them to a checkpoint.
 
     Raises:
-        RunFolderError: it cannot be written, or a row up to `after` is damaged (names it).
+        RunFolderError: it is no file or cannot be written, or a row up to `after` is damaged (names it).
     """
 
     def __init__(self, path: Path, *, after: int, sums: Mapping[str, Any] | None = None) -> None:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _check_file(path)
             kept = self._kept(after, sums) if after and path.is_file() else b""
             write_atomically(path, kept)
             self._file = path.open("a")
@@ -81,7 +92,7 @@ class JsonlLogger:
         rows = [row for step, row in found if not isinstance(step, int) or step <= after]
         steps = [row.get("global_step") for row in rows]
         if not data or (sums is None and steps == list(range(after + 1 - len(rows), after + 1))):
-            return "".join(json.dumps(row) + "\n" for row in rows).encode()
+            return "".join(_line(row) for row in rows).encode()
         wrong = next((n for n in range(1, after + 1) if steps[n - 1 : n] != [n]), None)
         where = f"line {wrong} is damaged or missing" if wrong else "a number in it was changed"
         raise RunFolderError(
@@ -94,7 +105,7 @@ class JsonlLogger:
 
     def row(self, row: Mapping[str, Any]) -> None:
         try:
-            line = json.dumps(plain(row), allow_nan=False) + "\n"
+            line = _line(row)
             self._file.write(line)
             self._file.flush()
         except OSError as error:
@@ -118,6 +129,10 @@ class JsonlLogger:
             self._file.close()
         except OSError as error:
             log.warning("%s: %s", self.path, error)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(plain(row), allow_nan=False) + "\n"
 
 
 class TensorBoardLogger:

@@ -11,10 +11,11 @@ import resource
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from colaworld.files import FileError
+from colaworld.files import FileError, seal
 from colaworld.training import checkpoint as cp
 from colaworld.training.protocols import CheckpointError, UnstableTrainingError
 
@@ -134,6 +135,50 @@ def test_crafted_fields_are_no_checkpoint_and_the_one_before_is_used(fields, tmp
     change(newest, **fields)
     assert cp.latest_checkpoint(tmp_path).path.name == "step_0_0000001"
     assert "ignored as a checkpoint" in caplog.text and "step_0_0000002" in caplog.text
+
+
+CONFIG = yaml.safe_dump({"schedule": ["a", "b"], "phases": {"a": {"steps": 3}, "b": {"steps": 5}}})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"global_step": 10**30},
+        {"global_step": 1e30},
+        {"global_step": 10**5},  # more than the rows have bytes
+        {"global_step": -1},
+        {"step": 9},  # of 8 in all
+        {"step": 6},  # of 5
+        {"phase": 2},  # of 0 and 1
+        {"phase": 10**30},
+        {"round": 10**30},
+        {"seconds": -1.0},
+        {"seconds": 10**400},
+        {"ended": [3]},
+        {"ended": [{"phase": "a", "steps": -3, "reason": "steps"}]},
+        {"ended": [{"phase": "a", "steps": 9, "reason": "steps"}]},
+        {"rows": {"bytes": "9", "sha256": ""}},
+        {"rows": {"bytes": 900}},
+        {"rows": []},
+        {"ema_updates": 9},
+    ],
+)
+def test_counts_that_cannot_be_are_no_checkpoint_although_they_are_sealed(fields, tmp_path, caplog):
+    write(tmp_path, 1)
+    newest = write(tmp_path, 8).path
+    change(newest, phase_name="b", config=CONFIG, rows={"bytes": 900, "sha256": "0"})
+    state = json.loads((newest / "state.json").read_text())
+    ended = [{"phase": "a", "steps": 3, "reason": "steps"}]
+    state["progress"] |= {"phase": 1, "step": 5, "global_step": 8, "ended": ended}
+    (newest / "state.json").write_text(json.dumps(seal(state)))
+    assert cp.latest_checkpoint(tmp_path).path.name == "step_0_0000008"
+    for name, value in fields.items():
+        (state["progress"] if name in state["progress"] else state)[name] = value
+    (newest / "state.json").write_text(json.dumps(seal(state)))
+    assert cp.latest_checkpoint(tmp_path).path.name == "step_0_0000001"
+    assert f"state.json: {next(iter(fields))}" in caplog.text.replace("progress: ", "")
+    with pytest.raises(CheckpointError):
+        cp.read_checkpoint(newest, hashes=True)
 
 
 def test_any_bit_of_the_state_that_flips_is_seen(tmp_path):

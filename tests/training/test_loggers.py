@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -87,9 +88,37 @@ def test_a_row_that_changed_is_named_and_refused(tmp_path):
     again.close()
 
 
+@pytest.mark.parametrize("after", [0, 3])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "dangling link"])
+def test_what_is_no_file_is_refused_and_left(kind, after, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    make = {"pipe": os.mkfifo, "folder": os.mkdir, "dangling link": lambda p: p.symlink_to("x")}
+    make[kind](path)
+    before = path.lstat()
+    with pytest.raises(
+        RunFolderError, match=r"metrics\.jsonl: expected a file, found something else"
+    ):
+        JsonlLogger(path, after=after)
+    assert path.lstat() == before
+    if kind == "pipe":  # to open one is to wait for ever
+        with pytest.raises(RunFolderError, match="expected a file"):
+            list(read_rows(path))
+
+
+def test_rows_of_an_earlier_release_are_kept_as_strict_json(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"global_step": 1, "loss": NaN, "grad_norm": {"total": 1e999}}\n')
+    JsonlLogger(path, after=1).close()
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == {
+        "global_step": 1,
+        "loss": None,
+        "grad_norm": {"total": None},
+    }
+
+
 def test_a_whole_line_without_an_object_is_left_out(tmp_path):
     path = tmp_path / "m.jsonl"
-    path.write_text('{"a": 1}\n[1]\n\n{"a": 2}\n{"a": 3}')
+    path.write_text('{"a": 1}\n[1]\n\n{"a": 2}\n' + "[" * 100_000 + '\n{"a": 3}')
     assert list(read_rows(path)) == [{"a": 1}, {"a": 2}]
 
 
