@@ -189,7 +189,7 @@ def check_recorded(folder: Path, *, verify: bool = True, ours: bool = False) -> 
             f"{path} is missing: without its sums nobody knows whether the weights are whole; bring "
             "it back, or delete weights/ and call train --resume, which writes both"
         )
-    described = read_json(path) if path.exists() else None
+    described: Any = read_json(path) if path.exists() else None
     held: Set[str] = described.keys() if isinstance(described, dict) else set()
     if not (run or ours or held & {"colaworld", "global_step"}):
         return
