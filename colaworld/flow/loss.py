@@ -27,6 +27,10 @@ def flow_matching_loss(
             f"flow_matching_loss: expected equal [B, C, T, h, w] and mask [B, T], got "
             f"{tuple(predicted.shape)}, {tuple(target.shape)}, {tuple(mask.shape)}"
         )
+    if average not in ("frames", "clips"):
+        raise ValueError(
+            f"flow_matching_loss: average: expected 'frames' or 'clips', got {average!r}"
+        )
     error = (predicted.float() - target.float()).square().mean(dim=(1, 3, 4))  # [B, T]
     weight = mask.to(error.dtype)
     if average == "clips":

@@ -113,6 +113,12 @@ def check_count(value: Any, argument: str, least: int = 1) -> None:
         raise ValueError(f"{argument}: expected a whole number >= {least}, got {value!r:.60}")
 
 
+def check_flag(value: Any, argument: str) -> None:
+    """ValueError unless it is True or False: any text, "False" too, would count as True."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{argument}: expected True or False, got {value!r:.60}")
+
+
 def _dense(value: Tensor) -> bool:
     """Whether there are values to read: not so on the meta device, or in a sparse tensor."""
     return value.layout is torch.strided and not (value.is_meta or value.is_nested)

@@ -23,7 +23,7 @@ from torch import Tensor
 from colaworld.flow.config import SamplerConfig
 from colaworld.flow.rollout import Cache, LatentRollout, check_whole_frames
 from colaworld.models.guidance import ConditionedVelocity, GuidedCache
-from colaworld.models.inputs import check_codes, check_count
+from colaworld.models.inputs import check_codes, check_count, check_flag, check_generator
 from colaworld.models.tokenizers.tokenizer import latent_frames
 from colaworld.models.world_model import WorldModel, evaluating
 
@@ -161,6 +161,9 @@ class RolloutState:
         `flow.rollout.LatentRollout.fork` for the arguments; codes and frames of the fork have
         [B n] rows, those of one clip together.
         """
+        check_flag(shared_noise, "fork: shared_noise")
+        if generator is not None:
+            check_generator(generator, "fork: generator", self._latents.device)
         fork = copy.copy(self)
         fork._rollout = self._rollout.fork(count, shared_noise=shared_noise, generator=generator)
         fork.rows = self.rows * count

@@ -10,7 +10,9 @@ loop. Not here: how a run becomes a world (runs/load.py, runs/pretrained.py).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from colaworld.flow.rollout import check_whole_frames
 from colaworld.models.inputs import (
     check_codes,
     check_count,
+    check_flag,
     check_generator,
     checked_frames,
     checked_indices,
@@ -44,6 +47,25 @@ class World:
     that of its training."""
     frame_size: tuple[int, int] | None = None
     """Height and width of the frames it was trained on, the only ones it takes; None: not known."""
+
+    def __post_init__(self) -> None:
+        rate, size = self.fps, self.frame_size
+        number = isinstance(rate, Real) and not isinstance(rate, bool) and 0 < rate < math.inf
+        pixels = isinstance(size, tuple) and len(size) == 2
+        pixels = pixels and all(isinstance(n, Integral) and n > 0 for n in size)
+        for name, wanted, fits in (
+            ("sampler", "a SamplerConfig", isinstance(self.sampler, SamplerConfig)),
+            (
+                "fps",
+                "a number, a tensor [B] or None",
+                number or rate is None or isinstance(rate, Tensor),
+            ),
+            ("frame_size", "(height, width) or None", pixels or size is None),
+        ):
+            if not fits:
+                raise ValueError(
+                    f"World: {name}: expected {wanted}, got {getattr(self, name)!r:.60}"
+                )
 
     @property
     def codebook_size(self) -> int | None:
@@ -93,6 +115,7 @@ class World:
         """
         context_frames = self._checked("begin", context_frames)
         check_generator(generator, "begin: generator", context_frames.device)
+        check_flag(conditioned, "begin: conditioned")
         if codes is not None and conditioned:
             shape = (context_frames.shape[0], "h - 1", *action_size(self.model))
             check_codes(codes, "begin: codes", shape)

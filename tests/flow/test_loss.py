@@ -20,6 +20,12 @@ def test_mean_over_the_frames_that_are_predicted():
     assert flow_matching_loss(predicted, target, mask).item() == pytest.approx((5 + 4 + 2) / 3)
 
 
+def test_an_average_that_does_not_exist_is_not_another_one():
+    x = torch.zeros(1, 1, 2, 1, 1)
+    with pytest.raises(ValueError, match=r"average: expected 'frames' or 'clips', got 'clip'"):
+        flow_matching_loss(x, x, torch.ones(1, 2).bool(), average="clip")
+
+
 def test_mean_over_clips_does_not_depend_on_how_a_batch_is_cut(generator):
     """Clips with 1, 2 and 4 of 4 frames to predict: by hand, and as two passes of unlike sizes."""
     predicted = torch.randn(3, 2, 4, 2, 2, generator=generator)

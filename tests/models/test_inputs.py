@@ -138,6 +138,34 @@ def test_numbers_that_count_nothing_are_named(world, wrong):
             call()
 
 
+@pytest.mark.parametrize("wrong", ["False", None, 1, torch.tensor(True)])
+def test_what_is_neither_yes_nor_no_is_named(world, wrong):
+    rng, one = torch.Generator(), FRAMES[:, :1]
+    for argument, call in (
+        ("begin: conditioned", lambda: world.begin(one, generator=rng, conditioned=wrong)),
+        (
+            "fork: shared_noise",
+            lambda: world.begin(one, generator=rng).fork(2, shared_noise=wrong),
+        ),
+    ):
+        with pytest.raises(ValueError, match=rf"{argument}: expected True or False, got "):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("fps", ["10", -1.0, 0, float("nan"), [10.0], True]),
+        ("frame_size", [8, "88", (8,), (8.0, 8), (0, 8), [8, 8, 3]]),
+        ("sampler", [None, {"steps": 2}]),
+    ],
+)
+def test_a_world_is_made_of_what_it_says(world, field, wrong):
+    for value in wrong:
+        with pytest.raises(ValueError, match=rf"^World: {field}: expected .*, got "):
+            replace(world, **{field: value})
+
+
 def test_a_step_is_not_taken_with_entries_of_the_codebook(world):
     state = world.begin(FRAMES[:, :1], generator=torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match=r"expected codes \[2, 1 k, 2, 4\], got int64"):
