@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils.flop_counter import FlopCounterMode
 
 from colaworld.config import ConfigError
 from colaworld.contracts import ClipBatch
@@ -21,6 +22,7 @@ from colaworld.models.layers.attention import KeepsOnGPU
 from colaworld.models.tokenizers import build_tokenizer
 from colaworld.models.tokenizers.tokenizer import latent_frames
 from colaworld.models.world_model import WorldModel
+from colaworld.ops.flops import FLOPS
 from colaworld.runs.config import RunConfig
 from colaworld.runs.sizes import check_frames, check_heads
 from colaworld.training.blocks import recompute_blocks
@@ -57,6 +59,9 @@ class PhaseMemory:
     """All else: what autograd keeps, casts of weights, the batch."""
     tokenizer: int
     """Alone: its weights and what encoding a batch takes at most. Not a part of the sum."""
+    flops: int = 0
+    """Of a pass, not bytes: operations of its products of matrices, forward and backward, encoding and
+    recomputing included."""
 
     @property
     def total(self) -> int:
@@ -113,7 +118,11 @@ def _phase_memory(config: RunConfig, phase: Phase, device: str) -> PhaseMemory:
     frames = config.data.frames_per_clip
     check_frames(config.model, parts, height=height, width=width, frames=frames)
     granularity = _GRANULARITY if device == "cuda" else 1
-    with FakeTensorMode(), MemoryCount(granularity=granularity) as count:
+    with (
+        FakeTensorMode(),
+        FlopCounterMode(display=False, custom_mapping=FLOPS) as flops,
+        MemoryCount(granularity=granularity) as count,
+    ):
         model = _model(config)
         if device == "cuda":
             _keep_what_gpus_keep(model)
@@ -137,6 +146,7 @@ def _phase_memory(config: RunConfig, phase: Phase, device: str) -> PhaseMemory:
             at["average"],
             at["activations"],
             tokenizer(),
+            flops.get_total_flops(),
         )
 
 

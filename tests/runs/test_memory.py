@@ -253,3 +253,14 @@ def test_a_run_that_recomputes_learns_the_same_bits(tiny, tmp_path) -> None:
     assert weights["none"].keys() == weights["blocks"].keys()
     different = [k for k, v in weights["none"].items() if not torch.equal(v, weights["blocks"][k])]
     assert not different
+
+
+def test_flops_of_a_pass_are_those_of_its_products(sized) -> None:
+    """Three times a forward pass where all trains: once forward, twice backward."""
+    config = sized(autocast="none", batch_size=2)
+    warmup, joint = plan_memory(config, device="cpu")
+    (double,) = plan_memory(sized(autocast="none", batch_size=4), phases=("joint",), device="cpu")
+    assert double.flops == pytest.approx(2 * joint.flops, rel=0.01)
+    assert (
+        0.6 * joint.flops < warmup.flops < joint.flops
+    )  # the frozen generator has no weight gradients

@@ -1,0 +1,52 @@
+"""Floating-point operations of the ops that multiply matrices, for torch's FlopCounterMode.
+
+    with FlopCounterMode(custom_mapping=FLOPS) as counter: ...
+
+As torch counts its own: a multiplication and an addition are two, only products of matrices count, and
+masked scores count as computed. Norms, rotations and statistics, which move bytes, are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+import colaworld.ops  # noqa: F401  # defines them
+
+
+def attention_flops(queries: int, keys: int, rows: int, width: int, *, products: int) -> int:
+    """Of `rows` attentions of `queries` to `keys`, heads of `width`: forward has two products, backward
+    five (scores again, and the gradients of v, of the scores, of q and of k)."""
+    return products * 2 * rows * queries * keys * width
+
+
+def _st_attention(qkv: Sequence[int], *arguments: Any, **_: Any) -> int:
+    temporal = arguments[4]
+    B, T, S, _three, H, D = qkv
+    length, rows = (T, B * S * H) if temporal else (S, B * T * H)
+    return attention_flops(length, length, rows, D, products=2)
+
+
+def _st_attention_backward(
+    grad: Sequence[int], qkv: Sequence[int], *arguments: Any, **_: Any
+) -> int:
+    return _st_attention(qkv, *arguments) // 2 * 5
+
+
+def _vector_quantize(z: Sequence[int], codebook: Sequence[int], **_: Any) -> int:
+    return 2 * z[0] * z[1] * codebook[0]
+
+
+_FORMULAS: dict[str, Callable[..., int]] = {
+    "st_attention": _st_attention,
+    "st_attention_backward": _st_attention_backward,
+    "vector_quantize": _vector_quantize,
+}
+FLOPS = {
+    getattr(torch.ops.colaworld, name + twin): formula
+    for name, formula in _FORMULAS.items()
+    for twin in ("", "_triton")
+}
+"""By op: its count from the shapes of its arguments."""
