@@ -72,19 +72,28 @@ class ClipSet:
         )
         self._actions: dict[int, np.ndarray] = {}
         self._check_broken()
-        frame_bytes = 3 * self.height * self.width
-        most = max(1, int(config.cache_mb * 1e6 / 8) // frame_bytes)
         self.segments: list[windows.Segment] = []
-        self.too_short: list[EpisodeInfo] = []
-        for episode in self.episodes:
-            timing = self._timing[episode.index]
-            made = windows.segments(
-                episode.index, timing.length, clip_span=self.span(episode.index), most_frames=most
-            )
-            self.segments += made
-            if not made:
-                self.too_short.append(episode)
+        self.cut()
+        self.too_short = self._too_short()
         self._check_short()
+
+    def cut(self, streams: int = 1) -> None:
+        """Cut the episodes into `segments` of which each of `streams` streams can hold two at a time."""
+        held = int(self.config.cache_mb * 1e6 / max(8, 2 * streams))
+        most = max(1, held // (3 * self.height * self.width))
+        self.segments = [
+            segment
+            for episode in self.episodes
+            for segment in windows.segments(
+                episode.index,
+                self._timing[episode.index].length,
+                clip_span=self.span(episode.index),
+                most_frames=most,
+            )
+        ]
+
+    def _too_short(self) -> list[EpisodeInfo]:
+        return [e for e in self.episodes if self._timing[e.index].length < self.span(e.index)]
 
     @property
     def action_spec(self) -> ActionSpec | None:

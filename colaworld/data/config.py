@@ -59,11 +59,14 @@ class DataConfig(Checked, at="data."):
     """Which share to use."""
     action_column: str | None = "action"
     """Column of the real actions: read by evaluation, and by phases whose objective asks for them."""
+    streams: Annotated[int, Range(ge=1, le=65_536)] | None = None
+    """Streams that the clips come from in turn. The number of processes must divide it. Default: the
+    largest divisor of the batch that the episodes can fill."""
     shuffle_window: Natural = 0
     """Clips are mixed among this many segments (episodes, or parts of long ones) at a time. 0: as
     many as half the cache holds, or all if all fit."""
     cache_mb: Positive = 1024.0
-    """Bound on decoded frames kept in memory. A set that fits is decoded once."""
+    """Bound on decoded frames kept in memory, in each process. A set that fits is decoded once."""
     workers: Annotated[int, Range(ge=0, le=1024)] = 1
     """Threads that decode ahead. 0: decode when asked. The order of clips is the same."""
 

@@ -1,14 +1,12 @@
 """Clips in batches: an endless shuffled stream that resumes exactly, and one pass for evaluation.
 
-Not here: what a clip is (clips.py, windows.py) or how frames are read (sources/, video_reader.py).
+Not here: what a clip is (clips.py, windows.py), which follows which (order.py), how frames are read
+(sources/, video_reader.py).
 
-The order is a function of (seed, epoch, position) alone; threads only fetch ahead of it:
-
-    epoch      all segments of this rank in a random order, cut into blocks that fit the cache
-    block      all clips of its segments (every start once) in a random order
-    position   how many clips of the epoch were looked at; those that cross a cut are passed over
-
-So `state_dict()` is two numbers, and resuming decodes nothing that lies before.
+A batch of all processes holds the next slots of the run: row i on rank r of W is slot i * W + r of it. A
+slot's clip is the next one of its stream that crosses no cut. So the clips of a batch do not depend on
+W, and threads only fetch ahead of the order. `state_dict()` is two numbers for each stream, and resuming
+decodes nothing that lies before.
 """
 
 from __future__ import annotations
@@ -16,9 +14,10 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -29,6 +28,7 @@ from colaworld.contracts import ActionSpec, ClipBatch
 from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
+from colaworld.data.order import Place, StreamOrder
 from colaworld.data.windows import Segment, disjoint_starts
 
 log = logging.getLogger(__name__)
@@ -52,19 +52,21 @@ class LatentSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class ShuffleBlock:
-    segments: list[Segment]
-    first: int  # clips of the epoch before this block
-    size: int  # clips in it
-
-
 class ClipLoader:
-    """Endless iterator of ClipBatch, the same for the same (config, batch_size, seed, rank).
+    """Endless iterator of ClipBatch, this process's rows of the batches of all.
 
-    Ranks read disjoint segments. `with_actions` adds real actions; DataError if
-    there are none. `latents`, of this loader's `clips`, fills each batch's latents; it may be set
-    until the first batch is asked for. `close()` stops the threads (they are daemons, so a process can end without it).
+    The clips of a batch are the same for the same (config, seed, streams), whatever `batch_size` and
+    `world_size` deal them out. `with_actions` adds real actions; DataError if there are none.
+    `latents`, of this loader's `clips`, fills each batch's latents; it may be set until the first batch
+    is asked for. `close()` stops the threads (they are daemons, so a process can end without it).
+
+    Args:
+        config: the data; its `streams`, None: the largest divisor of batch_size that the segments of
+            the set can fill.
+        batch_size: clips of a batch, over all processes.
+        seed: decides the order.
+        rank: of this process; it reads the streams k with k mod world_size == rank.
+        world_size: how many processes there are; divides batch_size and the number of streams.
     """
 
     def __init__(
@@ -83,21 +85,23 @@ class ClipLoader:
                 "ClipLoader: expected batch_size >= 1 and 0 <= rank < world_size, got "
                 f"batch_size={batch_size}, rank={rank}, world_size={world_size}"
             )
+        if batch_size % world_size:
+            raise ValueError(
+                f"a batch of {batch_size} clips (training.batch_size) cannot be shared evenly by "
+                f"{world_size} processes; set it to a multiple of {world_size}, or start "
+                f"{_choice(n for n in range(1, world_size) if batch_size % n == 0)} processes"
+            )
         self.config, self.batch_size, self.seed = config, batch_size, seed
         self.rank, self.world_size, self.with_actions = rank, world_size, with_actions
         self.latents = latents
         self.clips = ClipSet(config)
-        if len(self.clips.segments) < world_size:
-            raise DataError(
-                f"{config.path}: {len(self.clips.segments)} episodes cannot be shared by "
-                f"{world_size} ranks; use fewer processes or more episodes"
-            )
+        self._use_streams(config.streams or self._most_streams())
+        self._slots = 0  # handed out by all processes
+        self._at = {stream: (0, 0) for stream in self._own}  # epoch and position
+        self._builder: _Builder | None = None
+        self._fetcher: _Fetcher | None = None
         if with_actions:
             self.clips.require_actions()
-        self._epoch = self._position = 0
-        self._plan: tuple[int, list[ShuffleBlock]] | None = None  # of one epoch
-        self._order: tuple[tuple[int, int], np.ndarray] | None = None  # of one block
-        self._fetcher: _Fetcher | None = None
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -110,125 +114,195 @@ class ClipLoader:
 
     def __len__(self) -> int:
         """Clips in an epoch of this rank's share, on average, before cuts."""
-        return sum(p.starts for p in self.clips.segments) // self.world_size
+        return int(self._order.starts.sum()) // self.world_size
 
     def __iter__(self) -> ClipLoader:
         return self
 
     def __next__(self) -> ClipBatch:
-        if self.config.workers == 0:
-            batch, self._epoch, self._position = self._build(self._epoch, self._position)
-            return batch
-        if self._fetcher is None:
-            self._fetcher = _Fetcher(self, self._epoch, self._position)
-        batch, self._epoch, self._position = self._fetcher.next()
+        if self._builder is None:
+            self._builder = _Builder(self, self._slots, self._at)
+            if self.config.workers:
+                self._fetcher = _Fetcher(self._builder, self.config.workers)
+        made = self._builder.build() if self._fetcher is None else self._fetcher.next()
+        batch, self._slots, self._at = made
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch begins: a few plain values, ready for JSON."""
+        """Where the next batch begins: a few plain values, ready for JSON. `at` has the epoch and
+        position of the streams of this rank; `merge_states` joins those of all."""
         return {
-            "epoch": self._epoch,
-            "position": self._position,
             "seed": self.seed,
-            "rank": self.rank,
-            "world_size": self.world_size,
-            "clips": sum(p.starts for p in self.clips.segments),
+            "clips": int(self._order.starts.sum()),
             "latents": None if self.latents is None else self.latents.order,
+            "streams": self.streams,
+            "slots": self._slots,
+            "at": {str(stream): list(at) for stream, at in self._at.items()},
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the last batch that was handed out when `state` was taken.
+    @staticmethod
+    def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """One state out of those of all ranks, which any number of processes can load that divides
+        its streams. ValueError where they do not belong together or some are missing."""
+        states = [_converted(state) for state in states]
+        merged: dict[str, Any] = {**states[0], "at": {}}
+        for state in states:
+            for name, value in state.items():
+                if name != "at" and value != merged.get(name):
+                    raise ValueError(
+                        f"ClipLoader: the states of two ranks have {name}={merged.get(name)} and "
+                        f"{name}={value}; they are not of one moment of one run"
+                    )
+            merged["at"] |= state["at"]
+        if missing := {str(k) for k in range(merged["streams"])} - merged["at"].keys():
+            raise ValueError(
+                f"ClipLoader: the states of {len(states)} ranks lack {len(missing)} of "
+                f"{merged['streams']} streams (first: {min(missing, key=int)}); merge those of all"
+            )
+        return merged
 
-        Raises ValueError if the order would not be the same: another seed, sharding or data set.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on after the last batch that was handed out when `state` was taken. The number of streams
+        is that of the state.
+
+        Raises ValueError if the order would not be the same: another seed or data set; or if the
+        streams cannot be shared by this many processes.
         """
+        state = _converted(state)
+        if state["streams"] != self.streams:
+            self._use_streams(state["streams"])
         now = self.state_dict()
-        for name in ("seed", "rank", "world_size", "clips", "latents"):
+        for name in ("seed", "clips", "latents"):
             if state.get(name) != now[name]:
                 raise ValueError(
                     f"ClipLoader: the state was taken with {name}={state.get(name)}, this loader "
-                    f"has {name}={now[name]}; resume with the same data, seed and processes"
+                    f"has {name}={now[name]}; resume with the same data and seed"
                 )
+        if missing := [stream for stream in self._own if str(stream) not in state["at"]]:
+            raise ValueError(
+                f"ClipLoader: the state lacks stream {missing[0]} of rank {self.rank}; merge_states "
+                "joins those of all ranks"
+            )
         self.close()
-        self._epoch, self._position = int(state["epoch"]), int(state["position"])
+        self._slots = int(state["slots"])
+        self._at = {k: (int(at[0]), int(at[1])) for k in self._own for at in [state["at"][str(k)]]}
 
     def close(self) -> None:
         """Stop the threads. The loader can go on afterwards, from where it was."""
         if self._fetcher is not None:
             self._fetcher.stop()
-            self._fetcher = None
+        self._fetcher = self._builder = None
 
-    def _blocks(self, epoch: int) -> list[ShuffleBlock]:
-        if self._plan is not None and self._plan[0] == epoch:
-            return self._plan[1]
+    def _most_streams(self) -> int:
+        for streams in range(self.batch_size, 1, -1):
+            if self.batch_size % streams == 0:
+                self.clips.cut(streams)
+                if len(self.clips.segments) >= streams:
+                    return streams
+        return 1
+
+    def _use_streams(self, streams: int) -> None:
+        """Cut the set for that many streams. Raises ValueError where they cannot be had."""
+        if streams % self.world_size:
+            raise ValueError(
+                f"the order of clips has {streams} streams, which {self.world_size} processes "
+                "cannot share evenly; start "
+                f"{_choice(n for n in range(1, streams + 1) if streams % n == 0)} processes, or, in a "
+                f"new run, set data.streams to a multiple of {self.world_size}"
+            )
+        self.clips.cut(streams)
         segments = self.clips.segments
-        order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(segments))
-        mine = [segments[i] for i in order[self.rank :: self.world_size]]
-        capacity = self.config.cache_mb * 1e6
-        everything = sum(self.clips.segment_bytes(p) for p in mine)
-        budget = capacity if everything <= capacity else capacity / 2  # room to fetch the next one
-        blocks: list[ShuffleBlock] = []
-        current: list[Segment] = []
-        held = first = 0
-        for segment in mine:
-            size = self.clips.segment_bytes(segment)
-            window = self.config.shuffle_window
-            if current and (len(current) >= window if window else held + size > budget):
-                blocks.append(ShuffleBlock(current, first, sum(p.starts for p in current)))
-                first += blocks[-1].size
-                current, held = [], 0
-            current.append(segment)
-            held += size
-        blocks.append(ShuffleBlock(current, first, sum(p.starts for p in current)))
-        self._plan = epoch, blocks
-        return blocks
+        if len(segments) < streams:
+            raise DataError(
+                f"{self.config.path}: {len(segments)} episodes cannot fill {streams} streams; lower "
+                "data.streams (and the number of processes), or use more episodes"
+            )
+        self.streams = streams
+        self._own = range(self.rank, streams, self.world_size)
+        self._order = StreamOrder(
+            starts=np.array([p.starts for p in segments], np.int64),
+            sizes=np.array([self.clips.segment_bytes(p) for p in segments], np.int64),
+            streams=streams,
+            seed=self.seed,
+            capacity=self.config.cache_mb * 1e6,
+            window=self.config.shuffle_window,
+        )
 
-    def _block_order(self, epoch: int, number: int, block: ShuffleBlock) -> np.ndarray:
-        if self._order is None or self._order[0] != (epoch, number):
-            rng = np.random.default_rng([self.seed, 2, epoch, self.rank, number])
-            self._order = (epoch, number), rng.permutation(block.size)
-        return self._order[1]
 
-    def _walk(self, epoch: int, position: int) -> Iterator[tuple[int, int, Segment, int]]:
-        """(epoch, position after it, segment, start) from a position on, without end."""
-        while True:
-            for number, block in enumerate(self._blocks(epoch)):
-                if position >= block.first + block.size:
-                    continue
-                order = self._block_order(epoch, number, block)
-                edges = np.cumsum([0] + [p.starts for p in block.segments])
-                owners = np.searchsorted(edges, order[position - block.first :], "right") - 1
-                for owner, clip in zip(owners, order[position - block.first :], strict=True):
-                    segment = block.segments[owner]
-                    position += 1
-                    yield epoch, position, segment, segment.first + int(clip - edges[owner])
-            epoch, position = epoch + 1, 0
+def _choice(numbers: Iterable[int]) -> str:
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} or {last}" if most else last
 
-    def _build(
-        self, epoch: int, position: int, walk: Iterator[Any] | None = None
-    ) -> tuple[ClipBatch, int, int]:
-        """The batch that begins at a position, and the position after it."""
-        clips, size = self.clips, self.batch_size
-        frames = np.empty((size, self.config.frames_per_clip, *self.frame_shape), np.uint8)
-        chosen: list[tuple[Segment, int]] = []
+
+def _converted(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state as it is written today. Those of before had one stream for each rank."""
+    if "streams" in state:
+        return dict(state)
+    kept = {name: state[name] for name in ("seed", "clips", "latents")}
+    if state["world_size"] > 1:
+        raise ValueError(
+            f"ClipLoader: the state was saved by an earlier version with {state['world_size']} "
+            "processes, whose order of clips there is no more; resume it with that version"
+        )
+    return {**kept, "streams": 1, "slots": 0, "at": {"0": [state["epoch"], state["position"]]}}
+
+
+class _Builder:
+    """Builds a loader's batches one after another, from a slot and positions on."""
+
+    def __init__(self, loader: ClipLoader, slots: int, at: Mapping[int, tuple[int, int]]) -> None:
+        self.loader, self.slots, self._at = loader, slots, dict(at)
+        self.fetch: Callable[[Segment], None] | None = None  # starts decoding what will be needed
+        rows = loader.batch_size // loader.world_size
+        self._reach = -(-2 * rows // len(self._at))  # clips ahead in each stream
+        order = loader._order
+        self._walks = {k: order.walk(k, *position) for k, position in self._at.items()}
+        self._ahead: dict[int, deque[Place]] = {k: deque() for k in self._at}
+        most, n = int(order.starts.sum()), len(order.starts)
+        self._patience = max(1, 32 * order.streams / n) * most + loader.batch_size
+
+    def build(self) -> tuple[ClipBatch, int, dict[int, tuple[int, int]]]:
+        """The next batch, and the slot and the positions behind it."""
+        loader = self.loader
+        clips, rows = loader.clips, loader.batch_size // loader.world_size
+        frames = np.empty((rows, loader.config.frames_per_clip, *loader.frame_shape), np.uint8)
+        chosen = []
+        for row in range(rows):
+            slot = self.slots + row * loader.world_size + loader.rank
+            chosen.append(self._fill(slot % loader.streams, frames[row]))
+        self.slots += loader.batch_size
+        batch = _batch(clips, frames, chosen, loader.with_actions, loader.latents)
+        return batch, self.slots, dict(self._at)
+
+    def _fill(self, stream: int, out: np.ndarray) -> tuple[Segment, int]:
+        """The next clip of a stream that can be had, into `out` [T, 3, H, W]."""
+        clips, latents = self.loader.clips, self.loader.latents
         passed = 0
-        for step in walk or self._walk(epoch, position):
-            epoch, position, segment, start = step
-            stored = self.latents is None or self.latents.has(segment.episode, start)
-            if stored and clips.clip(clips.decoded(segment), segment, start, frames[len(chosen)]):
-                chosen.append((segment, start))
-                passed = 0
-                if len(chosen) == size:
-                    break
-            else:
-                passed += 1
-                if passed > len(self) + self.batch_size:
-                    raise DataError(
-                        f"{self.config.path}: no clip of {self.config.frames_per_clip} frames "
-                        "without a scene cut was found in a whole pass; lower frames_per_clip or "
-                        "stride, or set scene_cut_threshold to 0"
-                        + ("" if self.latents is None else f"; or {self.latents} has none of them")
-                    )
-        return _batch(clips, frames, chosen, self.with_actions, self.latents), epoch, position
+        while True:
+            place = self._next(stream)
+            self._at[stream] = place.epoch, place.position
+            segment = clips.segments[place.segment]
+            start = segment.first + place.clip
+            stored = latents is None or latents.has(segment.episode, start)
+            if stored and clips.clip(clips.decoded(segment), segment, start, out):
+                return segment, start
+            passed += 1
+            if passed > self._patience:
+                raise DataError(
+                    f"{clips.config.path}: no clip of {clips.config.frames_per_clip} frames "
+                    "without a scene cut was found in a whole pass; lower frames_per_clip or "
+                    "stride, or set scene_cut_threshold to 0"
+                    + ("" if latents is None else f"; or {latents} has none of them")
+                )
+
+    def _next(self, stream: int) -> Place:
+        if self.fetch is None:
+            return next(self._walks[stream])
+        ahead = self._ahead[stream]
+        while len(ahead) <= self._reach:
+            ahead.append(next(self._walks[stream]))
+            self.fetch(self.loader.clips.segments[ahead[-1].segment])
+        return ahead.popleft()
 
 
 def _batch(
@@ -256,42 +330,25 @@ def _batch(
 class _Fetcher:
     """One thread that builds batches in order, and a pool that decodes what they will need."""
 
-    def __init__(self, loader: ClipLoader, epoch: int, position: int) -> None:
+    def __init__(self, builder: _Builder, workers: int) -> None:
+        self._builder, self._clips = builder, builder.loader.clips
         self._stop = threading.Event()
         self._ready: queue.Queue[Any] = queue.Queue(_BATCHES_AHEAD)
-        self._pool = ThreadPoolExecutor(loader.config.workers, thread_name_prefix="decode")
-        self._thread = threading.Thread(
-            target=self._run, args=(loader, epoch, position), name="clips", daemon=True
-        )
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        builder.fetch = self._fetch
+        self._thread = threading.Thread(target=self._run, name="clips", daemon=True)
         self._thread.start()
 
-    def _run(self, loader: ClipLoader, epoch: int, position: int) -> None:
-        walk = self._look_ahead(loader, epoch, position)
+    def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                made = loader._build(epoch, position, walk)
-                _, epoch, position = made
-                self._put(made)
+                self._put(self._builder.build())
         except BaseException as error:  # handed to whoever asks for the next batch
             self._put(error)
 
-    def _look_ahead(
-        self, loader: ClipLoader, epoch: int, position: int
-    ) -> Iterator[tuple[int, int, Segment, int]]:
-        """The walk, with the segments of the next clips decoded in the background."""
-        from collections import deque
-
-        walk = loader._walk(epoch, position)
-        ahead: deque[tuple[int, int, Segment, int]] = deque()
-        reach = 2 * loader.batch_size
-        for step in walk:
-            ahead.append(step)
-            if not self._stop.is_set():
-                segment = step[2]
-                if (segment.episode, segment.first) not in loader.clips._cache:
-                    self._pool.submit(_decode_quietly, loader.clips, segment)
-            if len(ahead) > reach:
-                yield ahead.popleft()
+    def _fetch(self, segment: Segment) -> None:
+        if not self._stop.is_set() and (segment.episode, segment.first) not in self._clips._cache:
+            self._pool.submit(_decode_quietly, self._clips, segment)
 
     def _put(self, item: Any) -> None:
         while not self._stop.is_set():
@@ -301,7 +358,7 @@ class _Fetcher:
             except queue.Full:
                 continue
 
-    def next(self) -> tuple[ClipBatch, int, int]:
+    def next(self) -> Any:
         item = self._ready.get()
         if isinstance(item, BaseException):
             self._ready.put(item)  # and again for whoever asks once more

@@ -5,7 +5,7 @@ Protocols and errors only. Not here: any objective (objectives.py) or the loop (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -81,13 +81,18 @@ class Objective(Protocol):
 
 
 class Loader(Protocol):
-    """An endless iterator of batches that knows where it stands. The state is plain JSON."""
+    """An endless iterator of batches that knows where it stands. The state is plain JSON.
+
+    `merge_states` makes one state of those of all processes, which any number of them can load.
+    """
 
     def __next__(self) -> ClipBatch: ...
 
     def state_dict(self) -> Mapping[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+    def merge_states(self, states: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]: ...
 
 
 # (steps done in the phase, phase name) -> uint8 frames [n, T, H, W, 3] to show in TensorBoard

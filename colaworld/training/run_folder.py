@@ -50,10 +50,12 @@ FREE = (
     "tensorboard",
     "out",
     "resume",
+    "workers",  # the same clips
     "recompute",  # the same gradients bit for bit
 )
 # Fields that early configurations do not have, and what they did.
 _LATER = {
+    "data.streams": None,
     "model.backbone.clip_fps": False,
     "model.backbone.round_times": False,
     "objective.average": "frames",

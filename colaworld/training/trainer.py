@@ -35,7 +35,7 @@ from colaworld.training.interrupts import StopRequest
 from colaworld.training.optimizer import Moments, moments_of
 from colaworld.training.phase_state import PhaseState, Progress, TrainResult
 from colaworld.training.phases import Phase, check_phases, enter_phase
-from colaworld.training.protocols import ClipSupply, Loader, Objective, Preview, ResumeError
+from colaworld.training.protocols import ClipSupply, Loader, Objective, Preview
 from colaworld.training.run_folder import RunFolder, config_sha256
 from colaworld.training.step import clip_generator, optimizer_step
 
@@ -365,7 +365,7 @@ class Trainer:
             "healthy": state.healthy(self.phases),
             "seed": self.training.seed,
             **state.state_dict(),
-            "loader": loaders[0] if distributed.world_size == 1 else loaders,
+            "loader": dict(self.loader.merge_states(loaders)),
             "config_sha256": config_sha256(self.config_yaml),
             "config": self.config_yaml,
         }
@@ -381,14 +381,9 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state, distributed = checkpoint.state, self.distributed
-        loaders = state["loader"]
-        if not isinstance(loaders, list):  # of one process
-            loaders = [loaders]
-        if len(loaders) != distributed.world_size:
-            raise ResumeError(
-                f"{checkpoint.path} was written by {len(loaders)} processes, this run has "
-                f"{distributed.world_size}; resume with as many"
-            )
+        loader = state["loader"]
+        if isinstance(loader, list):  # of an earlier version: one of each process
+            loader = self.loader.merge_states(loader)
         checkpoints.load_strictly(
             self.model, checkpoint.tensors("model"), source=str(checkpoint.path)
         )
@@ -402,7 +397,7 @@ class Trainer:
         rng, rank = checkpoint.tensors("rng"), distributed.rank
         own = {kind: rng.get(_of_rank(rank, kind)) for kind in ("cpu", "cuda")}
         checkpoints.restore_rng({k: v for k, v in own.items() if v is not None}, self.device)
-        self.loader.load_state_dict(loaders[rank])
+        self.loader.load_state_dict(loader)
         self._guard.load_state_dict(state["guard"])
         self._restored = checkpoint
         log.info("resumed from %s", checkpoint.path)

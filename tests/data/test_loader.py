@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -14,9 +15,10 @@ from colaworld.data.errors import DataError
 from colaworld.data.loader import ClipLoader, iterate_once
 
 
-@pytest.fixture
-def config(tmp_path, scene_set) -> DataConfig:
-    path = scene_set(tmp_path / "set", [12, 15, 9, 14, 11, 3])  # the last is too short
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, scene_set) -> DataConfig:
+    path = scene_set(tmp_path_factory.mktemp("six") / "set", [12, 15, 9, 14, 11, 3])
+    # The last is too short.
     return DataConfig(path=path, frames_per_clip=4, split="all", workers=0)
 
 
@@ -91,27 +93,110 @@ def test_resume_gives_the_next_clip(config, workers, window, before) -> None:
 
 def test_a_state_of_another_order_is_refused(config) -> None:
     state = ClipLoader(config, batch_size=4, seed=0).state_dict()
-    for options in ({"seed": 1}, {"seed": 0, "world_size": 2}):
-        with pytest.raises(ValueError, match="resume with the same"):
-            ClipLoader(config, batch_size=4, **options).load_state_dict(state)
+    with pytest.raises(ValueError, match="resume with the same"):
+        ClipLoader(config, batch_size=4, seed=1).load_state_dict(state)
     with pytest.raises(ValueError, match="clips=46, this loader has clips=41"):
         other = ClipLoader(replace(config, frames_per_clip=5), batch_size=4, seed=0)
         other.load_state_dict(state)
 
 
-def test_ranks_are_disjoint_and_complete(config) -> None:
-    shares = []
-    for rank in range(2):
-        loader = ClipLoader(config, batch_size=1, seed=0, rank=rank, world_size=2)
-        mine = []
-        while loader.state_dict()["epoch"] == 0 and len(mine) < 60:
-            pair = _ids(next(loader))[0]
-            if loader.state_dict()["epoch"] == 0:
-                mine.append(pair)
-        shares.append(set(mine))
-    assert not shares[0] & shares[1] and shares[0] | shares[1] == _all_clips()
-    with pytest.raises(DataError, match="5 episodes cannot be shared by 6 ranks"):
-        ClipLoader(config, batch_size=1, seed=0, rank=0, world_size=6)
+@pytest.mark.parametrize(
+    "more, sha256",  # of the order before there were streams
+    [
+        ({}, "005dadaf387a374d"),
+        ({"cache_mb": 3 * 20 * 24 * 60 / 1e6}, "2164883ed1e947e7"),
+        ({"shuffle_window": 2}, "20a7a52c035e2ca4"),
+    ],
+)
+def test_one_stream_is_the_order_of_earlier_versions(config, more, sha256) -> None:
+    config = replace(config, streams=1, **more)
+    loader = ClipLoader(config, batch_size=4, seed=7)
+    taken = _take(loader, 40)
+    assert hashlib.sha256(json.dumps(taken).encode()).hexdigest()[:16] == sha256
+    old = {"epoch": 3, "position": 22, "seed": 7, "rank": 0, "world_size": 1}
+    old |= {"clips": 46, "latents": None}
+    other = ClipLoader(replace(config, streams=None), batch_size=4, seed=7)
+    other.load_state_dict(old)
+    assert other.streams == 1 and _take(other, 5) == _take(loader, 5)
+    with pytest.raises(ValueError, match="earlier version with 2 processes"):
+        other.load_state_dict({**old, "world_size": 2})
+
+
+def _updates(config, world_size: int, batch_size: int, updates: int, states=None) -> tuple:
+    """The clips of updates of 8 by slot, all ranks together; and their states behind them."""
+    loaders = [
+        ClipLoader(config, batch_size=batch_size, seed=3, rank=r, world_size=world_size)
+        for r in range(world_size)
+    ]
+    for loader in loaders if states is not None else ():
+        loader.load_state_dict(states)
+    taken = []
+    for _ in range(updates * 8 // batch_size):
+        rows = [_ids(next(loader)) for loader in loaders]
+        taken += [row for of_ranks in zip(*rows, strict=True) for row in of_ranks]
+    merged = ClipLoader.merge_states([loader.state_dict() for loader in loaders])
+    for loader in loaders:
+        loader.close()
+    return taken, json.loads(json.dumps(merged))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"workers": 2},
+        {"streams": 4, "cache_mb": 3 * 20 * 24 * 60 / 1e6},
+        {"streams": 4, "shuffle_window": 2},
+    ],
+)
+def test_the_clips_do_not_depend_on_the_processes(config, more) -> None:
+    config = replace(config, **more)
+    whole, end = _updates(config, 1, 8, 12)
+    assert end["streams"] == 4 and end["slots"] == 96  # five segments fill four streams
+    assert _updates(config, 2, 8, 12) == (whole, end)
+    assert _updates(config, 4, 8, 12) == (whole, end)
+    assert _updates(replace(config, streams=4), 2, 2, 12) == (whole, end)  # fewer than streams
+    first, state = _updates(config, 2, 8, 5)
+    for world_size, batch_size in ((1, 8), (4, 8), (2, 2), (1, 1)):  # the state has its streams
+        again, behind = _updates(config, world_size, batch_size, 7, state)
+        assert first + again == whole and behind == end
+
+
+def test_an_epoch_of_all_streams_holds_every_clip_once(config) -> None:
+    loader = ClipLoader(replace(config, streams=4), batch_size=4, seed=0)
+    mine: dict[str, set] = {str(k): set() for k in range(4)}
+    for _ in range(40):
+        before, ids = loader.state_dict()["at"], _ids(next(loader))
+        for k, pair in enumerate(ids):
+            if loader.state_dict()["at"][str(k)][0] == 0:
+                assert before[str(k)][0] == 0 and pair not in mine[str(k)]
+                mine[str(k)].add(pair)
+    assert sum(map(len, mine.values())) == 46 and set.union(*mine.values()) == _all_clips()
+
+
+def test_processes_that_cannot_share_the_streams_are_told_which_can(config) -> None:
+    with pytest.raises(ValueError, match=r"batch of 8 clips .* multiple of 3, or start 1 or 2 pro"):
+        ClipLoader(config, batch_size=8, seed=0, world_size=3)
+    with pytest.raises(ValueError, match=r"4 streams, which 8 .*start 1, 2 or 4 processes"):
+        ClipLoader(config, batch_size=8, seed=0, world_size=8)
+    with pytest.raises(DataError, match="5 episodes cannot fill 6 streams"):
+        ClipLoader(replace(config, streams=6), batch_size=6, seed=0)
+    state = ClipLoader(config, batch_size=4, seed=0).state_dict()
+    loader = ClipLoader(replace(config, streams=5), batch_size=5, seed=0, world_size=5)
+    with pytest.raises(ValueError, match=r"4 streams, which 5 .*start 1, 2 or 4 processes"):
+        loader.load_state_dict(state)
+
+
+def test_states_that_do_not_belong_together_are_not_merged(config) -> None:
+    ranks = [ClipLoader(config, batch_size=4, seed=0, rank=r, world_size=2) for r in range(2)]
+    states = [loader.state_dict() for loader in ranks]
+    with pytest.raises(ValueError, match=r"of 1 ranks lack 2 of 4 streams \(first: 1\)"):
+        ClipLoader.merge_states(states[:1])
+    with pytest.raises(ValueError, match=r"lacks stream 1 of rank 1"):
+        ranks[1].load_state_dict(states[0])
+    next(ranks[1])
+    with pytest.raises(ValueError, match="slots=0 and slots=4"):
+        ClipLoader.merge_states([states[0], ranks[1].state_dict()])
 
 
 def test_memory_is_bounded_and_nothing_is_lost(config) -> None:

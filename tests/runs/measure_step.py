@@ -54,6 +54,9 @@ class Noise:
 
     def load_state_dict(self, state: dict) -> None: ...
 
+    def merge_states(self, states: list) -> dict:
+        return {}
+
 
 def two_steps(config: RunConfig, name: str) -> None:
     phase = config.phases[name]

@@ -130,6 +130,9 @@ class ToyLoader:
     def load_state_dict(self, state):
         self.position = state["position"]
 
+    def merge_states(self, states):
+        return states[0]
+
 
 PARTS = ("idm", "quantizer", "conditioner")
 GATE = GateConfig(entropy=0.3, window=4, max_drift=1.0, min_steps=9)
