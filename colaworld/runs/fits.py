@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from colaworld.config import ConfigError
 from colaworld.models.tokenizers.tokenizer import latent_frames
@@ -19,6 +21,7 @@ from colaworld.models.world_model import WorldModel
 from colaworld.runs.config import RunConfig
 from colaworld.runs.memory import GIB, plan_memory
 from colaworld.runs.sizes import patch_multiples
+from colaworld.training.phases import Phase
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +31,46 @@ _FLOATS = 40
 _FEW_TOKENS, _MANY_TOKENS = 256, 1024  # of a frame: nano's own scale; minutes a step on a CPU
 
 
-def machine_memory(device: torch.device) -> int:
-    """Bytes that this process may use: the card's, or the machine's within its control group."""
+def machine_memory(device: torch.device, *, root: Path = Path("/")) -> int:
+    """Bytes that this process may use: the card's, or the machine's within its control groups.
+
+    `root`: where the kernel's files are.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory - GIB  # the context
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    group = Path("/sys/fs/cgroup/memory.max")
-    allowed = group.read_text().strip() if group.is_file() else "max"
-    return there if allowed == "max" else min(there, int(allowed))
+    return min([there, *_limits(root)])
+
+
+def _limits(root: Path) -> Iterator[int]:
+    """What the process's own control group allows, and each above it, in version 2 and 1."""
+    mine, mounted = root / "proc/self/cgroup", root / "sys/fs/cgroup"
+    groups = mine.read_text().splitlines() if mine.is_file() else ["0::/"]
+    for _, controllers, path in (line.split(":", 2) for line in groups):
+        at, name = mounted, "memory.max"
+        if "memory" in controllers.split(","):
+            at, name = mounted / "memory", "memory.limit_in_bytes"
+        elif controllers:
+            continue
+        own = at / path.lstrip("/")  # in a container it may be mounted as the topmost
+        for folder in (own, *(above for above in own.parents if above.is_relative_to(at))):
+            file = folder / name
+            value = file.read_text().strip() if file.is_file() else ""
+            if value.isdigit():  # not "max"
+                yield int(value)
+
+
+def held(model: nn.Module, phases: Iterable[Phase]) -> int:
+    """Bytes of weights, and of gradients and AdamW's two moments where they train: the most of all
+    phases. All four have the dtype of the weights."""
+    return max(
+        sum(
+            p.numel() * p.element_size() * (4 if name in phase.train else 1)
+            for name, part in model.named_children()
+            for p in part.parameters()
+        )
+        for phase in phases
+    )
 
 
 def check_memory(
@@ -75,7 +110,8 @@ def check_memory(
             max(n, int(shrink * v) // n * n) for v, n in zip((height, width), needs, strict=True)
         ]
         smaller = f"smaller frames (--data.height {good[0]} --data.width {good[1]}), "
-    if 4 * _FLOATS * tokens * backbone.width * backbone.modulated_blocks > there / 4:
+    left_behind = 4 * _FLOATS * tokens * backbone.width * backbone.modulated_blocks
+    if left_behind + held(model, config.scheduled()) > there / 4:
         sized = replace(config, data=replace(config.data, height=height, width=width))
         try:
             most = max(plan_memory(sized, device=device.type), key=lambda phase: phase.total)
@@ -92,7 +128,14 @@ def check_memory(
                     f"{said}. What helps: {smaller}fewer clips in a pass (--training.batch-size), what "
                     f"colaworld plan-memory {config.recipe} names; --anyway starts all the same"
                 )
-            said += f"; {needed} of {there / GIB:.1f}"
+            needed += f" of {there / GIB:.1f}"
+            if most.total > there / 2:
+                log.warning(
+                    "%s: what else runs here may not fit beside it. What helps: %sfewer clips in a pass "
+                    "(--training.batch-size)",
+                    *(needed, smaller),
+                )
+            said += f"; {needed}"
     if device.type == "cpu" and frame > _MANY_TOKENS:
         log.warning(
             "frames of %dx%d px are %s: a step may take minutes on a CPU. What helps: %sa GPU",
