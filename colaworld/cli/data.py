@@ -16,7 +16,7 @@ import tyro
 
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.errors import FORESEEN, report_error
-from colaworld.config import Checked, Count, Weight
+from colaworld.config import Checked, Count, Positive, Weight
 from colaworld.data.config import DataConfig
 from colaworld.data.inspection import Inspection, contact_sheet, inspect
 from colaworld.files import printable
@@ -27,13 +27,15 @@ class InspectConfig(Checked, at="--"):
     """What to look at."""
 
     path: Annotated[Path, tyro.conf.Positional]
-    """A LeRobot folder, any folder of video files or of tars that hold them, or one file."""
+    """A LeRobot folder, any folder of video files, tars of them or HDF5 files, or one file."""
     sheet: Path | None = None
     """Write a contact sheet into this PNG file: a row of frames per episode."""
     source: str = "auto"
-    """How to read it: lerobot, video_folder, webdataset, or a source of your own."""
+    """How to read it: lerobot, hdf5, webdataset, video_folder, or a source of your own."""
     camera: str | None = None
     """Which camera, where there are several."""
+    recorded_fps: Positive | None = None
+    """HDF5: frames per second, where the files do not say."""
     action_column: str | None = "action"
     """Which column the actions are in; others named action... are shown too."""
     episodes: Count = 200
@@ -149,6 +151,7 @@ def run(argv: list[str]) -> int:
                 path=config.path,
                 source=config.source,
                 camera=config.camera,
+                recorded_fps=config.recorded_fps,
                 action_column=config.action_column,
                 scene_cut_threshold=config.scene_cut_threshold,
             ),

@@ -58,6 +58,7 @@ class ClipSet:
             kind=config.source,
             camera=config.camera,
             action_column=config.action_column,
+            recorded_fps=config.recorded_fps,
         )
         self.episodes: list[EpisodeInfo] = select_split(
             self.source.episodes, split=config.split, holdout=config.holdout, path=config.path

@@ -28,14 +28,14 @@ class DataConfig(Checked, at="data."):
     """Which clips are cut from which videos."""
 
     path: Path | None = None
-    """The data set: a LeRobot folder, any folder of video files, or of tars that hold them
-    (WebDataset). docs/data-formats.md has all."""
+    """The data set: a LeRobot folder, any folder of video files, of tars that hold them
+    (WebDataset), or of HDF5 files (robomimic, LIBERO). docs/data-formats.md has all."""
     source: str = "auto"
-    """How to read it: lerobot, video_folder, webdataset, or a source of your own. auto: the first
-    that recognises it."""
+    """How to read it: lerobot, hdf5, webdataset, video_folder, or a source of your own. auto: the
+    first that recognises it."""
     camera: str | None = None
     """Of several views, the one to use. LeRobot: a video feature, or the last part of its name (default:
-    the first); WebDataset: what stands before .mp4."""
+    the first); HDF5: a name in obs; WebDataset: what stands before .mp4."""
     frames_per_clip: Count = 8
     """Frames in a clip."""
     stride: Count = 1
@@ -57,6 +57,8 @@ class DataConfig(Checked, at="data."):
     """Share of episodes kept for evaluation, drawn by a hash of their names."""
     split: Literal["train", "heldout", "all"] = "train"
     """Which share to use."""
+    recorded_fps: Positive | None = None
+    """HDF5: frames per second as recorded, where the files do not say (or say it wrong)."""
     action_column: str | None = "action"
     """Column of the real actions: read by evaluation, and by phases whose objective asks for them."""
     streams: Annotated[int, Range(ge=1, le=65_536)] | None = None

@@ -69,9 +69,7 @@ def inspect(
     """
     if config.path is None:
         raise DataError("no data set was named")
-    source = open_source(
-        config.path, kind=config.source, camera=config.camera, action_column=config.action_column
-    )
+    source = _open(config, config.source, config.action_column)
     lengths = sorted(e.frames for e in source.episodes)
     made = Inspection(
         path=Path(config.path),
@@ -98,6 +96,17 @@ def inspect(
     for column in _action_columns(source, config.action_column):
         _summarise_actions(config, source.kind, column, looked, made)
     return made
+
+
+def _open(config: DataConfig, kind: str, column: str | None) -> Source:
+    assert config.path is not None
+    return open_source(
+        config.path,
+        kind=kind,
+        camera=config.camera,
+        action_column=column,
+        recorded_fps=config.recorded_fps,
+    )
 
 
 def warnings_of(source: Source, config: DataConfig) -> list[str]:
@@ -188,7 +197,7 @@ def _summarise_actions(
     low = high = total = None
     rows = 0
     try:
-        source = open_source(config.path, kind=kind, camera=config.camera, action_column=column)
+        source = _open(config, kind, column)
         spec = source.action_spec
         if spec is None:
             return

@@ -77,7 +77,9 @@ def test_the_command_knows_it(plugin, arrays, tmp_path, capsys) -> None:
 
 def test_a_configuration_names_it_and_is_clear_where_it_is_not_known(arrays) -> None:
     config = from_dict(DataConfig, to_dict(DataConfig(path=arrays, source="npy")))
-    with pytest.raises(DataError, match=r"no source 'npy' is registered; known: lerobot, .*IMPORT"):
+    with pytest.raises(
+        DataError, match=r"no source 'npy' is registered; known: hdf5, lerobot, .*IMPORT"
+    ):
         ClipSet(config)
 
 

@@ -28,19 +28,25 @@ class SourceKind:
     """Whether a path that exists holds such a set. Looks at names only: it is asked at every start."""
     open: Callable[..., Source]
     """(path, *, camera, action_column) -> the source. DataError where nothing in it can be used."""
+    takes_fps: bool = False
+    """Whether `open` also takes recorded_fps: files of this kind may not say their rate."""
 
 
 SOURCES: Registry[SourceKind] = Registry("source", DataError, reserved=("auto",))
 
 
 def register_source(
-    name: str, *, detect: Callable[[Path], bool], open: Callable[..., Source]
+    name: str,
+    *,
+    detect: Callable[[Path], bool],
+    open: Callable[..., Source],
+    takes_fps: bool = False,
 ) -> None:
     """Make a source known. The latest is asked first, so yours come before those of the package.
 
     Raises DataError on a name that is taken.
     """
-    SOURCES.add(name, SourceKind(name, detect, open))
+    SOURCES.add(name, SourceKind(name, detect, open, takes_fps))
 
 
 def detect_source(path: Path) -> SourceKind:

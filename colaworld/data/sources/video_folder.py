@@ -17,12 +17,11 @@ class VideoFolderSource(VideosSource):
     kind = "video_folder"
 
     def _find(self, index: IndexCache) -> Iterator[tuple[str, Path, Video]]:
-        if self.path.is_file():
-            yield self.path.name, self.path, Video.file(self.path)
-            return
         for file in self._files():
-            if file.suffix.lower() in SUFFIXES:  # what is no file (a FIFO, a dead link) is named
-                yield file.relative_to(self.path).as_posix(), file, Video.file(file)
+            if (
+                file == self.path or file.suffix.lower() in SUFFIXES
+            ):  # what is no file (a FIFO) is named
+                yield self._place_of(file), file, Video.file(file)
 
 
 # Takes anything, so that a folder without videos is told what was looked for.

@@ -1,14 +1,11 @@
 """What sources of plain videos share: one video is one episode, of any size and rate, no actions.
 
 A subclass says where its videos are (`_find`); they are probed once and remembered (../index_cache.py).
-Links to files are followed: whoever made the set put them there. Linked folders are not, and a warning
-names them; nor is anything hidden read.
-Not here: frame rates made equal or sizes made equal (the loader's `fps`, `height`, `width`).
+Not here: which files there are (files.py), frame rates made equal or sizes made equal (the loader's `fps`, `height`, `width`).
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -18,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from colaworld.data import video_reader
-from colaworld.data.errors import BrokenFileError, DataError
+from colaworld.data.errors import BrokenFileError
 from colaworld.data.index_cache import IndexCache
-from colaworld.data.sources.source import BrokenFile, Description, EpisodeInfo
+from colaworld.data.sources.files import FilesSource, is_hidden
+from colaworld.data.sources.source import Description, EpisodeInfo
 from colaworld.data.video_file import READING, Video
 from colaworld.data.video_reader import NOTES, VideoInfo
 
-log = logging.getLogger(__name__)
 # fmt: off
 SUFFIXES = frozenset((
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".mts",
@@ -38,43 +35,25 @@ def is_video(name: PurePath) -> bool:
     return name.suffix.lower() in SUFFIXES and not is_hidden(name)
 
 
-def is_hidden(name: PurePath) -> bool:
-    """Whether it or a folder above it is hidden."""
-    return any(part.startswith(".") and part != ".." for part in name.parts)
-
-
-def walk(
-    root: Path, *, linked: list[Path] | None = None, closed: list[OSError] | None = None
-) -> Iterator[Path]:
-    """Whatever is no folder below `root`, without what is hidden, in any order.
-
-    Fills, where given: `linked` with folders that are links, which are not entered; `closed` with the
-    errors of those that cannot be listed.
-    """
-    for folder, names, files in os.walk(root, onerror=None if closed is None else closed.append):
-        names[:] = [name for name in names if not name.startswith(".")]
-        if linked is not None:
-            linked += [Path(folder, name) for name in names if os.path.islink(f"{folder}/{name}")]
-        yield from (Path(folder, name) for name in files if not name.startswith("."))
-
-
-class VideosSource:
-    """Episodes in the order of `_find`. Broken ones are named, skipped and listed in `broken`."""
+class VideosSource(FilesSource):
+    """Episodes in the order of `_find`."""
 
     kind: str
     format = "video files"
-    _what = "a folder of videos"
+    _what = "video files"
+    _wanted = (
+        f"looked for {', '.join(sorted(SUFFIXES))}; a set may also be a LeRobot folder, which has "
+        "meta/info.json, or hold .tar files of videos or .hdf5 files"
+    )
     action_spec = None
     uniform_fps = False
 
     def __init__(
         self, path: Path, *, camera: str | None = None, action_column: str | None = "action"
     ) -> None:
-        self.path, self._action_column = Path(path), action_column
-        self.broken: list[BrokenFile] = []
-        self.episodes: list[EpisodeInfo] = []
+        super().__init__(path)
+        self._action_column = action_column
         self._videos: list[Video] = []
-        self._linked: list[Path] = []
         self._notes: dict[str, list[str]] = {}  # of which episodes something is to be said
         index = IndexCache(self.path)
         try:
@@ -84,18 +63,7 @@ class VideosSource:
             index.save(whole=False)
             raise
         index.save()
-        total = len(self.episodes) + len(self.broken)
-        if not total:
-            raise DataError(
-                f"{self.path}: no video files in it (looked for {', '.join(sorted(SUFFIXES))}; a set "
-                "may also be a LeRobot folder, which has meta/info.json, or .tar files of videos"
-                f"){''.join(f'; {line}' for line in self._passed_over())}"
-            )
-        if not self.episodes:
-            raise DataError(
-                f"{self.path}: none of its {total} video files can be read:\n"
-                + "\n".join(f"  {b.reason}" for b in self.broken[:20])
-            )
+        self._check_found()
 
     def _find(self, index: IndexCache) -> Iterator[tuple[str, Path, Video]]:
         """(name within the set, file on disk, video) of each episode; `_skip` what is broken."""
@@ -115,25 +83,6 @@ class VideosSource:
             EpisodeInfo(number, name, file, info.frames, info.fps, info.height, info.width)
         )
 
-    def _skip(self, file: Path, reason: str) -> None:
-        log.warning("skipped: %s", reason)
-        self.broken.append(BrokenFile(file, reason))
-
-    def _files(self) -> list[Path]:
-        """What is in the folder, in order of path."""
-        closed: list[OSError] = []
-        found = sorted(walk(self.path, linked=self._linked, closed=closed))
-        for error in closed:
-            self._skip(Path(error.filename), f"{error.filename}: cannot be read: {error.strerror}")
-        return found
-
-    def _passed_over(self) -> list[str]:
-        if not self._linked:
-            return []
-        names = ", ".join(str(path) for path in self._linked[:5])
-        more = f" and {len(self._linked) - 5} more" if len(self._linked) > 5 else ""
-        return [f"linked folders are not followed: {names}{more}; link their files, or move them"]
-
     def describe(self) -> Description:
         total = len(self.episodes)
         notes = [
@@ -143,8 +92,8 @@ class VideosSource:
         ]
         return Description(
             self.format,
-            f"{self.path}: {self._what} has no actions (column {self._action_column!r} was asked); "
-            " record or convert to LeRobot v3 to have them",
+            f"{self.path}: a folder of videos has no actions (column {self._action_column!r} was asked); "
+            "record or convert to LeRobot v3 to have them",
             warnings=(*notes, *self._passed_over()),
             uneven=tuple(self._notes.get("uneven", ())),
             reading=READING,

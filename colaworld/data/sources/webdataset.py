@@ -31,9 +31,10 @@ from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.data.index_cache import IndexCache
 from colaworld.data.sources import plain_actions
 from colaworld.data.sources.camera import choose_camera
+from colaworld.data.sources.files import holds, is_hidden
 from colaworld.data.sources.registry import register_source
 from colaworld.data.sources.source import Description
-from colaworld.data.sources.videos import VideosSource, is_hidden, is_video, walk
+from colaworld.data.sources.videos import VideosSource, is_video
 from colaworld.data.video_file import Video, check_regular, file_stamp
 
 _LARGEST = 64 << 20  # bytes of a .json or .npy: beyond it a size is a fault
@@ -48,7 +49,6 @@ class WebDatasetSource(VideosSource):
 
     kind = "webdataset"
     format = "WebDataset"
-    _what = "a tar of videos"
 
     def __init__(
         self, path: Path, *, camera: str | None = None, action_column: str | None = "action"
@@ -67,8 +67,7 @@ class WebDatasetSource(VideosSource):
 
     def _find(self, index: IndexCache) -> Iterator[tuple[str, Path, Video]]:
         found: list[tuple[str, Path, str, dict[str, Any]]] = []
-        alone = self.path.is_file()
-        for tar in [self.path] if alone else self._files():
+        for tar in self._files():
             if tar.suffix != ".tar":
                 continue
             try:
@@ -82,7 +81,7 @@ class WebDatasetSource(VideosSource):
                 continue
             for reason in listed["broken"]:
                 self._skip(tar, reason)
-            place = tar.name if alone else tar.relative_to(self.path).as_posix()
+            place = self._place_of(tar)
             found += ((place, tar, key, s) for key, s in listed["samples"].items())
         self._choose(found)
         for place, tar, key, sample in found:
@@ -339,16 +338,8 @@ class _Slice(io.RawIOBase):
         super().close()
 
 
-def _detect(path: Path) -> bool:
-    """A tar, or a folder of tars without videos beside them."""
-    if path.is_file():
-        return path.suffix == ".tar"
-    tars = False
-    for file in walk(path):  # once, and in a folder of videos only up to the first
-        if is_video(file.relative_to(path)) and file.is_file():
-            return False
-        tars = tars or file.suffix == ".tar"
-    return tars
-
-
-register_source(WebDatasetSource.kind, detect=_detect, open=WebDatasetSource)
+register_source(
+    WebDatasetSource.kind,
+    detect=lambda path: holds(path, lambda file: file.suffix == ".tar", unless=is_video),
+    open=WebDatasetSource,
+)

@@ -176,3 +176,9 @@ def test_hidden_folders_are_left_out(tmp_path, loose) -> None:
         open_source(tmp_path / "set")
     _pack(tmp_path / "set/1.tar", loose, ["a.avi"])
     assert [e.name for e in open_source(tmp_path / "set").episodes] == ["1.tar/a.avi"]
+
+
+def test_a_set_within_a_hidden_folder_is_seen_as_elsewhere(tmp_path, loose) -> None:
+    hidden = loose.rename(tmp_path / ".cache")
+    _pack(hidden / "backup.tar", hidden, ["b.mp4"])
+    assert open_source(hidden).kind == "video_folder"
