@@ -49,7 +49,7 @@ class ClipGenerator(torch.Generator):
     """
 
     def __new__(cls, device: torch.device | str, *key: int | str, **_: Any) -> ClipGenerator:
-        return super().__new__(cls, device)
+        return super().__new__(cls, device)  # type: ignore[call-arg]
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ from colaworld.runs.lengths import check_gates
 from colaworld.runs.preview import RolloutPreview, first_clips
 from colaworld.runs.sizes import check_frames, check_heads, check_window
 from colaworld.runs.weights import load_backbone
+from colaworld.runs.work import work_of
 from colaworld.training.checkpoint import find_checkpoints
 from colaworld.training.distributed import Distributed
 from colaworld.training.objectives import OBJECTIVES
@@ -112,13 +113,8 @@ def build_trainer(
     )
     for line in warnings_of(loader.clips.source, config.data) if distributed.is_main else ():
         log.warning("%s", line)
-    check_frames(
-        config.model,
-        config.parts(),
-        height=loader.clips.height,
-        width=loader.clips.width,
-        frames=config.data.frames_per_clip,
-    )
+    size = {"height": loader.clips.height, "width": loader.clips.width}
+    check_frames(config.model, config.parts(), **size, frames=config.data.frames_per_clip)
     config = told_rate(config, loader.clips)
     check_backbone_data(config)
     check_window(
@@ -142,7 +138,9 @@ def build_trainer(
         fingerprint = model.tokenizer.to(device).fingerprint()
         loader.latents = LatentCache.open(config.latents, loader.clips, tokenizer=fingerprint)
     preview = None
-    if config.training.sample_every and config.training.tensorboard:
+    training = config.training
+    looked_at = training.tensorboard or training.trackio or training.wandb
+    if training.sample_every and looked_at:
         clips = first_clips(config.data, clips=_PREVIEW_CLIPS)
         if clips is not None:
             seed = config.training.seed
@@ -164,4 +162,5 @@ def build_trainer(
         device=device,
         resume_command=resume_command,
         distributed=distributed,
+        work=work_of(config, **size, device=torch.device(device)) if distributed.is_main else None,
     )

@@ -73,6 +73,14 @@ def patch_multiples(model: ModelConfig, parts: Sequence[str]) -> tuple[int, int]
     return math.lcm(patch * rows, idm), math.lcm(patch * columns, idm)
 
 
+def tokens_of_clip(model: ModelConfig, *, height: int, width: int, frames: int) -> int:
+    """Tokens of a clip in the video model."""
+    length, rows, columns = model.backbone.patch
+    stride = model.tokenizer.spatial_stride
+    latents = latent_frames(frames, model.tokenizer.temporal_stride)
+    return latents // length * (height // stride // rows) * (width // stride // columns)
+
+
 def _check_stride(name: str, frames: int, stride: int) -> None:
     try:
         latent_frames(frames, stride)

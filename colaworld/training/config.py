@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from colaworld.config import Checked, Count, Natural, Range, Seed, Share
+from colaworld.config import Checked, Count, Natural, Positive, Range, Seed, Share
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,13 @@ class TrainingConfig(Checked, at="training."):
     """Training stops with an error after this many skipped updates within one phase."""
     tensorboard: bool = True
     """Write TensorBoard events next to metrics.jsonl, where the package is installed."""
+    trackio: str | None = None
+    """Project to send rows and previews to with trackio, where the package is installed."""
+    wandb: str | None = None
+    """The same with wandb."""
+    peak_tflops: Positive | None = None
+    """10^12 operations/s that the device can do at most, for the share of it (MFU) in rows. None: as
+    known of H200, H100, A100, L40S and RTX 4090; on others it is not told."""
     sample_every: Natural = 0
     """Optimizer steps between preview rollouts in TensorBoard; 0 makes none."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -1,6 +1,7 @@
-"""Where a run is written down: metrics.jsonl always, TensorBoard and the console on top.
+"""Where a run is written down: metrics.jsonl, and the screen.
 
-A row is one optimizer step as a dict; not here: what is in it (step.py, meters.py).
+A row is one optimizer step as a dict; not here: what is in it (step.py, meters.py), and TensorBoard and
+others that people look at runs with (sinks.py).
 """
 
 from __future__ import annotations
@@ -10,20 +11,18 @@ import hashlib
 import io
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from colaworld.files import plain, write_atomically, write_refused
 from colaworld.training.protocols import RunFolderError
 
 log = logging.getLogger(__name__)
 PLAIN_SECONDS = 10.0  # between progress lines where the output is not a terminal
+_MUCH = 0.1  # share of a step's time that waits for data, from which on it is shown
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -135,96 +134,6 @@ def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(plain(row), allow_nan=False) + "\n"
 
 
-class TensorBoardLogger:
-    """Scalars, code histograms and preview videos for TensorBoard (an optional package).
-
-    Videos are GIFs in image summaries: TensorBoard's own video summary writes nothing today.
-    """
-
-    def __init__(self, folder: Path, *, after: int, every: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError(
-                "TensorBoard logs need the tensorboard package: pip install "
-                "'colaworld[tensorboard]', or set training.tensorboard to false"
-            ) from error
-        self.every = every
-        self._writer = SummaryWriter(str(folder), purge_step=after + 1 if after else None)
-
-    def row(self, row: Mapping[str, Any]) -> None:
-        """Every number of the row, nested names joined by "/"; at every `every`-th step."""
-        if row["step"] % self.every and row["step"] != 1:
-            return
-        for name, value in _numbers(row):
-            if name not in ("step", "global_step"):
-                self._writer.add_scalar(name, value, row["global_step"])
-
-    def codes(self, counts: Tensor, global_step: int) -> None:
-        """Histogram of code use per token position, from counts [N, K]."""
-        for position, row in enumerate(counts.tolist()):
-            size = len(row)
-            total = sum(row)
-            self._writer.add_histogram_raw(
-                f"codes/position_{position}",
-                min=0,
-                max=size - 1,
-                num=total,
-                sum=sum(code * n for code, n in enumerate(row)),
-                sum_squares=sum(code * code * n for code, n in enumerate(row)),
-                bucket_limits=[code + 0.5 for code in range(size)],
-                bucket_counts=row,
-                global_step=global_step,
-            )
-
-    def video(self, name: str, frames: Any, global_step: int, *, fps: float = 8.0) -> None:
-        """Show uint8 frames [n, T, H, W, 3] side by side as one moving picture."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        data, height, width = gif(frames, fps=fps)
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
-        self._writer._get_file_writer().add_summary(
-            Summary(value=[Summary.Value(tag=name, image=image)]), global_step
-        )
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    if isinstance(value, bool):
-        return
-    if isinstance(value, (int, float)):
-        if math.isfinite(value):
-            yield path, float(value)
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _numbers(inner, f"{path}/{key}" if path else str(key))
-    elif isinstance(value, (list, tuple)):
-        for index, inner in enumerate(value):
-            yield from _numbers(inner, f"{path}/{index}")
-
-
-def gif(frames: Any, *, fps: float) -> tuple[bytes, int, int]:
-    """uint8 frames [n, T, H, W, 3] -> (GIF of n videos in a row, its height, its width)."""
-    import numpy as np
-    from PIL import Image
-
-    frames = np.asarray(frames.cpu() if isinstance(frames, Tensor) else frames)
-    if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
-        raise ValueError(
-            f"preview frames: expected uint8 [n, T, H, W, 3], got {frames.dtype} {frames.shape}"
-        )
-    n, steps, height, width, _ = frames.shape
-    rows = frames.transpose(1, 2, 0, 3, 4).reshape(steps, height, n * width, 3)
-    images = [Image.fromarray(row) for row in rows]
-    file = io.BytesIO()
-    images[0].save(
-        file, "GIF", save_all=True, append_images=images[1:], duration=1000 / fps, loop=0
-    )
-    return file.getvalue(), height, n * width
-
-
 class ConsoleLogger:
     """Progress on the screen: a bar with ETA in a terminal, else a plain line now and then.
 
@@ -270,6 +179,11 @@ class ConsoleLogger:
             text += f"  entropy {row['codebook']['entropy_normalised']:.2f}"
         if clips_per_second:
             text += f"  {clips_per_second:.0f} clips/s"
+        speed = row.get("speed", {})
+        if "mfu" in speed:
+            text += f"  MFU {100 * speed['mfu']:.0f} %"
+        if speed.get("data_share", 0) >= _MUCH:
+            text += f"  {100 * speed['data_share']:.0f} % waiting for data"
         if self._bar is not None:
             with self._outliving():
                 self._bar.update(self._task, completed=self._done, phase=row["phase"], text=text)

@@ -1,4 +1,4 @@
-"""What is measured while training: gradient norms and speed.
+"""What is measured while training: gradient norms, speed, memory.
 
 Not here: codebook health (codebook_monitor.py), nor where numbers are written (loggers.py).
 """
@@ -6,6 +6,9 @@ Not here: codebook health (codebook_monitor.py), nor where numbers are written (
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -20,6 +23,40 @@ def gradient_norms(optimizer: PhaseOptimizer) -> dict[str, float]:
         gradients = optimizer.gradients(part)
         norms[part] = float(whole_tensor(torch.nn.utils.get_total_norm(gradients)))
     return norms
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much a clip is, to tell speed in more than clips."""
+
+    tokens: int = 0
+    """Tokens of a clip in the video model; 0: not known."""
+    flops: Mapping[str, float] = field(default_factory=dict)
+    """Operations of a clip's products of matrices, forward and backward, by phase. Blocks that run a
+    second time (recompute) count once."""
+    peak: float | None = None
+    """Operations/s of one device at most; None: not known, so that no share of it is told."""
+
+    def speed(self, phase: str, clips: int, seconds: float, devices: int) -> dict[str, float]:
+        """Of a step of `clips` clips on all `devices`: clips and tokens a second, and MFU, the share of
+        the devices' peak that went into products of the model (Chowdhery et al. 2022, appendix B)."""
+        told = {"clips_per_second": clips / seconds}
+        if self.tokens:
+            told["tokens_per_second"] = clips * self.tokens / seconds
+        if self.peak and phase in self.flops:
+            told["mfu"] = clips * self.flops[phase] / seconds / (self.peak * devices)
+        return told
+
+
+def memory_gib(device: torch.device) -> float:
+    """GiB: on a GPU the most that tensors held so far, on a CPU what the process holds now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError):  # another system than Linux
+        return 0.0
+    return pages * 4096 / 2**30
 
 
 class Throughput:

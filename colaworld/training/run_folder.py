@@ -32,10 +32,11 @@ from colaworld.training.background import Background, copied
 from colaworld.training.checkpoint import Checkpoint
 from colaworld.training.config import TrainingConfig
 from colaworld.training.distributed import Distributed
-from colaworld.training.loggers import ConsoleLogger, JsonlLogger, TensorBoardLogger, read_rows
+from colaworld.training.loggers import ConsoleLogger, JsonlLogger, read_rows
 from colaworld.training.meters import Throughput
 from colaworld.training.phase_state import PhaseState, Progress
 from colaworld.training.protocols import ResumeError, RunFolderError
+from colaworld.training.sinks import Sink, TensorBoardLogger, TrackerLogger
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,9 @@ FREE = (
     "keep_checkpoints",
     "async_checkpoint",
     "log_every",
+    "peak_tflops",
+    "trackio",
+    "wandb",
     "sample_every",
     "tensorboard",
     "out",
@@ -83,7 +87,7 @@ class RunFolder:
         self.saved: Path | None = None
         self.shows_videos = False  # known from `open_logs` on, on every process
         self._console: ConsoleLogger | None = None
-        self._tensorboard: TensorBoardLogger | None = None
+        self._sinks: list[Sink] = []  # besides metrics.jsonl and the screen
         self._jsonl: JsonlLogger | None = None
         self._lock: FolderLock | None = None
         self._writer = Background()
@@ -195,15 +199,22 @@ class RunFolder:
 
     def _open_logs(self, training: TrainingConfig, after: int, total: int) -> bool:
         self._jsonl = JsonlLogger(self.out / "metrics.jsonl", after=after, sums=self._rows)
+        every = training.log_every
         if training.tensorboard:
             try:
-                self._tensorboard = TensorBoardLogger(
-                    self.out / "tensorboard", after=after, every=training.log_every
+                self._sinks.append(
+                    TensorBoardLogger(self.out / "tensorboard", after=after, every=every)
                 )
             except ImportError as error:
                 log.warning("no TensorBoard logs: %s", error)
+        for package, project in (("trackio", training.trackio), ("wandb", training.wandb)):
+            if project is not None:
+                saved = yaml.safe_load((self.out / "config.yaml").read_text()) or {}
+                self._sinks.append(
+                    TrackerLogger(package, project, self.out, config=saved, every=every)
+                )
         self._console = ConsoleLogger(total=total)
-        return self._tensorboard is not None
+        return bool(self._sinks)
 
     def close(self) -> None:
         """Let a checkpoint that is being written be finished; close what is open; let go."""
@@ -211,7 +222,7 @@ class RunFolder:
             self._writer.wait()
         except Exception as error:  # another one ends the run
             log.error("%s", error)
-        for opened in (self._jsonl, self._tensorboard, self._console, self._lock):
+        for opened in (self._jsonl, *self._sinks, self._console, self._lock):
             if opened is not None:
                 opened.close()
 
@@ -239,10 +250,11 @@ class RunFolder:
             row.pop("codebook", None)
         self._jsonl.row(row)
         self._console.row(row, clips_per_second=self._throughput.clips_per_second)
-        if self._tensorboard is not None:
-            self._tensorboard.row(row)
-            if state.health is not None and row["step"] % state.training.health_every == 0:
-                self._tensorboard.codes(state.health.counts(), row["global_step"])
+        due = state.health is not None and row["step"] % state.training.health_every == 0
+        for sink in self._sinks:
+            sink.row(row)
+            if due and state.health is not None:
+                sink.codes(state.health.counts(), row["global_step"])
 
     def skip_to(self, step: int) -> None:
         """Count steps up to `step` as behind us that will not be run."""
@@ -255,9 +267,9 @@ class RunFolder:
             self._console.say(text)
 
     def video(self, name: str, frames: Any, global_step: int) -> None:
-        """uint8 frames [n, T, H, W, 3] into TensorBoard, where it is written."""
-        if self._tensorboard is not None:
-            self._tensorboard.video(name, frames, global_step)
+        """uint8 frames [n, T, H, W, 3] to where videos can be looked at."""
+        for sink in self._sinks:
+            sink.video(name, frames, global_step)
 
     def save(
         self,

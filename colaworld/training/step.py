@@ -11,6 +11,7 @@ takes them, with a row for the logs. Not here: which steps there are and what fo
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +61,8 @@ class Update:
     """Of the whole gradient, before clipping."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The objective's, those of `after_step` included."""
+    judged: float | None = None
+    """`time.perf_counter()` when loss and norm were read: gradients were there."""
 
 
 def clip_generator(
@@ -166,19 +169,20 @@ def apply_update(
     parameters = list(optimizer.parameters.values())
     device = parameters[0].device
     norm = whole_tensor(torch.nn.utils.get_total_norm(optimizer.gradients())).to(device)
-    loss = total = None
+    loss = total = judged = None
     metrics: dict[str, float] = {}
     if guard is not None:
         numbers = torch.stack([*terms.scalars.values(), norm.float().reshape(())])
         if distributed is not None:
             numbers = distributed.mean(numbers)
         *means, total = numbers.tolist()  # the one place where a step waits for the device
+        judged = time.perf_counter()
         metrics = dict(zip(terms.scalars, means, strict=True))
         loss = metrics.pop("loss")
         reason = guard.judge(loss, total)
         if reason is not None:
             optimizer.zero_grad()
-            return Update(reason, loss, total, metrics)
+            return Update(reason, loss, total, metrics, judged)
     if clip_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     optimizer.step(number)
@@ -187,7 +191,7 @@ def apply_update(
         optimizer.forget(parameter, rows)
     if average is not None:
         average.update()
-    return Update(None, loss, total, {**metrics, **more})
+    return Update(None, loss, total, {**metrics, **more}, judged)
 
 
 def optimizer_step(
@@ -218,11 +222,20 @@ def optimizer_step(
     key: Key = (training.seed, phase.name, number)
     if progress.round:  # another stream after a rollback
         key = (*key, f"round {progress.round}")
+    began, waited = time.perf_counter(), 0.0
+
+    def next_timed() -> ClipBatch:
+        nonlocal waited
+        asked = time.perf_counter()
+        batch = next_batch()
+        waited += time.perf_counter() - asked
+        return batch
+
     state.optimizer.zero_grad()
     terms = backward_pass(
         state.objective,
         state.optimizer,
-        (next_batch() for _ in range(training.accumulate)),
+        (next_timed() for _ in range(training.accumulate)),
         passes=training.accumulate,
         key=key,
         bf16=uses_bf16(training.autocast, device),
@@ -257,6 +270,12 @@ def optimizer_step(
             state.health.update(whole.reshape(-1, whole.shape[-1]))
     row["grad_norm"] = {**norms, "total": update.grad_norm}
     row["metrics"] = update.metrics
+    assert update.judged is not None  # there is a guard
+    row["speed"] = {
+        "data": waited,
+        "passes": update.judged - began - waited,
+        "update": time.perf_counter() - update.judged,
+    }
     progress.step += 1
     progress.global_step += 1
     return row, distributed.world_size * sum(len(episode) for episode, _ in terms.clips)

@@ -32,6 +32,7 @@ from colaworld.training.config import TrainingConfig
 from colaworld.training.distributed import Distributed
 from colaworld.training.guard import LossGuard
 from colaworld.training.interrupts import StopRequest
+from colaworld.training.meters import Work, memory_gib
 from colaworld.training.optimizer import Moments, moments_of
 from colaworld.training.phase_state import PhaseState, Progress, TrainResult
 from colaworld.training.phases import Phase, check_phases, enter_phase
@@ -59,6 +60,7 @@ class Trainer:
         resume_command: what a person would type to resume; shown when interrupted.
         distributed: the processes that train together; default: those of torch.distributed, if it
             is initialised. Each has a Trainer of its own and a loader with its share of the clips.
+        work: how much a clip is, for rows that tell speed in tokens and as a share of the peak.
 
     Raises:
         ConfigError: the phases do not fit the model or the objectives.
@@ -78,6 +80,7 @@ class Trainer:
         device: torch.device | str = "cpu",
         resume_command: str = "",
         distributed: Distributed | None = None,
+        work: Work | None = None,
     ) -> None:
         check_phases(phases, model, list(objectives))
         self.device = torch.device(device)
@@ -92,6 +95,7 @@ class Trainer:
         self.preview = preview
         self.resume = resume
         self.resume_command = resume_command
+        self.work = work or Work()
         self.progress = Progress()
         self._moments: Moments = {}  # what the next optimizer begins with, by parameter name
         self._restored: Checkpoint | None = None  # what the current phase continues from
@@ -230,6 +234,7 @@ class Trainer:
                 progress.over = "steps"
             row["seconds"] = time.perf_counter() - began
             progress.seconds += row["seconds"]
+            self._tell_speed(row, clips)
             if self._stall:
                 row["save_stall"], self._stall = self._stall, 0.0
             self._folder.row(row, clips, state)
@@ -266,6 +271,13 @@ class Trainer:
         self._moments = state.optimizer.moments()
         self._folder.skip_to(self._steps_behind() + limit - progress.step)
         return None
+
+    def _tell_speed(self, row: dict[str, Any], clips: int) -> None:
+        seconds, speed = row["seconds"], row["speed"]
+        devices = self.distributed.world_size
+        speed["data_share"] = speed["data"] / seconds
+        speed |= self.work.speed(row["phase"], clips, seconds, devices)
+        speed["memory_gib"] = memory_gib(self.device)
 
     def _begin(self, phase: Phase, objective: Objective) -> PhaseState:
         """Everything that lives as long as the phase, fresh or as the checkpoint had it."""

@@ -61,7 +61,7 @@ def deaths(out: Path, call: list[str], *specs: str) -> tuple[list[str], str]:
 def rows(run: Path) -> list[dict]:
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [
-        {k: v for k, v in json.loads(line).items() if k not in ("seconds", "save_stall")}
+        {k: v for k, v in json.loads(line).items() if k not in ("seconds", "save_stall", "speed")}
         for line in lines
     ]
 

@@ -23,7 +23,7 @@ from colaworld.runs.weights import find_backbone_weights
 from colaworld.training import checkpoint
 
 WEIGHTS = Path("weights") / "model.safetensors"
-TIMES = ("seconds", "save_stall")  # what differs between equal runs
+TIMES = ("seconds", "save_stall", "speed")  # what differs between equal runs
 
 
 def rows(run: Path) -> list[dict]:

@@ -33,6 +33,7 @@ def read_run():
         for row in rows:
             assert row.pop("seconds") > 0
             row.pop("save_stall", None)
+            del row["speed"]
         last = sorted((out / "checkpoints").glob("step_*"))[-1]
         files = {file.name: file.read_bytes() for file in last.glob("*.safetensors")}
         state = json.loads((last / "state.json").read_text())

@@ -63,6 +63,7 @@ def rows_of(folder: Path) -> list[dict]:
     for row in rows:
         del row["seconds"]
         row.pop("save_stall", None)
+        del row["speed"]
     return rows
 
 

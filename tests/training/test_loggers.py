@@ -8,17 +8,13 @@ import json
 import math
 import os
 
-import numpy as np
 import pytest
-import torch
 
 from colaworld.files import plain
 from colaworld.training.loggers import (
     ConsoleLogger,
     JsonlLogger,
-    TensorBoardLogger,
     _duration,
-    gif,
     read_rows,
 )
 from colaworld.training.protocols import RunFolderError
@@ -139,45 +135,6 @@ def test_a_full_disk_is_named():
         logger.row({"loss": 1.0})
 
 
-def test_gif_tiles_videos_in_a_row():
-    from PIL import Image
-
-    frames = np.zeros((2, 3, 4, 5, 3), np.uint8)
-    frames[1, :, :, :, 0] = 255
-    frames[0, 1] = 255  # the GIF writer merges equal neighbours, so let every frame differ
-    frames[0, 2, :2] = 255
-    data, height, width = gif(torch.from_numpy(frames), fps=10.0)
-    assert (height, width) == (4, 10)
-    image = Image.open(io.BytesIO(data))
-    assert image.size == (10, 4) and image.n_frames == 3 and image.info["duration"] == 100
-    first = np.asarray(image.convert("RGB"))
-    assert (first[:, :5] == 0).all() and (first[:, 5:] == [255, 0, 0]).all()
-    with pytest.raises(ValueError, match=r"uint8 \[n, T, H, W, 3\], got float32"):
-        gif(frames.astype(np.float32), fps=8.0)
-
-
-def test_tensorboard_reads_back(tmp_path):
-    pytest.importorskip("tensorboard", reason="needs the tensorboard package")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    logger = TensorBoardLogger(tmp_path, after=0, every=2)
-    for step in (1, 2, 3):
-        row = {"phase": "p", "step": step, "global_step": step, "loss": step / 2}
-        logger.row(
-            {**row, "codebook": {"positions": [{"perplexity": 3.0}]}, "metrics": {"a": math.nan}}
-        )
-    logger.codes(torch.tensor([[1, 0, 4]]), 2)
-    logger.video("rollout/p", np.zeros((1, 2, 4, 4, 3), np.uint8), 2)
-    logger.close()
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.5), (2, 1.0)]
-    assert events.Scalars("codebook/positions/0/perplexity")[0].value == 3.0
-    assert "metrics/a" not in events.Tags()["scalars"]
-    assert events.Histograms("codes/position_0")[0].histogram_value.bucket == [1, 0, 4]
-    assert events.Images("rollout/p")[0].encoded_image_string[:6] == b"GIF89a"
-
-
 def test_console_prints_plain_lines(capsys):
     console = ConsoleLogger(total=10)
     row = {"phase": "warmup", "step": 1, "loss": 0.5, "codebook": {"entropy_normalised": 0.25}}
@@ -188,6 +145,14 @@ def test_console_prints_plain_lines(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("warmup step 1 (5 of 10)  loss 0.5000  entropy 0.25  12 clips/s")
+    assert "MFU" not in lines[0] and "data" not in lines[0]
+
+
+def test_console_tells_of_a_step_that_waits_for_data(capsys):
+    console = ConsoleLogger(total=10)
+    speed = {"mfu": 0.314, "data_share": 0.25}
+    console.row({"phase": "warmup", "step": 1, "loss": 0.5, "speed": speed})
+    assert "MFU 31 %  25 % waiting for data" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from colaworld.training.cards import card_of
 from colaworld.training.config import TrainingConfig
-from colaworld.training.meters import Throughput, gradient_norms
+from colaworld.training.meters import Throughput, Work, gradient_norms, memory_gib
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.phases import Phase
 
@@ -27,3 +28,23 @@ def test_throughput_over_a_window():
     for seconds, clips in ((100.0, 1), (0.5, 8), (1.5, 8)):
         speed.update(seconds, clips)
     assert speed.clips_per_second == pytest.approx(8.0)
+
+
+def test_speed_in_tokens_and_as_a_share_of_the_peak():
+    work = Work(tokens=100, flops={"joint": 2e9}, peak=1e12)
+    told = work.speed("joint", clips=50, seconds=0.5, devices=2)
+    assert told == {"clips_per_second": 100, "tokens_per_second": 10_000, "mfu": 0.1}
+    assert work.speed("warmup", 50, 0.5, 2).keys() == {"clips_per_second", "tokens_per_second"}
+    assert Work().speed("joint", 50, 0.5, 1) == {"clips_per_second": 100}
+
+
+def test_memory_of_this_process():
+    before = memory_gib(torch.device("cpu"))
+    held = torch.ones(64 * 2**20)  # 256 MiB
+    assert 0.2 < memory_gib(torch.device("cpu")) - before < 0.3 and held.sum() > 0
+
+
+def test_cards_by_the_names_that_torch_gives_them():
+    names = ("NVIDIA H200", "NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA A100-SXM4-80GB")
+    assert [card_of(name).name for name in names] == ["h200", "h100", "h100-pcie", "a100"]
+    assert card_of("NVIDIA A100-SXM4-40GB").memory == 40 and card_of("Tesla T4") is None
