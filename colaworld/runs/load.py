@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from colaworld import __version__
-from colaworld.config import ConfigError, load_yaml
+from colaworld.config import ConfigError, from_dict, leaves, load_yaml, to_dict
 from colaworld.contracts import ClipBatch, to_float
 from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
@@ -26,10 +27,11 @@ from colaworld.data.loader import iterate_once
 from colaworld.evaluation.evaluate import Evaluation, collect, run_evaluation
 from colaworld.evaluation.settings import EvaluationConfig
 from colaworld.evaluation.text_effect import text_effect
+from colaworld.files import read_json
 from colaworld.models.backbones import build_backbone
 from colaworld.models.latent_action.quantizers import Quantizer
 from colaworld.models.world import World
-from colaworld.models.world_model import WorldModel
+from colaworld.models.world_model import ModelConfig, WorldModel
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig
 from colaworld.runs.sizes import check_frames
@@ -72,6 +74,7 @@ def load_world(folder: Path, *, device: str = "cpu") -> tuple[World, RunConfig]:
         raise ConfigError(f"{folder} is a run of {config.recipe}: {why}")
     if (finished := finished_weights(folder)) is not None:
         load_weights(model, finished)
+        check_model(config, trained_as(finished), folder)
     else:
         checkpoint = latest_checkpoint(folder / "checkpoints")
         if checkpoint is None:
@@ -79,6 +82,8 @@ def load_world(folder: Path, *, device: str = "cpu") -> tuple[World, RunConfig]:
         log.info("%s is not finished; read from %s", folder, checkpoint.path.name)
         weights = checkpoint.tensors("ema") or checkpoint.tensors("model")
         load_strictly(model, finite(weights, checkpoint.path), source=str(checkpoint.path))
+        if "config" in checkpoint.state:
+            check_model(config, yaml.safe_load(checkpoint.state["config"]), folder)
     check_quantised(model.quantizer, folder)
     world = World(model.to(device).eval(), config.sampler, frame_size=frame_size(config.data))
     return world, config
@@ -88,6 +93,26 @@ def finished_weights(folder: Path) -> Path | None:
     """The weights of a finished run, None where it has none."""
     weights = folder / "weights" / "model.safetensors"
     return weights if weights.is_file() else None
+
+
+def trained_as(weights: Path) -> Any:
+    """The configuration that a run wrote beside its weights."""
+    return read_json(weights.parent / "config.json")["config"]
+
+
+def check_model(config: RunConfig, trained: Any, folder: Path) -> None:
+    """ConfigError where config.yaml was changed and makes another world of the same weights."""
+    was = trained.get("model", {}) if isinstance(trained, dict) else {}
+    saved = from_dict(ModelConfig, was, where=f"{folder}: model, as trained")
+    then, now = (dict(leaves(to_dict(model), "model")) for model in (saved, config.model))
+    free = ("model.attention", "model.tokenizer.path")  # how it computes, where its files are now
+    changed = [k for k in then | now if then.get(k) != now.get(k) and k not in free]
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"{folder}/config.yaml: it was changed after the training: {key}: {then.get(key)!r} when "
+            f"trained, {now.get(key)!r} now; put it back"
+        )
 
 
 def check_quantised(quantizer: Quantizer, folder: Path) -> None:

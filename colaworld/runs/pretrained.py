@@ -43,10 +43,12 @@ from colaworld.models.world_model import TOKENIZER_MARK
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig
 from colaworld.runs.load import (
+    check_model,
     check_quantised,
     finished_weights,
     frame_size,
     read_config,
+    trained_as,
     without_world,
 )
 from colaworld.runs.model_card import model_card
@@ -127,6 +129,7 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
     if (why := without_world(config.parts())) is not None:
         raise ConfigError(f"{run} is a run of {config.recipe}: {why}")
     check_recorded(weights.parent)
+    check_model(config, trained_as(weights), run)
     _check_codes(config, weights, run)
     if not 0 < shard_gb < float("inf"):
         raise ConfigError(f"--shard-gb: expected a size above 0, got {shard_gb}")

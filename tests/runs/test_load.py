@@ -21,6 +21,7 @@ from colaworld.models.backbones.weights import WeightsError
 from colaworld.recipes import recipe
 from colaworld.runs import load
 from colaworld.runs.build import build_trainer, check_backbone_data
+from colaworld.runs.pretrained import export_run
 from colaworld.training.checkpoint import CheckpointError, latest_checkpoint
 
 
@@ -75,6 +76,26 @@ def test_weights_of_another_configuration_are_refused(run) -> None:
     (folder / "config.yaml").write_text(saved.replace("codebook_size: 8", "codebook_size: 16"))
     with pytest.raises(CheckpointError, match=r"misshapen: quantizer\.\w+ .*\[16, 8\].*\[8, 8\]"):
         load.load_world(folder)
+
+
+def test_a_config_that_was_changed_to_another_world_of_the_same_weights_is_refused(run) -> None:
+    """Finished or not. Which attention computes it may change."""
+    folder, _, _ = run
+    config = folder / "config.yaml"
+    saved = config.read_text()
+    told = r"config\.yaml: .*model\.tokenizer\.std: 0\.5 when trained, 0\.25 now"
+    for step in ("finished", "unfinished"):
+        config.write_text(saved.replace("  attention: auto", "  attention: sdpa"))
+        load.load_world(folder)
+        changed = saved.replace("std: 0.5", "std: 0.25", 1)
+        assert changed != saved
+        config.write_text(changed)
+        with pytest.raises(ConfigError, match=told):
+            load.load_world(folder)
+        if step == "finished":
+            with pytest.raises(ConfigError, match=told):
+                export_run(folder, folder.parent / "exported")
+            shutil.rmtree(folder / "weights")
 
 
 def test_a_run_without_codes_yet_says_so(tiny, tmp_path) -> None:
