@@ -28,7 +28,8 @@ _USAGE = """usage: colaworld plan-memory RECIPE [--gpu GB] [--preset GB] [--json
 recipes:
 {recipes}
 
-Takes the fields of `colaworld train RECIPE`. Nothing is allocated, no weights or data are read.
+Takes the fields of `colaworld train RECIPE`. Nothing is allocated, no weights are read. The nano recipes
+take their frames as they were recorded: name a data set (--data PATH) or a size (--data.height N --data.width N).
 """
 
 _COLUMNS = ("parameters", "gradients", "optimizer", "average", "activations", "total", "tokenizer")

@@ -11,7 +11,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from torch import Tensor
 
 from colaworld.cli.command_line import from_command_line
@@ -206,8 +206,10 @@ def _read_image(path: Path, data: DataConfig) -> Tensor:
     """[1, 1, 3, H, W] in [0, 1], cropped and resized as the run's own frames were."""
     try:
         image = np.asarray(Image.open(path).convert("RGB"))
+    except UnidentifiedImageError:  # its text is the name again
+        raise ValueError(f"--start {path}: not an image of a known format") from None
     except OSError as error:
-        raise ValueError(f"--start {path}: not a readable image: {error}") from None
+        raise ValueError(f"--start {path}: cannot be read: {error.strerror or error}") from None
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
     if data.height is not None and data.width is not None:
         top, left, height, width = transforms.crop_box(

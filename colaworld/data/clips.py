@@ -23,7 +23,7 @@ from colaworld.data.cache import ByteCache
 from colaworld.data.config import DataConfig, check_there
 from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.data.sources import open_source
-from colaworld.data.sources.source import BrokenFile, EpisodeInfo
+from colaworld.data.sources.source import BrokenFile, EpisodeInfo, tell_once
 
 log = logging.getLogger(__name__)
 _BLOCK = 32  # frames decoded at full size at a time
@@ -73,6 +73,9 @@ class ClipSet:
         )
         self._actions: dict[int, np.ndarray] = {}
         self._check_broken()
+        for found in self.source.broken:  # not before: the error lists them, too
+            lost = f" (episodes lost: {found.episodes})" if found.episodes > 1 else ""
+            tell_once(logging.WARNING, f"skipped: {found.reason}{lost}")
         self.segments: list[windows.Segment] = []
         self.cut()
         self.too_short = self._too_short()
@@ -210,11 +213,11 @@ class ClipSet:
                     f"but the value {frames.min()} (a renderer or camera that failed?)"
                 )
         except BrokenFileError as error:
-            log.warning("skipped: %s", error)
             with self._lock:
                 key = f"{info.path}#{info.name}"
                 self.broken.setdefault(key, BrokenFile(info.path, str(error)))
             self._check_broken()
+            log.warning("skipped: %s", error)
             return Decoded(np.zeros((0, 3, 1, 1), np.uint8), np.zeros(0, np.int64), usable=False)
         threshold = self.config.scene_cut_threshold
         changes = cuts.frame_changes(frames) if threshold > 0 else np.zeros((0, 2), np.float32)

@@ -105,5 +105,5 @@ def check_there(path: Path | None) -> Path:
     if path is None:
         raise DataError("no data set was named; pass its folder as --data PATH")
     if not path.exists():
-        raise DataError(f"{path}: no such folder; record one with `colaworld record`")
+        raise DataError(f"{path}: no such folder or file")
     return path

@@ -228,6 +228,14 @@ _ATTEND: dict[str, Attend] = {
 
 
 @functools.cache
+def _told(device: str, dtype: torch.dtype) -> set[str]:
+    return set()
+
+
 def tell_once(implementation: str, axis: str, device: str, dtype: torch.dtype) -> None:
-    """One line in the log for each thing that `auto` took."""
-    log.info("attention 'auto' on %s, %s, %s axis: %s", device, dtype, axis, implementation)
+    """One line in the log for each thing that `auto` took; the second axis speaks up where it differs."""
+    told = _told(device, dtype)
+    if implementation not in told:
+        only = f", {axis} axis" if told else ""
+        told.add(implementation)
+        log.info("attention 'auto' on %s, %s%s: %s", device, dtype, only, implementation)

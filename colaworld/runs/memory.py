@@ -156,8 +156,8 @@ def _frame_size(config: RunConfig) -> tuple[int, int]:
         return data.height, data.width
     if data.path is None:
         raise ConfigError(
-            "data.height, data.width: not set in this recipe (frames as recorded); name the size "
-            "with --data.height and --data.width, or a data set with --data.path"
+            f"data.height, data.width: {config.recipe} takes its frames as they were recorded; add "
+            "--data PATH, or a size: --data.height 64 --data.width 64"
         )
     from colaworld.data.clips import ClipSet
 

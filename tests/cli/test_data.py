@@ -35,7 +35,7 @@ def test_faults_change_the_exit_status(tmp_path, capsys) -> None:
     said = capsys.readouterr().out
     assert "bad.mp4" in said.replace("\n", "") and "no action column" in said
     assert data.run(["inspect", str(tmp_path / "absent"), *sheet]) == 2
-    assert "no such folder" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("absent: no such folder or file\n")
 
 
 def test_other_verbs(capsys) -> None:

@@ -83,7 +83,11 @@ def test_an_mp4_from_an_image(trained, tmp_path, colaworld) -> None:
         (["--episode", "99"], "--episode: expected 0 .. 3, got 99"),
         (["--frame", "12"], "--frame: expected 0 .. 11, got 12"),
         (["--scale", "0"], "--scale: expected >= 1, got 0"),
-        (["--start", "absent.png"], "--start absent.png: not a readable image"),
+        (
+            ["--start", "absent.png"],
+            "--start absent.png: cannot be read: No such file or directory",
+        ),
+        (["--start", "no.png"], "--start no.png: not an image of a known format"),
         (["--start", "odd.png"], "frames of 30x32 px (height x width) are not whole patches"),
         (["--data", "absent"], "absent: no such folder"),
         (["--cods", "1"], "--codes"),
@@ -93,9 +97,11 @@ def test_an_mp4_from_an_image(trained, tmp_path, colaworld) -> None:
 def test_wrong_wishes(wish, says, trained, tmp_path, monkeypatch, colaworld) -> None:
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (32, 30)).save("odd.png")
+    Path("no.png").write_text("text")
     said = colaworld("sample", trained, *wish)
     assert said.status == 2 and says in said.plain and "Traceback" not in said.plain
-    assert [p.name for p in tmp_path.iterdir()] == ["odd.png"]
+    assert "'absent.png'" not in said.plain  # the name again
+    assert {p.name for p in tmp_path.iterdir()} == {"odd.png", "no.png"}
 
 
 def test_a_start_image_is_fitted_to_the_runs_own_size(scene, tiny, tmp_path, colaworld) -> None:

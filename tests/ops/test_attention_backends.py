@@ -84,10 +84,16 @@ def test_what_cannot_run_says_why(generator, monkeypatch) -> None:
 
 
 def test_auto_says_once_what_it_took(generator, caplog) -> None:
-    attention_backends.tell_once.cache_clear()
-    qkv, options = arguments(generator)
+    attention_backends._told.cache_clear()
     with caplog.at_level(logging.INFO), ops.force("reference"):
-        for _ in range(3):
+        for axis in ("spatial", "temporal") * 2:
+            qkv, options = arguments(generator, axis=axis)
             ops.st_attention(qkv, **options)
-    lines = [record.getMessage() for record in caplog.records]
-    assert lines == ["attention 'auto' on cpu, torch.float32, temporal axis: reference"]
+    tell = attention_backends.tell_once
+    with caplog.at_level(logging.INFO):
+        for axis in ("spatial", "temporal"):
+            tell("reference" if axis == "spatial" else "cpu", axis, "cpu", torch.float32)
+    assert caplog.messages == [
+        "attention 'auto' on cpu, torch.float32: reference",
+        "attention 'auto' on cpu, torch.float32, temporal axis: cpu",
+    ]

@@ -110,7 +110,9 @@ def test_what_changes_the_numbers(sized) -> None:
 
 def test_it_stops_at_what_a_run_would_stop_at(sized) -> None:
     config = sized()
-    with pytest.raises(ConfigError, match=r"data\.height, data\.width: not set .* --data\.height"):
+    with pytest.raises(
+        ConfigError, match=r"takes its frames as .* --data PATH, .*--data\.height 64"
+    ):
         plan_memory(replace(config, data=replace(config.data, height=None, width=None)))
     with pytest.raises(ConfigError, match="not whole patches"):
         plan_memory(replace(config, data=replace(config.data, height=30, width=30)))

@@ -6,15 +6,12 @@ names them; nor is anything hidden read. Not here: what is in the files (videos.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 
 from colaworld.data.errors import DataError
 from colaworld.data.sources.source import BrokenFile, EpisodeInfo
-
-log = logging.getLogger(__name__)
 
 
 def is_hidden(name: PurePath) -> bool:
@@ -77,7 +74,6 @@ class FilesSource:
         return file.name if file == self.path else file.relative_to(self.path).as_posix()
 
     def _skip(self, file: Path, reason: str) -> None:
-        log.warning("skipped: %s", reason)
         self.broken.append(BrokenFile(file, reason))
 
     def _check_found(self) -> None:

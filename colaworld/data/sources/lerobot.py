@@ -12,7 +12,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,10 @@ from colaworld.data.parquet_file import read_parquet
 from colaworld.data.sources import lerobot_meta, lerobot_v2
 from colaworld.data.sources.camera import choose_camera
 from colaworld.data.sources.registry import register_source
-from colaworld.data.sources.source import BrokenFile, Description, EpisodeInfo
-from colaworld.data.sources.videos import probe_video
+from colaworld.data.sources.source import BrokenFile, Description, EpisodeInfo, tell_once
+from colaworld.data.sources.videos import probe_video, told_notes
 from colaworld.data.video_file import Video
 from colaworld.data.video_reader import VideoInfo
-
-log = logging.getLogger(__name__)
-
-
-@cache
-def _tell_once(level: int, message: str) -> None:
-    """A training and its held-out share open the same set: once in a process is enough."""
-    log.log(level, message)
 
 
 class LeRobotSource:
@@ -59,7 +50,7 @@ class LeRobotSource:
         self.cameras = lerobot_meta.cameras_of(self.info)
         self.camera = choose_camera(self.path, self.cameras, camera)
         if camera is None and len(self.cameras) > 1:
-            _tell_once(logging.INFO, f"{self.path}: using camera {self.camera} of {self.cameras}")
+            tell_once(logging.INFO, f"{self.path}: using camera {self.camera} of {self.cameras}")
         self.action_column = action_column
         self.layout = lerobot_meta.layout_of(self.info)
         reader = lerobot_v2 if self.layout == "v2" else lerobot_meta
@@ -100,17 +91,26 @@ class LeRobotSource:
             )
             self._rows.append(row)
         index.save(whole=False)  # another camera's films keep their entries
+        found = {file: film for file, film in films.items() if isinstance(film, VideoInfo)}
         ends = {
             row.video: row.start * fps + row.length
             for row in sorted(rows, key=lambda row: row.start)
         }
         self._longer = [
             f"{file} ({film.frames} frames, {round(ends[file])} claimed)"
-            for file, film in films.items()
-            if isinstance(film, VideoInfo) and film.frames > ends[file] + 0.5
+            for file, film in found.items()
+            if film.frames > ends[file] + 0.5
         ]
+        # Of times info.json says what there is to say; a start that is lost makes episodes broken.
+        notes = {note for film in found.values() for note in film.notes} - {"uneven", "cut"}
+        self._told = told_notes(
+            {
+                note: [os.path.relpath(f, self.path) for f in found if note in found[f].notes]
+                for note in sorted(notes)
+            },
+            len(found),
+        )
         for (file, reason), count in lost.items():
-            _tell_once(logging.WARNING, f"skipped: {reason} (episodes lost: {count})")
             self.broken.append(BrokenFile(file, reason, episodes=count))
         if not self.episodes:
             reasons = "\n".join(f"  {b.reason}" for b in self.broken[:20])
@@ -146,10 +146,13 @@ class LeRobotSource:
             camera=self.camera,
             cameras=tuple(self.cameras),
             columns=columns,
-            warnings=tuple(
-                f"{len(self._longer)} films go on after their last episode (first: {first}): is each "
-                "the film that meta/ means?"
-                for first in self._longer[:1]
+            warnings=(
+                *self._told,
+                *(
+                    f"{len(self._longer)} films go on after their last episode (first: {first}): is "
+                    "each the film that meta/ means?"
+                    for first in self._longer[:1]
+                ),
             ),
         )
 

@@ -6,14 +6,24 @@ Not here: opening one (`open_source` in this folder's `__init__`), clips, crops,
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from colaworld.contracts import ActionSpec
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def tell_once(level: int, message: str) -> None:
+    """A training and its held-out share open the same set: once in a process is enough."""
+    log.log(level, message)
 
 
 @dataclass(frozen=True)

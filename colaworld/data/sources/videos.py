@@ -7,7 +7,7 @@ Not here: which files there are (files.py), frame rates made equal or sizes made
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import Any
@@ -84,17 +84,12 @@ class VideosSource(FilesSource):
         )
 
     def describe(self) -> Description:
-        total = len(self.episodes)
-        notes = [
-            f"{len(names)} of {total} videos are {NOTES[note]} (first: {names[0]})"
-            for note, names in self._notes.items()
-            if note != "uneven"
-        ]
+        notes = {note: names for note, names in self._notes.items() if note != "uneven"}
         return Description(
             self.format,
             f"{self.path}: a folder of videos has no actions (column {self._action_column!r} was asked); "
             "record or convert to LeRobot v3 to have them",
-            warnings=(*notes, *self._passed_over()),
+            warnings=(*told_notes(notes, len(self.episodes)), *self._passed_over()),
             uneven=tuple(self._notes.get("uneven", ())),
             reading=READING,
         )
@@ -120,6 +115,14 @@ class VideosSource(FilesSource):
 
     def actions(self, episode: int) -> np.ndarray | None:
         return None
+
+
+def told_notes(notes: Mapping[str, Sequence[str]], total: int) -> list[str]:
+    """What `NOTES` say of these videos among `total`, a line each; `notes`: key -> names."""
+    return [
+        f"{len(names)} of {total} videos are {NOTES[note]} (first: {names[0]})"
+        for note, names in notes.items()
+    ]
 
 
 def probe_video(video: Video, index: IndexCache) -> VideoInfo:

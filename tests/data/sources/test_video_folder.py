@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from pathlib import Path
@@ -36,14 +35,13 @@ def test_one_file_is_a_set_too(tmp_path, film) -> None:
     assert [e.name for e in open_source(film(tmp_path / "b.mp4", range(5))).episodes] == ["b.mp4"]
 
 
-def test_broken_files_are_named_and_skipped(tmp_path, film, caplog) -> None:
+def test_broken_files_are_named_and_skipped(tmp_path, film) -> None:
     film(tmp_path / "good.mp4", range(5))
     whole = film(tmp_path / "bad.mp4", range(60)).read_bytes()
     (tmp_path / "bad.mp4").write_bytes(whole[:2000])
-    with caplog.at_level(logging.WARNING):
-        source = open_source(tmp_path)
+    source = open_source(tmp_path)
     assert [e.name for e in source.episodes] == ["good.mp4"]
-    assert [b.path.name for b in source.broken] == ["bad.mp4"] and "bad.mp4" in caplog.text
+    assert [b.path.name for b in source.broken] == ["bad.mp4"]
 
 
 def test_nothing_to_use(tmp_path) -> None:
