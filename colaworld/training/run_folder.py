@@ -393,6 +393,9 @@ def _bound(config_yaml: str) -> dict[str, Any]:
         for k, v in ((renamed(k), v) for k, v in leaves(values))
         if not _free(k) and not _says_nothing(k, v)
     }
+    passes = [bound.pop(f"training.{name}", 1) for name in ("batch_size", "accumulate")]
+    if all(isinstance(number, int) for number in passes):
+        bound["training.batch_size x training.accumulate"] = passes[0] * passes[1]  # of an update
     for key, meanings in _FORMERLY.items():
         if isinstance(bound.get(key), bool):
             bound[key] = meanings[bound[key]]
@@ -434,6 +437,7 @@ def check_same_config(saved_yaml: str, given_yaml: str, *, where: str) -> None:
             f"{where} was trained with another configuration; these keys differ:\n"
             + "\n".join(lines)
             + f"\nResume with the saved values, or train into a new folder "
-            "(only phases.*.steps, sampler.*, evaluation.*, training.parallel.*, "
+            "(only phases.*.steps, sampler.*, evaluation.*, training.parallel.*, how many passes an update "
+            "is cut into, "
             f"{', '.join(FREE)} may change)"
         )

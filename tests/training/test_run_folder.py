@@ -90,7 +90,7 @@ def test_what_differs_is_named_with_both_values():
     text = str(caught.value)
     assert "training.seed: saved 0, given 1" in text
     assert "phases.1.name: saved 'joint', given 'other'" in text
-    assert "(only phases.*.steps, sampler.*, evaluation.*, training.parallel.*, max_steps," in text
+    assert "(only phases.*.steps, sampler.*, evaluation.*, training.parallel.*, how many" in text
     assert "data.fps: saved '(absent)', given 5" in text
     assert "training.betas: saved [0.9, 0.99], given [0.9, 0.999]" in text
     assert "max_steps:" not in text and "step_0_1" in text
@@ -118,3 +118,13 @@ def test_values_of_older_configurations_mean_what_they_meant():
     given = SAVED.replace("seed: 0", "seed: 0, compile: blocks")
     with pytest.raises(ResumeError, match=r"training\.compile: saved 'no', given 'blocks'"):
         check_same_config(saved, given, where="x")
+
+
+def test_an_update_may_be_cut_into_other_passes():
+    """Its clips stay as many; another machine may hold fewer at once."""
+    saved = SAVED.replace("seed: 0", "seed: 0, batch_size: 16, accumulate: 1")
+    cut = SAVED.replace("seed: 0", "seed: 0, batch_size: 4, accumulate: 4")
+    check_same_config(saved, cut, where="here")
+    fewer = SAVED.replace("seed: 0", "seed: 0, batch_size: 4, accumulate: 1")
+    with pytest.raises(ResumeError, match=r"batch_size x training\.accumulate: saved 16, given 4"):
+        check_same_config(saved, fewer, where="here")
