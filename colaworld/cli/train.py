@@ -23,11 +23,12 @@ from colaworld.models.world_model import WorldModel
 from colaworld.recipes import RECIPES, recipe
 from colaworld.runs.build import build_trainer
 from colaworld.runs.config import RunConfig
+from colaworld.runs.duration import check_time
 from colaworld.runs.fits import check_memory
 from colaworld.runs.lengths import codes_start, shortened
 from colaworld.runs.load import read_config, without_world
 from colaworld.runs.presets import with_preset
-from colaworld.training.checkpoint import find_checkpoints
+from colaworld.training.checkpoint import Checkpoint, find_checkpoints
 from colaworld.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,17 @@ def _train(argv: list[str], processes: Processes) -> int:
             raise
         tokens = str(error)
     if processes.is_main:
-        print(summary(config, trainer, changes, tokens), flush=True)
+        started = find_checkpoints(trainer.out / "checkpoints") if trainer.resume else []
+        duration = check_time(
+            _of_one(config, processes.world_size),
+            cast(WorldModel, trainer.model),
+            trainer.phases,
+            device=trainer.device,
+            progress=started[-1].state["progress"] if started else None,
+            **size,
+        )
+        header = summary(config, trainer, changes, tokens, duration, started)
+        print(header, flush=True)
     processes.begins(options.out)
     result = trainer.run()
     if result.status == "finished" and processes.is_main:
@@ -259,10 +270,18 @@ def choose_device(name: str) -> str:
     return name
 
 
-def summary(config: RunConfig, trainer: Trainer, changes: Sequence[str], tokens: str) -> str:
+def summary(
+    config: RunConfig,
+    trainer: Trainer,
+    changes: Sequence[str],
+    tokens: str,
+    duration: str | None,
+    started: Sequence[Checkpoint],
+) -> str:
     """What is about to run, in a few lines: data, sizes, phases, device.
 
     `changes`: what was scaled to a shorter run. `tokens`: how many there are, and their memory.
+    `duration`: in words. `started`: its checkpoints so far.
     """
     import torch
 
@@ -304,7 +323,6 @@ def summary(config: RunConfig, trainer: Trainer, changes: Sequence[str], tokens:
         device += f", {torch.cuda.get_device_name(trainer.device)}"
     if trainer.distributed.world_size > 1:
         device += f", {trainer.distributed.world_size} processes"
-    started = find_checkpoints(trainer.out / "checkpoints") if trainer.resume else []
     lines = [
         ("data", f"{config.data.path} ({described.format})"),
         ("", f"recorded with {', '.join(recorded)}"),
@@ -316,6 +334,7 @@ def summary(config: RunConfig, trainer: Trainer, changes: Sequence[str], tokens:
         *([("shortened", ", ".join(changes))] if changes else []),
         ("batch", _batch(config)),
         ("tokens", tokens),
+        *([("time", duration)] if duration else []),
         ("device", device),
         ("out", f"{trainer.out}" + (f", from {started[-1].path.name}" if started else "")),
     ]

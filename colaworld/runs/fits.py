@@ -1,6 +1,6 @@
 """Does a step of a run fit into the memory of this machine? Asked before the first one.
 
-Not here: the plan by phase (memory.py), cards that are not in this machine (cli/plan_memory.py).
+Not here: how long it takes (duration.py), the plan by phase (memory.py), cards that are not in this machine (cli/plan_memory.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 # Floats that a token leaves behind per channel and modulated block; plans of nano and of STDiT3-XL
 # say 32 and 46. What is far below the machine's memory by this needs no plan, which takes seconds.
 _FLOATS = 40
-_FEW_TOKENS, _MANY_TOKENS = 256, 1024  # of a frame: nano's own scale; minutes a step on a CPU
+_FEW_TOKENS = 256  # of a frame: nano's own scale
 
 
 def machine_memory(device: torch.device, *, root: Path = Path("/")) -> int:
@@ -73,6 +73,22 @@ def held(model: nn.Module, phases: Iterable[Phase]) -> int:
     )
 
 
+def _tokens(config: RunConfig, model: WorldModel, height: int, width: int) -> int:
+    """Of a frame."""
+    down, across = (config.model.tokenizer.spatial_stride * n for n in model.backbone.patch[1:])
+    return (height // down) * (width // across)
+
+
+def smaller_frames(config: RunConfig, model: WorldModel, *, height: int, width: int) -> str:
+    """ "smaller frames (the flags), ", the first of what helps; nothing where they are small."""
+    frame = _tokens(config, model, height, width)
+    if frame <= _FEW_TOKENS:
+        return ""
+    shrink, needs = math.sqrt(_FEW_TOKENS / frame), patch_multiples(config.model, config.parts())
+    good = [max(n, int(shrink * v) // n * n) for v, n in zip((height, width), needs, strict=True)]
+    return f"smaller frames (--data.height {good[0]} --data.width {good[1]}), "
+
+
 def check_memory(
     config: RunConfig,
     model: WorldModel,
@@ -91,25 +107,14 @@ def check_memory(
         device: where it trains.
         memory: bytes there are; None asks the machine.
 
-    Raises ConfigError where a step needs more than there is; warns where it will take minutes.
+    Raises ConfigError where a step needs more than there is; warns where it needs more than half.
     """
     there = machine_memory(device) if memory is None else memory
-    stride, backbone = config.model.tokenizer, model.backbone
-    down, across = (stride.spatial_stride * n for n in backbone.patch[1:])
-    frame = (height // down) * (width // across)
-    latents = latent_frames(config.data.frames_per_clip, stride.temporal_stride)
+    backbone, frame = model.backbone, _tokens(config, model, height, width)
+    latents = latent_frames(config.data.frames_per_clip, config.model.tokenizer.temporal_stride)
     tokens = frame * latents * config.training.batch_size
     said = f"{frame} tokens a frame, {tokens} in a pass"
-    smaller = ""
-    if frame > _FEW_TOKENS:
-        shrink, needs = (
-            math.sqrt(_FEW_TOKENS / frame),
-            patch_multiples(config.model, config.parts()),
-        )
-        good = [
-            max(n, int(shrink * v) // n * n) for v, n in zip((height, width), needs, strict=True)
-        ]
-        smaller = f"smaller frames (--data.height {good[0]} --data.width {good[1]}), "
+    smaller = smaller_frames(config, model, height=height, width=width)
     left_behind = 4 * _FLOATS * tokens * backbone.width * backbone.modulated_blocks
     if left_behind + held(model, config.scheduled()) > there / 4:
         sized = replace(config, data=replace(config.data, height=height, width=width))
@@ -136,9 +141,4 @@ def check_memory(
                     *(needed, smaller),
                 )
             said += f"; {needed}"
-    if device.type == "cpu" and frame > _MANY_TOKENS:
-        log.warning(
-            "frames of %dx%d px are %s: a step may take minutes on a CPU. What helps: %sa GPU",
-            *(height, width, said, smaller),
-        )
     return said

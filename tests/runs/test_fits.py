@@ -80,7 +80,7 @@ def test_frames_as_recorded_are_refused_where_they_do_not_fit(nano, monkeypatch,
     with caplog.at_level(logging.WARNING):
         said = fits.check_memory(*nano, **size, memory=16 * GIB)
     assert said.endswith("153600 in a pass; a step of joint needs about 14.0 GiB of 16.0")
-    assert "a step may take minutes on a CPU" in caplog.text
+    assert "what else runs here may not fit beside it" in caplog.text
     assert "--data.height 52 --data.width 72" in caplog.text
 
 
