@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from dataclasses import replace
@@ -204,6 +205,7 @@ def test_wrong_calls(capsys) -> None:
     assert "nano.cola has none" in capsys.readouterr().err
     assert main(["plan-memory", "nano.cola", *SMALL, "--gpu", "1"]) == 2
     assert "--gpu: expected GB of a card, more than 1, got 1" in capsys.readouterr().err
+    assert logging.getLogger("colaworld.ops").level == logging.NOTSET  # others are told again
     for size in ("nan", "inf", "0"):
         with pytest.raises(SystemExit, match="2"):
             main(["plan-memory", "nano.cola", *SMALL, "--gpu", size])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from colaworld.evaluation.report.charts import Band
+from colaworld.files import FileError
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,9 @@ def read_history(source: str | Path | Iterable[Mapping[str, Any]]) -> History:
     """Read metrics.jsonl, or take its rows. A half-written last line is left out with a warning."""
     if not isinstance(source, (str, Path)):
         return _on_one_axis(list(source))
+    if not Path(source).is_file():
+        found = "something else" if Path(source).exists() else "none"
+        raise FileError(f"{source}: expected a file of rows, found {found}")
     rows = []
     lines = Path(source).read_text().splitlines()
     for number, line in enumerate(lines, start=1):
@@ -69,8 +73,11 @@ def _on_one_axis(rows: Sequence[Mapping[str, Any]]) -> History:
     xs: list[float] = []
     bands: list[Band] = []
     for row in rows:
-        if "phase" not in row or "global_step" not in row:
-            raise ValueError(f"metrics row: expected 'phase' and 'global_step', got {sorted(row)}")
+        known = isinstance(row, Mapping) and "phase" in row
+        if not known or not isinstance(row.get("global_step"), int):
+            raise ValueError(
+                f"metrics row: expected 'phase' and an integer 'global_step', got {str(row)[:80]}"
+            )
         name, before = str(row["phase"]), xs[-1] if xs else 0.0
         xs.append(float(row["global_step"]))
         start = bands.pop().start if bands and bands[-1].name == name else before
