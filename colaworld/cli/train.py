@@ -203,6 +203,11 @@ def _parse(argv: list[str]) -> tuple[TrainOptions, list[str]]:
             "--preset GB": "Fit a published video model into a card of 24, 48, 80 or 141 GB.",
         },
     )
+    if options.run.recipe != name:
+        raise ConfigError(
+            f"--recipe: it says which recipe a run is of, here {name}, got {options.run.recipe!r}; "
+            "the name behind `train` chooses it"
+        )
     flags = {flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in rest}
     return replace(options, run=_settled(settle(options.run, flags))), changes
 
@@ -241,7 +246,7 @@ def _settled(config: RunConfig) -> RunConfig:
         config = replace(config, data=replace(config.data, path=path.resolve()))
     if weights is not None and weights.lower() == "none":
         weights = None
-    elif weights is not None and weights != "nano" and Path(weights).exists():
+    elif weights and weights != "nano" and Path(weights).exists():
         weights = str(Path(weights).resolve())
     latents = None if config.latents is None else str(Path(config.latents).resolve())
     stored = getattr(config.model.tokenizer, "path", "")

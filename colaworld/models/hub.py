@@ -28,7 +28,7 @@ def local_folder(
     """
     named = f"{what}: {path}" if what else path
     here = Path(path).expanduser()
-    if here.exists():
+    if path and here.exists():
         return here
     if not HUB_NAME.fullmatch(path) or path.startswith("."):
         raise ValueError(

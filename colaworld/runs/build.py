@@ -21,7 +21,7 @@ from colaworld.runs.preview import RolloutPreview, first_clips
 from colaworld.runs.sizes import check_frames, check_heads, check_window
 from colaworld.runs.weights import load_backbone
 from colaworld.runs.work import work_of
-from colaworld.training.checkpoint import find_checkpoints
+from colaworld.training.checkpoint import find_checkpoints, init_file
 from colaworld.training.distributed import Distributed
 from colaworld.training.objectives import OBJECTIVES
 from colaworld.training.trainer import Trainer
@@ -133,6 +133,9 @@ def build_trainer(
         )
     # A checkpoint holds the video model too, so the file it came from may be gone by then.
     resumed = resume and bool(find_checkpoints(out / "checkpoints"))
+    for phase in () if resumed else config.scheduled():
+        if phase.init_from is not None:  # not after the phases before it
+            init_file(phase.init_from)
     model = build_model(config, weights=not resumed)
     if config.latents is not None:
         fingerprint = model.tokenizer.to(device).fingerprint()

@@ -368,6 +368,18 @@ def finite(weights: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
     return weights
 
 
+def init_file(source: str) -> Path:
+    """The tensor file that an `init_from` names. CheckpointError where there is none."""
+    path = Path(source)
+    path = path / "weights" / "model.safetensors" if path.is_dir() else path
+    if not path.exists():
+        raise CheckpointError(
+            f"init_from: expected the folder of a finished run or a safetensors file, got {source!r}: "
+            f"there is no {path}"
+        )
+    return path
+
+
 def init_parts(model: nn.Module, source: str) -> list[str]:
     """Let the parts of `model` that `source` holds start from its weights; returns their names.
 
@@ -376,8 +388,7 @@ def init_parts(model: nn.Module, source: str) -> list[str]:
 
     Raises CheckpointError where there is no such file, or a part that it holds does not fit.
     """
-    path = Path(source)
-    path = path / "weights" / "model.safetensors" if path.is_dir() else path
+    path = init_file(source)
     try:
         stored = _read(path)
     except CheckpointError as error:

@@ -292,6 +292,8 @@ def test_a_wrong_file_names_file_and_key(text, says, tmp_path, scene, tiny, cola
         (["nano.cola", "--data", "absent"], "absent: no such folder"),
         (["nano.cola", "--data", "SCENE", "--device", "gpu"], "expected cpu, cuda, cuda:N or auto"),
         (["nano.cola", "--data", "SCENE", "--device", "cuda:99"], "--device cuda:99: this torch"),
+        (["nano.cola", "--recipe", "mine"], "--recipe: it says which recipe a run is of"),
+        (["nano.cola", "--data", "SCENE", "--backbone-weights", ""], "got '': : no such file"),
         (
             ["nano.cola", "--data", "SCENE", "--backbone-weights", "absent"],
             "got 'absent': absent: no such file or folder",

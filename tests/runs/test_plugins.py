@@ -125,6 +125,10 @@ def test_init_from_names_what_is_wrong(tiny, tmp_path):
         config = tiny().with_phase("warmup", init_from=str(source))
         with pytest.raises(CheckpointError, match=message):
             build_trainer(config, out=tmp_path / "run").run()
+    config = tiny().with_phase("joint", init_from=str(tmp_path / "none"))
+    with pytest.raises(CheckpointError, match="there is no"):  # not after the phase before it
+        build_trainer(config, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_init_from_a_run_whose_tokenizer_is_named_by_its_path(tiny, tmp_path):
