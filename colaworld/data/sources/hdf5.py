@@ -19,8 +19,6 @@ pixels: flipped bits are other pixels. Not here: `mask`, which names subsets.
 from __future__ import annotations
 
 import contextlib
-import json
-import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from colaworld.data.errors import BrokenFileError, DataError
+from colaworld.data.hdf5_file import h5py_package, inner, look_through, opened
 from colaworld.data.index_cache import IndexCache
 from colaworld.data.sources import plain_actions
 from colaworld.data.sources.camera import choose_camera
@@ -37,16 +36,10 @@ from colaworld.data.sources.registry import register_source
 from colaworld.data.sources.source import Description, EpisodeInfo
 from colaworld.data.sources.videos import is_video
 from colaworld.data.video_file import check_regular, file_stamp
-from colaworld.files import printable
 
 SUFFIXES = (".hdf5", ".h5", ".hdf")
-_SIDE = 1 << 14  # pixels: beyond it a size is a fault
 _BLOCK = 8 << 20  # bytes of frames read together
 _LARGEST = 64 << 20  # bytes of a column of one demonstration: beyond it a size is a fault
-# What h5py raises for files that are damaged, whatever it is that is.
-_DAMAGED = (
-    OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError, MemoryError,
-)  # fmt: skip
 
 
 class _Demo(NamedTuple):
@@ -75,7 +68,7 @@ class Hdf5Source(FilesSource):
         recorded_fps: float | None = None,
     ) -> None:
         super().__init__(path)
-        _h5py()
+        h5py_package()
         self._demos: list[_Demo] = []  # of each episode
         self._shifted: dict[Path, None] = {}
         self._inverted: dict[Path, None] = {}
@@ -130,7 +123,9 @@ class Hdf5Source(FilesSource):
                     continue
                 try:
                     check_regular(file)
-                    listed = index.get(str(file), partial(file_stamp, file), partial(_list, file))
+                    listed = index.get(
+                        str(file), partial(file_stamp, file), partial(look_through, file)
+                    )
                 except (
                     OSError
                 ) as error:  # not for good: permissions, a disk, another process writes
@@ -223,8 +218,8 @@ class Hdf5Source(FilesSource):
     def _pixels(self, episode: int) -> Iterator[Any]:
         """The array of an episode's frames, its file open; whatever fails is a BrokenFileError."""
         info, demo = self.episodes[episode], self._demos[episode]
-        with _opened(info.path, demo.name) as data:
-            pixels = _inner(_inner(_inner(data, demo.name), "obs"), self.camera)
+        with _data(info.path, demo.name) as data:
+            pixels = inner(inner(inner(data, demo.name), "obs"), self.camera)
             if pixels.shape != demo.shape or pixels.dtype != np.uint8:
                 raise BrokenFileError(f"{info.path}: {demo.name}: has changed since it was opened")
             yield pixels
@@ -233,11 +228,11 @@ class Hdf5Source(FilesSource):
         info, name = self.episodes[episode], self._demos[episode].name
         where = f"{info.path}: {name}: column {column!r}"
         try:
-            with _opened(info.path, name) as data:
-                demo = _inner(data, name)
+            with _data(info.path, name) as data:
+                demo = inner(data, name)
                 if column not in demo:
                     raise DataError(f"{where} is missing")
-                array = _inner(demo, column)
+                array = inner(demo, column)
                 if array.ndim not in (1, 2) or len(array) != info.frames:
                     raise DataError(
                         f"{where}: {list(array.shape)} for {info.frames} frames; expected a row each"
@@ -254,156 +249,14 @@ class Hdf5Source(FilesSource):
                 yield self._array(info.index, column)
 
 
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError(
-            "HDF5 files are read by h5py, which is not installed: pip install 'colaworld[hdf5]'"
-        ) from error
-    return h5py
-
-
 @contextlib.contextmanager
-def _opened(file: Path, what: str) -> Iterator[Any]:
-    """The group `data` of a file; whatever h5py says within is a BrokenFileError with `what`."""
+def _data(file: Path, what: str) -> Iterator[Any]:
     try:
         check_regular(file)
-        with _h5py().File(file, "r", locking="best-effort") as opened:
-            yield _inner(opened, "data")
-    except BrokenFileError:
-        raise
-    except _DAMAGED as error:
-        raise BrokenFileError(f"{printable(file)}: {what}: cannot be read: {error}") from error
-
-
-def _inner(group: Any, name: str) -> Any:
-    """A group or an array that lies in the file itself. BrokenFileError for a link out of it."""
-    h5py = _h5py()
-    where = f"{printable(group.file.filename)}: {group.name.rstrip('/')}/{name}"
-    link = group.get(name, getlink=True)
-    if link is None:
-        raise BrokenFileError(f"{where}: missing")
-    if not isinstance(link, h5py.HardLink):
-        raise BrokenFileError(f"{where}: is a link; only what lies in the file itself is read")
-    found = group[name]
-    if isinstance(found, h5py.Dataset):
-        if found.external or found.is_virtual:
-            raise BrokenFileError(f"{where}: its values lie in other files; those are not read")
-        _check_written(where, found)
-    return found
-
-
-def _check_written(where: str, array: Any) -> None:
-    """HDF5 gives zeros for what was never written: BrokenFileError."""
-    if not array.size:
-        raise BrokenFileError(f"{where}: is empty")
-    if array.chunks is None:
-        whole = array.id.get_storage_size() >= array.size * array.dtype.itemsize
-    else:
-        chunks = [-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)]
-        whole = array.id.get_num_chunks() >= np.prod(chunks, dtype=np.int64)
-    if not whole:
-        raise BrokenFileError(f"{where}: not all of it was written")
-
-
-def _list(file: Path) -> dict[str, Any]:
-    """What is told of a file and of each demonstration in it; `broken`: reasons."""
-    told: dict[str, Any] = {
-        "fps": None,
-        "shifted": False,
-        "inverted": False,
-        "demos": {},
-        "broken": [],
-    }
-    with file.open("rb"):  # what the system refuses is said by the system
-        pass
-    try:
-        with _opened(file, "data") as data:
-            _list_data(file, data, told)
-    except BrokenFileError as error:
-        if isinstance(error.__cause__, BlockingIOError):
-            raise error.__cause__ from None
-        told["broken"].append(str(error))
-    return told
-
-
-def _list_data(file: Path, data: Any, told: dict[str, Any]) -> None:
-    told["fps"] = _rate(file, data)
-    told["shifted"] = "bddl_file_name" in data.attrs
-    told["inverted"] = data.attrs.get("macros_image_convention") in ("opengl", b"opengl")
-    number = {name: int(found[0]) for name in data if (found := re.findall(r"\d{1,9}$", name))}
-    total = 0
-    for name in sorted(data, key=lambda name: (number.get(name, -1), name)):
-        try:
-            demo = _list_demo(_inner(data, name))
-        except BrokenFileError as error:
-            told["broken"].append(str(error))
-        except _DAMAGED as error:
-            told["broken"].append(f"{printable(file)}: {name}: cannot be read: {error}")
-        else:
-            told["demos"][name] = demo
-            total += max([shape[0] for shape in demo["views"].values()], default=0)
-    for attribute, found in (("num_demos", len(list(data))), ("total", total)):
-        said = data.attrs.get(attribute, found)
-        if said != found and not (attribute == "total" and told["broken"]):
-            told["broken"].append(
-                f"{printable(file)}: data: {attribute} is {said}, but it holds {found}: are some gone?"
-            )
-
-
-def _list_demo(demo: Any) -> dict[str, Any]:
-    """{"views": {camera: [T, H, W, 3]}, "columns": [names], "obs": [what else is there]}."""
-    h5py = _h5py()
-    where = f"{printable(demo.file.filename)}: {demo.name}"
-    if not isinstance(demo, h5py.Group):
-        raise BrokenFileError(f"{where}: is no group")
-    obs = _inner(demo, "obs")
-    if not isinstance(obs, h5py.Group):
-        raise BrokenFileError(f"{where}/obs: is no group")
-    views, held = {}, []
-    for name in obs:
-        if not isinstance(obs.get(name, getlink=True), h5py.HardLink):
-            held.append(f"{name} (a link)")
-            continue
-        array = obs[name]
-        if not isinstance(array, h5py.Dataset):
-            continue
-        held.append(f"{name} {array.dtype} {list(array.shape)}")
-        if array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] == 3:
-            if max(array.shape[1:3]) > _SIDE:
-                raise BrokenFileError(f"{where}/obs/{name}: frames of {array.shape[1:3]} pixels")
-            _inner(obs, name)
-            views[name] = list(array.shape)
-    lengths = {shape[0] for shape in views.values()}
-    said = demo.attrs.get("num_samples")
-    if said is not None and lengths and lengths != {said}:
-        raise BrokenFileError(
-            f"{where}: num_samples is {said}, its views have {sorted(lengths)} frames"
-        )
-    links = {name: demo.get(name, getlink=True) for name in demo}
-    columns = [
-        name
-        for name, link in links.items()
-        if not isinstance(link, h5py.HardLink) or isinstance(demo[name], h5py.Dataset)
-    ]
-    return {"views": views, "columns": columns, "obs": held}
-
-
-def _rate(file: Path, data: Any) -> float | None:
-    """control_freq of env_args; None where it is not said. BrokenFileError where it is no rate."""
-    try:
-        arguments = json.loads(data.attrs.get("env_args", "{}"))
-        inner = arguments.get("env_kwargs", {}) if isinstance(arguments, dict) else None
-        found = inner.get("control_freq") if isinstance(inner, dict) else "no object"
-    except (ValueError, RecursionError) as error:
-        raise BrokenFileError(f"{printable(file)}: data: env_args is no JSON: {error}") from error
-    if found is not None and not (type(found) in (int, float) and 0 < found < 1e5):
-        raise BrokenFileError(
-            f"{printable(file)}: data: env_args: env_kwargs.control_freq: expected frames per second, "
-            f"got {found!r:.60}"
-        )
-    return None if found is None else float(found)
+    except OSError as error:
+        raise BrokenFileError(f"{file}: cannot be read: {error.strerror}") from error
+    with opened(file, what) as data:
+        yield data
 
 
 register_source(

@@ -16,6 +16,7 @@ import pytest
 
 from colaworld.cli.main import main
 from colaworld.contracts import ActionSpec
+from colaworld.data import hdf5_file
 from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
 from colaworld.data.errors import BrokenFileError, DataError
@@ -341,3 +342,29 @@ def test_clips_of_it(tmp_path) -> None:
             rows = actions_of(demo, 12)[start : start + 4].reshape(2, 4)
             np.testing.assert_array_equal(batch.actions[b].numpy(), rows)
     loader.close()
+
+
+def test_a_file_on_which_the_library_hangs_is_named(tmp_path, monkeypatch) -> None:
+    good, bad = write(tmp_path / "set/b.hdf5"), write(tmp_path / "set/a.hdf5")
+    content = bytearray(bad.read_bytes())
+    heap = content.index(b"GCOL")  # where the text of env_args lies
+    content[heap + 16 : heap + 32] = bytes(16)
+    bad.write_bytes(content)
+    open_source(good)  # starts the child with all its patience
+    monkeypatch.setattr("colaworld.data.hdf5_file._PATIENCE", 1.0)
+    told = hdf5_file.look_through(bad)["broken"]
+    assert told == [f"{bad}: damaged: HDF5's library does not come to an end with it"]
+    monkeypatch.setattr("colaworld.data.hdf5_file._PATIENCE", 60.0)
+    monkeypatch.setattr(hdf5_file._CHILD, "ask", lambda file: None)
+    told = hdf5_file.look_through(good)["broken"]
+    assert told == [f"{good}: damaged: HDF5's library ends the process that opens it"]
+
+
+def test_the_child_is_started_again_where_it_has_ended(tmp_path) -> None:
+    path = write(tmp_path / "task.hdf5")
+    assert len(hdf5_file.look_through(path)["demos"]) == 3
+    hdf5_file._CHILD._process.kill()
+    assert len(hdf5_file.look_through(path)["demos"]) == 3
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        hdf5_file.look_through(path)
