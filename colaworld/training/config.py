@@ -18,6 +18,17 @@ class ParallelConfig(Checked, at="training.parallel."):
     timeout: Annotated[float, Range(ge=1, le=86_400)] = 600.0
     """Seconds that a process waits for the others before it gives up: longer than the slowest step,
     preview or checkpoint."""
+    shard: Literal["auto", "no", "blocks"] = "auto"
+    """Whether each process keeps a piece of the video model (weights, gradients, moments, averages) and
+    gathers block by block (FSDP2), or all of it. auto: on GPUs from 500 M parameters on."""
+    replicas: Count = 1
+    """Groups of processes that each hold the video model once, in pieces: gathering stays within a
+    group, a machine say, and only gradients cross (HSDP). Must divide the number of processes."""
+    reshard: bool = True
+    """Give blocks up behind their forward pass and gather them again for backward. Off: faster, and a
+    whole copy of the video model in memory."""
+    offload: bool = False
+    """Keep pieces, moments and averages in the machine's memory; its CPU then does the updates."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The processes that train together, as one object that the loop asks. Alone, it does nothing.
 
     processes = Distributed(device)      after torch.distributed.init_process_group, or without it
-    model = processes.shard(model)       equal weights, shared statistics; the place for FSDP2
+    model = processes.shard(model)       equal weights, shared statistics, the generator in pieces
     processes.agree(flag)                True where it is True on any process
 
 Every method but the plain values is collective: all processes call it, in the same order.
@@ -17,7 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from colaworld.config import ConfigError
 from colaworld.models.latent_action.quantizers.step_stats import gather_rows
+from colaworld.training.config import TrainingConfig
+from colaworld.training.sharding import SHARDED, is_sharded, shard_generator, wants_shards
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -35,6 +38,7 @@ class Distributed:
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
         self.rank, self.world_size = 0, 1
         self.group: dist.ProcessGroup | None = None
         self.mesh: DeviceMesh | None = None
@@ -43,7 +47,7 @@ class Distributed:
             self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
             self.group = dist.group.WORLD
             self.mesh = dist.init_device_mesh(
-                torch.device(device).type, (self.world_size,), mesh_dim_names=("data",)
+                self.device.type, (self.world_size,), mesh_dim_names=("data",)
             )
             gloo = "gloo" in dist.get_backend_config()
             self._host = self.group if gloo else dist.new_group(backend="gloo")
@@ -55,21 +59,63 @@ class Distributed:
 
     # -- the model and its state -------------------------------------------------------------
 
-    def shard(self, model: nn.Module) -> nn.Module:
-        """`model` for training by all processes: replicated, from the main process's values.
+    def shard(
+        self, model: nn.Module, training: TrainingConfig | None = None, *, bf16: bool = False
+    ) -> nn.Module:
+        """`model` on the device for training by all processes, from the main one's values: replicated,
+        the generator in pieces where `training.parallel` says so.
 
-        Modules with a `set_process_group` (quantizers) get the group. Alone: the model as it is.
+        Modules with a `set_process_group` (quantizers) get the group.
+
+        Args:
+            model: equal on all processes but for its values. One that is too large for a GPU comes on
+                the CPU.
+            training: its `parallel` and `compile`; None replicates.
+            bf16: forward passes will be in bfloat16.
+
+        Raises:
+            ConfigError: the model cannot be sharded as asked.
         """
         if self.group is None:
-            return model
+            return model.to(self.device)
+        sharded = training is not None and wants_shards(model, training.parallel, self.device.type)
+        if not sharded:
+            model.to(self.device)
         with torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):
-                dist.broadcast(tensor, src=0, group=self.group)
+                here = self._host if tensor.device.type == "cpu" else self.group
+                dist.broadcast(tensor, src=0, group=here)
+        if training is not None and sharded:
+            if training.compile == "full":
+                raise ConfigError(
+                    "training.compile: expected no or blocks, got full: the video model is in pieces "
+                    "(training.parallel.shard), which are gathered block by block"
+                )
+            shard_generator(model, self._sharding_mesh(training), training.parallel, bf16=bf16)
+            for name, child in model.named_children():
+                if name != SHARDED:
+                    child.to(self.device)
         for module in model.modules():
             join: Any = getattr(module, "set_process_group", None)
             if join is not None:
                 join(self.group)
         return model
+
+    def _sharding_mesh(self, training: TrainingConfig) -> DeviceMesh:
+        replicas = training.parallel.replicas
+        if replicas == 1:
+            assert self.mesh is not None
+            return self.mesh
+        if self.world_size % replicas:
+            raise ConfigError(
+                f"training.parallel.replicas: expected a divisor of the {self.world_size} processes, "
+                f"got {replicas}"
+            )
+        return dist.init_device_mesh(
+            self.device.type,
+            (replicas, self.world_size // replicas),
+            mesh_dim_names=("replicas", "data"),
+        )
 
     @torch.no_grad()
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -80,7 +126,7 @@ class Distributed:
         """
         if self.group is None:
             return
-        gradients = [p.grad for p in parameters if p.grad is not None and not _is_sharded(p)]
+        gradients = [p.grad for p in parameters if p.grad is not None and not is_sharded(p)]
         for work in [dist.all_reduce(g, group=self.group, async_op=True) for g in gradients]:
             work.wait()
         if gradients:
@@ -157,13 +203,13 @@ class Distributed:
 
 def whole_tensor(value: Any) -> Tensor:
     """All of a sharded tensor (collective), any other as it is."""
-    return value.full_tensor() if _is_sharded(value) else value
+    return value.full_tensor() if is_sharded(value) else value
 
 
 @torch.no_grad()
 def zero_rows(value: Any, rows: Tensor) -> None:
     """Set rows [M] of `value` to 0, numbered over the whole tensor; each process zeroes its own."""
-    if not _is_sharded(value):
+    if not is_sharded(value):
         value[rows] = 0
         return
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -173,7 +219,3 @@ def zero_rows(value: Any, rows: Tensor) -> None:
     placements = [p if p == Shard(0) else Replicate() for p in value.placements]
     own = distribute_tensor(chosen, value.device_mesh, placements, src_data_rank=None)
     value.to_local()[own.to_local()] = 0
-
-
-def _is_sharded(value: Tensor) -> bool:
-    return hasattr(value, "full_tensor")  # a DTensor, whose import takes seconds

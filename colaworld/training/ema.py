@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from colaworld.training.sharding import own_pieces
+
 
 class WeightAverage:
     """Exponential moving average of the parameters of `model` that require a gradient."""
@@ -34,8 +36,8 @@ class WeightAverage:
         live = dict(self.model.named_parameters())
         names = list(self._shadow)
         torch._foreach_lerp_(
-            [self._shadow[name] for name in names],
-            [live[name].detach() for name in names],
+            own_pieces(self._shadow[name] for name in names),
+            own_pieces(live[name].detach() for name in names),
             1 - decay,
         )
 

@@ -12,16 +12,15 @@ from pathlib import Path
 
 import torch
 
-from colaworld.training.distributed import whole_tensor
 from colaworld.training.optimizer import PhaseOptimizer
+from colaworld.training.sharding import total_norm
 
 
 def gradient_norms(optimizer: PhaseOptimizer) -> dict[str, float]:
     """Gradient norm of each part that trains (before clipping); 0 where no gradient arrived."""
     norms = {}
     for part in optimizer.phase.train:
-        gradients = optimizer.gradients(part)
-        norms[part] = float(whole_tensor(torch.nn.utils.get_total_norm(gradients)))
+        norms[part] = float(total_norm(optimizer.gradients(part)))
     return norms
 
 

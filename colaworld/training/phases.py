@@ -14,6 +14,7 @@ from torch import nn
 
 from colaworld.config import Checked, ConfigError, Count, Natural, Range
 from colaworld.training.codebook_monitor import AlarmConfig, GateConfig
+from colaworld.training.sharding import require_gradients
 
 
 @dataclass(frozen=True)
@@ -133,4 +134,4 @@ def enter_phase(model: nn.Module, phase: Phase) -> None:
     for name, child in model.named_children():
         trains = name in phase.train
         child.train(trains)
-        child.requires_grad_(trains)
+        require_gradients(child, trains)

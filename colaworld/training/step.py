@@ -21,13 +21,14 @@ from torch import Tensor
 
 from colaworld.contracts import ClipBatch
 from colaworld.rng import ClipGenerator, generator_for
-from colaworld.training.distributed import Distributed, whole_tensor
+from colaworld.training.distributed import Distributed
 from colaworld.training.ema import WeightAverage
 from colaworld.training.guard import LossGuard
 from colaworld.training.meters import gradient_norms
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.phase_state import PhaseState, Progress
 from colaworld.training.protocols import Objective, UnstableTrainingError
+from colaworld.training.sharding import scale_to, total_norm
 
 log = logging.getLogger(__name__)
 Key = tuple[int | str, ...]  # what the randomness of a step depends on
@@ -168,7 +169,7 @@ def apply_update(
     """
     parameters = list(optimizer.parameters.values())
     device = parameters[0].device
-    norm = whole_tensor(torch.nn.utils.get_total_norm(optimizer.gradients())).to(device)
+    norm = total_norm(optimizer.gradients()).to(device)
     loss = total = judged = None
     metrics: dict[str, float] = {}
     if guard is not None:
@@ -184,7 +185,7 @@ def apply_update(
             optimizer.zero_grad()
             return Update(reason, loss, total, metrics, judged)
     if clip_norm:
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        scale_to(optimizer.gradients(), clip_norm, norm)
     optimizer.step(number)
     more, moved = objective.after_step(generator=generator_for(device, *key, "after"))
     for parameter, rows in moved:

@@ -38,7 +38,8 @@ from colaworld.training.phase_state import PhaseState, Progress, TrainResult
 from colaworld.training.phases import Phase, check_phases, enter_phase
 from colaworld.training.protocols import ClipSupply, Loader, Objective, Preview
 from colaworld.training.run_folder import RunFolder, config_sha256
-from colaworld.training.step import clip_generator, optimizer_step
+from colaworld.training.sharding import give_up, is_sharded
+from colaworld.training.step import clip_generator, optimizer_step, uses_bf16
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,8 @@ class Trainer:
         check_phases(phases, model, list(objectives))
         self.device = torch.device(device)
         self.distributed = distributed or Distributed(self.device)
-        self.model = self.distributed.shard(model.to(self.device))
+        bf16 = uses_bf16(training.autocast, self.device)
+        self.model = self.distributed.shard(model, training, bf16=bf16)
         self.objectives = objectives
         self.phases = tuple(phase.capped(training.max_steps) for phase in phases)
         self.loader = loader
@@ -441,9 +443,17 @@ class Trainer:
         if self.progress.step % every:
             return
         # On every process, since a sharded model runs on all or on none.
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        # Its blocks are gathered in bfloat16 there, so that passes need autocast as in training.
+        half = uses_bf16(self.training.autocast, self.device) and any(
+            is_sharded(p) for p in self.model.parameters()
+        )
+        with (
+            torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
+            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half),
+        ):
             frames = self.preview(self.progress.step, phase.name)
         self._folder.video(f"rollout/{phase.name}", frames, self.progress.global_step)
+        give_up(self.model)
         enter_phase(self.model, phase)
 
 

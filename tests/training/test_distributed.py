@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import colaworld
@@ -20,7 +21,7 @@ from colaworld.training.checkpoint import latest_checkpoint
 from colaworld.training.distributed import Distributed
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
-CASES = ("values", "step", "codebook", "skip", "interrupt")
+CASES = ("values", "step", "codebook", "skip", "interrupt", "sharded")
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +162,39 @@ def test_a_signal_to_one_stops_both_and_both_resume(played):
     assert sorted(p.name for p in (out / "run").iterdir()) == sorted(names)
     last = latest_checkpoint(out / "run" / "checkpoints")
     assert last.state["loader"] == {"0": 17, "1": 17}
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "weights" / "model.safetensors")
+
+
+def test_in_pieces_it_is_the_same_training(script, played, tmp_path):
+    """Warm-up with a frozen generator, then joint training, a preview in each phase."""
+    out, found = played("sharded")
+    alone = script.generate(tmp_path / "alone")
+    reference, weights = rows_of(tmp_path / "alone"), weights_of(tmp_path / "alone")
+    assert [row["phase"] for row in reference] == 3 * ["warmup"] + 3 * ["joint"]
+    for one in found:
+        for case in ("blocks", "half"):
+            assert one[case]["sharded"] == one[case]["of"] == 59
+            assert one[case]["held"] < 0.55 * one[case]["whole"]
+        assert one["no"]["sharded"] == 0
+        assert "got full: the video model is in pieces" in one["refused"]
+    for case, tolerance in (("no", 2e-5), ("blocks", 2e-5), ("half", 3e-2)):
+        assert found[0][case] == found[1][case] and found[0][case]["status"] == "finished"
+        torch.testing.assert_close(found[0][case]["shown"], alone["shown"], rtol=1e-2, atol=0)
+        rows = rows_of(out / case)
+        assert len(rows) == len(reference)
+        for row, right in zip(rows, reference, strict=True):
+            assert row["grad_norm"].keys() == right["grad_norm"].keys()
+            assert row["loss"] == pytest.approx(right["loss"], rel=tolerance)
+            if case != "half":
+                total = right["grad_norm"]["total"]
+                assert row["grad_norm"]["total"] == pytest.approx(total, rel=tolerance)
+        # Adam moves by a whole rate also where a gradient is zero but for rounding.
+        found_weights = weights_of(out / case)
+        far = [
+            (found_weights[n].float() - w.float()).abs().flatten() > 50 * tolerance
+            for n, w in weights.items()
+        ]
+        assert torch.cat(far).float().mean() < 0.01

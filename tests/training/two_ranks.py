@@ -15,19 +15,30 @@ import time
 import traceback
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from colaworld.config import ConfigError
 from colaworld.contracts import ClipBatch
+from colaworld.flow.config import SamplerConfig
+from colaworld.models.backbones.stdit3 import STDiT3Config
+from colaworld.models.config import ConditionerConfig, ModelConfig
+from colaworld.models.latent_action.config import IDMConfig
 from colaworld.models.latent_action.quantizers import QUANTIZERS, VQConfig, build_quantizer
-from colaworld.training.config import TrainingConfig
+from colaworld.models.world import World
+from colaworld.models.world_model import WorldModel
+from colaworld.runs.preview import RolloutPreview
+from colaworld.training.config import ParallelConfig, TrainingConfig
 from colaworld.training.distributed import Distributed, zero_rows
 from colaworld.training.guard import LossGuard
+from colaworld.training.objectives import ColaObjective, ObjectiveConfig
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.phases import Phase, enter_phase
 from colaworld.training.protocols import RunFolderError
+from colaworld.training.run_folder import RunFolder
 from colaworld.training.step import apply_update, backward_pass
 from colaworld.training.trainer import Trainer
 
@@ -288,6 +299,107 @@ def interrupt(rank: int, out: Path) -> dict[str, Any]:
         run(out / "run", rank)
     except RunFolderError as error:
         found["again"] = str(error)
+    return found
+
+
+LAM = ("idm", "quantizer", "conditioner")
+PHASES = (
+    Phase("warmup", "cola", LAM, steps=3, learning_rate=1e-2, lr_warmup_steps=0),
+    Phase("joint", "cola", (*LAM, "backbone"), steps=3, learning_rate=1e-2, lr_warmup_steps=0),
+)
+
+
+def world_model() -> WorldModel:
+    """A tiny one of which no weight is zero, so that every path carries a gradient."""
+    config = ModelConfig(
+        backbone=STDiT3Config(depth=2, width=16, heads=2),
+        idm=IDMConfig(depth=1, width=16, heads=2, tokens=2, dim=2),
+        quantizer=VQConfig(codebook_size=8, reseed=False),
+        conditioner=ConditionerConfig(depth=1, heads=2, dropout=0.3),
+    )
+    torch.manual_seed(0)
+    model = WorldModel(config, parts=LAM)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model
+
+
+class Slots:
+    """Endless batches of four clips, shared as a loader shares them: row i is clip i * size + rank."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size, self.position = rank, size, 0
+
+    def __next__(self) -> ClipBatch:
+        generator = torch.Generator().manual_seed(self.position)
+        self.position += 1
+        frames = torch.randint(0, 256, (4, 4, 3, 8, 8), generator=generator).to(torch.uint8)
+        own = slice(self.rank, None, self.size)
+        numbers = torch.arange(4)[own]
+        return ClipBatch(frames[own], numbers, numbers)
+
+    def state_dict(self):
+        return {"position": self.position}
+
+    def merge_states(self, states):
+        return states[0]
+
+    def load_state_dict(self, state):
+        self.position = state["position"]
+
+
+def generate(
+    out: Path, rank: int = 0, size: int = 1, *, training=None, phases=PHASES, **parallel
+) -> dict[str, Any]:
+    """Warm-up, then joint training of a world model, with a preview in each phase."""
+    settings = dict(accumulate=2, ema_decay=0.5, clip_norm=0.5, health_every=1, sample_every=2)
+    settings |= dict(checkpoint_every=100, tensorboard=False, seed=5)
+    config = TrainingConfig(
+        batch_size=4, parallel=ParallelConfig(**parallel), **settings | (training or {})
+    )
+    model, shown, pieces = world_model(), [], []
+    preview = RolloutPreview(World(model, SamplerConfig(steps=1)), next(Slots(0, 1)).frames, seed=1)
+    open_logs = RunFolder._open_logs
+
+    def video(folder, name, frames, step) -> None:
+        shown.append(frames.float().mean().item())
+        pieces.append(sum(hasattr(p, "full_tensor") for p in model.backbone.parameters()))
+
+    with (
+        mock.patch.object(RunFolder, "_open_logs", lambda *call: bool(open_logs(*call)) or True),
+        mock.patch.object(RunFolder, "video", video),
+    ):
+        objective = ColaObjective(model, ObjectiveConfig(start_clips=4))
+        loader = Slots(rank, size)
+        trainer = Trainer(
+            model, {"cola": objective}, phases, loader, out, config, "a: 1\n", preview=preview
+        )
+        status = trainer.run().status
+    own = [p for p in model.backbone.parameters() if hasattr(p, "full_tensor")]
+    return {
+        "status": status,
+        "shown": shown,
+        "sharded": len(own),
+        "of": len(list(model.backbone.parameters())),
+        "held": sum(p.to_local().numel() for p in own),
+        "whole": sum(p.numel() for p in own),
+        "flags": sorted({p.requires_grad for p in model.backbone.parameters()}),
+    }
+
+
+def sharded(rank: int, out: Path) -> dict[str, Any]:
+    """The same run in pieces and replicated; then what else may be asked of pieces."""
+    found = {
+        "blocks": generate(out / "blocks", rank, 2, shard="blocks"),
+        "no": generate(out / "no", rank, 2, shard="no"),
+    }
+    half = {"autocast": "bf16", "recompute": "blocks"}
+    found["half"] = generate(out / "half", rank, 2, training=half, shard="blocks", reshard=False)
+    try:
+        generate(out / "full", rank, 2, training={"compile": "full"}, shard="blocks")
+    except ConfigError as error:
+        found["refused"] = str(error)
     return found
 
 
