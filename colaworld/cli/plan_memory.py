@@ -54,9 +54,16 @@ def run(argv: list[str]) -> int:
         print(_USAGE.format(recipes=names), end="", file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
     options = parse(argv)
-    logging.getLogger("colaworld.ops").setLevel(
-        logging.WARNING
-    )  # nothing is run, so nothing to tell
+    ops_log = logging.getLogger("colaworld.ops")
+    level = ops_log.level
+    ops_log.setLevel(logging.WARNING)  # nothing is run, so nothing to tell
+    try:
+        return _plan(options)
+    finally:
+        ops_log.setLevel(level)
+
+
+def _plan(options: PlanOptions) -> int:
     config = options.run
     limit = usable(options.gpu) if math.isfinite(options.gpu) else 0
     if limit <= 0:
