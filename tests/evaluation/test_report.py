@@ -8,6 +8,7 @@ import dataclasses
 import html.parser
 import io
 import json
+import os
 import re
 
 import numpy as np
@@ -29,6 +30,7 @@ from colaworld.evaluation.report.page import duration, write_report
 from colaworld.evaluation.report.tiles import fit, png
 from colaworld.evaluation.report.training_curves import read_history
 from colaworld.evaluation.tables import headlines, verdict
+from colaworld.files import FileError
 
 FOUR = {"utilisation": 1.0, "max_usage": 0.2, "entropy_normalised": 0.9, "perplexity": 6.5}
 PSNR = [25.0, 23.0, 22.0]
@@ -341,8 +343,20 @@ def test_steps_count_over_the_run():
     assert xs == [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0] and set(ys) == {0.9}
     missing = {"phase": "a", "global_step": 1, "loss": None}
     assert read_history([missing]).curve("loss") == ([], [])
-    with pytest.raises(ValueError, match="'phase' and 'global_step'"):
-        read_history([{"loss": 1.0}])
+    for row in ({"loss": 1.0}, {"phase": "a", "global_step": "1"}, 3, None):
+        with pytest.raises(ValueError, match="'phase' and an integer 'global_step'"):
+            read_history([row])
+
+
+def test_rows_that_are_no_file_are_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with pytest.raises(FileError, match=r"metrics\.jsonl: expected a file of rows, found none"):
+        read_history(path)
+    os.mkfifo(path)  # to open it is to wait for ever
+    with pytest.raises(
+        FileError, match=r"metrics\.jsonl: expected a file of rows, found something"
+    ):
+        read_history(path)
 
 
 def decode(data):
