@@ -1,8 +1,7 @@
 """Actions that come as bare arrays, with nothing that describes them: what they are and must be.
 
-    [n] or [n, 1] integers     classes; as many as the largest of the whole set says
-    [n, A] numbers             continuous
-    [n] floats                 continuous, A = 1
+    [n] or [n, 1] integers             classes; as many as the largest of the whole set says
+    [n] or [n, A] floats or booleans   continuous
 
 Row t leads from frame t to t + 1. Not here: reading the arrays (webdataset.py, hdf5.py).
 """
@@ -64,8 +63,9 @@ def checked(where: str, values: np.ndarray, spec: ActionSpec, *, frames: int) ->
 
 
 def _check_kind(where: str, values: np.ndarray) -> None:
-    if values.dtype.kind not in "biuf" or values.ndim not in (1, 2) or not values.size:
-        raise DataError(f"{where}: expected numbers [n] or [n, A], {_shown(values)}")
+    known = values.dtype.kind in "bf" or _classes(values)
+    if not known or values.ndim not in (1, 2) or not values.size:
+        raise DataError(f"{where}: expected floats [n, A] or integers [n], {_shown(values)}")
 
 
 def _classes(values: np.ndarray) -> bool:

@@ -291,7 +291,8 @@ def test_nothing_outside_a_file_is_read(tmp_path) -> None:
         (np.zeros((12, 3)), r"expected 2 numbers a row, got float64 \[12, 3\]"),
         (np.full((12, 2), np.nan), "24 values are not finite"),
         (np.zeros((12, 2, 1)), r"\[12, 2, 1\] for 12 frames"),
-        (np.array([b"a"] * 12), "expected numbers"),
+        (np.array([b"a"] * 12), "expected floats"),
+        (np.ones((12, 2), int), "expected floats"),
         (None, "column 'actions' is missing"),
     ],
 )

@@ -139,16 +139,32 @@ def tried(root: Path, name: str, count: int, change: Callable[[Path, random.Rand
     assert seen["named"] > count // 4, seen  # else the changes are not what they should be
 
 
-@pytest.mark.parametrize(("name", "count"), [(INFO, 250)])
-def test_json(pristine, name, count) -> None:
-    value = json.loads((pristine / name).read_text())
+@pytest.fixture(scope="module")
+def pristine_v21(tmp_path_factory, scene_set, as_v21) -> Path:
+    root = tmp_path_factory.mktemp("mutated_v21")
+    return as_v21(scene_set(root / "v3", LENGTHS, video_mb=1e-6), root / "set")
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "count"),
+    [("", INFO, 250), ("_v21", INFO, 60), ("_v21", "meta/episodes.jsonl", 60)],
+)
+def test_json(request, layout, name, count) -> None:
+    root = request.getfixturevalue(f"pristine{layout}")
+    lines = name.endswith("jsonl")
+    text = (root / name).read_text()
+    value = [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
+    for line in value if lines else ():
+        del line["tasks"]  # not read
 
     def change(file: Path, rng: random.Random) -> str:
         made, told = mutate_json(value, rng)
-        file.write_text(json.dumps(made))
+        file.write_text(
+            "".join(map("{}\n".format, map(json.dumps, made))) if lines else json.dumps(made)
+        )
         return told
 
-    tried(pristine, name, count, change)
+    tried(root, name, count, change)
 
 
 EPISODE_COLUMNS = ["episode_index", "length", "data/chunk_index", "data/file_index"]
