@@ -48,5 +48,6 @@ FLOPS = {
     getattr(torch.ops.colaworld, name + twin): formula
     for name, formula in _FORMULAS.items()
     for twin in ("", "_triton")
+    if hasattr(torch.ops.colaworld, name + twin)
 }
-"""By op: its count from the shapes of its arguments."""
+"""By op: its count from the shapes of its arguments. Without the compiled library its ops are absent."""

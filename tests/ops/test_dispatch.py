@@ -180,7 +180,7 @@ def test_a_compiled_function_follows_force() -> None:
 )
 def test_environment(variable: str, value: str, expected: str) -> None:
     program = (
-        "import torch; from colaworld import ops\n"
+        "import torch; from colaworld import ops; from colaworld.ops import flops\n"
         "vs = ops.explain('vector_quantize', torch.zeros(2, 3))\n"
         "print([v.name for v in vs if v.would_run], [v.reason for v in vs])"
     )
