@@ -145,7 +145,8 @@ def build_trainer(
     looked_at = training.tensorboard or training.trackio or training.wandb
     if training.sample_every and looked_at:
         clips = first_clips(config.data, clips=_PREVIEW_CLIPS)
-        if clips is not None:
+        # One process without clips would leave the others waiting in a preview.
+        if not distributed.agree(clips is None) and clips is not None:
             seed = config.training.seed
             preview = RolloutPreview(World(model, config.sampler), clips, seed=seed)
     objectives = {

@@ -5,15 +5,24 @@ Not here: codebook health (codebook_monitor.py), nor where numbers are written (
 
 from __future__ import annotations
 
+import logging
+import socket
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median_low
+from typing import Any
 
 import torch
 
+from colaworld.training.distributed import Distributed
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.sharding import total_norm
+
+log = logging.getLogger(__name__)
+_SLOW, _FELT = 2.0, 0.05  # a process is slow from so many medians on, and so many seconds above
 
 
 def gradient_norms(optimizer: PhaseOptimizer) -> dict[str, float]:
@@ -56,6 +65,62 @@ def memory_gib(device: torch.device) -> float:
     except (OSError, ValueError):  # another system than Linux
         return 0.0
     return pages * 4096 / 2**30
+
+
+class Moment:
+    """Now; on a GPU, when it is done with what it was asked for so far. Costs no waiting."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._time = time.perf_counter()
+        self._event: Any = None
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)
+            self._event.record()
+
+    def since(self, earlier: Moment) -> float:
+        """Seconds from `earlier`; both must be over."""
+        if self._event is not None:
+            return earlier._event.elapsed_time(self._event) / 1000
+        return self._time - earlier._time
+
+
+class Pace:
+    """Which process the others wait for.
+
+    Args:
+        distributed: the processes.
+        every: steps between two looks, which are collective.
+    """
+
+    def __init__(self, distributed: Distributed, every: int) -> None:
+        self.distributed, self.every = distributed, every
+        self._seconds: list[float] = []
+        self._new, self._warned = True, False
+
+    def update(self, seconds: float) -> dict[str, Any] | None:
+        """Take in how long this process worked on a step before it waited for the others. At every
+        `every`-th step: {"rank", "host", "seconds", "median"} of the slowest, per step."""
+        if self._new:  # the first step compiles and opens files
+            self._new = False
+            return None
+        self._seconds.append(seconds)
+        if len(self._seconds) < self.every:
+            return None
+        own = sum(self._seconds) / len(self._seconds)
+        self._seconds.clear()
+        found = self.distributed.gather((own, socket.gethostname()))
+        usual = median_low(seconds for seconds, _ in found)
+        slowest, host = max(found)
+        told = {"rank": found.index((slowest, host)), "host": host}
+        told |= {"seconds": slowest, "median": usual}
+        if slowest > max(_SLOW * usual, usual + _FELT) and not self._warned:
+            self._warned = True
+            log.warning(
+                "rank %d (%s) takes %.2f s for its share of a step, half of the processes at most %.2f: "
+                "all wait for it; look at its disk, its other work and its GPU's clock",
+                *(told["rank"], host, slowest, usual),
+            )
+        return told
 
 
 class Throughput:

@@ -24,11 +24,11 @@ from colaworld.rng import ClipGenerator, generator_for
 from colaworld.training.distributed import Distributed
 from colaworld.training.ema import WeightAverage
 from colaworld.training.guard import LossGuard
-from colaworld.training.meters import gradient_norms
+from colaworld.training.meters import Moment, gradient_norms
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.phase_state import PhaseState, Progress
 from colaworld.training.protocols import Objective, UnstableTrainingError
-from colaworld.training.sharding import scale_to, total_norm
+from colaworld.training.sharding import is_sharded, scale_to, total_norm
 
 log = logging.getLogger(__name__)
 Key = tuple[int | str, ...]  # what the randomness of a step depends on
@@ -49,6 +49,8 @@ class Terms:
     """Codes of each pass, int64 [B, ..., N]; empty without a codebook."""
     clips: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Episode and start of the clips of each pass, int64 [B]."""
+    ready: Moment | None = None
+    """When this process's own part was done, before it waited for others. None: it is alone."""
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,12 @@ def backward_pass(
             else:
                 scalar = torch.as_tensor(value, device=device).detach()
                 scalars.setdefault(name, []).append(scalar.float().reshape(()))
-    if distributed is not None:
+    ready = None
+    if distributed is not None and distributed.world_size > 1:
+        ready = Moment(distributed.device)
         distributed.average_gradients(optimizer.parameters.values())
     means = {name: torch.stack(values).mean() for name, values in scalars.items()}
-    return Terms(means, indices, clips)
+    return Terms(means, indices, clips, ready)
 
 
 def apply_update(
@@ -223,7 +227,7 @@ def optimizer_step(
     key: Key = (training.seed, phase.name, number)
     if progress.round:  # another stream after a rollback
         key = (*key, f"round {progress.round}")
-    began, waited = time.perf_counter(), 0.0
+    began, waited, start = time.perf_counter(), 0.0, Moment(device)
 
     def next_timed() -> ClipBatch:
         nonlocal waited
@@ -277,6 +281,10 @@ def optimizer_step(
         "passes": update.judged - began - waited,
         "update": time.perf_counter() - update.judged,
     }
+    if terms.ready is not None:
+        # In pieces a generator makes processes wait within their passes; data they read alone.
+        sharded = any(is_sharded(p) for p in state.model.parameters())
+        row["speed"]["own"] = waited if sharded else terms.ready.since(start)
     progress.step += 1
     progress.global_step += 1
     return row, distributed.world_size * sum(len(episode) for episode, _ in terms.clips)

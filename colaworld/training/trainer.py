@@ -32,7 +32,7 @@ from colaworld.training.config import TrainingConfig
 from colaworld.training.distributed import Distributed
 from colaworld.training.guard import LossGuard
 from colaworld.training.interrupts import StopRequest
-from colaworld.training.meters import Work, memory_gib
+from colaworld.training.meters import Pace, Work, memory_gib
 from colaworld.training.optimizer import Moments, moments_of
 from colaworld.training.phase_state import PhaseState, Progress, TrainResult
 from colaworld.training.phases import Phase, check_phases, enter_phase
@@ -103,6 +103,7 @@ class Trainer:
         self._restored: Checkpoint | None = None  # what the current phase continues from
         self._guard = LossGuard(training)  # of the latest phase
         self._stall = 0.0  # seconds that saving took since the latest row
+        self._pace = Pace(self.distributed, training.log_every)
         self._folder = RunFolder(self.out, self.distributed)
 
     # -- the run ---------------------------------------------------------------------------
@@ -237,6 +238,9 @@ class Trainer:
             row["seconds"] = time.perf_counter() - began
             progress.seconds += row["seconds"]
             self._tell_speed(row, clips)
+            if "own" in row["speed"]:
+                slowest = self._pace.update(row["speed"]["own"])
+                row |= {"slowest": slowest} if slowest else {}
             if self._stall:
                 row["save_stall"], self._stall = self._stall, 0.0
             self._folder.row(row, clips, state)

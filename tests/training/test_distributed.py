@@ -63,7 +63,8 @@ def rows_of(folder: Path) -> list[dict]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         del row["seconds"]
-        row.pop("save_stall", None)
+        for name in ("save_stall", "slowest"):
+            row.pop(name, None)
         del row["speed"]
     return rows
 
@@ -143,6 +144,12 @@ def test_a_loss_that_is_no_number_on_one_skips_on_both(played):
     assert [row["step"] for row in rows if "skipped" in row] == [3]
     assert len(rows[2]["skipped_clips"]) == 24  # those of both: nobody knows whose it was
     assert all(math.isfinite(row["loss"]) for row in rows if row["step"] != 3)
+    written = map(json.loads, (out / "run" / "metrics.jsonl").read_text().splitlines())
+    looks = {row["step"]: row["slowest"] for row in written if "slowest" in row}
+    assert list(looks) == [4, 7]  # the first step is left out
+    for look in looks.values():
+        assert look.keys() == {"rank", "host", "seconds", "median"}
+        assert look["rank"] in (0, 1) and look["seconds"] >= look["median"] > 0
 
 
 def test_a_signal_to_one_stops_both_and_both_resume(played):

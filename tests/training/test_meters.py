@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from torch import nn
 
 from colaworld.training.cards import card_of
 from colaworld.training.config import TrainingConfig
-from colaworld.training.meters import Throughput, Work, gradient_norms, memory_gib
+from colaworld.training.meters import Moment, Pace, Throughput, Work, gradient_norms, memory_gib
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.phases import Phase
 
@@ -28,6 +30,32 @@ def test_throughput_over_a_window():
     for seconds, clips in ((100.0, 1), (0.5, 8), (1.5, 8)):
         speed.update(seconds, clips)
     assert speed.clips_per_second == pytest.approx(8.0)
+
+
+class Three:
+    """Two processes beside this one, as `Distributed` gathers from them."""
+
+    def gather(self, value):
+        seconds, host = value
+        return [(2.0, "a"), (seconds, host), (3.0, "c")]
+
+
+def test_the_process_that_all_wait_for_is_named_once(caplog):
+    pace = Pace(Three(), every=2)
+    own = [99.0, 1.0, 3.0, 3.9, 8.3, 10.0, 11.0]  # the first step of a session compiles
+    told = [pace.update(seconds) for seconds in own]
+    assert [one is not None for one in told] == [False, False, True, False, True, False, True]
+    assert told[2] == {"rank": 2, "host": "c", "seconds": 3.0, "median": 2.0}
+    assert told[4]["rank"] == 1 and told[4]["seconds"] == pytest.approx(6.1)
+    assert told[4]["median"] == 3.0 and told[6]["seconds"] == 10.5
+    (warned,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert warned.startswith("rank 1 (") and "takes 6.10 s for its share" in warned
+
+
+def test_moments_are_in_order():
+    first = Moment(torch.device("cpu"))
+    second = Moment(torch.device("cpu"))
+    assert second.since(first) >= 0 >= first.since(second)
 
 
 def test_speed_in_tokens_and_as_a_share_of_the_peak():

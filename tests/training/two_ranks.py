@@ -51,6 +51,7 @@ TRAINING = TrainingConfig(
     checkpoint_every=3,
     health_every=2,
     health_window=24,
+    log_every=3,
     tensorboard=False,
 )
 SECONDS = 60  # for one case
