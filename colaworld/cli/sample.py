@@ -32,6 +32,14 @@ COLUMNS, SIDE, BYTES = (
     1600,
     8_000_000,
 )  # of a picture of every action: rows too, pixels, as a GIF
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # to read others may run a program
+_NO_IMAGE = (
+    ValueError,
+    RuntimeError,
+    SyntaxError,
+    EOFError,
+    Image.DecompressionBombError,
+)  # Pillow's
 LABEL = 13  # pixels above a rollout
 
 
@@ -205,11 +213,14 @@ def _indices(world: World, options: SampleOptions, *, most: int) -> tuple[Tensor
 def _read_image(path: Path, data: DataConfig) -> Tensor:
     """[1, 1, 3, H, W] in [0, 1], cropped and resized as the run's own frames were."""
     try:
-        image = np.asarray(Image.open(path).convert("RGB"))
+        if path.exists() and not path.is_file():  # to open a pipe is to wait for ever
+            raise ValueError("not a file")
+        image = np.asarray(Image.open(path, formats=_FORMATS).convert("RGB"))
     except UnidentifiedImageError:  # its text is the name again
         raise ValueError(f"--start {path}: not an image of a known format") from None
-    except OSError as error:
-        raise ValueError(f"--start {path}: cannot be read: {error.strerror or error}") from None
+    except (OSError, *_NO_IMAGE) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"--start {path}: cannot be read: {why}") from None
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
     if data.height is not None and data.width is not None:
         top, left, height, width = transforms.crop_box(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import types
 from pathlib import Path
 
@@ -88,6 +89,10 @@ def test_an_mp4_from_an_image(trained, tmp_path, colaworld) -> None:
             "--start absent.png: cannot be read: No such file or directory",
         ),
         (["--start", "no.png"], "--start no.png: not an image of a known format"),
+        (["--start", "pipe.png"], "--start pipe.png: cannot be read: not a file"),
+        (["--start", "bad.ppm"], "--start bad.ppm: cannot be read: invalid literal"),
+        (["--start", "huge.bmp"], "--start huge.bmp: cannot be read: Image size"),
+        (["--start", "page.eps"], "--start page.eps: not an image of a known format"),
         (["--start", "odd.png"], "frames of 30x32 px (height x width) are not whole patches"),
         (["--data", "absent"], "absent: no such folder"),
         (["--cods", "1"], "--codes"),
@@ -98,10 +103,18 @@ def test_wrong_wishes(wish, says, trained, tmp_path, monkeypatch, colaworld) -> 
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (32, 30)).save("odd.png")
     Path("no.png").write_text("text")
+    os.mkfifo("pipe.png")
+    Path("bad.ppm").write_bytes(b"P6 3\x9a 32 255 ")
+    Image.new("L", (1, 1)).save("huge.bmp")
+    header = bytearray(Path("huge.bmp").read_bytes())
+    header[18:26] = (60000).to_bytes(4, "little") * 2
+    Path("huge.bmp").write_bytes(header)
+    Image.new("RGB", (32, 32)).save("page.eps")  # to show one, Pillow would run a program
+    before = set(tmp_path.iterdir())
     said = colaworld("sample", trained, *wish)
     assert said.status == 2 and says in said.plain and "Traceback" not in said.plain
     assert "'absent.png'" not in said.plain  # the name again
-    assert {p.name for p in tmp_path.iterdir()} == {"odd.png", "no.png"}
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_a_start_image_is_fitted_to_the_runs_own_size(scene, tiny, tmp_path, colaworld) -> None:
