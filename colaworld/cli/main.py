@@ -17,6 +17,7 @@ VERBS = {
     "train": "run a recipe",
     "demo": "the whole method on a small real data set",
     "plan-memory": "does a recipe fit on a GPU, and what to change where it does not",
+    "plan-scale": "memory, traffic and time of a recipe on many GPUs",
     "evaluate": "measure a run on held-out episodes and write its report",
     "sample": "roll a start frame forward under chosen latent actions",
     "export": "write a finished run as a model for others",

@@ -123,7 +123,7 @@ def _phase_memory(config: RunConfig, phase: Phase, device: str) -> PhaseMemory:
         FlopCounterMode(display=False, custom_mapping=FLOPS) as flops,
         MemoryCount(granularity=granularity) as count,
     ):
-        model = _model(config)
+        model = built(config)
         if device == "cuda":
             _keep_what_gpus_keep(model)
         objective = OBJECTIVES[phase.objective](model, replace(config.objective, augment=False))
@@ -165,7 +165,7 @@ def _frame_size(config: RunConfig) -> tuple[int, int]:
     return clips.height, clips.width
 
 
-def _model(config: RunConfig) -> WorldModel:
+def built(config: RunConfig) -> WorldModel:
     """The run's model with weights that are only shapes.
 
     A quantizer that looks at values (which codes are dead, how old it is) would stop the trace; its
