@@ -1,7 +1,8 @@
 """Checkpoints: folders of safetensors and JSON that exist whole or not at all.
 
     checkpoints/step_<phase index>_<step>/
-        model.safetensors      every parameter and buffer
+        model.safetensors      every parameter and buffer; where processes hold parts of them:
+                               model/rank_0000.safetensors and so on (shard_files.py)
         ema.safetensors        the same with averaged weights, where an average is kept
         optimizer.safetensors  moments, as "<parameter>/<kind>"
         rng.safetensors        torch's global random state, for models that draw from it
@@ -16,6 +17,7 @@ Not here: what the state means (trainer.py, phase_state.py) or reading weights o
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -44,7 +46,10 @@ from colaworld.files import (
     write_refused,
 )
 from colaworld.models.backbones.weights import is_finite
+from colaworld.training import shard_files
+from colaworld.training.distributed import Distributed
 from colaworld.training.protocols import CheckpointError, UnstableTrainingError
+from colaworld.training.sharding import is_sharded
 
 FORMAT_VERSION = 1  # raised when the layout or the meaning of a field changes
 _MOST = 10**10  # of steps or seconds in all
@@ -68,15 +73,18 @@ class Checkpoint:
     path: Path
     state: Mapping[str, Any]
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """All tensors of `name`.safetensors, on the CPU. {} where the file is not part of it."""
-        file = f"{name}.safetensors"
-        if file not in self.state["files"]:
-            return {}
+    def tensors(
+        self, name: str, like: Callable[[str], Tensor | None] = lambda key: None
+    ) -> dict[str, Tensor]:
+        """All tensors of `name`, whole and on the CPU; {} where there are none.
+
+        Where `like(key)` is sharded and of the same shape, this process's part alone is read.
+        """
+        files = [f for f in self.state["files"] if f.split("/")[0] in (name, f"{name}.safetensors")]
         try:
-            return load_file(self.path / file)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.path / file}: cannot be read: {error}") from None
+            return shard_files.read([self.path / file for file in files], like)
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{self.path / name}: cannot be read: {error}") from None
 
     @contextlib.contextmanager
     def restoring(self) -> Iterator[None]:
@@ -90,19 +98,46 @@ class Checkpoint:
             ) from error
 
 
+def own_files(
+    tensors: Mapping[str, Mapping[str, Tensor]], rank: int
+) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, dict[str, str]]]:
+    """What process `rank` writes of `tensors`, by file without suffix, and headers of those files.
+
+    Tensors that are sharded lie in a folder with a file of each process; others are the main one's.
+    """
+    files: dict[str, Mapping[str, Tensor]] = {}
+    headers = {}
+    for name, values in tensors.items():
+        if any(is_sharded(value) for value in values.values()):
+            file = f"{name}/rank_{rank:04d}"
+            files[file], headers[file] = shard_files.parts(values, main=rank == 0)
+        elif rank == 0:
+            files[name] = values
+    return files, headers
+
+
 def write_checkpoint(
-    path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+    path: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    *,
+    headers: Mapping[str, dict[str, str]] | None = None,
+    processes: Distributed | None = None,
 ) -> Checkpoint:
     """Write the folder `path` atomically, replacing one of that name.
 
     Args:
         path: the folder to appear.
-        tensors: file name without suffix -> tensors by name.
+        tensors: file name without suffix -> tensors by name. Of this process, see `own_files`.
         state: JSON values; "format_version", "files" and the hash of all are added.
+        headers: of those files that have one, as text.
+        processes: those that write together, on a file system that all share. The main one commits
+            when the files of each are on the disk.
 
     Raises:
-        CheckpointError: the disk is full, the folder cannot be written, or a value is not JSON.
-            Whatever was at `path` before is still there and nothing half-written is left.
+        CheckpointError: the disk is full, the folder cannot be written, or a value is not JSON; on
+            every process. Whatever was at `path` before is still there and nothing half-written is
+            left.
     """
     need = sum(t.numel() * t.element_size() for file in tensors.values() for t in file.values())
 
@@ -110,30 +145,50 @@ def write_checkpoint(
         files = {}
         for name, values in tensors.items():
             file = folder / f"{name}.safetensors"
-            save_file(_separate(values), file)
-            files[file.name] = recorded(file)
+            file.parent.mkdir(exist_ok=True)
+            save_file(_separate(values), file, metadata=(headers or {}).get(name))
+            if processes is not None and not processes.is_main:
+                share(file)
+                _sync(file)
+            files[f"{name}.safetensors"] = recorded(file)
+        return files
+
+    def finish(folder: Path, written: list[dict[str, Any]]) -> dict[str, Any]:
+        files = {name: sums for own in written for name, sums in own.items()}
         whole = {"format_version": FORMAT_VERSION, **state, "files": files}
         return _write_sealed(folder / "state.json", whole, path)
 
     # Without its parents: a run that was moved away meanwhile does not come back.
-    return Checkpoint(path, write_folder(path, fill, need, parents=False))
+    state = write_folder(path, fill, need, finish=finish, parents=False, processes=processes)
+    return Checkpoint(path, state)
 
 
 def write_folder(
-    path: Path, fill: Callable[[Path], Any], need: int = 0, *, parents: bool = True
+    path: Path,
+    fill: Callable[[Path], Any],
+    need: int = 0,
+    *,
+    finish: Callable[[Path, list[Any]], Any] = lambda folder, filled: filled[0],
+    parents: bool = True,
+    processes: Distributed | None = None,
 ) -> Any:
     """Let `fill(temporary)` write files, then make them appear at `path` in one rename.
 
-    Returns what `fill` returns; `need` (bytes) is named when the disk is full. `parents`: make
-    folders above that of `path`, too.
+    Returns what `finish(temporary, what fill returned)` returns; `need` (bytes) is named when the
+    disk is full. `parents`: make folders above that of `path`, too. Of several `processes` each
+    fills, and the main one finishes with what all returned.
     """
+    processes = processes or Distributed(alone=True)
     temporary = path.with_name(f".writing_{path.name}")
     replaced = path.with_name(f".replaced_{path.name}")
-    try:
+
+    def begin() -> None:
         path.parent.mkdir(parents=parents, exist_ok=True)
         _remove(temporary)
         temporary.mkdir()
-        result = fill(temporary)
+
+    def commit(filled: list[Any]) -> Any:
+        result = finish(temporary, filled)
         for file in temporary.rglob("*"):
             if file.is_file():
                 share(file)  # safetensors makes its files private
@@ -147,16 +202,30 @@ def write_folder(
         else:
             os.replace(temporary, path)
         _sync(path.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if os.path.lexists(replaced) and not os.path.lexists(path):
-            os.replace(replaced, path)
-        why, cause = write_refused(path, error, need)
-        raise CheckpointError(f"{why}, then resume. Earlier checkpoints are untouched") from cause
+        return result
+
+    def refused(call: Callable[[], Any]) -> Callable[[], Any]:
+        def told() -> Any:
+            try:
+                return call()
+            except (OSError, SafetensorError) as error:
+                why, cause = write_refused(path, error, need)
+                raise CheckpointError(
+                    f"{why}, then resume. Earlier checkpoints are untouched"
+                ) from cause
+
+        return told
+
+    try:
+        processes.on_main(refused(begin))
+        filled = processes.gather(processes.on_each(refused(lambda: fill(temporary))))
+        return processes.on_main(refused(lambda: commit(filled)))
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if processes.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if os.path.lexists(replaced) and not os.path.lexists(path):
+                os.replace(replaced, path)
         raise
-    return result
 
 
 def find_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -170,10 +239,13 @@ def find_checkpoints(folder: Path) -> list[Checkpoint]:
     return sorted(found, key=lambda c: c.state["progress"]["global_step"])
 
 
-def read_checkpoint(path: Path, *, hashes: bool = False) -> Checkpoint:
+def read_checkpoint(
+    path: Path, *, hashes: bool = False, share: tuple[int, int] = (0, 1)
+) -> Checkpoint:
     """Open one checkpoint; CheckpointError says what is missing or wrong.
 
-    Sizes of the files are always compared, their hashes only with `hashes` (they are read whole).
+    Sizes of the files are always compared, their hashes only with `hashes` (they are read whole); of
+    `share` (r, n) those of every n-th file from r on.
     """
     try:
         state = read_json(path / "state.json")
@@ -188,12 +260,12 @@ def read_checkpoint(path: Path, *, hashes: bool = False) -> Checkpoint:
         )
     try:
         _check_state(path / "state.json", state, whole=not check_seal(path / "state.json", state))
-        for name, want in state["files"].items():
+        for number, (name, want) in enumerate(sorted(state["files"].items())):
             file = path / name
             size = file.stat().st_size if file.is_file() else None
             if size != want["bytes"]:
                 raise FileError(f"{file}: expected {want['bytes']} bytes, found {size}")
-            if hashes:
+            if hashes and number % share[1] == share[0]:
                 check_sha256(file, want["sha256"])
         if hashes:
             _check_phase(path / "state.json", state)
@@ -221,7 +293,8 @@ def _check_state(path: Path, state: Mapping[str, Any], *, whole: bool) -> None:
     _check_counts(path, state)
     for name, sums in state["files"].items():
         if (
-            Path(name).name != name
+            name not in (Path(name).name, "/".join(Path(name).parts[-2:]))
+            or ".." in name
             or not isinstance(sums, dict)
             or {"bytes", "sha256"} - sums.keys()
         ):
@@ -263,20 +336,33 @@ def _check_phase(path: Path, state: Mapping[str, Any]) -> None:
             raise FileError(f"{path}: {name}: expected 0 .. {limit}, got {progress[name]}")
 
 
-def latest_checkpoint(folder: Path, *, healthy: bool = False) -> Checkpoint | None:
-    """The newest checkpoint in `folder` whose content is intact (and was healthy), or None."""
-    for checkpoint in reversed(find_checkpoints(folder)):
-        if healthy and not checkpoint.state.get("healthy"):
-            continue
+def latest_checkpoint(
+    folder: Path, *, healthy: bool = False, processes: Distributed | None = None
+) -> Checkpoint | None:
+    """The newest checkpoint in `folder` whose content is intact (and was healthy), or None.
+
+    Several `processes` share the work of reading its files, and all come to the same.
+    """
+    processes = processes or Distributed(alone=True)
+    share = processes.rank, processes.world_size
+
+    def candidates() -> list[Path]:
+        found = find_checkpoints(folder)
+        return [c.path for c in found if not healthy or c.state.get("healthy")]
+
+    def read(path: Path) -> Checkpoint:
+        return read_checkpoint(path, hashes=True, share=share)
+
+    for path in reversed(processes.on_main(candidates)):
         try:
-            found = read_checkpoint(checkpoint.path, hashes=True)
-            if SEAL not in found.state:
-                log.warning(
-                    "%s: from before state.json had a sum; it is taken as it is", found.path
-                )
-            return found
+            found = processes.on_each(functools.partial(read, path))
         except CheckpointError as error:
-            log.warning("ignored as a checkpoint: %s", error)
+            if processes.is_main:
+                log.warning("ignored as a checkpoint: %s", error)
+            continue
+        if SEAL not in found.state and processes.is_main:
+            log.warning("%s: from before state.json had a sum; it is taken as it is", found.path)
+        return found
     return None
 
 
@@ -312,7 +398,8 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], *, source: s
     `source` says in the error where the weights came from.
     """
     check_fit(module, weights, source=source)
-    module.load_state_dict(dict(weights))
+    own = module.state_dict()
+    module.load_state_dict({name: shard_files.own_part(weights[name], own[name]) for name in own})
 
 
 def check_fit(module: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:

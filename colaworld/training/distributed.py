@@ -10,7 +10,8 @@ Not here: who starts processes and initialises torch.distributed, and which batc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import copy
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from colaworld.config import ConfigError
 from colaworld.models.latent_action.quantizers.step_stats import gather_rows
 from colaworld.training.config import TrainingConfig
+from colaworld.training.protocols import RunFolderError
 from colaworld.training.sharding import SHARDED, is_sharded, shard_generator, wants_shards
 
 if TYPE_CHECKING:
@@ -33,17 +35,18 @@ class Distributed:
 
     Args:
         device: where they train.
+        alone: leave other processes out.
 
     `group` and `mesh` (one dimension, "data") are None alone. Only the main process writes files.
     """
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
+    def __init__(self, device: torch.device | str = "cpu", *, alone: bool = False) -> None:
         self.device = torch.device(device)
         self.rank, self.world_size = 0, 1
         self.group: dist.ProcessGroup | None = None
         self.mesh: DeviceMesh | None = None
         self._host: dist.ProcessGroup | None = None  # for what lives on the CPU: flags, objects
-        if dist.is_available() and dist.is_initialized():
+        if not alone and dist.is_available() and dist.is_initialized():
             self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
             self.group = dist.group.WORLD
             self.mesh = dist.init_device_mesh(
@@ -132,15 +135,6 @@ class Distributed:
         if gradients:
             torch._foreach_div_(gradients, self.world_size)
 
-    def gather_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors of a state that may be sharded: on the main process; {} on the others."""
-        gathered = {}
-        for name, value in state.items():
-            whole = whole_tensor(value)
-            if self.is_main:
-                gathered[name] = whole
-        return gathered
-
     # -- numbers -----------------------------------------------------------------------------
 
     def mean(self, values: Tensor) -> Tensor:
@@ -194,6 +188,36 @@ class Distributed:
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
+
+    def on_each(self, call: Callable[[], T]) -> T:
+        """Let every process do something of its own, in which none waits for another.
+
+        Returns what `call()` returns here. Where it raises on one, all raise: that one what it met,
+        the others the same in words (RunFolderError or what derives from it), with its rank.
+        """
+        if self._host is None:
+            return call()
+        result, error = None, None
+        try:
+            result = call()
+        except Exception as caught:
+            error = caught
+        kind = type(error) if isinstance(error, RunFolderError) else RunFolderError
+        failures = self.gather(None if error is None else (kind, str(error) or repr(error)))
+        if error is not None:
+            raise error
+        for rank, failure in enumerate(failures):
+            if failure is not None:
+                kind, said = failure
+                raise kind(f"process {rank}: {said}")
+        return result  # type: ignore[return-value]
+
+    def beside(self) -> Distributed:
+        """The same processes for calls from another thread: they have a group of their own."""
+        other = copy.copy(self)
+        if self._host is not None:
+            other._host = dist.new_group(backend="gloo")
+        return other
 
     def barrier(self) -> None:
         """Wait until every process is here."""

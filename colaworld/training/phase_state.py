@@ -126,7 +126,7 @@ class PhaseState:
             if part is not None and state[name] is not None:
                 part.load_state_dict(state[name])
         if self.average is not None:
-            weights = checkpoint.tensors("ema")
+            weights = checkpoint.tensors("ema", self.model.state_dict().get)
             check_fit(self.model, weights, source=f"{checkpoint.path}/ema.safetensors")
             self.average.load(weights, state["ema_updates"])
 

@@ -75,7 +75,8 @@ _FORMERLY = {"training.compile": {False: "no", True: "full"}}  # values of older
 class RunFolder:
     """One run's hold on `out`: take it, open its logs, close it.
 
-    The main process of `distributed` alone reads and writes; the others wait, and meet its errors.
+    The main process of `distributed` alone writes; the others wait, and meet its errors. Only what is
+    sharded in a checkpoint each writes for itself, so all must share the file system.
     `saved` is the newest checkpoint that was written or read, on every process. One that is still
     being written is known from `wait` on; whatever reads checkpoints waits by itself.
     """
@@ -91,6 +92,7 @@ class RunFolder:
         self._jsonl: JsonlLogger | None = None
         self._lock: FolderLock | None = None
         self._writer = Background()
+        self._beside: Distributed | None = None  # the processes, for the writer's thread
         self._rows: Mapping[str, Any] | None = None  # of metrics.jsonl, as the checkpoint has them
         self._throughput = Throughput()
 
@@ -114,11 +116,13 @@ class RunFolder:
             ResumeError: it holds a run and `resume` is off, a run of another configuration, or one
                 whose checkpoints are all damaged or gone.
         """
-        latest = self.distributed.on_main(lambda: self._take(config_yaml, resume))
+        self.distributed.on_main(self._hold)
+        latest = self._newest()
+        self.distributed.on_main(lambda: self._accept(latest, config_yaml, resume))
         self.saved = None if latest is None else latest.path
         return latest
 
-    def _take(self, config_yaml: str, resume: bool) -> Checkpoint | None:
+    def _hold(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         try:
             self._lock = FolderLock(self.out)
@@ -128,7 +132,8 @@ class RunFolder:
                 "choose another --out"
             ) from None
         checkpoints.sweep(self.checkpoints)
-        latest = checkpoints.latest_checkpoint(self.checkpoints)
+
+    def _accept(self, latest: Checkpoint | None, config_yaml: str, resume: bool) -> None:
         if latest is None:
             self._check_nothing_lost()
         self.checkpoints.mkdir(exist_ok=True)
@@ -143,7 +148,6 @@ class RunFolder:
             self._rows = latest.state.get("rows")
         elif resume:
             log.info("%s has no checkpoint yet; training starts from the beginning", self.out)
-        return latest
 
     def _check_nothing_lost(self) -> None:
         """ResumeError where a run was saved here of which no checkpoint can be read."""
@@ -286,16 +290,19 @@ class RunFolder:
         of all tensors, on a thread, after this call returned. Its error is raised by `wait`.
         """
         self.wait()
+        self._beside = self._beside or self.distributed.beside()
 
-        def begin() -> bool:
+        def begin() -> tuple[Any, bool]:
             assert self._jsonl is not None
             self._check_in_place()
-            whole = {**copy.deepcopy(dict(state)), "rows": self._jsonl.sums()}
-            files = copied(tensors) if background else tensors
-            self._writer.start(lambda: self._write(name, files, whole, keep))
-            return background and not self._missing()
+            return self._jsonl.sums(), bool(self._missing())
 
-        if not self.distributed.on_main(begin):
+        rows, missing = self.distributed.on_main(begin)
+        own, headers = checkpoints.own_files(tensors, self.distributed.rank)
+        files = self.distributed.on_each(lambda: copied(own)) if background else own
+        whole = {**copy.deepcopy(dict(state)), "rows": rows}
+        self._writer.start(lambda: self._write(name, files, headers, whole, keep))
+        if missing or not background:
             self.wait()
             self.distributed.on_main(self._check_files)
 
@@ -303,35 +310,46 @@ class RunFolder:
         self,
         name: str,
         files: Mapping[str, Mapping[str, Tensor]],
+        headers: Mapping[str, dict[str, str]],
         state: Mapping[str, Any],
         keep: int,
     ) -> Path:
-        assert self._jsonl is not None
-        self._jsonl.sync()
-        self._check_in_place()
+        """On every process, in its thread: all return the same, or raise."""
+        processes = self._beside
+        assert processes is not None
+
+        def begin() -> None:
+            assert self._jsonl is not None
+            self._jsonl.sync()
+            self._check_in_place()
+
+        processes.on_main(begin)
+        path = self.checkpoints / name
         try:
-            written = checkpoints.write_checkpoint(self.checkpoints / name, files, state)
+            checkpoints.write_checkpoint(path, files, state, headers=headers, processes=processes)
         except checkpoints.CheckpointError:
-            self._check_in_place()  # says more, where the folder was taken away
+            processes.on_main(self._check_in_place)  # says more, where the folder was taken away
             raise
-        checkpoints.prune_checkpoints(self.checkpoints, keep)
-        return written.path
+        processes.on_main(lambda: checkpoints.prune_checkpoints(self.checkpoints, keep))
+        return path
 
     def failed(self) -> bool:
-        """Whether a checkpoint could not be written; `wait` says why. Of this process."""
+        """Whether a checkpoint could not be written; `wait` says why. Known to some processes first."""
         return self._writer.failed()
 
     def wait(self) -> None:
         """Until the checkpoint that is being written is there. Raises what went wrong with it."""
-        written = self.distributed.on_main(self._writer.wait)
-        self.saved = written or self.saved
+        self.saved = self._writer.wait() or self.saved
+
+    def _newest(self, *, healthy: bool = False) -> Checkpoint | None:
+        return checkpoints.latest_checkpoint(
+            self.checkpoints, healthy=healthy, processes=self.distributed
+        )
 
     def healthy(self) -> Checkpoint | None:
         """The newest checkpoint of a healthy codebook, or None."""
         self.wait()
-        return self.distributed.on_main(
-            lambda: checkpoints.latest_checkpoint(self.checkpoints, healthy=True)
-        )
+        return self._newest(healthy=True)
 
     def retract(self) -> None:
         """Take weights/ away, which a run has left that now goes on: checkpoints are newer."""
@@ -352,12 +370,14 @@ class RunFolder:
     def export(self, phase: str, progress: Progress, config_yaml: str) -> None:
         """weights/: what the last checkpoint holds, averaged where an average is kept."""
         self.wait()
-        self.distributed.on_main(lambda: self._export(phase, progress, config_yaml))
+        self.distributed.on_main(self._check_in_place)
+        self.distributed.on_main(self._check_files)
+        latest = self._newest()
+        self.distributed.on_main(lambda: self._export(latest, phase, progress, config_yaml))
 
-    def _export(self, phase: str, progress: Progress, config_yaml: str) -> None:
-        self._check_in_place()
-        self._check_files()
-        latest = checkpoints.latest_checkpoint(self.checkpoints)
+    def _export(
+        self, latest: Checkpoint | None, phase: str, progress: Progress, config_yaml: str
+    ) -> None:
         if latest is None:
             raise RunFolderError(f"{self.checkpoints}: the last checkpoint is gone or damaged")
         averaged = latest.tensors("ema")

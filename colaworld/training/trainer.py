@@ -13,6 +13,7 @@ as long as a phase (phase_state.py), the folder on disk (run_folder.py).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import logging
 import time
@@ -24,7 +25,7 @@ import torch
 from torch import nn
 
 from colaworld.contracts import ClipBatch
-from colaworld.rng import ClipGenerator, generator_for
+from colaworld.rng import ClipGenerator, generator_for, seed_for
 from colaworld.training import checkpoint as checkpoints
 from colaworld.training.blocks import wrap_blocks
 from colaworld.training.checkpoint import Checkpoint, init_parts
@@ -150,9 +151,7 @@ class Trainer:
         with folder.usable():
             latest = folder.take(self.config_yaml, resume=self.resume)
             if latest is not None:
-                with latest.restoring():
-                    self._restore(latest)
-                    self._name_ended()
+                self.distributed.on_each(functools.partial(self._restore, latest))
             folder.write_config(self.config_yaml)
         total = sum(phase.steps for phase in self.phases)
         folder.open_logs(self.training, after=self.progress.global_step, total=total)
@@ -222,7 +221,8 @@ class Trainer:
         enter_phase(self.model, phase)
         if phase.name not in progress.started:
             if phase.init_from is not None:
-                parts = init_parts(self.model, phase.init_from)
+                begin = functools.partial(init_parts, self.model, phase.init_from)
+                parts = self.distributed.on_each(begin)
                 log.info("%s: %s from %s", phase.name, ", ".join(parts), phase.init_from)
             generator = generator_for(self.device, training.seed, phase.name, "before")
             objective.before_phase(self._supply(phase), generator=generator)
@@ -287,7 +287,8 @@ class Trainer:
 
     def _begin(self, phase: Phase, objective: Objective) -> PhaseState:
         """Everything that lives as long as the phase, fresh or as the checkpoint had it."""
-        state = PhaseState(
+        make = functools.partial(
+            PhaseState,
             self.model,
             phase,
             objective,
@@ -296,6 +297,7 @@ class Trainer:
             restored=self._restored,
             skips=self._guard.in_a_row,
         )
+        state = self.distributed.on_each(make)
         self._guard = state.guard
         self._moments = {}  # the optimizer has copies; these would take their memory twice
         self._restored = None
@@ -341,8 +343,7 @@ class Trainer:
                 f"the codebook collapsed in phase {phase.name} and there is no healthy checkpoint "
                 "to go back to"
             )
-        weights = healthy.tensors("model")
-        checkpoints.load_strictly(self.model, weights, source=str(healthy.path))
+        self.distributed.on_each(functools.partial(self._load_weights, healthy))
         progress = self.progress
         names = [p.name for p in self.phases]
         progress.round += 1
@@ -366,8 +367,8 @@ class Trainer:
         if progress.round:
             name += f"_round{progress.round}"
         tensors = {
-            "model": distributed.gather_state(self.model.state_dict()),
-            "optimizer": distributed.gather_state(state.moments()),
+            "model": self.model.state_dict(),
+            "optimizer": state.moments(),
             "rng": {
                 _of_rank(rank, name): value
                 for rank, own in enumerate(distributed.gather(checkpoints.rng_tensors(self.device)))
@@ -375,7 +376,7 @@ class Trainer:
             },
         }
         if state.average is not None:
-            tensors["ema"] = distributed.gather_state(state.average.weights())
+            tensors["ema"] = state.average.weights()
         loaders = distributed.gather(dict(self.loader.state_dict()))
         values = {
             "progress": dataclasses.asdict(progress),
@@ -398,27 +399,39 @@ class Trainer:
         progress.save_stall += self._stall
 
     def _restore(self, checkpoint: Checkpoint) -> None:
+        with checkpoint.restoring():
+            self._take_over(checkpoint)
+        self._restored = checkpoint
+        log.info("resumed from %s", checkpoint.path)
+
+    def _load_weights(self, checkpoint: Checkpoint) -> None:
+        weights = checkpoint.tensors("model", self.model.state_dict().get)
+        checkpoints.load_strictly(self.model, weights, source=str(checkpoint.path))
+
+    def _take_over(self, checkpoint: Checkpoint) -> None:
         state, distributed = checkpoint.state, self.distributed
         loader = state["loader"]
         if isinstance(loader, list):  # of an earlier version: one of each process
             loader = self.loader.merge_states(loader)
-        checkpoints.load_strictly(
-            self.model, checkpoint.tensors("model"), source=str(checkpoint.path)
-        )
+        self._load_weights(checkpoint)
         self.progress = Progress(**state["progress"])
         _ = self.phases[self.progress.phase]  # IndexError, which is told, where there is none
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
         self._moments = moments_of(
-            checkpoint.tensors("optimizer"),
-            dict(self.model.named_parameters(remove_duplicate=False)),
+            checkpoint.tensors("optimizer", lambda key: parameters.get(key.rpartition("/")[0])),
+            parameters,
             source=f"{checkpoint.path}/optimizer.safetensors",
         )
         rng, rank = checkpoint.tensors("rng"), distributed.rank
         own = {kind: rng.get(_of_rank(rank, kind)) for kind in ("cpu", "cuda")}
-        checkpoints.restore_rng({k: v for k, v in own.items() if v is not None}, self.device)
+        if rank and own["cpu"] is None:  # fewer processes wrote it
+            key = self.training.seed, "process", rank, self.progress.global_step
+            torch.manual_seed(seed_for(*key))
+        else:
+            checkpoints.restore_rng({k: v for k, v in own.items() if v is not None}, self.device)
         self.loader.load_state_dict(loader)
         self._guard.load_state_dict(state["guard"])
-        self._restored = checkpoint
-        log.info("resumed from %s", checkpoint.path)
+        self._name_ended()
 
     def _export(self) -> None:
         phase = self.phases[self.progress.phase].name

@@ -153,6 +153,7 @@ def test_who_reads_checkpoints_waits_for_the_one_being_written(toy, tmp_path, he
     folder.take("", resume=False)
     folder.write_config("a: 1")
     folder.open_logs(toy.TRAINING, after=0, total=1)
+    folder._jsonl.row({"global_step": 1})
     state = {"progress": {"global_step": 1}, "healthy": True}
     weights = {"w": torch.zeros(3)}
     folder.save("step_0_0000001", {"model": weights}, state, keep=2, background=True)

@@ -524,7 +524,7 @@ def test_full_disk_while_saving(toy, tmp_path, monkeypatch):
 
     real, calls = checkpoint.save_file, []
 
-    def full(tensors, path):
+    def full(tensors, path, **more):
         calls.append(path)
         if "0000008" in str(path) and path.name == "optimizer.safetensors":
             path.write_bytes(b"half of it")
@@ -540,7 +540,7 @@ def test_full_disk_while_saving(toy, tmp_path, monkeypatch):
 def test_a_run_after_a_full_disk_resumes_exactly(toy, tmp_path, monkeypatch, reference, read_run):
     from colaworld.training import checkpoint
 
-    def full(tensors, path):
+    def full(tensors, path, **more):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:

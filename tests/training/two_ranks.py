@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -32,7 +33,7 @@ from colaworld.models.world import World
 from colaworld.models.world_model import WorldModel
 from colaworld.runs.preview import RolloutPreview
 from colaworld.training.config import ParallelConfig, TrainingConfig
-from colaworld.training.distributed import Distributed, zero_rows
+from colaworld.training.distributed import Distributed, whole_tensor, zero_rows
 from colaworld.training.guard import LossGuard
 from colaworld.training.objectives import ColaObjective, ObjectiveConfig
 from colaworld.training.optimizer import PhaseOptimizer
@@ -152,7 +153,7 @@ def values(rank: int, out: Path) -> dict[str, Any]:
     zero_rows(table, torch.tensor([1, 4]))
     columns = distribute_tensor(torch.arange(1.0, 11.0).view(5, 2), both.mesh, [Shard(1)])
     zero_rows(columns, torch.tensor([0]))
-    gathered = both.gather_state({"table": table, "columns": columns, "own": torch.ones(1)})
+    state = {"table": whole_tensor(table), "columns": whole_tensor(columns)}
     quantizer = build_quantizer(VQConfig(codebook_size=8), 4)
     quantizer.codebook = nn.Parameter(distribute_tensor(torch.ones(8, 4), both.mesh, [Shard(0)]))
     try:
@@ -170,7 +171,7 @@ def values(rank: int, out: Path) -> dict[str, Any]:
         "gradient": layer.weight.grad.tolist(),
         "on_main": both.on_main(lambda: f"by {rank}"),
         "said": said,
-        "state": {name: value.tolist() for name, value in gathered.items()},
+        "state": {name: value.tolist() for name, value in state.items()},
         "refused": refused,
     }
 
@@ -407,24 +408,26 @@ def sharded(rank: int, out: Path) -> dict[str, Any]:
 # -- two processes ---------------------------------------------------------------------------------
 
 
-def process(rank: int, out: Path, case: str) -> None:
+def process(rank: int, out: Path, case: Callable, count: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{out / 'meet'}", rank=rank, world_size=2)
-    found = globals()[case](rank, out)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{out / 'meet'}", rank=rank, world_size=count
+    )
+    found = case(rank, out)
     (out / f"rank{rank}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def play(out: Path, case: str) -> None:
-    """Fork two processes and wait for them; none is left when one fails or the time is over."""
+def play(out: Path, case: Callable, count: int = 2) -> None:
+    """Fork `count` processes and wait for them; none is left when one fails or the time is over."""
     out.mkdir()
     children = []
-    for rank in range(2):
+    for rank in range(count):
         child = os.fork()
         if child == 0:
             try:
-                process(rank, out, case)
+                process(rank, out, case, count)
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)
@@ -439,7 +442,7 @@ def play(out: Path, case: str) -> None:
                 failed = failed or status != 0
         time.sleep(0.02)
     for child in children:
-        print(f"{case}: process {child} was still there", file=sys.stderr)
+        print(f"{case.__name__}: process {child} was still there", file=sys.stderr)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
@@ -451,7 +454,7 @@ def main() -> None:
 
     out, *cases = sys.argv[1:]
     for case in cases:
-        play(Path(out) / case, case)
+        play(Path(out) / case, globals()[case])
 
 
 if __name__ == "__main__":
