@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +35,33 @@ def from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], N
     for name in sys.modules.keys() - before:
         if name.startswith("colaworld_plugin_"):
             del sys.modules[name]
+
+
+@pytest.fixture
+def damaged() -> Callable[..., bytes]:
+    """damaged(content, draw): a bit flipped, eight bytes changed or the rest cut off; the place is below
+    `below`, where that is given."""
+
+    def damage(content: bytes, draw: random.Random, *, below: int | None = None) -> bytes:
+        data = bytearray(content)
+        at, kind = draw.randrange(below or len(data)), draw.randrange(4)
+        if kind < 2:
+            data[at] ^= 1 << draw.randrange(8)
+        elif kind == 2:
+            data[at : at + 8] = draw.randbytes(8)
+        else:
+            del data[at:]
+        return bytes(data)
+
+    return damage
+
+
+@pytest.fixture
+def heard_hangup() -> Iterator[None]:
+    """SIGHUP arrives, also where the tests run under nohup, which ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -225,7 +225,7 @@ def through_the_command_line(world: World, tmp_path: Path, capsys, steps: int) -
         assert torch.equal(value, inside[key]), key
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", ["stdit3", pytest.param("wan", marks=pytest.mark.slow)])
 def test_small(kind, tmp_path, capsys) -> None:
     through_the_command_line(SMALL[kind], tmp_path, capsys, steps=2)
 

@@ -57,21 +57,13 @@ def files(root) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(root.iterdir())}
 
 
-def test_whatever_changes_is_noticed_and_made_whole(clips, tmp_path) -> None:
+def test_whatever_changes_is_noticed_and_made_whole(clips, tmp_path, damaged) -> None:
     root, draw = tmp_path / "cache", random.Random(0)
     assert write(root, clips).shards > 2
     whole, latents, outcomes = files(root), read(root, clips), {"same": 0, "told": 0}
     for number in range(240):
         name = draw.choice(["key.json", "index.parquet", *whole])
-        data = bytearray(whole[name])
-        at, kind = draw.randrange(len(data)), draw.randrange(4)
-        if kind < 2:
-            data[at] ^= 1 << draw.randrange(8)
-        elif kind == 2:
-            data[at : at + 8] = draw.randbytes(8)
-        else:
-            del data[at:]
-        (root / name).write_bytes(data)
+        (root / name).write_bytes(damaged(whole[name], draw))
         try:
             same = torch.equal(read(root, clips), latents)
             assert same, f"mutation {number} of {name} gave other latents"

@@ -34,22 +34,15 @@ def test_sums_that_were_compared_are_not_said_to_be_left_out(export, caplog) -> 
     assert caplog.text.count("without comparing sums, as asked") == 1
 
 
-def test_flips_and_cuts_are_noticed(export) -> None:
+def test_flips_and_cuts_are_noticed(export, damaged) -> None:
     draw, told = random.Random(0), 0
     state, sampler = content(export)
     whole = {p.name: p.read_bytes() for p in export.iterdir() if p.name != "README.md"}
     begin = 8 + int.from_bytes(whole["model.safetensors"][:8], "little")
     for number in range(60):
         name = draw.choice(sorted(whole))
-        data = bytearray(whole[name])
         header = name == "model.safetensors" and number % 2
-        at, kind = draw.randrange(begin if header else len(data)), draw.randrange(4)
-        if kind < 2:
-            data[at] ^= 1 << draw.randrange(8)
-        elif kind == 2:
-            data[at : at + 8] = draw.randbytes(8)
-        else:
-            del data[at:]
+        data = damaged(whole[name], draw, below=begin if header else None)
         (export / name).write_bytes(data)
         try:
             found, also = content(export)

@@ -37,6 +37,7 @@ def test_sigterm_asks_too_and_handlers_come_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.usefixtures("heard_hangup")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_is_answered_at_once(number, capfd):
     with StopRequest() as request:

@@ -113,8 +113,15 @@ SMALL = ModelConfig(
 )
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    ("recompute", "bf16"),
+    [
+        (False, False),
+        (True, True),
+        pytest.param(False, True, marks=pytest.mark.slow),
+        pytest.param(True, False, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     ("objective", "train"),
     [

@@ -195,6 +195,7 @@ def test_a_folder_with_a_run_is_not_overwritten(toy, tmp_path):
         toy.trainer(tmp_path, resume=True, config_yaml="recipe: other\n").run()
 
 
+@pytest.mark.usefixtures("heard_hangup")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("at", [5, 20, 23])  # in warm-up, at its last step, in the joint phase
 def test_a_signal_saves_and_the_run_resumes_exactly(
