@@ -29,8 +29,8 @@ from colaworld.rng import generator_for
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig
 from colaworld.training.blocks import blocks, wrap_blocks
+from colaworld.training.config import OBJECTIVES
 from colaworld.training.guard import LossGuard
-from colaworld.training.objectives import OBJECTIVES
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.phases import enter_phase
 from colaworld.training.step import apply_update, backward_pass, clip_generator

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
+SHARD_GB = 5.0  # what hubs and file systems carry comfortably in one file
 SEAL = "sha256"  # the key of the hash of all other keys
 _OF_RUN = {
     "format_version",

@@ -10,16 +10,18 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.errors import FORESEEN, report_error
 from colaworld.config import Checked, Count, Positive, Weight
-from colaworld.data.config import DataConfig
-from colaworld.data.inspection import Inspection, contact_sheet, inspect
+from colaworld.data.config import DataConfig, check_there
 from colaworld.files import printable
+
+if TYPE_CHECKING:
+    from colaworld.data.inspection import Inspection
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,9 @@ def run(argv: list[str]) -> int:
     level = rooms_log.level
     rooms_log.setLevel(logging.ERROR)  # faults are listed below
     try:
+        check_there(config.path)
+        from colaworld.data.inspection import contact_sheet, inspect  # imports torch
+
         found = inspect(
             DataConfig(
                 path=config.path,

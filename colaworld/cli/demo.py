@@ -15,7 +15,7 @@ from pathlib import Path
 from colaworld.cli import evaluate, record, train
 from colaworld.cli.command_line import from_command_line
 from colaworld.config import Checked, ConfigError, Count
-from colaworld.runs.load import read_config
+from colaworld.runs.config import read_config
 
 # The generator was pre-trained on other episodes of the same world (seed 1000).
 _DATA = (

@@ -11,20 +11,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.progress import bar
 from colaworld.cli.train import choose_device, data_flag, take
 from colaworld.config import Checked, Count, Positive, load_yaml
-from colaworld.data.clips import ClipSet
-from colaworld.data.latent_cache import LatentCache
-from colaworld.data.latent_writer import write_latents
+from colaworld.data.config import check_there
 from colaworld.models.tokenizers import build_tokenizer
 from colaworld.recipes import RECIPES, recipe
-from colaworld.runs.config import RunConfig
-from colaworld.runs.load import read_config
+from colaworld.runs.config import RunConfig, read_config
 from colaworld.runs.presets import with_preset
 from colaworld.runs.sizes import check_frames
 
@@ -80,8 +76,17 @@ def run(argv: list[str]) -> int:
         usual={"--data PATH": "The videos.", "--config FILE": "A YAML file."},
     )
     rank, world_size = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
-    device = own_device(choose_device(options.device))
     config = options.run
+    check_there(config.data.path)
+    device = own_device(choose_device(options.device))
+
+    # Not above: help and wrong calls need none of it.
+    import torch
+
+    from colaworld.data.clips import ClipSet
+    from colaworld.data.latent_cache import LatentCache
+    from colaworld.data.latent_writer import write_latents
+
     clips = ClipSet(config.data)
     check_frames(
         config.model,

@@ -14,14 +14,11 @@ import tyro
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.progress import bar
 from colaworld.cli.train import choose_device, data_flag
-from colaworld.data.config import DataConfig
-from colaworld.evaluation.comparison import comparison
+from colaworld.data.config import DataConfig, check_there
 from colaworld.evaluation.layout import read_evaluation
-from colaworld.evaluation.report.page import write_report
 from colaworld.evaluation.settings import EvaluationConfig
-from colaworld.evaluation.tables import table
 from colaworld.flow.config import SamplerConfig
-from colaworld.runs.load import environment, evaluate_run, read_config
+from colaworld.runs.config import read_config
 
 
 @dataclass(frozen=True)
@@ -60,10 +57,17 @@ def run(argv: list[str]) -> int:
     others: dict[Path, dict[str, Any]] = {}
     for other in options.compare:  # before the long work, so that a wrong path costs nothing
         others[other] = read_evaluation(other / "evaluation.json")
+    check_there(config.data.path)
+    device = choose_device(options.device)
+
+    # Not above: torch takes seconds, and help and wrong calls need none of it.
+    from colaworld.evaluation.comparison import comparison
+    from colaworld.evaluation.report.page import write_report
+    from colaworld.evaluation.tables import table
+    from colaworld.runs.load import environment, evaluate_run
+
     with bar("evaluating", stages=True) as progress:
-        evaluation = evaluate_run(
-            options.run, config=config, device=choose_device(options.device), progress=progress
-        )
+        evaluation = evaluate_run(options.run, config=config, device=device, progress=progress)
     name = _data_name(config.data.path)
     result = {**evaluation.result, "data": {"name": name}}
     evaluation = replace(evaluation, result=result)

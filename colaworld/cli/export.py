@@ -11,7 +11,8 @@ import tyro
 
 from colaworld.cli.command_line import from_command_line
 from colaworld.config import Checked, Positive
-from colaworld.runs.pretrained import SHARD_GB, export_run, push_to_hub
+from colaworld.files import SHARD_GB
+from colaworld.runs.config import read_config
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ def run(argv: list[str]) -> int:
         program="colaworld export",
         description="Write a finished run as a model that colaworld.from_pretrained loads.",
     )
+    read_config(options.run)
+
+    # Not above: torch takes seconds, and help and wrong calls need none of it.
+    from colaworld.runs.pretrained import export_run, push_to_hub
+
     out = export_run(options.run, options.out, shard_gb=options.shard_gb)
     print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     if options.push is not None:

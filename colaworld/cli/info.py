@@ -1,6 +1,6 @@
 """`colaworld info`: versions, devices, what was compiled, what each op would run and why.
 
-Reads facts and prints them; changes nothing.
+Reads facts and prints them; changes nothing. torch is imported where it is asked: --help needs none of it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import torch
-from torch._subclasses import FakeTensorMode
-
 import colaworld
-from colaworld import ops
 
 PACKAGES = ("torch", "triton", "numpy", "av", "pyarrow", "safetensors", "tensorboard", "crafter")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -41,6 +37,8 @@ def _version(package: str) -> str | None:
 
 
 def _devices() -> list[dict[str, Any]]:
+    import torch
+
     devices: list[dict[str, Any]] = [
         {"device": "cpu", "name": platform.machine(), "threads": torch.get_num_threads()}
     ]
@@ -59,6 +57,11 @@ def _devices() -> list[dict[str, Any]]:
 
 def _explained(device: str, dtype: str) -> list[dict[str, Any]]:
     """What each op would run. A device that is not here is asked about with fake tensors."""
+    import torch
+    from torch._subclasses import FakeTensorMode
+
+    from colaworld import ops
+
     here = device == "cpu" or torch.cuda.is_available()
     with contextlib.nullcontext() if here else FakeTensorMode():
         return [
@@ -83,6 +86,10 @@ def collect(device: str | None = None, dtype: str = "float32") -> dict[str, Any]
 
     `device`: what the ops are asked about, here or not; None for every kind that is here.
     """
+    import torch
+
+    from colaworld import ops
+
     kinds = [device] if device else ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     table = [row for kind in kinds for row in _explained(kind, dtype)]
     return {
@@ -157,6 +164,10 @@ def _print(info: dict[str, Any], *, explain: bool = False) -> None:
 
 def _print_kernels() -> None:
     """A line for each CUDA kernel: what a launch takes, and on a GPU what the driver says of it."""
+    import torch
+
+    from colaworld import ops
+
     kernels = ops.cuda_kernels(ask_driver=torch.cuda.is_available())
     for kernel in kernels:
         shared = kernel.dynamic_shared + (kernel.static_shared or 0)

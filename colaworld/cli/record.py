@@ -25,7 +25,6 @@ from colaworld.cli.errors import FORESEEN, report_error
 from colaworld.cli.progress import bar
 from colaworld.config import Checked, Count, Natural, Positive, Range, Seed, Size, to_dict
 from colaworld.data.config import EncodingConfig
-from colaworld.data.sources.lerobot_writer import LeRobotWriter, check_target
 from colaworld.envs import behaviours
 
 log = logging.getLogger(__name__)
@@ -141,6 +140,8 @@ def _episodes(config: RecordConfig) -> Iterator[envs.Episode]:
 
 def record(config: RecordConfig, *, progress: bool = True) -> dict[str, Any]:
     """Film and write the set. Returns a summary; raises DataError or ValueError on a wrong wish."""
+    from colaworld.data.sources.lerobot_writer import LeRobotWriter, check_target
+
     check_target(config.out, overwrite=config.overwrite)
     env = make_env(config)
     behaviours.make(config.behaviour, env, repeat=config.repeat)  # a wrong one fails here

@@ -6,26 +6,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import torch
 import tyro
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
-from torch import Tensor
 
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.train import choose_device
 from colaworld.config import Checked, Count, Natural, Range, Seed, Size, from_dict
-from colaworld.data import transforms
-from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig, EncodingConfig
-from colaworld.data.video_writer import VideoWriter
 from colaworld.files import read_json
-from colaworld.models.world import World
-from colaworld.runs.load import load_world
-from colaworld.runs.pretrained import from_pretrained
 from colaworld.runs.sizes import check_frames
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from colaworld.models.world import World
 
 COLUMNS, SIDE, BYTES = (
     8,
@@ -93,7 +90,15 @@ def run(argv: list[str]) -> int:
     )
     if options.out.suffix not in (".gif", ".mp4", ".png"):
         raise ValueError(f"--out: expected a .gif, .mp4 or .png file, got {options.out}")
+    if not options.run.exists():
+        raise ValueError(f"{options.run}: no such folder")
     device = choose_device(options.device)
+
+    # Not above: torch takes seconds, and help and wrong calls need none of it.
+    import torch
+
+    from colaworld.data.clips import ClipSet
+
     world, data = _load(options, device)
     sampler = world.sampler
     if options.steps is not None:
@@ -143,9 +148,11 @@ def run(argv: list[str]) -> int:
 
 def _load(options: SampleOptions, device: str) -> tuple[World, DataConfig]:
     """The world of a run or an export, and how start frames are made for it."""
+    from colaworld.models.world import World
+    from colaworld.runs.load import load_world
+    from colaworld.runs.pretrained import from_pretrained
+
     folder = options.run
-    if not folder.exists():
-        raise ValueError(f"{folder}: no such folder")
     if (folder / "config.yaml").is_file():
         world, config = load_world(folder, device=device)
         data = replace(config.data, path=options.data or config.data.path, split="heldout")
@@ -179,6 +186,8 @@ def _most_tiles(height: int, width: int) -> int:
 
 def _indices(world: World, options: SampleOptions, *, most: int) -> tuple[Tensor, str]:
     """[rollouts, frames, N] codebook entries, checked, and what they are in words."""
+    import torch
+
     size, tokens = world.codebook_size, world.tokens
     if size is None:
         raise ValueError(
@@ -212,6 +221,10 @@ def _indices(world: World, options: SampleOptions, *, most: int) -> tuple[Tensor
 
 def _read_image(path: Path, data: DataConfig) -> Tensor:
     """[1, 1, 3, H, W] in [0, 1], cropped and resized as the run's own frames were."""
+    import torch
+
+    from colaworld.data import transforms
+
     try:
         if path.exists() and not path.is_file():  # to open a pipe is to wait for ever
             raise ValueError("not a file")
@@ -240,6 +253,8 @@ def tile(video: Tensor, labels: Sequence[str] = (), *, scale: int) -> np.ndarray
 
     At most COLUMNS a row, a pixel of theirs between them; a line for each one's label above it.
     """
+    import torch
+
     count, length, _, height, width = video.shape
     columns = min(count, COLUMNS, max(1, SIDE // (width + 1)) if labels else COLUMNS)
     rows, above = -(-count // columns), LABEL if labels else 0
@@ -286,6 +301,8 @@ def write_video(path: Path, frames: np.ndarray, *, fps: int) -> None:
         first, *rest = [Image.fromarray(frame) for frame in frames]
         first.save(path, save_all=True, append_images=rest, duration=1000 // fps, loop=0)
     else:
+        from colaworld.data.video_writer import VideoWriter
+
         height, width = (n - n % 2 for n in frames.shape[1:3])  # yuv420p needs even sizes
         encoding = EncodingConfig(pixel_format="yuv420p")
         with VideoWriter(path, fps=fps, height=height, width=width, encoding=encoding) as writer:

@@ -12,24 +12,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import tyro
 
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.launch import Processes, launched, program
 from colaworld.config import ConfigError, leaves, load_given, to_dict
-from colaworld.models.world_model import WorldModel
+from colaworld.data.config import check_there
 from colaworld.recipes import RECIPES, recipe
-from colaworld.runs.build import build_trainer
-from colaworld.runs.config import RunConfig
-from colaworld.runs.duration import check_time
-from colaworld.runs.fits import check_memory
+from colaworld.runs.config import RunConfig, read_config
 from colaworld.runs.lengths import codes_start, shortened
-from colaworld.runs.load import read_config, without_world
 from colaworld.runs.presets import with_preset
-from colaworld.training.checkpoint import Checkpoint, find_checkpoints
-from colaworld.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from colaworld.models.world_model import WorldModel
+    from colaworld.training.checkpoint import Checkpoint
+    from colaworld.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -77,12 +76,20 @@ def run(argv: list[str]) -> int:
 def _train(argv: list[str], processes: Processes) -> int:
     options, changes = processes.after_main(lambda: _parse(_restarted(argv, processes)))
     config = options.run
+    check_there(config.data.path)
+    device = processes.device(choose_device(options.device))
+
+    # Not above: torch takes seconds, and help and wrong calls need none of it.
+    from colaworld.runs.build import build_trainer
+    from colaworld.runs.duration import check_time
+    from colaworld.runs.fits import check_memory
+    from colaworld.training.checkpoint import find_checkpoints
+
     if not options.resume and find_checkpoints(options.out / "checkpoints"):
         raise ConfigError(
             f"{options.out} already holds a run; add --resume to go on with it, or choose another "
             "folder with --out"
         )
-    device = processes.device(choose_device(options.device))
     processes.join(device, timeout=config.training.parallel.timeout)
     arguments = [a for a in argv if a != "--resume"]
     trainer = build_trainer(
@@ -97,7 +104,7 @@ def _train(argv: list[str], processes: Processes) -> int:
     try:
         tokens = check_memory(
             _of_one(config, processes.world_size),
-            cast(WorldModel, trainer.model),
+            cast("WorldModel", trainer.model),
             device=trainer.device,
             **size,
         )
@@ -109,7 +116,7 @@ def _train(argv: list[str], processes: Processes) -> int:
         started = find_checkpoints(trainer.out / "checkpoints") if trainer.resume else []
         duration = check_time(
             _of_one(config, processes.world_size),
-            cast(WorldModel, trainer.model),
+            cast("WorldModel", trainer.model),
             trainer.phases,
             device=trainer.device,
             progress=started[-1].state["progress"] if started else None,
@@ -259,14 +266,14 @@ def _settled(config: RunConfig) -> RunConfig:
 
 def choose_device(name: str) -> str:
     """The first GPU, if there is one, for "auto". ValueError for a device that is not there."""
+    kind, _, number = name.partition(":")
+    if name != "auto" and (kind not in ("cpu", "cuda") or (number and not number.isdigit())):
+        raise ValueError(f"--device: expected cpu, cuda, cuda:N or auto, got {name!r}")
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return "cuda" if gpus else "cpu"
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
-        raise ValueError(f"--device: expected cpu, cuda, cuda:N or auto, got {name!r}")
     if kind == "cuda" and int(number or 0) >= gpus:
         raise ValueError(
             f"--device {name}: this torch ({torch.__version__}) sees {gpus or 'no'} "
@@ -368,6 +375,8 @@ def _short(count: int) -> str:
 
 def ending(config: RunConfig, trainer: Trainer) -> str:
     """Where the weights are, and what to do with them."""
+    from colaworld.runs.load import without_world
+
     out, parts = trainer.out, config.parts()
     lines = [("weights", str(out / "weights" / "model.safetensors"))]
     if not parts:  # a plain video model has no latent actions to evaluate
@@ -376,7 +385,7 @@ def ending(config: RunConfig, trainer: Trainer) -> str:
         lines.append(("use it", shlex.join(cola)))
     elif (why := without_world(parts)) is not None:
         lines.append(("use it", why))
-    elif cast(WorldModel, trainer.model).quantizer.continuous:
+    elif cast("WorldModel", trainer.model).quantizer.continuous:
         lines.append(("no codes", f"{codes_start(config)}: add --resume --training.max-steps N"))
     else:
         lines.append(("evaluate", shlex.join([*program(), "evaluate", str(out)])))

@@ -15,9 +15,7 @@ from colaworld.models.config import ModelConfig
 from colaworld.models.latent_action.config import IDMConfig
 from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.runs.config import RunConfig
-from colaworld.training.codebook_monitor import AlarmConfig, GateConfig
-from colaworld.training.config import TrainingConfig
-from colaworld.training.objectives import ObjectiveConfig
+from colaworld.training.config import AlarmConfig, GateConfig, ObjectiveConfig, TrainingConfig
 from colaworld.training.phases import Phase
 
 _LAM = ("idm", "quantizer", "conditioner")

@@ -22,9 +22,7 @@ from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.models.tokenizers.config import OpenSoraVAEConfig
 from colaworld.runs.config import PHASES as BASE
 from colaworld.runs.config import RunConfig
-from colaworld.training.codebook_monitor import AlarmConfig
-from colaworld.training.config import TrainingConfig
-from colaworld.training.objectives import ObjectiveConfig
+from colaworld.training.config import AlarmConfig, ObjectiveConfig, TrainingConfig
 
 FRAMES = 17  # 5 latent frames: one micro-chunk of the VAE; within the paper's IDM clips (ours)
 SIZE = 256

@@ -22,8 +22,8 @@ from colaworld.runs.sizes import check_frames, check_heads, check_window
 from colaworld.runs.weights import load_backbone
 from colaworld.runs.work import work_of
 from colaworld.training.checkpoint import find_checkpoints, init_file
+from colaworld.training.config import OBJECTIVES
 from colaworld.training.distributed import Distributed
-from colaworld.training.objectives import OBJECTIVES
 from colaworld.training.trainer import Trainer
 
 log = logging.getLogger(__name__)

@@ -1,18 +1,18 @@
-"""A run's whole configuration. Not here: how it becomes a trainer (build.py), recipes (recipes/)."""
+"""A run's whole configuration; it imports no torch. Not here: how it becomes a trainer (build.py), recipes (recipes/)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from colaworld.config import Checked, ConfigError
+from colaworld.config import Checked, ConfigError, load_yaml
 from colaworld.data.config import DataConfig
 from colaworld.evaluation.settings import EvaluationConfig
 from colaworld.flow.config import SamplerConfig
 from colaworld.models.config import ModelConfig
 from colaworld.models.parts import build_order
-from colaworld.training.config import TrainingConfig
-from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig
+from colaworld.training.config import OBJECTIVES, ObjectiveConfig, TrainingConfig
 from colaworld.training.phases import Phase
 
 _LAM = ("idm", "quantizer", "conditioner")
@@ -99,3 +99,11 @@ class RunConfig(Checked):
     def uses_actions(self) -> bool:
         """Whether a phase learns from the recorded actions."""
         return any(OBJECTIVES[phase.objective].uses_actions for phase in self.scheduled())
+
+
+def read_config(folder: Path) -> RunConfig:
+    """config.yaml of a run folder. Raises ConfigError, naming what is missing."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
+    return load_yaml(path, RunConfig)

@@ -24,7 +24,7 @@ from colaworld.models.tokenizers.tokenizer import latent_frames
 from colaworld.models.world_model import WorldModel
 from colaworld.runs.config import RunConfig
 from colaworld.runs.fits import smaller_frames
-from colaworld.training.objectives import OBJECTIVES
+from colaworld.training.config import OBJECTIVES
 from colaworld.training.phases import Phase
 from colaworld.training.step import uses_bf16
 

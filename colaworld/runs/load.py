@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from colaworld import __version__
-from colaworld.config import ConfigError, from_dict, leaves, load_yaml, to_dict
+from colaworld.config import ConfigError, from_dict, leaves, to_dict
 from colaworld.contracts import ClipBatch, to_float
 from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
@@ -29,24 +29,17 @@ from colaworld.evaluation.settings import EvaluationConfig
 from colaworld.evaluation.text_effect import text_effect
 from colaworld.files import read_json
 from colaworld.models.backbones import build_backbone
+from colaworld.models.config import ModelConfig
 from colaworld.models.latent_action.quantizers import Quantizer
 from colaworld.models.world import World
-from colaworld.models.world_model import ModelConfig, WorldModel
+from colaworld.models.world_model import WorldModel
 from colaworld.runs.build import build_model
-from colaworld.runs.config import RunConfig
+from colaworld.runs.config import RunConfig, read_config
 from colaworld.runs.sizes import check_frames
 from colaworld.runs.weights import load_backbone
 from colaworld.training.checkpoint import finite, latest_checkpoint, load_strictly, load_weights
 
 log = logging.getLogger(__name__)
-
-
-def read_config(folder: Path) -> RunConfig:
-    """config.yaml of a run folder. Raises ConfigError, naming what is missing."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
-    return load_yaml(path, RunConfig)
 
 
 def without_world(parts: Sequence[str]) -> str | None:

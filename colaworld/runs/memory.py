@@ -26,8 +26,8 @@ from colaworld.ops.flops import FLOPS
 from colaworld.runs.config import RunConfig
 from colaworld.runs.sizes import check_frames, check_heads
 from colaworld.training.blocks import recompute_blocks
+from colaworld.training.config import OBJECTIVES
 from colaworld.training.memory import Kind, MemoryCount, trace_step
-from colaworld.training.objectives import OBJECTIVES
 from colaworld.training.phases import Phase, check_phases
 from colaworld.training.step import uses_bf16
 

@@ -26,7 +26,7 @@ from torch import nn
 from colaworld import __version__
 from colaworld.config import VERSION, ConfigError, from_dict, to_dict
 from colaworld.data.config import DataConfig
-from colaworld.files import FileError, check_recorded, read_json, recorded, seal
+from colaworld.files import SHARD_GB, FileError, check_recorded, read_json, recorded, seal
 from colaworld.models.backbones import BackboneConfig, build_backbone, published_config
 from colaworld.models.backbones.weights import (
     Layout,
@@ -41,13 +41,12 @@ from colaworld.models.latent_action.quantizers import build_quantizer
 from colaworld.models.world import World
 from colaworld.models.world_model import TOKENIZER_MARK
 from colaworld.runs.build import build_model
-from colaworld.runs.config import RunConfig
+from colaworld.runs.config import RunConfig, read_config
 from colaworld.runs.load import (
     check_model,
     check_quantised,
     finished_weights,
     frame_size,
-    read_config,
     trained_as,
     without_world,
 )
@@ -56,7 +55,6 @@ from colaworld.runs.weights import PATTERNS
 from colaworld.training.checkpoint import finite, load_strictly, write_folder
 
 _TOKENIZER = "tokenizer"  # the folder of an export that holds a tokenizer's own files
-SHARD_GB = 5.0  # what hubs and file systems carry comfortably in one file
 
 
 def from_pretrained(

@@ -15,43 +15,12 @@ Not here: the health numbers themselves (metrics.codebook) or what a rollback do
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from torch import Tensor
 
-from colaworld.config import Checked, Count, Natural, Positive, Range
 from colaworld.metrics.codebook import CodebookMeter
-
-
-@dataclass(frozen=True)
-class GateConfig(Checked, at="gate."):
-    """When a phase may end before its last step. The phase's `steps` are the maximum."""
-
-    entropy: Annotated[float, Range(ge=0, le=1)] = 0.8
-    """Normalised codebook entropy to reach: the mean over the window and the latest value."""
-    window: Count = 400
-    """Steps over which the entropy must be level."""
-    max_drift: Positive = 0.03
-    """Largest change of entropy over the window, by a fitted line, that still counts as level."""
-    min_steps: Natural = 400
-    """Steps before which the phase never ends."""
-
-
-@dataclass(frozen=True)
-class AlarmConfig(Checked, at="alarm."):
-    """What to do when the codebook collapses during a phase."""
-
-    floor: Annotated[float, Range(ge=0, le=1)] = 0.3
-    """Normalised entropy under which the codebook counts as collapsing."""
-    checks: Count = 5
-    """Checks in a row under the floor that raise the alarm."""
-    action: Literal["warn", "stop", "rollback"] = "warn"
-    """Warn only; stop the run; or go back to the last healthy weights and warm up again."""
-    rewarm_phase: str = "warmup"
-    """Name of the phase that a rollback starts again from."""
-    max_rollbacks: Natural = 1
-    """Rollbacks in one run; the next alarm after that many stops it."""
+from colaworld.training.config import AlarmConfig, GateConfig
 
 
 def fitted_slope(points: list[tuple[float, float]]) -> float:

@@ -1,6 +1,7 @@
-"""How a run is trained, whatever its phases: seed, batch, optimizer, health, checkpoints, logs.
+"""How a run is trained: the loop, the loss, the rules for codebook health, and which objectives there are. Imports
+no torch.
 
-Not here: what differs between phases (phases.py), nor model, data and objective (their own rooms).
+Not here: what differs between phases (phases.py), nor model and data (their own rooms).
 """
 
 from __future__ import annotations
@@ -8,7 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from colaworld.config import Checked, Count, Natural, Positive, Range, Seed, Share
+from colaworld.config import (
+    Checked,
+    ConfigError,
+    Count,
+    Natural,
+    Positive,
+    Range,
+    Seed,
+    Share,
+    Weight,
+)
+from colaworld.flow.config import Average, TimestepConfig
+from colaworld.registry import Later, Registry
 
 
 @dataclass(frozen=True)
@@ -100,3 +113,78 @@ class TrainingConfig(Checked, at="training."):
         if isinstance(self.compile, bool):
             object.__setattr__(self, "compile", "full" if self.compile else "no")
         super().__post_init__()
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig(Checked, at="objective."):
+    """How clips are turned into a loss."""
+
+    history: tuple[Natural, Natural] = (1, 3)
+    """Fewest and most clean latent frames of history of a clip; the rest is noised and predicted."""
+    frozen_history: tuple[Natural, Natural] | None = None
+    """The same while the video model is frozen: it cannot learn then what its own training did not
+    show it. None: as `history`."""
+    times: TimestepConfig = field(default_factory=TimestepConfig)
+    """Diffusion times of the noised frames."""
+    average: Average = "frames"
+    """What the flow loss is a mean over. clips: each counts once, however many frames it predicts, as
+    in Open-Sora; then it does not depend on how an update is cut into passes. frames: all predicted
+    frames of a pass alike, on which the nano results rest."""
+    augment: bool = True
+    """One random resized crop per clip while the latent action model trains (paper)."""
+    quantizer_weight: Weight = 1.0
+    """Weight of the quantizer's loss (codebook + beta * commitment) beside the flow loss."""
+    start_clips: Count = 256
+    """Clips whose latents give the codebook its start."""
+
+
+@dataclass(frozen=True)
+class GateConfig(Checked, at="gate."):
+    """When a phase may end before its last step. The phase's `steps` are the maximum."""
+
+    entropy: Annotated[float, Range(ge=0, le=1)] = 0.8
+    """Normalised codebook entropy to reach: the mean over the window and the latest value."""
+    window: Count = 400
+    """Steps over which the entropy must be level."""
+    max_drift: Positive = 0.03
+    """Largest change of entropy over the window, by a fitted line, that still counts as level."""
+    min_steps: Natural = 400
+    """Steps before which the phase never ends."""
+
+
+@dataclass(frozen=True)
+class AlarmConfig(Checked, at="alarm."):
+    """What to do when the codebook collapses during a phase."""
+
+    floor: Annotated[float, Range(ge=0, le=1)] = 0.3
+    """Normalised entropy under which the codebook counts as collapsing."""
+    checks: Count = 5
+    """Checks in a row under the floor that raise the alarm."""
+    action: Literal["warn", "stop", "rollback"] = "warn"
+    """Warn only; stop the run; or go back to the last healthy weights and warm up again."""
+    rewarm_phase: str = "warmup"
+    """Name of the phase that a rollback starts again from."""
+    max_rollbacks: Natural = 1
+    """Rollbacks in one run; the next alarm after that many stops it."""
+
+
+@dataclass(frozen=True)
+class _Ours(Later):
+    """An objective of objectives.py, imported when it is made."""
+
+    needs: tuple[str, ...] = ()
+    uses_actions: bool = False
+
+
+_LAM = ("idm", "quantizer")
+# Each is called with a model and its configuration: a class derived from `BaseObjective`, or one of ours.
+OBJECTIVES: Registry[Any] = Registry("objective", ConfigError)
+OBJECTIVES |= {
+    name: _Ours(f"colaworld.training.objectives:{name.title()}Objective", needs)
+    for name, needs in {
+        "flow": (),
+        "cola": (*_LAM, "conditioner"),
+        "world": (*_LAM, "conditioner"),
+        "reconstruction": (*_LAM, "fdm"),
+    }.items()
+}

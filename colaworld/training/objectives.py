@@ -12,7 +12,7 @@ Not here: which parts of the model train (phases), the loop (trainer), the model
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -20,40 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colaworld.config import Checked, ConfigError, Count, Natural, Weight
+from colaworld.config import ConfigError
 from colaworld.contracts import ClipBatch, ResetRows, to_float
 from colaworld.data.transforms import random_resized_crop
-from colaworld.flow.config import Average, TimestepConfig
+from colaworld.flow.config import Average
 from colaworld.flow.loss import flow_matching_loss
 from colaworld.flow.path import interpolate, sample_timesteps, target_velocity
 from colaworld.models.latent_action.quantizers import Quantized
 from colaworld.models.world_model import WorldModel
-from colaworld.registry import Registry
 from colaworld.rng import ClipGenerator, draw
+from colaworld.training.config import OBJECTIVES, ObjectiveConfig
 from colaworld.training.protocols import ClipSupply
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig(Checked, at="objective."):
-    """How clips are turned into a loss."""
-
-    history: tuple[Natural, Natural] = (1, 3)
-    """Fewest and most clean latent frames of history of a clip; the rest is noised and predicted."""
-    frozen_history: tuple[Natural, Natural] | None = None
-    """The same while the video model is frozen: it cannot learn then what its own training did not
-    show it. None: as `history`."""
-    times: TimestepConfig = field(default_factory=TimestepConfig)
-    """Diffusion times of the noised frames."""
-    average: Average = "frames"
-    """What the flow loss is a mean over. clips: each counts once, however many frames it predicts, as
-    in Open-Sora; then it does not depend on how an update is cut into passes. frames: all predicted
-    frames of a pass alike, on which the nano results rest."""
-    augment: bool = True
-    """One random resized crop per clip while the latent action model trains (paper)."""
-    quantizer_weight: Weight = 1.0
-    """Weight of the quantizer's loss (codebook + beta * commitment) beside the flow loss."""
-    start_clips: Count = 256
-    """Clips whose latents give the codebook its start."""
 
 
 @dataclass(frozen=True)
@@ -266,7 +243,7 @@ class ColaObjective(_LatentActionObjective):
     The same objective serves warm-up and joint training; the phase says what moves.
     """
 
-    needs = ("idm", "quantizer", "conditioner")
+    needs = OBJECTIVES["cola"].needs
     terms = (FLOW, QUANTIZER)
 
     def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Forward:
@@ -293,7 +270,7 @@ class ColaObjective(_LatentActionObjective):
 class WorldObjective(BaseObjective):
     """The second of two stages: the world model learns to follow frozen latent actions."""
 
-    needs = ("idm", "quantizer", "conditioner")
+    needs = OBJECTIVES["world"].needs
     terms = (FLOW,)
 
     def __init__(self, model: WorldModel, config: ObjectiveConfig) -> None:
@@ -320,7 +297,7 @@ class WorldObjective(BaseObjective):
 class ReconstructionObjective(_LatentActionObjective):
     """The first of two stages: a latent action model with its own small forward model."""
 
-    needs = ("idm", "quantizer", "fdm")
+    needs = OBJECTIVES["reconstruction"].needs
     terms = (RECONSTRUCTION, QUANTIZER)
 
     def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Forward:
@@ -339,15 +316,6 @@ def _drop(codes: Tensor, share: float, generator: torch.Generator) -> Tensor | N
     return draw(torch.rand, codes.shape[:2], generator, device=codes.device) < share
 
 
-OBJECTIVES: Registry[type[BaseObjective]] = Registry("objective", ConfigError)
-
-
 def register_objective(name: str, objective: type[BaseObjective]) -> None:
     """Make an objective known to phases. Raises ConfigError on a name that is taken."""
     OBJECTIVES.add(name, objective)
-
-
-register_objective("flow", FlowObjective)
-register_objective("cola", ColaObjective)
-register_objective("world", WorldObjective)
-register_objective("reconstruction", ReconstructionObjective)

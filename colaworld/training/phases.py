@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
-
-from torch import nn
+from typing import TYPE_CHECKING, Annotated
 
 from colaworld.config import Checked, ConfigError, Count, Natural, Range
-from colaworld.training.codebook_monitor import AlarmConfig, GateConfig
-from colaworld.training.sharding import require_gradients
+from colaworld.training.config import AlarmConfig, GateConfig
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,8 @@ def enter_phase(model: nn.Module, phase: Phase) -> None:
 
     Eval mode as well, so that no running statistic of a frozen part moves.
     """
+    from colaworld.training.sharding import require_gradients  # torch is there by now
+
     model.training = True
     for name, child in model.named_children():
         trains = name in phase.train

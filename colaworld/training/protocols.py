@@ -6,16 +6,18 @@ Protocols and errors only. Not here: any objective (objectives.py) or the loop (
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from colaworld.contracts import ClipBatch, ResetRows
-from colaworld.rng import ClipGenerator
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from colaworld.rng import ClipGenerator
 
 # -> the next training batch, and what draws for its clips
-ClipSupply = Callable[[], tuple[ClipBatch, ClipGenerator]]
+ClipSupply: TypeAlias = "Callable[[], tuple[ClipBatch, ClipGenerator]]"
 
 
 class RunFolderError(ValueError):

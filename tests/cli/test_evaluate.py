@@ -143,7 +143,7 @@ def test_a_page_that_cannot_be_written_leaves_no_older_one(
     def broken(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(evaluate, "write_report", broken)
+    monkeypatch.setattr("colaworld.evaluation.report.page.write_report", broken)
     assert colaworld("evaluate", run, *quick, "--evaluation.seed", 5).status == 1
     assert json.loads((run / "evaluation.json").read_text())["config"]["seed"] == 5
     assert not (run / "report.html").exists()

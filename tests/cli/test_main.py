@@ -95,9 +95,52 @@ def test_help_of_a_verb_names_its_fields(colaworld, verb, fields) -> None:
         assert name in said.plain
 
 
+QUICK = [
+    *[f"{verb} --help" for verb in ("demo", "evaluate", "export", "info", "record", "sample")],
+    *["bench --help", "data inspect --help", "data encode --help"],
+    *["train nano.cola --help", "train wan.cola --help-all"],
+    *[f"{verb} nowhere" for verb in ("data inspect", "evaluate", "export", "sample", "train")],
+    *["data encode nano.cola --data nowhere", "evaluate RUN --data nowhere"],
+    *["evaluate RUN --evaluation.clips 1", "sample RUN --device tpu", "sample RUN --frames 0"],
+    "record crafter --out new --size 0",
+    *["train nano.cola --data nowhere", "train nano.cola --data . --device tpu"],
+    *["train nano.cola --model.idm.width 0", "train nano.cola --no-such-option 1"],
+]
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory) -> dict[str, list[str]]:
+    """Command -> its exit status and which slow packages are imported by then, all in one fresh process."""
+    run = tmp_path_factory.mktemp("run")
+    (run / "config.yaml").write_text("recipe: nano.cola\n")
+    code = f"""
+import sys
+from colaworld.cli.main import main
+for command in {QUICK}:
+    try:
+        status = main(command.replace("RUN", {str(run)!r}).split())
+    except SystemExit as error:
+        status = error.code
+    slow = {{"torch", "pyarrow", "av", "diffusers"}} & sys.modules.keys()
+    print("STARTED", command, status, *sorted(slow), sep=";")
+"""
+    lines = _process(sys.executable, "-c", code).stdout.splitlines()
+    rows = [line.split(";")[1:] for line in lines if line.startswith("STARTED;")]
+    return {command: found for command, *found in rows}
+
+
+@pytest.mark.parametrize("command", QUICK)
+def test_help_and_wrong_calls_import_no_torch(started, command) -> None:
+    """It takes seconds, and nothing here needs it."""
+    assert started[command] == ["0" if "--help" in command else "2"]
+
+
 def test_no_command_starts_by_importing_the_compiler_of_torch() -> None:
     """It takes as long again as torch."""
-    code = "import sys, colaworld.cli.train; print('torch' in sys.modules, 'torch._dynamo' in sys.modules)"
+    code = """
+import sys, colaworld.models.world, colaworld.training.trainer
+print('torch' in sys.modules, 'torch._dynamo' in sys.modules)
+"""
     assert _process(sys.executable, "-c", code).stdout.split() == ["True", "False"]
 
 

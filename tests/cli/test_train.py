@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from colaworld.cli import train
 from colaworld.config import ConfigError
 from colaworld.recipes import recipe
-from colaworld.runs.load import read_config
+from colaworld.runs.config import read_config
 from colaworld.runs.weights import find_backbone_weights
 from colaworld.training import checkpoint
 
@@ -169,7 +169,8 @@ def test_what_does_not_fit_is_refused_unless_told(
     scene, tiny, tmp_path, monkeypatch, colaworld
 ) -> None:
     monkeypatch.setattr(
-        train, "check_memory", lambda *_, **__: (_ for _ in ()).throw(ConfigError("no"))
+        "colaworld.runs.fits.check_memory",
+        lambda *_, **__: (_ for _ in ()).throw(ConfigError("no")),
     )
     call = ["train", "nano.frozen_world", "--data", scene, "--out", tmp_path / "run", *tiny]
     said = colaworld(*call)

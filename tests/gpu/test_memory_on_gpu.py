@@ -20,8 +20,7 @@ from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig
 from colaworld.runs.memory import plan_memory
 from colaworld.training.blocks import recompute_blocks
-from colaworld.training.config import TrainingConfig
-from colaworld.training.objectives import OBJECTIVES
+from colaworld.training.config import OBJECTIVES, TrainingConfig
 from colaworld.training.phases import enter_phase
 from colaworld.training.trainer import Trainer
 

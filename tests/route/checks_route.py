@@ -21,7 +21,8 @@ from colaworld.models.latent_action.config import IDMConfig
 from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.models.world import World
 from colaworld.models.world_model import WorldModel
-from colaworld.training.objectives import ColaObjective, ObjectiveConfig
+from colaworld.training.config import ObjectiveConfig
+from colaworld.training.objectives import ColaObjective
 
 # Heads of 72 and 64 channels take the CUDA kernel, others Triton's.
 BACKBONES = {

@@ -23,7 +23,7 @@ from colaworld.contracts import ClipBatch
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig
 from colaworld.training.blocks import recompute_blocks
-from colaworld.training.objectives import OBJECTIVES
+from colaworld.training.config import OBJECTIVES
 from colaworld.training.phases import enter_phase
 from colaworld.training.trainer import Trainer
 

@@ -20,7 +20,7 @@ from colaworld.recipes import RECIPES, recipe
 from colaworld.rng import ClipGenerator
 from colaworld.runs.build import build_model, build_trainer
 from colaworld.runs.config import PHASES, RunConfig
-from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig
+from colaworld.training.config import OBJECTIVES, ObjectiveConfig
 from colaworld.training.phases import check_phases
 from colaworld.training.protocols import ResumeError
 from colaworld.training.run_folder import check_same_config

@@ -22,7 +22,8 @@ from colaworld.runs.build import build_trainer
 from colaworld.runs.config import RunConfig
 from colaworld.runs.pretrained import export_run, from_pretrained
 from colaworld.training.checkpoint import CheckpointError
-from colaworld.training.objectives import OBJECTIVES, FlowObjective, register_objective
+from colaworld.training.config import OBJECTIVES
+from colaworld.training.objectives import FlowObjective, register_objective
 
 PLUGIN = Path(__file__).with_name("plugin_adapter.py")
 

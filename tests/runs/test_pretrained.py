@@ -31,7 +31,8 @@ from colaworld.models.tokenizers.config import OpenSoraVAEConfig
 from colaworld.models.tokenizers.opensora_vae import OpenSoraVAE
 from colaworld.runs import pretrained
 from colaworld.runs.build import build_model, build_trainer
-from colaworld.runs.load import load_world, read_config
+from colaworld.runs.config import read_config
+from colaworld.runs.load import load_world
 from colaworld.runs.model_card import model_card
 from colaworld.runs.weights import load_backbone
 from colaworld.training.checkpoint import CheckpointError, init_parts

@@ -16,7 +16,7 @@ from colaworld.models.latent_action.quantizers import ResidualConfig, VQConfig
 from colaworld.models.world_model import WorldModel
 from colaworld.training import blocks as blocks_of
 from colaworld.training.blocks import blocks, compile_blocks, recompute_blocks
-from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig
+from colaworld.training.config import OBJECTIVES, ObjectiveConfig
 
 MODEL = ModelConfig(
     backbone=STDiT3Config(depth=3, width=32, heads=2),

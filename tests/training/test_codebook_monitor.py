@@ -9,14 +9,8 @@ import pytest
 import torch
 
 from colaworld.config import ConfigError
-from colaworld.training.codebook_monitor import (
-    AlarmConfig,
-    CollapseAlarm,
-    GateConfig,
-    HealthMeter,
-    WarmupGate,
-    fitted_slope,
-)
+from colaworld.training.codebook_monitor import CollapseAlarm, HealthMeter, WarmupGate, fitted_slope
+from colaworld.training.config import AlarmConfig, GateConfig
 
 
 def opens_at(entropies, config, every=10):

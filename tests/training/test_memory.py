@@ -17,9 +17,8 @@ from colaworld.models.latent_action.config import IDMConfig
 from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.models.world_model import WorldModel
 from colaworld.training.blocks import recompute_blocks
-from colaworld.training.config import TrainingConfig
+from colaworld.training.config import OBJECTIVES, ObjectiveConfig, TrainingConfig
 from colaworld.training.memory import MemoryCount, trace_step
-from colaworld.training.objectives import OBJECTIVES, ObjectiveConfig
 from colaworld.training.phases import Phase
 
 

@@ -16,7 +16,8 @@ from colaworld.models.latent_action.config import FDMConfig, IDMConfig
 from colaworld.models.latent_action.quantizers import QUANTIZERS
 from colaworld.models.world_model import WorldModel
 from colaworld.rng import ClipGenerator
-from colaworld.training.objectives import OBJECTIVES, BaseObjective, ObjectiveConfig, Term
+from colaworld.training.config import OBJECTIVES, ObjectiveConfig
+from colaworld.training.objectives import BaseObjective, Term
 from colaworld.training.phases import Phase, enter_phase
 from colaworld.training.protocols import Objective
 

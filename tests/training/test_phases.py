@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from colaworld.config import ConfigError
-from colaworld.training.codebook_monitor import AlarmConfig
+from colaworld.training.config import AlarmConfig
 from colaworld.training.phases import Phase, check_phases, enter_phase
 
 

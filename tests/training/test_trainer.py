@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from colaworld.files import seal
 from colaworld.training.checkpoint import latest_checkpoint, write_checkpoint
-from colaworld.training.codebook_monitor import AlarmConfig
+from colaworld.training.config import AlarmConfig
 from colaworld.training.phases import Phase
 from colaworld.training.protocols import (
     CheckpointError,

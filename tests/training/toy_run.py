@@ -28,8 +28,7 @@ import torch
 from torch import nn
 
 from colaworld.contracts import ClipBatch
-from colaworld.training.codebook_monitor import AlarmConfig, GateConfig
-from colaworld.training.config import TrainingConfig
+from colaworld.training.config import AlarmConfig, GateConfig, TrainingConfig
 from colaworld.training.phases import Phase
 from colaworld.training.trainer import Trainer
 

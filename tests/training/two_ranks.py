@@ -32,10 +32,10 @@ from colaworld.models.latent_action.quantizers import QUANTIZERS, VQConfig, buil
 from colaworld.models.world import World
 from colaworld.models.world_model import WorldModel
 from colaworld.runs.preview import RolloutPreview
-from colaworld.training.config import ParallelConfig, TrainingConfig
+from colaworld.training.config import ObjectiveConfig, ParallelConfig, TrainingConfig
 from colaworld.training.distributed import Distributed, whole_tensor, zero_rows
 from colaworld.training.guard import LossGuard
-from colaworld.training.objectives import ColaObjective, ObjectiveConfig
+from colaworld.training.objectives import ColaObjective
 from colaworld.training.optimizer import PhaseOptimizer
 from colaworld.training.phases import Phase, enter_phase
 from colaworld.training.protocols import RunFolderError
