@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -228,6 +230,27 @@ def two(rank: int, out: Path) -> dict[str, Any]:
     }
 
 
+def killed(rank: int, out: Path) -> dict[str, Any]:
+    """One process dies while it writes its part of the second checkpoint."""
+    real, files = checkpoint.save_file, []
+
+    def dies(tensors: Any, file: Path, **more: Any) -> None:
+        files.append(file.parts[-3])
+        if files[-1] != files[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(tensors, file, **more)
+
+    if rank == 1:
+        checkpoint.save_file = dies
+    return run(rank, out.parent / "killed", 8)
+
+
+def again(rank: int, out: Path) -> dict[str, Any]:
+    there = sorted(path.name for path in (out.parent / "killed" / "checkpoints").iterdir())
+    Distributed().barrier()
+    return {"there": there, **run(rank, out.parent / "killed", 8, resume=True)}
+
+
 def four(rank: int, out: Path) -> dict[str, Any]:
     return {"of_two": run(rank, out.parent / "of_two", 8, resume=True)}
 
@@ -246,6 +269,8 @@ def main() -> None:
     play(out / "one", one, 1)
     play(out / "two", two)
     play(out / "four", four, 4)
+    play(out / "dies", killed)
+    play(out / "again", again)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def out(tmp_path_factory):
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    cases = ("save", "load2", "load4", "faults", "one", "two", "four")
+    cases = ("save", "load2", "load4", "faults", "one", "two", "four", "again")
     there = [case for case in cases if (out / case / "rank0.json").exists()]
     assert there == list(cases), done.stdout + done.stderr
     return out
@@ -146,6 +146,16 @@ def test_a_run_goes_on_in_another_number_of_processes(out):
         assert here["sharded"] == PIECES
         assert here["model"] == before["model"]
     assert trained["run"]["sharded"] == []
+
+
+def test_killed_while_it_writes_its_part_a_run_resumes_to_the_same_bits(out):
+    assert not list((out / "dies").glob("rank1.json"))
+    for each, whole in zip(found(out / "again"), found(out / "two"), strict=True):
+        assert [name for name in each["there"] if name[0] != "."] == ["step_0_0000003"]
+        assert each["said"].startswith("finished")
+        assert each["model"] == whole["whole"]["model"]
+    left = sorted(path.name for path in (out / "killed" / "checkpoints").iterdir())
+    assert left == ["step_0_0000006", "step_0_0000008"]
 
 
 def test_a_part_that_is_not_there_is_missed(out, tmp_path):
