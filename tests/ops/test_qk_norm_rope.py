@@ -418,7 +418,10 @@ def test_activation_checkpointing(name) -> None:
 
 
 @each
-@pytest.mark.parametrize(("norm", "axes"), [("head", 0), ("across", 3), ("none", 1)])
+@pytest.mark.parametrize(
+    ("norm", "axes"),
+    [("head", 0), ("across", 3), pytest.param("none", 1, marks=pytest.mark.slow)],
+)
 def test_compiles_as_one_graph(name, norm, axes) -> None:
     graphs = []
 
