@@ -12,6 +12,7 @@ Not here: which files, clips, actions (sources/hdf5.py).
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from colaworld.data.errors import BrokenFileError
+from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.files import printable
 
 _SIDE = 1 << 14  # pixels: beyond it a size is a fault
@@ -52,7 +53,7 @@ def opened(file: Path, what: str) -> Iterator[Any]:
     try:
         with h5py_package().File(file, "r", locking="best-effort") as opened:
             yield inner(opened, "data")
-    except BrokenFileError:
+    except (BrokenFileError, DataError):
         raise
     except _DAMAGED as error:
         raise BrokenFileError(f"{printable(file)}: {what}: cannot be read: {error}") from error
@@ -152,11 +153,15 @@ _CHILD = _Child()
 
 
 def look_through(file: Path) -> dict[str, Any]:
-    """What `list_file` tells of it, at no risk. Raises OSError where the system refuses it."""
+    """What `list_file` tells of it, at no risk.
+
+    Raises OSError where the system refuses it, or where the library does not come to an end.
+    """
     try:
         told = _CHILD.ask(file) or _CHILD.ask(file)  # it may have ended just before it was asked
-    except TimeoutError:
-        return _none(f"{printable(file)}: damaged: HDF5's library does not come to an end with it")
+    except TimeoutError:  # damage, or a disk that does not answer: not to be remembered
+        said = f"HDF5's library says nothing for {_PATIENCE:g} s (damaged?)"
+        raise OSError(errno.ETIMEDOUT, said) from None
     if told is None:
         return _none(f"{printable(file)}: damaged: HDF5's library ends the process that opens it")
     if "refused" in told:

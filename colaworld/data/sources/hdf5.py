@@ -126,9 +126,7 @@ class Hdf5Source(FilesSource):
                     listed = index.get(
                         str(file), partial(file_stamp, file), partial(look_through, file)
                     )
-                except (
-                    OSError
-                ) as error:  # not for good: permissions, a disk, another process writes
+                except OSError as error:  # not for good: permissions, a disk, a writer
                     self._skip(file, f"{file}: cannot be read: {error.strerror or error}")
                     continue
                 except BrokenFileError as error:
