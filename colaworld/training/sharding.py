@@ -71,7 +71,9 @@ def shard_generator(
     half = torch.bfloat16 if bf16 else None
     # Inputs are left as they are: diffusion times do not survive bfloat16.
     policy = MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=False)
-    offload = CPUOffloadPolicy() if parallel.offload else OffloadPolicy()
+    offload = (
+        CPUOffloadPolicy() if parallel.offload and mesh.device_type != "cpu" else OffloadPolicy()
+    )
     for name, block in blocks(model).items():
         if name.startswith(f"{SHARDED}."):
             fully_shard(
