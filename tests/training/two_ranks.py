@@ -7,8 +7,10 @@ case of that name and writes what it found to OUT/<case>/rank<r>.json. Not here:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -32,6 +34,7 @@ from colaworld.models.latent_action.quantizers import QUANTIZERS, VQConfig, buil
 from colaworld.models.world import World
 from colaworld.models.world_model import WorldModel
 from colaworld.runs.preview import RolloutPreview
+from colaworld.training.blocks import compile_blocks
 from colaworld.training.config import ObjectiveConfig, ParallelConfig, TrainingConfig
 from colaworld.training.distributed import Distributed, whole_tensor, zero_rows
 from colaworld.training.guard import LossGuard
@@ -55,7 +58,7 @@ TRAINING = TrainingConfig(
     log_every=3,
     tensorboard=False,
 )
-SECONDS = 60  # for one case
+SECONDS = 150  # for one case
 
 
 class Model(nn.Module):
@@ -306,7 +309,7 @@ def interrupt(rank: int, out: Path) -> dict[str, Any]:
 
 LAM = ("idm", "quantizer", "conditioner")
 PHASES = (
-    Phase("warmup", "cola", LAM, steps=3, learning_rate=1e-2, lr_warmup_steps=0),
+    Phase("warmup", "cola", LAM, steps=2, learning_rate=1e-2, lr_warmup_steps=0),
     Phase("joint", "cola", (*LAM, "backbone"), steps=3, learning_rate=1e-2, lr_warmup_steps=0),
 )
 
@@ -352,7 +355,14 @@ class Slots:
 
 
 def generate(
-    out: Path, rank: int = 0, size: int = 1, *, training=None, phases=PHASES, **parallel
+    out: Path,
+    rank: int = 0,
+    size: int = 1,
+    *,
+    training=None,
+    phases=PHASES,
+    resume: bool = False,
+    **parallel,
 ) -> dict[str, Any]:
     """Warm-up, then joint training of a world model, with a preview in each phase."""
     settings = dict(accumulate=2, ema_decay=0.5, clip_norm=0.5, health_every=1, sample_every=2)
@@ -368,14 +378,24 @@ def generate(
         shown.append(frames.float().mean().item())
         pieces.append(sum(hasattr(p, "full_tensor") for p in model.backbone.parameters()))
 
+    compiled = functools.partial(compile_blocks, backend="aot_eager")
     with (
+        mock.patch("colaworld.training.blocks.compile_blocks", compiled),
         mock.patch.object(RunFolder, "_open_logs", lambda *call: bool(open_logs(*call)) or True),
         mock.patch.object(RunFolder, "video", video),
     ):
         objective = ColaObjective(model, ObjectiveConfig(start_clips=4))
         loader = Slots(rank, size)
         trainer = Trainer(
-            model, {"cola": objective}, phases, loader, out, config, "a: 1\n", preview=preview
+            model,
+            {"cola": objective},
+            phases,
+            loader,
+            out,
+            config,
+            "a: 1\n",
+            preview=preview,
+            resume=resume,
         )
         status = trainer.run().status
     own = [p for p in model.backbone.parameters() if hasattr(p, "full_tensor")]
@@ -391,18 +411,33 @@ def generate(
 
 
 def sharded(rank: int, out: Path) -> dict[str, Any]:
-    """The same run in pieces and replicated; then what else may be asked of pieces."""
-    found = {
-        "blocks": generate(out / "blocks", rank, 2, shard="blocks"),
-        "no": generate(out / "no", rank, 2, shard="no"),
-    }
-    half = {"autocast": "bf16", "recompute": "blocks"}
-    found["half"] = generate(out / "half", rank, 2, training=half, shard="blocks", reshard=False)
+    """In pieces, and on from there replicated."""
+    shorter = (PHASES[0], dataclasses.replace(PHASES[1], steps=2))
+    found = {"first": generate(out / "again", rank, 2, phases=shorter, shard="blocks")}
+    dist.barrier()
+    if rank == 0:
+        for copy in ("alone", "blocks"):
+            shutil.copytree(out / "again", out / copy)
+    dist.barrier()
+    found["again"] = generate(out / "again", rank, 2, resume=True, shard="no")
     try:
         generate(out / "full", rank, 2, training={"compile": "full"}, shard="blocks")
     except ConfigError as error:
         found["refused"] = str(error)
     return found
+
+
+def pieces(rank: int, out: Path) -> dict[str, Any]:
+    """What else may be asked of pieces."""
+    half = {"autocast": "bf16", "recompute": "blocks"}
+    return {
+        "no": generate(out / "no", rank, 2, shard="no"),
+        "kept": generate(out / "kept", rank, 2, shard="blocks", reshard=False),
+        "half": generate(out / "half", rank, 2, training=half, shard="blocks"),
+        "compiled": generate(
+            out / "compiled", rank, 2, training={"compile": "blocks"}, shard="blocks"
+        ),
+    }
 
 
 # -- two processes ---------------------------------------------------------------------------------
@@ -453,6 +488,7 @@ def main() -> None:
     import torch.distributed.tensor  # noqa: F401
 
     out, *cases = sys.argv[1:]
+    Path(out).mkdir(exist_ok=True)
     for case in cases:
         play(Path(out) / case, globals()[case])
 
