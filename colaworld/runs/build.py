@@ -18,7 +18,7 @@ from colaworld.models.world_model import WorldModel
 from colaworld.runs.config import RunConfig
 from colaworld.runs.lengths import check_gates
 from colaworld.runs.preview import RolloutPreview, first_clips
-from colaworld.runs.sizes import check_frames, check_heads, check_window
+from colaworld.runs.sizes import check_frames, check_heads, check_history, check_window
 from colaworld.runs.weights import load_backbone
 from colaworld.runs.work import work_of
 from colaworld.training.checkpoint import find_checkpoints, init_file
@@ -122,6 +122,9 @@ def build_trainer(
         frames=config.data.frames_per_clip,
         most_history=config.objective.history[1],
     )
+    if {"flow", "cola", "world"} & {phase.objective for phase in config.scheduled()}:
+        asked = {name: getattr(config.objective, name) for name in ("history", "frozen_history")}
+        check_history(config.model, frames=config.data.frames_per_clip, **asked)
     if config.latents is not None and config.objective.augment:
         raise ConfigError(
             "latents: cached latents are of whole frames, but objective.augment crops clips at "

@@ -88,6 +88,20 @@ def _check_stride(name: str, frames: int, stride: int) -> None:
         raise ConfigError(f"{name}: {error}") from None
 
 
+def check_history(model: ModelConfig, *, frames: int, **histories: tuple[int, int] | None) -> None:
+    """ConfigError where a history leaves nothing to predict of clips of `frames` pixel frames.
+
+    `histories`: fewest and most latent frames, by their name in `objective`.
+    """
+    length = latent_frames(frames, model.tokenizer.temporal_stride)
+    for name, asked in histories.items():
+        if asked is not None and not 1 <= asked[0] <= min(asked[1], length - 1):
+            raise ConfigError(
+                f"objective.{name}: {asked} leaves nothing to predict of a clip of {length} latent "
+                f"frames; expected 1 <= fewest <= most < {length}"
+            )
+
+
 def check_window(model: ModelConfig, *, frames: int, most_history: int) -> None:
     """ConfigError on a window that cannot roll out; a warning where it is not what was trained.
 

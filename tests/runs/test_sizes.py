@@ -10,7 +10,7 @@ from colaworld.config import ConfigError
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.config import ModelConfig
 from colaworld.models.latent_action.config import IDMConfig
-from colaworld.runs.sizes import check_frames, check_heads, check_window
+from colaworld.runs.sizes import check_frames, check_heads, check_history, check_window
 
 LAM = ("idm", "quantizer", "conditioner")
 
@@ -58,6 +58,15 @@ def test_heads_share_a_width_evenly() -> None:
     check_heads(narrow, ())  # a conditioner of 3 heads is not built
     with pytest.raises(ConfigError, match=r"model\.conditioner\.heads: .* 32 \(the backbone's\)"):
         check_heads(narrow, LAM)
+
+
+@pytest.mark.parametrize("asked", [(0, 3), (3, 2), (4, 5)])
+def test_a_history_that_leaves_nothing_is_refused_at_the_start(asked) -> None:
+    """Not in the second phase, behind the first."""
+    check_history(ModelConfig(), frames=4, history=(3, 9), frozen_history=None)
+    for name in ("history", "frozen_history"):
+        with pytest.raises(ConfigError, match=rf"objective\.{name}: \(.*leaves nothing.*most < 4"):
+            check_history(ModelConfig(), frames=4, **{name: asked})
 
 
 def test_a_window_other_than_the_clips_of_training_is_told(caplog) -> None:
