@@ -59,6 +59,7 @@ FREE = (
 )
 # Fields that early configurations do not have, and what they did.
 _LATER = {
+    "data.recorded_fps": None,
     "data.streams": None,
     "model.backbone.clip_fps": False,
     "model.backbone.round_times": False,
