@@ -54,22 +54,26 @@ def checked_frames(frames: Any, argument: str, *, size: tuple[int, int] | None =
 
 
 def check_codes(
-    codes: Any, argument: str, shape: tuple[int | str, ...], *, values: bool = True
+    codes: Any,
+    argument: str,
+    shape: tuple[int | str, ...],
+    *,
+    values: bool = True,
+    what: str = "codes",
 ) -> None:
     """ValueError unless `codes` are floating-point, of this shape, and finite.
 
     A string in `shape` names a dimension of any length. `values=False` does not read them.
     """
-    wanted = f"{argument}: expected codes [{', '.join(map(str, shape))}]"
+    wanted = f"{argument}: expected {what} [{', '.join(map(str, shape))}]"
     fits = isinstance(codes, Tensor) and _dense(codes) and codes.ndim == len(shape)
     if not fits or any(
         isinstance(n, int) and n != m for n, m in zip(shape, codes.shape, strict=True)
     ):
         raise ValueError(f"{wanted}, got {_what(codes)}")
     if not _is_float(codes):
-        raise ValueError(
-            f"{wanted}, got {_what(codes)}; world.lookup(indices) gives the codes of entries"
-        )
+        hint = "; world.lookup(indices) gives the codes of entries" if what == "codes" else ""
+        raise ValueError(f"{wanted}, got {_what(codes)}{hint}")
     if values and not codes.isfinite().all():
         raise ValueError(f"{wanted}, got some that are not finite")
 

@@ -137,6 +137,8 @@ class RolloutState:
 
         Raises ValueError where, with a `decode_context`, those before them are not held any more.
         """
+        _, C, _, h, w = self._latents.shape
+        check_codes(latents, "decode", (self.rows, C, "k", h, w), values=False, what="latents")
         new, most = latents.shape[2], self._latents.shape[2] - 1
         if self.stride > 1:  # what a latent shows may depend on those before it
             if not 1 <= new <= most:

@@ -115,6 +115,22 @@ def test_codes_that_are_none_are_named(world, name, wrong, message):
         call(world, name, FRAMES, wrong)
 
 
+def test_latents_that_are_none_are_named(world):
+    state = world.begin(FRAMES[:, :1], generator=torch.Generator())
+    made = state.advance(CODES[:, :1])
+    for wrong in (
+        None,
+        made[:0],
+        made[..., :1],
+        made[0],
+        made.byte(),
+        made.to(torch.float8_e4m3fn),
+    ):
+        with pytest.raises(ValueError, match=r"^decode: expected latents \[2, 12, k, 4, 4\], got "):
+            state.decode(wrong)
+    assert state.decode(made).shape == (2, 1, 3, 8, 8)
+
+
 @pytest.mark.parametrize("name", CALLS[1:])
 @pytest.mark.parametrize("wrong", [None, 0, np.random.default_rng(0)])
 def test_noise_that_could_not_be_repeated_is_refused(world, name, wrong):
