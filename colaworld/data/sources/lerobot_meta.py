@@ -19,6 +19,7 @@ checksums (ours have them).
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 from collections.abc import Callable, Sequence
@@ -144,6 +145,7 @@ class Folder:
         if self._within[0].parent.name == "snapshots":  # the hub's cache keeps all bytes beside it
             self._within.append(self._within[0].parent.parent / "blobs")
         self._known: dict[str, Path] = {}
+        self._inside: dict[str, bool] = {}  # folders that were looked at
 
     def file(self, name: str | Path, said_by: str) -> Path:
         """The path of `name`, there or not. Raises DataError where it leads out of the folder."""
@@ -151,6 +153,9 @@ class Folder:
             return path
         path = self.root / name
         try:
+            if self._plain(path):
+                self._known[str(name)] = path
+                return path
             mode = path.stat().st_mode if path.exists() else stat.S_IFREG
             real = path.resolve()
         except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a name with \0
@@ -164,6 +169,18 @@ class Folder:
             raise DataError(f"{said_by}: {path} is no regular file")
         self._known[str(name)] = path
         return path
+
+    def _plain(self, path: Path) -> bool:
+        """Whether it is a regular file, or none, in a folder within the set: one look for most files."""
+        folder = str(path.parent)
+        if folder not in self._inside:
+            real = path.parent.resolve()
+            self._inside[folder] = any(real.is_relative_to(within) for within in self._within)
+        try:
+            regular = stat.S_ISREG(os.lstat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            regular = True
+        return regular and self._inside[folder] and path.name != ".."
 
 
 def kind_of(dtype: Any) -> str | None:
