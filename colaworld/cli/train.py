@@ -106,6 +106,7 @@ def _train(argv: list[str], processes: Processes) -> int:
             _of_one(config, processes.world_size),
             cast("WorldModel", trainer.model),
             device=trainer.device,
+            processes=processes.world_size,
             **size,
         )
     except ConfigError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -19,9 +20,11 @@ from colaworld.config import ConfigError
 from colaworld.models.tokenizers.tokenizer import latent_frames
 from colaworld.models.world_model import WorldModel
 from colaworld.runs.config import RunConfig
-from colaworld.runs.memory import GIB, plan_memory
+from colaworld.runs.memory import GIB, PhaseMemory, plan_memory
+from colaworld.runs.scale import count, memory_of_one
 from colaworld.runs.sizes import patch_multiples
 from colaworld.training.phases import Phase
+from colaworld.training.step import uses_bf16
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +100,7 @@ def check_memory(
     width: int,
     device: torch.device,
     memory: int | None = None,
+    processes: int = 1,
 ) -> str:
     """Tokens of a frame and of a pass, in words, with a step's memory where that may matter.
 
@@ -106,6 +110,8 @@ def check_memory(
         height, width: of its frames, in pixels.
         device: where it trains.
         memory: bytes there are; None asks the machine.
+        processes: that train together; each may hold a piece of the video model only. The batch of
+            `config` is the share of one.
 
     Raises ConfigError where a step needs more than there is; warns where it needs more than half.
     """
@@ -119,22 +125,26 @@ def check_memory(
     if left_behind + held(model, config.scheduled()) > there / 4:
         sized = replace(config, data=replace(config.data, height=height, width=width))
         try:
-            most = max(plan_memory(sized, device=device.type), key=lambda phase: phase.total)
+            plans = plan_memory(sized, device=device.type)
+            totals = {plan.phase: plan.total for plan in plans}
+            if processes > 1:
+                totals = _of_each(sized, plans, device.type, processes)
+            phase, most = max(totals.items(), key=operator.itemgetter(1))
         except RuntimeError as error:
             # A part of one's own that looks at values trains well, but cannot be traced.
             log.warning(
                 "how much memory a step needs is not known (%s: %s)", type(error).__name__, error
             )
         else:
-            needed = f"a step of {most.phase} needs about {most.total / GIB:.1f} GiB"
-            if most.total > there:
+            needed = f"a step of {phase} needs about {most / GIB:.1f} GiB"
+            if most > there:
                 raise ConfigError(
                     f"{needed}, {device} has {there / GIB:.1f}: frames of {height}x{width} px are "
                     f"{said}. What helps: {smaller}fewer clips in a pass (--training.batch-size), what "
                     f"colaworld plan-memory {config.recipe} names; --anyway starts all the same"
                 )
             needed += f" of {there / GIB:.1f}"
-            if most.total > there / 2:
+            if most > there / 2:
                 log.warning(
                     "%s: what else runs here may not fit beside it. What helps: %sfewer clips in a pass "
                     "(--training.batch-size)",
@@ -142,3 +152,16 @@ def check_memory(
                 )
             said += f"; {needed}"
     return said
+
+
+def _of_each(
+    config: RunConfig, plans: Iterable[PhaseMemory], kind: str, processes: int
+) -> dict[str, int]:
+    """Bytes of each of several processes, by phase."""
+    counts, bf16 = count(config, kind=kind), uses_bf16(config.training.autocast, kind)
+    return {
+        plan.phase: memory_of_one(
+            config, plan, config.phases[plan.phase], counts, processes=processes, bf16=bf16
+        )
+        for plan in plans
+    }

@@ -152,7 +152,7 @@ def traffic(
     )
 
 
-def memory(
+def memory_of_one(
     config: RunConfig,
     alone: PhaseMemory,
     phase: Phase,
@@ -220,7 +220,7 @@ def plan_scale(
         made.append(
             PhaseScale(
                 phase.name,
-                memory(config, alone, phase, counts, processes=processes, bf16=bf16),
+                memory_of_one(config, alone, phase, counts, processes=processes, bf16=bf16),
                 handed,
                 flops,
                 (low, high),

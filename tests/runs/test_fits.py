@@ -14,6 +14,7 @@ from colaworld.recipes import recipe
 from colaworld.runs import fits
 from colaworld.runs.build import build_model
 from colaworld.runs.memory import GIB, PhaseMemory
+from colaworld.training.config import ParallelConfig
 
 CPU = torch.device("cpu")
 
@@ -48,6 +49,22 @@ def test_weights_and_their_moments_count_too(nano, monkeypatch) -> None:
     assert not asked
     fits.check_memory(config, model, **size, memory=4 * (activations + 15 * weights))
     assert asked
+
+
+def test_a_video_model_in_pieces_needs_less_of_each_process(nano, monkeypatch) -> None:
+    config, model = nano
+    training = replace(config.training, parallel=ParallelConfig(shard="blocks"))
+    config = replace(config, training=training)
+    plan = [PhaseMemory("joint", 0, 0, 0, 0, GIB, 0)]
+    monkeypatch.setattr(fits, "plan_memory", lambda *_, **__: plan)
+    size = {"height": 120, "width": 160, "device": CPU, "memory": 4 * GIB}
+    assert "about 1.0 GiB" in fits.check_memory(config, model, **size)
+    generator = sum(p.numel() for p in model.backbone.parameters())
+    plan[0] = PhaseMemory("joint", 16 * generator, 0, 0, 0, 4 * GIB - 8 * generator, 0)
+    with pytest.raises(ConfigError, match=r"a step of joint needs about 4\.0 GiB"):
+        fits.check_memory(config, model, **size)
+    # Three quarters of weights, gradients and moments lie elsewhere: 12 bytes a parameter.
+    fits.check_memory(config, model, **size, processes=4)
 
 
 def test_more_than_half_of_the_machine_is_warned_of(nano, monkeypatch, caplog) -> None:
