@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,8 +16,9 @@ import tyro
 
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.errors import FORESEEN, report_error
-from colaworld.config import Checked, Count, Positive, Weight
+from colaworld.config import Checked, ConfigError, Count, Positive, Weight
 from colaworld.data.config import DataConfig, check_there
+from colaworld.data.mixture import named_data, shares_told
 from colaworld.files import printable
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class InspectConfig(Checked, at="--"):
     """What to look at."""
 
     path: Annotated[Path, tyro.conf.Positional]
-    """A LeRobot folder, any folder of video files, tars of them or HDF5 files, or one file."""
+    """A LeRobot folder, any folder of video files, tars of them or HDF5 files, or one file; or a YAML file
+    that names several with their weights."""
     sheet: Path | None = None
     """Write a contact sheet into this PNG file: a row of frames per episode."""
     source: str = "auto"
@@ -151,28 +153,42 @@ def run(argv: list[str]) -> int:
         check_there(config.path)
         from colaworld.data.inspection import contact_sheet, inspect  # imports torch
 
-        found = inspect(
-            DataConfig(
-                path=config.path,
-                source=config.source,
-                camera=config.camera,
-                recorded_fps=config.recorded_fps,
-                action_column=config.action_column,
-                scene_cut_threshold=config.scene_cut_threshold,
-            ),
-            most_episodes=config.episodes,
-            rows=config.rows,
+        data = named_data([str(config.path)]) or DataConfig()
+        several = len(data.mixture) > 1
+        if several and config.sheet is not None:
+            raise ConfigError("--sheet: of one data set; inspect the folder of one of the mixture")
+        default = DataConfig(
+            source=config.source,
+            camera=config.camera,
+            recorded_fps=config.recorded_fps,
+            action_column=config.action_column,
+            scene_cut_threshold=config.scene_cut_threshold,
         )
-        print_inspection(found)
-        if config.sheet is None:
-            print("to see frames of it: --sheet FILE.png")
-        elif found.thumbnails:
-            print(f"contact sheet: {contact_sheet(found, config.sheet)}")
+        data = replace(default, path=data.path, mixture=data.mixture)
+        if data.mixture:
+            from colaworld.data.loader import ClipLoader
+
+            counted = replace(
+                data, streams=1, workers=0, height=32, width=32
+            )  # sizes may differ yet
+            print(f"clips of {data.frames_per_clip} frames, as training takes them by default:")
+            print("\n".join(shares_told(ClipLoader(counted, batch_size=16, seed=0), 16)))
+        bad = False
+        for name, one in data.sets().items():
+            if data.mixture:
+                print(f"\n{name}")
+            found = inspect(one, most_episodes=config.episodes, rows=config.rows)
+            print_inspection(found)
+            bad = bad or bool(found.broken or found.constant or found.action_problems)
+            if config.sheet is None and not data.mixture:
+                print("to see frames of it: --sheet FILE.png")
+            elif config.sheet is not None and found.thumbnails:
+                print(f"contact sheet: {contact_sheet(found, config.sheet)}")
     except FORESEEN as error:
         return report_error("colaworld data inspect", error)
     finally:
         rooms_log.setLevel(level)
-    return 1 if found.broken or found.constant or found.action_problems else 0
+    return int(bad)
 
 
 if __name__ == "__main__":

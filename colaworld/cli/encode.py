@@ -15,7 +15,7 @@ import tyro
 
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.progress import bar
-from colaworld.cli.train import choose_device, data_flag, take
+from colaworld.cli.train import choose_device, take, take_data
 from colaworld.config import Checked, Count, Positive, load_yaml
 from colaworld.data.config import check_there
 from colaworld.models.tokenizers import build_tokenizer
@@ -60,7 +60,7 @@ def run(argv: list[str]) -> int:
         names = "\n".join(f"  {name}" for name in RECIPES)
         print(f"{_USAGE}\nrecipes:\n{names}", file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
-    name, rest = argv[0], data_flag(argv[1:])
+    name, rest = argv[0], argv[1:]
     files, rest = take(rest, "--config")
     presets, rest = take(rest, "--preset")
     stored = _config(name)
@@ -68,8 +68,9 @@ def run(argv: list[str]) -> int:
         stored = with_preset(stored, preset)
     for file in files:
         stored = load_yaml(file, RunConfig, base=stored)
+    data, rest = take_data(rest, stored.data)
     options = from_command_line(
-        EncodeOptions(name=name, run=replace(stored, data=replace(stored.data, split="all"))),
+        EncodeOptions(name=name, run=replace(stored, data=replace(data, split="all"))),
         [name, *rest],
         program="colaworld data encode",
         description="Encode a data set once, for training runs to read its latents.",
@@ -77,7 +78,7 @@ def run(argv: list[str]) -> int:
     )
     rank, world_size = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
     config = options.run
-    check_there(config.data.path)
+    check_there(config.data.one_set().path)
     device = own_device(choose_device(options.device))
 
     # Not above: help and wrong calls need none of it.

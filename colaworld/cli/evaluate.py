@@ -13,7 +13,7 @@ import tyro
 
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.progress import bar
-from colaworld.cli.train import choose_device, data_flag
+from colaworld.cli.train import choose_device, data_flag, take_data
 from colaworld.data.config import DataConfig, check_there
 from colaworld.evaluation.layout import read_evaluation
 from colaworld.evaluation.settings import EvaluationConfig
@@ -41,11 +41,11 @@ class EvaluateOptions:
 
 def run(argv: list[str]) -> int:
     """Evaluate; prints the table and the report's path."""
-    arguments = data_flag(argv)
-    folder = _parse(EvaluateOptions(run=tyro.MISSING), arguments).run
+    folder = _parse(EvaluateOptions(run=tyro.MISSING), data_flag(argv)).run
     stored = read_config(folder)
+    data, arguments = take_data(argv, stored.data)
     default = EvaluateOptions(
-        run=folder, data=stored.data, sampler=stored.sampler, evaluation=stored.evaluation
+        run=folder, data=data.one_set(), sampler=stored.sampler, evaluation=stored.evaluation
     )
     options = _parse(default, arguments)
     config = replace(

@@ -155,8 +155,8 @@ def _load(options: SampleOptions, device: str) -> tuple[World, DataConfig]:
     folder = options.run
     if (folder / "config.yaml").is_file():
         world, config = load_world(folder, device=device)
-        data = replace(config.data, path=options.data or config.data.path, split="heldout")
-        return world, data
+        data = config.data if options.start else config.data.one_set(options.data)
+        return world, replace(data, split="heldout")
     described = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if not isinstance(described, dict) or "frames" not in described:
         raise ValueError(

@@ -19,13 +19,15 @@ import tyro
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.launch import Processes, launched, program
 from colaworld.config import ConfigError, leaves, load_given, to_dict
-from colaworld.data.config import check_there
+from colaworld.data.config import DataConfig, MixtureSource, check_sets
+from colaworld.data.mixture import named_data, shares_told
 from colaworld.recipes import RECIPES, recipe
 from colaworld.runs.config import RunConfig, read_config
 from colaworld.runs.lengths import codes_start, shortened
 from colaworld.runs.presets import with_preset
 
 if TYPE_CHECKING:
+    from colaworld.data.loader import ClipLoader
     from colaworld.models.world_model import WorldModel
     from colaworld.training.checkpoint import Checkpoint
     from colaworld.training.trainer import Trainer
@@ -76,7 +78,7 @@ def run(argv: list[str]) -> int:
 def _train(argv: list[str], processes: Processes) -> int:
     options, changes = processes.after_main(lambda: _parse(_restarted(argv, processes)))
     config = options.run
-    check_there(config.data.path)
+    check_sets(config.data)
     device = processes.device(choose_device(options.device))
 
     # Not above: torch takes seconds, and help and wrong calls need none of it.
@@ -99,7 +101,7 @@ def _train(argv: list[str], processes: Processes) -> int:
         device=device,
         resume_command=shlex.join([*processes.command(), "train", *arguments, "--resume"]),
     )
-    clips = trainer.loader.clips  # type: ignore[attr-defined]
+    clips = cast("ClipLoader", trainer.loader).clips
     size = {"height": clips.height, "width": clips.width}
     try:
         tokens = check_memory(
@@ -162,7 +164,7 @@ def _parse(argv: list[str]) -> tuple[TrainOptions, list[str]]:
     """The same, and what was scaled to a shorter run."""
     name, *rest = argv
     base = recipe(name)
-    rest = data_flag(rest)
+    data, rest = take(rest, "--data")
     files, rest = take(rest, "--config")
     presets, rest = take(rest, "--preset")
     for preset in presets:
@@ -200,13 +202,16 @@ def _parse(argv: list[str]) -> tuple[TrainOptions, list[str]]:
                 f"{file} is a configuration of {config.recipe}, not of {name}; run "
                 f"colaworld train {config.recipe}, or take `recipe` and `schedule` out of the file"
             )
+    if (named := named_data(data)) is not None:
+        named = replace(config.data, path=named.path, mixture=named.mixture)
+        config = replace(config, data=named)
     options = from_command_line(
         TrainOptions(out=folder, run=config),
         rest,
         program=f"colaworld train {name}",
         description=(RECIPES[name].__doc__ or "").strip(),
         usual={
-            "--data PATH": "The videos: short for --data.path.",
+            "--data PATH": "The videos; several sets: a YAML file, or --data NAME=PATH:WEIGHT for each.",
             "--config FILE": "A YAML file; options on the command line win over it.",
             "--preset GB": "Fit a published video model into a card of 24, 48, 80 or 141 GB.",
         },
@@ -229,6 +234,12 @@ def data_flag(arguments: list[str]) -> list[str]:
     return spelled
 
 
+def take_data(arguments: list[str], data: DataConfig) -> tuple[DataConfig, list[str]]:
+    """`data` at the path, or with the set of its mixture, that --data names; the other arguments."""
+    values, rest = take(data_flag(arguments), "--data.path")
+    return data.one_set(Path(values[-1])) if values else data, rest
+
+
 def take(arguments: list[str], flag: str) -> tuple[list[str], list[str]]:
     """(values given for `flag`, as `--flag X` or `--flag=X`, the other arguments)."""
     values: list[str] = []
@@ -249,9 +260,10 @@ def take(arguments: list[str], flag: str) -> tuple[list[str], list[str]]:
 
 def _settled(config: RunConfig) -> RunConfig:
     """Paths made absolute, so that the run is found again from any folder."""
-    path, weights = config.data.path, config.backbone_weights
-    if path is not None:
-        config = replace(config, data=replace(config.data, path=path.resolve()))
+    data, weights = config.data, config.backbone_weights
+    mixture = {n: replace(one, path=one.path.resolve()) for n, one in data.mixture.items()}
+    path = None if data.path is None else data.path.resolve()
+    config = replace(config, data=replace(data, path=path, mixture=mixture))
     if weights is not None and weights.lower() == "none":
         weights = None
     elif weights and weights != "nano" and Path(weights).exists():
@@ -298,29 +310,7 @@ def summary(
     """
     import torch
 
-    clips = trainer.loader.clips  # type: ignore[attr-defined]
-    left_out = [
-        f"{count} {what}"
-        for count, what in (
-            (len(clips.source.episodes) - len(clips.episodes), "held out"),
-            (len(clips.too_short), "too short"),
-            (len(clips.broken), "broken"),
-        )
-        if count
-    ]
-    described, episodes = clips.source.describe(), clips.source.episodes
-    sizes = sorted({(episode.height, episode.width) for episode in episodes})
-    rates = [min(e.fps for e in episodes), max(e.fps for e in episodes)]
-    recorded = [
-        *([f"camera {described.camera}"] if described.camera else []),
-        " and ".join(f"{h}x{w}" for h, w in dict.fromkeys((sizes[0], sizes[-1]))) + " px",
-        " to ".join(dict.fromkeys(f"{rate:.4g}" for rate in rates)) + " frames/s",
-    ]
-    data = (
-        f"{len(clips.episodes)} episodes, {len(trainer.loader)} clips of "  # type: ignore[arg-type]
-        f"{config.data.frames_per_clip} frames, {clips.height}x{clips.width} px"
-        + (f" ({', '.join(left_out)})" if left_out else "")
-    )
+    data = _data(config, cast("ClipLoader", trainer.loader))
     counts = {
         name: sum(p.numel() for p in part.parameters())
         for name, part in trainer.model.named_children()
@@ -337,9 +327,7 @@ def summary(
     if trainer.distributed.world_size > 1:
         device += f", {trainer.distributed.world_size} processes"
     lines = [
-        ("data", f"{config.data.path} ({described.format})"),
-        ("", f"recorded with {', '.join(recorded)}"),
-        ("", data),
+        *(("data" if i == 0 else "", text) for i, text in enumerate(data)),
         ("video model", _backbone(config)),
         ("parameters", ", ".join(f"{n} {_short(count)}" for n, count in counts.items() if count)),
         *(("phases" if i == 0 else "", text) for i, text in enumerate(phases)),
@@ -353,6 +341,40 @@ def summary(
     ]
     about = (RECIPES[config.recipe].__doc__ or "").strip() if config.recipe in RECIPES else ""
     return "\n".join([f"{config.recipe}: {about}", *(f"  {k:12}{v}" for k, v in lines)])
+
+
+def _data(config: RunConfig, loader: ClipLoader) -> list[str]:
+    """Each set: where and what it is, how it was recorded, how much of it is used; their shares."""
+    lines = []
+    for name, clips in loader.sets.items():
+        left_out = [
+            f"{count} {what}"
+            for count, what in (
+                (len(clips.source.episodes) - len(clips.episodes), "held out"),
+                (len(clips.too_short), "too short"),
+                (len(clips.broken), "broken"),
+            )
+            if count
+        ]
+        described, episodes = clips.source.describe(), clips.source.episodes
+        sizes = sorted({(episode.height, episode.width) for episode in episodes})
+        rates = [min(e.fps for e in episodes), max(e.fps for e in episodes)]
+        recorded = [
+            *([f"camera {described.camera}"] if described.camera else []),
+            " and ".join(f"{h}x{w}" for h, w in dict.fromkeys((sizes[0], sizes[-1]))) + " px",
+            " to ".join(dict.fromkeys(f"{rate:.4g}" for rate in rates)) + " frames/s",
+        ]
+        called = f"{name}: " if config.data.mixture else ""
+        lines += [
+            f"{called}{clips.config.path} ({described.format})",
+            f"recorded with {', '.join(recorded)}",
+            f"{len(clips.episodes)} episodes, {clips.count} clips of "
+            f"{config.data.frames_per_clip} frames, {clips.height}x{clips.width} px"
+            + (f" ({', '.join(left_out)})" if left_out else ""),
+        ]
+    if config.data.mixture:
+        lines += shares_told(loader, config.training.batch_size * config.training.accumulate)
+    return lines
 
 
 def _backbone(config: RunConfig) -> str:
@@ -409,9 +431,14 @@ def same_frames(config: RunConfig, base: RunConfig) -> list[str]:
             continue
         where, _, name = key.replace("_", "-").rpartition(".")
         no = "no-" if value is False else ""
+        if key.startswith("data.mixture"):
+            continue
         flags.append("--data" if key == "data.path" else f"--{where}.{no}{name}")
         if not isinstance(value, bool):
             flags += map(str, value if isinstance(value, list) else [value])
+    for name, one in config.data.mixture.items():
+        plain = one == MixtureSource(one.path, one.weight)
+        flags += ["--data", f"{name}={one.path}:{one.weight:g}" if plain else "MIXTURE.yaml"]
     return flags
 
 

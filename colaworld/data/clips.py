@@ -51,7 +51,7 @@ class ClipSet:
     """Opens a data set and answers for its clips. Raises DataError where none can be had."""
 
     def __init__(self, config: DataConfig) -> None:
-        path = check_there(config.path)
+        path = check_there(config.one_set().path)
         self.config = config
         self.source = open_source(
             path,
@@ -95,6 +95,7 @@ class ClipSet:
                 most_frames=most,
             )
         ]
+        self.count = sum(segment.starts for segment in self.segments)  # clips, before cuts
 
     def _too_short(self) -> list[EpisodeInfo]:
         return [e for e in self.episodes if self._timing[e.index].length < self.span(e.index)]

@@ -5,7 +5,7 @@ Not here: cutting (clips.py), compressing (video_writer.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,12 +24,36 @@ from colaworld.data.errors import DataError
 
 
 @dataclass(frozen=True)
+class MixtureSource(Checked, at="data.mixture."):
+    """One data set of a mixture. What is left out is as the mixture's other data settings say."""
+
+    path: Path
+    """The data set: a folder, as `data.path`."""
+    weight: Positive = 1.0
+    """Its share of the clips, relative to the weights of the others."""
+    source: str = "auto"
+    """How to read it, as `data.source`."""
+    camera: str | None = None
+    """Of several views, the one to use."""
+    stride: Count | None = None
+    """Every stride-th frame, in place of data.stride and data.fps."""
+    fps: Positive | None = None
+    """Frames per second of a clip, in place of data.stride and data.fps."""
+    recorded_fps: Positive | None = None
+    """Frames per second of files that do not say it."""
+    split: Literal["train", "heldout", "all"] | None = None
+    """Which share of its episodes to use."""
+
+
+@dataclass(frozen=True)
 class DataConfig(Checked, at="data."):
     """Which clips are cut from which videos."""
 
     path: Path | None = None
     """The data set: a LeRobot folder, any folder of video files, of tars that hold them
     (WebDataset), or of HDF5 files (robomimic, LIBERO). docs/data-formats.md has all."""
+    mixture: dict[str, MixtureSource] = field(default_factory=dict)
+    """In place of `path`: several data sets by name, each with a weight."""
     source: str = "auto"
     """How to read it: lerobot, hdf5, webdataset, video_folder, or a source of your own. auto: the
     first that recognises it."""
@@ -83,6 +107,56 @@ class DataConfig(Checked, at="data."):
             raise ConfigError(
                 f"data: set both height and width or neither, got {self.height} and {self.width}"
             )
+        if self.path is not None and self.mixture:
+            raise ConfigError(
+                f"data.path: expected none beside data.mixture ({', '.join(self.mixture)}), got "
+                f"{self.path}; name one set or several"
+            )
+
+    def sets(self) -> dict[str, DataConfig]:
+        """The data sets by name, each as if it stood alone; one that does stand alone is "data"."""
+        if not self.mixture:
+            return {"data": self}
+        made = {}
+        for name, part in self.mixture.items():
+            rate = {"stride": self.stride, "fps": self.fps}
+            if part.stride is not None or part.fps is not None:
+                rate = {"stride": part.stride or 1, "fps": part.fps}
+            made[name] = replace(
+                self,
+                path=part.path,
+                mixture={},
+                source=part.source,
+                camera=part.camera,
+                recorded_fps=part.recorded_fps or self.recorded_fps,
+                split=part.split or self.split,
+                cache_mb=self.cache_mb / len(self.mixture),
+                **rate,
+            )
+        return made
+
+    def shares(self) -> dict[str, float]:
+        """Which share of the clips comes from each of `sets`; the sum is 1."""
+        total = sum(part.weight for part in self.mixture.values())
+        return {name: part.weight / total for name, part in self.mixture.items()} or {"data": 1.0}
+
+    def one_set(self, named: Path | None = None) -> DataConfig:
+        """The data of one set: that of a mixture with this name or path, or another one at this path.
+
+        Raises DataError where there are several and none is named.
+        """
+        sets = self.sets()
+        if named is None:
+            if self.mixture:
+                raise DataError(
+                    f"these are {len(sets)} data sets, one is needed: name one with --data: "
+                    f"{', '.join(sets)}"
+                )
+            return self
+        for name, data in sets.items() if self.mixture else ():
+            if str(named) == name or (data.path and named.resolve() == data.path.resolve()):
+                return data
+        return replace(self, path=named, mixture={})
 
 
 @dataclass(frozen=True)
@@ -98,6 +172,15 @@ class EncodingConfig(Checked, at="encoding."):
     """x264 preset: slower ones give smaller files at the same quality."""
     keyframe_every: Count = 2
     """Frames from one key frame to the next."""
+
+
+def check_sets(data: DataConfig) -> None:
+    """Raises DataError, by name in a mixture, where no data set is named or one is not there."""
+    for name, one in data.sets().items():
+        try:
+            check_there(one.path)
+        except DataError as error:
+            raise DataError(f"data.mixture.{name}: {error}" if data.mixture else error) from None
 
 
 def check_there(path: Path | None) -> Path:

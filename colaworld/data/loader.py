@@ -5,8 +5,9 @@ Not here: what a clip is (clips.py, windows.py), which follows which (order.py),
 
 A batch of all processes holds the next slots of the run: row i on rank r of W is slot i * W + r of it. A
 slot's clip is the next one of its stream that crosses no cut. So the clips of a batch do not depend on
-W, and threads only fetch ahead of the order. `state_dict()` is two numbers for each stream, and resuming
-decodes nothing that lies before.
+W, and threads only fetch ahead of the order. In a mixture of several sets each has its streams, and
+seed and slot say which set is asked. `state_dict()` is two numbers for each stream, and resuming decodes
+nothing that lies before.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Literal, Protocol
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +35,7 @@ from colaworld.data.order import Place, StreamOrder
 from colaworld.data.windows import Segment, disjoint_starts
 
 log = logging.getLogger(__name__)
+Positions = dict[int, dict[str, tuple[int, int]]]  # stream -> set -> epoch and position
 _BATCHES_AHEAD = 3  # finished batches that wait for the training step
 
 
@@ -59,6 +63,9 @@ class ClipLoader:
     `world_size` deal them out. `with_actions` adds real actions; DataError if there are none.
     `latents`, of this loader's `clips`, fills each batch's latents; it may be set until the first batch
     is asked for. `close()` stops the threads (they are daemons, so a process can end without it).
+
+    `sets` are the data sets by name; an episode number of a batch counts through all of them, each
+    beginning at its `first_episode`.
 
     Args:
         config: the data; its `streams`, None: the largest divisor of batch_size that the segments of
@@ -94,14 +101,31 @@ class ClipLoader:
         self.config, self.batch_size, self.seed = config, batch_size, seed
         self.rank, self.world_size, self.with_actions = rank, world_size, with_actions
         self.latents = latents
-        self.clips = ClipSet(config)
+        self.sets = _opened(config)
+        if latents is not None and len(self.sets) > 1:
+            raise ValueError("ClipLoader: latents are of one data set, these are several")
+        episodes = [len(clips.source.episodes) for clips in self.sets.values()]
+        self.first_episode = dict(zip(self.sets, accumulate([0, *episodes]), strict=False))
         self._use_streams(config.streams or self._most_streams())
         self._slots = 0  # handed out by all processes
-        self._at = {stream: (0, 0) for stream in self._own}  # epoch and position
+        self._at: Positions = {k: dict.fromkeys(self.sets, (0, 0)) for k in self._own}
         self._builder: _Builder | None = None
         self._fetcher: _Fetcher | None = None
         if with_actions:
-            self.clips.require_actions()
+            for clips in self.sets.values():
+                clips.require_actions()
+            _check_alike(self.sets, "actions", lambda clips: clips.action_spec)
+
+    @property
+    def clips(self) -> ClipSet:
+        """The set, or the first of several."""
+        return next(iter(self.sets.values()))
+
+    @property
+    def usual_fps(self) -> float:
+        """Frames per second of most clips."""
+        shares = self.config.shares()
+        return self.sets[max(shares, key=lambda name: shares[name])].usual_fps
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -114,7 +138,7 @@ class ClipLoader:
 
     def __len__(self) -> int:
         """Clips in an epoch of this rank's share, on average, before cuts."""
-        return int(self._order.starts.sum()) // self.world_size
+        return sum(clips.count for clips in self.sets.values()) // self.world_size
 
     def __iter__(self) -> ClipLoader:
         return self
@@ -130,14 +154,26 @@ class ClipLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch begins: a few plain values, ready for JSON. `at` has the epoch and
-        position of the streams of this rank; `merge_states` joins those of all."""
+        position of the streams of this rank, in a mixture by the name of the set; `merge_states` joins
+        those of all ranks."""
+        clips: Any = {name: one.count for name, one in self.sets.items()}
+        places: Any = {
+            str(k): {name: list(place) for name, place in at.items()} for k, at in self._at.items()
+        }
+        shares = None
+        if self.config.mixture:
+            shares = self.config.shares()
+        else:
+            (clips,) = clips.values()
+            places = {k: at["data"] for k, at in places.items()}
         return {
             "seed": self.seed,
-            "clips": int(self._order.starts.sum()),
+            "clips": clips,
             "latents": None if self.latents is None else self.latents.order,
+            **({} if shares is None else {"shares": shares}),
             "streams": self.streams,
             "slots": self._slots,
-            "at": {str(stream): list(at) for stream, at in self._at.items()},
+            "at": places,
         }
 
     @staticmethod
@@ -172,11 +208,11 @@ class ClipLoader:
         if state["streams"] != self.streams:
             self._use_streams(state["streams"])
         now = self.state_dict()
-        for name in ("seed", "clips", "latents"):
-            if state.get(name) != now[name]:
+        for name in ("seed", "clips", "latents", "shares"):
+            if state.get(name) != now.get(name):
                 raise ValueError(
                     f"ClipLoader: the state was taken with {name}={state.get(name)}, this loader "
-                    f"has {name}={now[name]}; resume with the same data and seed"
+                    f"has {name}={now.get(name)}; resume with the same data and seed"
                 )
         if missing := [stream for stream in self._own if str(stream) not in state["at"]]:
             raise ValueError(
@@ -185,7 +221,11 @@ class ClipLoader:
             )
         self.close()
         self._slots = int(state["slots"])
-        self._at = {k: (int(at[0]), int(at[1])) for k in self._own for at in [state["at"][str(k)]]}
+        self._at = {}
+        for k in self._own:
+            at = state["at"][str(k)]
+            places = at if self.config.mixture else {"data": at}
+            self._at[k] = {name: (int(e), int(p)) for name, (e, p) in places.items()}
 
     def close(self) -> None:
         """Stop the threads. The loader can go on afterwards, from where it was."""
@@ -196,8 +236,9 @@ class ClipLoader:
     def _most_streams(self) -> int:
         for streams in range(self.batch_size, 1, -1):
             if self.batch_size % streams == 0:
-                self.clips.cut(streams)
-                if len(self.clips.segments) >= streams:
+                for clips in self.sets.values():
+                    clips.cut(streams)
+                if all(len(clips.segments) >= streams for clips in self.sets.values()):
                     return streams
         return 1
 
@@ -210,23 +251,49 @@ class ClipLoader:
                 f"{_choice(n for n in range(1, streams + 1) if streams % n == 0)} processes, or, in a "
                 f"new run, set data.streams to a multiple of {self.world_size}"
             )
-        self.clips.cut(streams)
-        segments = self.clips.segments
-        if len(segments) < streams:
-            raise DataError(
-                f"{self.config.path}: {len(segments)} episodes cannot fill {streams} streams; lower "
-                "data.streams (and the number of processes), or use more episodes"
-            )
         self.streams = streams
         self._own = range(self.rank, streams, self.world_size)
-        self._order = StreamOrder(
-            starts=np.array([p.starts for p in segments], np.int64),
-            sizes=np.array([self.clips.segment_bytes(p) for p in segments], np.int64),
-            streams=streams,
-            seed=self.seed,
-            capacity=self.config.cache_mb * 1e6,
-            window=self.config.shuffle_window,
-        )
+        self._orders: dict[str, StreamOrder] = {}
+        for name, clips in self.sets.items():
+            clips.cut(streams)
+            segments = clips.segments
+            if len(segments) < streams:
+                raise DataError(
+                    f"{clips.config.path}: {len(segments)} episodes cannot fill {streams} streams; "
+                    "lower data.streams (and the number of processes), or use more episodes"
+                )
+            self._orders[name] = StreamOrder(
+                starts=np.array([p.starts for p in segments], np.int64),
+                sizes=np.array([clips.segment_bytes(p) for p in segments], np.int64),
+                streams=streams,
+                seed=self.seed,
+                capacity=clips.config.cache_mb * 1e6,
+                window=self.config.shuffle_window,
+                salt=(zlib.crc32(name.encode()),) if self.config.mixture else (),
+            )
+
+
+def _opened(config: DataConfig) -> dict[str, ClipSet]:
+    """The sets of a configuration by name. Raises DataError that names the one that cannot be used."""
+    sets = {}
+    for name, data in config.sets().items():
+        try:
+            sets[name] = ClipSet(data)
+        except DataError as error:
+            raise DataError(f"data.mixture.{name}: {error}" if config.mixture else error) from error
+    _check_alike(sets, "frames (height, width)", lambda clips: (clips.height, clips.width))
+    return sets
+
+
+def _check_alike(sets: Mapping[str, ClipSet], what: str, of: Callable[[ClipSet], Any]) -> None:
+    """DataError where two sets of a mixture cannot be in one batch."""
+    (first, wanted), *others = ((name, of(clips)) for name, clips in sets.items())
+    for name, found in others:
+        if found != wanted:
+            raise DataError(
+                f"data.mixture.{name}: {what} are {found}, those of data.mixture.{first} {wanted}; "
+                "they must be the same (data.height and data.width set the size of frames)"
+            )
 
 
 def _choice(numbers: Iterable[int]) -> str:
@@ -250,44 +317,63 @@ def _converted(state: Mapping[str, Any]) -> dict[str, Any]:
 class _Builder:
     """Builds a loader's batches one after another, from a slot and positions on."""
 
-    def __init__(self, loader: ClipLoader, slots: int, at: Mapping[int, tuple[int, int]]) -> None:
-        self.loader, self.slots, self._at = loader, slots, dict(at)
-        self.fetch: Callable[[Segment], None] | None = None  # starts decoding what will be needed
-        rows = loader.batch_size // loader.world_size
-        self._reach = -(-2 * rows // len(self._at))  # clips ahead in each stream
-        order = loader._order
-        self._walks = {k: order.walk(k, *position) for k, position in self._at.items()}
-        self._ahead: dict[int, deque[Place]] = {k: deque() for k in self._at}
-        most, n = int(order.starts.sum()), len(order.starts)
-        self._patience = max(1, 32 * order.streams / n) * most + loader.batch_size
+    def __init__(self, loader: ClipLoader, slots: int, at: Positions) -> None:
+        self.loader, self.slots = loader, slots
+        self.fetch: Callable[[ClipSet, Segment], None] | None = None  # decodes what will be needed
+        self._rows = loader.batch_size // loader.world_size
+        self._at = {(k, name): place for k, of in at.items() for name, place in of.items()}
+        self._walks = {
+            (k, name): loader._orders[name].walk(k, *place) for (k, name), place in self._at.items()
+        }
+        self._ahead: dict[tuple[int, str], deque[Place]] = {key: deque() for key in self._at}
+        self._reach = -(-2 * self._rows // len(at))  # clips ahead in each stream
+        self._drawn: tuple[int, np.ndarray] | None = None  # which set a slot asks, of the latest
 
-    def build(self) -> tuple[ClipBatch, int, dict[int, tuple[int, int]]]:
+    def build(self) -> tuple[ClipBatch, int, Positions]:
         """The next batch, and the slot and the positions behind it."""
         loader = self.loader
-        clips, rows = loader.clips, loader.batch_size // loader.world_size
-        frames = np.empty((rows, loader.config.frames_per_clip, *loader.frame_shape), np.uint8)
+        shape = self._rows, loader.config.frames_per_clip, *loader.frame_shape
+        frames = np.empty(shape, np.uint8)
         chosen = []
-        for row in range(rows):
+        for row in range(self._rows):
             slot = self.slots + row * loader.world_size + loader.rank
-            chosen.append(self._fill(slot % loader.streams, frames[row]))
+            name = self._set_of(slot)
+            clips, first = loader.sets[name], loader.first_episode[name]
+            segment, start = self._fill(slot % loader.streams, name, frames[row])
+            chosen.append(Chosen(clips, segment, start, first))
         self.slots += loader.batch_size
-        batch = _batch(clips, frames, chosen, loader.with_actions, loader.latents)
-        return batch, self.slots, dict(self._at)
+        at: Positions = {}
+        for (k, name), place in self._at.items():
+            at.setdefault(k, {})[name] = place
+        return _batch(frames, chosen, loader.with_actions, loader.latents), self.slots, at
 
-    def _fill(self, stream: int, out: np.ndarray) -> tuple[Segment, int]:
-        """The next clip of a stream that can be had, into `out` [T, 3, H, W]."""
-        clips, latents = self.loader.clips, self.loader.latents
-        passed = 0
+    def _set_of(self, slot: int) -> str:
+        """The set that a slot asks, by seed and slot alone."""
+        names = list(self.loader.sets)
+        if len(names) == 1:
+            return names[0]
+        part, place = divmod(slot, 4096)
+        if self._drawn is None or self._drawn[0] != part:
+            edges = np.cumsum(list(self.loader.config.shares().values()))
+            drawn = np.random.default_rng([self.loader.seed, 3, part]).random(4096)
+            drawn = np.searchsorted(edges / edges[-1], drawn, "right")
+            self._drawn = part, drawn
+        return names[self._drawn[1][place]]
+
+    def _fill(self, stream: int, name: str, out: np.ndarray) -> tuple[Segment, int]:
+        """The next clip of a set's stream that can be had, into `out` [T, 3, H, W]."""
+        clips, latents = self.loader.sets[name], self.loader.latents
+        passed, n = 0, len(clips.segments)
         while True:
-            place = self._next(stream)
-            self._at[stream] = place.epoch, place.position
+            place = self._next(stream, name)
+            self._at[stream, name] = place.epoch, place.position
             segment = clips.segments[place.segment]
             start = segment.first + place.clip
             stored = latents is None or latents.has(segment.episode, start)
             if stored and clips.clip(clips.decoded(segment), segment, start, out):
                 return segment, start
             passed += 1
-            if passed > self._patience:
+            if passed > max(1, 32 * self.loader.streams / n) * clips.count:  # most of it, or all
                 raise DataError(
                     f"{clips.config.path}: no clip of {clips.config.frames_per_clip} frames "
                     "without a scene cut was found in a whole pass; lower frames_per_clip or "
@@ -295,35 +381,47 @@ class _Builder:
                     + ("" if latents is None else f"; or {latents} has none of them")
                 )
 
-    def _next(self, stream: int) -> Place:
+    def _next(self, stream: int, name: str) -> Place:
+        walk = self._walks[stream, name]
         if self.fetch is None:
-            return next(self._walks[stream])
-        ahead = self._ahead[stream]
+            return next(walk)
+        clips, ahead = self.loader.sets[name], self._ahead[stream, name]
         while len(ahead) <= self._reach:
-            ahead.append(next(self._walks[stream]))
-            self.fetch(self.loader.clips.segments[ahead[-1].segment])
+            ahead.append(next(walk))
+            self.fetch(clips, clips.segments[ahead[-1].segment])
         return ahead.popleft()
 
 
+class Chosen(NamedTuple):
+    """A clip of a batch."""
+
+    clips: ClipSet
+    segment: Segment
+    start: int
+    first_episode: int = 0  # of its set, among those of all sets
+
+
 def _batch(
-    clips: ClipSet,
     frames: np.ndarray,
-    chosen: list[tuple[Segment, int]],
+    chosen: list[Chosen],
     with_actions: bool,
     latents: LatentSource | None = None,
 ) -> ClipBatch:
     actions = None
     if with_actions:
-        actions = torch.from_numpy(np.stack([clips.clip_actions(p.episode, s) for p, s in chosen]))
+        found = [c.clips.clip_actions(c.segment.episode, c.start) for c in chosen]
+        actions = torch.from_numpy(np.stack(found))
+    starts = [c.clips.frame_index(c.segment.episode, c.start) for c in chosen]
+    episodes = [c.first_episode + c.segment.episode for c in chosen]
     return ClipBatch(
         frames=torch.from_numpy(frames),
-        episode=torch.tensor([p.episode for p, _ in chosen], dtype=torch.int64),
-        start=torch.tensor([clips.frame_index(p.episode, s) for p, s in chosen], dtype=torch.int64),
+        episode=torch.tensor(episodes, dtype=torch.int64),
+        start=torch.tensor(starts, dtype=torch.int64),
         actions=actions,
         latents=None
         if latents is None
-        else torch.stack([latents.clip(p.episode, s) for p, s in chosen]),
-        fps=torch.tensor([clips.fps(p.episode) for p, _ in chosen]),
+        else torch.stack([latents.clip(c.segment.episode, c.start) for c in chosen]),
+        fps=torch.tensor([c.clips.fps(c.segment.episode) for c in chosen]),
     )
 
 
@@ -331,7 +429,7 @@ class _Fetcher:
     """One thread that builds batches in order, and a pool that decodes what they will need."""
 
     def __init__(self, builder: _Builder, workers: int) -> None:
-        self._builder, self._clips = builder, builder.loader.clips
+        self._builder = builder
         self._stop = threading.Event()
         self._ready: queue.Queue[Any] = queue.Queue(_BATCHES_AHEAD)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
@@ -346,9 +444,9 @@ class _Fetcher:
         except BaseException as error:  # handed to whoever asks for the next batch
             self._put(error)
 
-    def _fetch(self, segment: Segment) -> None:
-        if not self._stop.is_set() and (segment.episode, segment.first) not in self._clips._cache:
-            self._pool.submit(_decode_quietly, self._clips, segment)
+    def _fetch(self, clips: ClipSet, segment: Segment) -> None:
+        if not self._stop.is_set() and (segment.episode, segment.first) not in clips._cache:
+            self._pool.submit(_decode_quietly, clips, segment)
 
     def _put(self, item: Any) -> None:
         while not self._stop.is_set():
@@ -403,20 +501,20 @@ def _iterate(
     clips: ClipSet, batch_size: int, limit: int | None, with_actions: bool
 ) -> Iterator[ClipBatch]:
     shape = (clips.config.frames_per_clip, 3, clips.height, clips.width)
-    chosen: list[tuple[Segment, int]] = []
+    chosen: list[Chosen] = []
     frames = np.empty((batch_size, *shape), np.uint8)
     given = 0
     for segment, start in _rounds(clips):
         if limit is not None and given + len(chosen) >= limit:
             break
         if clips.clip(clips.decoded(segment), segment, start, frames[len(chosen)]):
-            chosen.append((segment, start))
+            chosen.append(Chosen(clips, segment, start))
         if len(chosen) == batch_size:
-            yield _batch(clips, frames, chosen, with_actions)
+            yield _batch(frames, chosen, with_actions)
             given += len(chosen)
             frames, chosen = np.empty((batch_size, *shape), np.uint8), []
     if chosen:
-        yield _batch(clips, frames[: len(chosen)], chosen, with_actions)
+        yield _batch(frames[: len(chosen)], chosen, with_actions)
 
 
 def _rounds(clips: ClipSet) -> Iterator[tuple[Segment, int]]:

@@ -12,7 +12,7 @@ frames, or clips that cannot be had and are passed over (loader.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +36,7 @@ class StreamOrder:
         streams: S, at most n.
         seed: decides.
         capacity: bytes that all streams together may hold.
+        salt: tells several sets of one run apart.
         window: segments whose clips are mixed, over all streams. 0: as many as half of `capacity`
             holds (the other half is for what is fetched ahead), or all if all fit.
     """
@@ -49,8 +50,10 @@ class StreamOrder:
         seed: int,
         capacity: float,
         window: int = 0,
+        salt: Sequence[int] = (),
     ) -> None:
-        self.starts, self.sizes, self.streams, self.seed = starts, sizes, streams, seed
+        self.starts, self.sizes, self.streams = starts, sizes, streams
+        self._seed, self._salt = seed, salt
         self._window = -(-window // streams)
         self._budget = np.inf if sizes.sum() <= capacity else capacity / 2 / streams
         self._epoch: tuple[int, np.ndarray] | None = None  # the latest
@@ -64,7 +67,7 @@ class StreamOrder:
                 edges = np.concatenate([[0], np.cumsum(self.starts[block])])
                 size = int(edges[-1])
                 if position < first + size:
-                    rng = np.random.default_rng([self.seed, 2, epoch, stream, number])
+                    rng = np.random.default_rng([self._seed, 2, epoch, stream, number, *self._salt])
                     left = rng.permutation(size)[position - first :]
                     owners = np.searchsorted(edges, left, "right") - 1
                     for segment, clip in zip(block[owners], left - edges[owners], strict=True):
@@ -75,7 +78,7 @@ class StreamOrder:
 
     def _segments(self, epoch: int) -> np.ndarray:
         if self._epoch is None or self._epoch[0] != epoch:
-            rng = np.random.default_rng([self.seed, 1, epoch])
+            rng = np.random.default_rng([self._seed, 1, epoch, *self._salt])
             self._epoch = epoch, rng.permutation(len(self.starts))
         return self._epoch[1]
 

@@ -63,7 +63,7 @@ def check_backbone_data(config: RunConfig) -> None:
             " and ".join(map(str, trained)),
             " and ".join(map(str, now)),
         )
-    if before.path != config.data.path:
+    if (before.path, before.mixture) != (config.data.path, config.data.mixture):
         return
     if before.holdout != config.data.holdout or before.split != config.data.split:
         log.warning(
@@ -77,7 +77,7 @@ def check_backbone_data(config: RunConfig) -> None:
         )
 
 
-def told_rate(config: RunConfig, clips: ClipSet) -> RunConfig:
+def told_rate(config: RunConfig, clips: ClipSet | ClipLoader) -> RunConfig:
     """The run with the frame rate of its clips in `model.backbone.fps`, where the video model is told
     one: what rollouts of its world go by."""
     backbone = config.model.backbone
@@ -111,11 +111,12 @@ def build_trainer(
         world_size=distributed.world_size,
         with_actions=config.uses_actions(),
     )
-    for line in warnings_of(loader.clips.source, config.data) if distributed.is_main else ():
-        log.warning("%s", line)
+    for clips in loader.sets.values() if distributed.is_main else ():
+        for line in warnings_of(clips.source, clips.config):
+            log.warning("%s", line)
     size = {"height": loader.clips.height, "width": loader.clips.width}
     check_frames(config.model, config.parts(), **size, frames=config.data.frames_per_clip)
-    config = told_rate(config, loader.clips)
+    config = told_rate(config, loader)
     check_backbone_data(config)
     check_window(
         config.model,
@@ -125,6 +126,11 @@ def build_trainer(
     if {"flow", "cola", "world"} & {phase.objective for phase in config.scheduled()}:
         asked = {name: getattr(config.objective, name) for name in ("history", "frozen_history")}
         check_history(config.model, frames=config.data.frames_per_clip, **asked)
+    if config.latents is not None and config.data.mixture:
+        raise ConfigError(
+            "latents: cached latents are of one data set, this run has those of data.mixture: "
+            f"{', '.join(config.data.mixture)}; leave latents out"
+        )
     if config.latents is not None and config.objective.augment:
         raise ConfigError(
             "latents: cached latents are of whole frames, but objective.augment crops clips at "
@@ -147,11 +153,11 @@ def build_trainer(
     training = config.training
     looked_at = training.tensorboard or training.trackio or training.wandb
     if training.sample_every and looked_at:
-        clips = first_clips(config.data, clips=_PREVIEW_CLIPS)
+        shown = first_clips(config.data, clips=_PREVIEW_CLIPS)
         # One process without clips would leave the others waiting in a preview.
-        if not distributed.agree(clips is None) and clips is not None:
+        if not distributed.agree(shown is None) and shown is not None:
             seed = config.training.seed
-            preview = RolloutPreview(World(model, config.sampler), clips, seed=seed)
+            preview = RolloutPreview(World(model, config.sampler), shown, seed=seed)
     objectives = {
         phase.objective: OBJECTIVES[phase.objective](model, config.objective)
         for phase in config.scheduled()

@@ -143,7 +143,9 @@ def evaluate_run(
     """
     world, stored = load_world(folder, device=device)
     config = config or stored
-    _check_heldout(stored.data, config.data)
+    sets = stored.data.sets().values()
+    trained = next((one for one in sets if one.path == config.data.path), stored.data)
+    _check_heldout(trained, config.data)
     world = replace(world, sampler=config.sampler)
     history = config.evaluation.history
     asked = config.evaluation.horizon

@@ -154,14 +154,15 @@ def _frame_size(config: RunConfig) -> tuple[int, int]:
     data = config.data
     if data.height is not None and data.width is not None:
         return data.height, data.width
-    if data.path is None:
+    one = next(iter(data.sets().values()))  # all of a mixture are alike
+    if one.path is None:
         raise ConfigError(
             f"data.height, data.width: {config.recipe} takes its frames as they were recorded; add "
             "--data PATH, or a size: --data.height 64 --data.width 64"
         )
     from colaworld.data.clips import ClipSet
 
-    clips = ClipSet(data)
+    clips = ClipSet(one)
     return clips.height, clips.width
 
 

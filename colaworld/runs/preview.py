@@ -52,6 +52,14 @@ class RolloutPreview:
 
 
 def first_clips(data: DataConfig, *, clips: int) -> Tensor | None:
+    """uint8 [n, T, 3, H, W], about `clips` of them, of each set of a mixture; None: there is no clip."""
+    sets = data.sets().values()
+    shown = [_first_clips(one, clips=-(-clips // len(sets))) for one in sets]
+    kept = [frames for frames in shown if frames is not None]
+    return torch.cat(kept) if kept else None
+
+
+def _first_clips(data: DataConfig, *, clips: int) -> Tensor | None:
     """uint8 [n, T, 3, H, W], one clip per held-out episode; None where a set has not one clip.
 
     Of the training episodes where none is held out. Reads beside the training loader, whose

@@ -58,9 +58,10 @@ FREE = (
     "recompute",  # the same gradients bit for bit
 )
 # Fields that early configurations do not have, and what they did.
-_LATER = {
+_LATER: dict[str, Any] = {
     "data.recorded_fps": None,
     "data.streams": None,
+    "data.mixture": {},
     "model.backbone.clip_fps": False,
     "model.backbone.round_times": False,
     "objective.average": "frames",

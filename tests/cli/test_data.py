@@ -24,6 +24,24 @@ def test_inspect_prints_the_set_and_writes_the_sheet(tmp_path, capsys) -> None:
     assert sheet.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_the_shares_of_a_mixture_are_shown(tmp_path, capsys, film) -> None:
+    film(tmp_path / "a/1.mp4")
+    film(tmp_path / "a/2.mp4")
+    film(tmp_path / "b/1.mp4")
+    film(tmp_path / "b/2.mp4")
+    mixture = tmp_path / "mix.yaml"
+    mixture.write_text("mixture:\n  a: {path: a, weight: 3}\n  b: {path: b}\n")
+    assert data.run(["inspect", str(mixture)]) == 0
+    said = capsys.readouterr().out
+    assert "a: 75.0% of the clips" in said and "b: 25.0% of the clips" in said
+    assert said.count("data set") == 2
+    assert data.run(["inspect", str(mixture), "--sheet", "x.png"]) == 2
+    assert "--sheet: of one data set" in capsys.readouterr().err
+    mixture.write_text("mixture: {a: {path: c}}")
+    assert data.run(["inspect", str(mixture)]) == 2
+    assert f"data.mixture.a: {tmp_path}/c: no such folder" in capsys.readouterr().err
+
+
 def test_faults_change_the_exit_status(tmp_path, capsys) -> None:
     path = _recorded(tmp_path / "set")
     video = next(path.rglob("*.mp4"))

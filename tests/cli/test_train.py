@@ -199,6 +199,30 @@ def test_command_line_wins_over_file_over_recipe(scene, tiny, tmp_path, colaworl
     assert saved["phases"]["warmup"]["learning_rate"] == 1e-3  # the recipe's
 
 
+def test_several_sets_are_named_by_a_file_or_one_by_one(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mix.yaml").write_text(
+        "mixture: {a: {path: x, weight: 3}, b: {path: y, stride: 2}}"
+    )
+    of_file = train.parse(
+        ["nano.cola", "--data", "mix.yaml", "--data.frames-per-clip", "5"]
+    ).run.data
+    assert of_file.frames_per_clip == 5 and of_file.path is None
+    assert of_file.mixture["a"].path == tmp_path / "x" and of_file.mixture["b"].stride == 2
+    each = train.parse(["nano.cola", "--data", "a=x:3", "--data=b=y"]).run.data.mixture
+    assert {n: (s.path, s.weight) for n, s in each.items()} == {
+        "a": (tmp_path / "x", 3.0),
+        "b": (tmp_path / "y", 1.0),
+    }
+    (tmp_path / "run.yaml").write_text("data: {mixture: {a: {path: x}}}")
+    assert (
+        train.parse(["nano.cola", "--config", "run.yaml"]).run.data.mixture["a"].path
+        == tmp_path / "x"
+    )
+    one = train.parse(["nano.cola", "--config", "run.yaml", "--data", "z"]).run.data
+    assert one.path == tmp_path / "z" and one.mixture == {}
+
+
 def test_a_shorter_phase_takes_what_is_timed_in_it_along(tmp_path) -> None:
     def parsed(*more: object):
         return train.parse(["nano.cola", "--out", str(tmp_path), *map(str, more)]).run
@@ -286,7 +310,7 @@ def test_a_wrong_file_names_file_and_key(text, says, tmp_path, scene, tiny, cola
         (["nano.cola", "--training.bach-size", "3"], "--training.batch-size INT"),
         (["nano.cola", "--training.batch-size", "0"], "training.batch_size: expected >= 1, got 0"),
         (["nano.cola", "--training.batch-size", "x"], "--training.batch-size"),
-        (["nano.cola", "--data"], "Missing value for argument '--data.path'"),
+        (["nano.cola", "--data"], "--data: expected a value after it"),
         (["nano.cola", "--config"], "--config: expected a value"),
         (["nano.cola", "--config", "absent.yaml"], "absent.yaml: no such file"),
         (["nano.cola", "--out", "x"], "pass its folder as --data PATH"),
