@@ -252,7 +252,10 @@ def again(rank: int, out: Path) -> dict[str, Any]:
 
 
 def four(rank: int, out: Path) -> dict[str, Any]:
-    return {"of_two": run(rank, out.parent / "of_two", 8, resume=True)}
+    return {
+        "of_two": run(rank, out.parent / "of_two", 8, resume=True),
+        "copies": run(rank, out.parent / "of_two", 8, pieces=False, resume=True),
+    }
 
 
 def main() -> None:

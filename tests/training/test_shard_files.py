@@ -145,7 +145,8 @@ def test_a_run_goes_on_in_another_number_of_processes(out):
         assert here["said"].startswith("finished") and "nothing to resume" in here["said"]
         assert here["sharded"] == PIECES
         assert here["model"] == before["model"]
-    assert trained["run"]["sharded"] == []
+    assert trained["run"]["sharded"] == four["copies"]["sharded"] == []
+    assert four["copies"]["model"] == two["second"]["model"]
 
 
 def test_killed_while_it_writes_its_part_a_run_resumes_to_the_same_bits(out):
