@@ -1,4 +1,4 @@
-"""docs/paper-mixture.yaml: the paper's shares, in words that the settings of a data set know."""
+"""docs/paper-mixture.yaml: the paper's shares, as `--data` reads them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import yaml
 
-from colaworld.data.config import DataConfig
+from colaworld.data.mixture import named_data
 
 FILE = Path(__file__).resolve().parents[2] / "docs/paper-mixture.yaml"
 
 
 def test_groups_have_the_shares_of_the_paper() -> None:
-    sets = yaml.safe_load(FILE.read_text())["mixture"]
-    weights: Counter[str] = Counter()
-    for name, one in sets.items():
-        weights[name.split("-")[0]] += one.pop("weight")
-        assert DataConfig(**{**one, "path": Path(one["path"])}).path
-    shares = {group: weight / weights.total() for group, weight in weights.items()}
+    data = named_data([str(FILE)])
+    assert data is not None
+    shares: Counter[str] = Counter()
+    for name, share in data.shares().items():
+        shares[name.split("-")[0]] += share
     assert shares == pytest.approx({"oxe": 0.3, "agibot": 0.2, "human": 0.5})
-    assert len({one["path"] for one in sets.values()}) == len(sets) == 14
+    sets = data.sets()
+    assert len({one.path for one in sets.values()}) == len(sets) == 14
+    assert sets["oxe-droid"].path == FILE.parent / "oxe/droid" and sets["oxe-droid"].fps == 5
