@@ -15,7 +15,7 @@ BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/nul
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native test test-all demo demo-long nano-pretrain sanitize cuda-check nightly gpu gpu-quick lint format bench clean
+.PHONY: help setup native test test-all test-distributed demo demo-long nano-pretrain sanitize cuda-check nightly gpu gpu-quick lint format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,13 @@ test: setup  ## the tests, without the slow ones (WORKERS=2: in two processes; 0
 
 test-all: setup  ## every test
 	@$(PYTEST)
+
+# A process that a test leaves behind carries the mark of this call in its environment.
+MARK := COLAWORLD_TEST_MARK=$(shell echo $$$$)
+test-distributed: setup  ## training by several processes, slow tests and torchrun included; nothing may be left running
+	@$(MARK) timeout 1800 $(BIN)/python -m pytest -q -n 0 tests/training/test_distributed.py tests/cli/test_launch.py
+	@left=$$(grep -lz '^$(MARK)$$' /proc/[0-9]*/environ 2>/dev/null); \
+	  [ -z "$$left" ] || { echo "test-distributed: still running: $$left"; exit 1; }
 
 demo: setup  ## record, train, evaluate, report: about 7 minutes on two cores
 	@$(BIN)/colaworld demo --out $(RUN)
