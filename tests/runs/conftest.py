@@ -44,7 +44,7 @@ def films(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(films):
     """tiny(recipe name) -> its RunConfig with the smallest models, one step a phase, on `films`."""
 
