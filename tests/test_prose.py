@@ -34,7 +34,9 @@ FLAG = r"(?<![\w-])--([a-z][\w.-]*)"
 @cache
 def flags_of(verb: str) -> frozenset[str]:
     """Every flag that `colaworld VERB --help` shows, or what it shows for a sub-verb or a recipe."""
-    inner = {"data": ["inspect", "encode"], "train": RECIPES, "plan-memory": RECIPES}.get(verb, ())
+    inner = {"data": ["inspect", "encode"]}.get(verb, ())
+    if verb in ("train", "plan-memory", "plan-scale"):
+        inner = RECIPES
     printed = io.StringIO()
     for call in ([verb], *([verb, word] for word in inner)):
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):

@@ -1,6 +1,7 @@
 """Floating-point operations of the ops that multiply matrices, for torch's FlopCounterMode.
 
-    with FlopCounterMode(custom_mapping=FLOPS) as counter: ...
+    with FlopCounterMode(custom_mapping=FLOPS) as counter: ...    by module
+    with FlopCount() as count: ...                                 the sum alone
 
 As torch counts its own: a multiplication and an addition are two, only products of matrices count, and
 masked scores count as computed. Norms, rotations and statistics, which move bytes, are none.
@@ -12,6 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 import colaworld.ops  # noqa: F401  # defines them
 
@@ -51,3 +54,24 @@ FLOPS = {
     if hasattr(torch.ops.colaworld, name + twin)
 }
 """By op: its count from the shapes of its arguments. Without the compiled library its ops are absent."""
+
+
+class FlopCount(TorchDispatchMode):
+    """Sums operations as FlopCounterMode does, without its hooks, which keep tensors alive: for a trace
+    that counts memory too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        formula = _REGISTRY.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=made)
+        return made
+
+
+_REGISTRY = {**flop_registry, **{op: shape_wrapper(formula) for op, formula in FLOPS.items()}}

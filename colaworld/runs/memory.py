@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.utils.flop_counter import FlopCounterMode
 
 from colaworld.config import ConfigError
 from colaworld.contracts import ClipBatch
@@ -22,7 +21,7 @@ from colaworld.models.layers.attention import KeepsOnGPU
 from colaworld.models.tokenizers import build_tokenizer
 from colaworld.models.tokenizers.tokenizer import latent_frames
 from colaworld.models.world_model import WorldModel
-from colaworld.ops.flops import FLOPS
+from colaworld.ops.flops import FlopCount
 from colaworld.runs.config import RunConfig
 from colaworld.runs.sizes import check_frames, check_heads
 from colaworld.training.blocks import recompute_blocks
@@ -120,7 +119,7 @@ def _phase_memory(config: RunConfig, phase: Phase, device: str) -> PhaseMemory:
     granularity = _GRANULARITY if device == "cuda" else 1
     with (
         FakeTensorMode(),
-        FlopCounterMode(display=False, custom_mapping=FLOPS) as flops,
+        FlopCount() as flops,
         MemoryCount(granularity=granularity) as count,
     ):
         model = built(config)
@@ -146,7 +145,7 @@ def _phase_memory(config: RunConfig, phase: Phase, device: str) -> PhaseMemory:
             at["average"],
             at["activations"],
             tokenizer(),
-            flops.get_total_flops(),
+            flops.total,
         )
 
 

@@ -7,13 +7,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from colaworld.ops import st_attention, vector_quantize
-from colaworld.ops.flops import FLOPS
+from colaworld.ops.flops import FLOPS, FlopCount
 
 
 def counted(run) -> int:
     with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
         run()
-    return counter.get_total_flops()
+    with FlopCount() as count:
+        run()
+    assert count.total == counter.get_total_flops()
+    return count.total
 
 
 @pytest.mark.parametrize("axis", ["spatial", "temporal"])

@@ -20,8 +20,11 @@ from colaworld.runs.config import RunConfig
 SCRIPT = Path(__file__).with_name("equal_runs.py")
 STEPS = 4
 NAMES = {"pretrain": "nano.pretrain", "cola": "nano.cola", "two_stage": "nano.two_stage"}
-# Sums over processes round differently, and Adam's first steps divide a gradient by itself.
-LOSS, WEIGHTS = 2e-4, 2e-3
+# What differs is the order of sums: losses by 2e-7, weights by up to 5e-5 after eight steps of Adam.
+LOSS, WEIGHTS = 1e-5, 2e-4
+# Standardisation takes away what these add to all latents: their gradients are nothing but rounding, which Adam
+# makes steps of.
+SHIFTS = ("idm.pool.out.bias", "idm.pool.kv.bias", "quantizer.standardise.mean")
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +74,14 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_same(one: Path, other: Path, *, loss: float = LOSS, weights: float = WEIGHTS) -> None:
+def assert_same(one: Path, other: Path) -> None:
     mine, theirs = rows(one), rows(other)
     assert [(r["phase"], r["step"]) for r in mine] == [(r["phase"], r["step"]) for r in theirs]
     for left, right in zip(mine, theirs, strict=True):
         where = f"{other.name}: {right['phase']} step {right['step']}"
-        assert right["loss"] == pytest.approx(left["loss"], rel=loss), where
+        assert right["loss"] == pytest.approx(left["loss"], rel=LOSS), where
         total = left["grad_norm"]["total"]
-        assert right["grad_norm"]["total"] == pytest.approx(total, rel=10 * loss), where
+        assert right["grad_norm"]["total"] == pytest.approx(total, rel=10 * LOSS), where
         assert ("codebook" in left) == ("codebook" in right), where
         if left.get("codebook"):
             assert right["codebook"]["perplexity"] == pytest.approx(
@@ -87,8 +90,8 @@ def assert_same(one: Path, other: Path, *, loss: float = LOSS, weights: float = 
     final, again = (load_file(run / "weights" / "model.safetensors") for run in (one, other))
     assert final.keys() == again.keys()
     for name, value in final.items():
-        apart = (again[name].double() - value.double()).norm()
-        assert apart <= weights * value.double().norm() + 1e-6, f"{other.name}: {name}"
+        apart = (again[name].double() - value.double()).norm() / (value.double().norm() + 1e-2)
+        assert apart <= (1e-2 if name in SHIFTS else WEIGHTS), f"{other.name}: {name}: {apart:.1e}"
 
 
 @pytest.mark.parametrize("count", [2, 4])
