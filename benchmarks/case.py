@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .shapes import Shape
 
-SUITES = ("ops", "models", "training", "data", "rollout")
+SUITES = ("ops", "models", "training", "data", "rollout", "scale")
 MODES = ("fwd", "fwd_bwd")
 
 Call = Callable[[], object]
@@ -102,6 +102,9 @@ class Case:
     counts: Mapping[str, int] = field(default_factory=dict)  # of one call: {"clips": 8}
     details: Callable[[str, float], dict[str, Any]] | None = None  # (impl, p50 ms) -> more fields
     close: Callable[[], None] = lambda: None
+    read: Callable[[str, int], Sequence[float]] | None = (
+        None  # (impl, samples) -> ms, where they are not those of a call
+    )
     rotated_mb: Callable[[], float] | None = None  # inputs that take turns, all copies together
     heavy: bool = False  # runs only when it is named
     graph: bool = False  # on a GPU timed as replays of a CUDA graph, without Python between calls

@@ -18,6 +18,7 @@ from .rows import Comparison, Row, grouped
 
 BASELINES = ("eager", "compile")
 _MORE = ("launches", "activation_mb", "mfu", "step_clips_s", "headroom")
+_MORE += ("efficiency", "traffic_mb", "traffic_ratio", "memory_mb", "memory_ratio")
 _COLOUR = {"faster": "green", "slower": "red", "noise": "dim"}
 
 

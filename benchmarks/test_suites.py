@@ -29,7 +29,8 @@ def _asked(config):
 def pytest_generate_tests(metafunc) -> None:
     if "label" in metafunc.fixturenames:
         cases, _ = suite("run").listed(SUITES, _asked(metafunc.config))
-        found = [(c.suite, c.label, impl) for c in cases for impl in c.providers]
+        timed = [c for c in cases if c.read is None]
+        found = [(c.suite, c.label, impl) for c in timed for impl in c.providers]
         ids = [f"{label}/{impl}" for _, label, impl in found]
         metafunc.parametrize(("room", "label", "impl"), found, ids=ids)
 
