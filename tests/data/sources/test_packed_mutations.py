@@ -23,6 +23,11 @@ from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.data.sources import open_source
 
 
+@pytest.fixture(autouse=True)
+def quiet(caplog) -> None:
+    caplog.set_level(logging.ERROR, "colaworld.data")  # set back afterwards
+
+
 def outcome(path: Path) -> Any:
     """What a reader gets, pictures included; "named" for an error with the file's name."""
     try:
@@ -47,7 +52,6 @@ def outcome(path: Path) -> Any:
 
 def tried(path: Path, count: int, change: Callable[[Path, random.Random], str]) -> None:
     """`count` changes of the file, each undone."""
-    logging.getLogger("colaworld.data").setLevel(logging.ERROR)
     whole, before = outcome(path), path.read_bytes()
     seen, wrong = {"same": 0, "warned": 0, "named": 0}, []
     for seed in range(count):
