@@ -44,8 +44,8 @@ def arm(spec: str) -> None:
             os.kill(os.getpid(), signal.SIGTERM if kind == "term" else signal.SIGKILL)
         write(self, row)
 
-    def dying_save(tensors: Any, path: Path) -> None:
-        save(tensors, path)
+    def dying_save(tensors: Any, path: Path, **header: Any) -> None:
+        save(tensors, path, **header)
         if nth():
             if kind == "half":
                 os.truncate(path, os.path.getsize(path) // 2)
