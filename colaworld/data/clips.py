@@ -6,9 +6,11 @@ and evaluation; it counts what it leaves out and why.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +70,7 @@ class ClipSet:
         self._timing = {e.index: self._time(e) for e in self.episodes}
         self.broken: dict[str, BrokenFile] = {b.reason: b for b in self.source.broken}
         self._lock = threading.Lock()
+        self._reading: dict[int, tuple[float, str]] = {}  # by thread: since when, what
         self._cache: ByteCache[Decoded] = ByteCache(
             int(config.cache_mb * 1e6), lambda decoded: decoded.frames.nbytes
         )
@@ -77,6 +80,7 @@ class ClipSet:
             lost = f" (episodes lost: {found.episodes})" if found.episodes > 1 else ""
             tell_once(logging.WARNING, f"skipped: {found.reason}{lost}")
         self.segments: list[windows.Segment] = []
+        self._most_frames = 0  # in a segment
         self.cut()
         self.too_short = self._too_short()
         self._check_short()
@@ -85,6 +89,9 @@ class ClipSet:
         """Cut the episodes into `segments` of which each of `streams` streams can hold two at a time."""
         held = int(self.config.cache_mb * 1e6 / max(8, 2 * streams))
         most = max(1, held // (3 * self.height * self.width))
+        if most == self._most_frames:
+            return
+        self._most_frames = most
         self.segments = [
             segment
             for episode in self.episodes
@@ -185,7 +192,8 @@ class ClipSet:
         with self._lock:
             values = self._actions.get(episode)
         if values is None:
-            values = self.source.actions(episode)
+            with self._timed(f"actions of {self.source.episodes[episode].name}"):
+                values = self.source.actions(episode)
             assert values is not None
             with self._lock:
                 if len(self._actions) >= 4096:  # episodes; a few MB
@@ -201,13 +209,29 @@ class ClipSet:
             raise self._no_actions()
         self.clip_actions(self.segments[0].episode, self.segments[0].first)
 
+    @contextlib.contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        thread = threading.get_ident()
+        self._reading[thread] = time.monotonic(), what
+        try:
+            yield
+        finally:
+            del self._reading[thread]
+
+    def longest_read(self) -> tuple[float, str]:
+        """Seconds that the longest of the reads under way has taken, and what it reads; 0.0: none."""
+        under_way = sorted(self._reading.copy().values())
+        return (time.monotonic() - under_way[0][0], under_way[0][1]) if under_way else (0.0, "")
+
     def _no_actions(self) -> DataError:
         return DataError(self.source.describe().no_actions)
 
     def _decode(self, segment: windows.Segment) -> Decoded:
         info = self.source.episodes[segment.episode]
         try:
-            frames = self._read(info, segment)
+            frames_of = f"frames {segment.first}..{segment.stop - 1}"
+            with self._timed(f"{info.path}: {info.name}, {frames_of}"):
+                frames = self._read(info, segment)
             if frames.min() == frames.max():
                 raise BrokenFileError(
                     f"{info.path}: {info.name}, frames {segment.first}..{segment.stop - 1}: nothing "

@@ -95,6 +95,9 @@ class DataConfig(Checked, at="data."):
     """Bound on decoded frames kept in memory, in each process. A set that fits is decoded once."""
     workers: Annotated[int, Range(ge=0, le=1024)] = 1
     """Threads that decode ahead. 0: decode when asked. The order of clips is the same."""
+    timeout: Annotated[float, Range(gt=0, le=86_400)] = 300.0
+    """Seconds that one segment of a film may take to be read; then training stops with an error that
+    names it. Not watched with workers 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

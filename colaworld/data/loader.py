@@ -18,7 +18,6 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple, Protocol
@@ -147,7 +146,7 @@ class ClipLoader:
         if self._builder is None:
             self._builder = _Builder(self, self._slots, self._at)
             if self.config.workers:
-                self._fetcher = _Fetcher(self._builder, self.config.workers)
+                self._fetcher = _Fetcher(self._builder, self.config)
         made = self._builder.build() if self._fetcher is None else self._fetcher.next()
         batch, self._slots, self._at = made
         return batch
@@ -426,16 +425,24 @@ def _batch(
 
 
 class _Fetcher:
-    """One thread that builds batches in order, and a pool that decodes what they will need."""
+    """One thread that builds batches in order, and some that decode what they will need.
 
-    def __init__(self, builder: _Builder, workers: int) -> None:
-        self._builder = builder
+    They are daemons: a read that never returns keeps neither the caller nor the process waiting.
+    """
+
+    def __init__(self, builder: _Builder, config: DataConfig) -> None:
+        self._builder, self._timeout = builder, config.timeout
         self._stop = threading.Event()
         self._ready: queue.Queue[Any] = queue.Queue(_BATCHES_AHEAD)
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._wanted: queue.SimpleQueue[tuple[ClipSet, Segment] | None] = queue.SimpleQueue()
         builder.fetch = self._fetch
-        self._thread = threading.Thread(target=self._run, name="clips", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._decode, name=f"decode-{n}", daemon=True)
+            for n in range(config.workers)
+        ]
+        self._threads.append(threading.Thread(target=self._run, name="clips", daemon=True))
+        for thread in self._threads:
+            thread.start()
 
     def _run(self) -> None:
         try:
@@ -445,8 +452,16 @@ class _Fetcher:
             self._put(error)
 
     def _fetch(self, clips: ClipSet, segment: Segment) -> None:
-        if not self._stop.is_set() and (segment.episode, segment.first) not in clips._cache:
-            self._pool.submit(_decode_quietly, clips, segment)
+        if (segment.episode, segment.first) not in clips._cache:
+            self._wanted.put((clips, segment))
+
+    def _decode(self) -> None:
+        while (job := self._wanted.get()) is not None and not self._stop.is_set():
+            clips, segment = job
+            try:
+                clips.decoded(segment)
+            except Exception as error:  # left for the batch that needs it: that decodes it again
+                log.debug("while decoding ahead: %s", error)
 
     def _put(self, item: Any) -> None:
         while not self._stop.is_set():
@@ -457,7 +472,20 @@ class _Fetcher:
                 continue
 
     def next(self) -> Any:
-        item = self._ready.get()
+        """The next batch and what is behind it. DataError that names a read that hangs."""
+        while True:
+            try:
+                item = self._ready.get(timeout=min(1.0, self._timeout))
+                break
+            except queue.Empty:
+                sets = self._builder.loader.sets.values()
+                seconds, what = max(clips.longest_read() for clips in sets)
+                if seconds > self._timeout:
+                    raise DataError(
+                        f"{what}: still not read after {seconds:.0f} s (data.timeout "
+                        f"{self._timeout:g}); does the disk or network it lies on hang? Take it away, "
+                        "or raise data.timeout, and resume"
+                    ) from None
         if isinstance(item, BaseException):
             self._ready.put(item)  # and again for whoever asks once more
             raise item
@@ -465,16 +493,10 @@ class _Fetcher:
 
     def stop(self) -> None:
         self._stop.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._thread.join()
-
-
-def _decode_quietly(clips: ClipSet, segment: Segment) -> None:
-    """Fill the cache. An error is left for the batch that needs the segment: it decodes it again."""
-    try:
-        clips.decoded(segment)
-    except DataError as error:
-        log.debug("while decoding ahead: %s", error)
+        for _ in self._threads:
+            self._wanted.put(None)
+        for thread in self._threads:
+            thread.join(timeout=1.0)  # a read under way ends by itself, or never
 
 
 def iterate_once(

@@ -55,6 +55,7 @@ FREE = (
     "out",
     "resume",
     "workers",  # the same clips
+    "timeout",
     "recompute",  # the same gradients bit for bit
 )
 # Fields that early configurations do not have, and what they did.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -232,6 +233,52 @@ def test_too_many_broken_files_stop_the_training(tmp_path, film, workers) -> Non
             for _ in range(4):
                 next(loader)
     loader.close()
+
+
+def test_a_read_that_never_returns_is_named(tmp_path, film, monkeypatch) -> None:
+    for i in range(4):
+        film(tmp_path / f"{i}.mp4", range(8))
+    config = DataConfig(path=tmp_path, frames_per_clip=4, split="all", workers=2, timeout=0.3)
+    loader, free = ClipLoader(config, batch_size=4, seed=0), threading.Event()
+    read = loader.clips.source.stream
+
+    def hanging(episode, first, stop):
+        if episode == 2:
+            free.wait()
+        return read(episode, first, stop)
+
+    monkeypatch.setattr(loader.clips.source, "stream", hanging)
+    before = loader.state_dict()
+    for _ in range(2):  # and it stays an error
+        with pytest.raises(DataError, match=r"2\.mp4: 2\.mp4, frames 0\.\.7: still not read after"):
+            for _ in range(20):
+                next(loader)
+    threads = [t for t in threading.enumerate() if t.name.startswith(("decode-", "clips"))]
+    assert len(threads) >= 3 and all(t.daemon for t in threads)  # the process can end
+    assert loader.clips.longest_read()[0] > 0.3
+    free.set()
+    loader.close()
+    loader.load_state_dict(before)
+    assert {e for e, _ in _take(loader, 5)} == {0, 1, 2, 3}  # once it reads again
+    assert loader.clips.longest_read() == (0.0, "")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_film_that_breaks_on_the_way_is_named_and_left_out(
+    tmp_path, film, workers, caplog
+) -> None:
+    for i in range(4):
+        film(tmp_path / f"{i}.mp4", range(8))
+    config = DataConfig(
+        path=tmp_path, frames_per_clip=4, split="all", workers=workers, max_broken_share=0.3
+    )
+    loader = ClipLoader(config, batch_size=4, seed=0)
+    (tmp_path / "1.mp4").write_bytes(b"gone")
+    taken = _take(loader, 20)
+    assert len(taken) == 80 and {e for e, _ in taken} == {0, 2, 3}
+    (broken,) = loader.clips.broken.values()
+    assert broken.path.name == "1.mp4"
+    assert sum("1.mp4" in r.message and "skipped" in r.message for r in caplog.records) == 1
 
 
 def test_one_pass_without_overlap_all_episodes_first(config) -> None:
