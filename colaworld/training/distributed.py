@@ -11,6 +11,7 @@ Not here: who starts processes and initialises torch.distributed, and which batc
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -183,7 +184,7 @@ class Distributed:
             try:
                 outcome[0] = call()
             except Exception as error:
-                outcome[1] = error
+                outcome[1] = _sendable(error)
         dist.broadcast_object_list(outcome, src=0, group=self._host)
         if outcome[1] is not None:
             raise outcome[1]
@@ -223,6 +224,15 @@ class Distributed:
         """Wait until every process is here."""
         if self._host is not None:
             dist.barrier(group=self._host)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error as other processes can have it: of a class that cannot be made anew, the words."""
+    try:
+        pickle.loads(pickle.dumps(error))  # of our own making
+    except Exception:
+        return RunFolderError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def whole_tensor(value: Any) -> Tensor:

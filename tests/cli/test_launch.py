@@ -3,9 +3,11 @@ forked by launched.py with torchrun's variables; the slow ones are torchrun's ow
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -175,6 +177,12 @@ def torchrun(call: list[str], *agent: str) -> subprocess.Popen:
     )
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def workers(agent: subprocess.Popen) -> list[int]:
     folders = Path("/proc").glob("[0-9]*/stat")
     found = []
@@ -191,7 +199,12 @@ def workers(agent: subprocess.Popen) -> list[int]:
 def wait_for_rows(out: Path, count: int, agent: subprocess.Popen) -> None:
     file, end = out / "metrics.jsonl", time.monotonic() + 120
     while not file.is_file() or file.read_text().count("\n") < count:
-        assert agent.poll() is None and time.monotonic() < end, agent.communicate()[0]
+        if agent.poll() is not None or time.monotonic() > end:
+            pids = workers(agent)
+            for pid in (agent.pid, *pids):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            pytest.fail(agent.communicate()[0])
         time.sleep(0.02)
 
 
@@ -212,7 +225,7 @@ def longer(call) -> list[str]:
 @pytest.mark.parametrize("standalone", [True, False])
 def test_a_killed_worker_is_started_again_and_goes_on(longer, tmp_path, standalone):
     out = tmp_path / "run"
-    more = ["--standalone"] if standalone else ["--master-port", "0"]
+    more = ["--standalone"] if standalone else ["--master-port", str(free_port())]
     agent = torchrun([*longer, "--out", str(out)], *more, "--max-restarts=2")
     wait_for_rows(out, 12, agent)
     pids = workers(agent)

@@ -98,6 +98,7 @@ def test_two_processes(played):
         assert one["gathered"] == [{"rank": 0}, {"rank": 1}]
         assert one["gradient"] == [[1.5, 15.0]]
         assert one["on_main"] == "by 0" and one["said"] == "refused by 0"
+        assert one["odd"] == "Odd: the disk is 7"
         assert "the codebook is sharded" in one["refused"]
         assert one["state"] == {  # rows by their number in the whole table
             "table": [[1, 2], [0, 0], [5, 6], [7, 8], [0, 0]],
@@ -216,6 +217,12 @@ def test_however_pieces_are_kept_gathered_and_compiled(script, tmp_path):
     script.generate(tmp_path / "alone")
     out, found = play(tmp_path / "two", ("pieces",))("pieces")
     assert found[0] == found[1]
-    for case, tolerance in {"no": 2e-5, "kept": 2e-5, "compiled": 2e-5, "half": 3e-2}.items():
+    for case, tolerance in {
+        "no": 2e-5,
+        "replicas": 2e-5,
+        "kept": 2e-5,
+        "compiled": 2e-5,
+        "half": 3e-2,
+    }.items():
         assert found[0][case]["sharded"] == (0 if case == "no" else 59)
         check_same_run(out / case, tmp_path / "alone", tolerance)

@@ -58,7 +58,7 @@ TRAINING = TrainingConfig(
     log_every=3,
     tensorboard=False,
 )
-SECONDS = 150  # for one case
+SECONDS = 450  # for one case
 
 
 class Model(nn.Module):
@@ -152,6 +152,19 @@ def values(rank: int, out: Path) -> dict[str, Any]:
         said = "nothing"
     except RunFolderError as error:
         said = str(error)
+
+    class Odd(Exception):
+        def __init__(self, name: str, wrong: int) -> None:
+            super().__init__(f"{name} is {wrong}")
+
+    def fail_oddly():
+        raise Odd("the disk", 7)
+
+    try:
+        both.on_main(fail_oddly)
+        odd = "nothing"
+    except RunFolderError as error:
+        odd = str(error)
     table = distribute_tensor(torch.arange(1.0, 11.0).view(5, 2), both.mesh, [Shard(0)])
     zero_rows(table, torch.tensor([1, 4]))
     columns = distribute_tensor(torch.arange(1.0, 11.0).view(5, 2), both.mesh, [Shard(1)])
@@ -174,6 +187,7 @@ def values(rank: int, out: Path) -> dict[str, Any]:
         "gradient": layer.weight.grad.tolist(),
         "on_main": both.on_main(lambda: f"by {rank}"),
         "said": said,
+        "odd": odd,
         "state": {name: value.tolist() for name, value in state.items()},
         "refused": refused,
     }
@@ -432,6 +446,7 @@ def pieces(rank: int, out: Path) -> dict[str, Any]:
     half = {"autocast": "bf16", "recompute": "blocks"}
     return {
         "no": generate(out / "no", rank, 2, shard="no"),
+        "replicas": generate(out / "replicas", rank, 2, shard="blocks", replicas=2),
         "kept": generate(out / "kept", rank, 2, shard="blocks", reshard=False),
         "half": generate(out / "half", rank, 2, training=half, shard="blocks"),
         "compiled": generate(
