@@ -87,6 +87,24 @@ def told_rate(config: RunConfig, clips: ClipSet | ClipLoader) -> RunConfig:
     return replace(config, model=replace(config.model, backbone=backbone))
 
 
+def _loader(config: RunConfig, distributed: Distributed) -> ClipLoader:
+    """The main process looks through the data first: the others find in the index cache what it saw."""
+
+    def opened() -> ClipLoader:
+        return ClipLoader(
+            config.data,
+            batch_size=config.training.batch_size,
+            seed=config.training.seed,
+            rank=distributed.rank,
+            world_size=distributed.world_size,
+            with_actions=config.uses_actions(),
+        )
+
+    made: list[ClipLoader] = []
+    distributed.on_main(lambda: made.append(opened()))
+    return made[0] if made else opened()
+
+
 def build_trainer(
     config: RunConfig,
     *,
@@ -103,14 +121,7 @@ def build_trainer(
             f"training.batch_size: expected a multiple of the {distributed.world_size} processes, "
             f"which take equal shares of a pass, got {config.training.batch_size}"
         )
-    loader = ClipLoader(
-        config.data,
-        batch_size=config.training.batch_size,
-        seed=config.training.seed,
-        rank=distributed.rank,
-        world_size=distributed.world_size,
-        with_actions=config.uses_actions(),
-    )
+    loader = _loader(config, distributed)
     for clips in loader.sets.values() if distributed.is_main else ():
         for line in warnings_of(clips.source, clips.config):
             log.warning("%s", line)

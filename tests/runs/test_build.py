@@ -18,6 +18,7 @@ from colaworld.models.latent_action.config import IDMConfig
 from colaworld.models.latent_action.quantizers import QUANTIZERS, VQConfig
 from colaworld.recipes import RECIPES, recipe
 from colaworld.rng import ClipGenerator
+from colaworld.runs import build
 from colaworld.runs.build import build_model, build_trainer
 from colaworld.runs.config import PHASES, RunConfig
 from colaworld.training.config import OBJECTIVES, ObjectiveConfig
@@ -163,6 +164,25 @@ def test_every_phase_of_the_configuration_can_be_scheduled():
 def test_a_trainer_without_data_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"no data set was named; pass its folder as --data PATH"):
         build_trainer(recipe("nano.cola"), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_main_process_looks_through_the_data_before_the_others(monkeypatch, rank) -> None:
+    seen: list[str] = []
+
+    class Processes:
+        world_size = 2
+
+        def on_main(self, call):
+            if self.rank == 0:
+                call()
+            seen.append("main is done")
+
+    processes = Processes()
+    processes.rank = rank
+    monkeypatch.setattr(build, "ClipLoader", lambda data, rank, **more: seen.append(f"rank {rank}"))
+    build._loader(recipe("nano.cola"), processes)
+    assert seen == (["rank 0", "main is done"] if rank == 0 else ["main is done", "rank 1"])
 
 
 # -- golden losses -----------------------------------------------------------------------------
