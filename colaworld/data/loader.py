@@ -71,7 +71,7 @@ class ClipLoader:
             the set can fill.
         batch_size: clips of a batch, over all processes.
         seed: decides the order.
-        rank: of this process; it reads the streams k with k mod world_size == rank.
+        rank: of this process; it reads every world_size-th stream, in a new run from stream `rank` on.
         world_size: how many processes there are; divides batch_size and the number of streams.
     """
 
@@ -107,7 +107,7 @@ class ClipLoader:
         self.first_episode = dict(zip(self.sets, accumulate([0, *episodes]), strict=False))
         self._use_streams(config.streams or self._most_streams())
         self._slots = 0  # handed out by all processes
-        self._at: Positions = {k: dict.fromkeys(self.sets, (0, 0)) for k in self._own}
+        self._at: Positions = {k: dict.fromkeys(self.sets, (0, 0)) for k in self._own(0)}
         self._builder: _Builder | None = None
         self._fetcher: _Fetcher | None = None
         if with_actions:
@@ -213,18 +213,25 @@ class ClipLoader:
                     f"ClipLoader: the state was taken with {name}={state.get(name)}, this loader "
                     f"has {name}={now.get(name)}; resume with the same data and seed"
                 )
-        if missing := [stream for stream in self._own if str(stream) not in state["at"]]:
+        slots = int(state["slots"])
+        own = self._own(slots)
+        if missing := [stream for stream in own if str(stream) not in state["at"]]:
             raise ValueError(
                 f"ClipLoader: the state lacks stream {missing[0]} of rank {self.rank}; merge_states "
                 "joins those of all ranks"
             )
         self.close()
-        self._slots = int(state["slots"])
+        self._slots = slots
         self._at = {}
-        for k in self._own:
+        for k in own:
             at = state["at"][str(k)]
             places = at if self.config.mixture else {"data": at}
             self._at[k] = {name: (int(e), int(p)) for name, (e, p) in places.items()}
+
+    def _own(self, slots: int) -> range:
+        """Streams that this rank reads behind `slots` of the run, which another number of processes may
+        have handed out."""
+        return range((self.rank + slots) % self.world_size, self.streams, self.world_size)
 
     def close(self) -> None:
         """Stop the threads. The loader can go on afterwards, from where it was."""
@@ -251,7 +258,6 @@ class ClipLoader:
                 f"new run, set data.streams to a multiple of {self.world_size}"
             )
         self.streams = streams
-        self._own = range(self.rank, streams, self.world_size)
         self._orders: dict[str, StreamOrder] = {}
         for name, clips in self.sets.items():
             clips.cut(streams)

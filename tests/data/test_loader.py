@@ -163,6 +163,23 @@ def test_the_clips_do_not_depend_on_the_processes(config, more) -> None:
         assert first + again == whole and behind == end
 
 
+def test_resume_where_the_slots_so_far_are_no_multiple_of_the_processes(config) -> None:
+    """A run of one process begins its codes from clips that three do not share evenly."""
+    config = replace(config, streams=3)
+    alone = ClipLoader(config, batch_size=4, seed=3)
+    next(alone)
+    state = alone.merge_states([alone.state_dict()])
+    wanted = _take(alone, 3)
+    ranks = [ClipLoader(config, batch_size=6, seed=3, rank=r, world_size=3) for r in range(3)]
+    for rank in ranks:
+        rank.load_state_dict(state)
+    taken = [[_ids(next(rank)) for rank in ranks] for _ in range(2)]
+    assert [own[row] for batch in taken for row in range(2) for own in batch] == wanted
+    again = ClipLoader(config, batch_size=1, seed=3)
+    again.load_state_dict(again.merge_states([rank.state_dict() for rank in ranks]))
+    assert _take(again, 4) == _take(alone, 1)
+
+
 def test_an_epoch_of_all_streams_holds_every_clip_once(config) -> None:
     loader = ClipLoader(replace(config, streams=4), batch_size=4, seed=0)
     mine: dict[str, set] = {str(k): set() for k in range(4)}
