@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,7 +113,10 @@ def read(files: Sequence[Path], like: Callable[[str], Tensor | None]) -> dict[st
 def _joined(
     name: str, shape: tuple[int, ...], pieces: list[tuple[Any, Region]], like: Tensor | None
 ) -> Tensor:
-    if sum(_numel(r.size) for _, r in pieces) != _numel(shape):
+    regions = sorted(held for _, held in pieces)
+    if sum(_numel(r.size) for r in regions) != _numel(shape) or any(
+        a.common(b) for a, b in pairwise(regions)
+    ):
         raise ValueError(f"{name} is not there in full")
     sharded = is_sharded(like) and tuple(like.shape) == shape  # type: ignore[union-attr]
     if len(pieces) == 1 and not sharded:

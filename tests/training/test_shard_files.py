@@ -170,6 +170,14 @@ def test_a_part_that_is_not_there_is_missed(out, tmp_path):
         checkpoint.Checkpoint(tmp_path / "run", state).tensors("model")
 
 
+def test_a_part_that_is_there_twice_is_not_another(tmp_path):
+    """Though both are as large."""
+    header = {"DCP_SHARDING_INFO": json.dumps({"w": {"saved_offsets": [0], "shape": [6]}})}
+    save_file({"w": torch.ones(3)}, tmp_path / "a.safetensors", metadata=header)
+    with pytest.raises(ValueError, match="w is not there in full"):
+        shard_files.read([tmp_path / "a.safetensors"] * 2, lambda name: None)
+
+
 def test_a_file_without_places_is_one_whole_part(tmp_path):
     save_file({"w": torch.ones(2, 3)}, tmp_path / "a.safetensors")
     assert shard_files.read([tmp_path / "a.safetensors"], lambda name: None)["w"].shape == (2, 3)
