@@ -74,7 +74,8 @@ test-all: setup  ## every test
 # A process that a test leaves behind carries the mark of this call in its environment.
 MARK := COLAWORLD_TEST_MARK=$(shell echo $$$$)
 test-distributed: setup  ## training by several processes, slow tests and torchrun included; nothing may be left running
-	@$(MARK) timeout 1800 $(BIN)/python -m pytest -q -n 0 tests/training/test_distributed.py tests/training/test_shard_files.py tests/cli/test_launch.py
+	@$(MARK) timeout 1800 $(BIN)/python -m pytest -q -n 0 tests/training/test_distributed.py \
+	  tests/training/test_shard_files.py tests/training/test_faults.py tests/cli/test_launch.py tests/benchmarks/test_scale.py
 	@left=$$(grep -lz '^$(MARK)$$' /proc/[0-9]*/environ 2>/dev/null); \
 	  [ -z "$$left" ] || { echo "test-distributed: still running: $$left"; exit 1; }
 

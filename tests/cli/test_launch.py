@@ -66,6 +66,12 @@ def rows_of(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+def untimed(out: Path) -> list[dict]:
+    """Rows without what differs between equal runs."""
+    times = ("seconds", "save_stall", "speed", "slowest")
+    return [{k: v for k, v in row.items() if k not in times} for row in rows_of(out)]
+
+
 # -- what is refused -------------------------------------------------------------------------
 
 
@@ -223,8 +229,9 @@ def longer(call) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("standalone", [True, False])
-def test_a_killed_worker_is_started_again_and_goes_on(longer, tmp_path, standalone):
-    out = tmp_path / "run"
+def test_a_killed_worker_is_started_again_and_goes_on(longer, launched, tmp_path, standalone):
+    """To the rows of a run that nobody disturbed."""
+    out, whole = tmp_path / "run", tmp_path / "whole"
     more = ["--standalone"] if standalone else ["--master-port", str(free_port())]
     agent = torchrun([*longer, "--out", str(out)], *more, "--max-restarts=2")
     wait_for_rows(out, 12, agent)
@@ -234,6 +241,9 @@ def test_a_killed_worker_is_started_again_and_goes_on(longer, tmp_path, standalo
     assert agent.returncode == 0, said
     assert "restart 1: goes on with" in said and said.count("resumed from") == 1
     assert [row["global_step"] for row in rows_of(out)] == list(range(1, 61))
+    if standalone:
+        ((status, _),) = launched(["none", *longer, "--out", whole])
+        assert status == [0, 0] and untimed(out) == untimed(whole)
     # What was there before the launch is not touched by its restarts.
     agent = torchrun([*longer, "--out", str(out)], *more, "--max-restarts=1")
     said = finished(agent, [])

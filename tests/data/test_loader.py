@@ -298,6 +298,37 @@ def test_a_film_that_breaks_on_the_way_is_named_and_left_out(
     assert sum("1.mp4" in r.message and "skipped" in r.message for r in caplog.records) == 1
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_film_takes_its_own_clips_from_each_process_and_no_other(
+    tmp_path, film, workers
+) -> None:
+    """It breaks behind the start; nobody waits for those of whom it took more."""
+    for i in range(8):
+        film(tmp_path / f"{i}.mp4", range(12))
+    config = DataConfig(path=tmp_path, frames_per_clip=4, split="all", workers=workers)
+    config = replace(config, max_broken_share=0.2, streams=8)
+
+    def opened() -> list[ClipLoader]:
+        return [ClipLoader(config, batch_size=8, seed=1, rank=r, world_size=2) for r in range(2)]
+
+    whole = [_take(loader, 60) for loader in opened()]
+    loaders = opened()
+    (tmp_path / "5.mp4").write_bytes(b"gone")
+    lost = 0
+    for loader, clips in zip(loaders, whole, strict=True):
+        left = [_ids(next(loader)) for _ in range(12)]
+        broken = loader.clips.broken
+        loader.close()
+        for row in range(4):  # a stream each: row r of every batch
+            before = [clips[4 * n + row] for n in range(60)]
+            assert [ids[row] for ids in left] == [c for c in before if c[0] != 5][:12]
+        if any(episode == 5 for episode, _ in clips[: 4 * 12]):
+            lost += 1
+            (reason,) = broken
+            assert "5.mp4" in reason
+    assert lost
+
+
 def test_one_pass_without_overlap_all_episodes_first(config) -> None:
     batches = list(iterate_once(config, batch_size=4, split="all", with_actions=True))
     pairs = [pair for b in batches for pair in _ids(b)]
