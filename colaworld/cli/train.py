@@ -436,9 +436,11 @@ def same_frames(config: RunConfig, base: RunConfig) -> list[str]:
         flags.append("--data" if key == "data.path" else f"--{where}.{no}{name}")
         if not isinstance(value, bool):
             flags += map(str, value if isinstance(value, list) else [value])
-    for name, one in config.data.mixture.items():
-        plain = one == MixtureSource(one.path, one.weight)
-        flags += ["--data", f"{name}={one.path}:{one.weight:g}" if plain else "MIXTURE.yaml"]
+    mixture = config.data.mixture
+    if any(one != MixtureSource(one.path, one.weight) for one in mixture.values()):
+        return [*flags, "--data", "MIXTURE.yaml"]  # the file that they were named by
+    for name, one in mixture.items():
+        flags += ["--data", f"{name}={one.path}:{one.weight:g}"]
     return flags
 
 
