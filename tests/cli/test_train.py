@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from colaworld.cli import train
 from colaworld.config import ConfigError
+from colaworld.data.config import MixtureSource
 from colaworld.recipes import recipe
 from colaworld.runs.config import read_config
 from colaworld.runs.weights import find_backbone_weights
@@ -144,6 +145,20 @@ def test_the_header_says_what_was_recorded_and_where_codes_start(
     assert "codes       start at step 2 of joint: not within warmup, which has none" in said.out
     assert "shortened   warmup.lr_warmup_steps 50 -> 0, " in said.out
     assert "joint.cooldown_steps 300 -> 0" in said.out
+
+
+def test_a_mixture_is_named_again_by_its_sets_or_by_its_file(tmp_path) -> None:
+    base = recipe("nano.cola")
+    one = {name: MixtureSource(tmp_path / name, weight) for name, weight in (("a", 1), ("b", 2.5))}
+
+    def flags(mixture) -> list[str]:
+        return train.same_frames(replace(base, data=replace(base.data, mixture=mixture)), base)
+
+    assert flags(one) == ["--data", f"a={tmp_path}/a:1", "--data", f"b={tmp_path}/b:2.5"]
+    assert flags(one | {"c": MixtureSource(tmp_path / "c", 1, stride=2)}) == [
+        "--data",
+        "MIXTURE.yaml",
+    ]
 
 
 def test_what_comes_next_fits_the_run(generator, scene, tiny, tmp_path, colaworld) -> None:
