@@ -2,7 +2,8 @@
 
 For each entry two are forked from this script with torchrun's variables; each runs `colaworld
 ARGUMENT...`. FAULT happens to the second: `none`; `data`, its third batch raises; `kill`, it is killed
-there; `stop`, it gets a SIGTERM there. OUT/<rank>.txt is what each printed. Printed here: their exit
+there; `stop`, it gets a SIGTERM there;
+`hang`, from there on what it reads of the disk never comes. OUT/<rank>.txt is what each printed. Printed here: their exit
 statuses, as JSON. Not here: any assertion.
 """
 
@@ -15,6 +16,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from colaworld.cli.main import main
 from colaworld.data.errors import DataError
@@ -25,7 +27,18 @@ SECONDS = 90
 
 def spoil(fault: str) -> None:
     """What happens when this process asks for its third batch."""
-    ask, asked = ClipLoader.__next__, [0]
+    ask, asked, make = ClipLoader.__next__, [0], ClipLoader.__init__
+
+    def faulty_disk(loader: ClipLoader, *given: Any, **more: Any):
+        make(loader, *given, **more)
+        read = loader.clips.source.stream
+
+        def stream(*given: Any, **more: Any):
+            while asked[0] >= 3:
+                time.sleep(1)
+            return read(*given, **more)
+
+        loader.clips.source.stream = stream
 
     def faulty(loader: ClipLoader):
         asked[0] += 1
@@ -36,6 +49,8 @@ def spoil(fault: str) -> None:
         return ask(loader)
 
     ClipLoader.__next__ = faulty
+    if fault == "hang":
+        ClipLoader.__init__ = faulty_disk
 
 
 def child(out: Path, rank: int, port: int, fault: str, call: list[str]) -> None:

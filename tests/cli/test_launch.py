@@ -168,6 +168,20 @@ def test_a_signal_to_one_saves_all_and_all_resume(launched, call, tmp_path):
     assert [row["global_step"] for row in rows_of(out)] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
+def test_a_disk_that_hangs_for_one_is_named_and_all_go_on(launched, longer, tmp_path):
+    """Nothing is lost but the steps since the last checkpoint."""
+    out = tmp_path / "run"
+    again = ["none", *longer, "--out", out, "--data.timeout", 1, "--resume"]
+    (status, said), (resumed, after) = launched(["hang", *again[1:-1]], again)
+    assert status == [2, 2]
+    assert said[1].startswith("[rank 1] colaworld train: ") and said[1].count("\n") == 1
+    assert ".mp4" in said[1] and "still not read after" in said[1]
+    assert "still not read" not in said[0] and "Traceback" not in said[0]
+    assert resumed == [0, 0], after
+    assert [row["global_step"] for row in rows_of(out)] == list(range(1, 61))
+
+
 # -- torchrun itself -------------------------------------------------------------------------
 
 
