@@ -29,7 +29,7 @@ import colaworld
 from colaworld.config import to_yaml
 from colaworld.runs.config import RunConfig
 from colaworld.runs.memory import plan_memory
-from colaworld.runs.scale import count, memory, traffic
+from colaworld.runs.scale import count, memory_of_one, traffic
 from colaworld.training.step import uses_bf16
 
 from . import shapes, timing
@@ -171,7 +171,7 @@ class Runs:
         (alone,) = plan_memory(self._sized(height, width), device=self.kind)
         given: dict[str, Any] = {"processes": processes, "bf16": bf16}
         handed = traffic(config, phase, counts, **given)
-        return asdict(handed), memory(config, alone, phase, counts, **given)
+        return asdict(handed), memory_of_one(config, alone, phase, counts, **given)
 
     def _sized(self, height: int, width: int) -> RunConfig:
         """What one process does, whatever their number."""
