@@ -128,8 +128,7 @@ class ObjectiveConfig(Checked, at="objective."):
     """Diffusion times of the noised frames."""
     average: Average = "frames"
     """What the flow loss is a mean over. clips: each counts once, however many frames it predicts, as
-    in Open-Sora; then it does not depend on how an update is cut into passes. frames: all predicted
-    frames of a pass alike, on which the nano results rest."""
+    in Open-Sora. frames: all predicted frames of the update alike, on which the nano results rest."""
     augment: bool = True
     """One random resized crop per clip while the latent action model trains (paper)."""
     quantizer_weight: Weight = 1.0

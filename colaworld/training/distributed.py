@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -213,11 +214,13 @@ class Distributed:
                 raise kind(f"process {rank}: {said}")
         return result  # type: ignore[return-value]
 
-    def beside(self) -> Distributed:
-        """The same processes for calls from another thread: they have a group of their own."""
+    def beside(self, timeout: float) -> Distributed:
+        """The same processes for calls from another thread: they have a group of their own, in which each
+        waits `timeout` seconds at most."""
         other = copy.copy(self)
         if self._host is not None:
-            other._host = dist.new_group(backend="gloo")
+            wait = timedelta(seconds=timeout)
+            other._host = dist.new_group(backend="gloo", timeout=wait)
         return other
 
     def barrier(self) -> None:

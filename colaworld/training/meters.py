@@ -75,7 +75,7 @@ class Moment:
         self._event: Any = None
         if device.type == "cuda":
             self._event = torch.cuda.Event(enable_timing=True)
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(device))
 
     def since(self, earlier: Moment) -> float:
         """Seconds from `earlier`; both must be over."""

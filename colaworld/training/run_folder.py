@@ -200,6 +200,7 @@ class RunFolder:
 
     def open_logs(self, training: TrainingConfig, *, after: int, total: int) -> None:
         """Begin to write behind global step `after`, of a run of `total` steps."""
+        self._beside = self.distributed.beside(training.parallel.timeout)
         self.shows_videos = self.distributed.on_main(
             lambda: self._open_logs(training, after, total)
         )
@@ -293,7 +294,6 @@ class RunFolder:
         of all tensors, on a thread, after this call returned. Its error is raised by `wait`.
         """
         self.wait()
-        self._beside = self._beside or self.distributed.beside()
 
         def begin() -> tuple[Any, bool]:
             assert self._jsonl is not None

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from colaworld.contracts import ClipBatch
+from colaworld.models.latent_action.quantizers.quantizer import Standardise
 from colaworld.rng import ClipGenerator, generator_for
 from colaworld.training.distributed import Distributed
 from colaworld.training.ema import WeightAverage
@@ -171,8 +172,7 @@ def apply_update(
         average: of the weights, to be moved along.
         distributed: the processes that train together; None is this one alone.
     """
-    parameters = list(optimizer.parameters.values())
-    device = parameters[0].device
+    device = terms.scalars["loss"].device  # pieces may lie on the CPU (parallel.offload)
     norm = total_norm(optimizer.gradients()).to(device)
     loss = total = judged = None
     metrics: dict[str, float] = {}
@@ -282,9 +282,12 @@ def optimizer_step(
         "update": time.perf_counter() - update.judged,
     }
     if terms.ready is not None:
-        # In pieces a generator makes processes wait within their passes; data they read alone.
-        sharded = any(is_sharded(p) for p in state.model.parameters())
-        row["speed"]["own"] = waited if sharded else terms.ready.since(start)
+        # Blocks that are gathered and latents that are standardised together make processes wait within
+        # their passes; data they read alone.
+        joined = any(is_sharded(p) for p in state.model.parameters()) or any(
+            isinstance(m, Standardise) and m.training for m in state.model.modules()
+        )
+        row["speed"]["own"] = waited if joined else terms.ready.since(start)
     progress.step += 1
     progress.global_step += 1
     return row, distributed.world_size * sum(len(episode) for episode, _ in terms.clips)

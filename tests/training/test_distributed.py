@@ -78,7 +78,7 @@ def test_alone_it_does_nothing():
     assert alone.group is None and alone.mesh is None
     assert alone.shard(model) is model
     assert alone.mean(value) is value and alone.gather_rows(value) is value
-    assert alone.on_each(lambda: 3) == 3 and alone.beside().on_main(lambda: 4) == 4
+    assert alone.on_each(lambda: 3) == 3 and alone.beside(60.0).on_main(lambda: 4) == 4
     assert (alone.agree(True), alone.agree(False)) == (True, False)
     assert alone.gather("x") == ["x"] and alone.on_main(lambda: 3) == 3
     model(value).sum().backward()
@@ -95,6 +95,8 @@ def test_two_processes(played):
         assert one["agreed"] == [True, False]
         assert one["mean"] == [0.5, 1.0]
         assert one["rows"] == [[0, 0], [1, 10]]
+        assert one["waits"] == 77
+        assert one["started"] == found[0]["started"]
         assert one["gathered"] == [{"rank": 0}, {"rank": 1}]
         assert one["gradient"] == [[1.5, 15.0]]
         assert one["on_main"] == "by 0" and one["said"] == "refused by 0"
@@ -146,9 +148,12 @@ def test_a_loss_that_is_no_number_on_one_skips_on_both(played):
     assert [row["step"] for row in rows if "skipped" in row] == [3]
     assert len(rows[2]["skipped_clips"]) == 24  # those of both: nobody knows whose it was
     assert all(math.isfinite(row["loss"]) for row in rows if row["step"] != 3)
-    written = map(json.loads, (out / "run" / "metrics.jsonl").read_text().splitlines())
+    lines = (out / "run" / "metrics.jsonl").read_text().splitlines()
+    written = [json.loads(line) for line in lines]
     looks = {row["step"]: row["slowest"] for row in written if "slowest" in row}
     assert list(looks) == [4, 7]  # the first step is left out
+    # Latents are standardised together, within each pass: only data are read without waiting.
+    assert all(row["speed"]["own"] == row["speed"]["data"] for row in written)
     for look in looks.values():
         assert look.keys() == {"rank", "host", "seconds", "median"}
         assert look["rank"] in (0, 1) and look["seconds"] >= look["median"] > 0

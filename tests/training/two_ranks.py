@@ -30,7 +30,12 @@ from colaworld.flow.config import SamplerConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.config import ConditionerConfig, ModelConfig
 from colaworld.models.latent_action.config import IDMConfig
-from colaworld.models.latent_action.quantizers import QUANTIZERS, VQConfig, build_quantizer
+from colaworld.models.latent_action.quantizers import (
+    QUANTIZERS,
+    EMAConfig,
+    VQConfig,
+    build_quantizer,
+)
 from colaworld.models.world import World
 from colaworld.models.world_model import WorldModel
 from colaworld.runs.preview import RolloutPreview
@@ -177,8 +182,11 @@ def values(rank: int, out: Path) -> dict[str, Any]:
         refused = None
     except TypeError as error:
         refused = str(error)
-    both.barrier()
+    with mock.patch.object(dist, "new_group", wraps=dist.new_group) as made:
+        both.beside(77.0)
     return {
+        "waits": made.call_args.kwargs["timeout"].total_seconds(),
+        "started": started(both),
         "ranks": [both.rank, both.world_size, both.is_main, both.mesh.size()],
         "agreed": [both.agree(rank == 1), both.agree(False)],
         "mean": both.mean(torch.tensor([float(rank), 1.0])).tolist(),
@@ -191,6 +199,28 @@ def values(rank: int, out: Path) -> dict[str, Any]:
         "state": {name: value.tolist() for name, value in state.items()},
         "refused": refused,
     }
+
+
+def started(both: Distributed) -> list[Any]:
+    """Codebooks set from data, before the first step and behind the continuous stretch, where sums of the
+    clusters come out a rounding apart."""
+    made, where = [], "colaworld.models.latent_action.quantizers.codebook"
+
+    def apart(z, count, generator):
+        return z[:count] + 1e-6 * both.rank
+
+    with mock.patch(f"{where}.kmeans_pp", apart), mock.patch(f"{where}.kmeans", apart):
+        for config in (VQConfig(codebook_size=4), EMAConfig(codebook_size=4, unquantized_steps=1)):
+            quantizer = both.shard(build_quantizer(config, 2))
+            quantizer.start(
+                torch.randn(3, 1, 2, generator=torch.Generator().manual_seed(both.rank))
+            )
+            quantizer.begin_step()
+            z = torch.arange(8.0).reshape(4, 1, 2) + both.rank
+            quantizer.observe(quantizer(z), generator=torch.Generator().manual_seed(1))
+            quantizer.after_step()
+            made.append(numbers(quantizer))
+    return made
 
 
 def train_by_hand(distributed: Distributed | None, seed: int, rows: slice) -> dict[str, Any]:

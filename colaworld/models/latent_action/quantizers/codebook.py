@@ -21,6 +21,7 @@ from colaworld.models.latent_action.quantizers.step_stats import (
     StepStats,
     gather_rows,
     offered,
+    take_first,
 )
 from colaworld.ops import code_statistics, update_codebook, vector_quantize
 from colaworld.rng import draw
@@ -131,8 +132,9 @@ class CodebookQuantizer(Quantizer):
             z = gather_rows(self.standardise(z.float()), self.process_group)
             self.train(was)
             flat = z.reshape(-1, self.dim)
-            self.codebook.copy_(kmeans_pp(flat, self.codebook.shape[0], generator))
-        self._started()
+            self._start_from(kmeans_pp(flat, self.codebook.shape[0], generator))
+        else:
+            self._started()
 
     def _observe(self, seen: BatchStats, generator: torch.Generator | None) -> None:
         super()._observe(seen, generator)
@@ -197,8 +199,14 @@ class CodebookQuantizer(Quantizer):
                     "cannot start; the latent action model has diverged"
                 )
             count = self.codebook.shape[0]
-            self.codebook.copy_(kmeans(self.recent[:filled], count, generator))
-            self._started()
+            self._start_from(kmeans(self.recent[:filled], count, generator))
+
+    def _start_from(self, codes: Tensor) -> None:
+        """Begin with codes [K, d], those of the first process: sums of clusters may differ by a rounding,
+        and copies that begin apart stay so."""
+        self.codebook.copy_(codes)
+        take_first(self.codebook, self.process_group)
+        self._started()
 
     def _started(self) -> None:
         """A subclass's own statistics after the codebook was set from data."""

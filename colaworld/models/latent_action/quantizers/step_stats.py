@@ -41,9 +41,17 @@ def gather_rows(rows: Tensor, group: ProcessGroup | None) -> Tensor:
     """
     if group is None:
         return rows
+    rows = rows.contiguous()  # so that what `empty_like` makes is, as NCCL asks
     every = [torch.empty_like(rows) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(every, rows.contiguous(), group=group)
+    dist.all_gather(every, rows, group=group)
     return torch.stack(every, dim=1).flatten(0, 1)
+
+
+@torch.no_grad()
+def take_first(value: Tensor, group: ProcessGroup | None) -> None:
+    """Overwrite `value` with that of the first process of `group`."""
+    if group is not None:
+        dist.broadcast(value, src=dist.get_global_rank(group, 0), group=group)
 
 
 class _Sum(torch.autograd.Function):
