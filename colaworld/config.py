@@ -168,6 +168,10 @@ def from_dict(
             raise ConfigError(f"{path}: given twice, once by its earlier name")
         before = None if base is None else getattr(base, key)
         given[key] = _convert(hints[key], value, path, before)
+    for one in dataclasses.fields(cast(Any, cls)) if base is None else ():
+        bare = one.default is one.default_factory is dataclasses.MISSING
+        if bare and one.init and one.name not in given:
+            raise ConfigError(f"{where or cls.__name__}: expected a {one.name}, got none")
     try:
         return cls(**given) if base is None else dataclasses.replace(cast(Any, base), **given)
     except ConfigError:

@@ -53,12 +53,14 @@ def named_data(values: Sequence[str]) -> DataConfig | None:
         if match["name"] in mixture:
             raise ConfigError(f"--data: the name {match['name']!r} is given twice")
         try:
-            weight = float(match["weight"] or 1)
+            weight = float("1" if match["weight"] is None else match["weight"])
+            mixture[match["name"]] = MixtureSource(Path(match["path"]), weight)
+        except ConfigError as error:
+            raise ConfigError(f"--data {match[0]}: {error}") from None
         except ValueError:
             raise ConfigError(
                 f"--data {match[0]}: expected a number behind the last colon"
             ) from None
-        mixture[match["name"]] = MixtureSource(Path(match["path"]), weight)
     return DataConfig(mixture=mixture) if mixture else None
 
 
