@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -80,6 +81,7 @@ class Processes:
             )
         self._store: Any = None  # of the launch, over restarts
         self._own: Any = None  # of this attempt
+        self._asked = 0  # how often `agree` was called
         self._left = threading.Event()
         if not missing and (self.world_size > 1 or self.restarts):
             self._meet()
@@ -118,6 +120,23 @@ class Processes:
             return made
         self._own.wait(["parsed"], MEETING)
         return call()
+
+    def agree(self, values: Mapping[str, Any]) -> None:
+        """Raises ConfigError where plain values by name are not those of the main process."""
+        if self.world_size == 1:
+            return
+        self._asked += 1
+        key, text = f"asked/{self._asked}", json.dumps(values)
+        if self.is_main:
+            self._own.set(key, text)
+            return
+        wanted, got = json.loads(self._own.get(key)), json.loads(text)
+        for name in [*wanted, *got]:
+            if wanted.get(name) != got.get(name):
+                raise ConfigError(
+                    f"{name}: expected {wanted.get(name)!r} as on rank 0, got {got.get(name)!r}; start "
+                    "all processes with the same arguments and data"
+                )
 
     def device(self, name: str) -> str:
         """Where this process computes when all were asked to on `name`: cpu, cuda, cuda:N."""

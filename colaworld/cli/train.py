@@ -92,6 +92,8 @@ def _train(argv: list[str], processes: Processes) -> int:
             f"{options.out} already holds a run; add --resume to go on with it, or choose another "
             "folder with --out"
         )
+    told = {"out": options.out.resolve(), "resume": options.resume, "device": device.split(":")[0]}
+    processes.agree(dict(leaves({**to_dict(told), **to_dict(config)})))
     processes.join(device, timeout=config.training.parallel.timeout)
     arguments = [a for a in argv if a != "--resume"]
     trainer = build_trainer(
@@ -101,6 +103,8 @@ def _train(argv: list[str], processes: Processes) -> int:
         device=device,
         resume_command=shlex.join([*processes.command(), "train", *arguments, "--resume"]),
     )
+    order = trainer.loader.state_dict()
+    processes.agree({"clips in data": order["clips"], "streams of data": order["streams"]})
     clips = cast("ClipLoader", trainer.loader).clips
     size = {"height": clips.height, "width": clips.width}
     try:

@@ -2,7 +2,7 @@
 
 For each entry two are forked from this script with torchrun's variables; each runs `colaworld
 ARGUMENT...`. FAULT happens to the second: `none`; `data`, its third batch raises; `kill`, it is killed
-there; `stop`, it gets a SIGTERM there;
+there; `stop`, it gets a SIGTERM there; `other`, it is called with another seed;
 `hang`, from there on what it reads of the disk never comes. OUT/<rank>.txt is what each printed. Printed here: their exit
 statuses, as JSON. Not here: any assertion.
 """
@@ -68,6 +68,7 @@ def child(out: Path, rank: int, port: int, fault: str, call: list[str]) -> None:
     }
     if rank == 1:
         spoil(fault)
+        call = [*call, "--training.seed", "5"] if fault == "other" else call
     try:
         status = main(call)
     except SystemExit as stop:

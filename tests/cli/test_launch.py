@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.distributed import HashStore
 
 import colaworld as package
 from colaworld.cli.launch import Processes
@@ -127,10 +128,11 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
 def test_two_processes_train_and_one_speaks(launched, call, tmp_path):
     """And an error of one ends both, with its message alone."""
     out, odd = tmp_path / "run", tmp_path / "odd"
-    good, broken, refused = launched(
+    good, broken, refused, other = launched(
         ["none", *call, "--out", out],
         ["data", *call, "--out", tmp_path / "broken"],
         ["none", *call, "--out", odd, "--training.batch-size", 3],
+        ["other", *call, "--out", odd],
     )
     status, said = good
     assert status == [0, 0], said
@@ -147,6 +149,21 @@ def test_two_processes_train_and_one_speaks(launched, call, tmp_path):
     assert status == [2, 2] and said[1] == "" and not odd.exists()
     assert "training.batch_size: expected a multiple of the 2 processes" in said[0]
     assert said[0].count("\n") == 1
+
+    status, said = other
+    assert status == [2, 2] and said[0] == "" and not odd.exists()
+    assert "[rank 1] colaworld train: training.seed: expected 0 as on rank 0, got 5;" in said[1]
+
+
+def test_processes_tell_where_they_differ(monkeypatch):
+    monkeypatch.setattr(Processes, "_meet", lambda self: None)
+    main, other = (Processes({**ALL, "RANK": rank}) for rank in "01")
+    main._own = other._own = HashStore()
+    for here in (main, other):
+        here.agree({"seed": 0, "box": (1, 2)})
+    main.agree({"clips": 7})
+    with pytest.raises(ConfigError, match=r"clips: expected 7 as on rank 0, got 8; start all"):
+        other.agree({"clips": 8})
 
 
 @pytest.mark.slow
