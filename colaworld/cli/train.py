@@ -113,6 +113,7 @@ def _train(argv: list[str], processes: Processes) -> int:
             cast("WorldModel", trainer.model),
             device=trainer.device,
             processes=processes.world_size,
+            neighbours=processes.local_world_size,
             **size,
         )
     except ConfigError as error:

@@ -101,6 +101,7 @@ def check_memory(
     device: torch.device,
     memory: int | None = None,
     processes: int = 1,
+    neighbours: int = 1,
 ) -> str:
     """Tokens of a frame and of a pass, in words, with a step's memory where that may matter.
 
@@ -112,10 +113,13 @@ def check_memory(
         memory: bytes there are; None asks the machine.
         processes: that train together; each may hold a piece of the video model only. The batch of
             `config` is the share of one.
+        neighbours: how many of them are on this machine, whose memory they share unless each has a GPU.
 
     Raises ConfigError where a step needs more than there is; warns where it needs more than half.
     """
     there = machine_memory(device) if memory is None else memory
+    if device.type == "cpu":
+        there //= neighbours
     backbone, frame = model.backbone, _tokens(config, model, height, width)
     latents = latent_frames(config.data.frames_per_clip, config.model.tokenizer.temporal_stride)
     tokens = frame * latents * config.training.batch_size

@@ -98,6 +98,8 @@ def test_frames_as_recorded_are_refused_where_they_do_not_fit(nano, monkeypatch,
         said = fits.check_memory(*nano, **size, memory=16 * GIB)
     assert said.endswith("153600 in a pass; a step of joint needs about 14.0 GiB of 16.0")
     assert "what else runs here may not fit beside it" in caplog.text
+    with pytest.raises(ConfigError, match=r"cpu has 8\.0"):  # a process's share
+        fits.check_memory(*nano, **size, memory=16 * GIB, neighbours=2)
     assert "--data.height 52 --data.width 72" in caplog.text
 
 
