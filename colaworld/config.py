@@ -233,6 +233,9 @@ def _convert(hint: Any, value: Any, path: str, before: Any) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{path}: expected a mapping, got {shown(value)}")
+        for key in value:
+            if not isinstance(key, args[0]):
+                raise ConfigError(f"{path}: expected names that are text, got {key!r}; quote it")
         held = before if isinstance(before, Mapping) else {}
         made = {k: _entry(args[1], k, v, f"{path}.{k}", held) for k, v in value.items()}
         return {**held, **made}

@@ -125,17 +125,20 @@ class DataConfig(Checked, at="data."):
             rate = {"stride": self.stride, "fps": self.fps}
             if part.stride is not None or part.fps is not None:
                 rate = {"stride": part.stride or 1, "fps": part.fps}
-            made[name] = replace(
-                self,
-                path=part.path,
-                mixture={},
-                source=part.source,
-                camera=part.camera,
-                recorded_fps=part.recorded_fps or self.recorded_fps,
-                split=part.split or self.split,
-                cache_mb=self.cache_mb / len(self.mixture),
-                **rate,
-            )
+            try:
+                made[name] = replace(
+                    self,
+                    path=part.path,
+                    mixture={},
+                    source=part.source,
+                    camera=part.camera,
+                    recorded_fps=part.recorded_fps or self.recorded_fps,
+                    split=part.split or self.split,
+                    cache_mb=self.cache_mb / len(self.mixture),
+                    **rate,
+                )
+            except ConfigError as error:
+                raise ConfigError(f"data.mixture.{name}: {error}") from None
         return made
 
     def shares(self) -> dict[str, float]:

@@ -134,6 +134,9 @@ def test_what_a_configuration_says(config, paths) -> None:
         ClipSet(config)
     with pytest.raises(ConfigError, match=r"data\.path: expected none beside data\.mixture"):
         replace(config, path=paths["people"])
+    rates = {"a": MixtureSource(Path("x"), fps=5, stride=2)}
+    with pytest.raises(ConfigError, match=r"data\.mixture\.a: data\.fps: expected stride 1"):
+        DataConfig(mixture=rates).sets()
     with pytest.raises(ConfigError, match=r"weight: expected > 0, got 0"):
         MixtureSource(paths["people"], weight=0)
     rate = replace(config, mixture={"a": MixtureSource(paths["people"], fps=2.0)}, stride=3)
@@ -168,6 +171,7 @@ def test_a_file_or_values_name_the_sets(tmp_path) -> None:
         ("mixture: {}", r"mix\.yaml: expected data sets by name under `mixture`"),
         ("mixture: {a: {weight: 1}}", r"mix\.yaml: mixture\.a: expected a path, got none"),
         ("mixture: {a: {path: x, weight: -1}}", r"mixture\.a\.weight: expected > 0, got -1"),
+        ("mixture: {2: {path: x}}", r"mixture: expected names that are text, got 2; quote it"),
         ("mixture: {a: {path: x, speed: 1}}", r"unknown key 'mixture\.a\.speed'"),
     ],
 )
