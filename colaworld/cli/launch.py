@@ -96,7 +96,13 @@ class Processes:
     def _meet(self) -> None:
         from torch import distributed
 
-        found, _, _ = next(distributed.rendezvous("env://", timeout=MEETING))
+        try:
+            found, _, _ = next(distributed.rendezvous("env://", timeout=MEETING))
+        except (distributed.DistError, ValueError) as error:
+            raise ConfigError(
+                f"the {self.world_size} processes cannot meet at {os.environ.get('MASTER_ADDR')}, port "
+                f"{os.environ.get('MASTER_PORT')} (MASTER_ADDR, MASTER_PORT): {_line(error)}"
+            ) from None
         # The store outlives a restart, and its keys with it.
         self._store = getattr(found, "underlying_store", found)
         self._own = distributed.PrefixStore(f"colaworld/{self.restarts}", found)

@@ -96,6 +96,19 @@ def test_processes_that_cannot_work_together_are_refused(variables, says, monkey
     assert says in said.err and said.err.count("\n") == 1 and said.out == ""
 
 
+@pytest.mark.parametrize("port", ["taken", "abc"])
+def test_a_place_where_they_cannot_meet_is_told(port, monkeypatch, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1]) if port == "taken" else port
+        for name, value in {**ALL, "RANK": "0", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, value)
+        assert main(["train", "nano.cola", "--data", "absent"]) == 2
+    said = capsys.readouterr().err
+    assert f"the 2 processes cannot meet at 127.0.0.1, port {port} (MASTER_ADDR," in said
+
+
 def test_a_process_alone_is_left_alone():
     alone = Processes({"SLURM_STEP_NUM_TASKS": "1"})
     assert (alone.rank, alone.world_size, alone.is_main) == (0, 1, True)
