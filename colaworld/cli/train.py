@@ -416,8 +416,10 @@ def ending(config: RunConfig, trainer: Trainer) -> str:
     elif cast("WorldModel", trainer.model).quantizer.continuous:
         lines.append(("no codes", f"{codes_start(config)}: add --resume --training.max-steps N"))
     else:
-        lines.append(("evaluate", shlex.join([*program(), "evaluate", str(out)])))
-        lines.append(("sample", shlex.join([*program(), "sample", str(out)])))
+        shares = config.data.shares()  # both are of one data set
+        one = ["--data", max(shares, key=lambda name: shares[name])] if config.data.mixture else []
+        for verb in ("evaluate", "sample"):
+            lines.append((verb, shlex.join([*program(), verb, str(out), *one])))
     return "\n".join([f"finished {out}", *(f"  {k:12}{v}" for k, v in lines)])
 
 

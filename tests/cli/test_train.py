@@ -10,6 +10,7 @@ import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -145,6 +146,19 @@ def test_the_header_says_what_was_recorded_and_where_codes_start(
     assert "codes       start at step 2 of joint: not within warmup, which has none" in said.out
     assert "shortened   warmup.lr_warmup_steps 50 -> 0, " in said.out
     assert "joint.cooldown_steps 300 -> 0" in said.out
+
+
+def test_behind_a_mixture_the_commands_name_one_set(tmp_path) -> None:
+    config = recipe("nano.cola")
+    both = {name: MixtureSource(tmp_path / name, weight) for name, weight in (("a", 1), ("b", 2))}
+    model = SimpleNamespace(quantizer=SimpleNamespace(continuous=False))
+    for mixture, end in (({}, str(tmp_path)), (both, f"{tmp_path} --data b")):
+        told = replace(config, data=replace(config.data, mixture=mixture))
+        said = train.ending(told, SimpleNamespace(out=tmp_path, model=model)).splitlines()
+        assert [line.split("colaworld ")[-1] for line in said[2:]] == [
+            f"evaluate {end}",
+            f"sample {end}",
+        ]
 
 
 def test_a_mixture_is_named_again_by_its_sets_or_by_its_file(tmp_path) -> None:
