@@ -130,7 +130,7 @@ def table(
         f"{training.batch_size // cluster.gpus} on each GPU in {training.accumulate} "
         f"pass{'es' * (training.accumulate > 1)}",
         "",
-        f"{'phase':10}{'memory':>11}{'':>14}{'traffic':>11}{'work':>16}{'waiting':>9}{'a step':>16}{'days':>14}",
+        f"{'phase':10} {'memory':>11} {'':13} {'traffic':>11} {'work':>18} {'waiting':>9} {'a step':>18} {'days':>18}",
     ]
     days = [0.0, 0.0]
     for phase in phases:
@@ -138,9 +138,9 @@ def table(
         sent = sum(asdict(phase.traffic).values())
         days = [total + more for total, more in zip(days, phase.days, strict=True)]
         lines.append(
-            f"{phase.phase:10}{_size(phase.memory):>11} {fits:13}{_size(sent):>11}"
-            f"{_range(phase.compute, 's'):>16}{phase.communication:>7.2f} s"
-            f"{_range(phase.step, 's'):>16}{_range(phase.days, ''):>14}"
+            f"{phase.phase:10} {_size(phase.memory):>11} {fits:13} {_size(sent):>11} "
+            f"{_range(phase.compute, 's'):>18} {phase.communication:>7.2f} s "
+            f"{_range(phase.step, 's'):>18} {_range(phase.days, ''):>18}"
         )
     total = (days[0], days[1])
     lines += [

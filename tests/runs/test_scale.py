@@ -10,8 +10,9 @@ import pytest
 from colaworld.cli import plan_scale as verb
 from colaworld.cli.main import main
 from colaworld.config import ConfigError
+from colaworld.recipes import recipe
 from colaworld.runs.memory import plan_memory
-from colaworld.runs.scale import Cluster, Counts, Traffic, count, plan_scale, traffic
+from colaworld.runs.scale import Cluster, Counts, PhaseScale, Traffic, count, plan_scale, traffic
 from colaworld.training.cards import CARDS
 from colaworld.training.config import ParallelConfig
 
@@ -115,6 +116,17 @@ def test_the_command(tmp_path, capsys):
     told = json.loads(out.read_text())
     assert [phase["phase"] for phase in told["phases"]] == ["warmup", "joint"]
     assert told["phases"][1]["traffic"]["all_reduce"] > 0
+
+
+def test_columns_stay_apart():
+    wide = (0.08964, 1234.5)
+    phase = PhaseScale("joint", 2**40, Traffic(2**40, 0, 0), 1.0, wide, 12345.6, wide, 10**6)
+    shown = verb.table(recipe("nano.cola"), Cluster(H100, 4, 1), (phase,), (0.2, 0.4)).splitlines()[
+        3
+    ]
+    cells = ["joint", "1024.00", "GiB", "does", "not", "fit", "1024.00", "GiB"]
+    cells += ["0.0896", "to", "1.23e+03", "s", "12345.60", "s", "0.0896", "to", "1.23e+03", "s"]
+    assert shown.split() == [*cells, "1.04", "to", "1.43e+04"]
 
 
 @pytest.mark.parametrize(
