@@ -192,9 +192,10 @@ class ConsoleLogger:
         if self._new == 1 or now - self._last >= PLAIN_SECONDS:
             left = (now - self._start) / self._new * max(0, self._total - self._done)
             self._last = now
+            # The first step starts threads, compiles, fills caches: it says nothing of the others.
+            ahead = f"  about {_duration(left)} left" if self._new > 1 else ""
             self.say(
-                f"{row['phase']} step {row['step']} ({self._done} of {self._total})  {text}  "
-                f"about {_duration(left)} left"
+                f"{row['phase']} step {row['step']} ({self._done} of {self._total})  {text}{ahead}"
             )
 
     def skip_to(self, done: int) -> None:

@@ -144,7 +144,7 @@ def test_console_prints_plain_lines(capsys):
     console.close()
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith("warmup step 1 (5 of 10)  loss 0.5000  entropy 0.25  12 clips/s")
+    assert lines[0] == "warmup step 1 (5 of 10)  loss 0.5000  entropy 0.25  12 clips/s"
     assert "MFU" not in lines[0] and "data" not in lines[0]
 
 
