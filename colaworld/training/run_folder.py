@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -163,8 +164,10 @@ class RunFolder:
             saved = config.read_text(errors="replace") if config.is_file() else ""
             found = re.search(r"\bcheckpoint_every: ([1-9]\d*)", saved)
             every = int(found[1]) if found else len(rows)
-            # Killed before the first checkpoint, a run begins anew. There was one at a phase's end.
-            lost = rows and (not self.checkpoints.is_dir() or _saved_before(rows, every))
+            # Killed before the first checkpoint was whole, a run begins anew. Written behind the steps, it
+            # is whole by the time that the next one begins.
+            least = 2 if re.search(r"\basync_checkpoint: true", saved) else 1
+            lost = rows and (not self.checkpoints.is_dir() or _saves(rows, every) >= least)
             if not (lost or weights):
                 return
             why = "its checkpoints are gone"
@@ -397,11 +400,12 @@ class RunFolder:
         )
 
 
-def _saved_before(rows: list[dict[str, Any]], every: int) -> bool:
-    """Whether rows tell of a checkpoint: those behind the end of a phase or behind `every` steps."""
-    due = range(every, len(rows), every)
-    return any(
-        row.get("phase") != rows[-1].get("phase") or row.get("step") in due for row in rows[:-1]
+def _saves(rows: list[dict[str, Any]], every: int) -> int:
+    """How many checkpoints were begun before the last row: one at the end of each phase and one behind
+    every `every` steps of it."""
+    return sum(
+        row.get("phase") != after.get("phase") or row.get("step") in range(every, len(rows), every)
+        for row, after in itertools.pairwise(rows)
     )
 
 

@@ -592,6 +592,29 @@ def test_a_run_without_a_readable_checkpoint_does_not_begin_again(toy, tmp_path,
     assert (run / "metrics.jsonl").read_bytes() == rows and (run / "weights").is_dir()
 
 
+@pytest.mark.parametrize(
+    ("kept", "background", "lost"),
+    [(4, True, False), (5, True, False), (8, True, False), (9, True, True), (5, False, True)],
+)
+def test_killed_before_its_first_checkpoint_was_whole_a_run_begins_anew(
+    toy, tmp_path, kept, background, lost
+):
+    """The checkpoint of step 4 is whole by the time that the one of step 8 begins; only then."""
+    yaml = f"training: {{checkpoint_every: 4, async_checkpoint: {str(background).lower()}}}\n"
+    toy.trainer(tmp_path, config_yaml=yaml).run()
+    for path in (*(tmp_path / "checkpoints").iterdir(), tmp_path / "weights"):
+        shutil.rmtree(path)
+    rows = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(rows[:kept]))
+    again = toy.trainer(tmp_path, config_yaml=yaml, resume=True)
+    if lost:
+        with pytest.raises(ResumeError, match=f"{kept} rows .* its checkpoints are gone"):
+            again.run()
+        return
+    assert again.run().status == "finished"
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(rows)
+
+
 @pytest.mark.parametrize("resume", [True, False])
 def test_weights_of_which_nothing_else_is_left_are_not_trained_over(toy, tmp_path, resume):
     toy.trainer(tmp_path).run()
