@@ -126,10 +126,10 @@ class Run:
 
 
 def tensors(folder: Path) -> dict[str, bytes]:
-    """Every tensor file of a checkpoint, whole."""
-    return {
-        str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*.safetensors"))
-    }
+    """Every tensor file of a checkpoint, whole, but torch's global random state: torch seeds it anew in
+    each process that begins a run, and nothing here draws from it."""
+    files = sorted(f for f in folder.rglob("*.safetensors") if f.name != "rng.safetensors")
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files}
 
 
 def same_weights(a: Path, b: Path) -> bool:
