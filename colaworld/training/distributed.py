@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
+_BUCKET = 64 << 20  # bytes of gradients that are summed in one message
 
 
 class Distributed:
@@ -132,10 +133,12 @@ class Distributed:
         if self.group is None:
             return
         gradients = [p.grad for p in parameters if p.grad is not None and not is_sharded(p)]
-        for work in [dist.all_reduce(g, group=self.group, async_op=True) for g in gradients]:
-            work.wait()
-        if gradients:
-            torch._foreach_div_(gradients, self.world_size)
+        for bucket in _buckets(gradients):
+            flat = torch.cat([g.flatten() for g in bucket])
+            dist.all_reduce(flat, group=self.group)
+            flat /= self.world_size
+            parts = flat.split([g.numel() for g in bucket])
+            torch._foreach_copy_(bucket, [p.view_as(g) for p, g in zip(parts, bucket, strict=True)])
 
     # -- numbers -----------------------------------------------------------------------------
 
@@ -227,6 +230,21 @@ class Distributed:
         """Wait until every process is here."""
         if self._host is not None:
             dist.barrier(group=self._host)
+
+
+def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """In order, of one dtype each, up to _BUCKET bytes: hundreds of small messages wait, few large flow."""
+    bucket: list[Tensor] = []
+    size = 0
+    for gradient in gradients:
+        other = bucket and bucket[0].dtype != gradient.dtype
+        if bucket and (other or size + gradient.nbytes > _BUCKET):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(gradient)
+        size += gradient.nbytes
+    if bucket:
+        yield bucket
 
 
 def _sendable(error: Exception) -> Exception:

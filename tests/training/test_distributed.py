@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import colaworld
+from colaworld.training import distributed
 from colaworld.training.checkpoint import latest_checkpoint
 from colaworld.training.distributed import Distributed
 
@@ -94,6 +95,8 @@ def test_two_processes(played):
     for one in found:
         assert one["agreed"] == [True, False]
         assert one["mean"] == [0.5, 1.0]
+        assert one["halves"] == [2.0, 2.0]  # another dtype: a message of its own
+        assert one["turned"] == [[0.5, 3.5], [1.5, 4.5], [2.5, 5.5]]
         assert one["rows"] == [[0, 0], [1, 10]]
         assert one["waits"] == 77
         assert one["started"] == found[0]["started"]
@@ -231,3 +234,11 @@ def test_however_pieces_are_kept_gathered_and_compiled(script, tmp_path):
     }.items():
         assert found[0][case]["sharded"] == (0 if case == "no" else 59)
         check_same_run(out / case, tmp_path / "alone", tolerance)
+
+
+def test_gradients_are_summed_in_few_messages(monkeypatch):
+    monkeypatch.setattr(distributed, "_BUCKET", 40)
+    sizes = [3, 4, 20, 2, 2]  # floats of 4 bytes; one tensor is larger than a message
+    gradients = [torch.zeros(n) for n in sizes] + [torch.zeros(1, dtype=torch.float64)]
+    buckets = [[g.numel() for g in bucket] for bucket in distributed._buckets(gradients)]
+    assert buckets == [[3, 4], [20], [2, 2], [1]]

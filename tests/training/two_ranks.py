@@ -147,7 +147,11 @@ def values(rank: int, out: Path) -> dict[str, Any]:
     both = Distributed()
     layer = nn.Linear(2, 1, bias=False)
     layer.weight.grad = torch.tensor([[1.0, 10.0]]) * (rank + 1)
-    both.average_gradients([layer.weight, nn.Parameter(torch.zeros(1))])
+    half = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+    half.grad = torch.full((2,), 4.0 * rank, dtype=torch.bfloat16)
+    turned = nn.Parameter(torch.zeros(3, 2))
+    turned.grad = (torch.arange(6.0).view(2, 3) + rank).T
+    both.average_gradients([layer.weight, nn.Parameter(torch.zeros(1)), half, turned])
 
     def fail():
         raise RunFolderError(f"refused by {rank}")
@@ -192,6 +196,8 @@ def values(rank: int, out: Path) -> dict[str, Any]:
         "mean": both.mean(torch.tensor([float(rank), 1.0])).tolist(),
         "rows": both.gather_rows(torch.tensor([[rank, 10 * rank]])).tolist(),
         "gathered": both.gather({"rank": rank}),
+        "halves": half.grad.tolist(),
+        "turned": turned.grad.tolist(),
         "gradient": layer.weight.grad.tolist(),
         "on_main": both.on_main(lambda: f"by {rank}"),
         "said": said,
