@@ -31,14 +31,23 @@ class ActionSpec:
     """What a real action column holds. Evaluation reads real actions, and a phase whose objective asks for them.
 
     `kind` "discrete": integer class ids in [0, size); "continuous": float vectors of length size.
-    `names` has one entry per class (discrete) or per dimension (continuous), or is empty.
+    Empty is not known, and never a default.
     """
 
     column: str
+    """Name of the column."""
     kind: Literal["discrete", "continuous"]
+    """Classes, or numbers."""
     size: int
+    """How many classes, or numbers in a row."""
     names: tuple[str, ...] = ()
-    unit: str = ""
+    """One per class (discrete) or per channel (continuous)."""
+    units: tuple[str, ...] = ()
+    """Continuous: one per channel, as "rad", "m", "px"; "" within them: not known."""
+    mode: Literal["absolute", "relative", ""] = ""
+    """Continuous: a place to be at, or a change from where it is."""
+    frame: str = ""
+    """Continuous: what the numbers are measured in, as "world", "base", "gripper", "joints"."""
 
     def __post_init__(self) -> None:
         _expect(
@@ -46,10 +55,29 @@ class ActionSpec:
             f"ActionSpec.kind: expected 'discrete' or 'continuous', got {self.kind!r}",
         )
         _expect(self.size >= 1, f"ActionSpec.size: expected >= 1, got {self.size}")
+        for name in ("names", "units"):
+            given = getattr(self, name)
+            _expect(
+                isinstance(given, tuple) and len(given) in (0, self.size),
+                f"ActionSpec.{name}: expected 0 or {self.size} {name}, got {given!r:.80}",
+            )
         _expect(
-            len(self.names) in (0, self.size),
-            f"ActionSpec.names: expected 0 or {self.size} names, got {len(self.names)}",
+            self.mode in ("absolute", "relative", ""),
+            f"ActionSpec.mode: expected 'absolute', 'relative' or '' (not known), got {self.mode!r}",
         )
+        _expect(
+            self.kind == "continuous" or not (self.units or self.mode or self.frame),
+            f"ActionSpec: classes have no units, mode or frame, got {self.units}, {self.mode!r}, "
+            f"{self.frame!r}",
+        )
+
+    def every(self, stride: int) -> ActionSpec:
+        """What a step of clips holds that take every `stride`-th frame: all actions in between, one
+        after another. Classes are those of stride 1."""
+        if stride == 1 or self.kind == "discrete":
+            return self
+        names = tuple(f"{name}+{step}" for step in range(stride) for name in self.names)
+        return replace(self, size=self.size * stride, names=names, units=self.units * stride)
 
 
 @dataclass(frozen=True, repr=False)

@@ -90,8 +90,14 @@ def test_action_spec_checks_kind_size_and_names():
         ActionSpec("action", "text", 2)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"size: expected >= 1, got 0"):
         ActionSpec("action", "discrete", 0)
-    with pytest.raises(ValueError, match=r"names: expected 0 or 3 names, got 2"):
+    with pytest.raises(ValueError, match=r"names: expected 0 or 3 names, got \("):
         ActionSpec("action", "continuous", 3, ("x", "y"))
+    with pytest.raises(ValueError, match=r"units: expected 0 or 2 units, got 'rad'"):
+        ActionSpec("action", "continuous", 2, units="rad")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"mode: expected 'absolute', 'relative' or '' .* 'delta'"):
+        ActionSpec("action", "continuous", 2, mode="delta")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"classes have no units, mode or frame, .* 'base'"):
+        ActionSpec("action", "discrete", 2, frame="base")
 
 
 def test_only_bytes_are_scaled_and_the_callers_frames_stay_as_they_are() -> None:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     ("kernels",),
     ("contracts", "config", "files", "registry", "rng"),
-    ("ops",),
+    ("ops", "action_contract"),
     ("flow", "metrics"),
     ("models", "data", "envs"),
     ("training", "evaluation", "planning"),

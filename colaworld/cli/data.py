@@ -85,7 +85,7 @@ def print_inspection(found: Inspection) -> None:
     console.print(table)
     for summary in found.actions:
         spec = summary.spec
-        unit = f", {spec.unit}" if spec.unit else ""
+        unit = "".join(f", {unit}" for unit in dict.fromkeys(spec.units))
         actions = Table(
             title=f"actions: column {spec.column!r} ({spec.kind}, {spec.size}{unit}){partly}",
             title_justify="left",

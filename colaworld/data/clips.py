@@ -111,13 +111,7 @@ class ClipSet:
     def action_spec(self) -> ActionSpec | None:
         """What `actions` of a clip hold: the column's spec; one entry per step of a stride."""
         spec = self.source.action_spec
-        if spec is None or spec.kind == "discrete":
-            return spec
-        stride = self._timing[self.segments[0].episode].stride
-        if stride == 1:
-            return spec
-        names = tuple(f"{n}+{s}" for s in range(stride) for n in spec.names)
-        return ActionSpec(spec.column, "continuous", spec.size * stride, names, spec.unit)
+        return spec and spec.every(self._timing[self.segments[0].episode].stride)
 
     def span(self, episode: int) -> int:
         """Steps on an episode's clock from a clip's first frame to its last, both counted."""

@@ -35,7 +35,12 @@ class PushT:
         if size < 16:
             raise ValueError(f"PushT.size: expected at least 16 pixels, got {size}")
         self.version = version("gym-pusht")
-        self.action_spec = ActionSpec("action", "continuous", 2, ("x", "y"), "px of 512")
+        self.action_spec = ActionSpec(
+            *("action", "continuous", 2, ("x", "y")),
+            units=("px of 512", "px of 512"),
+            mode="absolute",  # the place that the disc is driven to
+            frame="world",  # of the board: x to the right, y down, (0, 0) at the top left
+        )
         self._game = gymnasium.make(
             "gym_pusht/PushT-v0",
             obs_type="pixels",

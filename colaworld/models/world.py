@@ -17,6 +17,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+from colaworld.action_contract import ActionContract
 from colaworld.contracts import LatentActions, Rollout
 from colaworld.flow.config import SamplerConfig
 from colaworld.flow.rollout import check_whole_frames
@@ -47,6 +48,8 @@ class World:
     that of its training."""
     frame_size: tuple[int, int] | None = None
     """Height and width of the frames it was trained on, the only ones it takes; None: not known."""
+    actions: ActionContract | None = None
+    """What the real actions are that it was trained on; None: it knows none."""
 
     def __post_init__(self) -> None:
         rate, size = self.fps, self.frame_size
@@ -61,6 +64,11 @@ class World:
                 number or rate is None or isinstance(rate, Tensor),
             ),
             ("frame_size", "(height, width) or None", pixels or size is None),
+            (
+                "actions",
+                "an ActionContract or None",
+                isinstance(self.actions, ActionContract | None),
+            ),
         ):
             if not fits:
                 raise ValueError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from colaworld.action_contract import ActionContract
 from colaworld.config import Checked, ConfigError, load_yaml
 from colaworld.data.config import DataConfig
 from colaworld.evaluation.settings import EvaluationConfig
@@ -63,6 +64,9 @@ class RunConfig(Checked):
     """How videos are generated in previews, evaluation and `colaworld sample`."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """What is measured on held-out episodes."""
+    action_contract: ActionContract | None = None
+    """What the recorded actions are that the run learns from. A run fills it in from its data; data that
+    differ from it are refused. None: it learns from none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -78,7 +78,12 @@ def load_world(folder: Path, *, device: str = "cpu") -> tuple[World, RunConfig]:
         if "config" in checkpoint.state:
             check_model(config, yaml.safe_load(checkpoint.state["config"]), folder)
     check_quantised(model.quantizer, folder)
-    world = World(model.to(device).eval(), config.sampler, frame_size=frame_size(config.data))
+    world = World(
+        model.to(device).eval(),
+        config.sampler,
+        frame_size=frame_size(config.data),
+        actions=config.action_contract,
+    )
     return world, config
 
 

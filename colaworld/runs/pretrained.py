@@ -145,6 +145,7 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
         # What `parts` follows from, also where a phase is your own; `init_from` may be a path.
         "phases": {p.name: to_dict(replace(p, init_from=None)) for p in config.scheduled()},
         "frames": _frames(evaluation, config),
+        "action_contract": to_dict(config.action_contract),
     }
     tokenizer = Path(getattr(config.model.tokenizer, "path", "") or "\0").expanduser()
     brought = tokenizer.exists()  # on this machine; a hub's name is found elsewhere too
@@ -211,7 +212,7 @@ def _world(
         raise ConfigError(
             f"{folder}/config.json: config_version {version} is not {VERSION}, which this release reads"
         )
-    keys = ("recipe", "schedule", "phases", "model", "sampler")
+    keys = ("recipe", "schedule", "phases", "model", "sampler", "action_contract")
     known = copy.deepcopy({k: described[k] for k in keys if k in described})
     check_recorded(folder, verify=verify, ours=True)
     config = from_dict(RunConfig, known, where=f"{folder}/config.json")
@@ -233,7 +234,7 @@ def _world(
     seen = seen if isinstance(seen, dict) else {}
     said = {k: v for k, v in seen.items() if k in ("height", "width", "crop")}
     size = frame_size(from_dict(DataConfig, said, where=f"{folder}/config.json: frames"))
-    return World(model.eval(), config.sampler, frame_size=size)
+    return World(model.eval(), config.sampler, frame_size=size, actions=config.action_contract)
 
 
 def _with_tokenizer(config: RunConfig, folder: Path, named: str | None, *, own: bool) -> RunConfig:

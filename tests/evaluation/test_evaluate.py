@@ -24,7 +24,7 @@ from colaworld.evaluation.tables import headlines, table
 
 MOVES = ((0, 2), (0, -2), (2, 0), (-2, 0))
 SPEC = ActionSpec("action", "discrete", 4, names=("right", "left", "down", "up"))
-VECTORS = ActionSpec("action", "continuous", 2, unit="px")
+VECTORS = ActionSpec("action", "continuous", 2, units=("px", "px"))
 SIGMA = 0.02
 GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
 SMALL = EvaluationConfig(

@@ -180,7 +180,18 @@ class LeRobotSource:
         if isinstance(names, dict):  # LeRobot also writes {"motors": [...]} and {"x": 0, "y": 1}
             names = [n for key, v in names.items() for n in (v if isinstance(v, list) else [key])]
         named = tuple(names) if len(names) == size else ()
-        return ActionSpec(column, "continuous", size, named, feature.get("unit", ""))
+        units = tuple(feature.get("units") or (feature.get("unit", ""),) * size)
+        if len(units) != size:
+            raise DataError(
+                f"{self.path}/meta/info.json: features.{column}.units: expected {size}, one for each "
+                f"channel, got {len(units)}"
+            )
+        return ActionSpec(
+            *(column, "continuous", size, named),
+            units=units if any(units) else (),
+            mode=feature.get("mode", ""),
+            frame=feature.get("frame", ""),
+        )
 
     def _largest_class(self, column: str) -> int:
         if self.layout == "v2":

@@ -97,7 +97,10 @@ ACTION = (
     ),
     Key("names", "a list of names, groups of names, or null", _names, required=False),
     Key("class_names", "a list of names", _texts, required=False),
-    Key("unit", "text", lambda v: isinstance(v, str), required=False),
+    Key("unit", "text", lambda v: isinstance(v, str), required=False),  # of every channel
+    Key("units", "a list of texts", _texts, required=False),
+    Key("mode", "absolute or relative", lambda v: v in ("absolute", "relative"), required=False),
+    Key("frame", "text", lambda v: isinstance(v, str), required=False),
 )
 
 

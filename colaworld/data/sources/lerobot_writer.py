@@ -341,7 +341,9 @@ def _action_feature(action: ActionSpec) -> dict[str, Any]:
         feature = {"dtype": "int64", "shape": [1], "names": None}
         return {**feature, "class_names": list(action.names)}
     names = list(action.names) or [f"action_{i}" for i in range(action.size)]
-    return {"dtype": "float32", "shape": [action.size], "names": names, "unit": action.unit}
+    said = {"units": list(action.units), "mode": action.mode, "frame": action.frame}
+    feature = {"dtype": "float32", "shape": [action.size], "names": names}
+    return feature | {key: value for key, value in said.items() if value}
 
 
 def _task_table(tasks: list[str]) -> pa.Table:

@@ -68,7 +68,9 @@ def test_continuous_actions(tmp_path) -> None:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (9, 16, 16, 3), np.uint8)
     actions = rng.normal(size=(9, 3)).astype(np.float32)
-    spec = ActionSpec("action", "continuous", 3, ("x", "y", "grip"), "cm")
+    spec = ActionSpec(
+        "action", "continuous", 3, ("x", "y", "grip"), ("cm", "cm", ""), "relative", "base"
+    )
     writer = LeRobotWriter(tmp_path / "set", fps=10, height=16, width=16, action=spec)
     writer.add(frames, actions)
     source = open_source(writer.finish())
