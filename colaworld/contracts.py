@@ -229,6 +229,10 @@ class WorldProtocol(Protocol):
 
     Evaluation calls it without gradients. Whatever is random inside `rollout` must come from
     `generator` alone: evaluation compares rollouts under different actions and *equal* noise.
+
+    It may also have `rollout_candidates` (many ways on from one start), `stride` (pixel frames that
+    a rollout makes at once; 1 without it) and `null_action` ([N, d] codes of an unknown action, or None:
+    "no action" is then left out). Each means what it does in `World`.
     """
 
     codebook_size: int | None

@@ -22,7 +22,7 @@ from colaworld.evaluation.artefacts import Artefacts, EveryCode, Strips, choose_
 from colaworld.evaluation.layout import FORMAT_VERSION
 from colaworld.evaluation.measures import MEASURES
 from colaworld.evaluation.measures.measure import Setting
-from colaworld.evaluation.rollouts import infer, stream
+from colaworld.evaluation.rollouts import infer, stream, variants_of
 from colaworld.evaluation.settings import EvaluationConfig, RandomStream
 from colaworld.files import plain, write_json
 
@@ -130,7 +130,8 @@ def run_evaluation(
     strips = Strips(setting, choose_clips(episodes[:rolled], config.shown_clips))
     seen_by = [*measures, strips]
     variants = {name for measure in seen_by for name in measure.variants}
-    ways = len(variants - {"copy"})
+    ways = len(variants & set(variants_of(world)))
+    single = sum(measure.steps(rolled) for measure in measures)
     # What is only shown costs at most half of what is measured.
     most = min(rolled * ways // 2, GRID_PIXELS // (horizon * frames.shape[-2] * frames.shape[-1]))
     grid = EveryCode(world, latent, limit=min(config.shown_codes, max(4, most)))
@@ -138,9 +139,10 @@ def run_evaluation(
     grid_batch = max(1, config.batch_size // len(starts))
     rollouts = -(-rolled // config.batch_size) * ways
     log.info(
-        "%d frames to generate: %d clips x %d ways x %d steps, and %d starts x %d codes x %d steps",
-        (rolled * ways + len(starts) * len(grid.names)) * horizon,
-        *(rolled, ways, horizon, len(starts), len(grid.names), horizon),
+        "%d frames to generate: %d clips x %d ways x %d steps, %d single steps, and %d starts x %d "
+        "codes x %d steps",
+        (rolled * ways + len(starts) * len(grid.names)) * horizon + single,
+        *(rolled, ways, horizon, single, len(starts), len(grid.names), horizon),
     )
     parts = rollouts + -(-len(grid.names) // grid_batch) + 2
     done = 0
@@ -166,7 +168,7 @@ def run_evaluation(
         watch=lambda: advance("rollouts"),
     ):
         for measure in seen_by:
-            if batch.rollouts or not measure.variants:
+            if batch.rollouts or not measure.variants or measure.every_clip:
                 measure.update(batch)
     result: dict[str, Any] = {"format_version": FORMAT_VERSION}
     shown: dict[str, Any] = {}

@@ -38,7 +38,8 @@ _LAYOUT: dict[str, Any] = {
     "counts": dict.fromkeys(("clips", "episodes", "history", "horizon", "height", "width"), int),
     "world": {"codebook_size": Maybe(int), "tokens": int},
     "delta_psnr": {
-        name: {**_INTERVAL, "mean": float} for name in ("random", "shuffled", "constant")
+        **{name: {**_INTERVAL, "mean": float} for name in ("random", "shuffled", "constant")},
+        "none": Maybe({**_INTERVAL, "mean": float}, absent=True),
     },
     "codebook": Maybe({**_SHARES, "joint": _SHARES}),
     "probe": Maybe(

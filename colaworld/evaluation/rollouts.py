@@ -6,12 +6,16 @@ Each clip is rolled out from the same history with the same noise, once per vari
     random     codes drawn uniformly from the codebook, anew for every step
     shuffled   the inferred actions of another clip, of another episode where possible
     constant   one random code per clip, held for the whole rollout
+    none       no action: the world's null action at every step, where it has one
     copy       no rollout: the last history frame, repeated
 
 The history's own transitions keep their inferred codes throughout.
 
 With continuous latents there is no codebook to draw from: "random" and "constant" then draw from
 the inferred latents of other clips, which is harder to tell from the truth than a codebook draw.
+"none" is the learned null action, which training puts in place of dropped actions (CoLA-World: one in
+ten): the world's own answer to "the action is not known". It is not the video model without its
+conditioner: joint training never runs that, so that its videos would be worse for another reason.
 Not here: scoring (`measures`).
 """
 
@@ -19,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,7 +33,16 @@ from colaworld.contracts import ClipBatch, LatentActions, Rollout, WorldProtocol
 from colaworld.evaluation.settings import RandomStream
 from colaworld.rng import paired_generator
 
-VARIANTS = ("inferred", "random", "shuffled", "constant")
+VARIANTS = ("inferred", "random", "shuffled", "constant", "none")
+
+
+@dataclass(frozen=True)
+class Donors:
+    """Other clips, one for each of b: theirs are the actions that "shuffled" replays."""
+
+    numbers: np.ndarray  # [b] among all clips
+    clips: ClipBatch  # [b] the whole clips, on the CPU
+    latent: LatentActions  # theirs, inferred, on the CPU
 
 
 @dataclass(frozen=True)
@@ -46,10 +59,58 @@ class Batch:
     rollouts: Mapping[str, Tensor] = field(default_factory=dict)
     """Variant -> [b, h+n, 3, H, W] in [0, 1], on the world's device; none of clips that are not
     rolled out."""
+    codes: Mapping[str, Tensor] = field(default_factory=dict)
+    """Variant -> [b, h-1+n, N, d] on the CPU: the actions it was rolled out under."""
+    donors: Donors | None = None  # of clips that are rolled out; of another episode where possible
+    second: Donors | None = None  # the donors' donors: a third clip, of another episode than theirs
+    world: WorldProtocol | None = None  # told the clips' frame rates
+    seed: int = 0
+    _seen: dict[str, LatentActions] = field(default_factory=dict)
 
     def predicted(self, variant: str) -> Tensor:
         """[b, n, 3, H, W]: the frames of a rollout after the given ones."""
         return self.rollouts[variant][:, self.history :]
+
+    @property
+    def future(self) -> slice:
+        """Of the h-1+n actions the n that lead to predicted frames."""
+        return slice(self.history - 1, self.history - 1 + self.truth.shape[1])
+
+    @property
+    def given(self) -> Tensor:
+        """[b, h, 3, H, W] in [0, 1], on the world's device."""
+        return to_float(self.frames[:, : self.history], self.truth.device)
+
+    @property
+    def stride(self) -> int:
+        """Pixel frames of the shortest rollout."""
+        return getattr(self.world, "stride", 1)
+
+    def reinferred(self, variant: str) -> LatentActions:
+        """What the world takes for the n actions of the video it drew under `variant`; on the CPU."""
+        if variant not in self._seen:
+            found = read_actions(cast(WorldProtocol, self.world), self.rollouts[variant])
+            self._seen[variant] = head(found, slice(None), self.future)
+        return self._seen[variant]
+
+    def inferred(self, frames: Tensor) -> LatentActions:
+        """The latent actions of any frames [b', T, 3, H, W] in [0, 1]; on the CPU."""
+        return read_actions(cast(WorldProtocol, self.world), frames)
+
+    def roll(self, ways: Tensor, *, stream: RandomStream) -> Tensor:
+        """Short rollouts from the given frames: codes [b, C, m, N, d] -> [b, C, m, 3, H, W].
+
+        All ways of a clip see the same noise, that of `stream`; m is a multiple of `stride`.
+        """
+        device = self.truth.device
+        videos = roll_ways(
+            cast(WorldProtocol, self.world),
+            self.given,
+            self.latent.codes[:, : self.history - 1].to(device),
+            ways.to(device),
+            generator=lambda: paired_generator(device, self.seed, stream, self.first),
+        )
+        return videos[:, :, 1:]
 
 
 def derangement(episodes: np.ndarray, *, generator: np.random.Generator) -> np.ndarray:
@@ -77,20 +138,28 @@ def infer(
     """Latent actions of many clips, batch by batch, on the CPU. frames: [M, T, 3, H, W] uint8."""
     codes, indices = [], []
     for part in frames.split(batch_size):
-        with torch.no_grad():
-            found = world.infer_actions(to_float(part, device))
-        expected = (part.shape[0], part.shape[1] - 1, world.tokens)
-        if tuple(found.codes.shape[:3]) != expected:
-            raise ValueError(
-                f"World.infer_actions: expected codes [{expected[0]}, {expected[1]}, "
-                f"{expected[2]}, d] for {part.shape[1]} frames, got {tuple(found.codes.shape)}"
-            )
-        codes.append(found.codes.cpu())
-        if world.codebook_size is not None:
-            if found.indices is None:
-                raise ValueError("World.infer_actions: codebook_size is set but indices are None")
-            indices.append(found.indices.cpu())
+        found = read_actions(world, to_float(part, device))
+        codes.append(found.codes)
+        if found.indices is not None:
+            indices.append(found.indices)
     return LatentActions(torch.cat(codes), torch.cat(indices) if indices else None)
+
+
+def read_actions(world: WorldProtocol, video: Tensor) -> LatentActions:
+    """The checked latent actions of [b, T, 3, H, W] in [0, 1], moved to the CPU."""
+    with torch.no_grad():
+        found = world.infer_actions(video)
+    expected = (video.shape[0], video.shape[1] - 1, world.tokens)
+    if tuple(found.codes.shape[:3]) != expected:
+        raise ValueError(
+            f"World.infer_actions: expected codes [{expected[0]}, {expected[1]}, "
+            f"{expected[2]}, d] for {video.shape[1]} frames, got {tuple(found.codes.shape)}"
+        )
+    if world.codebook_size is None:
+        return LatentActions(found.codes.cpu())
+    if found.indices is None:
+        raise ValueError("World.infer_actions: codebook_size is set but indices are None")
+    return LatentActions(found.codes.cpu(), found.indices.cpu())
 
 
 def told(world: WorldProtocol, fps: Tensor | None) -> WorldProtocol:
@@ -148,6 +217,12 @@ def roll_ways(
     return torch.cat([start, made.float().clamp(0, 1)], dim=2)
 
 
+def variants_of(world: WorldProtocol) -> tuple[str, ...]:
+    """Those of VARIANTS that this world can be rolled out under."""
+    known = getattr(world, "null_action", None) is not None
+    return VARIANTS if known else tuple(v for v in VARIANTS if v != "none")
+
+
 def variant_codes(
     world: WorldProtocol,
     actions: LatentActions,
@@ -157,7 +232,7 @@ def variant_codes(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:
-    """Codes [M, h-1+n, N, d] on the CPU for each of VARIANTS, equal over the history."""
+    """Codes [M, h-1+n, N, d] on the CPU for each of `variants_of`, equal over the history."""
     codes = actions.codes
     count, steps, tokens, _ = codes.shape
     rng = np.random.default_rng([seed, RandomStream.CODES])
@@ -178,18 +253,21 @@ def variant_codes(
             times = rng.integers(0, steps, size=(count, per_clip))
             return codes[torch.from_numpy(donors), torch.from_numpy(times)]
 
-    result = {name: codes.clone() for name in VARIANTS}
+    result = {name: codes.clone() for name in variants_of(world)}
+    if "none" in result:
+        result["none"][:, future] = world.null_action.to("cpu", codes.dtype)  # type: ignore[attr-defined]
     result["random"][:, future] = draw(n)
     result["shuffled"][:, future] = codes[other][:, future]
     result["constant"][:, future] = draw(1).expand(-1, n, -1, -1)
     return result
 
 
-def head(actions: LatentActions, clips: slice | np.ndarray, steps: int) -> LatentActions:
-    """The first `steps` transitions of some clips."""
+def head(actions: LatentActions, clips: slice | np.ndarray, steps: int | slice) -> LatentActions:
+    """The first `steps` transitions of some clips, or those of a slice."""
+    kept = steps if isinstance(steps, slice) else slice(steps)
     indices = actions.indices
     return LatentActions(
-        actions.codes[clips, :steps], None if indices is None else indices[clips, :steps]
+        actions.codes[clips][:, kept], None if indices is None else indices[clips][:, kept]
     )
 
 
@@ -222,15 +300,29 @@ def stream(
     codes = variant_codes(
         world, steered, episodes[:rolled], history=history, seed=seed, device=device
     )
+    # the first draw of this stream is the one that "shuffled" is made from
+    lent = derangement(
+        episodes[:rolled], generator=np.random.default_rng([seed, RandomStream.CODES])
+    )
+
+    def donors(numbers: np.ndarray) -> Donors:
+        chosen = ClipBatch(
+            clips.frames[numbers],
+            clips.episode[numbers],
+            clips.start[numbers],
+            None if clips.actions is None else clips.actions[numbers],
+        )
+        return Donors(numbers, chosen, head(latent, numbers, clips.frames.shape[1] - 1))
+
     starts = [*range(0, rolled, batch_size), *range(rolled, len(clips), batch_size)]
     for start, stop in zip(starts, [*starts[1:], len(clips)], strict=True):
         rows = slice(start, stop)
-        truth, rollouts = None, {}
+        truth, rollouts, more = None, {}, {}
         if start < rolled:
             video = to_float(clips.frames[rows, :length], device)
             rated = told(world, None if clips.fps is None else clips.fps[rows])
             given, truth = video[:, :history], video[:, history:]
-            for name in (v for v in VARIANTS if v in variants):
+            for name in (v for v in codes if v in variants):
                 generator = paired_generator(device, seed, RandomStream.ROLLOUT_NOISE, start)
                 rollouts[name] = roll(
                     rated, given, codes[name][rows].to(device), generator=generator
@@ -239,6 +331,12 @@ def stream(
             if "copy" in variants:
                 still = given[:, -1:].expand_as(truth)
                 rollouts["copy"] = torch.cat([given, still], dim=1)
+            more = {
+                "codes": {name: codes[name][rows] for name in codes},
+                "donors": donors(lent[rows]),
+                "second": donors(lent[lent[rows]]),
+                "world": rated,
+            }
         yield Batch(
             first=start,
             frames=clips.frames[rows],
@@ -248,4 +346,6 @@ def stream(
             history=history,
             truth=truth,
             rollouts=rollouts,
+            seed=seed,
+            **more,
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, unique
 from typing import Annotated
 
-from colaworld.config import Checked, Count, Range, Seed
+from colaworld.config import Checked, Count, Natural, Positive, Range, Seed
 from colaworld.metrics.config import ProbeConfig
 
 
@@ -25,6 +25,14 @@ class RandomStream(IntEnum):
     BOUNDS = 7
     COMPARISON = 8
     TEXT_EFFECT = 11
+    NO_ACTION = 12
+    TRANSFER = 13
+    LEAKAGE = 14
+    SENSITIVITY = 15
+    SEGMENTS = 16
+    PROBE_PARTS = 17
+    MLP_PROBE = 18
+    INFORMATION = 19
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,9 @@ class EvaluationConfig(Checked, at="evaluation."):
     """What is evaluated, and on how much."""
 
     clips: Annotated[int, Range(ge=2, le=10**9)] = 64
-    """Held-out clips rolled out, four times each; the cost of an evaluation grows with it."""
+    """Held-out clips rolled out, five times each (four where the world has no null action), and four
+    single steps for the controls below: that is what an evaluation costs. With 8 steps a clip it is
+    44 steps; the actions of two of its videos and two cuts are inferred anew."""
     probe_clips: Count = 256
     """Held-out clips whose actions are inferred, for the probe and for codebook health."""
     history: Count = 1
@@ -44,7 +54,18 @@ class EvaluationConfig(Checked, at="evaluation."):
     bootstrap_samples: Count = 1000
     """Resampled sets of episodes behind each 95 % interval."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
-    """The linear probe from latent to real actions."""
+    """The probes from latent to real actions."""
+    leakage_clips: Natural = 64
+    """Clips of the scene-cut test, three single steps each; 0 leaves it out."""
+    leakage_margin: Positive = 1.0
+    """dB by which the action inferred over a cut must beat that of another cut before leakage is
+    called. 1 dB is a fifth of the squared error, and half of what actions steer in published worlds;
+    an honest action that happens to fit the new scene gains less."""
+    sensitivity_clips: Natural = 64
+    """Clips of which a step is drawn again with other noise, to set off what the codes change; 0
+    leaves it out."""
+    action_bins: Annotated[int, Range(ge=2, le=64)] = 8
+    """Quantile bins of a continuous real action, for its mutual information with the codes."""
     shown_clips: Count = 4
     """Clips shown as strips in the report."""
     shown_starts: Count = 3

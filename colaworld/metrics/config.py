@@ -22,3 +22,9 @@ class ProbeConfig(Checked, at="evaluation.probe."):
     """Frame differences are averaged down to at most this many cells per side."""
     pixel_components: Size = 64
     """Principal components kept of the frame differences, at most."""
+    hidden: Size = 64
+    """Units of the MLP probe's one hidden layer."""
+    epochs: Count = 200
+    """At most this many passes over the training rows of the MLP probe."""
+    patience: Count = 20
+    """Passes without a better loss on a quarter of the training episodes that end it."""

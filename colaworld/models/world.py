@@ -85,6 +85,23 @@ class World:
         """N, tokens per action."""
         return self.model.tokens
 
+    @property
+    def stride(self) -> int:
+        """r, pixel frames per latent frame: actions of a rollout come in multiples of it."""
+        return self.model.tokenizer.temporal_stride
+
+    @property
+    def null_action(self) -> Tensor | None:
+        """[N, d], what stands for an action that is not known: codes of it lead where dropped ones do.
+
+        It is what the conditioner learns for actions dropped in training, and guidance leans on. None
+        where none are dropped (`model.conditioner.dropout` 0), since it then has learnt nothing.
+        """
+        conditioner = getattr(self.model, "conditioner", None)
+        if conditioner is None or conditioner.config.dropout == 0:
+            return None
+        return conditioner.null.detach().unflatten(0, action_size(self.model))
+
     def infer_actions(self, frames: Tensor) -> LatentActions:
         """The latent actions between frames [B, T, 3, H, W]; see `WorldModel.infer_actions`."""
         return self.model.infer_actions(

@@ -26,7 +26,7 @@ def test_the_keys_others_read(run, quick, colaworld, caplog) -> None:
     for line in ("delta-PSNR over random codes", "linear probe, accuracy", f"report: {run}"):
         assert line in said.out
     result = json.loads((run / "evaluation.json").read_text())
-    for name in ("random", "shuffled", "constant"):
+    for name in ("random", "shuffled", "constant", "none"):
         interval = [result["delta_psnr"][name][key] for key in ("low", "mean", "high")]
         assert interval == sorted(interval) and all(map(math.isfinite, interval))
     health = result["codebook"]
@@ -45,8 +45,8 @@ def test_the_keys_others_read(run, quick, colaworld, caplog) -> None:
     assert "<title>nano.cola on scene, 32 × 32 pixels</title>" in page
     assert f"<code>colaworld evaluate --evaluation.seed 1 {run} " in page
     assert f"<code>colaworld train nano.cola --config {run}/config.yaml --out NEW</code>" in page
-    # 4 clips x 4 ways x 2 steps, and no more for the grid than half of that
-    assert "36 frames to generate" in caplog.text
+    # 4 clips x 5 ways x 2 steps, and no more for the grid than half of that
+    assert "44 frames to generate" in caplog.text
     lines = [line.split(",")[0] for line in said.out.splitlines() if line.startswith("evaluating")]
     assert lines[:2] == ["evaluating: inferred actions", "evaluating: rollouts"]
 

@@ -197,6 +197,35 @@ def test_a_world_that_ignores_actions_gets_delta_zero():
     assert deaf[0::2] == pytest.approx(copy[0::2], abs=0.2)  # odd moves never lead back
 
 
+class Unsure(ScrollWorld):
+    """Stands still under an action that it is not told."""
+
+    null_action = torch.zeros(1, 4)
+
+    def rollout(self, history, codes, *, generator):
+        still = codes.abs().sum((-1, -2)) == 0
+        assert bool(still[:, 1:].all()) or not bool(
+            still.any()
+        )  # two given frames, one real action
+        told = ScrollWorld(deaf=bool(still[:, -1].all()))
+        return told.rollout(history, codes, generator=generator)
+
+
+def test_no_action_is_a_comparison_of_its_own_and_moves_no_other_number(good):
+    result = evaluate(Unsure(), batches(), SPEC, SMALL)
+    delta = result["delta_psnr"].pop("none")
+    still, copy = (result["rollout"]["variants"][v]["psnr_by_horizon"] for v in ("none", "copy"))
+    assert still[0::2] == pytest.approx(copy[0::2], abs=0.2)  # noise of 34 dB on errors of 10 dB
+    true = result["rollout"]["psnr_by_horizon"]
+    assert delta["by_horizon"] == pytest.approx([a - b for a, b in zip(true, still, strict=True)])
+    assert 10 < delta["low"] <= delta["mean"] <= delta["high"]
+    assert "no action" in table(evaluate(Unsure(), batches(), SPEC, SMALL))
+    assert "none" not in good.result["delta_psnr"]
+    close(result["delta_psnr"], good.result["delta_psnr"])
+    del result["rollout"]["variants"]["none"]
+    close(result["rollout"], good.result["rollout"])
+
+
 def test_a_collapsed_codebook_is_seen(good):
     result = evaluate(ScrollWorld(blind=True), batches(), SPEC, SMALL)
     assert result["codebook"]["perplexity"] == 1.0
@@ -396,7 +425,8 @@ def test_what_is_shown_costs_at_most_half_of_what_is_measured(caplog):
     shown = run_evaluation(ScrollWorld(), batches(), SPEC, few).artefacts.every_code
     assert shown.shape[:2] == (2, 4)  # 4 clips x 4 ways, so 8 videos and not 3 x 4
     assert (
-        "96 frames to generate: 4 clips x 4 ways x 4 steps, and 2 starts x 4 codes" in caplog.text
+        "96 frames to generate: 4 clips x 4 ways x 4 steps, 0 single steps, and 2 starts x 4 codes"
+        in caplog.text
     )
 
 

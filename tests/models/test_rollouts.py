@@ -529,3 +529,27 @@ def test_a_length_that_is_not_that_of_the_codes_is_refused(build):
     frames, codes = drawn(history=1, new=2)
     with pytest.raises(ValueError, match=r"2 actions lead through 3 frames, got frames=7"):
         World(build(), TWO).rollout(frames, codes, generator=seeded(), frames=7)
+
+
+def test_codes_of_the_null_action_are_what_dropped_ones_become(build):
+    model = build()
+    world = World(model, TWO)
+    frames, codes = drawn(history=1, new=3)
+    null = world.null_action
+    assert null.shape == (2, 4) and world.stride == 1
+    dropped = model.conditioner(codes, torch.ones(codes.shape[:2], dtype=torch.bool))
+    assert torch.equal(model.conditioner(null.expand_as(codes)), dropped)
+    # so guidance between the action and the null action has nothing to amplify
+    made = [
+        World(model, replace(TWO, guidance=g)).rollout(
+            frames, null.expand_as(codes), generator=seeded()
+        )
+        for g in (1.0, 4.0)
+    ]
+    torch.testing.assert_close(made[0].frames, made[1].frames)
+
+
+def test_without_dropped_actions_there_is_no_null_action():
+    config = replace(SMALL, conditioner=replace(SMALL.conditioner, dropout=0.0))
+    assert World(WorldModel(config)).null_action is None
+    assert World(WorldModel(config, parts=())).null_action is None  # a video model without actions

@@ -2,7 +2,8 @@
 
 delta-PSNR of a variant is PSNR(inferred) - PSNR(variant), per clip, averaged over the horizon
 (after Genie, arXiv 2402.15391). A world that ignores its actions can still draw good pictures, so
-fidelity alone proves nothing.
+fidelity alone proves nothing. Over "none" (the world's null action, `rollouts.py`) it is what knowing
+the action adds to not knowing it; a world without a null action has no such number.
 """
 
 from __future__ import annotations
@@ -15,27 +16,33 @@ import numpy as np
 from colaworld.evaluation.measures.measure import Headline, Judgement, Measure, number
 from colaworld.evaluation.measures.nmse import rival
 from colaworld.evaluation.rollouts import VARIANTS, Batch
+from colaworld.evaluation.settings import RandomStream
 from colaworld.metrics.image import psnr
 
 AIM_DB = 1.5  # published worlds of this kind report about 2 dB; below 1.5 control is weak
 
 
 class Controllability(Measure):
-    """delta-PSNR over random, shuffled and constant actions, dB."""
+    """delta-PSNR over random, shuffled and constant actions and over none, dB."""
 
     variants = VARIANTS
 
     def update(self, batch: Batch) -> None:
-        scores = {v: psnr(batch.predicted(v), batch.truth).double() for v in self.variants}
+        made = [v for v in self.variants if v in batch.rollouts]
+        scores = {v: psnr(batch.predicted(v), batch.truth).double() for v in made}
         self.keep(episodes=batch.episodes, **scores)
 
     def result(self) -> dict[str, Any]:
         true, episodes = self.kept("inferred"), self.kept("episodes")
-        gains = {v: true - self.kept(v) for v in self.variants if v != "inferred"}
+        made = [v for v in self.variants if v in self._rows and v != "inferred"]
+        gains = {v: true - self.kept(v) for v in made}
+        own = np.random.default_rng([self.setting.config.seed, RandomStream.NO_ACTION])
         return {
             "delta_psnr": {
                 name: {
-                    **self.setting.interval(gain.mean(axis=1), episodes),
+                    **self.setting.interval(
+                        gain.mean(axis=1), episodes, rng=own if name == "none" else None
+                    ),
                     "by_horizon": gain.mean(axis=0).tolist(),
                 }
                 for name, gain in gains.items()
@@ -49,8 +56,11 @@ class Controllability(Measure):
     def headline(result: Mapping[str, Any]) -> Headline:
         delta = result["delta_psnr"]["random"]
         mean, low, high = delta["mean"], delta["low"], delta["high"]
+        named = {"shuffled": "shuffled", "constant": "constant", "none": "no action"}
         others = (
-            f"{v} {number(result['delta_psnr'][v]['mean'])}" for v in ("shuffled", "constant")
+            f"{words} {number(result['delta_psnr'][v]['mean'])}"
+            for v, words in named.items()
+            if v in result["delta_psnr"]
         )
         bottom = min(0.0, mean, low or 0.0)
         top = max(2.0, mean, high or 0.0) * 1.08

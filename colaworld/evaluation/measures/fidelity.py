@@ -23,8 +23,9 @@ class Fidelity(Measure):
     variants = (*VARIANTS, "copy")
 
     def update(self, batch: Batch) -> None:
-        scores = {v: psnr(batch.predicted(v), batch.truth).double() for v in self.variants}
-        for name in self.variants:
+        made = [v for v in self.variants if v in batch.rollouts]
+        scores = {v: psnr(batch.predicted(v), batch.truth).double() for v in made}
+        for name in made:
             scores[f"{name} ssim"] = ssim(batch.predicted(name), batch.truth).double()
         self.keep(episodes=batch.episodes, **scores)
 
@@ -54,6 +55,7 @@ class Fidelity(Measure):
                         )
                     }
                     for v in self.variants
+                    if v in self._rows
                 },
                 "error_against_copy": error_against_copy(found, copy),
                 "copy_ssim_by_horizon": self.kept("copy ssim").mean(axis=0).tolist(),

@@ -49,7 +49,8 @@ class Headline:
     episodes: int | None = None  # that its interval is over
     over: Callable[[Mapping[str, np.ndarray]], float] | None = None
     """The value over some clips, from their `per_clip` values; runs are compared by it, in pairs."""
-    judgement: Judgement | None = None  # None: shown in the table only
+    judgement: Judgement | None = None  # None: shown in tables only
+    control: bool = False  # a row of the page's section "Does it obey?" instead of a card
     span: tuple[float, float] = (0.0, 1.0)  # the scale under the number
     marks: tuple[tuple[float, str], ...] = ()  # named places on it
 
@@ -123,10 +124,16 @@ class Measure:
     variants: ClassVar[tuple[str, ...]] = ()
     """The rollouts it scores, out of VARIANTS and "copy". Without any it sees all clips, rolled
     out or not, and reads their frames and actions alone."""
+    every_clip: ClassVar[bool] = False
+    """With variants: see those that are not rolled out, too."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self._rows: dict[str, list[np.ndarray]] = {}
+
+    def steps(self, clips: int) -> int:
+        """Single steps that it has rolled out itself (`Batch.roll`) where `clips` are: its own cost."""
+        return 0
 
     def update(self, batch: Batch) -> None:
         """See one batch; each clip comes once."""

@@ -136,6 +136,7 @@ _LINES = {  # variant -> its name in charts
     "shuffled": "shuffled",
     "random": "random",
     "constant": "constant",
+    "none": "no action",
     "copy": "last frame",
 }
 
@@ -143,13 +144,13 @@ _SHADED = ("inferred", "random", "copy")  # five shades on each other tell nothi
 
 
 def _horizon(rollout: Mapping[str, Any]) -> dict[str, Markup]:
-    """PSNR and SSIM by step of every variant; an older evaluation has SSIM of two, and no bounds."""
+    """PSNR and SSIM by step of every variant there is; an older evaluation has SSIM of two, and no bounds."""
     found = {}
     for kind, unit in (("psnr", "PSNR, dB"), ("ssim", "SSIM")):
         lines = {
             name: rollout["variants"][name]
             for name in _LINES
-            if f"{kind}_by_horizon" in rollout["variants"][name]
+            if f"{kind}_by_horizon" in rollout["variants"].get(name, ())
         } or {
             "inferred": {"ssim_by_horizon": rollout["ssim_by_horizon"]},
             "copy": {"ssim_by_horizon": rollout["copy_ssim_by_horizon"]},
