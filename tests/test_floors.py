@@ -14,7 +14,7 @@ FLOORS = (
     ("kernels",),
     ("contracts", "config", "files", "registry", "rng"),
     ("ops", "action_contract"),
-    ("flow", "metrics"),
+    ("flow", "metrics", "action_differences"),
     ("models", "data", "envs"),
     ("training", "evaluation", "planning"),
     ("runs",),
