@@ -99,7 +99,11 @@ def _nano(recipe: str, schedule: tuple[str, ...], **changes: object) -> RunConfi
             phase.name: phase for phase in (_PRETRAIN, _WARMUP, _JOINT, _LAM_STAGE, _WORLD_STAGE)
         },
         "training": TrainingConfig(
-            batch_size=8, health_window=1024, checkpoint_every=250, sample_every=500
+            batch_size=8,
+            health_window=1024,
+            checkpoint_every=250,
+            sample_every=500,
+            control_every=100,  # a look takes about as long as four steps
         ),
         "sampler": SamplerConfig(steps=6, shift=4.0),
         "evaluation": EvaluationConfig(clips=48, horizon=8),

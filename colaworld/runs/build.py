@@ -23,6 +23,7 @@ from colaworld.runs.weights import load_backbone
 from colaworld.runs.work import work_of
 from colaworld.training.checkpoint import find_checkpoints, init_file
 from colaworld.training.config import OBJECTIVES
+from colaworld.training.control import ControlMeter
 from colaworld.training.distributed import Distributed
 from colaworld.training.trainer import Trainer
 
@@ -105,6 +106,30 @@ def _loader(config: RunConfig, distributed: Distributed) -> ClipLoader:
     return made[0] if made else opened()
 
 
+def _control(config: RunConfig, model: WorldModel, distributed: Distributed) -> ControlMeter | None:
+    """What measures control on held-out clips, where that is asked for and can be."""
+    training = config.training
+    gates = {phase.name: phase.gate for phase in config.scheduled() if phase.gate}
+    asking = [name for name, gate in gates.items() if gate.control]
+    why = None
+    if not training.control_every:
+        why = "training.control_every is 0"
+    elif lacking := [part for part in ControlMeter.needs if part not in config.parts()]:
+        why = f"the run has no {', '.join(lacking)}"
+    else:
+        clips = first_clips(config.data, clips=training.control_clips, splits=("heldout",))
+        few = clips is None or len(clips.episode.unique()) < 2
+        if not distributed.agree(few) and clips is not None:
+            return ControlMeter(model, clips, config.objective, training)
+        why = "there are no held-out clips of two episodes (data.holdout)"
+        log.info("control is not measured: %s", why)
+    if asking:
+        raise ConfigError(
+            f"phases.{asking[0]}.gate.control: expected 0, since control is not measured: {why}"
+        )
+    return None
+
+
 def build_trainer(
     config: RunConfig,
     *,
@@ -168,7 +193,7 @@ def build_trainer(
         # One process without clips would leave the others waiting in a preview.
         if not distributed.agree(shown is None) and shown is not None:
             seed = config.training.seed
-            preview = RolloutPreview(World(model, config.sampler), shown, seed=seed)
+            preview = RolloutPreview(World(model, config.sampler), shown.frames, seed=seed)
     objectives = {
         phase.objective: OBJECTIVES[phase.objective](model, config.objective)
         for phase in config.scheduled()
@@ -182,6 +207,7 @@ def build_trainer(
         config.training,
         to_yaml(config),
         preview=preview,
+        control=_control(config, model, distributed),
         resume=resume,
         device=device,
         resume_command=resume_command,

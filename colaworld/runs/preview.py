@@ -7,17 +7,21 @@ what changes from preview to preview is the model. Not here: when one is made (t
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from colaworld.contracts import ClipBatch
 from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
 from colaworld.data.loader import iterate_once
 from colaworld.models.world import World
 
 log = logging.getLogger(__name__)
+Split = Literal["train", "heldout"]
 
 
 class RolloutPreview:
@@ -51,29 +55,42 @@ class RolloutPreview:
         return (both.clamp(0, 1) * 255).round().to(torch.uint8).movedim(2, -1).cpu()
 
 
-def first_clips(data: DataConfig, *, clips: int) -> Tensor | None:
-    """uint8 [n, T, 3, H, W], about `clips` of them, of each set of a mixture; None: there is no clip."""
-    sets = data.sets().values()
-    shown = [_first_clips(one, clips=-(-clips // len(sets))) for one in sets]
-    kept = [frames for frames in shown if frames is not None]
-    return torch.cat(kept) if kept else None
+def first_clips(
+    data: DataConfig, *, clips: int, splits: Sequence[Split] = ("heldout", "train")
+) -> ClipBatch | None:
+    """About `clips` of them, of each set of a mixture, whose episodes are told apart; None: there is none.
 
-
-def _first_clips(data: DataConfig, *, clips: int) -> Tensor | None:
-    """uint8 [n, T, 3, H, W], one clip per held-out episode; None where a set has not one clip.
-
-    Of the training episodes where none is held out. Reads beside the training loader, whose
-    position does not move.
+    Of the first of `splits` that has clips, one per episode where it has as many. Reads beside the
+    training loader, whose position does not move.
     """
-    for split in ("heldout", "train"):
+    sets = data.sets().values()
+    shown = [_first_clips(one, -(-clips // len(sets)), splits) for one in sets]
+    kept = [
+        replace(batch, episode=batch.episode * len(sets) + number)
+        for number, batch in enumerate(shown)
+        if batch is not None
+    ]
+    if not kept:
+        return None
+    rates = [batch.fps for batch in kept if batch.fps is not None]
+    return ClipBatch(
+        torch.cat([batch.frames for batch in kept]),
+        torch.cat([batch.episode for batch in kept]),
+        torch.cat([batch.start for batch in kept]),
+        fps=torch.cat(rates) if len(rates) == len(kept) else None,
+    )
+
+
+def _first_clips(data: DataConfig, clips: int, splits: Sequence[Split]) -> ClipBatch | None:
+    for split in splits:
         try:
             batches = iterate_once(
                 replace(data, workers=0), batch_size=clips, limit=clips, split=split
             )
             batch = next(batches, None)
         except DataError as error:
-            log.info("no previews of %s episodes: %s", split, error)
+            log.info("no clips of %s episodes to look at: %s", split, error)
             continue
         if batch is not None:
-            return batch.frames
+            return batch
     return None

@@ -1,7 +1,7 @@
 """Codebook health while training: when to leave warm-up, and when to call a codebook collapsed.
 
-Two small rules look at one number, the normalised entropy of the codes in use (1 even, 0 one code),
-each time it is measured. The method leaves warm-up "when it is high and stable", judged by eye; here:
+Two small rules look at the normalised entropy of the codes in use (1 even, 0 one code), each time it is
+measured, and at control (control.py), where that is: codes can be in use and mean nothing. The method leaves warm-up "when it is high and stable", judged by eye; here:
 
     entropy  ^            ......... level >= threshold
              |       ....'|<------>| drift of a fitted line over the window ~ 0  -> leave
@@ -42,8 +42,11 @@ class WarmupGate:
         self._points: list[tuple[int, float]] = []  # (step, entropy), oldest first
         self.passed = False
 
-    def update(self, step: int, entropy: float) -> bool:
-        """Add a measurement at `step` (steps done in the phase). True: leave the phase."""
+    def update(self, step: int, entropy: float, control: float | None = None) -> bool:
+        """Add a measurement at `step` (steps done in the phase). True: leave the phase.
+
+        `control` is the latest one, None where it is not measured.
+        """
         config = self.config
         self._points.append((step, entropy))
         # keep one point at or beyond the window's far edge, so that a full window can be told
@@ -54,8 +57,19 @@ class WarmupGate:
             return False
         mean = sum(y for _, y in self._points) / len(self._points)
         drift = fitted_slope([(float(x), y) for x, y in self._points]) * config.window
-        self.passed = min(mean, entropy) >= config.entropy and abs(drift) <= config.max_drift
+        steers = control is None or control >= config.control
+        high = min(mean, entropy) >= config.entropy
+        self.passed = steers and high and abs(drift) <= config.max_drift
         return self.passed
+
+    def collapsed(self, entropy: float, control: float | None = None) -> str | None:
+        """Why a phase that ended by its steps has nothing to hand on; None where it has."""
+        config = self.config
+        if entropy < config.floor:
+            return f"normalised entropy {entropy:.3f} is under gate.floor {config.floor:g}"
+        if control is not None and control < config.control_floor:
+            return f"control {control:.4f} is under gate.control_floor {config.control_floor:g}"
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         return {"points": [list(p) for p in self._points], "passed": self.passed}
@@ -72,12 +86,14 @@ class CollapseAlarm:
         self.config = config
         self._recent: deque[float] = deque(maxlen=config.checks)
 
-    def update(self, entropy: float) -> str | None:
+    def update(self, entropy: float, control: float | None = None) -> str | None:
         """Add a measurement. Returns the configured action when the alarm is raised, else None.
 
-        After an alarm the count begins anew, so a warning repeats every `checks` checks.
+        After an alarm the count begins anew, so a warning repeats every `checks` checks. Codes that
+        steer nothing (`control` under its floor) count as none.
         """
-        self._recent.append(entropy)
+        idle = control is not None and control < self.config.control_floor
+        self._recent.append(0.0 if idle else entropy)
         if len(self._recent) < self.config.checks or max(self._recent) >= self.config.floor:
             return None
         self._recent.clear()
@@ -94,13 +110,15 @@ class CollapseAlarm:
 class HealthMeter:
     """Codebook health over a window of the latest actions of a phase.
 
-    `latest` is the last health measured, or None before the first; its state is plain JSON.
+    `latest` is the last health measured, or None before the first, and `control` the last control;
+    its state is plain JSON.
     """
 
     def __init__(self, codebook_size: int, tokens: int, window: int) -> None:
         self._meter = CodebookMeter(codebook_size, tokens, window)
         self.window = window
         self.latest: dict[str, Any] | None = None
+        self.control: float | None = None
 
     def update(self, indices: Tensor) -> None:
         """Take in the codes of one forward pass, int64 [M, N], of all processes."""
@@ -126,8 +144,12 @@ class HealthMeter:
         return self._meter.counts()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"meter": self._meter.state_dict(), "latest": self.latest}
+        return {
+            "meter": self._meter.state_dict(),
+            "latest": self.latest,
+            "control": self.control,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._meter.load_state_dict(state["meter"])
-        self.latest = state["latest"]
+        self.latest, self.control = state["latest"], state.get("control")

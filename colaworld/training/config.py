@@ -85,6 +85,11 @@ class TrainingConfig(Checked, at="training."):
     """Optimizer steps between checks of codebook health and gradient norms (gate, alarm)."""
     health_window: Count = 4096
     """Latest actions that codebook health is measured over; the gate waits until it is full."""
+    control_every: Natural = 0
+    """Optimizer steps between measurements of control on held-out clips (control.py): what the codes
+    tell the video model, which their use does not show. 0: never."""
+    control_clips: Annotated[int, Range(ge=2, le=10**6)] = 32
+    """Held-out clips that control is measured on, three forward passes each."""
     spike_factor: Annotated[float, Range(gt=1, le=1e6, off=0)] = 10.0
     """An update whose loss exceeds this many running medians is skipped; 0 turns this off."""
     spike_window: Count = 50
@@ -149,6 +154,15 @@ class GateConfig(Checked, at="gate."):
     """Largest change of entropy over the window, by a fitted line, that still counts as level."""
     min_steps: Natural = 400
     """Steps before which the phase never ends."""
+    control: Annotated[float, Range(ge=0, lt=1)] = 0.0
+    """Control to reach as well, 1 - inferred / shuffled loss, where training.control_every measures it."""
+    floor: Annotated[float, Range(ge=0, le=1)] = 0.3
+    """Normalised entropy under which the codebook counts as collapsed when the phase ends by its steps."""
+    control_floor: Annotated[float, Range(ge=0, lt=1)] = 0.01
+    """Control under which codes count as meaning nothing then, where it is measured."""
+    missed: Literal["stop", "reseed", "go_on"] = "stop"
+    """What follows a phase that ends by its steps with a collapsed codebook: the run stops, or the next
+    phase starts the codebook anew, or it goes on with a warning."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +171,11 @@ class AlarmConfig(Checked, at="alarm."):
 
     floor: Annotated[float, Range(ge=0, le=1)] = 0.3
     """Normalised entropy under which the codebook counts as collapsing."""
+    control_floor: Annotated[float, Range(ge=0, lt=1)] = 0.0
+    """Control under which codes count as meaning nothing, however evenly they are used, where
+    training.control_every measures it; 0: not looked at."""
     checks: Count = 5
-    """Checks in a row under the floor that raise the alarm."""
+    """Checks in a row under a floor that raise the alarm."""
     action: Literal["warn", "stop", "rollback"] = "warn"
     """Warn only; stop the run; or go back to the last healthy weights and warm up again."""
     rewarm_phase: str = "warmup"

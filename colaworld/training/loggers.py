@@ -177,6 +177,8 @@ class ConsoleLogger:
         text = "skipped" if "skipped" in row else f"loss {row['loss']:.4f}"
         if row.get("codebook"):
             text += f"  entropy {row['codebook']['entropy_normalised']:.2f}"
+        if row.get("control"):
+            text += f"  control {row['control']['control']:.2f}"
         if clips_per_second:
             text += f"  {clips_per_second:.0f} clips/s"
         speed = row.get("speed", {})

@@ -37,6 +37,7 @@ class Progress:
     global_step: int = 0  # optimizer steps done in all, those undone by a rollback included
     round: int = 0  # rollbacks so far
     over: str | None = None  # why the current phase is over: "steps" or "gate"
+    collapsed: str | None = None  # why it hands nothing on, where it is over by its steps
     started: list[str] = field(default_factory=list)  # phases whose before_phase was called
     ended: list[dict[str, Any]] = field(default_factory=list)  # {"phase", "steps", "reason"}
     seconds: float = 0.0  # training time so far, over all sessions
@@ -139,7 +140,9 @@ class PhaseState:
         """
         if self.health is None:
             return None
-        step = progress.step
+        step, control = progress.step, row.get("control")
+        if control is not None:
+            self.health.control = control["control"]
         if not (step == 1 or last or step % self.training.health_every == 0):
             row["codebook"] = self.health.latest
             return None
@@ -147,17 +150,22 @@ class PhaseState:
         if not self.health.full or row["codebook"] is None:
             return None
         entropy = row["codebook"]["entropy_normalised"]
-        if self.gate is not None and self.gate.update(step, entropy):
+        steers = self.health.control
+        if self.gate is not None and self.gate.update(step, entropy, steers):
             progress.over = "gate"
-        action = self.alarm.update(entropy) if self.alarm is not None else None
+        elif self.gate is not None and last:
+            progress.collapsed = self.gate.collapsed(entropy, steers)
+        action = self.alarm.update(entropy, steers) if self.alarm is not None else None
         if action is not None and self.phase.alarm is not None:
             log.warning(
-                "%s step %d: the codebook is collapsing (normalised entropy %.3f, under %.3f for "
+                "%s step %d: the codebook is collapsing (normalised entropy %.3f%s, under %.3f%s for "
                 "%d checks): %s",
                 self.phase.name,
                 step,
                 entropy,
+                "" if steers is None else f", control {steers:.4f}",
                 self.phase.alarm.floor,
+                "" if steers is None else f" or {self.phase.alarm.control_floor:g}",
                 self.phase.alarm.checks,
                 action,
             )

@@ -97,5 +97,8 @@ class Loader(Protocol):
     def merge_states(self, states: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]: ...
 
 
+# -> what the codes tell on held-out clips; "control" is 0 where they tell nothing (control.py)
+Control = Callable[[], Mapping[str, float]]
+
 # (steps done in the phase, phase name) -> uint8 frames [n, T, H, W, 3] to show in TensorBoard
 Preview = Callable[[int, str], Any]

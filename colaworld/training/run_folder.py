@@ -59,9 +59,15 @@ FREE = (
     "timeout",
     "recompute",  # the same gradients bit for bit
 )
-# Fields that early configurations do not have, and what they did.
+# Fields that early configurations do not have, and what they did; by the key, or its last two names.
 _LATER: dict[str, Any] = {
     "data.recorded_fps": None,
+    "training.control_every": 0,
+    "training.control_clips": 32,
+    "gate.control": 0.0,
+    "gate.floor": 0.3,
+    "gate.control_floor": 0.01,
+    "alarm.control_floor": 0.0,
     "data.streams": None,
     "data.mixture": {},
     "model.backbone.clip_fps": False,
@@ -71,7 +77,7 @@ _LATER: dict[str, Any] = {
 }
 # Free too, by the whole key: how long a phase is, and what previews and evaluations alone read.
 _ALSO_FREE = re.compile(
-    r"phases\.\w+\.steps|(sampler|evaluation)\..*|training\.(devices|parallel\..*)"
+    r"phases\.\w+\.(steps|gate\.missed)|(sampler|evaluation)\..*|training\.(devices|parallel\..*)"
 )
 _FORMERLY = {"training.compile": {False: "no", True: "full"}}  # values of older configurations
 
@@ -437,8 +443,9 @@ def _free(key: str) -> bool:
 
 def _says_nothing(key: str, value: Any) -> bool:
     """Whether configurations of other versions may leave this out."""
-    if key in _LATER:
-        return value == _LATER[key]
+    for known in (key, ".".join(key.split(".")[-2:])):
+        if known in _LATER:
+            return value == _LATER[known]
     where, _, name = key.rpartition(".")
     if name == "init_from" or key == "model.parts":
         return not value

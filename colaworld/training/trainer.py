@@ -37,7 +37,7 @@ from colaworld.training.meters import Pace, Work, memory_gib
 from colaworld.training.optimizer import Moments, moments_of
 from colaworld.training.phase_state import PhaseState, Progress, TrainResult
 from colaworld.training.phases import Phase, check_phases, enter_phase
-from colaworld.training.protocols import ClipSupply, Loader, Objective, Preview
+from colaworld.training.protocols import ClipSupply, Control, Loader, Objective, Preview
 from colaworld.training.run_folder import RunFolder, config_sha256
 from colaworld.training.sharding import give_up, is_sharded
 from colaworld.training.step import clip_generator, optimizer_step, uses_bf16
@@ -56,6 +56,8 @@ class Trainer:
         out: run folder: config.yaml, metrics.jsonl, checkpoints/, tensorboard/, weights/.
         training: everything else about the loop.
         config_yaml: the whole resolved configuration, saved and compared when resuming.
+        control: () -> paired losses of held-out clips, measured every `control_every` steps of a phase
+            that trains the conditioner.
         preview: (step, phase name) -> uint8 frames [n, T, H, W, 3] to show every `sample_every`.
         resume: continue what is in `out` (from the start if there is no checkpoint yet).
         device: where to train.
@@ -78,6 +80,7 @@ class Trainer:
         training: TrainingConfig,
         config_yaml: str,
         preview: Preview | None = None,
+        control: Control | None = None,
         resume: bool = False,
         device: torch.device | str = "cpu",
         resume_command: str = "",
@@ -95,7 +98,7 @@ class Trainer:
         self.out = Path(out)
         self.training = training
         self.config_yaml = config_yaml
-        self.preview = preview
+        self.preview, self.control = preview, control
         self.resume = resume
         self.resume_command = resume_command
         self.work = work or Work()
@@ -119,7 +122,7 @@ class Trainer:
         """
         try:
             self._open_folder()
-            if (why := self._diverged()) is not None:
+            if (why := self._failed()) is not None:
                 return self._stopped(why)
             if self._advance():
                 where = f"the run in {self.out} is finished; nothing to resume"
@@ -168,11 +171,19 @@ class Trainer:
         done = sum(phase.steps for phase in self.phases[: self.progress.phase])
         return done + self.progress.step
 
-    def _diverged(self) -> str | None:
+    def _failed(self) -> str | None:
         """Why the current phase, if it is over, is no success."""
         progress, phase = self.progress, self.phases[self.progress.phase]
         if progress.over is None or (progress.over == "steps" and progress.step < phase.steps):
             return None
+        if progress.collapsed and phase.gate is not None and phase.gate.missed == "stop":
+            at = f"phases.{phase.name}"
+            return (
+                f"phase {phase.name} ended by its steps with a collapsed codebook: "
+                f"{progress.collapsed}. Train it longer (--{at}.steps and --resume), start the codebook "
+                f"anew (--{at}.gate.missed reseed and --resume) or go on as it is (go_on); what else "
+                "helps: colaworld/training/README.md. No weights are exported"
+            )
         last = phase is self.phases[-1]
         why = self._guard.diverged(progress.step, last=last)
         on = f", or train on with --phases.{phase.name}.steps and --resume"
@@ -187,15 +198,27 @@ class Trainer:
         phase = self.phases[progress.phase]
         if progress.over != "gate" and progress.step < phase.steps:
             if progress.over:  # its end was moved out, by more steps or a larger max_steps
-                progress.over = None
+                progress.over = progress.collapsed = None
                 progress.ended.pop()
             return False
+        if progress.collapsed and phase.gate is not None:
+            self._answer(phase.name, phase.gate.missed)
         if progress.phase + 1 == len(self.phases):
             return True
         progress.phase += 1
-        progress.step, progress.over = 0, None
+        progress.step, progress.over, progress.collapsed = 0, None, None
         self._restored = None
         return False
+
+    def _answer(self, name: str, missed: str) -> None:
+        """What follows a phase that hands a collapsed codebook on."""
+        log.warning("phase %s: %s: %s", name, self.progress.collapsed, missed.replace("_", " "))
+        if missed == "reseed":
+            quantizer: Any = self.model.quantizer
+            quantizer.restart()
+            self._moments = {
+                k: v for k, v in self._moments.items() if not k.startswith("quantizer.")
+            }
 
     def _result(self, status: Any, message: str) -> TrainResult:
         progress = self.progress
@@ -232,11 +255,13 @@ class Trainer:
         while progress.step < limit and progress.over is None:
             began = time.perf_counter()
             row, clips = self._step(state)
+            row["seconds"] = time.perf_counter() - began
+            if (found := self._measure_control(phase)) is not None:
+                row["control"] = found
             alarm = state.check_health(progress, row, last=progress.step >= limit)
             if progress.over is None and progress.step >= limit:
                 progress.over = "steps"
-            row["seconds"] = time.perf_counter() - began
-            progress.seconds += row["seconds"]
+            progress.seconds += time.perf_counter() - began
             self._tell_speed(row, clips)
             if "own" in row["speed"]:
                 slowest = self._pace.update(row["speed"]["own"])
@@ -268,7 +293,7 @@ class Trainer:
                 self._save(state)
             if alarm == "stop":
                 return self._stopped(f"the codebook collapsed in phase {phase.name}")
-            if (why := self._diverged()) is not None:
+            if (why := self._failed()) is not None:
                 return self._stopped(why)
             if stopping:
                 signals = self.distributed.gather(request.requested)
@@ -277,6 +302,17 @@ class Trainer:
         self._moments = state.optimizer.moments()
         self._folder.skip_to(self._steps_behind() + limit - progress.step)
         return None
+
+    def _measure_control(self, phase: Phase) -> dict[str, float] | None:
+        """Where it is due: the same numbers on every process."""
+        every, step = self.training.control_every, self.progress.step
+        if self.control is None or not every or "conditioner" not in phase.train:
+            return None
+        if step % every and step not in (1, phase.steps):
+            return None
+        found = self.control()
+        means = self.distributed.mean(torch.tensor(list(found.values()), device=self.device))
+        return dict(zip(found, means.tolist(), strict=True))
 
     def _tell_speed(self, row: dict[str, Any], clips: int) -> None:
         seconds, speed = row["seconds"], row["speed"]
@@ -349,7 +385,7 @@ class Trainer:
         progress.round += 1
         progress.started = list(healthy.state["progress"]["started"])
         progress.phase = names.index(phase.alarm.rewarm_phase)
-        progress.step, progress.over = 0, None
+        progress.step, progress.over, progress.collapsed = 0, None, None
         self._moments, self._restored = {}, None
         self._guard = LossGuard(self.training)
         log.warning(

@@ -247,7 +247,8 @@ def test_a_run_of_the_first_version_is_the_same_run():
     values = yaml.safe_load(text)
     assert values.pop("config_version") == 1
     config = from_dict(RunConfig, values)
-    assert config == recipe("nano.cola")
+    now = recipe("nano.cola")
+    assert config == replace(now, training=replace(now.training, control_every=0))
     check_same_config(text, to_yaml(config), where="here")
     changed = replace(config, model=replace(config.model, quantizer=VQConfig(codebook_size=9)))
     with pytest.raises(ResumeError, match=r"model.quantizer.codebook_size"):

@@ -15,19 +15,20 @@ from colaworld.runs.preview import RolloutPreview, first_clips
 
 def test_the_clips_are_held_out_where_any_are(tiny) -> None:
     data = tiny().data
-    clips = first_clips(data, clips=4)
+    clips = first_clips(data, clips=4).frames
     assert clips.shape == (4, 4, 3, 24, 32) and clips.dtype == torch.uint8
     heldout = ClipSet(replace(data, split="heldout"))
     firsts = [heldout.decoded(p).frames[:4] for p in heldout.segments]
     for number in (0, 1):  # the first clip of each of the two held-out episodes comes first
         assert any((clips[number].numpy() == first).all() for first in firsts)
-    assert first_clips(replace(data, holdout=0.0), clips=3).shape[0] == 3
+    assert first_clips(replace(data, holdout=0.0), clips=3).frames.shape[0] == 3
+    assert first_clips(replace(data, holdout=0.0), clips=3, splits=("heldout",)) is None
 
 
 def test_truth_above_rollout_and_equal_noise(tiny) -> None:
     config = tiny()
     model = build_model(config)
-    clips = first_clips(config.data, clips=2)
+    clips = first_clips(config.data, clips=2).frames
     preview = RolloutPreview(World(model, config.sampler), clips, seed=1)
     state, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
     model.idm.train()
@@ -49,7 +50,7 @@ def test_truth_above_rollout_and_equal_noise(tiny) -> None:
 
 def test_a_plain_generator_has_a_preview_too(tiny) -> None:
     config = tiny("nano.pretrain")
-    clips = first_clips(config.data, clips=1)
+    clips = first_clips(config.data, clips=1).frames
     preview = RolloutPreview(World(build_model(config), config.sampler), clips, seed=0)
     assert preview(1, "pretrain").shape == (1, 4, 48, 32, 3)
 

@@ -102,3 +102,37 @@ def test_health_is_kept_between_checks_and_resumes():
     assert other.latest == meter.latest and other.full
     assert other.measure()["perplexity"] == pytest.approx(4)
     assert other.counts().tolist() == [[1, 1, 1, 1]]
+
+
+def test_a_gate_on_control_waits_for_it():
+    config = GateConfig(entropy=0.8, window=20, max_drift=0.02, min_steps=0, control=0.1)
+    gate = WarmupGate(config)
+    assert not any(gate.update(step, 0.9, 0.09) for step in range(10, 110, 10))
+    assert gate.update(110, 0.9, 0.11)
+    unmeasured = WarmupGate(config)
+    assert [unmeasured.update(step, 0.9) for step in (10, 20, 30)] == [False, False, True]
+
+
+def test_what_counts_as_collapsed_at_the_end_of_a_phase():
+    gate = WarmupGate(GateConfig(floor=0.3, control_floor=0.01))
+    assert gate.collapsed(0.31) is None and gate.collapsed(0.31, 0.02) is None
+    assert "entropy 0.290 is under gate.floor 0.3" in gate.collapsed(0.29, 0.5)
+    assert "control 0.0090 is under gate.control_floor 0.01" in gate.collapsed(0.9, 0.009)
+
+
+def test_codes_that_steer_nothing_raise_the_alarm_however_even():
+    alarm = CollapseAlarm(AlarmConfig(floor=0.3, checks=2, control_floor=0.05, action="stop"))
+    assert [alarm.update(0.9, c) for c in (0.04, 0.06, 0.01, 0.02)] == [None, None, None, "stop"]
+    ignoring = CollapseAlarm(AlarmConfig(floor=0.3, checks=1, action="stop"))
+    assert ignoring.update(0.9, 0.0) is None
+
+
+def test_the_last_control_survives_json():
+    one, two = HealthMeter(4, 1, 8), HealthMeter(4, 1, 8)
+    one.control = 0.25
+    two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    assert two.control == 0.25
+    early = one.state_dict()
+    del early["control"]  # of a checkpoint before it was measured
+    two.load_state_dict(early)
+    assert two.control is None

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from colaworld.files import seal
 from colaworld.training.checkpoint import latest_checkpoint, write_checkpoint
-from colaworld.training.config import AlarmConfig
+from colaworld.training.config import AlarmConfig, GateConfig
 from colaworld.training.phases import Phase
 from colaworld.training.protocols import (
     CheckpointError,
@@ -825,3 +825,66 @@ def test_a_compiled_run_learns_the_same(toy, tmp_path, read_run):
         trainer.run()
         rows[choice] = [row["loss"] for row in read_run(tmp_path / str(choice)).rows]
     assert rows[True] == pytest.approx(rows[False], rel=1e-4)
+
+
+def _collapsing(toy, missed):
+    """A warm-up whose gate never opens and which counts as collapsed when it ends."""
+    gate = GateConfig(entropy=1.0, window=4, min_steps=9, floor=1.0, missed=missed)
+    warmup, joint = toy.PHASES
+    return dataclasses.replace(warmup, gate=gate), dataclasses.replace(joint, steps=4)
+
+
+def test_a_collapsed_warmup_stops_the_run_until_it_is_told_to_go_on(toy, tmp_path):
+    for _ in range(2):  # resuming changes nothing by itself
+        result = toy.trainer(tmp_path, phases=_collapsing(toy, "stop"), resume=True).run()
+        assert (result.status, result.phase, result.step) == ("stopped", "warmup", 14)
+        assert "is under gate.floor 1" in result.message and "missed reseed" in result.message
+        assert not (tmp_path / "weights").exists()
+    result = toy.trainer(tmp_path, phases=_collapsing(toy, "go_on"), resume=True).run()
+    assert (result.status, result.phase, result.step) == ("finished", "joint", 4)
+
+
+def test_a_collapsed_warmup_can_be_trained_longer(toy, tmp_path):
+    toy.trainer(tmp_path, phases=_collapsing(toy, "stop")).run()
+    warmup, joint = _collapsing(toy, "stop")
+    longer = dataclasses.replace(warmup, steps=18)
+    result = toy.trainer(tmp_path, phases=(longer, joint), resume=True).run()
+    assert (result.status, result.phase, result.step) == ("stopped", "warmup", 18)
+
+
+def test_a_collapsed_codebook_can_start_anew(toy, tmp_path):
+    class Restarts(toy.ToyModel):
+        restarts = 0
+
+        def __init__(self):
+            super().__init__()
+            self.quantizer.restart = self.count
+
+        def count(self):
+            self.restarts += 1
+
+    model = Restarts()
+    trainer = toy.trainer(tmp_path, model=model, phases=_collapsing(toy, "reseed"))
+    assert trainer.run().status == "finished"
+    assert model.restarts == 1
+    seen = []
+    healthy = toy.trainer(tmp_path / "healthy", phases=toy.PHASES, control=lambda: seen.append(1))
+    assert healthy.run().status == "finished" and not seen  # control_every is 0
+
+
+def test_control_is_measured_when_due_and_kept_by_the_gate(toy, tmp_path):
+    training = dataclasses.replace(toy.TRAINING, control_every=6)
+    gate = dataclasses.replace(toy.GATE, control=0.5)
+    phases = (dataclasses.replace(toy.PHASES[0], gate=gate),)
+    values = iter((0.1, 0.2, 0.6, 0.7, 0.8))
+    run = toy.trainer(
+        tmp_path,
+        phases=phases,
+        training=training,
+        control=lambda: {"inferred": 1.0, "control": next(values)},
+    )
+    result = run.run()
+    assert [(e["steps"], e["reason"]) for e in result.phases] == [(12, "gate")]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    measured = {row["step"]: row["control"]["control"] for row in rows if "control" in row}
+    assert measured == {1: pytest.approx(0.1), 6: pytest.approx(0.2), 12: pytest.approx(0.6)}

@@ -229,6 +229,10 @@ def _training(history: History) -> dict[str, Markup]:
     if any(s.x for s in health):
         title = "Codebook health"
         shown[title] = draw(health, title=title, y_label="share", y_range=(-0.03, 1.05))
+    title = "Control on held-out clips"
+    control = Series("1 - inferred / shuffled loss", *history.curve("control", "control"), "c-1")
+    if len(control.x) > 1:
+        shown[title] = draw([control], title=title, y_label="share")
     norms = []
     for i, key in enumerate(history.keys("grad_norm")[:5], start=1):
         x, y = history.curve("grad_norm", key)

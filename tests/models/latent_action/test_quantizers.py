@@ -288,6 +288,26 @@ def test_without_a_data_start_the_codebook_stays_small_and_uniform(kind):
     assert torch.equal(quantizer.codebook, before) and quantizer.started
 
 
+@pytest.mark.parametrize("kind", OWN_TABLE)
+def test_a_restarted_codebook_starts_from_data_whatever_its_start_was(kind):
+    quantizer = build(kind, data_start=False)
+    quantizer.start(latents(64, 1), generator=seeded())
+    quantizer.restart()
+    assert not quantizer.started
+    with torch.no_grad():
+        quantizer.use.fill_(0.0)
+    z = latents(64, 1)
+    quantizer.start(z, generator=seeded())
+    assert quantizer.started and torch.equal(quantizer.use, torch.full((8,), 1 / 8))
+    rows = quantizer.standardise.eval()(z.float()).reshape(-1, z.shape[-1])
+    nearest = torch.cdist(quantizer.codebook, rows).min(dim=1).values
+    assert nearest.max() < 1e-5  # each code is one of the latents
+    again = quantizer.codebook.clone()
+    quantizer.restart()
+    quantizer.start(latents(64, 1, seed=9), generator=seeded())
+    assert not torch.equal(quantizer.codebook, again)
+
+
 def unused(kind: str, **changes):
     """A quantizer of which entries 2 and 5 are far away and fell out of use; all z are near 0."""
     quantizer = build(kind, normalise=False, decay=0.9, **changes)

@@ -60,6 +60,9 @@ class CodebookQuantizer(Quantizer):
         if config.unquantized_steps:  # latents of the latest steps, to start the codebook from
             self.register_buffer("recent", torch.zeros(_RECENT, dim))
             self.register_buffer("kept", torch.zeros((), dtype=torch.int64))  # rows written to it
+        self._anew = (
+            False  # whether the next start is one from data, whatever the configuration says
+        )
         # Every code may be dead at once, and each wants a latent of its own.
         self._pending = StepStats(capacity=max(_RECENT, size))
 
@@ -123,10 +126,16 @@ class CodebookQuantizer(Quantizer):
             )
         super().set_process_group(group)
 
+    def restart(self) -> None:
+        super().restart()
+        self._anew = True
+
     @torch.no_grad()
     def start(self, z: Tensor, *, generator: torch.Generator | None = None) -> None:
         super().start(z, generator=generator)
-        if self.config.data_start:
+        if self.config.data_start or self._anew:
+            self._anew = False
+            self.use.fill_(1 / self.codebook_size)
             was = self.training
             self.eval()
             z = gather_rows(self.standardise(z.float()), self.process_group)

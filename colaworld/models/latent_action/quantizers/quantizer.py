@@ -146,6 +146,10 @@ class Quantizer(nn.Module):
             every = gather_rows(z.float(), self.process_group)
             self.standardise.start(every.reshape(-1, self.dim))
 
+    def restart(self) -> None:
+        """Let the next phase `start` it anew, from its latents."""
+        self.started.fill_(False)
+
     def set_process_group(self, group: ProcessGroup | None) -> None:
         """Let `start` and `after_step` count what all processes of `group` saw; None: this one."""
         for module in self.modules():
