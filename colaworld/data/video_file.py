@@ -194,8 +194,8 @@ class Pictures:
         self._turns = quarter_turns(first)
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        picture = self._reformatter.reformat(
-            frame, width=self._width, height=self._height, format="rgb24"
+        picture = self._reformatter.reformat(  # else it starts a thread per core for every film
+            frame, width=self._width, height=self._height, format="rgb24", threads=1
         ).to_ndarray()
         if any(self._turns):
             transpose, upside_down, mirrored = self._turns

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import av
@@ -28,6 +30,16 @@ def test_every_frame_is_found_by_its_index(tmp_path, film, number_of, name, code
 def test_streaming_from_the_middle(tmp_path, film, number_of) -> None:
     path = film(tmp_path / "a.mp4", range(100, 160))
     assert [number_of(f) for f in video_reader.stream_frames(path, 17, 29)] == list(range(117, 129))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads as Linux lists them")
+def test_a_film_is_read_by_the_thread_that_asks(tmp_path, film) -> None:
+    if len(os.sched_getaffinity(0)) == 1:
+        pytest.skip("FFmpeg starts no further thread on one core")
+    before = len(os.listdir("/proc/self/task"))
+    reading = video_reader.stream_frames(film(tmp_path / "a.mp4", range(9)), 0, 9)
+    next(reading)
+    assert len(os.listdir("/proc/self/task")) <= before
 
 
 def test_a_gif(tmp_path, film, number_of) -> None:
