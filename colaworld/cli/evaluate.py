@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,11 +16,12 @@ import tyro
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.progress import bar
 from colaworld.cli.train import choose_device, data_flag, take_data
+from colaworld.config import ConfigError, Range, to_dict
 from colaworld.data.config import DataConfig, check_there
 from colaworld.evaluation.layout import read_evaluation
 from colaworld.evaluation.settings import EvaluationConfig
 from colaworld.flow.config import SamplerConfig
-from colaworld.runs.config import read_config
+from colaworld.runs.config import RunConfig, read_config
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,19 @@ class EvaluateOptions:
     """How videos are generated."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """What is measured."""
+    also: tuple[str, ...] = ()
+    """NAME=PATH of more data sets, none of them trained on: each is measured like the first, on all its
+    episodes, and shown beside it; evaluation-NAME.json. What else they share (a colour, a texture, another
+    simulator) is for the name to say."""
     compare: tuple[Path, ...] = ()
-    """Other evaluated run folders, shown beside this one."""
+    """Other evaluated run folders, shown beside this one. Their curves are drawn together, too, where
+    they were watched."""
+    watch: bool = False
+    """Evaluate the run's checkpoints, oldest first, and those that are yet to come, until it is finished:
+    a row each in evaluations.jsonl, which the report draws. Let the run keep them
+    (training.keep_checkpoints), or evaluate faster than it saves: a few --evaluation.clips will do."""
+    poll: Annotated[float, Range(ge=0.1, le=86_400)] = 10.0
+    """--watch: seconds between two looks for a checkpoint."""
     device: str = "auto"
     """cpu, cuda, or auto."""
 
@@ -58,20 +72,38 @@ def run(argv: list[str]) -> int:
     for other in options.compare:  # before the long work, so that a wrong path costs nothing
         others[other] = read_evaluation(other / "evaluation.json")
     check_there(config.data.path)
+    also = _also(options.also, config.data)
     device = choose_device(options.device)
+
+    if options.watch:
+        return _watch(options, config, device)
 
     # Not above: torch takes seconds, and help and wrong calls need none of it.
     from colaworld.evaluation.comparison import comparison
     from colaworld.evaluation.report.page import write_report
-    from colaworld.evaluation.tables import table
+    from colaworld.evaluation.tables import beside, table
+    from colaworld.files import write_json
     from colaworld.runs.load import environment, evaluate_run
+    from colaworld.runs.watch import read_rows
 
     with bar("evaluating", stages=True) as progress:
         evaluation = evaluate_run(options.run, config=config, device=device, progress=progress)
     name = _data_name(config.data.path)
     result = {**evaluation.result, "data": {"name": name}}
     evaluation = replace(evaluation, result=result)
+    elsewhere: dict[str, dict[str, Any]] = {}
+    for other, one in also.items():
+        with bar(f"evaluating {other}", stages=True) as progress:
+            other_config = replace(config, data=one)
+            found = evaluate_run(
+                options.run, config=other_config, device=device, progress=progress, unseen=True
+            ).result
+        elsewhere[other] = {**found, "data": {"name": _data_name(one.path)}}
     evaluation.save(options.run)
+    for other, found in elsewhere.items():
+        write_json(options.run / f"evaluation-{other}.json", found)
+    sets = {name: evaluation.result, **elsewhere}
+    curves = {named: read_rows(folder) for named, folder in _curves(options.run, others).items()}
     counts = evaluation.result["counts"]
     results = _named({options.run: evaluation.result, **others})
     again = " ".join(["colaworld evaluate", *map(shlex.quote, argv)])
@@ -85,9 +117,62 @@ def run(argv: list[str]) -> int:
         config_yaml=(options.run / "config.yaml").read_text(),
         environment={"this page": again, "the run": train, **environment(options.run)},
         compare=results if others else None,
+        sets=sets if elsewhere else None,
+        curves=curves,
     )
     print(comparison(results).text() if others else table(evaluation.result))
+    if elsewhere:
+        print(f"\n{beside(sets)}")
     print(f"report: {report}")
+    return 0
+
+
+def _also(asked: tuple[str, ...], data: DataConfig) -> dict[str, DataConfig]:
+    """More data sets by name, read as `data` is. Raises ConfigError or DataError on what is none."""
+    sets: dict[str, DataConfig] = {}
+    for text in asked:
+        name, equals, path = text.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or not path:
+            raise ConfigError(f"--also: expected NAME=PATH, got {text!r}")
+        if name in sets:
+            raise ConfigError(f"--also: the name {name!r} is given twice")
+        one = check_there(Path(path))
+        if data.path is not None and one.resolve() == data.path.resolve():
+            raise ConfigError(f"--also {text}: this is the data set that is measured anyway")
+        sets[name] = replace(data, path=one, mixture={}, split="heldout")
+    return sets
+
+
+def _curves(run: Path, others: Iterable[Path]) -> dict[str, Path]:
+    """Folders by name, of this run and of others whose checkpoints were evaluated, too."""
+    watched = {folder: {} for folder in (run, *others) if (folder / "evaluations.jsonl").is_file()}
+    return {name: folder for name, folder in zip(_named(watched), watched, strict=True)}
+
+
+def _watch(options: EvaluateOptions, config: RunConfig, device: str) -> int:
+    """A line for each checkpoint, as it comes."""
+    from colaworld.runs.load import evaluate_run
+    from colaworld.runs.watch import FILE, watch
+
+    def measure(checkpoint: Any) -> dict[str, Any]:
+        with bar(f"evaluating {checkpoint.path.name}", stages=True) as progress:
+            return evaluate_run(
+                options.run, config=config, device=device, progress=progress, checkpoint=checkpoint
+            ).result
+
+    asked = {k: v for k, v in to_dict(options.evaluation).items() if v is not None}
+    rows = 0
+    for row in watch(options.run, measure, settings=asked, poll=options.poll):
+        rows += 1
+        probe = (row["probe"] or {}).get("mean")
+        entropy = row["entropy_normalised"]
+        print(
+            f"step {row['global_step']}: {row['delta_psnr']['mean']:.2f} dB over random actions"
+            + ("" if probe is None else f", probe {probe:.2f}")
+            + ("" if entropy is None else f", entropy {entropy:.2f}"),
+            flush=True,
+        )
+    print(f"{options.run / FILE}: {rows} new rows; `colaworld evaluate` draws them in the report")
     return 0
 
 

@@ -60,6 +60,23 @@ def columns(rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
+def beside(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """One run on several data sets: see `beside_rows`."""
+    return columns(beside_rows(results))
+
+
+def beside_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """A header, then a row for each headline number with a cell for each data set."""
+    found = {name: {h.name: h for h in headlines(result)} for name, result in results.items()}
+    named = list(dict.fromkeys(name for cells in found.values() for name in cells))
+    rows = [["", *results]]
+    for name in named:
+        cells = [cells[name].text() if name in cells else "-" for cells in found.values()]
+        rows.append([name, *cells])
+    episodes = [str(result["counts"]["episodes"]) for result in results.values()]
+    return [*rows, ["episodes", *episodes]]
+
+
 def table(result: Mapping[str, Any]) -> str:
     """One run: its numbers with 95 % intervals and what to compare them with."""
     rows = [["", "held-out", "compare with"]]

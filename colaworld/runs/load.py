@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
 
 from colaworld import __version__
-from colaworld.config import ConfigError, from_dict, leaves, to_dict
+from colaworld.config import ConfigError, from_dict, leaves, to_dict, to_yaml
 from colaworld.contracts import ClipBatch, to_float
 from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
@@ -37,7 +37,14 @@ from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig, read_config
 from colaworld.runs.sizes import check_frames
 from colaworld.runs.weights import load_backbone
-from colaworld.training.checkpoint import finite, latest_checkpoint, load_strictly, load_weights
+from colaworld.training.checkpoint import (
+    Checkpoint,
+    finite,
+    latest_checkpoint,
+    load_strictly,
+    load_weights,
+)
+from colaworld.training.run_folder import config_sha256
 
 log = logging.getLogger(__name__)
 
@@ -58,21 +65,26 @@ def without_world(parts: Sequence[str]) -> str | None:
     )
 
 
-def load_world(folder: Path, *, device: str = "cpu") -> tuple[World, RunConfig]:
-    """The trained world of a run: weights/ when it is finished, else the last checkpoint."""
+def load_world(
+    folder: Path, *, device: str = "cpu", checkpoint: Checkpoint | None = None
+) -> tuple[World, RunConfig]:
+    """The trained world of a run: weights/ when it is finished, else the last checkpoint; or that of one
+    of its checkpoints."""
     config = read_config(folder)
     model = build_model(config, weights=False)
     why = without_world(config.parts())
     if why is not None:
         raise ConfigError(f"{folder} is a run of {config.recipe}: {why}")
-    if (finished := finished_weights(folder)) is not None:
+    finished = finished_weights(folder) if checkpoint is None else None
+    if finished is not None:
         load_weights(model, finished)
         check_model(config, trained_as(finished), folder)
     else:
-        checkpoint = latest_checkpoint(folder / "checkpoints")
         if checkpoint is None:
-            raise ConfigError(f"{folder} has neither weights nor a complete checkpoint yet")
-        log.info("%s is not finished; read from %s", folder, checkpoint.path.name)
+            checkpoint = latest_checkpoint(folder / "checkpoints")
+            if checkpoint is None:
+                raise ConfigError(f"{folder} has neither weights nor a complete checkpoint yet")
+            log.info("%s is not finished; read from %s", folder, checkpoint.path.name)
         weights = checkpoint.tensors("ema") or checkpoint.tensors("model")
         load_strictly(model, finite(weights, checkpoint.path), source=str(checkpoint.path))
         if "config" in checkpoint.state:
@@ -137,16 +149,19 @@ def evaluate_run(
     horizon: int = 8,
     device: str = "cpu",
     progress: Callable[[int, int, str], None] | None = None,
+    checkpoint: Checkpoint | None = None,
+    unseen: bool = False,
 ) -> Evaluation:
-    """Measure a run on held-out episodes.
+    """Measure a run on held-out episodes, as it is or as it was at one of its checkpoints.
 
+    `unseen`: all episodes of the set count as held out, since none was trained on.
     `config` replaces the run's own data, sampler and evaluation settings. Clips are as long as
     history + horizon, whatever the clips of training were. Without a horizon in the configuration
     it is `horizon`, or less where the held-out episodes are shorter.
 
     Raises ConfigError or DataError where data and run do not fit.
     """
-    world, stored = load_world(folder, device=device)
+    world, stored = load_world(folder, device=device, checkpoint=checkpoint)
     config = config or stored
     sets = stored.data.sets().values()
     trained = next((one for one in sets if one.path == config.data.path), stored.data)
@@ -160,7 +175,8 @@ def evaluate_run(
             f"evaluation.horizon: the tokenizer makes one latent of {stride} frames; expected a "
             f"multiple of {stride}, or None for as many as the episodes allow, got {asked}"
         )
-    data = replace(config.data, split="heldout", frames_per_clip=history + (asked or 1))
+    split: Literal["heldout", "all"] = "all" if unseen else "heldout"
+    data = replace(config.data, split=split, frames_per_clip=history + (asked or 1))
     try:
         heldout = ClipSet(data)
     except DataError as error:
@@ -188,9 +204,8 @@ def evaluate_run(
     spec = heldout.source.action_spec
 
     def batches() -> Iterator[ClipBatch]:
-        return iterate_once(
-            data, batch_size=config.evaluation.batch_size, with_actions=spec is not None
-        )
+        size = config.evaluation.batch_size
+        return iterate_once(data, batch_size=size, with_actions=spec is not None, split=split)
 
     text = None
     if config.evaluation.text_effect:  # first, since a video model without text is told at once
@@ -203,7 +218,33 @@ def evaluate_run(
         progress,
         device=device,
     )
-    return found if text is None else replace(found, result=found.result | {"text": text})
+    more: dict[str, Any] = {"run": provenance(folder, stored, checkpoint)}
+    if text is not None:
+        more["text"] = text
+    return replace(found, result=found.result | more)
+
+
+def provenance(
+    folder: Path, config: RunConfig, checkpoint: Checkpoint | None = None
+) -> dict[str, Any]:
+    """Which weights an evaluation is of, and of which source: for evaluation.json."""
+    weights = None if checkpoint is not None else finished_weights(folder)
+    if checkpoint is None and weights is None:
+        checkpoint = latest_checkpoint(folder / "checkpoints")
+    made: dict[str, Any] = {
+        "recipe": config.recipe,
+        "config_sha256": config_sha256(to_yaml(config)),
+        "colaworld": __version__,
+        "commit": commit(),
+    }
+    if weights is not None:
+        files = read_json(weights.parent / "config.json").get("files", {})
+        sums = {name: of.get("sha256") for name, of in files.items()}
+        return made | {"weights": "weights", "weights_sha256": sums}
+    assert checkpoint is not None
+    progress = checkpoint.state["progress"]
+    step = {name: progress[name] for name in ("phase", "step", "global_step")}
+    return made | {"weights": checkpoint.path.name, **step}
 
 
 def _text_effect(

@@ -158,11 +158,12 @@ class GateConfig(Checked, at="gate."):
     """Control to reach as well, 1 - inferred / shuffled loss, where training.control_every measures it."""
     floor: Annotated[float, Range(ge=0, le=1)] = 0.3
     """Normalised entropy under which the codebook counts as collapsed when the phase ends by its steps."""
-    control_floor: Annotated[float, Range(ge=0, lt=1)] = 0.01
-    """Control under which codes count as meaning nothing then, where it is measured."""
+    control_floor: Annotated[float, Range(ge=0, lt=1)] = 0.0
+    """Control under which codes count as meaning nothing then, where it is measured; 0: not looked at."""
     missed: Literal["stop", "reseed", "go_on"] = "stop"
     """What follows a phase that ends by its steps with a collapsed codebook: the run stops, or the next
-    phase starts the codebook anew, or it goes on with a warning."""
+    phase starts the codebook anew, or it goes on with a warning, as it does where training.max_steps cut
+    the phase short."""
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ _LATER: dict[str, Any] = {
     "training.control_clips": 32,
     "gate.control": 0.0,
     "gate.floor": 0.3,
-    "gate.control_floor": 0.01,
+    "gate.control_floor": 0.0,
     "alarm.control_floor": 0.0,
     "data.streams": None,
     "data.mixture": {},

@@ -176,7 +176,8 @@ class Trainer:
         progress, phase = self.progress, self.phases[self.progress.phase]
         if progress.over is None or (progress.over == "steps" and progress.step < phase.steps):
             return None
-        if progress.collapsed and phase.gate is not None and phase.gate.missed == "stop":
+        cut = phase.steps == self.training.max_steps  # a look at the machinery, not a run
+        if progress.collapsed and phase.gate and phase.gate.missed == "stop" and not cut:
             at = f"phases.{phase.name}"
             return (
                 f"phase {phase.name} ended by its steps with a collapsed codebook: "
@@ -212,7 +213,7 @@ class Trainer:
 
     def _answer(self, name: str, missed: str) -> None:
         """What follows a phase that hands a collapsed codebook on."""
-        log.warning("phase %s: %s: %s", name, self.progress.collapsed, missed.replace("_", " "))
+        log.warning("phase %s hands a collapsed codebook on: %s", name, self.progress.collapsed)
         if missed == "reseed":
             quantizer: Any = self.model.quantizer
             quantizer.restart()

@@ -175,3 +175,44 @@ def test_wrong_calls(run, tmp_path, colaworld) -> None:
     (run / "weights" / "model.safetensors").write_bytes(b"broken")
     said = colaworld("evaluate", run)
     assert said.status == 2 and "model.safetensors: its content does not match" in said.err
+
+
+def test_other_data_sets_beside_the_first(run, quick, colaworld, tmp_path) -> None:
+    other = tmp_path / "other"
+    recorded = colaworld("record", "scene", "--out", other, "--episodes", 3, "--steps", 5)
+    assert recorded.status == 0
+    said = colaworld("evaluate", run, *quick, "--also", f"unseen={other}")
+    assert said.status == 0
+    first, found = (
+        json.loads((run / name).read_text())
+        for name in ("evaluation.json", "evaluation-unseen.json")
+    )
+    assert found["counts"]["episodes"] == 3  # all of them: none was trained on
+    assert found["clips"]["rolled"] != first["clips"]["rolled"]
+    assert found["run"] == first["run"]  # the same weights
+    assert found["run"]["recipe"] == "nano.cola" and "model.safetensors" in str(found["run"])
+    header = next(line for line in said.out.splitlines() if line.split()[-1:] == ["unseen"])
+    assert header.split() == [first["data"]["name"], "unseen"]
+    page = (run / "report.html").read_text()
+    assert "On other data" in page and '<th scope="col">unseen</th>' in page
+    for wrong, told in (
+        ("unseen", "expected NAME=PATH, got 'unseen'"),
+        ("a/b=here", "expected NAME=PATH"),
+        (f"x={tmp_path / 'absent'}", "absent: no such folder or file"),
+    ):
+        said = colaworld("evaluate", run, *quick, "--also", wrong)
+        assert said.status == 2 and told in said.plain
+
+
+def test_watched_checkpoints_become_curves(run, quick, colaworld) -> None:
+    said = colaworld("evaluate", run, *quick, "--watch")
+    assert said.status == 0
+    rows = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert [row["checkpoint"] for row in rows] == names and len(rows) > 1
+    assert f"{len(rows)} new rows" in said.out
+    assert not (run / "evaluation.json").exists()
+    assert colaworld("evaluate", run, *quick).status == 0
+    assert "Control while it trained" in (run / "report.html").read_text()
+    said = colaworld("evaluate", run, *quick, "--watch", "--evaluation.seed", 9)
+    assert said.status == 2 and "evaluation.seed 0, asked for 9" in said.plain

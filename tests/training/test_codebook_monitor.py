@@ -115,6 +115,7 @@ def test_a_gate_on_control_waits_for_it():
 
 def test_what_counts_as_collapsed_at_the_end_of_a_phase():
     gate = WarmupGate(GateConfig(floor=0.3, control_floor=0.01))
+    assert WarmupGate(GateConfig()).collapsed(0.9, 0.0) is None  # not looked at
     assert gate.collapsed(0.31) is None and gate.collapsed(0.31, 0.02) is None
     assert "entropy 0.290 is under gate.floor 0.3" in gate.collapsed(0.29, 0.5)
     assert "control 0.0090 is under gate.control_floor 0.01" in gate.collapsed(0.9, 0.009)

@@ -844,6 +844,13 @@ def test_a_collapsed_warmup_stops_the_run_until_it_is_told_to_go_on(toy, tmp_pat
     assert (result.status, result.phase, result.step) == ("finished", "joint", 4)
 
 
+def test_a_collapse_within_a_look_at_few_steps_only_warns(toy, tmp_path, caplog):
+    training = dataclasses.replace(toy.TRAINING, max_steps=14, health_window=6)
+    phases = _collapsing(toy, "stop")
+    assert toy.trainer(tmp_path, phases=phases, training=training).run().status == "finished"
+    assert "phase warmup hands a collapsed codebook on" in caplog.text
+
+
 def test_a_collapsed_warmup_can_be_trained_longer(toy, tmp_path):
     toy.trainer(tmp_path, phases=_collapsing(toy, "stop")).run()
     warmup, joint = _collapsing(toy, "stop")

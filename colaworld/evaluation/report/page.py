@@ -6,7 +6,7 @@ forbids them to itself). Not here: the numbers (`evaluate.py`), the markup (`pag
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from colaworld.evaluation.report import charts
 from colaworld.evaluation.report.charts import Series
 from colaworld.evaluation.report.tiles import code_blocks, shown_frames, strips
 from colaworld.evaluation.report.training_curves import History, read_history
-from colaworld.evaluation.tables import headlines, verdict
+from colaworld.evaluation.tables import beside_rows, headlines, verdict
 from colaworld.files import write_atomically
 
 _HERE = Path(__file__).parent
@@ -53,6 +53,8 @@ def write_report(
     config_yaml: str,
     environment: Mapping[str, Any],
     compare: Mapping[str, Mapping[str, Any]] | None = None,
+    sets: Mapping[str, Mapping[str, Any]] | None = None,
+    curves: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
     """Write the page, atomically.
 
@@ -64,6 +66,8 @@ def write_report(
         environment: "commit", "date", "wall_seconds" and colaworld's version appear under the title,
             "versions" (a dict) and whatever else there is in a table.
         compare: evaluations of several runs by name, shown side by side.
+        sets: evaluations of this run on several data sets by name, shown side by side.
+        curves: of this run and of those compared with it, rows of evaluations.jsonl.
 
     Returns:
         The path. Raises FileError where `evaluation` lacks a key or holds something else under it.
@@ -95,7 +99,8 @@ def write_report(
         compared_charts=_compared(compared, compare) if compared and compare else {},
         artefacts=artefacts,
         horizon=_horizon(evaluation["rollout"]),
-        training=_training(history),
+        training=_training(history) | _growth(curves or {}, history),
+        sets=beside_rows(sets) if sets else [],
         evaluation={"probe": None, "probe_skipped": None, **evaluation},
         probed=_probed(artefacts),
         details=_details(environment),
@@ -239,6 +244,40 @@ def _training(history: History) -> dict[str, Markup]:
         norms.append(Series(key, x, _median(y), f"c-{i}"))
     if any(s.x for s in norms):
         shown["Gradient norms"] = draw(norms, title="Gradient norms", y_label="norm")
+    return shown
+
+
+_GROWTH = {
+    "Control while it trained": ("delta_psnr", "PSNR over random actions, dB"),
+    "Meaning while it trained": ("probe", "probe score"),
+}
+
+
+def _growth(
+    curves: Mapping[str, Sequence[Mapping[str, Any]]], history: History
+) -> dict[str, Markup]:
+    """delta-PSNR and probe of the checkpoints that were evaluated, with 95 % intervals."""
+    shown = {}
+    for title, (key, label) in _GROWTH.items():
+        series = []
+        for i, (name, rows) in enumerate(curves.items(), start=1):
+            told = [row for row in rows if (row.get(key) or {}).get("mean") is not None]
+            low, high = ([row[key][side] for row in told] for side in ("low", "high"))
+            bounded = None not in low + high
+            series.append(
+                Series(
+                    name,
+                    [row["global_step"] for row in told],
+                    [row[key]["mean"] for row in told],
+                    f"c-{i}",
+                    low=low if bounded else (),
+                    high=high if bounded else (),
+                )
+            )
+        if any(len(s.x) > 1 for s in series):
+            bands = history.phases if len(series) == 1 else ()
+            options = {"x_label": "step", "width": 1020, "points": True, "bands": bands}
+            shown[title] = _twice(series, title=title, y_label=label, **options)
     return shown
 
 

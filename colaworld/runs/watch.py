@@ -1,0 +1,116 @@
+"""A run's checkpoints evaluated as they appear: how control and meaning grow while it trains.
+
+    evaluations.jsonl    in the run's folder, a row for each checkpoint: where training stood, and the
+                         headline numbers of an evaluation, each with its interval
+
+Rows that are there are kept and their checkpoints left out, so watching goes on where it stopped.
+Not here: measuring (load.py), the curves (evaluation/report).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from colaworld.config import ConfigError
+from colaworld.files import FileError, write_atomically
+from colaworld.runs.load import finished_weights
+from colaworld.training.checkpoint import Checkpoint, CheckpointError, find_checkpoints
+
+log = logging.getLogger(__name__)
+FILE = "evaluations.jsonl"
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of evaluations.jsonl, none where there is no file. Raises FileError on what is no row."""
+    path = folder / FILE
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_text().splitlines() if path.is_file() else (), start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise FileError(f"{path}, line {number}: not JSON: {error}; delete it") from None
+        if not isinstance(row, dict) or not isinstance(row.get("global_step"), int):
+            raise FileError(f"{path}, line {number}: expected a row with global_step; delete it")
+        rows.append(row)
+    return rows
+
+
+def row_of(checkpoint: Checkpoint, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of an evaluation of a checkpoint."""
+    progress = checkpoint.state["progress"]
+    run = result.get("run") or {}
+    codebook, probe = result.get("codebook") or {}, result.get("probe") or {}
+    return {
+        "global_step": progress["global_step"],
+        "step": progress["step"],
+        "phase": progress["phase"],
+        "checkpoint": checkpoint.path.name,
+        "delta_psnr": result["delta_psnr"]["random"],
+        "psnr": result["rollout"]["psnr"],
+        "probe": probe.get("score"),
+        "entropy_normalised": codebook.get("entropy_normalised"),
+        "rolled": result["clips"]["rolled"],
+        "settings": result["config"],
+        "commit": run.get("commit"),
+    }
+
+
+def watch(
+    folder: Path,
+    measure: Callable[[Checkpoint], Mapping[str, Any]],
+    *,
+    settings: Mapping[str, Any],
+    poll: float = 10.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[dict[str, Any]]:
+    """Rows as they are made, oldest checkpoint first; ends when the run is finished and all are done.
+
+    Args:
+        folder: of a run, which may still train.
+        measure: evaluates one checkpoint, to a result of `run_evaluation`.
+        settings: of the evaluation, as JSON; rows made under others are refused.
+        poll: seconds between two looks.
+        sleep: waits so long.
+
+    Raises:
+        ConfigError: evaluations.jsonl holds rows of other settings.
+    """
+    rows = read_rows(folder)
+    for row in rows:
+        changed = [k for k, v in settings.items() if row.get("settings", {}).get(k, v) != v]
+        if changed:
+            key, was = changed[0], row["settings"][changed[0]]
+            raise ConfigError(
+                f"{folder / FILE}: its rows were made with evaluation.{key} {was!r}, asked for "
+                f"{settings[key]!r}; ask for the same, or move the file away"
+            )
+    done = {row["checkpoint"] for row in rows}
+    while True:
+        finished = (
+            finished_weights(folder) is not None
+        )  # before the look: what is there then is all
+        waiting = [c for c in find_checkpoints(folder / "checkpoints") if c.path.name not in done]
+        for checkpoint in waiting:
+            done.add(checkpoint.path.name)
+            try:
+                row = row_of(checkpoint, measure(checkpoint))
+            except (CheckpointError, FileNotFoundError) as error:
+                if checkpoint.path.is_dir():
+                    raise
+                log.warning("%s was deleted before it was read: %s", checkpoint.path.name, error)
+                continue
+            except ConfigError as error:  # as of a training whose codes have not begun yet
+                log.warning("%s cannot be evaluated: %s", checkpoint.path.name, error)
+                continue
+            rows = sorted([*rows, row], key=lambda r: r["global_step"])
+            write_atomically(folder / FILE, "".join(json.dumps(r) + "\n" for r in rows))
+            yield row
+        if finished and not waiting:
+            return
+        if not waiting:
+            sleep(poll)

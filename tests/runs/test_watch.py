@@ -1,0 +1,105 @@
+"""Checkpoints evaluated as they appear: each once, in order, also across calls; other settings refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from colaworld.config import ConfigError
+from colaworld.files import FileError
+from colaworld.runs import watch as watching
+from colaworld.runs.watch import FILE, read_rows, watch
+from colaworld.training.checkpoint import CheckpointError
+
+
+def checkpoint(folder: Path, step: int) -> SimpleNamespace:
+    path = folder / "checkpoints" / f"step_0_{step:07d}"
+    path.mkdir(parents=True, exist_ok=True)
+    progress = {"global_step": step, "step": step, "phase": 0}
+    return SimpleNamespace(path=path, state={"progress": progress})
+
+
+def result(value: float) -> dict:
+    interval = {"mean": value, "low": value - 1, "high": value + 1}
+    return {
+        "delta_psnr": {"random": interval},
+        "rollout": {"psnr": interval},
+        "probe": None,
+        "codebook": {"entropy_normalised": 0.5},
+        "clips": {"rolled": "ab"},
+        "config": {"clips": 4, "seed": 0, "horizon": 2},
+    }
+
+
+@pytest.fixture
+def training(tmp_path, monkeypatch):
+    """A run that saves at 10 and 20 before the first look, at 30 after it, and is then finished."""
+    looks = iter([(10, 20), (10, 20, 30), (10, 20, 30)])
+    state = SimpleNamespace(now=(), finished=False, slept=0)
+
+    def sleep(seconds):
+        state.slept += 1
+        if state.slept > 1:
+            state.finished = True
+
+    def find(folder):
+        state.now = next(looks, state.now)
+        return [checkpoint(tmp_path, step) for step in state.now]
+
+    monkeypatch.setattr(watching, "find_checkpoints", find)
+    monkeypatch.setattr(
+        watching, "finished_weights", lambda folder: Path("w") if state.finished else None
+    )
+    return tmp_path, sleep
+
+
+def test_each_checkpoint_once_until_the_run_is_finished(training) -> None:
+    folder, sleep = training
+    seen = []
+
+    def measure(found):
+        seen.append(found.state["progress"]["global_step"])
+        return result(float(seen[-1]))
+
+    rows = list(watch(folder, measure, settings={"clips": 4}, sleep=sleep))
+    assert seen == [10, 20, 30] and [row["global_step"] for row in rows] == seen
+    assert rows == read_rows(folder) and rows[1]["delta_psnr"]["low"] == 19.0
+    assert rows[0]["entropy_normalised"] == 0.5 and rows[0]["probe"] is None
+    assert list(watch(folder, measure, settings={"clips": 4}, sleep=sleep)) == []  # nothing twice
+    with pytest.raises(ConfigError, match=r"evaluation\.clips 4, asked for 8; ask for the same"):
+        next(watch(folder, measure, settings={"clips": 8}, sleep=sleep))
+
+
+def test_a_checkpoint_that_is_deleted_meanwhile_is_passed_over(training, caplog) -> None:
+    folder, sleep = training
+
+    def measure(found):
+        if found.path.name.endswith("20"):
+            found.path.rmdir()
+            raise CheckpointError("gone")
+        return result(1.0)
+
+    rows = list(watch(folder, measure, settings={}, sleep=sleep))
+    assert [row["global_step"] for row in rows] == [10, 30]
+    assert "step_0_0000020 was deleted before it was read" in caplog.text
+
+
+def test_a_damaged_checkpoint_is_an_error_and_no_row(training) -> None:
+    folder, sleep = training
+
+    def measure(found):
+        raise CheckpointError(f"{found.path}: damaged")
+
+    with pytest.raises(CheckpointError, match="damaged"):
+        list(watch(folder, measure, settings={}, sleep=sleep))
+    assert read_rows(folder) == []
+
+
+@pytest.mark.parametrize("text", ["{", '{"step": 1}', "[]"])
+def test_what_is_no_row_is_named(tmp_path, text) -> None:
+    (tmp_path / FILE).write_text(json.dumps({"global_step": 1}) + f"\n{text}\n")
+    with pytest.raises(FileError, match=rf"{FILE}, line 2"):
+        read_rows(tmp_path)
