@@ -60,10 +60,13 @@ def test_the_same_call_gives_the_same_numbers(run, quick, colaworld) -> None:
 
 def test_an_unfinished_run_is_evaluated_from_its_last_checkpoint(run, quick, colaworld) -> None:
     assert colaworld("evaluate", run, *quick).status == 0
-    finished = (run / "evaluation.json").read_bytes()
+    finished = json.loads((run / "evaluation.json").read_text())
     shutil.rmtree(run / "weights")
     assert colaworld("evaluate", run, *quick).status == 0
-    assert (run / "evaluation.json").read_bytes() == finished
+    found = json.loads((run / "evaluation.json").read_text())
+    assert finished.pop("run")["weights"] == "weights"
+    assert found.pop("run")["weights"].startswith("step_")
+    assert found == finished
     shutil.rmtree(run / "checkpoints")
     said = colaworld("evaluate", run, *quick)
     assert said.status == 2 and "neither weights nor a complete checkpoint" in said.err
