@@ -92,16 +92,16 @@ def run(argv: list[str]) -> int:
     result = {**evaluation.result, "data": {"name": name}}
     evaluation = replace(evaluation, result=result)
     elsewhere: dict[str, dict[str, Any]] = {}
-    for other, one in also.items():
-        with bar(f"evaluating {other}", stages=True) as progress:
+    for label, one in also.items():
+        with bar(f"evaluating {label}", stages=True) as progress:
             other_config = replace(config, data=one)
             found = evaluate_run(
                 options.run, config=other_config, device=device, progress=progress, unseen=True
             ).result
-        elsewhere[other] = {**found, "data": {"name": _data_name(one.path)}}
+        elsewhere[label] = {**found, "data": {"name": _data_name(one.path)}}
     evaluation.save(options.run)
-    for other, found in elsewhere.items():
-        write_json(options.run / f"evaluation-{other}.json", found)
+    for label, found in elsewhere.items():
+        write_json(options.run / f"evaluation-{label}.json", found)
     sets = {name: evaluation.result, **elsewhere}
     curves = {named: read_rows(folder) for named, folder in _curves(options.run, others).items()}
     counts = evaluation.result["counts"]
@@ -145,6 +145,7 @@ def _also(asked: tuple[str, ...], data: DataConfig) -> dict[str, DataConfig]:
 
 def _curves(run: Path, others: Iterable[Path]) -> dict[str, Path]:
     """Folders by name, of this run and of others whose checkpoints were evaluated, too."""
+    watched: dict[Path, dict[str, Any]]
     watched = {folder: {} for folder in (run, *others) if (folder / "evaluations.jsonl").is_file()}
     return {name: folder for name, folder in zip(_named(watched), watched, strict=True)}
 

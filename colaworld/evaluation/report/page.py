@@ -276,8 +276,15 @@ def _growth(
             )
         if any(len(s.x) > 1 for s in series):
             bands = history.phases if len(series) == 1 else ()
-            options = {"x_label": "step", "width": 1020, "points": True, "bands": bands}
-            shown[title] = _twice(series, title=title, y_label=label, **options)
+            shown[title] = _twice(
+                series,
+                title=title,
+                x_label="step",
+                y_label=label,
+                bands=bands,
+                points=True,
+                width=1020,
+            )
     return shown
 
 
