@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 class RecordConfig(Checked, at="--"):
     """What to film, and how much of it."""
 
-    env: Annotated[Literal["crafter", "pusht", "scene"], tyro.conf.Positional]
-    """The simulator. crafter and pusht are extras: pip install 'colaworld[crafter]'."""
+    env: Annotated[Literal["crafter", "pusht", "robodesk", "scene"], tyro.conf.Positional]
+    """The simulator. All but scene are extras: pip install 'colaworld[crafter]'. robodesk needs a scene as well:
+    pip install --no-deps robodesk==1.0.0."""
     out: Path
     """The folder to make. It appears when everything is written, and not before."""
     episodes: Count = 100
@@ -46,12 +47,19 @@ class RecordConfig(Checked, at="--"):
     """Fixes everything: the same seed gives the same frames."""
     first_episode: Natural = 0
     """Number of the first episode, so that a set can be continued elsewhere with the same seed."""
-    behaviour: Literal["random", "sticky-random", "scripted"] = "sticky-random"
-    """Who acts."""
+    behaviour: Literal["random", "sticky-random", "scripted", "noisy-scripted", "mixture"] = (
+        "sticky-random"
+    )
+    """Who acts. mixture: in each episode sticky-random, scripted or noisy-scripted."""
     repeat: Annotated[float, Range(ge=0, le=1)] = 0.5
     """sticky-random: probability of repeating the last action."""
+    noise: Annotated[float, Range(ge=0, le=1)] = 0.2
+    """noisy-scripted: standard deviation as a share of half the actions' range; where actions are classes,
+    probability of a random one."""
     size: Size | None = None
-    """Pixels: crafter per cell (default 4), pusht per side (96), scene per side (32)."""
+    """Pixels: crafter per cell (default 4), pusht per side (96), robodesk per side (64), scene per side (32)."""
+    quality: Literal["paper", "fast"] = "fast"
+    """robodesk: with shadows and reflections as in the papers, or without, about 30 times quicker."""
     view: Literal["map", "full"] = "map"
     """crafter: the map only, or also the two inventory rows."""
     start: Literal["center", "varied"] = "center"
@@ -83,7 +91,13 @@ def make_env(config: RecordConfig) -> envs.Env:
         options = {"height": config.size, "width": config.size}
     elif config.size is not None:
         options = {"size": config.size}
+    if config.env == "robodesk":
+        options["quality"] = config.quality
     return envs.make(config.env, **options)
+
+
+def _behaviour(config: RecordConfig, env: envs.Env) -> behaviours.Behaviour:
+    return behaviours.make(config.behaviour, env, repeat=config.repeat, noise=config.noise)
 
 
 _worker: tuple[envs.Env, behaviours.Behaviour] | None = None  # per process
@@ -107,7 +121,7 @@ def _play(config: RecordConfig, episode: int) -> envs.Episode:
     global _worker
     if _worker is None:
         env = make_env(config)
-        _worker = env, behaviours.make(config.behaviour, env, repeat=config.repeat)
+        _worker = env, _behaviour(config, env)
     return envs.play(*_worker, seed=config.seed, episode=episode, steps=config.steps)
 
 
@@ -116,7 +130,7 @@ def _episodes(config: RecordConfig) -> Iterator[envs.Episode]:
     numbers = range(config.first_episode, config.first_episode + config.episodes)
     if config.workers <= 1:
         env = make_env(config)
-        behaviour = behaviours.make(config.behaviour, env, repeat=config.repeat)
+        behaviour = _behaviour(config, env)
         for number in numbers:
             yield envs.play(env, behaviour, seed=config.seed, episode=number, steps=config.steps)
         return
@@ -144,16 +158,18 @@ def record(config: RecordConfig, *, progress: bool = True) -> dict[str, Any]:
 
     check_target(config.out, overwrite=config.overwrite)
     env = make_env(config)
-    behaviours.make(config.behaviour, env, repeat=config.repeat)  # a wrong one fails here
+    _behaviour(config, env)  # a wrong one fails here
     made_by = {
         "environment": env.name,
         "environment_version": env.version,
         "behaviour": config.behaviour,
-        "repeat": config.repeat if config.behaviour == "sticky-random" else None,
+        "repeat": config.repeat if config.behaviour in ("sticky-random", "mixture") else None,
+        "noise": config.noise if config.behaviour in ("noisy-scripted", "mixture") else None,
         "seed": config.seed,
         "first_episode": config.first_episode,
         "steps": config.steps,
         "view": config.view if env.name == "crafter" else None,
+        "quality": config.quality if env.name == "robodesk" else None,
         "start": config.start if env.name == "crafter" else None,
         "action_names": list(env.action_spec.names),
         "encoding": to_dict(config.encoding),

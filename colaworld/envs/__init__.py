@@ -7,7 +7,7 @@ from typing import Any
 from colaworld.envs.base import Env
 from colaworld.envs.episodes import ConstantClipError, Episode, play
 
-NAMES = ("crafter", "pusht", "scene")
+NAMES = ("crafter", "pusht", "robodesk", "scene")
 
 
 def make(name: str, **options: Any) -> Env:
@@ -24,6 +24,10 @@ def make(name: str, **options: Any) -> Env:
         from colaworld.envs.pusht import PushT
 
         return PushT(**options)
+    if name == "robodesk":
+        from colaworld.envs.robodesk import RoboDesk
+
+        return RoboDesk(**options)
     raise ValueError(f"unknown environment {name!r}; expected one of {', '.join(NAMES)}")
 
 

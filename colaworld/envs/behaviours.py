@@ -11,6 +11,7 @@ import numpy as np
 
 from colaworld.contracts import ActionSpec
 from colaworld.envs.base import Env
+from colaworld.envs.robodesk_tasks import TASKS, Hand, success
 
 Action = Any  # int for discrete actions, float32 [A] for continuous ones
 
@@ -96,12 +97,9 @@ class Explore:
 
 
 class Push:
-    """PushT, scripted: goes behind the block and pushes it about, with noise on every target."""
+    """PushT, scripted: goes behind the block and pushes it about."""
 
     name = "scripted"
-
-    def __init__(self, noise: float = 20.0) -> None:
-        self.noise = noise  # standard deviation of a target in the env's pixels (512 to a side)
 
     def reset(self, env: Env, rng: np.random.Generator) -> None:
         self._rng, self._left, self._goal = rng, 0, np.zeros(2)
@@ -115,27 +113,94 @@ class Push:
             self._goal, self._left = aim, 24
         self._left -= 1
         close = np.linalg.norm(agent - self._behind) < 40 or self._left < 14
-        target = (self._goal if close else self._behind) + self._rng.normal(0, self.noise, 2)
+        target = self._goal if close else self._behind
         low, high = env.action_range  # type: ignore[attr-defined]
         step = np.clip(target - agent, -60, 60)  # px per step: a hand's pace, not a jump
         return np.clip(agent + step, low, high).astype(np.float32)
 
 
-NAMES = ("random", "sticky-random", "scripted")
+class Desk:
+    """RoboDesk, scripted: carries out one task of VP2 after the other, each drawn at random."""
+
+    name = "scripted"
+
+    def reset(self, env: Env, rng: np.random.Generator) -> None:
+        self._rng, self._left = rng, 0
+
+    def act(self, env: Env) -> Action:
+        state = env.state()
+        if self._left == 0 or success(self._hand.task, state):
+            self._hand, self._left = Hand(str(self._rng.choice(TASKS))), 25
+        self._left -= 1
+        return self._hand.act(state).astype(np.float32)
 
 
-def make(name: str, env: Env, *, repeat: float = 0.5) -> Behaviour:
-    """The behaviour called `name` for this env. `repeat` is used by sticky-random."""
+class Noisy:
+    """Another behaviour with noise on what it does.
+
+    Continuous actions get normal noise of standard deviation `noise`, as a share of half their range, and stay in that
+    range; a discrete action is drawn anew with probability `noise`.
+    """
+
+    name = "noisy-scripted"
+
+    def __init__(self, inner: Behaviour, noise: float = 0.2) -> None:
+        if not 0 <= noise <= 1:
+            raise ValueError(f"Noisy.noise: expected a share in [0, 1], got {noise}")
+        self.inner, self.noise = inner, noise
+
+    def reset(self, env: Env, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self.inner.reset(env, rng)
+
+    def act(self, env: Env) -> Action:
+        action = self.inner.act(env)
+        if env.action_spec.kind == "discrete":
+            redraw = self._rng.uniform() < self.noise
+            return _draw(env.action_spec, env, self._rng) if redraw else action
+        low, high = env.action_range  # type: ignore[attr-defined]
+        shift = self._rng.normal(0, self.noise * (high - low) / 2, env.action_spec.size)
+        return np.clip(action + shift, low, high).astype(np.float32)
+
+
+class Mixture:
+    """One of several behaviours per episode, each as likely."""
+
+    name = "mixture"
+
+    def __init__(self, *behaviours: Behaviour) -> None:
+        self.behaviours = behaviours
+
+    def reset(self, env: Env, rng: np.random.Generator) -> None:
+        self._chosen = self.behaviours[rng.integers(len(self.behaviours))]
+        self._chosen.reset(env, rng)
+
+    def act(self, env: Env) -> Action:
+        return self._chosen.act(env)
+
+
+NAMES = ("random", "sticky-random", "scripted", "noisy-scripted", "mixture")
+
+
+def make(name: str, env: Env, *, repeat: float = 0.5, noise: float = 0.2) -> Behaviour:
+    """The behaviour called `name` for this env. `repeat` is sticky-random's, `noise` noisy-scripted's.
+
+    "mixture" takes sticky-random, scripted or noisy-scripted.
+    """
     if name == "random":
         return Random()
     if name == "sticky-random":
         return StickyRandom(repeat)
-    scripted: dict[str, type[Behaviour]] = {"crafter": Explore, "pusht": Push}
-    if name == "scripted" and env.name in scripted:
-        return scripted[env.name]()
-    if name == "scripted":
+    if name not in NAMES:
+        raise ValueError(f"unknown behaviour {name!r}; expected one of {', '.join(NAMES)}")
+    scripts: dict[str, type[Behaviour]] = {"crafter": Explore, "pusht": Push, "robodesk": Desk}
+    if env.name not in scripts:
         raise ValueError(
-            f"no scripted behaviour for {env.name!r}; it exists for {', '.join(scripted)}; "
+            f"no scripted behaviour for {env.name!r}, which {name} needs; it exists for {', '.join(scripts)}; "
             "use random or sticky-random"
         )
-    raise ValueError(f"unknown behaviour {name!r}; expected one of {', '.join(NAMES)}")
+    script = scripts[env.name]
+    if name == "scripted":
+        return script()
+    noisy = Noisy(script(), noise)
+    return noisy if name == "noisy-scripted" else Mixture(StickyRandom(repeat), script(), noisy)

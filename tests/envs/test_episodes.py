@@ -81,9 +81,11 @@ def test_an_env_that_ends_makes_a_shorter_episode() -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ValueError, match="crafter, pusht, scene"):
+    with pytest.raises(ValueError, match="crafter, pusht, robodesk, scene"):
         envs.make("doom")
-    with pytest.raises(ValueError, match="random, sticky-random, scripted"):
+    with pytest.raises(
+        ValueError, match="random, sticky-random, scripted, noisy-scripted, mixture"
+    ):
         behaviours.make("lazy", Scene())
     with pytest.raises(ValueError, match="no scripted behaviour for 'scene'"):
         behaviours.make("scripted", Scene())
