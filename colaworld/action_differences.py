@@ -13,7 +13,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from colaworld.action_contract import ActionContract
@@ -30,7 +30,8 @@ FAR, NEAR = 1.0, 0.5
 """How unlike its own channel, and how like another, a channel must be to count as that other one; see
 `_unlikeness`. Channels that are told apart by less are not."""
 _RATE = 0.01  # share by which rates may differ: clocks of cameras
-_FACTORS = (  # of which a scale reminds, within a twentieth: the finer unit, the coarser
+_REMINDS = math.log(1.2)
+_FACTORS = (  # of which a scale that is near by 1.2 reminds: the finer unit, the coarser
     (180 / math.pi, "degrees", "radians"),
     (1000.0, "mm", "m"),
     (100.0, "cm", "m, or per cent and parts of 1"),
@@ -56,9 +57,9 @@ class Difference:
     """The model's side, in words."""
     data: str
     """The data's side, in words."""
-    kind: Literal["wrong", "unlike", "unknown"]
+    kind: Literal["wrong", "unlike", "unknown"] = field(kw_only=True)
     """wrong: stated facts contradict. unlike: the statistics do. unknown: it could not be checked."""
-    note: str = ""
+    note: str = field(default="", kw_only=True)
     """What it means, and what to do."""
 
     def __str__(self) -> str:
@@ -95,7 +96,7 @@ def check_contract(
             )
         raise ActionMismatch(
             f"{data_where}: its actions (column {data.column!r}, contract {data.hash}) are not those "
-            f"that {where} was trained on (column {model.column!r}, contract {model.hash}):"
+            f"of {where} (column {model.column!r}, contract {model.hash}):"
             f"{lines}{way_out}"
         )
     for one in found:
@@ -146,35 +147,35 @@ def _names(model: ActionContract, data: ActionContract) -> Iterator[Difference]:
     """Size and names: what is missing, too many, or in another order."""
     what = "classes" if model.kind == "discrete" else "channels"
     shown = [_known(", ".join(one.names)) for one in (model, data)]
+    ours, theirs = telling(model.names), telling(data.names)
     if model.size != data.size:
         sizes = (f"{one.size} ({text})" for one, text in zip((model, data), shown, strict=True))
-        yield Difference(what, *sizes, kind="wrong", note=_missing(model.names, data.names))
-    elif not model.names or not data.names:
-        note = "their order cannot be checked by name"
-        yield Difference(f"names of {what}", *shown, kind="unknown", note=note)
-    elif model.names != data.names:
-        same = sorted(model.names) == sorted(data.names)
-        note = _missing(model.names, data.names)
-        if same and len(set(data.names)) == data.size:
+        yield Difference(what, *sizes, kind="wrong", note=_missing(ours, theirs))
+    elif not ours or not theirs:
+        if model.size > 1:
+            note = "their order cannot be checked by name"
+            yield Difference(f"names of {what}", *shown, kind="unknown", note=note)
+    elif ours != theirs:
+        note = _missing(ours, theirs)
+        if not note and len(set(theirs)) == data.size:
             moved = [
-                f"column {data.names.index(name)} of the data is column {at} of the model ({name})"
-                for at, name in enumerate(model.names)
-                if data.names[at] != name
+                f"column {theirs.index(name)} of the data is column {at} of the model ({name})"
+                for at, name in enumerate(ours)
+                if theirs[at] != name
             ]
             note = f"another order: {'; '.join(moved)}"
         yield Difference(f"names of {what}", *shown, kind="wrong", note=note)
-    elif model.kind == "continuous" and model.size > 1 and numbered(model.names):
-        note = "they number the columns, and would be the same in any order"
-        yield Difference("names of channels", *shown, kind="unknown", note=note)
 
 
-def numbered(names: Sequence[str]) -> bool:
-    """Whether names say nothing but the place: one word and a number that counts up."""
-    parts = [re.fullmatch(r"(.*?)(\d+)", name) for name in names]
+def telling(names: Sequence[str]) -> tuple[str, ...]:
+    """The names; none where they say nothing but the place, one word and a number that counts up: those
+    of motor_0, motor_1 are the same in any order."""
+    once = list(dict.fromkeys(re.sub(r"\+\d+$", "", name) for name in names))  # of a stride
+    parts = [re.fullmatch(r"(.*?)(\d+)", name) for name in once]
     found = [(part[1], int(part[2])) for part in parts if part]
-    if len(found) != len(names) or len({word for word, _ in found}) > 1:
-        return False
-    return [number - found[0][1] for _, number in found] == list(range(len(names)))
+    counted = [number - found[0][1] for _, number in found] == list(range(len(once)))
+    same = len(found) == len(once) and len({word for word, _ in found}) == 1
+    return () if same and counted else tuple(names)
 
 
 def _missing(model: Sequence[str], data: Sequence[str]) -> str:
@@ -223,7 +224,7 @@ def _unseen(model: ActionContract, data: ActionContract) -> Iterator[Difference]
 
 def channel(model: ActionContract, data: ActionContract, at: int) -> str:
     """What a channel is called by the side that has names."""
-    names = model.names or data.names
+    names = telling(model.names) or telling(data.names)
     return names[at] if names else str(at)
 
 
@@ -296,16 +297,13 @@ def _moved(model: Sequence[_Channel], data: Sequence[_Channel]) -> dict[int, int
     """Model's channel -> the data's column that holds it, of those that another order explains: each is
     far from the column of its place and near to one of the others', and no column is taken twice."""
     far = [i for i, (a, b) in enumerate(zip(model, data, strict=True)) if _unlikeness(a, b) > FAR]
-    best = {i: min(far, key=lambda j, i=i: _unlikeness(model[i], data[j])) for i in far}
-    while (
-        True
-    ):  # leave out those that have no match, until the others exchange places among themselves
-        kept = {
-            i: j for i, j in best.items() if j in best and _unlikeness(model[i], data[j]) < NEAR
-        }
-        if len(kept) == len(best):
-            break
-        best = kept
+    best = {}
+    for i in far:
+        unlike = [_unlikeness(model[i], data[j]) for j in far]
+        if min(unlike) < NEAR:
+            best[i] = far[unlike.index(min(unlike))]
+    while any(j not in best for j in best.values()):  # until they exchange places among themselves
+        best = {i: j for i, j in best.items() if j in best}
     return best if set(best.values()) == set(best) else {}
 
 
@@ -338,11 +336,11 @@ def _factor(model: _Channel, data: _Channel) -> str | None:
     larger = ratios[0] > 1
     ratio = ratios[0] if larger else 1 / ratios[0]
     text = f"{ratio:.3g} times {'larger' if larger else 'smaller'}, more than {SCALE:g}"
-    for factor, *units in _FACTORS:
-        if abs(ratio / factor - 1) < 0.05:
-            theirs, ours = units if larger else reversed(units)
-            return f"{text}: {theirs} where the model has {ours}?"
-    return text
+    factor, *units = min(_FACTORS, key=lambda known: abs(math.log(ratio / known[0])))
+    if abs(math.log(ratio / factor)) > _REMINDS:
+        return text
+    theirs, ours = units if larger else reversed(units)
+    return f"{text}: {theirs} where the model has {ours}?"
 
 
 def _known(value: str | None) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from colaworld.action_contract import ActionContract, Normaliser
-from colaworld.action_differences import ActionMismatch, check_contract, differences, numbered
+from colaworld.action_differences import ActionMismatch, check_contract, differences, telling
 
 NAMES = ("shoulder", "elbow", "grip")
 SIZES = np.array([0.5, 1.2, 0.05])  # deviations, radians; the grip opens by centimetres
@@ -71,7 +71,7 @@ def test_columns_in_another_order_under_the_same_names_are_known_by_their_number
     assert len(found) == len(moved)
     for at, one in zip(moved, found, strict=True):
         assert f"column {order.index(at)} of the data" in one.note
-        assert one.what == (names[at] if names else str(at))
+        assert one.what == (NAMES[at] if names == NAMES else str(at))
     by_name = ("names of channels", "unknown") not in kinds(model, data)
     assert by_name == (names == NAMES)
 
@@ -220,7 +220,18 @@ def test_the_error_prints_both_sides_and_the_way_out(caplog) -> None:
     assert "59.4 times larger" in said[1]
 
 
-def test_names_that_only_number_the_columns() -> None:
-    assert numbered(("motor_0", "motor_1")) and numbered(("joint1", "joint2", "joint3"))
-    assert not numbered(("joint2", "joint1")) and not numbered(("x", "y"))
-    assert not numbered(("left_1", "right_2"))
+def test_names_that_only_number_the_columns_tell_nothing() -> None:
+    for names in (
+        ("motor_0", "motor_1"),
+        ("joint1", "joint2", "joint3"),
+        ("a0+0", "a1+0", "a0+1", "a1+1"),
+    ):
+        assert telling(names) == ()
+    for names in (("joint2", "joint1"), ("x", "y"), ("left_1", "right_2"), ("x+0", "y+0")):
+        assert telling(names) == names
+    motors = replace(ARM, names=("motor_0", "motor_1", "motor_2"))
+    assert (
+        kinds(ARM, motors)
+        == kinds(motors, replace(ARM, names=()))
+        == [("names of channels", "unknown")]
+    )

@@ -1,7 +1,8 @@
 """`colaworld data inspect PATH`: what a data set holds, what is wrong with it, and, if asked, a contact
 sheet.
 
-Not here: looking (data/inspection.py), `colaworld data encode` (encode.py); this file only prints.
+Not here: looking (data/inspection.py), `colaworld data encode` (encode.py), `data stats` (data_stats.py);
+this file only prints.
 """
 
 from __future__ import annotations
@@ -125,6 +126,8 @@ def run(argv: list[str]) -> int:
     """`colaworld data inspect PATH ...`. Returns 0, or 1 where something in the set is wrong."""
     usage = (
         "usage: colaworld data inspect PATH [--sheet FILE]; see colaworld data inspect --help\n"
+        "       colaworld data stats PATH [--unit U ...] [--mode M] [--frame F] [--write]; see colaworld "
+        "data stats --help\n"
         "       colaworld data encode RECIPE|RUN --data PATH --out DIR; see colaworld data encode "
         "--help"
     )
@@ -132,6 +135,10 @@ def run(argv: list[str]) -> int:
         from colaworld.cli.encode import run as encode  # needs the recipes, which inspect does not
 
         return encode(argv[1:])
+    if argv[:1] == ["stats"]:
+        from colaworld.cli.data_stats import run as stats
+
+        return stats(argv[1:])
     if argv[:1] in ([], ["-h"], ["--help"]):
         print(usage, file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2

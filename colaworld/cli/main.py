@@ -13,7 +13,7 @@ from colaworld.cli.plugins import import_plugins
 
 VERBS = {
     "record": "record a simulator into a data set",
-    "data": "look at a data set, or encode it: colaworld data inspect, data encode",
+    "data": "look at a data set, or encode it: colaworld data inspect, data stats, data encode",
     "train": "run a recipe",
     "demo": "the whole method on a small real data set",
     "plan-memory": "does a recipe fit on a GPU, and what to change where it does not",

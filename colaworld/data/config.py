@@ -85,6 +85,9 @@ class DataConfig(Checked, at="data."):
     """HDF5: frames per second as recorded, where the files do not say (or say it wrong)."""
     action_column: str | None = "action"
     """Column of the real actions: read by evaluation, and by phases whose objective asks for them."""
+    unlike_actions: Literal["refuse", "warn"] = "refuse"
+    """Recorded actions whose numbers are unlike those that the run learned from: another scale, place or
+    order of columns. warn takes them. Stated facts that contradict are refused in any case."""
     streams: Annotated[int, Range(ge=1, le=65_536)] | None = None
     """Streams that the clips come from in turn. The number of processes must divide it. Default: the
     largest divisor of the batch that the episodes can fill."""

@@ -15,6 +15,7 @@ from colaworld.data.latent_cache import LatentCache
 from colaworld.data.loader import ClipLoader
 from colaworld.models.world import World
 from colaworld.models.world_model import WorldModel
+from colaworld.runs.actions import with_contract
 from colaworld.runs.config import RunConfig
 from colaworld.runs.lengths import check_gates
 from colaworld.runs.preview import RolloutPreview, first_clips
@@ -152,7 +153,9 @@ def build_trainer(
             log.warning("%s", line)
     size = {"height": loader.clips.height, "width": loader.clips.width}
     check_frames(config.model, config.parts(), **size, frames=config.data.frames_per_clip)
-    config = told_rate(config, loader)
+    # A checkpoint holds the video model too, so the file it came from may be gone by then.
+    resumed = resume and bool(find_checkpoints(out / "checkpoints"))
+    config = with_contract(told_rate(config, loader), loader, resumed=resumed)
     check_backbone_data(config)
     check_window(
         config.model,
@@ -176,8 +179,6 @@ def build_trainer(
         log.warning(
             "model.tokenizer.path is empty: the tokenizer has random weights, good for tests alone"
         )
-    # A checkpoint holds the video model too, so the file it came from may be gone by then.
-    resumed = resume and bool(find_checkpoints(out / "checkpoints"))
     for phase in () if resumed else config.scheduled():
         if phase.init_from is not None:  # not after the phases before it
             init_file(phase.init_from)

@@ -70,14 +70,17 @@ _LATER: dict[str, Any] = {
     "alarm.control_floor": 0.0,
     "data.streams": None,
     "data.mixture": {},
+    "action_contract": None,
     "model.backbone.clip_fps": False,
     "model.backbone.round_times": False,
     "objective.average": "frames",
     "objective.frozen_history": None,
 }
-# Free too, by the whole key: how long a phase is, and what previews and evaluations alone read.
+# Free too, by the whole key: how long a phase is, what previews and evaluations alone read, and how data that
+# differ are met.
 _ALSO_FREE = re.compile(
     r"phases\.\w+\.(steps|gate\.missed)|(sampler|evaluation)\..*|training\.(devices|parallel\..*)"
+    r"|data\.unlike_actions"
 )
 _FORMERLY = {"training.compile": {False: "no", True: "full"}}  # values of older configurations
 

@@ -69,12 +69,15 @@ def test_an_adapter_from_real_actions_trains_on_a_trained_world(
         for key in ours:
             torch.testing.assert_close(ours[key].cpu(), theirs[key].cpu(), msg=key)
     again = load_yaml(tmp_path / "second/config.yaml", RunConfig)
-    assert again == config
+    contract = again.action_contract  # of its data, and the only thing that was filled in
+    assert again == replace(config, action_contract=contract)
+    assert (contract.size, contract.rate, contract.normaliser.count) == (5, 10.0, 120)
 
     exported = export_run(tmp_path / "second", tmp_path / "export")
     assert str(tmp_path) not in (exported / "config.json").read_text()
     for folder in (tmp_path / "second", exported):
         world = from_pretrained(folder)
+        assert world.actions == contract
         assert torch.equal(world.model.adapter.table.weight, trainer.model.adapter.table.weight)
         codes = world.model.adapter(torch.tensor([[0, 3, 1]]))
         generator = torch.Generator().manual_seed(0)

@@ -26,6 +26,7 @@ from colaworld.data.index_cache import IndexCache
 from colaworld.data.parquet_file import read_parquet
 from colaworld.data.sources import lerobot_meta, lerobot_v2
 from colaworld.data.sources.camera import choose_camera
+from colaworld.data.sources.lerobot_statistics import told_together
 from colaworld.data.sources.registry import register_source
 from colaworld.data.sources.source import BrokenFile, Description, EpisodeInfo, tell_once
 from colaworld.data.sources.videos import probe_video, told_notes
@@ -178,7 +179,10 @@ class LeRobotSource:
             return ActionSpec(column, "discrete", count, classes)
         names = feature.get("names") or ()
         if isinstance(names, dict):  # LeRobot also writes {"motors": [...]} and {"x": 0, "y": 1}
-            names = [n for key, v in names.items() for n in (v if isinstance(v, list) else [key])]
+            if all(isinstance(place, int) for place in names.values()):
+                names = sorted(names, key=names.__getitem__)
+            else:
+                names = [n for k, v in names.items() for n in (v if isinstance(v, list) else [k])]
         named = tuple(names) if len(names) == size else ()
         units = tuple(feature.get("units") or (feature.get("unit", ""),) * size)
         if len(units) != size:
@@ -200,6 +204,20 @@ class LeRobotSource:
             )
         file = self.folder.file("meta/stats.json", f"{self.path}")
         return _largest(str(file), column, lerobot_meta.read_json(file))
+
+    def told_statistics(self) -> tuple[str, dict[str, list[float]]] | None:
+        """What meta/stats.json says of the actions, or in v2.1 the lines of its episodes together."""
+        meta = self.path / "meta"
+        kept = any((meta / name).exists() for name in ("stats.json", "episodes_stats.jsonl"))
+        if self.action_column is None or not kept:
+            return None
+        if self.layout == "v2":
+            told = list(lerobot_v2.statistics(self.folder))
+        else:
+            file = self.folder.file("meta/stats.json", f"{self.path}")
+            told = [(str(file), lerobot_meta.read_json(file))]
+        parts = [(at, of[self.action_column]) for at, of in told if self.action_column in of]
+        return told_together(parts) if parts else None
 
     def _offset(self, episode: int) -> int:
         """Index of the episode's first frame within its video file."""

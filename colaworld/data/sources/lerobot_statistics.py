@@ -5,9 +5,13 @@ Not here: who writes them (lerobot_writer.py, lerobot_columns.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
+
+from colaworld.data.errors import DataError
 
 
 class Statistics:
@@ -51,3 +55,38 @@ class Statistics:
         values["std"] = np.sqrt(self.m2 / self.count)
         made: dict[str, Any] = {k: v.reshape(self.shape).tolist() for k, v in values.items()}
         return made | {"count": [self.frames if self.frames is not None else self.count]}
+
+
+def told_together(parts: Sequence[tuple[str, Any]]) -> tuple[str, dict[str, list[float]]]:
+    """(where, statistics of one column) as files state them, of one set or of each of its episodes ->
+    (where, those of the whole set). Raises DataError where they are no numbers."""
+    read = [(where, _flat(where, of)) for where, of in parts]
+    if len(read) == 1:
+        return read[0]
+    where = f"{parts[0][0]} to {parts[-1][0].rpartition(': ')[2]}"
+    try:
+        made = reduce(Statistics.merged, (_from_dict(of) for _, of in read)).to_dict()
+    except (KeyError, ValueError) as error:
+        raise DataError(
+            f"{where}: expected min, max, mean, std and count of equal sizes: {error}"
+        ) from None
+    return where, made
+
+
+def _from_dict(of: dict[str, list[float]]) -> Statistics:
+    low, high, mean, std = (np.asarray(of[name]) for name in ("min", "max", "mean", "std"))
+    (count,) = of["count"]
+    return Statistics(low, high, mean, std**2 * count, int(count))
+
+
+def _flat(where: str, of: Any) -> dict[str, list[float]]:
+    if not isinstance(of, dict):
+        raise DataError(f"{where}: expected statistics by name, got {of!r:.60}")
+    made = {}
+    for name in ("min", "max", "mean", "std", "count", "q01", "q99"):
+        try:
+            if name in of:
+                made[name] = np.asarray(of[name], np.float64).reshape(-1).tolist()
+        except (TypeError, ValueError):
+            raise DataError(f"{where}: {name}: expected numbers, got {of[name]!r:.60}") from None
+    return made

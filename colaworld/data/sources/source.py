@@ -7,11 +7,11 @@ Not here: opening one (`open_source` in this folder's `__init__`), clips, crops,
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -112,4 +112,14 @@ class Source(Protocol):
         None where the set has no action column. Raises DataError (naming file and column) where
         the column does not match the frames: there is no default action.
         """
+        ...
+
+
+@runtime_checkable
+class TellsStatistics(Protocol):
+    """A source whose files state statistics of the actions: they are checked, never used."""
+
+    def told_statistics(self) -> tuple[str, Mapping[str, list[float]]] | None:
+        """(where it stands, what it says): min, max, mean, std, q01 and q99 per channel, count; each may
+        be missing. None: nothing is said. Raises DataError where it cannot be read."""
         ...

@@ -241,9 +241,25 @@ def test_classes_in_lists_of_one_are_classes(tmp_path, scene_set) -> None:
 
 def test_names_of_dimensions_by_place(tmp_path, scene_set) -> None:
     path = scene_set(tmp_path / "set", [6])
-    action = {"dtype": "float32", "shape": [2], "names": {"pan": 0, "lift": 1}}
+    action = {"dtype": "float32", "shape": [2], "names": {"lift": 1, "pan": 0}}
     _edit_info(path, lambda info: info["features"].update(action=action))
     assert open_source(path).action_spec == ActionSpec("action", "continuous", 2, ("pan", "lift"))
+
+
+def test_what_info_json_states_of_the_channels(tmp_path, scene_set) -> None:
+    path = scene_set(tmp_path / "set", [6])
+    action = {"dtype": "float32", "shape": [2], "names": None, "unit": "rad", "mode": "relative"}
+    _edit_info(path, lambda info: info["features"].update(action=action))
+    spec = open_source(path).action_spec
+    assert (spec.units, spec.mode, spec.frame) == (("rad", "rad"), "relative", "")
+    _edit_info(path, lambda info: info["features"]["action"].update(units=["rad"]))
+    with pytest.raises(DataError, match=r"action.units: expected 2, one for each channel, got 1"):
+        open_source(path)
+    _edit_info(
+        path, lambda info: info["features"]["action"].update(units=["rad", "m"], mode="delta")
+    )
+    with pytest.raises(DataError, match=r"action.mode: expected absolute or relative, got 'delta'"):
+        open_source(path)
 
 
 def _cameras(info: dict, *names: str) -> None:
