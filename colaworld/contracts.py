@@ -223,7 +223,26 @@ def to_float(frames: Tensor, device: torch.device | str | None = None) -> Tensor
 
 
 @runtime_checkable
-class WorldProtocol(Protocol):
+class LatentActionModel(Protocol):
+    """What reads latent actions off video: a world, or somebody else's published model. `label`, `probe`
+    and the measures of evaluation ask for no more. Called without gradients."""
+
+    codebook_size: int | None
+    """K, or None when latent actions are continuous."""
+    tokens: int
+    """N, tokens per action."""
+    dim: int
+    """d, width of a token."""
+    frame_size: tuple[int, int] | None
+    """Height and width of the frames it takes; None: any, it crops and resizes them itself."""
+
+    def infer_actions(self, frames: Tensor) -> LatentActions:
+        """frames [B, T, 3, H, W] float in [0, 1] -> the latent actions of its T-1 transitions."""
+        ...
+
+
+@runtime_checkable
+class WorldProtocol(LatentActionModel, Protocol):
     """A world that latent actions steer, with no model class: `models.world.World`, or a scene whose
     answer is known. Legend: B clips, h context frames, n more, N tokens per action, d token width.
 
@@ -234,15 +253,6 @@ class WorldProtocol(Protocol):
     a rollout makes at once; 1 without it) and `null_action` ([N, d] codes of an unknown action, or None:
     "no action" is then left out). Each means what it does in `World`.
     """
-
-    codebook_size: int | None
-    """K, or None when latent actions are continuous."""
-    tokens: int
-    """N, tokens per action."""
-
-    def infer_actions(self, frames: Tensor) -> LatentActions:
-        """frames [B, T, 3, H, W] float in [0, 1] -> the latent actions of its T-1 transitions."""
-        ...
 
     def rollout(self, history: Tensor, codes: Tensor, *, generator: torch.Generator) -> Rollout:
         """Roll a history forward.

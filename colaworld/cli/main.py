@@ -19,6 +19,7 @@ VERBS = {
     "plan-memory": "does a recipe fit on a GPU, and what to change where it does not",
     "plan-scale": "memory, traffic and time of a recipe on many GPUs",
     "evaluate": "measure a run on held-out episodes and write its report",
+    "probe": "what latent actions tell of the real ones, others' models beside yours",
     "sample": "roll a start frame forward under chosen latent actions",
     "export": "write a finished run as a model for others",
     "bench": "time ops, models, training, data and rollout, with their proof",

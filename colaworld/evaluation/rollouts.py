@@ -29,7 +29,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from colaworld.contracts import ClipBatch, LatentActions, Rollout, WorldProtocol, to_float
+from colaworld.contracts import (
+    ClipBatch,
+    LatentActionModel,
+    LatentActions,
+    Rollout,
+    WorldProtocol,
+    to_float,
+)
 from colaworld.evaluation.settings import RandomStream
 from colaworld.rng import paired_generator
 
@@ -133,7 +140,7 @@ def derangement(episodes: np.ndarray, *, generator: np.random.Generator) -> np.n
 
 
 def infer(
-    world: WorldProtocol, frames: Tensor, *, batch_size: int, device: torch.device | str
+    world: LatentActionModel, frames: Tensor, *, batch_size: int, device: torch.device | str
 ) -> LatentActions:
     """Latent actions of many clips, batch by batch, on the CPU. frames: [M, T, 3, H, W] uint8."""
     codes, indices = [], []

@@ -6,17 +6,19 @@ Not here: the numbers and what each means (`measures`), several runs (`compariso
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from colaworld.evaluation.measures import MEASURES
-from colaworld.evaluation.measures.measure import FEW_EPISODES, Headline
+from colaworld.evaluation.measures.measure import FEW_EPISODES, Headline, Measure
 
 
-def headlines(result: Mapping[str, Any]) -> list[Headline]:
-    """The numbers that a run is judged by, in the order of MEASURES."""
-    found = (measure.headline(result) for measure in MEASURES.values())
+def headlines(
+    result: Mapping[str, Any], measures: Iterable[type[Measure]] | None = None
+) -> list[Headline]:
+    """The numbers that a run is judged by, in the order of `measures`; None: of MEASURES."""
+    found = (measure.headline(result) for measure in measures or MEASURES.values())
     return [_hedged(headline) for headline in found if headline is not None]
 
 

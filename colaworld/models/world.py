@@ -86,6 +86,11 @@ class World:
         return self.model.tokens
 
     @property
+    def dim(self) -> int:
+        """d, width of a token."""
+        return self.model.config.idm.dim
+
+    @property
     def stride(self) -> int:
         """r, pixel frames per latent frame: actions of a rollout come in multiples of it."""
         return self.model.tokenizer.temporal_stride

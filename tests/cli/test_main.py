@@ -96,12 +96,20 @@ def test_help_of_a_verb_names_its_fields(colaworld, verb, fields) -> None:
 
 
 QUICK = [
-    *[f"{verb} --help" for verb in ("demo", "evaluate", "export", "info", "record", "sample")],
+    *[
+        f"{verb} --help"
+        for verb in ("demo", "evaluate", "export", "info", "probe", "record", "sample")
+    ],
     *["bench --help", "data inspect --help", "data encode --help"],
     *["train nano.cola --help", "train wan.cola --help-all"],
     *[f"{verb} nowhere" for verb in ("data inspect", "evaluate", "export", "sample", "train")],
     *["data encode nano.cola --data nowhere", "evaluate RUN --data nowhere"],
-    *["evaluate RUN --evaluation.clips 1", "sample RUN --device tpu", "sample RUN --frames 0"],
+    *[
+        "probe RUN --data nowhere",
+        "evaluate RUN --evaluation.clips 1",
+        "sample RUN --device tpu",
+        "sample RUN --frames 0",
+    ],
     "record crafter --out new --size 0",
     *["train nano.cola --data nowhere", "train nano.cola --data . --device tpu"],
     *["train nano.cola --model.idm.width 0", "train nano.cola --no-such-option 1"],
