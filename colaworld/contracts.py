@@ -224,8 +224,8 @@ def to_float(frames: Tensor, device: torch.device | str | None = None) -> Tensor
 
 @runtime_checkable
 class LatentActionModel(Protocol):
-    """What reads latent actions off video: a world, or somebody else's published model. `label`, `probe`
-    and the measures of evaluation ask for no more. Called without gradients."""
+    """What reads latent actions off video: a world, or somebody else's published model. Called without
+    gradients."""
 
     codebook_size: int | None
     """K, or None when latent actions are continuous."""
