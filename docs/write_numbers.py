@@ -89,6 +89,8 @@ def record(run: Path, out: Path) -> None:
         name: found[name]
         for name in ("delta_psnr", "codebook", "probe", "rollout", "nmse", "counts")
     }
+    later = ("transfer", "leakage", "sensitivity", "segments", "mlp_probe", "information")
+    kept |= {name: found[name] for name in later if name in found}
     config = read_config(run)
     made = {"recipe": config.recipe, "seed": config.training.seed, **environment(run)}
     out.write_text(json.dumps(made | kept, indent=1) + "\n")

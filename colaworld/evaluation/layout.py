@@ -12,7 +12,9 @@ from typing import Any
 
 from colaworld.files import FileError, read_json
 
-FORMAT_VERSION = 2  # 2 added `clips`, `data`, and SSIM and bounds by horizon of every variant
+# 2 added `clips`, `data`, and SSIM and bounds by horizon of every variant; 3 `delta_psnr.none`, `transfer`,
+# `leakage`, `sensitivity`, `segments`, `mlp_probe`, `information` and `probe.parts`
+FORMAT_VERSION = 3
 
 
 class Maybe:
@@ -33,6 +35,11 @@ class Each:
 _NUMBER = Maybe(float)
 _INTERVAL = dict.fromkeys(("mean", "low", "high"), _NUMBER)
 _SHARES = dict.fromkeys(("utilisation", "max_usage", "entropy_normalised", "perplexity"), float)
+_TOLD = {
+    "name": str,
+    **dict.fromkeys(("share", "shuffled"), _INTERVAL),
+    **dict.fromkeys(("bits", "action_bits"), _NUMBER),
+}
 _STEPS: dict[str, Any] = {"psnr_by_horizon": [float]}
 _LAYOUT: dict[str, Any] = {
     "counts": dict.fromkeys(("clips", "episodes", "history", "horizon", "height", "width"), int),
@@ -49,6 +56,7 @@ _LAYOUT: dict[str, Any] = {
             **dict.fromkeys(("score", "margin"), _INTERVAL),
             **dict.fromkeys(("train_rows", "test_rows", "test_episodes"), int),
             **dict.fromkeys(("macro_f1", "l1"), Maybe(_INTERVAL)),
+            "parts": Maybe([{"name": str}], absent=True),
         },
         absent=True,
     ),
@@ -60,6 +68,58 @@ _LAYOUT: dict[str, Any] = {
         "copy_ssim_by_horizon": [float],
         "variants": dict.fromkeys(("inferred", "random", "shuffled", "constant", "copy"), _STEPS),
     },
+    "transfer": Maybe(
+        {
+            "by": str,
+            **dict.fromkeys(("donor", "own", "margin", "reference"), _INTERVAL),
+            "chance": _NUMBER,
+            "episodes": int,
+            "probe": Maybe(
+                {
+                    "kind": str,
+                    **dict.fromkeys(("generated", "real", "own"), _INTERVAL),
+                    "chance": _NUMBER,
+                    "episodes": int,
+                }
+            ),
+        },
+        absent=True,
+    ),
+    "leakage": Maybe(
+        {
+            **dict.fromkeys(("gain", "gain_over_own"), _INTERVAL),
+            "psnr": {"cut": _NUMBER},
+            "margin": float,
+            "episodes": int,
+        },
+        absent=True,
+    ),
+    "sensitivity": Maybe(
+        {**dict.fromkeys(("codes", "noise", "ratio"), _INTERVAL), "episodes": int}, absent=True
+    ),
+    "segments": Maybe(
+        {
+            "by": str,
+            "parts": [
+                {
+                    "steps": [int],
+                    **dict.fromkeys(("psnr", "agreement", "colour", "contrast"), _INTERVAL),
+                }
+            ],
+        },
+        absent=True,
+    ),
+    "mlp_probe": Maybe(
+        {
+            "kind": str,
+            **dict.fromkeys(("chance", "pixel_difference"), _NUMBER),
+            "score": _INTERVAL,
+            "test_episodes": int,
+            "parts": [{"name": str}],
+        },
+        absent=True,
+    ),
+    "information": Maybe({"share": _NUMBER, "episodes": int, "parts": [_TOLD]}, absent=True),
     "nmse": Maybe({**_INTERVAL, "by_horizon": [_NUMBER]}, absent=True),
     "text": Maybe(
         {"loss_null_caption": float, "loss_removed": float, "change": _NUMBER}, absent=True

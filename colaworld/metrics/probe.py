@@ -31,6 +31,7 @@ class ProbePrediction:
     kind: Kind
     predicted: np.ndarray  # [M] int64 classes | [M, A] float64 standardised
     target: np.ndarray  # same shape
+    spread: np.ndarray | None = None  # [A] standard deviations of the training set, in its units
 
     def score(self, rows: np.ndarray | None = None) -> float:
         """Accuracy (discrete) or R^2 (continuous), of all rows or of `rows` [R]."""
@@ -43,6 +44,18 @@ class ProbePrediction:
     def l1(self, rows: np.ndarray | None = None) -> float:
         predicted, target = self._pick(rows)
         return float(np.abs(predicted - target).mean())
+
+    def recall(self, of: int, rows: np.ndarray | None = None) -> float:
+        """Share of the rows of class `of` that are read as it; NaN without such rows."""
+        predicted, target = self._pick(rows)
+        hit = predicted[target == of] == of
+        return float(hit.mean()) if hit.size else float("nan")
+
+    def of_dimension(self, of: int) -> ProbePrediction:
+        """The answers in one action dimension."""
+        picked = slice(of, of + 1)
+        spread = None if self.spread is None else self.spread[picked]
+        return ProbePrediction(self.kind, self.predicted[:, picked], self.target[:, picked], spread)
 
     def _pick(self, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         if rows is None:
@@ -159,6 +172,41 @@ def _check(features: Tensor | None, actions: Tensor, kind: Kind) -> None:
             raise ValueError(f"{name}: expected finite values, got NaN or infinity")
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What a probe is fitted on, and how its answers become a prediction."""
+
+    kind: Kind
+    x_train: Tensor  # [R, D] float64, standardised; empty without features
+    x_test: Tensor
+    y_train: Tensor  # [R] int64 classes | [R, A] float64 standardised
+    y_test: Tensor
+    classes: int  # of all rows
+    spread: np.ndarray | None
+
+    def answered(self, predicted: Tensor) -> ProbePrediction:
+        """Of answers to the test rows, [M] classes or [M, A] standardised."""
+        return ProbePrediction(self.kind, predicted.numpy(), self.y_test.numpy(), self.spread)
+
+
+def prepared(
+    features: Tensor | None, actions: Tensor, train: np.ndarray, test: np.ndarray, *, kind: Kind
+) -> Prepared:
+    """Checked, on the CPU, in float64, standardised by the rows `train`. Arguments as of `linear_probe`."""
+    _check(features, actions, kind)
+    x_train = x_test = torch.zeros(0)
+    if features is not None:
+        x = features.detach().cpu().double()
+        x_train, x_test = _standardise(x[train], x[test])
+    if kind == "discrete":
+        y = actions.detach().cpu().long()
+        return Prepared(kind, x_train, x_test, y[train], y[test], int(y.max()) + 1, None)
+    y = actions.detach().cpu().double()
+    y_train, y_test = _standardise(y[train], y[test])
+    spread = y[train].std(dim=0, unbiased=False).numpy()
+    return Prepared(kind, x_train, x_test, y_train, y_test, 0, spread)
+
+
 def linear_probe(
     features: Tensor,
     actions: Tensor,
@@ -175,38 +223,31 @@ def linear_probe(
         actions: [M] integer classes (discrete) or [M, A] floats (continuous; standardised here).
         train, test: row numbers, from `split_by_episode`.
     """
-    _check(features, actions, kind)
-    features = features.detach().cpu().double()
-    x_train, x_test = _standardise(features[train], features[test])
+    data = prepared(features, actions, train, test, kind=kind)
     if kind == "discrete":
-        y = actions.detach().cpu().long()
         weight, bias = logistic_regression(
-            x_train,
-            y[train],
-            classes=int(y.max()) + 1,
+            data.x_train,
+            data.y_train,
+            classes=data.classes,
             ridge=config.ridge,
             iterations=config.iterations,
         )
-        predicted = (x_test @ weight + bias).argmax(dim=-1)
-        return ProbePrediction(kind, predicted.numpy(), y[test].numpy())
-    y = actions.detach().cpu().double()
-    y_train, y_test = _standardise(y[train], y[test])
-    predicted = x_test @ ridge_regression(x_train, y_train, ridge=config.ridge)
-    return ProbePrediction(kind, predicted.numpy(), y_test.numpy())
+        return data.answered((data.x_test @ weight + bias).argmax(dim=-1))
+    return data.answered(
+        data.x_test @ ridge_regression(data.x_train, data.y_train, ridge=config.ridge)
+    )
 
 
 def chance_probe(
     actions: Tensor, train: np.ndarray, test: np.ndarray, *, kind: Kind
 ) -> ProbePrediction:
     """The best answer without a feature: the majority class, or the mean, of the training rows."""
-    _check(None, actions, kind)
+    data = prepared(None, actions, train, test, kind=kind)
     if kind == "discrete":
-        y = actions.detach().cpu().long()
-        majority = int(torch.bincount(y[train]).argmax())
-        return ProbePrediction(kind, np.full(len(test), majority), y[test].numpy())
-    y = actions.detach().cpu().double()
-    _, y_test = _standardise(y[train], y[test])
-    return ProbePrediction(kind, np.zeros_like(y_test.numpy()), y_test.numpy())
+        return data.answered(
+            torch.full_like(data.y_test, int(torch.bincount(data.y_train).argmax()))
+        )
+    return data.answered(torch.zeros_like(data.y_test))
 
 
 def pixel_differences(frames: Tensor, *, grid: int) -> Tensor:

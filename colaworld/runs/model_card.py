@@ -109,7 +109,7 @@ def _control(evaluation: Mapping[str, Any] | None) -> str:
 
 def _gains(evaluation: Mapping[str, Any]) -> str:
     return "\n".join(
-        f"- inferred actions over {name} ones: {_number(gain['mean'])} dB "
+        f"- inferred actions over {'no action' if name == 'none' else f'{name} ones'}: {_number(gain['mean'])} dB "
         f"[{_number(gain['low'])}, {_number(gain['high'])}]"
         for name, gain in evaluation["delta_psnr"].items()
     )

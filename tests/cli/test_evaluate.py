@@ -45,8 +45,8 @@ def test_the_keys_others_read(run, quick, colaworld, caplog) -> None:
     assert "<title>nano.cola on scene, 32 × 32 pixels</title>" in page
     assert f"<code>colaworld evaluate --evaluation.seed 1 {run} " in page
     assert f"<code>colaworld train nano.cola --config {run}/config.yaml --out NEW</code>" in page
-    # 4 clips x 5 ways x 2 steps, and no more for the grid than half of that
-    assert "44 frames to generate" in caplog.text
+    # 4 clips x 5 ways x 2 steps, 4 clips x 4 single steps, and a grid of 2 codes x 2 steps
+    assert "60 frames to generate" in caplog.text
     lines = [line.split(",")[0] for line in said.out.splitlines() if line.startswith("evaluating")]
     assert lines[:2] == ["evaluating: inferred actions", "evaluating: rollouts"]
 

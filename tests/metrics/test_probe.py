@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from colaworld.metrics.config import ProbeConfig
+from colaworld.metrics.mlp_probe import mlp_probe
 from colaworld.metrics.probe import (
+    ProbePrediction,
     accuracy,
     chance_probe,
     linear_probe,
@@ -142,3 +144,71 @@ def test_principal_components_keep_the_rank_only():
 def test_wrong_rows_are_named(features, actions, kind, message):
     with pytest.raises(ValueError, match=message):
         linear_probe(features, actions, np.arange(2), np.arange(2, 4), kind=kind, config=CONFIG)
+
+
+def network(x, y, *, kind, rows=400, seed=0):
+    return mlp_probe(
+        x,
+        y,
+        np.arange(rows // 2),
+        np.arange(rows // 2, rows),
+        episodes=np.arange(rows) // 20,
+        kind=kind,
+        config=CONFIG,
+        generator=np.random.default_rng(seed),
+    )
+
+
+def test_a_network_reads_what_no_line_does():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(800, 2, generator=generator)
+    y = (x.prod(dim=1) > 0).long()  # the sign of a product: exclusive or
+    rows = np.arange(800)
+    line = linear_probe(x, y, rows[:400], rows[400:], kind="discrete", config=CONFIG)
+    assert line.score() < 0.65
+    found = network(x, y, kind="discrete", rows=800)
+    assert found.score() > 0.93
+    assert np.array_equal(network(x, y, kind="discrete", rows=800).predicted, found.predicted)
+    other = network(x, y, kind="discrete", rows=800, seed=1)
+    assert not np.array_equal(other.predicted, found.predicted) and other.score() > 0.93
+    squares = network(x, 100 * x.square() + 7, kind="continuous", rows=800)
+    assert squares.score() > 0.8  # no line reads anything of a square
+
+
+def test_shuffled_actions_score_chance():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(400, 4, generator=generator)
+    y = x[:, :2].argmax(dim=1) + (x[:, 0] > 1).long()
+    y = y[torch.randperm(400, generator=generator)]
+    rows = np.arange(400)
+    chance = chance_probe(y, rows[:200], rows[200:], kind="discrete").score()
+    line = linear_probe(x, y, rows[:200], rows[200:], kind="discrete", config=CONFIG)
+    assert line.score() == pytest.approx(chance, abs=0.1)
+    assert network(x, y, kind="discrete").score() == pytest.approx(chance, abs=0.1)
+    vectors = torch.randn(400, 2, generator=generator)
+    assert -0.2 < network(x, vectors, kind="continuous").score() < 0.05
+
+
+def test_a_network_needs_two_training_episodes():
+    x, y = torch.randn(40, 2), torch.arange(40) % 2
+    with pytest.raises(ValueError, match="at least 2 episodes"):
+        network(x, y, kind="discrete", rows=40)
+
+
+def test_parts_by_hand():
+    found = ProbePrediction("discrete", np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 0]), None)
+    assert found.recall(0) == 0.5 and found.recall(1) == pytest.approx(2 / 3)
+    assert np.isnan(found.recall(2)) and found.recall(1, np.array([1, 1, 2])) == pytest.approx(
+        1 / 3
+    )
+    # a target of spread 3 in its units, read exactly up to the ridge; and one that never helps
+    x = torch.linspace(-1, 1, 200)[torch.randperm(200, generator=torch.Generator().manual_seed(0))]
+    y = torch.stack([3 * x / x.std(unbiased=False), x.square()], dim=1)
+    rows = np.arange(200)
+    both = linear_probe(x[:, None], y, rows[::2], rows[1::2], kind="continuous", config=CONFIG)
+    assert both.spread == pytest.approx(y[::2].std(dim=0, unbiased=False).numpy())
+    assert both.of_dimension(0).score() > 0.99 and abs(both.of_dimension(1).score()) < 0.1
+    assert both.score() == pytest.approx(
+        (both.of_dimension(0).score() + both.of_dimension(1).score()) / 2
+    )
+    assert both.of_dimension(1).spread == pytest.approx(both.spread[1:])

@@ -8,10 +8,16 @@ from __future__ import annotations
 from colaworld.evaluation.measures.codebook import CodebookEntropy, CodebookUtilisation
 from colaworld.evaluation.measures.controllability import Controllability
 from colaworld.evaluation.measures.fidelity import Fidelity
+from colaworld.evaluation.measures.information import ActionInformation
+from colaworld.evaluation.measures.leakage import Leakage
 from colaworld.evaluation.measures.linear_probe import LinearProbe
 from colaworld.evaluation.measures.measure import Measure
+from colaworld.evaluation.measures.mlp_probe import MLPProbe
 from colaworld.evaluation.measures.nmse import NMSE
+from colaworld.evaluation.measures.segments import Segments
+from colaworld.evaluation.measures.sensitivity import Sensitivity
 from colaworld.evaluation.measures.text_effect import TextEffect
+from colaworld.evaluation.measures.transfer import ActionTransfer, TransferProbe
 from colaworld.registry import Registry
 
 MEASURES: Registry[type[Measure]] = Registry("measure", ValueError)
@@ -28,4 +34,11 @@ register_measure(LinearProbe)
 register_measure(Fidelity)
 register_measure(CodebookUtilisation)
 register_measure(NMSE)
+register_measure(Sensitivity)
+register_measure(ActionTransfer)
+register_measure(TransferProbe)
+register_measure(Leakage)
+register_measure(Segments)
+register_measure(MLPProbe)
+register_measure(ActionInformation)
 register_measure(TextEffect)

@@ -89,6 +89,11 @@ class Setting:
     of MEASURES: published bounds rest on that. Every other measure uses a generator of its own,
     np.random.default_rng([config.seed, RandomStream.<ITS_NAME>]) (`settings.py`)."""
 
+    def in_batches(self, wanted: int, clips: int) -> int:
+        """How many of `clips` are in the batches that hold the first `wanted`."""
+        size = self.config.batch_size
+        return min(clips, -(-wanted // size) * size)
+
     def interval(
         self,
         of: np.ndarray | Callable[[np.ndarray], float],

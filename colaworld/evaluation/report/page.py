@@ -41,6 +41,14 @@ _templates = Environment(
 )
 _templates.filters["minus"] = _minus
 _templates.filters["number"] = lambda value, digits=2: _minus(number(value, digits=digits))
+_templates.filters["interval"] = lambda found: _interval(found)
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    """ "0.50 (0.40 to 0.60)" of {mean, low, high}; the mean alone where there are no bounds."""
+    mean, low, high = (found[key] for key in ("mean", "low", "high"))
+    bounds = f" ({number(low)} to {number(high)})" if None not in (low, high) else ""
+    return _minus(number(mean) + bounds)
 
 
 def write_report(
@@ -77,6 +85,7 @@ def write_report(
     if isinstance(artefacts, (str, Path)):
         artefacts = Artefacts.load(artefacts)
     history, seconds = read_history(metrics_jsonl), environment.get("wall_seconds")
+    found = headlines(evaluation)
     pictures = {}
     if artefacts is not None:
         pictures = {
@@ -93,7 +102,8 @@ def write_report(
         took=None if seconds is None else duration(float(seconds)),
         trained={b.name: round(b.stop - b.start) for b in history.phases},
         verdict=verdict(evaluation),
-        headlines=[h for h in headlines(evaluation) if h.judgement is not None],
+        headlines=[h for h in found if h.judgement is not None and not h.control],
+        controls=[h for h in found if h.control],
         whisker=charts.whisker,
         compared=compared,
         compared_charts=_compared(compared, compare) if compared and compare else {},
@@ -101,7 +111,7 @@ def write_report(
         horizon=_horizon(evaluation["rollout"]),
         training=_training(history) | _growth(curves or {}, history),
         sets=beside_rows(sets) if sets else [],
-        evaluation={"probe": None, "probe_skipped": None, **evaluation},
+        evaluation={**dict.fromkeys(_MAYBE), **evaluation},
         probed=_probed(artefacts),
         details=_details(environment),
         config_yaml=config_yaml,
@@ -109,6 +119,10 @@ def write_report(
     )
     write_atomically(path, page + "\n")
     return Path(path)
+
+
+# keys that an older evaluation lacks
+_MAYBE = ("probe", "probe_skipped", "mlp_probe", "information", "segments")
 
 
 def duration(seconds: float) -> str:
