@@ -97,23 +97,28 @@ class Explore:
 
 
 class Push:
-    """PushT, scripted: goes behind the block and pushes it about."""
+    """PushT, scripted: drives the block towards one place after another, going round it to get behind."""
 
     name = "scripted"
 
     def reset(self, env: Env, rng: np.random.Generator) -> None:
-        self._rng, self._left, self._goal = rng, 0, np.zeros(2)
+        self._rng, self._left = rng, 0
 
     def act(self, env: Env) -> Action:
         state = env.state()
         agent, block = np.asarray(state["agent"]), np.asarray(state["block"])
-        if self._left == 0:
-            aim = self._rng.uniform(100, 412, 2)  # where the block shall go: away from the walls
-            self._behind = block + 80 * (block - aim) / max(float(np.linalg.norm(block - aim)), 1.0)
-            self._goal, self._left = aim, 24
+        if self._left == 0 or np.linalg.norm(self._aim - block) < 30:
+            self._aim, self._left = self._rng.uniform(100, 412, 2), 30  # away from the walls
         self._left -= 1
-        close = np.linalg.norm(agent - self._behind) < 40 or self._left < 14
-        target = self._goal if close else self._behind
+        way = (self._aim - block) / max(float(np.linalg.norm(self._aim - block)), 1.0)
+        side = np.array([-way[1], way[0]])
+        ahead, beside = float((agent - block) @ way), float((agent - block) @ side)
+        if ahead < -20 and abs(beside) < 30:
+            target = agent + 60 * way - beside * side  # behind: push
+        elif ahead < -40 or abs(beside) > 85:
+            target = block - 70 * way + min(max(beside, -60.0), 60.0) * (ahead > 0) * side
+        else:
+            target = agent + (50 if beside >= 0 else -50) * side - 20 * way  # beside it: make room
         low, high = env.action_range  # type: ignore[attr-defined]
         step = np.clip(target - agent, -60, 60)  # px per step: a hand's pace, not a jump
         return np.clip(agent + step, low, high).astype(np.float32)
@@ -130,7 +135,7 @@ class Desk:
     def act(self, env: Env) -> Action:
         state = env.state()
         if self._left == 0 or success(self._hand.task, state):
-            self._hand, self._left = Hand(str(self._rng.choice(TASKS))), 25
+            self._hand, self._left = Hand(str(self._rng.choice(TASKS))), 30
         self._left -= 1
         return self._hand.act(state).astype(np.float32)
 

@@ -42,3 +42,19 @@ def test_seed_and_scripted_push() -> None:
     start = env.state()["block"]
     envs.play(env, behaviours.make("scripted", env), seed=2, episode=0, steps=60)
     assert np.linalg.norm(env.state()["block"] - start) > 10  # it was pushed
+
+
+def test_the_scripted_pusher_keeps_the_block_moving() -> None:
+    env = PushT(size=32)
+    behaviour = behaviours.make("scripted", env)
+    moved = []
+    for episode in range(3):
+        seed, rng = envs.episodes.episode_seeds(0, episode)
+        env.reset(seed)
+        behaviour.reset(env, rng)
+        for _ in range(6):  # six clips of 10 steps
+            before = env.state()["block"]
+            for _ in range(10):
+                env.step(behaviour.act(env))
+            moved.append(np.linalg.norm(env.state()["block"] - before) > 5)
+    assert np.mean(moved) > 0.6  # random: about a third
