@@ -107,6 +107,7 @@ class Case:
     )
     rotated_mb: Callable[[], float] | None = None  # inputs that take turns, all copies together
     heavy: bool = False  # runs only when it is named
+    ours: bool = False  # whether an error or a wrong result of any of them is a failure
     graph: bool = False  # on a GPU timed as replays of a CUDA graph, without Python between calls
 
     @classmethod

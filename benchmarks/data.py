@@ -1,6 +1,7 @@
 """The loader: clips a second, from a fresh start and from its cache, against what a step needs.
 
-Not here: what a clip is (colaworld/data), recording (training.py makes the small set).
+The suite has two parts more: formats (sources.py) and decoders (decode.py). Not here: what a clip is
+(colaworld/data), recording (training.py makes the small set).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from colaworld.data.loader import ClipLoader
 from colaworld.runs.config import RunConfig
 
-from . import shapes, timing
+from . import decode, shapes, sources, timing
 from .case import Call, Case, Request
 from .models import VARIANTS, without_warmup
 from .shapes import Shape
@@ -34,6 +35,8 @@ def cases(request: Request) -> Iterator[Case]:
     for name, why in (("first", "open, decode, cut"), ("steady", "decoded frames are cached")):
         shape = Shape(f"{shapes.family(config)}.{name}", sizes, why)
         yield _case(config, shape, request, needs)
+    yield from sources.cases(request)
+    yield from decode.cases(request)
 
 
 def step_clips_s(config: RunConfig, request: Request) -> float:
@@ -78,7 +81,11 @@ def _case(config: RunConfig, shape: Shape, request: Request, needs: Any) -> Case
         return {"step_clips_s": timing.short(wanted), "headroom": timing.short(found / wanted)}
 
     counts = {f"threads:{n}": n for n in dict.fromkeys((0, max(1, config.data.workers)))}
-    more = {"counts": {"clips": shape.sizes["B"]}, "tests": ("tests/data/test_loader.py",)}
+    more = {
+        "counts": {"clips": shape.sizes["B"]},
+        "tests": ("tests/data/test_loader.py",),
+        "ours": True,
+    }
     more |= {"verify": verify, "details": details}
     more["close"] = lambda: [made.close() for made in loaders.values()]
     return Case.of("data", "loader", shape, "uint8/fwd", counts, provider, **more)

@@ -24,7 +24,7 @@ from . import gate
 from .case import Call, Case
 from .shapes import Shape
 
-PACKAGES = ("colaworld", "triton", "vector-quantize-pytorch")
+PACKAGES = ("colaworld", "av", "torchcodec", "triton", "vector-quantize-pytorch")
 PACKAGES += ("flash-attn", "flash-attn-3", "flash-attn-4")
 _CODE = ("csrc", "colaworld", "kernels", "benchmarks", "CMakeLists.txt")
 # Bytes: past any cache (the H200's holds 60 MB) and still milliseconds.

@@ -21,7 +21,7 @@ from .case import SUITES, Call, Case, Failed, Request, Skipped, Unavailable
 from .rows import Row
 
 # An error or a wrong result of these is a failure; of anybody else it leaves that row out.
-OURS = ("eager", "cpu", "triton", "cuda", "default", "default+compile")
+OURS = ("eager", "cpu", "triton", "cuda", "default", "default+compile", "pyav")
 
 
 @dataclass
@@ -38,8 +38,7 @@ class Measured:
 
 def missed(case: Case, name: str, reason: str) -> Skipped | Failed:
     """An implementation without a row: a failure where it is one of ours."""
-    ours = name in OURS or case.suite == "scale"
-    return (Failed if ours else Skipped)(f"{case.label}/{name}", reason)
+    return (Failed if case.ours or name in OURS else Skipped)(f"{case.label}/{name}", reason)
 
 
 def listed(

@@ -78,7 +78,7 @@ class Runs:
         sizes |= {"accumulate": config.training.accumulate, "processes": processes}
         shape = shapes.Shape(name, sizes, "the last phase", heavy=heavy)
         how = f"{self.dtype}/fwd_bwd"
-        common: dict[str, Any] = {"tests": TESTS}
+        common: dict[str, Any] = {"tests": TESTS, "ours": True}
 
         def made(op: str, names: Sequence[str], **more: Any) -> Case:
             return Case.of("scale", op, shape, how, names, self._there, **common, **more)

@@ -33,7 +33,7 @@ class BenchOptions(Checked, at="--"):
     suites: Annotated[tuple[Suite, ...], tyro.conf.Positional] = ("ops",)
     """What to time: ops (each against eager, torch.compile, SDPA and packages), models (IDM, a pair
     of video model blocks, the world model), training (a step and its parts), data (the loader against
-    what a step needs), rollout (generated frames a second), scale (1, 2 and 4 processes: a step, its
+    what a step needs, each format, decoders), rollout (generated frames a second), scale (1, 2 and 4 processes: a step, its
     traffic and memory against the formulas, saving, restarting)."""
     json: Path | None = None
     """Write the rows to this file. Without a name: benchmarks/results/SUITE_DEVICE.json of the

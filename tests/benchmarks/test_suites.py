@@ -161,7 +161,7 @@ def test_the_step_is_that_of_the_loop(tiny, tmp_path) -> None:
 
 
 def test_data(tiny_request, passing) -> None:
-    found = measured("data", tiny_request, passing, only=(), impls=())
+    found = measured("data", tiny_request, passing, only=("loader",), impls=())
     assert {(r["shape"], r["impl"]) for r in found.rows[2:]} == {
         (shape, impl)
         for shape in ("nano.first", "nano.steady")

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 
 from colaworld import envs
+from colaworld.cli.bench import suite
 from colaworld.data.sources.lerobot_writer import LeRobotWriter
 from colaworld.envs import behaviours
 
@@ -102,41 +98,7 @@ def scene_set() -> Callable[..., Path]:
     return write
 
 
-def _as_v21(old: Path, path: Path) -> Path:
-    """A set of layout v3.0 with a film per episode, written as LeRobot v2.1 lays it out."""
-    info = json.loads((old / "meta/info.json").read_text())
-    films, rows = sorted(old.rglob("*.mp4")), pa.concat_tables(
-        [pq.read_table(file) for file in sorted(old.glob("data/*/*.parquet"))]
-    )  # fmt: skip
-    (camera,) = (k for k, v in info["features"].items() if v["dtype"] == "video")
-    lines: dict[str, list[dict]] = {"episodes": [], "episodes_stats": []}
-    stats = json.loads((old / "meta/stats.json").read_text())
-    for i, film in enumerate(films):
-        table = rows.filter(pc.equal(rows["episode_index"], i))
-        data = path / f"data/chunk-{i // 2:03d}/episode_{i:06d}.parquet"
-        video = path / f"videos/chunk-{i // 2:03d}/{camera}/episode_{i:06d}.mp4"
-        for file in (data, video):
-            file.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, data, write_page_checksum=True)
-        shutil.copy(film, video)
-        lines["episodes"].append({"episode_index": i, "tasks": ["walk"], "length": len(table)})
-        lines["episodes_stats"].append({"episode_index": i, "stats": stats})
-    info |= {
-        "codebase_version": "v2.1",
-        "total_videos": len(films),
-        "total_chunks": (len(films) + 1) // 2,
-        "chunks_size": 2,
-        "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
-        "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
-    }
-    (path / "meta").mkdir()
-    (path / "meta/info.json").write_text(json.dumps(info))
-    (path / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": "walk"}\n')
-    for name, of_name in lines.items():
-        (path / f"meta/{name}.jsonl").write_text("".join(f"{json.dumps(v)}\n" for v in of_name))
-    return path
-
-
 @pytest.fixture(scope="session")
 def as_v21() -> Callable[[Path, Path], Path]:
-    return _as_v21
+    """as_v21(v3, path): a set of layout v3.0 with a film per episode, as LeRobot v2.1 lays it out."""
+    return suite("packed").as_lerobot_v21

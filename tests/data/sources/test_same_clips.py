@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from colaworld.cli.bench import suite
 from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
@@ -24,31 +23,10 @@ FORMATS = ["video_folder", "lerobot-v3", "lerobot-v2", "webdataset", "hdf5"]
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory, scene_set, as_v21) -> dict[str, Path]:
+def packed(tmp_path_factory, scene_set) -> dict[str, Path]:
+    pytest.importorskip("h5py", reason="h5py is not installed")
     root = tmp_path_factory.mktemp("packed")
-    v3 = scene_set(root / "lerobot-v3", LENGTHS, video_mb=1e-6)
-    source = open_source(v3)
-    made = {"lerobot-v3": v3, "lerobot-v2": as_v21(v3, root / "lerobot-v2")}
-    for name in ("video_folder", "webdataset", "hdf5"):
-        made[name] = root / name
-        made[name].mkdir()
-    for i, film in enumerate(sorted(v3.rglob("*.mp4"))):
-        shutil.copy(film, made["video_folder"] / f"{i}.mp4")
-        with tarfile.open(made["webdataset"] / f"{i // 2}.tar", "a") as tar:
-            tar.add(film, f"{i}.mp4")
-            content = json.dumps({"action": source.actions(i).tolist()}).encode()
-            member = tarfile.TarInfo(f"{i}.json")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
-    with h5py.File(made["hdf5"] / "task.hdf5", "w") as file:
-        arguments = {"env_kwargs": {"control_freq": source.episodes[0].fps}}
-        file.create_group("data").attrs["env_args"] = json.dumps(arguments)
-        for i, length in enumerate(LENGTHS):
-            demo = file.create_group(f"data/demo_{i}")
-            demo["obs/main_image"] = source.read(i, range(length))
-            demo["actions"] = source.actions(i)
-    return made
+    return suite("packed").pack(scene_set(root / "lerobot-v3", LENGTHS, video_mb=1e-6), root)
 
 
 def config_of(path: Path) -> DataConfig:
