@@ -21,6 +21,7 @@ VERBS = {
     "evaluate": "measure a run on held-out episodes and write its report",
     "probe": "what latent actions tell of the real ones, others' models beside yours",
     "sample": "roll a start frame forward under chosen latent actions",
+    "label": "write a data set with latent actions beside each frame",
     "export": "write a finished run as a model for others",
     "bench": "time ops, models, training, data and rollout, with their proof",
     "info": "what is installed, compiled and used",

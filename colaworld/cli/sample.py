@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.train import choose_device
-from colaworld.config import Checked, Count, Natural, Range, Seed, Size, from_dict
+from colaworld.config import Checked, Count, Natural, Range, Seed, Size
 from colaworld.data.config import DataConfig, EncodingConfig
-from colaworld.files import read_json
 from colaworld.runs.sizes import check_frames
+from colaworld.runs.worlds import WorldFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,35 +148,16 @@ def run(argv: list[str]) -> int:
 
 def _load(options: SampleOptions, device: str) -> tuple[World, DataConfig]:
     """The world of a run or an export, and how start frames are made for it."""
-    from colaworld.models.world import World
-    from colaworld.runs.load import load_world
-    from colaworld.runs.pretrained import from_pretrained
-
-    folder = options.run
-    if (folder / "config.yaml").is_file():
-        world, config = load_world(folder, device=device)
-        data = config.data if options.start else config.data.one_set(options.data)
-        return world, replace(data, split="heldout")
-    described = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    if not isinstance(described, dict) or "frames" not in described:
+    folder = WorldFolder.of(options.run)
+    if folder.exported and options.start is None and options.data is None:
         raise ValueError(
-            f"{folder} is neither a run folder (it has no config.yaml) nor a world written by "
-            "`colaworld export` (it has no config.json that says so)"
+            f"{options.run} is an exported world, which has no data: pass --start IMAGE or --data FOLDER"
         )
-    if options.start is None and options.data is None:
-        raise ValueError(
-            f"{folder} is an exported world, which has no data: pass --start IMAGE or --data FOLDER"
-        )
-    kept = {
-        k: v
-        for k, v in described["frames"].items()
-        if k in ("height", "width", "crop", "stride", "fps")
-    }
-    data = from_dict(DataConfig, kept, where=f"{folder}/config.json: frames")
-    loaded = from_pretrained(folder, device=device, tokenizer=options.tokenizer)
-    if not isinstance(loaded, World):
-        raise ValueError(f"{folder} is a video model without latent actions")
-    return loaded, replace(data, path=options.data, split="all")
+    world = folder.load(device=device, tokenizer=options.tokenizer)
+    if folder.exported:
+        return world, replace(folder.data, path=options.data, split="all")
+    data = folder.data if options.start else folder.data.one_set(options.data)
+    return world, replace(data, split="heldout")
 
 
 def _most_tiles(height: int, width: int) -> int:

@@ -232,15 +232,19 @@ class ClipSet:
                     f"but the value {frames.min()} (a renderer or camera that failed?)"
                 )
         except BrokenFileError as error:
-            with self._lock:
-                key = f"{info.path}#{info.name}"
-                self.broken.setdefault(key, BrokenFile(info.path, str(error)))
-            self._check_broken()
-            log.warning("skipped: %s", error)
+            self.leave_out(segment.episode, str(error))
             return Decoded(np.zeros((0, 3, 1, 1), np.uint8), np.zeros(0, np.int64), usable=False)
         threshold = self.config.scene_cut_threshold
         changes = cuts.frame_changes(frames) if threshold > 0 else np.zeros((0, 2), np.float32)
         return Decoded(frames, cuts.find_cuts(changes, threshold=threshold))
+
+    def leave_out(self, episode: int, reason: str) -> None:
+        """Count an episode as broken. Raises DataError where that makes too many."""
+        info = self.source.episodes[episode]
+        with self._lock:
+            self.broken.setdefault(f"{info.path}#{info.name}", BrokenFile(info.path, reason))
+        self._check_broken()
+        log.warning("skipped: %s", reason)
 
     def _read(self, info: EpisodeInfo, segment: windows.Segment) -> np.ndarray:
         made = np.empty((segment.stop - segment.first, 3, self.height, self.width), np.uint8)
@@ -254,15 +258,20 @@ class ClipSet:
         """Steps on an episode's clock: its frames, or its frames at the asked rate."""
         return self._timing[episode].length
 
+    def resampled(self, episode: int) -> bool:
+        """Whether an episode's clock ticks at the asked rate, which its frames' own does not give."""
+        return self._timing[episode].resampled
+
     def stream(
-        self, episode: int, first: int, stop: int
+        self, episode: int, first: int, stop: int, *, recorded: bool = False
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Steps first..stop-1 of an episode's clock, in blocks, in one pass and bounded memory.
 
         Each block: index [n] int64 of its frames within the episode, and frames
-        [n, 3, height, width] uint8. Raises BrokenFileError where they cannot be decoded.
+        [n, 3, height, width] uint8. With `recorded`, steps are its frames, whatever rate is asked.
+        Raises BrokenFileError where they cannot be decoded.
         """
-        if self._timing[episode].resampled:
+        if self._timing[episode].resampled and not recorded:
             wanted = self._resampled(episode, first, stop)
         else:
             wanted = np.arange(first, stop)

@@ -39,6 +39,7 @@ def episode_stream(
     window: int = 64,
     overlap: int = 1,
     episodes: Iterable[int] | None = None,
+    recorded: bool = False,
 ) -> Iterator[EpisodeWindow]:
     """All frames of all episodes, one after another, each episode decoded in one pass.
 
@@ -50,6 +51,8 @@ def episode_stream(
             window; more: a model sees that much of the past again.
         episodes: indices into the source, in the order wanted. None: all; a `ClipSet` has those of
             its split.
+        recorded: every frame of a `ClipSet` as recorded in time, at its size and crop, whatever
+            `fps` it asks for.
 
     Raises:
         ValueError: a wrong window or overlap, or an episode that is not there.
@@ -64,16 +67,16 @@ def episode_stream(
     wanted = known if episodes is None else list(episodes)
     if unknown := sorted(set(wanted) - set(known)):
         raise ValueError(f"episode_stream: no episodes {unknown[:5]} in this set (or its split)")
-    return _windows(data, window, overlap, wanted)
+    return _windows(data, window, overlap, wanted, recorded)
 
 
 def _windows(
-    data: ClipSet | Source, window: int, overlap: int, episodes: Iterable[int]
+    data: ClipSet | Source, window: int, overlap: int, episodes: Iterable[int], recorded: bool
 ) -> Iterator[EpisodeWindow]:
     for episode in episodes:
         first = repeats = 0
         held: list[tuple[int, np.ndarray]] = []
-        for step in _steps(data, episode):
+        for step in _steps(data, episode, recorded):
             held.append(step)
             if len(held) == window:
                 yield _window(episode, first, repeats, held)
@@ -82,10 +85,13 @@ def _windows(
             yield _window(episode, first, repeats, held)
 
 
-def _steps(data: ClipSet | Source, episode: int) -> Iterator[tuple[int, np.ndarray]]:
+def _steps(
+    data: ClipSet | Source, episode: int, recorded: bool
+) -> Iterator[tuple[int, np.ndarray]]:
     """(index within the episode, frame [3, H, W]) of every frame."""
     if isinstance(data, ClipSet):
-        for index, frames in data.stream(episode, 0, data.length(episode)):
+        length = data.source.episodes[episode].frames if recorded else data.length(episode)
+        for index, frames in data.stream(episode, 0, length, recorded=recorded):
             yield from zip(index.tolist(), frames, strict=True)
     else:
         for index, frame in enumerate(data.stream(episode, 0, data.episodes[episode].frames)):

@@ -163,6 +163,10 @@ class LeRobotSource:
             self._sizes[file] = file.stat().st_size if file.is_file() else None
         return os.path.relpath(file, self.path), self._sizes[file]
 
+    def number(self, episode: int) -> int:
+        """The `episode_index` that the set itself gives an episode."""
+        return self._rows[episode].episode
+
     def data_files(self) -> list[Path]:
         """The parquet files of all episodes, also of those whose films are broken, in order."""
         return list(self._data_files)

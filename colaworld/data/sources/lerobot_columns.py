@@ -6,6 +6,7 @@
     videos, and the rest      hard links to the old files, or copies
 
 The old set stays as it was. Everything goes into a hidden sibling folder that is renamed at the end.
+`put_in_place` then gives the old set the new one's tables, where it is to have the columns itself.
 Not here: what the columns mean, or new sets (lerobot_writer.py).
 """
 
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,11 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from colaworld.data.errors import DataError
-from colaworld.data.parquet_file import opened_parquet
+from colaworld.data.parquet_file import opened_parquet, read_parquet
 from colaworld.data.sources.lerobot import LeRobotSource
 from colaworld.data.sources.lerobot_meta import read_json
 from colaworld.data.sources.lerobot_statistics import Statistics
-from colaworld.data.sources.new_folder import NewFolder
+from colaworld.data.sources.new_folder import NewFolder, link_or_copy
 from colaworld.files import write_atomically
 
 _CHUNK = 65_536  # rows looked at together
@@ -40,6 +40,8 @@ def write_columns(
     *,
     names: Mapping[str, Sequence[str]] | None = None,
     videos: Literal["link", "copy"] = "link",
+    drop: Sequence[str] = (),
+    files: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the set at `root` with more columns to `out`, whole or not at all. Returns `out`.
 
@@ -52,6 +54,8 @@ def write_columns(
             a valid value (LeRobot repeats the one before).
         names: of a column of integers [N], its classes; of one [N, D], its D dimensions.
         videos: "link" shares the files on disk (copies across file systems); "copy" doubles them.
+        drop: columns of the old set that the new one does without.
+        files: texts to add, by their path within the set.
 
     Raises:
         DataError: `root` is no such set or its rows are not 0..N-1, `out` holds something, a column
@@ -80,15 +84,17 @@ def write_columns(
         for name, values in columns.items()
     }
     for name in made:
-        if name in source.info["features"]:
+        if name in source.info["features"] and name not in drop:
             raise DataError(f"{root}: has a column {name!r} already; choose another name")
     folder = None
     try:
         folder = NewFolder(out)
         _share(source, folder.work, videos == "link")
-        _write_rows(source, folder.work, made, total)
-        _write_episodes(root, folder.work, made, total)
-        _write_meta(source, folder.work, made)
+        _write_rows(source, folder.work, made, total, drop)
+        _write_episodes(root, folder.work, made, total, drop)
+        _write_meta(source, folder.work, made, drop)
+        for name, text in (files or {}).items():
+            write_atomically(folder.work / name, text)
         folder.publish()
     except OSError as error:
         raise DataError(f"{out}: cannot be written: {error}") from error
@@ -96,6 +102,52 @@ def write_columns(
         if folder is not None:
             folder.drop()
     return out
+
+
+def put_in_place(new: Path, old: Path, columns: Sequence[str]) -> None:
+    """Move what differs of a set by `write_columns` into the set it was made from, file by file.
+
+    meta/info.json comes last: until then the set says that it has none of `columns`, old or new. Where
+    this was broken off, the same call goes on. Then `new` is of no more use.
+    """
+    if (new / "meta/info.json").exists():
+        info = read_json(old / "meta/info.json")
+        kept = {k: v for k, v in info["features"].items() if k not in columns}
+        if len(kept) < len(info["features"]):  # tables are exchanged one by one
+            text = json.dumps({**info, "features": kept}, indent=1)
+            write_atomically(old / "meta/info.json", text)
+    files = [p.relative_to(new) for p in sorted(new.rglob("*")) if p.is_file()]
+    ranks = {Path("meta/info.json"): 2, Path("meta/stats.json"): 1}
+    for name in sorted(files, key=lambda name: (ranks.get(name, 0), str(name))):
+        if (old / name).exists() and os.path.samefile(new / name, old / name):
+            continue
+        with (new / name).open("rb") as file:
+            os.fsync(file.fileno())
+        (old / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(new / name, old / name)
+
+
+def first_rows(source: LeRobotSource) -> list[int]:
+    """For each of the set's `episodes`, the `index` of its first frame's row.
+
+    Raises DataError where the rows of an episode do not follow each other.
+    """
+    names = ["episode_index", "frame_index", "index"]
+    found: dict[int, int] = {}
+    for file in source.data_files():
+        table = read_parquet(file, names)
+        for name in names:
+            if not pa.types.is_integer(table[name].type) or table[name].null_count:
+                raise DataError(f"{file}: column {name!r} should hold integers, one in each row")
+        episode, frame, index = (table[name].to_numpy() for name in names)
+        pairs = np.unique(np.stack([episode, index - frame], axis=1), axis=0)
+        for number, first in pairs.tolist():
+            if found.setdefault(number, first) != first:
+                raise DataError(f"{file}: the rows of episode {number} do not follow each other")
+    numbers = [source.number(e.index) for e in source.episodes]
+    if missing := [number for number in numbers if number not in found]:
+        raise DataError(f"{source.path}: data/ has no rows of episode {missing[0]}")
+    return [found[number] for number in numbers]
 
 
 class _Column:
@@ -172,16 +224,15 @@ def _share(source: LeRobotSource, work: Path, link: bool) -> None:
                 source.folder.file(place / name, f"{source.path}").resolve(),
                 work / place / name,
             )
-            try:
-                if not link:
-                    raise OSError
-                os.link(file, new)
-            except OSError:  # another file system, or one without hard links
-                shutil.copy2(file, new)
+            link_or_copy(file, new, link=link)
 
 
 def _write_rows(
-    source: LeRobotSource, work: Path, columns: Mapping[str, _Column], total: int
+    source: LeRobotSource,
+    work: Path,
+    columns: Mapping[str, _Column],
+    total: int,
+    drop: Sequence[str],
 ) -> None:
     seen = np.zeros(total, bool)
     for file in source.data_files():
@@ -210,7 +261,7 @@ def _write_rows(
                     )
                 seen[rows] = True
                 try:
-                    new.write(_with_columns(table, rows, columns))
+                    new.write(_with_columns(table, rows, columns, drop))
                 except (ValueError, AttributeError, TypeError) as error:  # of huggingface's JSON
                     raise DataError(f"{file}: its metadata cannot be read: {error}") from error
     if not seen.all():
@@ -219,19 +270,26 @@ def _write_rows(
         )
 
 
-def _with_columns(table: pa.Table, rows: np.ndarray, columns: Mapping[str, _Column]) -> pa.Table:
+def _with_columns(
+    table: pa.Table, rows: np.ndarray, columns: Mapping[str, _Column], drop: Sequence[str]
+) -> pa.Table:
     metadata = dict(table.schema.metadata or {})
+    table = table.drop_columns([name for name in drop if name in table.column_names])
     for name, column in columns.items():
         table = table.append_column(name, column.array(rows))
     if b"huggingface" in metadata:
         about = json.loads(metadata[b"huggingface"])
         features = about.setdefault("info", {}).setdefault("features", {})
+        for name in drop:
+            features.pop(name, None)
         features.update({name: column.hugging_face() for name, column in columns.items()})
         metadata[b"huggingface"] = json.dumps(about).encode()
     return table.replace_schema_metadata(metadata or None)
 
 
-def _write_episodes(root: Path, work: Path, columns: Mapping[str, _Column], total: int) -> None:
+def _write_episodes(
+    root: Path, work: Path, columns: Mapping[str, _Column], total: int, drop: Sequence[str]
+) -> None:
     """Statistics per episode, beside those that are there. Sets that keep none stay so."""
     for file in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
         with opened_parquet(file, ["stats/*"]) as old:
@@ -242,6 +300,8 @@ def _write_episodes(root: Path, work: Path, columns: Mapping[str, _Column], tota
         ends = [f"dataset_{end}_index" for end in ("from", "to")]
         if missing := [name for name in ends if name not in table.column_names]:
             raise DataError(f"{file}: lacks the columns {', '.join(missing)}")
+        old_stats = tuple(f"stats/{name}/" for name in drop)
+        table = table.drop_columns([n for n in table.column_names if n.startswith(old_stats)])
         spans = list(zip(*(table[name].to_pylist() for name in ends), strict=True))
         if any(not 0 <= first < stop <= total for first, stop in spans):
             raise DataError(f"{file}: dataset_from_index..dataset_to_index leave 0..{total}")
@@ -253,12 +313,16 @@ def _write_episodes(root: Path, work: Path, columns: Mapping[str, _Column], tota
             new.write(table)
 
 
-def _write_meta(source: LeRobotSource, work: Path, columns: Mapping[str, _Column]) -> None:
+def _write_meta(
+    source: LeRobotSource, work: Path, columns: Mapping[str, _Column], drop: Sequence[str]
+) -> None:
+    kept = {name: told for name, told in source.info["features"].items() if name not in drop}
     features = {name: column.feature for name, column in columns.items()}
-    info = {**source.info, "features": {**source.info["features"], **features}}
+    info = {**source.info, "features": {**kept, **features}}
     write_atomically(work / "meta" / "info.json", json.dumps(info, indent=1))  # never into a link
     file = work / "meta" / "stats.json"
     before = read_json(file) if file.exists() else {}
+    before = {name: told for name, told in before.items() if name not in drop}
     total = int(info["total_frames"])
     after = {name: column.statistics(0, total).to_dict() for name, column in columns.items()}
     write_atomically(file, json.dumps({**before, **after}))

@@ -29,7 +29,7 @@ from colaworld.data import video_reader
 from colaworld.data.config import EncodingConfig
 from colaworld.data.errors import DataError
 from colaworld.data.sources.lerobot_statistics import Statistics
-from colaworld.data.sources.new_folder import NewFolder
+from colaworld.data.sources.new_folder import NewFolder, link_or_copy
 from colaworld.data.video_writer import VideoWriter
 
 log = logging.getLogger(__name__)
@@ -92,6 +92,35 @@ class LeRobotWriter:
     def add(self, frames: np.ndarray, actions: np.ndarray | None, *, task: str = "") -> None:
         """One episode: uint8 [n, H, W, 3] and, if the set has actions, [n] int or [n, A] float."""
         length = len(frames)
+        self._check_actions(length, actions)
+        sampled = Statistics.of_images(frames[:: max(1, length // 20)], length)
+        self._add(self._write_video(frames), length, sampled, actions, task)
+
+    def add_film(
+        self,
+        film: Path,
+        frames: int,
+        pictures: Statistics,
+        actions: np.ndarray | None,
+        *,
+        task: str = "",
+        link: bool = True,
+    ) -> None:
+        """One episode whose film is there: an mp4 of `frames` frames at the writer's rate from time 0
+        on, taken over as it is, as a hard link where `link` and the file system allow.
+
+        `pictures`: what `Statistics.of_images` says of its frames.
+        """
+        self._check_actions(frames, actions)
+        if self._video is not None:
+            self._close_video()
+        place = self._work / f"videos/{self.camera}/{_place(self._video_file)}.mp4"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(film.resolve(), place, link=link)
+        self._add(0, frames, pictures, actions, task)
+        self._video_file += 1
+
+    def _check_actions(self, length: int, actions: np.ndarray | None) -> None:
         if (actions is None) != (self.action is None) or (
             actions is not None and len(actions) != length
         ):
@@ -99,7 +128,16 @@ class LeRobotWriter:
                 f"{self.root}: episode {self.episodes}: one action per frame wanted "
                 f"({length} frames, {'no' if actions is None else len(actions)} actions)"
             )
-        start = self._write_video(frames)
+
+    def _add(
+        self,
+        start: int,
+        length: int,
+        pictures: Statistics,
+        actions: np.ndarray | None,
+        task: str,
+    ) -> None:
+        """The rows of an episode that begins at frame `start` of the current film."""
         task_index = self._tasks.setdefault(task, len(self._tasks))
         columns = {
             "timestamp": np.arange(length, dtype=np.float32) / np.float32(self.fps),
@@ -124,8 +162,7 @@ class LeRobotWriter:
             "meta/episodes/chunk_index": 0,
             "meta/episodes/file_index": 0,
         }
-        sampled = frames[:: max(1, length // 20)]
-        measured = {self.camera: Statistics.of_images(sampled, length)}
+        measured = {self.camera: pictures}
         if actions is not None:
             measured["action"] = Statistics.of(actions)
         measured |= {name: Statistics.of(values) for name, values in columns.items()}

@@ -103,3 +103,13 @@ class NewFolder:
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
+
+
+def link_or_copy(file: Path, new: Path, *, link: bool = True) -> None:
+    """A hard link to `file`; a copy without `link`, or where the file systems allow none."""
+    try:
+        if not link:
+            raise OSError
+        os.link(file, new)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(file, new)

@@ -1,0 +1,201 @@
+"""colaworld label: a data set with a world's latent actions beside each frame.
+
+Not here: the labels and the set (runs/label.py), the processes (launch.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from colaworld.cli.command_line import from_command_line
+from colaworld.cli.launch import Processes, launched
+from colaworld.cli.progress import bar
+from colaworld.cli.train import choose_device, data_flag, take
+from colaworld.config import Checked, ConfigError, Count
+from colaworld.data.config import DataConfig, check_there
+from colaworld.runs.sizes import check_frames
+from colaworld.runs.worlds import WorldFolder
+
+log = logging.getLogger(__name__)
+_WEEK = 7 * 86_400.0  # seconds that a process waits for the others' episodes
+_STOPPED = 130
+
+
+@dataclass(frozen=True)
+class LabelOptions(Checked, at="--"):
+    """Options of `colaworld label`."""
+
+    world: Annotated[Path, tyro.conf.Positional]
+    """The folder of a run, or of an exported world."""
+    out: Path | None = None
+    """The new LeRobot v3 set."""
+    in_place: bool = False
+    """Add the columns to the set itself, a LeRobot v3 one, in place of --out."""
+    overwrite: bool = False
+    """Replace latent actions that the set has already."""
+    episodes: Count | None = None
+    """Label the first so many episodes alone."""
+    batch_size: Count = 32
+    """Windows of frames given to the model at once."""
+    copy_videos: bool = False
+    """Copy films into the new set. Otherwise they are hard links to the old ones, where they can be."""
+    tokenizer: str | None = None
+    """Where an exported world's tokenizer is (a folder or a hub name), where it did not come along."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The data set, and how the world's frames are cut from it."""
+
+
+def run(argv: list[str]) -> int:
+    """Label; prints what came of it and where."""
+    with launched("colaworld label") as processes:
+        return _label(argv, processes)
+
+
+def _label(argv: list[str], processes: Processes) -> int:
+    options, folder = processes.after_main(lambda: _options(argv))
+    device = processes.device(choose_device(options.device))
+
+    # Not above: torch takes seconds, and help and wrong calls need none of it.
+    from torch import distributed
+
+    from colaworld.data.clips import ClipSet
+    from colaworld.runs.label import Interrupted, Together, label_set
+    from colaworld.training.interrupts import StopRequest
+
+    world = folder.load(device=device, tokenizer=options.tokenizer)
+    trained, data = folder.trained_size(), options.data
+    if trained is not None and data.height is None and not isinstance(data.crop, tuple):
+        data = replace(data, height=trained[0], width=trained[1])
+    clips = ClipSet(data)
+    if trained is None:
+        log.warning(
+            "%s does not say on frames of which size it was trained: it is shown %dx%d px, as recorded; "
+            "--data.height and --data.width choose",
+            options.world,
+            clips.height,
+            clips.width,
+        )
+    elif trained != (clips.height, clips.width):
+        raise ConfigError(
+            f"--data.height, --data.width, --data.crop: {options.world} was trained on frames of "
+            f"{trained[0]}x{trained[1]} px, got {clips.height}x{clips.width}; leave them out"
+        )
+    world = replace(world, frame_size=(clips.height, clips.width))
+    model = world.model
+    parts = [name for name, _ in model.named_children()]
+    fewest = 1 + model.tokenizer.temporal_stride
+    size = {"height": clips.height, "width": clips.width}
+    check_frames(model.config, parts, **size, frames=fewest)
+    out = (options.data.path if options.in_place else options.out) or Path()
+    told = {"data": str(options.data.path), "out": str(out.resolve()), "episodes": options.episodes}
+    processes.agree({**told, "batch size": options.batch_size, "in place": options.in_place})
+    processes.join(device, timeout=_WEEK)
+
+    def gather(value: Any) -> list[Any]:
+        if processes.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * processes.world_size
+        distributed.all_gather_object(values, value)
+        return values
+
+    with (
+        StopRequest(processes.world_size, says=processes.is_main) as asked,
+        bar("labelling") as tell,
+    ):
+
+        def step() -> None:
+            if asked.requested is not None:
+                raise Interrupted
+
+        found = label_set(
+            world,
+            clips,
+            out,
+            recipe=folder.recipe,
+            episodes=options.episodes,
+            batch_size=options.batch_size,
+            device=device,
+            in_place=options.in_place,
+            overwrite=options.overwrite,
+            link=not options.copy_videos,
+            together=Together(processes.rank, processes.world_size, gather),
+            progress=tell if processes.is_main else None,
+            step=step,
+        )
+    if not found.finished:
+        if processes.is_main:
+            again = shlex.join([*processes.command(), "label", *argv])
+            print(
+                f"stopped: {found.done} of {found.asked} episodes are done and kept; go on: {again}"
+            )
+        return _STOPPED
+    if processes.is_main:
+        used = "" if found.used is None else f"; {found.used} of {world.codebook_size} codes in use"
+        before = f" ({found.before} of them before)" if found.before else ""
+        lost = found.asked - found.done
+        left_out = f"; {lost} broken, left out: see meta/latent_actions.json" if lost else ""
+        print(
+            f"{out}: {found.done} episodes{before}, {found.frames} frames, {found.valid} of them with a "
+            f"valid action{used}{left_out}"
+        )
+    return 0
+
+
+def _options(argv: list[str]) -> tuple[LabelOptions, WorldFolder]:
+    """The options, with the run's frames as defaults, and the run. Raises ConfigError, DataError."""
+    spelled = data_flag(argv)
+    paths, rest = take(spelled, "--data.path")
+    splits, rest = take(rest, "--split")
+    if {"-h", "--help", "--help-all"} & set(argv):
+        _parse(LabelOptions(world=Path("WORLD")), argv)  # ends here
+    named = _parse(LabelOptions, rest).world
+    folder = WorldFolder.of(named)
+    if not paths:
+        raise ConfigError("--data: expected the data set to label, got none; pass --data PATH")
+    path = check_there(Path(paths[-1]))
+    default = replace(_data_at(folder.data, path), split="all")
+    if splits:
+        rest += ["--data.split", splits[-1]]
+    options = _parse(LabelOptions(world=named, data=default), rest)
+    if (options.out is None) == (not options.in_place):
+        raise ConfigError(
+            "--out: expected the new set's folder, or --in-place to label the set itself, got "
+            + ("both" if options.in_place else "neither")
+        )
+    return options, folder
+
+
+def _data_at(data: DataConfig, path: Path) -> DataConfig:
+    """How frames are cut from the set at `path`: as from the run's own, if it is of them."""
+    for one in data.sets().values():
+        if one.path is not None and one.path.resolve() == path.resolve():
+            return replace(one, path=path, frames_per_clip=1)
+    other = data.one_set(path)
+    free = {"source": "auto", "camera": None, "recorded_fps": None, "max_broken_share": 0.05}
+    return replace(other, frames_per_clip=1, **free)
+
+
+def _parse(default: LabelOptions | type[LabelOptions], arguments: list[str]) -> LabelOptions:
+    return from_command_line(
+        default,
+        arguments,
+        program="colaworld label",
+        description="Write a data set with a world's latent actions beside each frame, or add them to it.",
+        usual={
+            "--data PATH": "The videos: any data set.",
+            "--split all|train|heldout": "Which of its episodes. [all]",
+        },
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

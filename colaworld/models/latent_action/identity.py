@@ -1,0 +1,31 @@
+"""Which latent actions a model gives: a hash over whatever decides them.
+
+Two models with one hash give the same actions for the same frames; a run and its export have one. The
+video model has no say in it, so a world trained on under a frozen IDM and quantizer keeps its hash.
+Not here: whose labels a data set has (data/labels.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+import torch
+
+from colaworld.config import to_dict
+
+if TYPE_CHECKING:
+    from colaworld.models.world_model import WorldModel
+
+
+def latent_action_hash(model: WorldModel) -> str:
+    """sha256 over the tensors of IDM and quantizer, their configuration, and the window."""
+    config = model.config
+    said = {part: to_dict(config.of(part)) for part in ("idm", "quantizer")}
+    digest = hashlib.sha256(json.dumps({**said, "window": config.window}, sort_keys=True).encode())
+    for part in ("idm", "quantizer"):
+        for name, value in sorted(getattr(model, part).state_dict().items()):
+            digest.update(f"{part}.{name} {value.dtype} {list(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
