@@ -180,8 +180,14 @@ def _data_at(data: DataConfig, path: Path) -> DataConfig:
         if one.path is not None and one.path.resolve() == path.resolve():
             return replace(one, path=path, frames_per_clip=1)
     other = data.one_set(path)
-    free = {"source": "auto", "camera": None, "recorded_fps": None, "max_broken_share": 0.05}
-    return replace(other, frames_per_clip=1, **free)
+    return replace(
+        other,
+        source="auto",
+        camera=None,
+        recorded_fps=None,
+        max_broken_share=DataConfig().max_broken_share,
+        frames_per_clip=1,
+    )
 
 
 def _parse(default: LabelOptions | type[LabelOptions], arguments: list[str]) -> LabelOptions:

@@ -1,0 +1,404 @@
+"""`colaworld label`: what is written, what is refused, and that whatever stops it, it goes on."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import colaworld as package
+from colaworld.cli.main import main
+from colaworld.contracts import ActionSpec
+from colaworld.data.labels import CODE, VALID, VECTOR, check_labels, read_labels
+from colaworld.data.sources import open_source
+from colaworld.models.latent_action.identity import latent_action_hash
+from colaworld.runs import label as runs_label
+from colaworld.runs import label_work
+from colaworld.runs.load import load_world
+
+DEATHS, LAUNCHED = (Path(__file__).with_name(name) for name in ("label_deaths.py", "launched.py"))
+FEW = ("--episodes", "5")  # of the scene's 40: what is labelled is not the question
+
+
+@pytest.fixture
+def few(scene, tmp_path) -> Path:
+    """A set of its own to label in place."""
+    return Path(shutil.copytree(scene, tmp_path / "few"))
+
+
+@pytest.fixture(scope="module")
+def other(scene, tiny, tmp_path_factory) -> Path:
+    """Another model of the same sizes."""
+    out = tmp_path_factory.mktemp("runs") / "other"
+    call = ["train", "nano.cola", "--data", scene, "--out", out, *tiny, "--training.seed", 1]
+    assert main([str(a) for a in call]) == 0
+    return out
+
+
+def digest(root: Path) -> dict[str, str]:
+    """Every file of a set and its content."""
+    files = (p for p in root.rglob("*") if p.is_file())
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def rows(root: Path) -> dict[str, np.ndarray]:
+    """The columns of a set, by the index of the frame."""
+    table = pq.read_table(root / "data").sort_by("index")
+    return {name: np.array(table[name].to_pylist()) for name in table.column_names}
+
+
+def expected(run: Path, source) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes, vectors and validity of whole episodes, as a `World` infers them."""
+    world, _ = load_world(run)
+    codes, vectors, valid = [], [], []
+    for e in source.episodes:
+        frames = torch.from_numpy(source.read(e.index, range(e.frames))).permute(0, 3, 1, 2)
+        found = world.infer_actions(frames[None])
+        last = [*range(e.frames - 1), e.frames - 2]  # the last row repeats the one before
+        codes.append(found.indices[0, last].numpy())
+        vectors.append(found.codes[0, last].flatten(1).numpy())
+        valid += [True] * (e.frames - 1) + [False]
+    return np.concatenate(codes), np.concatenate(vectors), np.array(valid)
+
+
+def test_a_v3_set_gets_columns(trained, scene, tmp_path, colaworld) -> None:
+    before, out = digest(scene), tmp_path / "out"
+    said = colaworld("label", trained, "--data", scene, "--out", out)
+    assert (
+        said.status == 0 and "40 episodes, 480 frames, 440 of them with a valid action" in said.out
+    )
+    assert digest(scene) == before and sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+    codes, vectors, valid = expected(trained, open_source(scene))
+    found = rows(out)
+    np.testing.assert_array_equal(found[CODE], codes[:, 0])
+    np.testing.assert_array_equal(found[VECTOR], vectors)
+    np.testing.assert_array_equal(found[VALID], valid)
+    assert len(np.unique(codes)) > 1
+    np.testing.assert_array_equal(found["action"], rows(scene)["action"])
+    info = json.loads((out / "meta/info.json").read_text())
+    told = {
+        name: (info["features"][name]["dtype"], info["features"][name]["shape"])
+        for name in (CODE, VECTOR, VALID)
+    }
+    assert told == {CODE: ("int64", [1]), VECTOR: ("float32", [8]), VALID: ("bool", [1])}
+    stats = json.loads((out / "meta/stats.json").read_text())
+    np.testing.assert_allclose(stats[VALID]["mean"], [440 / 480])
+    np.testing.assert_allclose(stats[VECTOR]["mean"], vectors.astype(float).mean(0), rtol=1e-5)
+    labels = open_source(out, action_column=CODE)
+    names = tuple(map(str, range(8)))
+    assert labels.action_spec == ActionSpec(CODE, "discrete", 8, names)
+
+
+def test_the_provenance_says_whose_they_are(trained, scene, tmp_path, colaworld) -> None:
+    out = tmp_path / "out"
+    assert colaworld("label", trained, "--data", scene, "--out", out, *FEW).status == 0
+    world, _ = load_world(trained)
+    said = check_labels(out, latent_action_hash(world.model))
+    assert said["alignment"] == "row t leads from frame t to frame t + 1"
+    assert said["model"]["codebook_size"] == 8 and said["model"]["tokens"] == 1
+    assert said["model"]["dim"] == 8 and said["model"]["recipe"] == "nano.cola"
+    assert said["key"]["frames"]["height"] == 32 and said["key"]["frames"]["stride"] == 1
+    assert said["episodes"] == {"in_set": 40, "asked": 5, "labelled": 5, "split": "all"}
+    assert said["counts"]["frames"] == 60 and said["counts"]["valid"] == 55
+    found = rows(out)  # all episodes stay; those that were not asked for have no action
+    assert found[VALID].sum() == 55 and not found[VALID][60:].any() and not found[CODE][60:].any()
+
+
+def test_an_exported_world_gives_the_same_labels(trained, scene, tmp_path, colaworld) -> None:
+    world, a, b = tmp_path / "world", tmp_path / "a", tmp_path / "b"
+    assert colaworld("export", trained, "--out", world).status == 0
+    size = ("--data.height", "32", "--data.width", "32")
+    assert colaworld("label", trained, "--data", scene, "--out", a, *FEW).status == 0
+    said = colaworld("label", world, "--data", scene, "--out", b, *FEW, *size)
+    assert said.status == 0
+    assert digest(a) == digest(b)
+
+
+def test_a_folder_of_videos_becomes_a_set(trained, film, tmp_path, colaworld) -> None:
+    films, out = tmp_path / "films", tmp_path / "out"
+    for number in range(3):
+        film(films / f"{number}.mp4", frames=12 + number, seed=number)
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for path in sorted(films.iterdir()):
+            tar.add(path, path.name)
+    said = colaworld("label", trained, "--data", films, "--out", out)
+    assert said.status == 0 and "3 episodes, 39 frames, 36 of them" in said.out
+    made = open_source(out)
+    assert [e.frames for e in made.episodes] == [12, 13, 14] and made.layout == "v3"
+    shared = [os.path.samefile(films / f"{i}.mp4", e.path) for i, e in enumerate(made.episodes)]
+    assert shared == [True] * 3
+    codes, vectors, valid = expected(trained, made)
+    np.testing.assert_array_equal(rows(out)[CODE], codes[:, 0])
+    np.testing.assert_array_equal(rows(out)[VECTOR], vectors)
+    np.testing.assert_array_equal(rows(out)[VALID], valid)
+    copied, packed = tmp_path / "copied", tmp_path / "packed"
+    assert (
+        colaworld("label", trained, "--data", films, "--out", copied, "--copy-videos").status == 0
+    )
+    assert digest(copied) == digest(out)
+    assert not os.path.samefile(open_source(copied).episodes[0].path, films / "0.mp4")
+    # Films in a tar are encoded: the labels are of the film that was packed.
+    assert colaworld("label", trained, "--data", tmp_path / "set.tar", "--out", packed).status == 0
+    np.testing.assert_array_equal(rows(packed)[CODE], codes[:, 0])
+    a, b = made.read(2, range(14)).astype(float), open_source(packed).read(2, range(14))
+    assert np.abs(a - b).mean() < 3
+
+
+def test_frames_are_shown_as_in_training(trained, film, tmp_path, colaworld) -> None:
+    """A run on 32x32 px as recorded; these are 48x64, and its own rate counts."""
+    film(tmp_path / "films" / "a.mp4", frames=20, height=48, width=64)
+    out = tmp_path / "out"
+    call = ("label", trained, "--data", tmp_path / "films", "--out", out)
+    assert colaworld(*call, "--data.stride", 3).status == 0
+    said = read_labels(out)
+    assert said["alignment"] == "row t leads from frame t to frame t + 3"
+    frames = said["key"]["frames"]
+    assert [frames[k] for k in ("height", "width", "crop", "stride")] == [32, 32, "center", 3]
+    assert rows(out)[VALID].tolist() == [True] * 17 + [False] * 3
+    assert open_source(out).episodes[0].width == 64  # the films stay as they are
+
+
+def test_in_place(trained, other, scene, few, tmp_path, colaworld) -> None:
+    out = tmp_path / "out"
+    assert colaworld("label", trained, "--data", scene, "--out", out, *FEW).status == 0
+    (few / ".gitattributes").write_text("mine")
+    call = ("label", trained, "--data", few, "--in-place", *FEW)
+    assert colaworld(*call).status == 0
+    assert digest(few) == digest(out) | digest(few / ".gitattributes") | {
+        ".gitattributes": hashlib.sha256(b"mine").hexdigest()
+    }
+    before = digest(few)
+    said = colaworld(*call)  # again: there is nothing to do
+    assert said.status == 0 and "5 episodes (5 of them before)" in said.out
+    assert digest(few) == before
+    hashes = [latent_action_hash(load_world(run)[0].model) for run in (trained, other)]
+    for target in (("--in-place",), ("--out", tmp_path / "new")):
+        said = colaworld("label", other, "--data", few, *target, *FEW)
+        assert said.status == 2 and "another model" in said.err
+        assert all(h in said.err for h in hashes)
+    said = colaworld("label", trained, "--data", few, "--in-place", "--episodes", 6)
+    assert said.status == 2 and "episodes: 5 then, 6 now" in said.err
+    assert digest(few) == before and not list(tmp_path.glob(".*"))
+    assert colaworld("label", other, "--data", few, "--in-place", *FEW, "--overwrite").status == 0
+    check_labels(few, hashes[1])
+    again = tmp_path / "again"
+    assert colaworld("label", other, "--data", scene, "--out", again, *FEW).status == 0
+    (few / ".gitattributes").unlink()
+    assert digest(few) == digest(again)
+
+
+def test_wrong_calls(trained, scene, film, tmp_path, colaworld) -> None:
+    out, films = tmp_path / "out", tmp_path / "films"
+    film(films / "a.mp4", height=32, width=32)
+    film(films / "b.mp4", height=48, width=32)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    for arguments, told in (
+        ((trained, "--out", out), "--data: expected the data set"),
+        ((trained, "--data", scene), "got neither"),
+        ((trained, "--data", scene, "--out", out, "--in-place"), "got both"),
+        ((tmp_path, "--data", scene, "--out", out), "neither a run folder"),
+        ((trained, "--data", tmp_path / "no", "--out", out), "no such folder or file"),
+        ((trained, "--data", tmp_path / "empty", "--out", out), "no video files in it"),
+        ((trained, "--data", scene, "--out", tmp_path / "full"), "exists and is not empty"),
+        ((trained, "--data", scene, "--out", scene / "x"), "choose a folder beside it"),
+        ((trained, "--data", films, "--in-place"), "layout v3.0 alone"),
+        ((trained, "--data", films, "--out", out), "a.mp4 has 32x32, b.mp4 has 48x32"),
+        ((trained, "--data", scene, "--out", out, "--data.height", 16, "--data.width", 16), "was trained on frames of 32x32 px, got 16x16"),
+        ((trained, "--data", scene, "--out", out, "--batch-size", 0), "batch-size"),
+        ((trained, "--data", scene, "--out", out, "--split", "test"), "test"),
+    ):  # fmt: skip
+        said = colaworld("label", *arguments)
+        assert said.status == 2 and told in said.plain, (arguments, said.plain)
+    assert not out.exists() and not list(tmp_path.glob(".*"))
+
+
+def test_a_run_without_a_world(scene, tiny, tmp_path, colaworld) -> None:
+    run = tmp_path / "run"
+    rest = tiny[: tiny.index("--model.idm.depth")] + tiny[tiny.index("--training.batch-size") :]
+    assert colaworld("train", "nano.pretrain", "--data", scene, "--out", run, *rest).status == 0
+    said = colaworld("label", run, "--data", scene, "--out", tmp_path / "out")
+    assert said.status == 2 and "no latent actions" in said.err
+
+
+def test_broken_films_are_left_out_and_listed(trained, film, tmp_path, colaworld) -> None:
+    films, out = tmp_path / "films", tmp_path / "out"
+    for number in range(4):
+        film(films / f"{number}.mp4", seed=number)
+    (films / "1.mp4").write_bytes(b"no film")
+    data = bytearray((films / "2.mp4").read_bytes())
+    middle = data.index(b"mdat") + 4
+    data[middle + 600 : middle + 3000] = bytes(2400)
+    (films / "2.mp4").write_bytes(data)
+    call = ("label", trained, "--data", films, "--out", out)
+    said = colaworld(*call)
+    assert said.status == 2 and "broken" in said.err and "--data.max-broken-share" in said.err
+    said = colaworld(*call, "--data.max-broken-share", 0.6)
+    assert said.status == 0 and "2 episodes" in said.out and "1 broken, left out" in said.out
+    assert len(open_source(out).episodes) == 2
+    listed = read_labels(out)["broken"]
+    assert len(listed) == 2 and {re.match(r"\d\.mp4", line)[0] for line in listed} == {
+        "1.mp4",
+        "2.mp4",
+    }
+
+
+# -- stopping, going on --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(monkeypatch) -> list[int]:
+    """The episodes that were labelled, and a moment to step in: `counted.at = (number, call)`."""
+
+    class Episodes(list):
+        at: tuple = (0, None)
+
+        def clear(self) -> None:
+            super().clear()
+            self.at = (0, None)
+
+    done, label = Episodes(), runs_label.label_episode
+
+    def counting(clips, episode, *given, **more):
+        done.append(episode)
+        if len(done) == done.at[0]:
+            done.at[1]()
+        return label(clips, episode, *given, **more)
+
+    monkeypatch.setattr(runs_label, "label_episode", counting)
+    return done
+
+
+def test_a_signal_keeps_what_is_done(trained, scene, tmp_path, colaworld, counted) -> None:
+    out = tmp_path / "out"
+    call = ("label", trained, "--data", scene, "--out", out, *FEW)
+    counted.at = 3, lambda: os.kill(os.getpid(), signal.SIGTERM)
+    said = colaworld(*call)
+    assert said.status == 130 and "stopped: 2 of 5 episodes are done" in said.out
+    assert f"label {trained} --data {scene} --out {out}" in said.out
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.labels"] and counted == [0, 1, 2]
+    counted.clear()
+    said = colaworld(*call)
+    assert said.status == 0 and "(2 of them before)" in said.out and counted == [2, 3, 4]
+    whole = tmp_path / "whole"
+    assert colaworld(*call[:4], "--out", whole, *FEW).status == 0
+    assert digest(out) == digest(whole)
+
+
+def test_work_that_was_begun_otherwise_is_refused(
+    trained, other, scene, few, tmp_path, colaworld, counted
+) -> None:
+    out = tmp_path / "out"
+    counted.at = 2, lambda: os.kill(os.getpid(), signal.SIGTERM)
+    assert colaworld("label", trained, "--data", few, "--out", out, *FEW).status == 130
+    hashes = [latent_action_hash(load_world(run)[0].model) for run in (trained, other)]
+    for run, data, more, told in (
+        (other, few, FEW, f"model: '{hashes[0]}' then, '{hashes[1]}' now"),
+        (trained, few, (*FEW, "--batch-size", 7), "batch_size: 32 then, 7 now"),
+        (trained, few, (*FEW, "--data.stride", 2), "frames.stride: 1 then, 2 now"),
+        (trained, few, ("--episodes", 4), "episodes: 5 then, 4 now"),
+        (trained, few, (*FEW, "--split", "train"), "data.split: 'all' then, 'train' now"),
+        (trained, tmp_path / "changed", FEW, "data.bytes: "),
+    ):
+        if data.name == "changed":
+            shutil.copytree(few, data)
+            with next(data.rglob("*.mp4")).open("ab") as file:
+                file.write(bytes(8))
+        said = colaworld("label", run, "--data", data, "--out", out, *more)
+        assert said.status == 2 and told in said.err, said.err
+    counted.clear()
+    assert colaworld("label", trained, "--data", few, "--out", out, *FEW).status == 0
+    assert counted == [1, 2, 3, 4]
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    trained, scene, tmp_path, colaworld, monkeypatch
+) -> None:
+    out, write, left = tmp_path / "out", label_work.write_atomically, [3]
+
+    def full(path, content):
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, content)
+
+    monkeypatch.setattr(label_work, "write_atomically", full)
+    call = ("label", trained, "--data", scene, "--out", out, *FEW)
+    said = colaworld(*call)
+    assert said.status == 1 and "make room" in said.err and not out.exists()
+    assert colaworld(*call).status == 0
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_anywhere_it_comes_to_the_same_bytes(trained, scene, film, tmp_path, count) -> None:
+    """Each call does less than the one before it, so a moment may not come, and then it ends well."""
+    films = tmp_path / "clips"
+    for number in range(3):
+        film(films / f"{number}.avi", frames=8, seed=number)  # to be encoded
+    draw, plays = random.Random(count), {}
+    for way, data in (("columns", scene), ("films", films), ("in_place", None)):
+        calls = []
+        for name in ("whole", "out"):
+            out = tmp_path / way / name
+            if data is None:
+                shutil.copytree(scene, out)
+            target = (
+                ["--data", out, "--in-place"] if data is None else ["--data", data, "--out", out]
+            )
+            calls.append([str(a) for a in ("label", trained, *target, *FEW)])
+        plays[way] = [[draw.random() for _ in range(count)], *calls]
+    home = str(Path(package.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, DEATHS, json.dumps(list(plays.values()))],
+        env={**os.environ, "PYTHONPATH": home, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    told = re.search(r"^DEATHS (.*)$", done.stdout, re.MULTILINE)
+    for way, ends in zip(plays, json.loads(told[1]), strict=True):
+        assert ends[0] == 0 and "killed" in ends and set(ends) <= {0, 2, "killed"}, (way, ends)
+        whole, out = (tmp_path / way / name for name in ("whole", "out"))
+        assert 2 not in ends[: ends.index(0, 1)], (way, ends)  # it exists, once all was done
+        assert digest(out) == digest(whole), way
+        assert sorted(p.name for p in out.parent.iterdir()) == ["out", "whole"]
+
+
+def test_two_processes_write_the_same_bytes(trained, scene, film, tmp_path, colaworld) -> None:
+    films = tmp_path / "films"
+    for number in range(3):
+        film(films / f"{number}.avi", frames=8, seed=number)
+    plays = []
+    for name, data in (("a", scene), ("b", films)):
+        call = ["label", trained, "--data", data, *FEW, "--device", "cpu", "--out"]
+        assert colaworld(*call, tmp_path / f"{name}1").status == 0
+        said = str(tmp_path / f"said_{name}")
+        plays.append([said, "none", [str(a) for a in [*call, tmp_path / f"{name}2"]]])
+    home = str(Path(package.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, LAUNCHED, json.dumps(plays)],
+        env={**os.environ, "PYTHONPATH": home, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    said = [[(Path(p[0]) / f"{rank}.txt").read_text() for rank in range(2)] for p in plays]
+    assert json.loads(done.stdout) == [[0, 0], [0, 0]], (said, done.stderr)
+    for name in "ab":
+        assert digest(tmp_path / f"{name}1") == digest(tmp_path / f"{name}2")
