@@ -19,7 +19,7 @@ from colaworld.data.config import DataConfig
 from colaworld.data.episode_stream import episode_stream
 from colaworld.data.errors import DataError
 from colaworld.data.sources import open_source
-from colaworld.data.sources.lerobot_columns import write_columns
+from colaworld.data.sources.lerobot_columns import first_rows, put_in_place, write_columns
 
 LENGTHS = [60, 45, 70, 8]
 TOTAL = sum(LENGTHS)
@@ -237,3 +237,60 @@ def test_nothing_from_outside_the_old_set_is_shared(old, tmp_path) -> None:
     with pytest.raises(DataError, match="pipe is no regular file"):
         write_columns(old, tmp_path / "new", {"c": CODES})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["old", "secret"]
+
+
+def test_columns_take_the_place_of_others(old, tmp_path) -> None:
+    first = write_columns(old, tmp_path / "first", {"code": CODES, "latent": VECTORS})
+    new = write_columns(
+        first,
+        tmp_path / "new",
+        {"latent": VECTORS[:, :2]},
+        drop=["code", "latent", "absent"],
+        files={"meta/about.json": "{}"},
+    )
+    plain = write_columns(old, tmp_path / "plain", {"latent": VECTORS[:, :2]})
+    assert _digest(new) == _digest(plain) | {"meta/about.json": hashlib.sha256(b"{}").hexdigest()}
+    with pytest.raises(DataError, match="has a column 'latent' already"):
+        write_columns(first, tmp_path / "x", {"latent": VECTORS})
+
+
+@pytest.mark.parametrize("before", [0, 1, 3, 4, 99])
+def test_put_in_place_goes_on_where_it_stopped(old, tmp_path, monkeypatch, before) -> None:
+    """Whatever it had moved; on the way the set never says that it has what is moved."""
+    target = write_columns(old, tmp_path / "target", {"code": CODES})
+    wanted = write_columns(old, tmp_path / "wanted", {"code": CODES + 1, "latent": VECTORS})
+    new = write_columns(
+        target, tmp_path / "new", {"code": CODES + 1, "latent": VECTORS}, drop=["code"]
+    )
+    replace, left = os.replace, [before]
+
+    def killed(source, destination):
+        if str(source).startswith(str(new)):
+            left[0] -= 1
+            if left[0] < 0:
+                raise InterruptedError
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", killed)
+    try:
+        put_in_place(new, target, ["code", "latent"])
+        assert before == 99
+    except InterruptedError:
+        info = json.loads((target / "meta/info.json").read_text())
+        assert not {"code", "latent"} & info["features"].keys()
+        np.testing.assert_array_equal(open_source(target).actions(1), open_source(old).actions(1))
+    left[0] = 10**6
+    put_in_place(new, target, ["code", "latent"])
+    assert _digest(target) == _digest(wanted)
+
+
+def test_where_the_rows_of_an_episode_begin(old, tmp_path) -> None:
+    assert first_rows(open_source(old)) == [0, 60, 105, 175]
+    file = sorted(old.glob("data/*/*.parquet"))[0]
+    table = pq.read_table(file)
+    place = table.column_names.index("index")
+    index = table["index"].to_numpy().copy()
+    index[[3, 4]] = index[[4, 3]]
+    pq.write_table(table.set_column(place, "index", pa.array(index)), file)
+    with pytest.raises(DataError, match="the rows of episode 0 do not follow each other"):
+        first_rows(open_source(old))
