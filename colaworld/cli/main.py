@@ -20,6 +20,7 @@ VERBS = {
     "plan-scale": "memory, traffic and time of a recipe on many GPUs",
     "evaluate": "measure a run on held-out episodes and write its report",
     "probe": "what latent actions tell of the real ones, others' models beside yours",
+    "adapt": "teach a trained world the real actions of a robot",
     "sample": "roll a start frame forward under chosen latent actions",
     "label": "write a data set with latent actions beside each frame",
     "export": "write a finished run as a model for others",

@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
+from colaworld.cli.actions_file import read_actions
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.train import choose_device
 from colaworld.config import Checked, Count, Natural, Range, Seed, Size
@@ -54,6 +55,9 @@ class SampleOptions(Checked, at="--"):
     with its codes; at most 64, no wider or higher than 1600 pixels and, as a GIF, no larger than 8 MB."""
     hold: bool = False
     """Hold each action of --codes for --frames frames, side by side, in place of one after another."""
+    actions: str | None = None
+    """Real actions to follow one after another, of a world that was adapted to a robot: a .csv, .json or .npy
+    file of rows, or names of classes with commas between."""
     frames: Count = 8
     """Frames to generate when --codes is not given or --hold is."""
     start: Path | None = None
@@ -90,6 +94,8 @@ def run(argv: list[str]) -> int:
     )
     if options.out.suffix not in (".gif", ".mp4", ".png"):
         raise ValueError(f"--out: expected a .gif, .mp4 or .png file, got {options.out}")
+    if options.actions is not None and options.codes:
+        raise ValueError("--actions: expected none beside --codes; one of them steers")
     if not options.run.exists():
         raise ValueError(f"{options.run}: no such folder")
     device = choose_device(options.device)
@@ -123,6 +129,8 @@ def run(argv: list[str]) -> int:
     fewest = 1 + model.tokenizer.temporal_stride  # the size alone is checked here
     parts = [name for name, _ in model.named_children()]
     check_frames(model.config, parts, height=height, width=width, frames=fewest)
+    if options.actions is not None:
+        return _follow(world, options, history.to(device))
     indices, told = _indices(world, options, most=_most_tiles(height, width))
     print(told, flush=True)
     codes = world.lookup(indices.to(device))
@@ -143,6 +151,26 @@ def run(argv: list[str]) -> int:
             f"{shown} of these {len(indices)} are shown (evenly spaced), to stay below {BYTES / 1e6:g} MB"
         )
     print(f"{options.out}: {shown} rollout(s) of {video.shape[1]} frames")
+    return 0
+
+
+def _follow(world: World, options: SampleOptions, history: Tensor) -> int:
+    """Roll out under real actions; 0."""
+    import torch
+
+    contract, adapter = world.actions, getattr(world.model, "adapter", None)
+    if adapter is None or contract is None:
+        raise ValueError(
+            f"{options.run}: this run knows no real actions: colaworld adapt {options.run} --data SRC "
+            "teaches it a robot's own"
+        )
+    rows = read_actions(options.actions or "", contract)
+    actions = torch.from_numpy(rows).to(history.device)[None]
+    generator = torch.Generator(device=history.device).manual_seed(options.seed)
+    video = world.follow(history, actions, generator=generator).frames.cpu()
+    write_video(options.out, tile(video, scale=options.scale), fps=options.fps)
+    channels = f" of {', '.join(contract.names)}" if contract.names else ""
+    print(f"{options.out}: {video.shape[1]} frames under {len(rows)} real actions{channels}")
     return 0
 
 

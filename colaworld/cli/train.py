@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -27,9 +27,12 @@ from colaworld.runs.lengths import codes_start, shortened
 from colaworld.runs.presets import with_preset
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from colaworld.data.loader import ClipLoader
     from colaworld.models.world_model import WorldModel
     from colaworld.training.checkpoint import Checkpoint
+    from colaworld.training.phase_state import TrainResult
     from colaworld.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -77,6 +80,31 @@ def run(argv: list[str]) -> int:
 
 def _train(argv: list[str], processes: Processes) -> int:
     options, changes = processes.after_main(lambda: _parse(_restarted(argv, processes)))
+    arguments = [a for a in argv if a != "--resume"]
+    again = shlex.join([*processes.command(), "train", *arguments, "--resume"])
+    result, trainer = trained(options, processes, changes=changes, again=again)
+    if result.status == "finished" and processes.is_main:
+        print(ending(options.run, trainer))
+    return 1 if result.status == "stopped" else 0
+
+
+def trained(
+    options: TrainOptions,
+    processes: Processes,
+    *,
+    changes: Sequence[str] = (),
+    again: str = "",
+    before: Mapping[str, Callable[[nn.Module], None]] | None = None,
+) -> tuple[TrainResult, Trainer]:
+    """Wire the run, say what is about to happen, and train it.
+
+    Args:
+        options: of the call; the run as it shall be.
+        processes: that train together.
+        changes: what was scaled to a shorter run.
+        again: what a person would type to resume.
+        before: see `Trainer`.
+    """
     config = options.run
     check_sets(config.data)
     device = processes.device(choose_device(options.device))
@@ -95,13 +123,13 @@ def _train(argv: list[str], processes: Processes) -> int:
     told = {"out": options.out.resolve(), "resume": options.resume, "device": device.split(":")[0]}
     processes.agree(dict(leaves({**to_dict(told), **to_dict(config)})))
     processes.join(device, timeout=config.training.parallel.timeout)
-    arguments = [a for a in argv if a != "--resume"]
     trainer = build_trainer(
         config,
         out=options.out,
         resume=options.resume,
         device=device,
-        resume_command=shlex.join([*processes.command(), "train", *arguments, "--resume"]),
+        resume_command=again,
+        before=before,
     )
     order = trainer.loader.state_dict()
     processes.agree({"clips in data": order["clips"], "streams of data": order["streams"]})
@@ -133,10 +161,7 @@ def _train(argv: list[str], processes: Processes) -> int:
         header = summary(config, trainer, changes, tokens, duration, started)
         print(header, flush=True)
     processes.begins(options.out)
-    result = trainer.run()
-    if result.status == "finished" and processes.is_main:
-        print(ending(config, trainer))
-    return 1 if result.status == "stopped" else 0
+    return trainer.run(), trainer
 
 
 def _of_one(config: RunConfig, processes: int) -> RunConfig:
@@ -227,7 +252,7 @@ def _parse(argv: list[str]) -> tuple[TrainOptions, list[str]]:
             "the name behind `train` chooses it"
         )
     flags = {flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in rest}
-    return replace(options, run=_settled(settle(options.run, flags))), changes
+    return replace(options, run=settled(settle(options.run, flags))), changes
 
 
 def data_flag(arguments: list[str]) -> list[str]:
@@ -263,7 +288,7 @@ def take(arguments: list[str], flag: str) -> tuple[list[str], list[str]]:
     return values, rest
 
 
-def _settled(config: RunConfig) -> RunConfig:
+def settled(config: RunConfig) -> RunConfig:
     """Paths made absolute, so that the run is found again from any folder."""
     data, weights = config.data, config.backbone_weights
     mixture = {n: replace(one, path=one.path.resolve()) for n, one in data.mixture.items()}
@@ -355,7 +380,8 @@ def _data(config: RunConfig, loader: ClipLoader) -> list[str]:
         left_out = [
             f"{count} {what}"
             for count, what in (
-                (len(clips.source.episodes) - len(clips.episodes), "held out"),
+                (clips.held_out, "held out"),
+                (clips.unlabelled, "left out by data.labels"),
                 (len(clips.too_short), "too short"),
                 (len(clips.broken), "broken"),
             )
@@ -376,6 +402,7 @@ def _data(config: RunConfig, loader: ClipLoader) -> list[str]:
             f"{len(clips.episodes)} episodes, {clips.count} clips of "
             f"{config.data.frames_per_clip} frames, {clips.height}x{clips.width} px"
             + (f" ({', '.join(left_out)})" if left_out else ""),
+            *([f"{clips.labels} recorded transitions in use"] if clips.labels else []),
         ]
     if config.data.mixture:
         lines += shares_told(loader, config.training.batch_size * config.training.accumulate)

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mode
 
@@ -65,9 +65,21 @@ class ClipSet:
         self.episodes: list[EpisodeInfo] = select_split(
             self.source.episodes, split=config.split, holdout=config.holdout, path=config.path
         )
+        self.held_out = len(self.source.episodes) - len(self.episodes)
+        self.unlabelled = len(self.episodes)  # episodes that data.labels leaves out
+        self.labels: int | None = None  # recorded transitions in use, where data.labels limits them
+        lengths: dict[int, int] = {}
+        if config.labels is not None and config.split != "heldout":
+            lengths = labelled(
+                self.episodes, config.labels, seed=config.labels_seed, path=config.path
+            )
+            self.episodes = [e for e in self.episodes if e.index in lengths]
         self._check_sizes()
         self.height, self.width = self._size()
         self._timing = {e.index: self._time(e) for e in self.episodes}
+        if lengths:
+            self._shorten(lengths)
+        self.unlabelled -= len(self.episodes)
         self.broken: dict[str, BrokenFile] = {b.reason: b for b in self.source.broken}
         self._lock = threading.Lock()
         self._reading: dict[int, tuple[float, str]] = {}  # by thread: since when, what
@@ -103,6 +115,27 @@ class ClipSet:
             )
         ]
         self.count = sum(segment.starts for segment in self.segments)  # clips, before cuts
+
+    def _shorten(self, lengths: dict[int, int]) -> None:
+        """Let each episode end behind so many recorded frames; what is too short for a clip goes."""
+        for episode in self.episodes:
+            timing, most = self._timing[episode.index], lengths[episode.index]
+            if timing.resampled and most < episode.frames:
+                raise DataError(
+                    f"{self.config.path}: data.labels counts recorded frames, those of {episode.name} "
+                    "are resampled in time; use a data.fps that divides the recorded rate"
+                )
+            if not timing.resampled:
+                self._timing[episode.index] = replace(timing, length=most)
+        self.episodes = [
+            e for e in self.episodes if self._timing[e.index].length >= self.span(e.index)
+        ]
+        self.labels = sum(lengths[e.index] - 1 for e in self.episodes)
+        if not self.episodes:
+            raise DataError(
+                f"{self.config.path}: data.labels: {self.config.labels} recorded transitions hold no "
+                f"clip of {self.config.frames_per_clip} frames; ask for more"
+            )
 
     def _too_short(self) -> list[EpisodeInfo]:
         return [e for e in self.episodes if self._timing[e.index].length < self.span(e.index)]
@@ -406,3 +439,33 @@ def select_split(
             "evaluation needs at least two episodes and holdout > 0, or split = all"
         )
     return [e for e in episodes if (e.index in held) == (split == "heldout")]
+
+
+def labelled(
+    episodes: Sequence[EpisodeInfo], labels: int, *, seed: int, path: Path | str | None
+) -> dict[int, int]:
+    """Recorded frames to use of each of some episodes, by index: `labels` transitions in all.
+
+    Whole episodes in the order of a hash of seed and name, the last one cut, so that those of a
+    smaller number are a part of those of a larger one. Raises DataError where there are fewer.
+    """
+    there = sum(e.frames - 1 for e in episodes)
+    if labels > there:
+        raise DataError(
+            f"{path}: data.labels: expected at most the {there} recorded transitions of its "
+            f"{len(episodes)} training episodes, got {labels}"
+        )
+
+    def place(episode: EpisodeInfo) -> bytes:
+        name = f"{seed}/{episode.name}".encode(errors="surrogateescape")
+        return hashlib.sha256(name).digest()
+
+    kept: dict[int, int] = {}
+    for episode in sorted(episodes, key=place):
+        if not labels:
+            break
+        taken = min(labels, episode.frames - 1)
+        if taken:
+            kept[episode.index] = taken + 1
+        labels -= taken
+    return kept

@@ -16,6 +16,7 @@ from colaworld.config import (
     Natural,
     Positive,
     Range,
+    Seed,
     Share,
     Size,
     Weight,
@@ -81,6 +82,11 @@ class DataConfig(Checked, at="data."):
     """Share of episodes kept for evaluation, drawn by a hash of their names."""
     split: Literal["train", "heldout", "all"] = "train"
     """Which share to use."""
+    labels: Count | None = None
+    """Use so many recorded transitions of the training share alone: whole episodes in an order of their
+    own, the last one cut. Fewer are a part of more. None: all."""
+    labels_seed: Seed = 0
+    """Which transitions those are."""
     recorded_fps: Positive | None = None
     """HDF5: frames per second as recorded, where the files do not say (or say it wrong)."""
     action_column: str | None = "action"

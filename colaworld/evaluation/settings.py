@@ -33,6 +33,7 @@ class RandomStream(IntEnum):
     PROBE_PARTS = 17
     MLP_PROBE = 18
     INFORMATION = 19
+    ADAPTATION = 30
 
 
 @dataclass(frozen=True)

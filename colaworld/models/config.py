@@ -8,8 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
-from colaworld.config import Checked, ConfigError, Count, Range, Share, Size, from_dict
+from colaworld.config import (
+    Checked,
+    ConfigError,
+    Count,
+    Range,
+    Share,
+    Size,
+    from_dict,
+    kinds_of,
+    of_kind,
+)
 from colaworld.contracts import AttentionBackend
+from colaworld.models import adapters, lora  # noqa: F401  their parts register themselves
 from colaworld.models.backbones import BackboneConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.latent_action.config import FDMConfig, IDMConfig
@@ -66,19 +77,23 @@ class ModelConfig(Checked, at="model."):
         for name, given in self.parts.items():
             if name in {f.name for f in fields(self)}:
                 raise ConfigError(f"model.parts.{name}: set model.{name} itself")
-            config = PARTS[name].config
-            made[name] = (
-                given
-                if isinstance(given, config)
-                else from_dict(config, given, where=f"model.parts.{name}")
-            )
+            config, where = PARTS[name].config, f"model.parts.{name}"
+            if isinstance(given, config):
+                made[name] = given
+                continue
+            kinds = kinds_of(config)
+            chosen = of_kind(kinds, given, where, None) if kinds else config
+            made[name] = from_dict(chosen, given, where=where)
         object.__setattr__(self, "parts", made)
 
     def of(self, part: str) -> Any:
         """The configuration of a part: what is given, else its defaults."""
         if hasattr(self, part):
             return getattr(self, part)
-        return self.parts[part] if part in self.parts else PARTS[part].config()
+        if part in self.parts:
+            return self.parts[part]
+        config = PARTS[part].config
+        return (kinds_of(config) or [config])[0]()
 
 
 _CONDITIONER = Later("colaworld.models.conditioning:ActionConditioner")

@@ -6,13 +6,20 @@ a call waits for the device: this is for what people call (world.py, rollout.py)
 
 from __future__ import annotations
 
+import logging
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from colaworld.contracts import to_float
+
+if TYPE_CHECKING:
+    from colaworld.action_contract import ActionContract
+    from colaworld.models.adapters import AdapterConfig
+
+log = logging.getLogger(__name__)
 
 # Decoders and filters overshoot [0, 1] a little; another scale (0 .. 255, -1 .. 1) goes far beyond.
 _LOWEST, _HIGHEST = -0.5, 1.5
@@ -99,6 +106,46 @@ def checked_indices(indices: Any, *, tokens: int, size: int | None, values: bool
         if low < 0 or high >= size:
             raise ValueError(f"{wanted}, got {low if low < 0 else high}")
     return indices.long()
+
+
+def checked_actions(
+    actions: Any, argument: str, known: AdapterConfig, contract: ActionContract | None
+) -> Tensor:
+    """Real actions as an adapter takes them: int64 [B, T - 1] classes or float32 [B, T - 1, A].
+
+    Raises ValueError on another shape or dtype, classes that do not exist and values that are not
+    finite; warns of values that lie outside those recorded by more than a tenth of their range.
+    """
+    names = contract.names if contract is not None else ()
+    listed = f" ({', '.join(names)})" if names else ""
+    if known.discrete:
+        wanted = f"{argument}: expected classes 0 .. {known.size - 1}{listed}, integers [B, T - 1]"
+        fits = isinstance(actions, Tensor) and _dense(actions) and actions.ndim == 2
+        if not fits or _is_float(actions) or actions.dtype == torch.bool or actions.is_complex():
+            raise ValueError(f"{wanted}, got {_what(actions)}")
+        if actions.numel():
+            low, high = torch.stack(actions.aminmax()).tolist()
+            if low < 0 or high >= known.size:
+                raise ValueError(f"{wanted}, got {low if low < 0 else high}")
+        return actions.long()
+    check_codes(actions, argument, ("B", "T - 1", known.size), what=f"actions{listed}")
+    if contract is not None and contract.normaliser.low and actions.numel():
+        _warn_of_range(actions, argument, contract)
+    return actions.float()
+
+
+def _warn_of_range(actions: Tensor, argument: str, contract: ActionContract) -> None:
+    copies = actions.shape[-1] // contract.size
+    values = actions.detach().float().cpu().unflatten(-1, (copies, contract.size)).flatten(0, -2)
+    low, high = (torch.tensor(getattr(contract.normaliser, end)) for end in ("low", "high"))
+    slack = 0.1 * (high - low) + 1e-6
+    outside = (values.amin(0) < low - slack) | (values.amax(0) > high + slack)
+    for at in outside.nonzero().flatten().tolist():
+        name = contract.names[at] if contract.names else f"channel {at}"
+        log.warning(
+            "%s: %s: values from %g to %g, recorded were %g to %g; are the units the same?",
+            *(argument, name, values[:, at].min(), values[:, at].max(), low[at], high[at]),
+        )
 
 
 def check_generator(generator: Any, argument: str, device: torch.device) -> None:

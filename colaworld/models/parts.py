@@ -2,11 +2,11 @@
 
 A part registers itself, here or in your own package; importing the file is enough:
 
-    register_part(Part("adapter", AdapterConfig, lambda config, model: Adapter(config)))
+    register_part(Part("mapper", MapperConfig, lambda config, model: Mapper(config)))
 
 Those of the package are built by a `Later`, so that a configuration is read without torch.
 
-Its configuration is the field of that name in `ModelConfig`, or `ModelConfig.parts["adapter"]`. A part
+Its configuration is the field of that name in `ModelConfig`, or `ModelConfig.parts["mapper"]`. A part
 with blocks that may be recomputed or compiled one by one names their lists: `block_lists = ("blocks",)`.
 Not here: any part.
 """
@@ -31,7 +31,8 @@ class Part:
     name: str
     """The attribute of `WorldModel`, and what phases call it."""
     config: type
-    """Its configuration, a dataclass with defaults."""
+    """Its configuration, a dataclass with defaults; or, where there are several kinds, their base with
+    `kinds()`, the first of which is the default."""
     build: Callable[[Any, Any], nn.Module]
     """(its configuration, the world model with `config`, tokenizer, backbone and what it needs)."""
     needs: tuple[str, ...] = ()

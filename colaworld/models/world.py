@@ -21,16 +21,18 @@ from colaworld.action_contract import ActionContract
 from colaworld.contracts import LatentActions, Rollout
 from colaworld.flow.config import SamplerConfig
 from colaworld.flow.rollout import check_whole_frames
+from colaworld.models.adapters.adapter import Adapter
 from colaworld.models.inputs import (
     check_codes,
     check_count,
     check_flag,
     check_generator,
+    checked_actions,
     checked_frames,
     checked_indices,
 )
 from colaworld.models.rollout import RolloutState, action_size, latent_window
-from colaworld.models.world_model import WorldModel
+from colaworld.models.world_model import WorldModel, evaluating
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,90 @@ class World:
         """
         size = self.codebook_size
         return self.model.lookup(checked_indices(indices, tokens=self.tokens, size=size))
+
+    def encode_actions(self, actions: Tensor, frames: Tensor | None = None) -> LatentActions:
+        """The latent actions that real ones stand for, continuous, and the codes nearest to them.
+
+        Args:
+            actions: integers [B, T - 1], classes; or floats [B, T - 1, A] in the data's units, where A
+                counts the numbers of all recorded actions between two frames.
+            frames: [B, T, 3, H, W], or the first T - 1 of them; where the adapter looks at frames.
+
+        Raises ValueError where this world knows no real actions, and on others than it knows. Values
+        outside what was recorded are warned of.
+        """
+        adapter = self._adapter("encode_actions")
+        made = checked_actions(actions, "encode_actions: actions", adapter.config, self.actions)
+        if adapter.looks:
+            frames = checked_frames(frames, "encode_actions: frames", size=self.frame_size)
+            steps = made.shape[1]
+            if frames.shape[0] != made.shape[0] or frames.shape[1] not in (steps, steps + 1):
+                raise ValueError(
+                    f"encode_actions: frames: expected [{made.shape[0]}, {steps} or {steps + 1}, 3, H, "
+                    f"W], one before each action, got {list(frames.shape)}"
+                )
+        device = next(adapter.buffers()).device
+        with torch.no_grad(), evaluating(self.model):
+            return self.model.encode_actions(made.to(device), frames)
+
+    def decode_actions(self, codes: Tensor) -> Tensor:
+        """The real actions that latent ones stand for, as estimated: classes int64 [B, T - 1], or
+        floats [B, T - 1, A] in the data's units, of codes [B, T - 1, N, d].
+
+        Raises ValueError where this world knows no real actions, and on codes of another shape.
+        """
+        self._adapter("decode_actions")
+        check_codes(codes, "decode_actions: codes", ("B", "T - 1", *action_size(self.model)))
+        with evaluating(self.model):
+            return self.model.action_head.decode(codes)
+
+    def follow(
+        self, context_frames: Tensor, actions: Tensor, *, generator: torch.Generator
+    ) -> Rollout:
+        """A rollout under real actions.
+
+        Args:
+            context_frames: [B, h, 3, H, W], h = 1 + r j.
+            actions: those that lead from frame to frame, between the context frames first: integers
+                [B, T - 1] or floats [B, T - 1, A], see `encode_actions`.
+            generator: see `begin`. Noise is that of `rollout` under as many actions.
+
+        Returns:
+            A Rollout of T frames, the context's first. An adapter that looks at frames sees those
+            that were generated so far.
+
+        Raises ValueError as `encode_actions` and `rollout` do.
+        """
+        frames = self._checked("follow", context_frames)
+        given = frames.shape[1]
+        adapter = self._adapter("follow")
+        made = checked_actions(actions, "follow: actions", adapter.config, self.actions)
+        if made.shape[0] != frames.shape[0] or made.shape[1] < given - 1:
+            raise ValueError(
+                f"follow: actions: expected those of {frames.shape[0]} clips, at least the {given - 1} "
+                f"between the context frames, got {list(made.shape)}"
+            )
+        if not adapter.looks:
+            return self.rollout(frames, self.encode_actions(made).codes, generator=generator)
+        before = None
+        if given > 1:
+            before = self.encode_actions(made[:, : given - 1], frames).codes
+        state = self.begin(frames, before, generator=generator)
+        check_whole_frames(made.shape[1] - given + 1, state.stride)
+        shown = [frames]
+        for actions_now in made[:, given - 1 :].split(state.stride, dim=1):
+            latest = shown[-1][:, -1:].expand(-1, actions_now.shape[1], -1, -1, -1)
+            shown.append(state.step(self.encode_actions(actions_now, latest).codes))
+        return Rollout(torch.cat(shown, dim=1), given)
+
+    def _adapter(self, call: str) -> Adapter:
+        adapter = getattr(self.model, "adapter", None)
+        if not isinstance(adapter, Adapter):
+            raise ValueError(
+                f"{call}: this world knows no real actions: colaworld adapt RUN --data SRC teaches it a "
+                "robot's own"
+            )
+        return adapter
 
     def begin(
         self,

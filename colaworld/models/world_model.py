@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from colaworld.contracts import LatentActions
+from colaworld.models.adapters.action_head import ActionHead
+from colaworld.models.adapters.adapter import Adapter
 from colaworld.models.backbones import Backbone, build_backbone
 from colaworld.models.conditioning import ActionConditioner
 from colaworld.models.config import ModelConfig
@@ -30,6 +32,8 @@ from colaworld.models.layers.attention import use_backend
 from colaworld.models.parts import PARTS, build_order
 from colaworld.models.tokenizers import Tokenizer, build_tokenizer
 
+_COMPARED = 4096  # entries of a codebook that codes are compared with
+
 
 class WorldModel(nn.Module):
     """See the module's docstring. `parts` says what is built besides tokenizer and backbone."""
@@ -40,6 +44,8 @@ class WorldModel(nn.Module):
     quantizer: Quantizer
     conditioner: ActionConditioner
     fdm: ForwardDynamicsModel
+    adapter: Adapter
+    action_head: ActionHead
 
     def __init__(
         self,
@@ -100,6 +106,47 @@ class WorldModel(nn.Module):
                 indices.append(None if later.indices is None else later.indices[:, -1:])
         whole = None if indices[0] is None else torch.cat(indices, dim=1)  # type: ignore[arg-type]
         return LatentActions(torch.cat(codes, dim=1), whole)
+
+    def encode_actions(self, actions: Tensor, frames: Tensor | None = None) -> LatentActions:
+        """The adapter's codes of real actions, with their graph, and the entries nearest to them.
+
+        Args:
+            actions: classes int64 [B, T - 1], or floats [B, T - 1, A] in the data's units.
+            frames: [B, T, 3, H, W] in [0, 1], or the first T - 1 of them, where the adapter looks.
+        """
+        codes = self.adapter(actions, None if frames is None else self.seen_frames(frames, actions))
+        indices = self.nearest(codes)
+        if self.adapter.config.quantise:
+            if indices is None:
+                raise ValueError(
+                    "model.parts.adapter.quantise: there is no codebook, or one of more than "
+                    f"{_COMPARED} entries, to take the nearest code of; leave it off"
+                )
+            codes = codes + (self.quantizer.lookup(indices).to(codes.dtype) - codes).detach()
+        return LatentActions(codes, indices)
+
+    def seen_frames(self, frames: Tensor, actions: Tensor | None = None) -> Tensor:
+        """[B, T - 1, 3, H, W]: for each action the latest of the frames [B, T or T - 1, ...] that is
+        there when acting: the last one of the latent frame before."""
+        steps = frames.shape[1] - 1 if actions is None else actions.shape[1]
+        r = self.tokenizer.temporal_stride
+        return frames[:, torch.arange(steps, device=frames.device) // r * r]
+
+    @property
+    def watched_codebook_size(self) -> int | None:
+        """Entries of the codebook, where `nearest` can compare with all of them."""
+        size = self.codebook_size
+        return size if size is not None and size <= _COMPARED else None
+
+    @torch.no_grad()
+    def nearest(self, codes: Tensor) -> Tensor | None:
+        """Entries of the codebook [...] nearest to codes [..., d]; None where there is no codebook, or
+        one of more than 4096 entries."""
+        size = self.watched_codebook_size
+        if size is None:
+            return None
+        table = self.quantizer.lookup(torch.arange(size, device=codes.device)).float()
+        return torch.cdist(codes.float().flatten(0, -2), table).argmin(-1).view(codes.shape[:-1])
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Codes [..., N, d] of codebook indices [..., N], whose values are not looked at: `World` does.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from colaworld.config import ConfigError, load_yaml, to_yaml
 from colaworld.data.clips import ClipSet
@@ -138,8 +140,12 @@ def build_trainer(
     resume: bool = False,
     device: str = "cpu",
     resume_command: str = "",
+    before: Mapping[str, Callable[[nn.Module], None]] | None = None,
 ) -> Trainer:
-    """Wire a run. Raises ConfigError or DataError, naming what does not fit."""
+    """Wire a run. Raises ConfigError or DataError, naming what does not fit.
+
+    `before`: by the name of a phase, what is called before its first step; see `Trainer`.
+    """
     check_gates(config)
     distributed = Distributed(device)
     if config.training.batch_size % distributed.world_size:
@@ -162,7 +168,9 @@ def build_trainer(
         frames=config.data.frames_per_clip,
         most_history=config.objective.history[1],
     )
-    if {"flow", "cola", "world"} & {phase.objective for phase in config.scheduled()}:
+    if {"flow", "cola", "world", "adapted", "adapted_lam"} & {
+        phase.objective for phase in config.scheduled()
+    }:
         asked = {name: getattr(config.objective, name) for name in ("history", "frozen_history")}
         check_history(config.model, frames=config.data.frames_per_clip, **asked)
     if config.latents is not None and config.data.mixture:
@@ -213,5 +221,6 @@ def build_trainer(
         device=device,
         resume_command=resume_command,
         distributed=distributed,
+        before=before,
         work=work_of(config, **size, device=torch.device(device)) if distributed.is_main else None,
     )

@@ -167,38 +167,8 @@ def evaluate_run(
     trained = next((one for one in sets if one.path == config.data.path), stored.data)
     _check_heldout(trained, config.data)
     world = replace(world, sampler=config.sampler)
-    history = config.evaluation.history
-    asked = config.evaluation.horizon
-    stride = config.model.tokenizer.temporal_stride
-    if asked is not None and (history - 1) % stride == 0 and asked % stride:
-        raise ConfigError(
-            f"evaluation.horizon: the tokenizer makes one latent of {stride} frames; expected a "
-            f"multiple of {stride}, or None for as many as the episodes allow, got {asked}"
-        )
+    data, heldout, asked = heldout_clips(config, horizon=horizon, unseen=unseen)
     split: Literal["heldout", "all"] = "all" if unseen else "heldout"
-    data = replace(config.data, split=split, frames_per_clip=history + (asked or 1))
-    try:
-        heldout = ClipSet(data)
-    except DataError as error:
-        if asked is None:
-            raise
-        raise DataError(
-            f"{error} (evaluation.history {history} + evaluation.horizon {asked} frames were "
-            "asked; --evaluation.horizon None predicts as many as the episodes allow)"
-        ) from None
-    if asked is None:
-        possible = _longest_horizon(heldout, history)
-        if possible < horizon:
-            log.info("held-out episodes are short: %d frames are predicted", possible)
-        asked = whole_latents(min(horizon, possible), history, stride)
-        data = replace(data, frames_per_clip=history + asked)
-    check_frames(
-        config.model,
-        config.parts(),
-        height=heldout.height,
-        width=heldout.width,
-        frames=data.frames_per_clip,
-    )
     size = heldout.height, heldout.width
     world = replace(world, frame_size=size)  # each clip comes with its own frame rate
     spec = heldout.source.action_spec
@@ -222,6 +192,49 @@ def evaluate_run(
     if text is not None:
         more["text"] = text
     return replace(found, result=found.result | more)
+
+
+def heldout_clips(
+    config: RunConfig, *, horizon: int = 8, unseen: bool = False
+) -> tuple[DataConfig, ClipSet, int]:
+    """Held-out clips of history + horizon frames: their data, the set they are of, and the horizon.
+
+    Without one in the configuration that is `horizon`, or less where episodes are shorter. `unseen`: all
+    episodes count as held out. Raises ConfigError or DataError where there are none that long.
+    """
+    history = config.evaluation.history
+    asked = config.evaluation.horizon
+    stride = config.model.tokenizer.temporal_stride
+    if asked is not None and (history - 1) % stride == 0 and asked % stride:
+        raise ConfigError(
+            f"evaluation.horizon: the tokenizer makes one latent of {stride} frames; expected a "
+            f"multiple of {stride}, or None for as many as the episodes allow, got {asked}"
+        )
+    split: Literal["heldout", "all"] = "all" if unseen else "heldout"
+    data = replace(config.data, split=split, labels=None, frames_per_clip=history + (asked or 1))
+    try:
+        heldout = ClipSet(data)
+    except DataError as error:
+        if asked is None:
+            raise
+        raise DataError(
+            f"{error} (evaluation.history {history} + evaluation.horizon {asked} frames were "
+            "asked; --evaluation.horizon None predicts as many as the episodes allow)"
+        ) from None
+    if asked is None:
+        possible = _longest_horizon(heldout, history)
+        if possible < horizon:
+            log.info("held-out episodes are short: %d frames are predicted", possible)
+        asked = whole_latents(min(horizon, possible), history, stride)
+        data = replace(data, frames_per_clip=history + asked)
+    check_frames(
+        config.model,
+        config.parts(),
+        height=heldout.height,
+        width=heldout.width,
+        frames=data.frames_per_clip,
+    )
+    return data, heldout, asked
 
 
 def provenance(

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from colaworld.config import ConfigError
 from colaworld.contracts import ClipBatch
+from colaworld.models.adapters import AdapterConfig
 from colaworld.models.layers.attention import KeepsOnGPU
 from colaworld.models.tokenizers import build_tokenizer
 from colaworld.models.tokenizers.tokenizer import latent_frames
@@ -132,7 +133,10 @@ def _phase_memory(config: RunConfig, phase: Phase, device: str) -> PhaseMemory:
         clips = training.batch_size
         number = torch.zeros(clips, dtype=torch.int64)
         shape = (clips, frames, 3, height, width)
-        batch = ClipBatch(torch.empty(shape, dtype=torch.uint8), episode=number, start=number)
+        actions = _actions(model, clips, frames) if objective.uses_actions else None
+        batch = ClipBatch(
+            torch.empty(shape, dtype=torch.uint8), episode=number, start=number, actions=actions
+        )
         tokenizer = _count_encoding(model.tokenizer, count)
         bf16 = uses_bf16(training.autocast, device)
         trace_step(count, model, objective, phase, training, batch, autocast=bf16)
@@ -147,6 +151,17 @@ def _phase_memory(config: RunConfig, phase: Phase, device: str) -> PhaseMemory:
             tokenizer(),
             flops.total,
         )
+
+
+def _actions(model: WorldModel, clips: int, frames: int) -> Tensor | None:
+    """Recorded actions as an adapter takes them; None: there is none, and nobody knows their shape."""
+    adapter = getattr(model, "adapter", None)
+    sizes = getattr(adapter, "config", None)
+    if not isinstance(sizes, AdapterConfig):
+        return None
+    if sizes.discrete:
+        return torch.zeros(clips, frames - 1, dtype=torch.int64)
+    return torch.zeros(clips, frames - 1, sizes.size)
 
 
 def _frame_size(config: RunConfig) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from colaworld import __version__
@@ -38,6 +38,7 @@ from colaworld.models.backbones.weights import (
 )
 from colaworld.models.hub import HUB_NAME, hub_package, local_folder
 from colaworld.models.latent_action.quantizers import build_quantizer
+from colaworld.models.low_rank import merged
 from colaworld.models.world import World
 from colaworld.models.world_model import TOKENIZER_MARK
 from colaworld.runs.build import build_model
@@ -133,6 +134,7 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
         raise ConfigError(f"--shard-gb: expected a size above 0, got {shard_gb}")
     if out.exists() and not _may_be_replaced(out):
         raise ConfigError(f"--out {out}: exists and is no exported model; name another folder")
+    config, lora = _without_lora(config), config.model.of("lora") if adds_lora(config) else None
     evaluation = _json(run / "evaluation.json") if (run / "evaluation.json").is_file() else None
     described = {
         "colaworld": __version__,
@@ -153,7 +155,13 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
         described["model"]["tokenizer"]["path"] = f"./{_TOKENIZER}"
 
     def fill(temporary: Path) -> None:
-        _save_shards(weights, temporary, int(shard_gb * 1e9))
+        source = weights
+        if lora is not None:
+            source = temporary / ".merged.safetensors"
+            save_file(merged(load_file(weights), lora), source)
+        _save_shards(source, temporary, int(shard_gb * 1e9))
+        if lora is not None:
+            source.unlink()
         if brought:
             inner = getattr(config.model.tokenizer, "subfolder", "")  # of a whole pipeline
             _bring(tokenizer, temporary / _TOKENIZER, inner)
@@ -165,6 +173,22 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
 
     write_folder(out, fill, weights.stat().st_size)
     return out
+
+
+def adds_lora(config: RunConfig) -> bool:
+    """Whether a run has LoRA beside its video model."""
+    return "lora" in config.parts()
+
+
+def _without_lora(config: RunConfig) -> RunConfig:
+    """The run as if the video model itself had trained, for weights with LoRA multiplied out."""
+    parts = {name: part for name, part in config.model.parts.items() if name != "lora"}
+    phases = {}
+    for name, phase in config.phases.items():
+        trained = tuple("backbone" if part == "lora" else part for part in phase.train)
+        rates = tuple(("backbone" if p == "lora" else p, rate) for p, rate in phase.lr_multipliers)
+        phases[name] = replace(phase, train=trained, lr_multipliers=rates)
+    return replace(config, phases=phases, model=replace(config.model, parts=parts))
 
 
 def _check_codes(config: RunConfig, weights: Path, run: Path) -> None:

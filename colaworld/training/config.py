@@ -205,3 +205,12 @@ OBJECTIVES |= {
         "reconstruction": (*_LAM, "fdm"),
     }.items()
 }
+_ADAPTED = (*_LAM, "conditioner", "adapter", "action_head")
+OBJECTIVES |= {
+    name: _Ours(f"colaworld.training.adaptation:{made}Objective", _ADAPTED, uses_actions=True)
+    for name, made in {
+        "adapter": "Adapter",
+        "adapted": "Adapted",
+        "adapted_lam": "AdaptedLam",
+    }.items()
+}

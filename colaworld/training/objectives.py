@@ -4,6 +4,7 @@ flow            the video model alone, without actions                     (pret
 cola            flow loss through video model, conditioning and quantizer  (warmup, joint)
 world           the same flow loss under a frozen latent action model    (second stage)
 reconstruction  a forward dynamics model in pixels                       (first stage)
+adapter, adapted, adapted_lam: a robot's real actions, in adaptation.py
 
 An objective of your own: subclass `BaseObjective`, then `register_objective("name", YourObjective)`.
 Not here: which parts of the model train (phases), the loop (trainer), the models.
@@ -14,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from colaworld.config import ConfigError
 from colaworld.contracts import ClipBatch, ResetRows, to_float
@@ -154,7 +155,8 @@ class BaseObjective:
         """
         x0 = self.model.tokenizer.encode(frames) if stored is None else stored.float()
         clips, length = x0.shape[0], x0.shape[2]
-        learns = any(p.requires_grad for p in cast(nn.Module, self.model.backbone).parameters())
+        parts = [getattr(self.model, name, None) for name in ("backbone", "lora")]
+        learns = any(p.requires_grad for part in parts if part for p in part.parameters())
         name = "history" if learns or self.config.frozen_history is None else "frozen_history"
         asked = getattr(self.config, name)
         low, high = asked[0], min(asked[1], length - 1)
@@ -244,14 +246,14 @@ class ColaObjective(_LatentActionObjective):
     """
 
     needs = OBJECTIVES["cola"].needs
-    terms = (FLOW, QUANTIZER)
+    terms: tuple[Term, ...] = (FLOW, QUANTIZER)
 
     def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Forward:
         frames = self._frames(batch, generator)
         stored = None if self.config.augment else batch.latents  # those of a crop are others
         noised = self._noised(frames, stored, generator)
         quantized = self.model.quantize(frames, generator=generator)
-        drop = _drop(quantized.codes, self.model.conditioner.config.dropout, generator)
+        drop = dropped(quantized.codes, self.model.conditioner.config.dropout, generator)
         velocity = self.model.velocity(
             noised.x_t, noised.times, quantized.codes, drop, fps=batch.fps
         )
@@ -281,7 +283,7 @@ class WorldObjective(BaseObjective):
         frames = to_float(batch.frames)  # no augmentation: the latent action model is fixed (paper)
         noised = self._noised(frames, batch.latents, generator)
         actions = self.model.infer_actions(frames)
-        drop = _drop(actions.codes, self.model.conditioner.config.dropout, generator)
+        drop = dropped(actions.codes, self.model.conditioner.config.dropout, generator)
         velocity = self.model.velocity(noised.x_t, noised.times, actions.codes, drop, fps=batch.fps)
         return Forward(
             frames=frames,
@@ -309,7 +311,7 @@ class ReconstructionObjective(_LatentActionObjective):
         )
 
 
-def _drop(codes: Tensor, share: float, generator: torch.Generator) -> Tensor | None:
+def dropped(codes: Tensor, share: float, generator: torch.Generator) -> Tensor | None:
     """Which actions are replaced by the null action, [B, T - 1] bool."""
     if share <= 0:
         return None

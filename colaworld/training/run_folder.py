@@ -71,6 +71,8 @@ _LATER: dict[str, Any] = {
     "data.streams": None,
     "data.mixture": {},
     "action_contract": None,
+    "data.labels": None,
+    "data.labels_seed": 0,
     "model.backbone.clip_fps": False,
     "model.backbone.round_times": False,
     "objective.average": "frames",

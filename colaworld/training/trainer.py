@@ -17,7 +17,7 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class Trainer:
         resume_command: what a person would type to resume; shown when interrupted.
         distributed: the processes that train together; default: those of torch.distributed, if it
             is initialised. Each has a Trainer of its own and a loader with its share of the clips.
+        before: by the name of a phase, what is called before its first step, on every process.
         work: how much a clip is, for rows that tell speed in tokens and as a share of the peak.
 
     Raises:
@@ -86,6 +87,7 @@ class Trainer:
         resume_command: str = "",
         distributed: Distributed | None = None,
         work: Work | None = None,
+        before: Mapping[str, Callable[[nn.Module], None]] | None = None,
     ) -> None:
         check_phases(phases, model, list(objectives))
         self.device = torch.device(device)
@@ -102,6 +104,7 @@ class Trainer:
         self.resume = resume
         self.resume_command = resume_command
         self.work = work or Work()
+        self.before = before or {}
         self.progress = Progress()
         self._moments: Moments = {}  # what the next optimizer begins with, by parameter name
         self._restored: Checkpoint | None = None  # what the current phase continues from
@@ -248,6 +251,8 @@ class Trainer:
                 begin = functools.partial(init_parts, self.model, phase.init_from)
                 parts = self.distributed.on_each(begin)
                 log.info("%s: %s from %s", phase.name, ", ".join(parts), phase.init_from)
+            if phase.name in self.before:
+                self.before[phase.name](self.model)
             generator = generator_for(self.device, training.seed, phase.name, "before")
             objective.before_phase(self._supply(phase), generator=generator)
             enter_phase(self.model, phase)

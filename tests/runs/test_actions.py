@@ -22,7 +22,7 @@ from colaworld.runs.actions import check_actions, contract_at, unknown, with_con
 from colaworld.runs.build import build_trainer
 from colaworld.runs.config import RunConfig
 
-PLUGIN = Path(__file__).with_name("plugin_adapter.py")
+PLUGIN = Path(__file__).with_name("plugin_mapper.py")
 SPEC = ActionSpec("action", "continuous", 2, ("turn", "lift"), ("rad", "m"), "absolute", "base")
 
 
@@ -137,7 +137,7 @@ def adapter(from_outside, tiny):
     from_outside(PLUGIN)
 
     def make(path: Path, **changes) -> RunConfig:
-        config = tiny("toy.adapter")
+        config = tiny("toy.mapper")
         return replace(config, data=replace(config.data, path=path), **changes)
 
     return make
@@ -167,7 +167,7 @@ def test_a_run_keeps_its_contract_and_refuses_other_data(adapter, tmp_path) -> N
     other = replace(saved, data=replace(saved.data, path=swapped))
     with pytest.raises(ActionMismatch, match="another order"):
         build_trainer(other, out=tmp_path / "run", resume=True)
-    started = adapter(swapped).with_phase("adapter", init_from=str(tmp_path / "run"))
+    started = adapter(swapped).with_phase("mapper", init_from=str(tmp_path / "run"))
     with pytest.raises(ActionMismatch, match=rf"those of {tmp_path}/run "):
         build_trainer(started, out=tmp_path / "second")
     fast = _scene(tmp_path / "fast", names, fps=20)

@@ -25,7 +25,7 @@ from colaworld.training.checkpoint import CheckpointError
 from colaworld.training.config import OBJECTIVES
 from colaworld.training.objectives import FlowObjective, register_objective
 
-PLUGIN = Path(__file__).with_name("plugin_adapter.py")
+PLUGIN = Path(__file__).with_name("plugin_mapper.py")
 
 
 @pytest.fixture
@@ -49,12 +49,12 @@ def test_an_adapter_from_real_actions_trains_on_a_trained_world(
     first = replace(first, data=replace(first.data, path=with_actions))
     build_trainer(first, out=tmp_path / "first").run()
 
-    config = tiny("toy.adapter")
-    model = replace(config.model, parts=recipe("toy.adapter").model.parts)
+    config = tiny("toy.mapper")
+    model = replace(config.model, parts=recipe("toy.mapper").model.parts)
     training = replace(config.training, max_steps=None)
     config = replace(config, model=model, training=training, data=first.data)
-    config = config.with_phase("adapter", init_from=str(tmp_path / "first"), steps=60)
-    assert config.parts() == ("idm", "quantizer", "adapter", "conditioner")
+    config = config.with_phase("mapper", init_from=str(tmp_path / "first"), steps=60)
+    assert config.parts() == ("idm", "quantizer", "conditioner", "mapper")
     assert config.uses_actions()
     trainer = build_trainer(config, out=tmp_path / "second")
     trainer.run()
@@ -78,8 +78,8 @@ def test_an_adapter_from_real_actions_trains_on_a_trained_world(
     for folder in (tmp_path / "second", exported):
         world = from_pretrained(folder)
         assert world.actions == contract
-        assert torch.equal(world.model.adapter.table.weight, trainer.model.adapter.table.weight)
-        codes = world.model.adapter(torch.tensor([[0, 3, 1]]))
+        assert torch.equal(world.model.mapper.table.weight, trainer.model.mapper.table.weight)
+        codes = world.model.mapper(torch.tensor([[0, 3, 1]]))
         generator = torch.Generator().manual_seed(0)
         made = world.rollout(torch.rand(1, 1, 3, 24, 32), codes, generator=generator)
         assert made.frames.shape == (1, 4, 3, 24, 32)
@@ -89,34 +89,32 @@ def test_it_is_on_the_command_line(plugin, with_actions, tmp_path, capsys):
     out = tmp_path / "run"
     call = [
         "train",
-        "toy.adapter",
+        "toy.mapper",
         "--data",
         str(with_actions),
         "--out",
         str(out),
         "--backbone-weights",
     ]
-    call += ["none", "--model.parts.adapter.actions", "5", "--phases.adapter.steps", "2"]
+    call += ["none", "--model.parts.mapper.actions", "5", "--phases.mapper.steps", "2"]
     assert main([*call, "--training.batch-size", "2", "--training.no-tensorboard"]) == 0
-    assert load_yaml(out / "config.yaml", RunConfig).model.parts["adapter"].actions == 5
-    assert "trains adapter" in capsys.readouterr().out
+    assert load_yaml(out / "config.yaml", RunConfig).model.parts["mapper"].actions == 5
+    assert "trains mapper" in capsys.readouterr().out
 
 
 def test_without_its_file_the_error_says_what_to_do(plugin, monkeypatch, tmp_path):
-    text = to_yaml(recipe("toy.adapter"))
-    for table, name in ((PARTS, "adapter"), (OBJECTIVES, "adapter")):
+    text = to_yaml(recipe("toy.mapper"))
+    for table, name in ((PARTS, "mapper"), (OBJECTIVES, "mapper")):
         del table[name]
         (tmp_path / "config.yaml").write_text(text)
-        with pytest.raises(
-            ConfigError, match=r"no (part|objective) 'adapter' is registered; known"
-        ):
+        with pytest.raises(ConfigError, match=r"no (part|objective) 'mapper' is registered; known"):
             load_yaml(tmp_path / "config.yaml", RunConfig)
-        text = text.replace("parts:\n    adapter:\n      actions: 17", "parts: {}")
+        text = text.replace("parts:\n    mapper:\n      actions: 17", "parts: {}")
 
 
 def test_a_set_without_actions_is_refused_by_a_phase_that_needs_them(plugin, tiny, tmp_path):
-    config = tiny("toy.adapter")
-    config = replace(config, model=replace(config.model, parts={"adapter": {}}))
+    config = tiny("toy.mapper")
+    config = replace(config, model=replace(config.model, parts={"mapper": {}}))
     with pytest.raises(ValueError, match="actions"):
         build_trainer(config, out=tmp_path)
 
@@ -176,7 +174,7 @@ def test_names_that_are_taken():
         register_objective("cola", FlowObjective)
     with pytest.raises(ConfigError, match=r"recipe 'nano.cola': there is one of"):
         register_recipe("nano.cola", lambda: RunConfig())
-    with pytest.raises(ConfigError, match=r"no part 'adaptr' is registered; known: conditioner, "):
+    with pytest.raises(ConfigError, match=r"no part 'adaptr' is registered; known: action_head, "):
         build_order(("adaptr",))
 
 

@@ -19,17 +19,17 @@ from colaworld.training.phases import Phase
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
+class MapperConfig:
     """Sizes of the adapter."""
 
     actions: int = 17
     """How many discrete actions there are."""
 
 
-class Adapter(nn.Module):
+class Mapper(nn.Module):
     """Discrete actions [B, T - 1] to codes [B, T - 1, N, d]."""
 
-    def __init__(self, config: AdapterConfig, *, tokens: int, dim: int) -> None:
+    def __init__(self, config: MapperConfig, *, tokens: int, dim: int) -> None:
         super().__init__()
         self.tokens = tokens
         self.table = nn.Embedding(config.actions, tokens * dim)
@@ -43,36 +43,34 @@ def distance(made: Forward) -> torch.Tensor:
     return F.mse_loss(made.predicted, made.target)
 
 
-class AdapterObjective(BaseObjective):
+class MapperObjective(BaseObjective):
     """Real actions should mean what the latent action model sees between the frames."""
 
     # The conditioner is not trained: with it the run is a world, which acts on real actions.
-    needs = ("idm", "quantizer", "conditioner", "adapter")
+    needs = ("idm", "quantizer", "conditioner", "mapper")
     uses_actions = True
     terms = (Term("distance", distance),)
 
     def forward(self, batch, *, generator):
         codes = self.model.infer_actions(to_float(batch.frames)).codes
-        return Forward(predicted=self.model.adapter(batch.actions), target=codes)
+        return Forward(predicted=self.model.mapper(batch.actions), target=codes)
 
 
-def build(config: AdapterConfig, model: nn.Module) -> Adapter:
-    return Adapter(config, tokens=model.config.idm.tokens, dim=model.config.idm.dim)
+def build(config: MapperConfig, model: nn.Module) -> Mapper:
+    return Mapper(config, tokens=model.config.idm.tokens, dim=model.config.idm.dim)
 
 
-register_part(Part("adapter", AdapterConfig, build, needs=("idm", "quantizer")))
-register_objective("adapter", AdapterObjective)
+register_part(Part("mapper", MapperConfig, build, needs=("idm", "quantizer")))
+register_objective("mapper", MapperObjective)
 
 
-def adapter():
+def mapper():
     """Map a data set's actions to the latent actions of a trained world."""
     config = nano.cola()
-    phase = Phase(
-        "adapter", "adapter", ("adapter",), steps=20, lr_warmup_steps=0, learning_rate=0.05
-    )
-    model = replace(config.model, parts={"adapter": AdapterConfig()})
-    phases = config.phases | {"adapter": phase}
-    return replace(config, recipe="toy.adapter", schedule=("adapter",), phases=phases, model=model)
+    phase = Phase("mapper", "mapper", ("mapper",), steps=20, lr_warmup_steps=0, learning_rate=0.05)
+    model = replace(config.model, parts={"mapper": MapperConfig()})
+    phases = config.phases | {"mapper": phase}
+    return replace(config, recipe="toy.mapper", schedule=("mapper",), phases=phases, model=model)
 
 
-register_recipe("toy.adapter", adapter)
+register_recipe("toy.mapper", mapper)

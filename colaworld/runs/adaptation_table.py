@@ -1,0 +1,168 @@
+"""What an adapted run is worth: `adaptation.json`, its world before and after fine-tuning on the same clips.
+
+Not here: how it was trained (adaptation.py), what is measured (evaluation/adaptation.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from colaworld.config import ConfigError, to_dict
+from colaworld.contracts import ClipBatch
+from colaworld.data.clips import ClipSet
+from colaworld.data.loader import iterate_once
+from colaworld.evaluation.adaptation import head_error, scores, summary
+from colaworld.evaluation.evaluate import collect
+from colaworld.files import plain, write_json
+from colaworld.models.world import World
+from colaworld.runs.adaptation import BEFORE
+from colaworld.runs.build import build_model
+from colaworld.runs.config import RunConfig
+from colaworld.runs.load import heldout_clips, load_world
+from colaworld.training.checkpoint import init_parts
+from colaworld.training.loggers import read_rows
+
+log = logging.getLogger(__name__)
+FORMAT_VERSION = 1
+_KEPT = ("adapter", "action_head")
+
+
+def keep_adapter(out: Path) -> Callable[[nn.Module], None]:
+    """What a training calls before it fine-tunes the world: writes the adapter as it is now."""
+
+    def keep(model: nn.Module) -> None:
+        tensors = {
+            f"{part}.{key}": value.detach().cpu().clone().contiguous()
+            for part in _KEPT
+            for key, value in getattr(model, part).state_dict().items()
+        }
+        temporary = out / f".{BEFORE}"
+        save_file(tensors, temporary)
+        temporary.replace(out / BEFORE)
+
+    return keep
+
+
+def world_before(config: RunConfig, out: Path, *, device: str = "cpu") -> World:
+    """The world that a run was adapted from, with the adapter as it was before fine-tuning."""
+    start = config.phases["adapter"].init_from
+    if start is None or not (out / BEFORE).is_file():
+        raise ConfigError(
+            f"{out}: it has no {BEFORE}, the adapter before fine-tuning; adapt it anew"
+        )
+    model = build_model(config, weights=False)
+    init_parts(model, start)
+    init_parts(model, str(out / BEFORE))
+    return World(model.to(device).eval(), config.sampler, actions=config.action_contract)
+
+
+def measure(
+    out: Path,
+    *,
+    device: str = "cpu",
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """Roll held-out clips out before and after fine-tuning; writes `adaptation.json` and returns it."""
+    after, config = load_world(out, device=device)
+    worlds = {"before": world_before(config, out, device=device), "after": after}
+    asked = config.evaluation
+    data, heldout, horizon = heldout_clips(config)
+    clips: ClipBatch = collect(
+        iterate_once(data, batch_size=asked.batch_size, with_actions=True), clips=asked.clips
+    )
+    size = heldout.height, heldout.width
+    total, done = 2 * -(-len(clips) // asked.batch_size), 0
+
+    def watch() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total, "rollouts")
+
+    found = {
+        state: scores(
+            replace(world, frame_size=size),
+            clips,
+            asked,
+            horizon=horizon,
+            device=device,
+            watch=watch,
+        )
+        for state, world in worlds.items()
+    }
+    episodes = clips.episode.numpy()
+    result: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        **summary(found, episodes, asked),
+        "head": head_error(after, clips, asked, device=device),
+        "codebook": codebook_path(out),
+        "counts": {
+            "labels": ClipSet(config.data).labels or all_labels(ClipSet(config.data)),
+            "clips": len(clips),
+            "episodes": len(set(episodes.tolist())),
+            "episode": episodes.tolist(),
+            "history": asked.history,
+            "horizon": horizon,
+        },
+        "adapter": to_dict(config.model.parts["adapter"]),
+        "phases": {p.name: to_dict(p) for p in config.scheduled()},
+        "seed": config.training.seed,
+        "from": config.phases["adapter"].init_from,
+    }
+    result = plain(result)
+    write_json(out / "adaptation.json", result)
+    return result
+
+
+def all_labels(clips: ClipSet) -> int:
+    """Recorded transitions of all episodes in use."""
+    return sum(episode.frames - 1 for episode in clips.episodes)
+
+
+def codebook_path(out: Path) -> dict[str, Any]:
+    """Use of the codebook through the phases of a run: {phase: {step, utilisation, entropy}}; see
+    training/adaptation.py for whose codes they are."""
+    path: dict[str, Any] = {}
+    last: Any = None
+    for row in read_rows(out / "metrics.jsonl"):
+        health = row.get("codebook")
+        if not health or health == last:
+            continue
+        last = health
+        of = path.setdefault(row["phase"], {"step": [], "utilisation": [], "entropy": []})
+        of["step"].append(row["step"])
+        of["utilisation"].append(health["utilisation"])
+        of["entropy"].append(health["entropy_normalised"])
+    return path
+
+
+def told(result: dict[str, Any]) -> list[str]:
+    """Lines beside the table: use of the codebook, what fine-tuning gained, the way back."""
+    lines = []
+    for phase, of in result["codebook"].items():
+        first, last = of["utilisation"][0], of["utilisation"][-1]
+        lines.append(
+            f"codebook during {phase}: utilisation {100 * first:.0f} % -> {100 * last:.0f} %, entropy "
+            f"{of['entropy'][0]:.2f} -> {of['entropy'][-1]:.2f}"
+        )
+    gain = result["gain"]["psnr"]
+    bounds = "" if gain["low"] is None else f" [{gain['low']:+.2f}, {gain['high']:+.2f}]"
+    lines.append(f"fine-tuning gained {gain['mean']:+.2f} dB{bounds} under real actions")
+    head = result["head"]
+    if "accuracy" in head:
+        lines.append(
+            f"the way back, latent to real: accuracy {head['accuracy']:.2f} (always the most frequent "
+            f"class: {head['chance']:.2f})"
+        )
+    else:
+        pairs = zip(head["mae"], head["std"], strict=True)
+        shown = ", ".join(f"{mae:.3g} ({std:.3g})" for mae, std in pairs)
+        lines.append(f"the way back, latent to real: mean error (standard deviation) {shown}")
+    return lines

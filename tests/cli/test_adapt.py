@@ -1,0 +1,206 @@
+"""colaworld adapt: from a run and a robot's data to a world that obeys its actions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from colaworld.cli.actions_file import read_actions
+from colaworld.contracts import ActionSpec
+from colaworld.runs.config import read_config
+from colaworld.runs.load import load_world
+from colaworld.runs.pretrained import from_pretrained
+
+SHORT = ["--steps", "2", "--adapter-steps", "2", "--evaluation.clips", "4"]
+SHORT += [
+    "--evaluation.horizon",
+    "2",
+    "--evaluation.bootstrap-samples",
+    "20",
+    "--sampler.steps",
+    "1",
+]
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory, trained, scene) -> Path:
+    """A tiny run adapted to the scene's moves. Do not write into it."""
+    from colaworld.cli.main import main
+
+    out = tmp_path_factory.mktemp("adapted") / "run"
+    call = ["adapt", trained, "--data", scene, "--labels", 100, "--out", out, *SHORT]
+    assert main([str(a) for a in call]) == 0
+    return out
+
+
+def test_it_ends_with_the_table_and_its_numbers(adapted, trained) -> None:
+    result = json.loads((adapted / "adaptation.json").read_text())
+    # Nine episodes of 11 transitions; the one that is left holds no clip.
+    assert result["counts"]["labels"] == 99 and result["counts"]["clips"] == 4
+    for state in ("before", "after"):
+        for way in ("real", "inferred"):
+            of = result[state][way]
+            assert of["psnr"]["mean"] == pytest.approx(np.mean(of["per_clip"]["psnr"]))
+            assert of["lpips"] is None and of["fvd"] is None
+    gain = result["after"]["real"]["psnr"]["mean"] - result["before"]["real"]["psnr"]["mean"]
+    assert result["gain"]["psnr"]["mean"] == pytest.approx(gain)
+    assert result["codebook"].keys() == {"adapter", "adapted"}
+    config = read_config(adapted)
+    assert config.recipe == "adapt" and config.schedule == ("adapter", "adapted")
+    assert config.data.labels == 100 and config.action_contract.names[1] == "left"
+    assert config.action_contract.normaliser.count == 480  # of the whole set, 40 episodes of 12
+    assert config.phases["adapter"].init_from == str(trained.resolve())
+    assert config.model.parts["adapter"].kind == "table"
+
+
+def test_the_latent_action_model_stays_and_the_rest_moves(adapted, trained) -> None:
+    before, after = (load_world(folder)[0].model for folder in (trained, adapted))
+    for part, stays in (("idm", True), ("quantizer", True), ("backbone", False)):
+        pairs = zip(
+            getattr(before, part).parameters(), getattr(after, part).parameters(), strict=True
+        )
+        assert all(torch.equal(a, b) for a, b in pairs) is stays, part
+
+
+def test_the_world_follows_real_actions_also_from_an_export(adapted, colaworld, tmp_path) -> None:
+    out = tmp_path / "exported"
+    assert colaworld("export", adapted, "--out", out).status == 0
+    frames = torch.rand(1, 1, 3, 32, 32)
+    videos = []
+    for world in (load_world(adapted)[0], from_pretrained(out)):
+        generator = torch.Generator().manual_seed(0)
+        made = world.follow(frames, torch.tensor([[1, 3]]), generator=generator)
+        codes = world.encode_actions(torch.tensor([[1, 3]])).codes
+        generator = torch.Generator().manual_seed(0)
+        assert torch.equal(world.rollout(frames, codes, generator=generator).frames, made.frames)
+        assert world.decode_actions(codes).shape == (1, 2)
+        assert world.actions.names == ("noop", "left", "right", "up", "down")
+        videos.append(made.frames)
+    assert torch.equal(*videos)
+    for wrong, message in (
+        (torch.tensor([[5]]), r"classes 0 \.\. 4 \(noop, left, .*got 5"),
+        (torch.rand(1, 2), r"expected classes 0 \.\. 4"),
+        (torch.tensor([1]), r"integers \[B, T - 1\], got int64 \[1\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            world.encode_actions(wrong)
+
+
+def test_sample_takes_names_and_files(adapted, colaworld, tmp_path) -> None:
+    file = tmp_path / "moves.csv"
+    file.write_text("action\nleft\n3\n")
+    pictures = []
+    for given in ("left,up", file):
+        out = tmp_path / f"{len(pictures)}.png"
+        said = colaworld("sample", adapted, "--actions", given, "--out", out, "--scale", 1)
+        assert said.status == 0 and "3 frames under 2 real actions of noop, left" in said.out
+        pictures.append(out.read_bytes())
+    assert pictures[0] == pictures[1]
+    said = colaworld("sample", adapted, "--actions", "jump", "--out", tmp_path / "x.png")
+    assert said.status == 2 and "expected one of 5 classes: noop, left, right, up, down" in said.err
+
+
+def test_an_unadapted_run_knows_no_real_actions(trained, colaworld, tmp_path) -> None:
+    said = colaworld("sample", trained, "--actions", "left", "--out", tmp_path / "x.png")
+    assert said.status == 2 and "this run knows no real actions: colaworld adapt" in said.err
+    world = load_world(trained)[0]
+    with pytest.raises(ValueError, match=r"encode_actions: this world knows no real actions"):
+        world.encode_actions(torch.tensor([[1]]))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--labels", "10000"], "expected at most the 396 recorded transitions"),
+        (["--labels", "few"], "--labels: expected a number of recorded transitions or all"),
+        (["--kind", "tabel"], "no adapter 'tabel' is registered"),
+    ],
+)
+def test_what_cannot_be_is_refused(trained, scene, colaworld, tmp_path, more, message) -> None:
+    out = tmp_path / "new"
+    said = colaworld("adapt", trained, "--data", scene, "--out", out, *SHORT, *more)
+    assert said.status == 2 and message in said.plain and not out.exists()
+
+
+def test_data_without_actions_and_runs_without_a_world_are_refused(
+    trained, film, colaworld, tmp_path
+) -> None:
+    for number in range(4):
+        film(tmp_path / "films" / f"{number}.mp4", seed=number)
+    call = ["--out", tmp_path / "new", *SHORT]
+    said = colaworld("adapt", trained, "--data", tmp_path / "films", *call)
+    assert said.status == 2 and "actions" in said.err
+    said = colaworld("adapt", tmp_path, "--data", tmp_path / "films", *call)
+    assert said.status == 2 and "is not a run folder" in said.err
+    said = colaworld("adapt", trained, *call)
+    assert said.status == 2 and "--data: name the robot's data set" in said.err
+
+
+SPEC = ActionSpec("action", "continuous", 2, ("x", "y"), ("m", "m"))
+
+
+def test_a_file_of_numbers_is_held_against_the_channels(tmp_path) -> None:
+    wanted = np.array([[0.5, 1.0], [2.0, -3.0]], np.float32)
+    (tmp_path / "a.csv").write_text("x,y\n0.5,1\n2,-3\n")
+    (tmp_path / "a.json").write_text('{"names": ["x", "y"], "actions": [[0.5, 1], [2, -3]]}')
+    np.save(tmp_path / "a.npy", wanted)
+    for suffix in ("csv", "json", "npy"):
+        found = read_actions(str(tmp_path / f"a.{suffix}"), SPEC)
+        assert found.dtype == np.float32 and np.array_equal(found, wanted)
+    for text, message in (
+        ("y,x\n1,2\n", r"expected the channels x, y, in this order, got y, x"),
+        ("1,2\n", r"expected a header with the channels x, y"),
+        ("x,y\n1,nan\n", r"row 1: expected finite numbers"),
+        ("x,y\n1\n", r"row 1: expected 2 numbers \(x, y\), got 1"),
+        ("x,y\n1,a\n", r"expected numbers alone"),
+        ("x,y\n", r"it holds no actions"),
+    ):
+        (tmp_path / "b.csv").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_actions(str(tmp_path / "b.csv"), SPEC)
+    with pytest.raises(ValueError, match=r"no such file"):
+        read_actions("none.csv", SPEC)
+    with pytest.raises(ValueError, match=r"expected a file .* of rows of 2 numbers \(x, y\)"):
+        read_actions("left", SPEC)
+
+
+def test_lora_leaves_the_video_model_as_it_was_and_is_merged_on_export(
+    trained, scene, colaworld, tmp_path
+) -> None:
+    out, call = tmp_path / "lora", ["--steps", 2, "--adapter-steps", 1, *SHORT[4:]]
+    said = colaworld("adapt", trained, "--data", scene, "--out", out, "--lora", 2, *call)
+    assert said.status == 0, said.err
+    before, world = (load_world(folder)[0] for folder in (trained, out))
+    for a, b in zip(
+        before.model.backbone.parameters(), world.model.backbone.parameters(), strict=True
+    ):
+        assert torch.equal(a, b)
+    assert any(added.b.abs().max() > 0 for added in world.model.lora.layers.values())
+    assert colaworld("export", out, "--out", tmp_path / "exported").status == 0
+    exported = from_pretrained(tmp_path / "exported")
+    assert not hasattr(exported.model, "lora")
+    latents, times = torch.randn(1, 12, 3, 4, 4), torch.full((1, 3), 0.5)
+    torch.testing.assert_close(
+        exported.model.velocity(latents, times), world.model.velocity(latents, times)
+    )
+    said = colaworld("adapt", out, "--data", scene, "--out", tmp_path / "again", *call)
+    assert said.status == 2 and "holds LoRA beside the video model" in said.plain
+
+
+def test_it_resumes_to_the_same_bytes(trained, scene, colaworld, tmp_path) -> None:
+    call = ["adapt", trained, "--data", scene, "--lam", "trained", "--steps", 2, *SHORT[2:]]
+    call += ["--training.checkpoint-every", 1]
+    assert colaworld(*call, "--out", tmp_path / "whole").status == 0
+    assert colaworld(*call, "--out", tmp_path / "part", "--adapter-steps", 1).status == 0
+    said = colaworld(*call, "--out", tmp_path / "part", "--resume")
+    assert said.status == 2 and "phases.adapter.cooldown_steps" in said.plain
+    for last in sorted((tmp_path / "whole/checkpoints").iterdir())[1:]:
+        last.rename(tmp_path / last.name)
+    weights = (tmp_path / "whole/weights/model.safetensors").read_bytes()
+    said = colaworld(*call, "--out", tmp_path / "whole", "--resume")
+    assert said.status == 0, said.err
+    assert (tmp_path / "whole/weights/model.safetensors").read_bytes() == weights

@@ -1,0 +1,134 @@
+"""Adapters: what goes in, what comes out, and where a table starts. Values worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from colaworld.config import ConfigError, to_dict
+from colaworld.models.adapters import (
+    ActionHeadConfig,
+    AttentionAdapterConfig,
+    MLPAdapterConfig,
+    TableAdapterConfig,
+)
+from colaworld.models.backbones.stdit3 import STDiT3Config
+from colaworld.models.config import ConditionerConfig, ModelConfig
+from colaworld.models.latent_action.config import IDMConfig
+from colaworld.models.world_model import WorldModel
+
+PARTS = ("idm", "quantizer", "conditioner", "adapter", "action_head")
+
+
+def world(adapter, head=None) -> WorldModel:
+    torch.manual_seed(0)
+    head = head or ActionHeadConfig(discrete=adapter.discrete, size=adapter.size)
+    config = ModelConfig(
+        backbone=STDiT3Config(depth=1, width=32, heads=1),
+        idm=IDMConfig(depth=1, width=32, heads=1, tokens=2, dim=3),
+        conditioner=ConditionerConfig(depth=1, heads=1),
+        parts={"adapter": adapter, "action_head": head},
+    )
+    return WorldModel(config, parts=PARTS)
+
+
+def test_a_table_starts_from_class_means_and_an_unseen_class_from_the_mean_of_all() -> None:
+    table = world(TableAdapterConfig(size=3)).adapter
+    sums = torch.tensor([[[1.0, 2, 3], [0, 0, 0]], [[4.0, 0, 0], [2, 2, 2]], [[0.0] * 3] * 2])
+    table.start(sums, torch.tensor([1.0, 3.0, 0.0]))
+    codes = table(torch.tensor([[0, 1, 2]]))
+    assert codes.shape == (1, 3, 2, 3)
+    assert torch.equal(codes[0, 0], torch.tensor([[1.0, 2, 3], [0, 0, 0]]))
+    torch.testing.assert_close(codes[0, 1], torch.tensor([[4 / 3, 0, 0], [2 / 3] * 3]))
+    torch.testing.assert_close(codes[0, 2], torch.tensor([[5 / 4, 2 / 4, 3 / 4], [2 / 4] * 3]))
+
+
+def test_numbers_are_standardised_and_a_constant_channel_is_only_shifted() -> None:
+    given = MLPAdapterConfig(size=2, mean=(1.0, 5.0), std=(2.0, 0.0), hidden=8)
+    adapter = world(given).adapter
+    actions = torch.tensor([[[3.0, 5.0], [-1.0, 6.0]]])
+    wanted = adapter.mlp(torch.tensor([[[1.0, 0.0], [-1.0, 1.0]]])).unflatten(-1, (2, 3))
+    torch.testing.assert_close(adapter(actions), wanted)
+    assert {"scale.mean", "scale.std"} <= adapter.state_dict().keys()
+
+
+def test_classes_enter_an_mlp_one_hot() -> None:
+    adapter = world(MLPAdapterConfig(size=3, discrete=True, hidden=8)).adapter
+    hot = torch.tensor([[[0.0, 0, 1], [1, 0, 0]]])
+    assert torch.equal(adapter(torch.tensor([[2, 0]])), adapter.mlp(hot).unflatten(-1, (2, 3)))
+
+
+def test_attention_sees_the_frame_before_each_action_and_no_later_one() -> None:
+    model = world(AttentionAdapterConfig(size=2))
+    frames, actions = torch.rand(1, 3, 3, 16, 16), torch.rand(1, 2, 2)
+    codes = model.encode_actions(actions, frames).codes
+    last = frames.clone()
+    last[:, 2] = 0  # led into by the second action, and seen by none
+    assert torch.equal(model.encode_actions(actions, last).codes, codes)
+    second = frames.clone()
+    second[:, 1] = 0
+    changed = model.encode_actions(actions, second).codes
+    assert torch.equal(changed[:, 0], codes[:, 0]) and not torch.allclose(
+        changed[:, 1], codes[:, 1]
+    )
+
+
+def test_under_a_temporal_stride_actions_see_the_last_frame_that_is_there() -> None:
+    model = world(AttentionAdapterConfig(size=2))
+    model.tokenizer.temporal_stride = 2
+    frames = torch.arange(5.0).view(1, 5, 1, 1, 1).expand(1, 5, 3, 8, 8)
+    seen = model.seen_frames(frames)
+    assert seen[0, :, 0, 0, 0].tolist() == [0, 0, 2, 2]
+
+
+def test_the_nearest_entries_are_those_of_a_search_by_hand_and_quantising_takes_them() -> None:
+    model = world(MLPAdapterConfig(size=2, quantise=True, hidden=8)).eval()
+    actions = torch.randn(2, 3, 2)
+    free = model.adapter(actions)
+    made = model.encode_actions(actions)
+    table = model.quantizer.codebook
+    for index, code, out in zip(
+        made.indices.flatten(), free.flatten(0, -2), made.codes.flatten(0, -2), strict=True
+    ):
+        assert index == (table - code).square().sum(1).argmin()
+        torch.testing.assert_close(out, table[index])
+    made.codes.sum().backward()  # straight through: the gradient of a sum is one
+    bias = model.adapter.mlp.fc2.bias.grad
+    torch.testing.assert_close(bias, torch.full_like(bias, 6.0))  # 2 x 3 transitions
+
+
+def test_the_head_gives_actions_in_the_units_of_the_data() -> None:
+    head = ActionHeadConfig(size=2, mean=(1.0, -1.0), std=(10.0, 0.5), hidden=0)
+    model = world(MLPAdapterConfig(size=2), head)
+    codes = torch.randn(1, 2, 2, 3)
+    raw = model.action_head.map(codes.flatten(2))
+    wanted = raw * torch.tensor([10.0, 0.5]) + torch.tensor([1.0, -1.0])
+    torch.testing.assert_close(model.action_head.decode(codes), wanted)
+    classes = world(TableAdapterConfig(size=4)).action_head
+    assert torch.equal(classes.decode(codes), classes(codes).argmax(-1))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'table' needs classes, these actions are continuous"):
+        TableAdapterConfig(size=2, discrete=False)
+    with pytest.raises(ConfigError, match=r"adapter\.mean: expected 2 values, .* got 3"):
+        MLPAdapterConfig(size=2, mean=(1.0, 2.0, 3.0))
+    with pytest.raises(ConfigError, match=r"adapter\.mean: classes have none"):
+        MLPAdapterConfig(size=2, discrete=True, mean=(1.0, 2.0))
+    mlp = world(MLPAdapterConfig(size=2)).adapter
+    for wrong in (torch.rand(1, 2, 3), torch.zeros(1, 2, 2, dtype=torch.int64), torch.rand(2, 2)):
+        with pytest.raises(ValueError, match=r"adapter: expected floats \[B, T - 1, 2\], got"):
+            mlp(wrong)
+    with pytest.raises(ValueError, match=r"adapter: expected classes, integers"):
+        world(TableAdapterConfig(size=2)).adapter(torch.rand(1, 2))
+    with pytest.raises(ValueError, match=r"'attention' looks at the frame .* got None"):
+        world(AttentionAdapterConfig(size=2)).adapter(torch.rand(1, 2, 2))
+
+
+def test_a_configuration_comes_back_as_its_kind() -> None:
+    given = ModelConfig(parts={"adapter": AttentionAdapterConfig(size=2, width=32)})
+    again = ModelConfig(parts=to_dict(given)["parts"])
+    assert again == given and isinstance(again.of("adapter"), AttentionAdapterConfig)
+    assert isinstance(ModelConfig().of("adapter"), MLPAdapterConfig)
+    with pytest.raises(ConfigError, match=r"model\.parts\.adapter\.kind: expected one of"):
+        ModelConfig(parts={"adapter": {"kind": "mpl"}})
