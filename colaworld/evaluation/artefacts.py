@@ -115,7 +115,7 @@ class EveryCode:
         self.world = world
         self.indices: Tensor | None = None  # [C, N]
         if world.codebook_size is None:
-            self.codes = _far_apart(actions.codes.flatten(0, 1), limit)  # [C, N, d]
+            self.codes = far_apart(actions.codes.flatten(0, 1), limit)  # [C, N, d]
             self.names = tuple(f"latent {i + 1}" for i in range(len(self.codes)))
             return
         if world.tokens == 1 and world.codebook_size <= limit:
@@ -198,7 +198,7 @@ class EveryCode:
         return np.concatenate(tiles, axis=1)
 
 
-def _far_apart(pool: Tensor, limit: int) -> Tensor:
+def far_apart(pool: Tensor, limit: int) -> Tensor:
     """Up to `limit` latents out of [M, N, d], each far from those before it."""
     pool = pool[:: max(1, pool.shape[0] // 4096)]
     flat = pool.flatten(1).double()

@@ -34,6 +34,7 @@ class RandomStream(IntEnum):
     MLP_PROBE = 18
     INFORMATION = 19
     ADAPTATION = 30
+    ATLAS = 31
 
 
 @dataclass(frozen=True)

@@ -25,23 +25,23 @@ from colaworld.evaluation.report.training_curves import History, read_history
 from colaworld.evaluation.tables import beside_rows, headlines, verdict
 from colaworld.files import write_atomically
 
-_HERE = Path(__file__).parent
+HERE = Path(__file__).parent
 
 
 def _minus(text: str) -> str:
     return text.replace("-", "−")
 
 
-_templates = Environment(
-    loader=FileSystemLoader(_HERE),
+templates = Environment(
+    loader=FileSystemLoader(HERE),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_templates.filters["minus"] = _minus
-_templates.filters["number"] = lambda value, digits=2: _minus(number(value, digits=digits))
-_templates.filters["interval"] = lambda found: _interval(found)
+templates.filters["minus"] = _minus
+templates.filters["number"] = lambda value, digits=2: _minus(number(value, digits=digits))
+templates.filters["interval"] = lambda found: _interval(found)
 
 
 def _interval(found: Mapping[str, Any]) -> str:
@@ -94,9 +94,9 @@ def write_report(
             "frames": shown_frames(artefacts),
             "strips": strips(artefacts),
         }
-    page = _templates.get_template("page.html").render(
+    page = templates.get_template("page.html").render(
         title=title,
-        css=Markup((_HERE / "report.css").read_text()),
+        css=Markup((HERE / "report.css").read_text()),
         environment={"date": "", "commit": "", **environment},
         version=(environment.get("versions") or {}).get("colaworld"),
         took=None if seconds is None else duration(float(seconds)),
