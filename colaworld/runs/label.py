@@ -9,6 +9,7 @@ byte, from any number of processes: an episode's batches hold its own rows alone
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,16 @@ from colaworld import __version__
 from colaworld.config import leaves, to_dict
 from colaworld.data.clips import ClipSet
 from colaworld.data.errors import BrokenFileError, DataError
-from colaworld.data.labels import CODE, COLUMNS, FORMAT, PROVENANCE, VALID, VECTOR, read_labels
+from colaworld.data.labels import (
+    CODE,
+    COLUMNS,
+    FORMAT,
+    PROVENANCE,
+    VALID,
+    VECTOR,
+    check_labels,
+    read_labels,
+)
 from colaworld.data.latent_cache import LatentKey
 from colaworld.data.sources.lerobot_columns import put_in_place
 from colaworld.evaluation.labelling import label_episode
@@ -34,10 +44,13 @@ from colaworld.runs.labelled_set import (
     check_alike,
     check_counted,
     is_v3,
+    left_out,
     prepare_episode,
     write_set,
 )
 from colaworld.runs.load import commit
+
+log = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
@@ -112,6 +125,8 @@ def label_set(
     check_counted(clips) if is_v3(clips) else check_alike(clips, chosen)
     job = _Job(world, clips, chosen, batch_size, torch.device(device), recipe, in_place)
     work, main = Work(out), together.rank == 0
+    for line in left_out(clips):
+        log.warning("%s: %s", clips.config.path, line)
     try:
         over = together.gather(_settle(job, work, overwrite) if main else None)[0]
         if over is not None:
@@ -171,14 +186,10 @@ def _refuse(job: _Job, out: Path, overwrite: bool) -> None:
     if overwrite or not any(name in features for name in COLUMNS):
         return
     how = "--overwrite replaces them"
-    if not (path / PROVENANCE).is_file():
-        raise DataError(f"{path}: has latent actions, and nothing says of which model; {how}")
-    said = read_labels(path)
-    if said["model"]["hash"] != job.hash:
-        raise DataError(
-            f"{path}: has latent actions of another model: hash {said['model']['hash']}, this one's is "
-            f"{job.hash}; {how}"
-        )
+    try:
+        said = check_labels(path, job.hash)
+    except DataError as error:
+        raise DataError(f"{error}; {how}") from None
     then, now = (dict(leaves(key)) for key in (said["key"], job.key()))
     changed = [f"{k}: {then.get(k)!r} then, {v!r} now" for k, v in now.items() if then.get(k) != v]
     raise DataError(
@@ -350,6 +361,7 @@ class _Job:
                 "split": config.split,
             },
             "counts": dict(counts),
+            "left_out": list(left_out(self.clips)),
             "broken": sorted(b.reason.replace(root, "") for b in self.clips.broken.values()),
             "colaworld": __version__,
             "commit": commit(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,25 @@ _ARRAYS = {CODE: np.int64, VECTOR: np.float32, VALID: np.bool_}
 def is_v3(clips: ClipSet) -> bool:
     """Whether a set can get columns as it is."""
     return isinstance(clips.source, LeRobotSource) and clips.source.layout == "v3"
+
+
+def left_out(clips: ClipSet) -> Iterator[str]:
+    """What of a set does not come along into a new v3 one, a line each; nothing of a v3 set."""
+    if is_v3(clips):
+        return
+    about, source = clips.source.describe(), clips.source
+    if about.uneven:
+        yield (
+            f"{len(about.uneven)} films are not evenly spaced in time (first: {about.uneven[0]}): the "
+            "labelled set has their frames, evenly spaced"
+        )
+    if isinstance(source, LeRobotSource):
+        kept = source.action_spec and source.action_spec.column
+        indices = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
+        lost = [name for name in about.columns if name != kept and name not in indices]
+        lost += [name for name in about.cameras if name != about.camera]
+        if lost:
+            yield f"columns and cameras left out: {', '.join(lost)} (a v3 set keeps all of them)"
 
 
 def check_counted(clips: ClipSet) -> None:

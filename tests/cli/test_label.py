@@ -16,6 +16,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,8 +24,10 @@ import torch
 import colaworld as package
 from colaworld.cli.main import main
 from colaworld.contracts import ActionSpec
+from colaworld.data.config import EncodingConfig
 from colaworld.data.labels import CODE, VALID, VECTOR, check_labels, read_labels
 from colaworld.data.sources import open_source
+from colaworld.data.video_writer import VideoWriter
 from colaworld.models.latent_action.identity import latent_action_hash
 from colaworld.runs import label as runs_label
 from colaworld.runs import label_work
@@ -135,6 +138,8 @@ def test_a_folder_of_videos_becomes_a_set(trained, film, tmp_path, colaworld) ->
     with tarfile.open(tmp_path / "set.tar", "w") as tar:
         for path in sorted(films.iterdir()):
             tar.add(path, path.name)
+            np.save(tmp_path / "actions.npy", np.arange(12 + int(path.stem)) % 5)
+            tar.add(tmp_path / "actions.npy", f"{path.stem}.npy")
     said = colaworld("label", trained, "--data", films, "--out", out)
     assert said.status == 0 and "3 episodes, 39 frames, 36 of them" in said.out
     made = open_source(out)
@@ -154,6 +159,8 @@ def test_a_folder_of_videos_becomes_a_set(trained, film, tmp_path, colaworld) ->
     # Films in a tar are encoded: the labels are of the film that was packed.
     assert colaworld("label", trained, "--data", tmp_path / "set.tar", "--out", packed).status == 0
     np.testing.assert_array_equal(rows(packed)[CODE], codes[:, 0])
+    moves = [i % 5 for frames in (12, 13, 14) for i in range(frames)]
+    assert rows(packed)["action"].tolist() == moves  # recorded ones come along
     a, b = made.read(2, range(14)).astype(float), open_source(packed).read(2, range(14))
     assert np.abs(a - b).mean() < 3
 
@@ -199,6 +206,57 @@ def test_in_place(trained, other, scene, few, tmp_path, colaworld) -> None:
     assert colaworld("label", other, "--data", scene, "--out", again, *FEW).status == 0
     (few / ".gitattributes").unlink()
     assert digest(few) == digest(again)
+
+
+def test_continuous_actions_have_no_codes(scene, tiny, trained, few, tmp_path, colaworld) -> None:
+    run = tmp_path / "run"
+    kind = ["--model.quantizer.kind", "gaussian"]
+    rest = [*tiny[: (at := tiny.index("--model.quantizer.unquantized-steps"))], *tiny[at + 2 :]]
+    assert colaworld("train", "nano.cola", "--data", scene, "--out", run, *kind, *rest).status == 0
+    assert colaworld("label", trained, "--data", few, "--in-place", *FEW).status == 0
+    call = ("label", run, "--data", few, "--in-place", "--overwrite")
+    assert colaworld(*call).status == 0
+    found, source = rows(few), open_source(scene)
+    assert CODE not in found and read_labels(few)["columns"] == [VECTOR, VALID]
+    assert CODE not in json.loads((few / "meta/info.json").read_text())["features"]
+    world, _ = load_world(run)
+    frames = torch.from_numpy(source.read(7, range(12))).permute(0, 3, 1, 2)
+    wanted = world.infer_actions(frames[None]).codes[0].flatten(1).numpy()
+    np.testing.assert_allclose(found[VECTOR][84:95], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_new_set_leaves_out_is_said(trained, scene, tmp_path, colaworld, caplog) -> None:
+    """Layout v2.1: one camera and its actions come along."""
+    old, info = tmp_path / "old", json.loads((scene / "meta/info.json").read_text())
+    table = pq.read_table(scene / "data").sort_by("index").slice(0, 12)
+    for name, text in (
+        ("tasks", {"task_index": 0, "task": ""}),
+        ("episodes", {"episode_index": 0, "tasks": [""], "length": 12}),
+        ("episodes_stats", {"episode_index": 0, "stats": {}}),
+    ):
+        (old / "meta").mkdir(parents=True, exist_ok=True)
+        (old / f"meta/{name}.jsonl").write_text(json.dumps(text) + "\n")
+    info["features"]["observation.state"] = {"dtype": "float32", "shape": [1], "names": None}
+    info |= {"codebase_version": "v2.1", "chunks_size": 9, "total_episodes": 1, "total_frames": 12}
+    info["data_path"] = "data/{episode_chunk:03d}/{episode_index}.parquet"
+    info["video_path"] = "videos/{video_key}/{episode_chunk:03d}/{episode_index}.mp4"
+    (old / "meta/info.json").write_text(json.dumps(info))
+    (old / "data/000").mkdir(parents=True)
+    pq.write_table(
+        table.append_column("observation.state", pa.array(np.zeros(12))), old / "data/000/0.parquet"
+    )
+    film = old / "videos/observation.images.main/000/0.mp4"
+    frames = open_source(scene).read(0, range(12))
+    with VideoWriter(film, fps=10, height=32, width=32, encoding=EncodingConfig()) as video:
+        for frame in frames:
+            video.write(frame)
+    out = tmp_path / "out"
+    assert colaworld("label", trained, "--data", old, "--out", out).status == 0
+    assert "left out: observation.state" in caplog.text
+    assert "observation.state" in read_labels(out)["left_out"][0]
+    found = rows(out)
+    assert found["action"].tolist() == table["action"].to_pylist() and found[VALID].sum() == 11
+    assert os.path.samefile(film, open_source(out).episodes[0].path)
 
 
 def test_wrong_calls(trained, scene, film, tmp_path, colaworld) -> None:
