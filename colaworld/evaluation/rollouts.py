@@ -94,9 +94,13 @@ class Batch:
         return getattr(self.world, "stride", 1)
 
     def reinferred(self, variant: str) -> LatentActions:
-        """What the world takes for the n actions of the video it drew under `variant`; on the CPU."""
+        """What the world takes for the n actions of the video it drew under `variant`; on the CPU.
+
+        What is not finite (a sampler gone astray) is read as black: its PSNR is null anyway.
+        """
         if variant not in self._seen:
-            found = read_actions(cast(WorldProtocol, self.world), self.rollouts[variant])
+            drawn = self.rollouts[variant].nan_to_num(0.0)
+            found = read_actions(cast(WorldProtocol, self.world), drawn)
             self._seen[variant] = head(found, slice(None), self.future)
         return self._seen[variant]
 
@@ -152,7 +156,7 @@ def infer(
     return LatentActions(torch.cat(codes), torch.cat(indices) if indices else None)
 
 
-def read_actions(world: WorldProtocol, video: Tensor) -> LatentActions:
+def read_actions(world: LatentActionModel, video: Tensor) -> LatentActions:
     """The checked latent actions of [b, T, 3, H, W] in [0, 1], moved to the CPU."""
     with torch.no_grad():
         found = world.infer_actions(video)
@@ -324,7 +328,7 @@ def stream(
     starts = [*range(0, rolled, batch_size), *range(rolled, len(clips), batch_size)]
     for start, stop in zip(starts, [*starts[1:], len(clips)], strict=True):
         rows = slice(start, stop)
-        truth, rollouts, more = None, {}, {}
+        truth, rollouts, more = None, {}, cast(dict[str, Any], {})
         if start < rolled:
             video = to_float(clips.frames[rows, :length], device)
             rated = told(world, None if clips.fps is None else clips.fps[rows])

@@ -311,3 +311,52 @@ def test_an_older_evaluation_is_shown_without_these_controls(tmp_path):
     old = json.loads(Path(__file__).with_name("golden.json").read_text())["moves"]["result"]
     page = page_of(tmp_path / "r.html", old, compare={"now": measured(), "old": old})
     assert "Does it obey?" not in page and "Class by class" not in page
+
+
+class Strict(ScrollWorld):
+    """Reads pictures alone, as a world of models does; `astray`: draws what is none."""
+
+    def __init__(self, *, astray=False):
+        super().__init__()
+        self.astray = astray
+
+    def infer_actions(self, frames):
+        assert bool(((frames >= 0) & (frames <= 1)).all())
+        return super().infer_actions(frames)
+
+    def rollout(self, history, codes, *, generator):
+        made = super().rollout(history, codes, generator=generator)
+        if self.astray:
+            made.frames[:, history.shape[1] :] = float("nan")
+        return made
+
+
+def test_a_sampler_gone_astray_leaves_no_number_and_ends_nothing():
+    result = run_evaluation(Strict(astray=True), batches(), SPEC, SMALL).result
+    assert result["leakage"]["gain"]["mean"] is None
+    assert result["sensitivity"]["codes"]["mean"] is result["sensitivity"]["noise"]["mean"] is None
+    assert result["segments"]["parts"][0]["psnr"]["mean"] is None
+    assert result["transfer"]["donor"]["mean"] < 0.5  # what is not finite is read as black
+    assert result["mlp_probe"]["score"]["mean"] == 1.0
+
+
+class Pairs(Strict):
+    """Makes two frames at once, as a tokenizer with a temporal stride of 2 does."""
+
+    stride = 2
+
+    def rollout(self, history, codes, *, generator):
+        new = codes.shape[1] + 1 - history.shape[1]
+        assert new and new % 2 == 0, f"{new} actions are not whole latent frames"
+        return super().rollout(history, codes, generator=generator)
+
+
+def test_single_steps_are_as_long_as_the_world_makes_them():
+    result, single = measured(Pairs), measured()
+    assert result["transfer"] == single["transfer"]
+    assert result["leakage"]["psnr"]["cut"] == pytest.approx(
+        single["leakage"]["psnr"]["cut"], abs=0.3
+    )
+    assert result["sensitivity"]["noise"]["mean"] == pytest.approx(
+        255 * SIGMA * math.sqrt(2), rel=0.05
+    )

@@ -48,7 +48,7 @@ class ActionInformation(RealActions):
         def told(codes: np.ndarray, actions: np.ndarray) -> Information:
             return information(codes, actions, episodes, permutations=PAIRINGS, generator=rng)
 
-        parts = []
+        parts: list[dict[str, Any]] = []
         for i, name in enumerate(names_of(spec) if spec.kind == "continuous" else (spec.column,)):
             actions = real[..., i]
             if spec.kind == "continuous":

@@ -94,7 +94,7 @@ class Leakage(Measure):
             gain["high"],
             "dB",
             f"over the clip's own action {number(found['gain_over_own']['mean'])}; called above "
-            f"{number(found['margin'], digits=1)}; PSNR {number(drawn['cut'], digits=1)}",
+            f"{number(found['margin'], digits=1)}; drawn at {number(drawn['cut'], 'dB', digits=1)}",
             better="lower",
             meaning="Does the action smuggle the next frame, of another scene, through?",
             episodes=found["episodes"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -149,7 +150,7 @@ class Probe(RealActions):
                 {
                     "name": name,
                     "rows": int(counts[c]),
-                    "recall": over(lambda rows, c=c: found.recall(c, rows)),
+                    "recall": over(partial(found.recall, c)),
                 }
                 for c, name in enumerate(names_of(spec))
                 if counts[c]

@@ -88,7 +88,9 @@ class Segments(Measure):
         word = "cosine" if found["by"] == "cosine" else "agreement"
         return Headline(
             f"told and drawn actions, {word} in the last third",
-            *(last["agreement"][key] for key in ("mean", "low", "high")),
+            last["agreement"]["mean"],
+            last["agreement"]["low"],
+            last["agreement"]["high"],
             note=f"{number(first['agreement']['mean'])} in the first; PSNR "
             f"{number(first['psnr']['mean'], digits=1)} to "
             f"{number(last['psnr']['mean'], 'dB', digits=1)}, colours off by "

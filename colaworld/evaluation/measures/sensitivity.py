@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from colaworld.evaluation.measures.measure import Headline, Measure, number
 from colaworld.evaluation.rollouts import Batch
@@ -40,11 +39,11 @@ class Sensitivity(Measure):
         differ = (codes[0] != codes[1]).flatten(1).any(dim=1)
         again = batch.roll(codes[0][:, None], stream=RandomStream.SENSITIVITY)[:, 0]
         errors = [(one - other).double().square().mean((1, 2, 3, 4)) for other in (two, again)]
-        nowhere = torch.full_like(errors[0], float("nan"))
         self.keep(
             episodes=batch.episodes,
-            codes=torch.where(differ.to(one.device), errors[0], nowhere),
+            codes=errors[0],
             noise=errors[1],
+            differ=differ,
         )
 
     def result(self) -> dict[str, Any]:
@@ -52,22 +51,24 @@ class Sensitivity(Measure):
             return {"sensitivity": None}
         codes, noise, episodes = (self.kept(name) for name in ("codes", "noise", "episodes"))
         rng = np.random.default_rng([self.setting.config.seed, RandomStream.SENSITIVITY])
-        pairs = int(np.isfinite(codes).sum())
+        differ = self.kept("differ")
 
         def rmse(values: np.ndarray) -> float:
-            values = values[np.isfinite(values)]
             return 255 * float(np.sqrt(values.mean())) if values.size else float("nan")
+
+        def of_codes(rows: np.ndarray) -> float:
+            return rmse(codes[rows][differ[rows]])
 
         def ratio(rows: np.ndarray) -> float:
             spread = rmse(noise[rows])
-            return rmse(codes[rows]) / spread if spread > 0 else float("nan")
+            return of_codes(rows) / spread if spread > 0 else float("nan")
 
         return {
             "sensitivity": {
-                "codes": self.setting.interval(lambda r: rmse(codes[r]), episodes, rng=rng),
+                "codes": self.setting.interval(of_codes, episodes, rng=rng),
                 "noise": self.setting.interval(lambda r: rmse(noise[r]), episodes, rng=rng),
                 "ratio": self.setting.interval(ratio, episodes, rng=rng),
-                "pairs": pairs,
+                "pairs": int(differ.sum()),
                 "episodes": int(np.unique(episodes).size),
             }
         }

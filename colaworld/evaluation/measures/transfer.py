@@ -158,7 +158,7 @@ class ActionTransfer(RealActions):
             donor["low"],
             donor["high"],
             note=f"with the scene's own {number(own['mean'])}, chance {number(found['chance'])}, "
-            f"untransferred {number(found['reference']['mean'])}",
+            f"in its own scene {number(found['reference']['mean'])}",
             meaning="Replayed in another scene, do actions do the same? Read off the drawn video.",
             episodes=found["episodes"],
             judgement=judge(found["margin"]),
