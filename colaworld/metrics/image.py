@@ -1,6 +1,6 @@
 """PSNR and SSIM of images with values in [0, 1].
 
-Not here: learned (perceptual) distances, and distances between sets of videos (`video.py`).
+Not here: learned distances (`lpips.py`), and distances between sets of videos (`frechet.py`).
 Shape legend: ... any leading dimensions, C channels, H W pixels.
 """
 

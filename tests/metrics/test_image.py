@@ -64,6 +64,17 @@ def test_ssim_equals_the_direct_definition(height, width, window):
     assert ssim(x, y).tolist() == pytest.approx(expected, abs=1e-5)
 
 
+def test_both_equal_scikit_image():
+    """peak_signal_noise_ratio(data_range=1) and structural_similarity(data_range=1, channel_axis=0,
+    gaussian_weights=True, sigma=1.5, use_sample_covariance=False) of scikit-image 0.26.0, in float64."""
+    shape = (2, 3, 40, 48)
+    i = torch.arange(math.prod(shape), dtype=torch.float64)
+    x = 0.5 + 0.5 * torch.sin(0.37 * i).reshape(shape).float()
+    y = (x + 0.3 * torch.sin(1.9 * i).reshape(shape).float()).clamp(0, 1)
+    assert psnr(x, y).tolist() == pytest.approx([14.80484437, 14.79073773], abs=1e-5)
+    assert ssim(x, y).tolist() == pytest.approx([0.86076935, 0.86034656], abs=1e-6)
+
+
 def test_ssim_of_two_flat_images_by_hand():
     x, y = torch.full((3, 12, 12), 0.2), torch.full((3, 12, 12), 0.6)
     expected = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)  # no variance: luminance only
