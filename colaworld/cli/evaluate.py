@@ -73,6 +73,7 @@ def run(argv: list[str]) -> int:
         others[other] = read_evaluation(other / "evaluation.json")
     check_there(config.data.path)
     also = _also(options.also, config.data)
+    config.evaluation.check_weights()
     device = choose_device(options.device)
 
     if options.watch:
@@ -81,7 +82,7 @@ def run(argv: list[str]) -> int:
     # Not above: torch takes seconds, and help and wrong calls need none of it.
     from colaworld.evaluation.comparison import comparison
     from colaworld.evaluation.report.page import write_report
-    from colaworld.evaluation.tables import beside, table
+    from colaworld.evaluation.tables import beside, columns, horizon_rows, paper_rows, table
     from colaworld.files import write_json
     from colaworld.runs.load import environment, evaluate_run
     from colaworld.runs.watch import read_rows
@@ -120,7 +121,11 @@ def run(argv: list[str]) -> int:
         sets=sets if elsewhere else None,
         curves=curves,
     )
-    print(comparison(results).text() if others else table(evaluation.result))
+    compared = comparison(results)
+    print(compared.text() if others else table(evaluation.result))
+    alike = {name: results[name] for name in compared.alike}
+    for rows in (horizon_rows(evaluation.result), paper_rows(alike | elsewhere)):
+        print(f"\n{columns(rows)}")
     if elsewhere:
         print(f"\n{beside(sets)}")
     print(f"report: {report}")

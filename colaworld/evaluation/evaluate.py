@@ -24,6 +24,7 @@ from colaworld.evaluation.measures import MEASURES
 from colaworld.evaluation.measures.measure import Setting
 from colaworld.evaluation.rollouts import infer, stream, variants_of
 from colaworld.evaluation.settings import EvaluationConfig, RandomStream
+from colaworld.evaluation.tables import paper_row
 from colaworld.files import plain, write_json
 
 log = logging.getLogger(__name__)
@@ -120,14 +121,14 @@ def run_evaluation(
             f"evaluation: history {history} + horizon {horizon} do not fit into clips of "
             f"{frames.shape[1]} frames; load longer clips or lower evaluation.horizon"
         )
-    latent = infer(world, frames, batch_size=config.batch_size, device=device)
     setting = Setting(
         world.codebook_size,
         action_spec,
         config,
         np.random.default_rng([config.seed, RandomStream.SHARED_INTERVALS]),
     )
-    measures = [measure(setting) for measure in MEASURES.values()]
+    measures = [measure(setting) for measure in MEASURES.values()]  # wrong weights end it at once
+    latent = infer(world, frames, batch_size=config.batch_size, device=device)
     strips = Strips(setting, choose_clips(episodes[:rolled], config.shown_clips))
     seen_by = [*measures, strips]
     variants = {name for measure in seen_by for name in measure.variants}
@@ -219,4 +220,6 @@ def run_evaluation(
         code_notes=grid.notes(latent, clips.actions, action_spec),
         **shown,
     )
-    return Evaluation(plain(result), artefacts)
+    result = plain(result)
+    result["paper_row"] = paper_row(result)
+    return Evaluation(result, artefacts)

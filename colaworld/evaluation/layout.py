@@ -13,7 +13,8 @@ from typing import Any
 from colaworld.files import FileError, read_json
 
 # 2 added `clips`, `data`, and SSIM and bounds by horizon of every variant; 3 `delta_psnr.none`, `transfer`,
-# `leakage`, `sensitivity`, `segments`, `mlp_probe`, `information` and `probe.parts`
+# `leakage`, `sensitivity`, `segments`, `mlp_probe`, `information`, `probe.parts`, `lpips`, `frechet` and
+# `paper_row`
 FORMAT_VERSION = 3
 
 
@@ -121,6 +122,23 @@ _LAYOUT: dict[str, Any] = {
     ),
     "information": Maybe({"share": _NUMBER, "episodes": int, "parts": [_TOLD]}, absent=True),
     "nmse": Maybe({**_INTERVAL, "by_horizon": [_NUMBER]}, absent=True),
+    "lpips": Maybe(
+        {
+            "name": str,
+            "published": bool,
+            **_INTERVAL,
+            "mean": float,
+            "over_copy": _INTERVAL,
+            "variants": {v: {"lpips_by_horizon": [float]} for v in ("inferred", "copy")},
+        },
+        absent=True,
+    ),
+    "lpips_skipped": Maybe(str, absent=True),
+    "frechet": Maybe(
+        {"name": str, "value": float, "by_horizon": Each(float), "clips": int, "features": int},
+        absent=True,
+    ),
+    "frechet_skipped": Maybe(str, absent=True),
     "text": Maybe(
         {"loss_null_caption": float, "loss_removed": float, "change": _NUMBER}, absent=True
     ),
@@ -167,6 +185,7 @@ def _check(value: Any, expected: Any, source: str, key: str) -> None:
     wanted: Any = (int, float) if kind is float else kind
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
         name = {
+            bool: "true or false",
             dict: "an object",
             list: "a list",
             float: "a number",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum, unique
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
-from colaworld.config import Checked, Count, Natural, Positive, Range, Seed
+from colaworld.config import Checked, ConfigError, Count, Natural, Positive, Range, Seed
 from colaworld.metrics.config import ProbeConfig
 
 
@@ -33,6 +34,7 @@ class RandomStream(IntEnum):
     PROBE_PARTS = 17
     MLP_PROBE = 18
     INFORMATION = 19
+    LPIPS = 20
     ADAPTATION = 30
     ATLAS = 31
 
@@ -77,5 +79,24 @@ class EvaluationConfig(Checked, at="evaluation."):
     text_effect: bool = False
     """Also measure what the pre-trained video model loses without its cross-attention (paired flow
     loss, null caption against removed); its weights must hold a text path."""
+    lpips: Path | None = None
+    """Folder with the two published files of LPIPS: alex.pth (of the package lpips 0.1.4,
+    lpips/weights/v0.1) and alexnet-owt-7be5be79.pth (of torchvision), or vgg.pth and
+    vgg16-397923af.pth. Without it LPIPS is not measured."""
+    lpips_trunk: Literal["alex", "vgg"] = "alex"
+    """Which of both networks compares the frames."""
+    fvd: Path | None = None
+    """The I3D of Kinetics-400 for FVD: i3d_pretrained_400.pt (a state dict), or StyleGAN-V's
+    i3d_torchscript.pt. The latter is code that opening it runs, so it is opened only where its sha256
+    is the published one. Rollouts need 9 frames. Without it FVD is not measured."""
     seed: Seed = 0
     """Of the noise, the wrong actions, the probe's split and the intervals."""
+
+    def check_weights(self) -> None:
+        """ConfigError where weights that it names are not there; what is in them is seen when read."""
+        for key, path, what in (("lpips", self.lpips, "folder"), ("fvd", self.fvd, "file")):
+            if path is not None and not (path.is_dir() if what == "folder" else path.is_file()):
+                raise ConfigError(
+                    f"evaluation.{key}: expected a {what} of weights, found none at {path}; None leaves "
+                    "it out"
+                )

@@ -1,4 +1,4 @@
-"""An evaluation as text: a short list of its numbers, and the verdict over them.
+"""An evaluation as text: its numbers, the verdict over them, the same by horizon and as the paper's row.
 
 Plain text of fixed width, so that it reads the same in a terminal, a log and a commit message.
 Not here: the numbers and what each means (`measures`), several runs (`comparison.py`), the page.
@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from colaworld.evaluation.measures import MEASURES
-from colaworld.evaluation.measures.measure import FEW_EPISODES, Headline, Measure
+from colaworld.evaluation.measures.measure import FEW_EPISODES, Headline, Measure, number
 
 
 def headlines(
@@ -89,3 +89,60 @@ def table(result: Mapping[str, Any]) -> str:
         + f"\n{counts['clips']} clips of {counts['episodes']} episodes, {counts['horizon']} steps; "
         "95 % intervals over episodes"
     )
+
+
+SHOWN_STEPS = (1, 4, 8)  # and the last
+
+
+def horizon_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """A header, then fidelity under inferred actions at some predicted steps, with 95 % intervals.
+
+    PSNR and SSIM; LPIPS where it was measured; the Frechet distance over the frames up to a step.
+    """
+    inferred = result["rollout"]["variants"]["inferred"]
+    lines = {
+        "PSNR, dB": ("psnr", 2, inferred),
+        "SSIM": ("ssim", 3, inferred | {"ssim_by_horizon": result["rollout"]["ssim_by_horizon"]}),
+    }
+    if lpips := result.get("lpips"):
+        lines[lpips["name"]] = ("lpips", 3, lpips["variants"]["inferred"])
+    frechet = result.get("frechet") or {"by_horizon": {}}
+    last = result["counts"]["horizon"]
+    steps = {*SHOWN_STEPS, last, *map(int, frechet["by_horizon"])}
+    rows = [["step", *lines]]
+    for step in sorted(step for step in steps if step <= last):
+        row = [str(step)]
+        for what, digits, line in lines.values():
+            at = [
+                (line.get(f"{what}{end}_by_horizon") or [None] * last)[step - 1]
+                for end in ("", "_low", "_high")
+            ]
+            mean, low, high = (number(value, digits=digits) for value in at)
+            row.append(mean if None in at else f"{mean} [{low}, {high}]")
+        rows.append(row)
+    if frechet["by_horizon"]:
+        values = [number(frechet["by_horizon"].get(row[0])) for row in rows[1:]]
+        rows = [[*row, cell] for row, cell in zip(rows, [frechet["name"], *values], strict=True)]
+    return rows
+
+
+def paper_row(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """The columns of the paper's table of video quality, under inferred actions; None: not measured.
+
+    PSNR (dB), SSIM x 100, LPIPS x 100 and FVD (arXiv 2510.26433), averaged over the horizon. LPIPS and
+    FVD only by the published weights.
+    """
+    lpips, frechet = result.get("lpips"), result.get("frechet")
+    ssim = result["rollout"].get("ssim") or {"mean": None}
+    return {
+        "psnr": result["rollout"]["psnr"]["mean"],
+        "ssim_x100": None if ssim["mean"] is None else 100 * ssim["mean"],
+        "lpips_x100": 100 * lpips["mean"] if lpips and lpips["published"] else None,
+        "fvd": frechet["value"] if frechet and frechet["name"] == "FVD" else None,
+    }
+
+
+def paper_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """A header, then the paper's columns for evaluations by name."""
+    rows = [["as the paper's table", "PSNR", "SSIM x100", "LPIPS x100", "FVD"]]
+    return rows + [[name, *map(number, paper_row(r).values())] for name, r in results.items()]

@@ -7,9 +7,11 @@ import math
 import shutil
 
 import pytest
+import torch
 
 from colaworld.cli import evaluate
 from colaworld.config import to_yaml
+from colaworld.metrics.lpips import LPIPS
 from colaworld.recipes import recipe
 
 
@@ -41,7 +43,7 @@ def test_the_keys_others_read(run, quick, colaworld, caplog) -> None:
     assert result["config"]["seed"] == 1 and result["counts"]["clips"] == 4
     page = (run / "report.html").read_text()
     assert "nano.cola" in page and 'src="http' not in page and 'href="http' not in page
-    assert "nan" not in said.out.lower()
+    assert "nan" not in said.out.lower().replace("nano", "")
     assert "<title>nano.cola on scene, 32 × 32 pixels</title>" in page
     assert f"<code>colaworld evaluate --evaluation.seed 1 {run} " in page
     assert f"<code>colaworld train nano.cola --config {run}/config.yaml --out NEW</code>" in page
@@ -49,6 +51,41 @@ def test_the_keys_others_read(run, quick, colaworld, caplog) -> None:
     assert "60 frames to generate" in caplog.text
     lines = [line.split(",")[0] for line in said.out.splitlines() if line.startswith("evaluating")]
     assert lines[:2] == ["evaluating: inferred actions", "evaluating: rollouts"]
+
+
+def test_lpips_by_the_users_files_and_the_papers_columns(run, quick, colaworld, tmp_path) -> None:
+    network = LPIPS("alex")  # untrained: other weights than the published ones
+    trunk = {f"features.{key}": value for key, value in network.features.state_dict().items()}
+    heads = {key: value.abs() for key, value in network.heads.state_dict().items()}
+    (tmp_path / "weights").mkdir()
+    torch.save(trunk, tmp_path / "weights/alexnet.pth")
+    torch.save(heads, tmp_path / "weights/alex.pth")
+    said = colaworld("evaluate", run, "--evaluation.lpips", tmp_path / "weights", *quick)
+    assert said.status == 0
+    result = json.loads((run / "evaluation.json").read_text())
+    found = result["lpips"]
+    assert found["name"] == "LPIPS (alex, other weights)" and found["mean"] > 0
+    lines = [line.split() for line in said.out.splitlines()]
+    assert ["step", "PSNR,", "dB", "SSIM", "LPIPS", "(alex,", "other", "weights)"] in lines
+    assert [
+        "as",
+        "the",
+        "paper's",
+        "table",
+        "PSNR",
+        "SSIM",
+        "x100",
+        "LPIPS",
+        "x100",
+        "FVD",
+    ] in lines
+    psnr, ssim = (result["paper_row"][key] for key in ("psnr", "ssim_x100"))
+    assert ["nano.cola", f"{psnr:.2f}", f"{ssim:.2f}", "-", "-"] in lines
+    assert ["FVD", "-", "no", "weights", "given", "(--evaluation.fvd)"] in lines
+    before = (run / "evaluation.json").read_bytes()
+    said = colaworld("evaluate", run, "--evaluation.fvd", tmp_path / "i3d.pt", *quick)
+    assert said.status == 2 and "evaluation.fvd: expected a file of weights" in said.err
+    assert (run / "evaluation.json").read_bytes() == before
 
 
 def test_the_same_call_gives_the_same_numbers(run, quick, colaworld) -> None:

@@ -593,3 +593,42 @@ def test_a_page_of_nonsense_is_refused_by_key(tmp_path):
     with pytest.raises(ValueError, match="evaluation: counts: expected an object, got null"):
         write(tmp_path / "r.html", evaluation={**RESULT, "counts": None})
     assert not (tmp_path / "r.html").exists()
+
+
+def test_lpips_fvd_and_the_papers_columns_are_on_the_page(tmp_path):
+    plain = {**RESULT, "lpips": None, "lpips_skipped": "no weights given (--evaluation.lpips)"}
+    page = write(tmp_path / "r.html", evaluation=plain)
+    parse(page)
+    assert (
+        "LPIPS: no weights given (--evaluation.lpips)." in page and "LPIPS by horizon" not in page
+    )
+    assert (
+        '<tr><th scope="row">this run</th><td>23.30</td><td>−</td><td>−</td><td>−</td></tr>' in page
+    )
+    assert '<tr><th scope="row">3</th><td>22.00</td><td>0.700</td></tr>' in page
+    line = {"lpips_by_horizon": [0.1, 0.2, 0.3]}
+    lpips = {
+        "name": "LPIPS (alex)",
+        "published": True,
+        "mean": 0.2,
+        "low": 0.1,
+        "high": 0.3,
+        "over_copy": {"mean": -0.1, "low": -0.2, "high": -0.05},
+        "variants": {"inferred": line, "copy": line},
+    }
+    frechet = {
+        "name": "FVD",
+        "value": 250.0,
+        "by_horizon": {"3": 250.0},
+        "clips": 20,
+        "features": 400,
+    }
+    full = {**RESULT, "lpips": lpips, "frechet": frechet}
+    page = write(tmp_path / "r.html", evaluation=full, compare={"a": full, "b": RESULT})
+    parse(page)
+    assert "LPIPS by horizon" in page and page.count('class="card"') == 6
+    assert (
+        '<tr><th scope="row">a</th><td>23.30</td><td>−</td><td>20.00</td><td>250.00</td></tr>'
+        in page
+    )
+    assert "<td>22.00</td><td>0.700</td><td>0.300</td><td>250.00</td></tr>" in page

@@ -8,9 +8,11 @@ from __future__ import annotations
 from colaworld.evaluation.measures.codebook import CodebookEntropy, CodebookUtilisation
 from colaworld.evaluation.measures.controllability import Controllability
 from colaworld.evaluation.measures.fidelity import Fidelity
+from colaworld.evaluation.measures.frechet import FrechetVideoDistance
 from colaworld.evaluation.measures.information import ActionInformation
 from colaworld.evaluation.measures.leakage import Leakage
 from colaworld.evaluation.measures.linear_probe import LinearProbe
+from colaworld.evaluation.measures.lpips import PerceptualDistance
 from colaworld.evaluation.measures.measure import Measure
 from colaworld.evaluation.measures.mlp_probe import MLPProbe
 from colaworld.evaluation.measures.nmse import NMSE
@@ -34,6 +36,8 @@ register_measure(LinearProbe)
 register_measure(Fidelity)
 register_measure(CodebookUtilisation)
 register_measure(NMSE)
+register_measure(PerceptualDistance)
+register_measure(FrechetVideoDistance)
 register_measure(Sensitivity)
 register_measure(ActionTransfer)
 register_measure(TransferProbe)

@@ -22,7 +22,7 @@ from colaworld.evaluation.report import charts
 from colaworld.evaluation.report.charts import Series
 from colaworld.evaluation.report.tiles import code_blocks, shown_frames, strips
 from colaworld.evaluation.report.training_curves import History, read_history
-from colaworld.evaluation.tables import beside_rows, headlines, verdict
+from colaworld.evaluation.tables import beside_rows, headlines, horizon_rows, paper_rows, verdict
 from colaworld.files import write_atomically
 
 HERE = Path(__file__).parent
@@ -82,6 +82,7 @@ def write_report(
     """
     check(evaluation, source="evaluation")
     compared = comparison(compare) if compare else None
+    alike = {name: compare[name] for name in compared.alike} if compared and compare else {}
     if isinstance(artefacts, (str, Path)):
         artefacts = Artefacts.load(artefacts)
     history, seconds = read_history(metrics_jsonl), environment.get("wall_seconds")
@@ -108,7 +109,10 @@ def write_report(
         compared=compared,
         compared_charts=_compared(compared, compare) if compared and compare else {},
         artefacts=artefacts,
-        horizon=_horizon(evaluation["rollout"]),
+        horizon=_horizon(evaluation),
+        by_step=horizon_rows(evaluation),
+        as_paper=paper_rows(alike or {"this run": evaluation}),
+        left_out=_left_out(evaluation),
         training=_training(history) | _growth(curves or {}, history),
         sets=beside_rows(sets) if sets else [],
         evaluation={**dict.fromkeys(_MAYBE), **evaluation},
@@ -162,14 +166,28 @@ _LINES = {  # variant -> its name in charts
 _SHADED = ("inferred", "random", "copy")  # five shades on each other tell nothing
 
 
-def _horizon(rollout: Mapping[str, Any]) -> dict[str, Markup]:
-    """PSNR and SSIM by step of every variant there is; an older evaluation has SSIM of two, and no bounds."""
-    found = {}
-    for kind, unit in (("psnr", "PSNR, dB"), ("ssim", "SSIM")):
+def _left_out(evaluation: Mapping[str, Any]) -> list[str]:
+    """Why LPIPS and FVD are not there, where an evaluation says so."""
+    why = {name: evaluation.get(f"{name}_skipped") for name in ("lpips", "frechet")}
+    named = {"lpips": "LPIPS", "frechet": "FVD"}
+    return [f"{named[name]}: {reason}" for name, reason in why.items() if reason]
+
+
+def _horizon(evaluation: Mapping[str, Any]) -> dict[str, Markup]:
+    """PSNR and SSIM by step of every variant there is, and LPIPS where it was measured.
+
+    An older evaluation has SSIM of two, and no bounds.
+    """
+    found, rollout = {}, evaluation["rollout"]
+    kinds = {"psnr": "PSNR, dB", "ssim": "SSIM"}
+    variants = {kind: rollout["variants"] for kind in kinds}
+    if lpips := evaluation.get("lpips"):
+        kinds["lpips"], variants["lpips"] = lpips["name"], lpips["variants"]
+    for kind, unit in kinds.items():
         lines = {
-            name: rollout["variants"][name]
+            name: variants[kind][name]
             for name in _LINES
-            if f"{kind}_by_horizon" in rollout["variants"].get(name, ())
+            if f"{kind}_by_horizon" in variants[kind].get(name, ())
         } or {
             "inferred": {"ssim_by_horizon": rollout["ssim_by_horizon"]},
             "copy": {"ssim_by_horizon": rollout["copy_ssim_by_horizon"]},
