@@ -224,19 +224,24 @@ class VillaXLatents(nn.Module):
         return ((flat - mean) / std).unflatten(0, frames.shape[:2])
 
     @torch.no_grad()
-    def infer_actions(self, frames: Tensor) -> LatentActions:
-        """frames [B, T, 3, H, W] of any size, floats in [0, 1] or uint8 -> codes [B, T - 1, N, d] and
-        their entries of the codebook."""
+    def latents(self, frames: Tensor) -> Tensor:
+        """frames [B, T, 3, H, W] of any size, floats in [0, 1] or uint8 -> [B, T - 1, N, d], before they
+        become codes."""
         frames = checked_frames(frames, "infer_actions: frames")
         T, window = frames.shape[1], self.config.d_t
         if T < 2:
             raise ValueError(f"infer_actions: a latent action needs two frames, got T = {T}")
         seen = self.prepare(frames)
-        latents = [self.encoder(seen[:, :window])]
+        found = [self.encoder(seen[:, :window])]
         for end in range(window + 1, T + 1):
-            latents.append(self.encoder(seen[:, end - window : end])[:, -1:])
-        z = torch.cat(latents, dim=1)
-        codes, indices = vector_quantize(z.flatten(0, 2), self.vq["embedding"].weight)
+            found.append(self.encoder(seen[:, end - window : end])[:, -1:])
+        return torch.cat(found, dim=1)
+
+    def infer_actions(self, frames: Tensor) -> LatentActions:
+        """frames as `latents` takes them -> codes [B, T - 1, N, d] and their entries of the codebook."""
+        z = self.latents(frames)
+        with torch.no_grad():
+            codes, indices = vector_quantize(z.flatten(0, 2), self.vq["embedding"].weight)
         return LatentActions(codes.view_as(z), indices.view(z.shape[:3]))
 
 
