@@ -26,6 +26,7 @@ from colaworld.cli.progress import bar
 from colaworld.config import Checked, Count, Natural, Positive, Range, Seed, Size, to_dict
 from colaworld.data.config import EncodingConfig
 from colaworld.envs import behaviours
+from colaworld.envs.variation import COLOUR, Factor
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,9 @@ class RecordConfig(Checked, at="--"):
     """crafter: the map only, or also the two inventory rows."""
     start: Literal["center", "varied"] = "center"
     """crafter: in the meadow at the centre, or at a random place with more to see."""
+    vary: Factor | None = None
+    """Another look in one factor, for data a model was not trained on: turned hues, stripes, or other places. The
+    same seed gives the same states and actions."""
     actions: tuple[str, ...] = ()
     """crafter: the actions to choose from (default: noop and the four moves)."""
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
@@ -93,7 +97,14 @@ def make_env(config: RecordConfig) -> envs.Env:
         options = {"size": config.size}
     if config.env == "robodesk":
         options["quality"] = config.quality
-    return envs.make(config.env, **options)
+    return envs.make(config.env, vary=config.vary, **options)
+
+
+def _variation(config: RecordConfig, env: Any) -> dict[str, str] | None:
+    if config.vary is None:
+        return None
+    value = COLOUR if config.vary == "colour" else env.VARIATIONS[config.vary]
+    return {"factor": config.vary, "value": value}
 
 
 def _behaviour(config: RecordConfig, env: envs.Env) -> behaviours.Behaviour:
@@ -171,6 +182,7 @@ def record(config: RecordConfig, *, progress: bool = True) -> dict[str, Any]:
         "view": config.view if env.name == "crafter" else None,
         "quality": config.quality if env.name == "robodesk" else None,
         "start": config.start if env.name == "crafter" else None,
+        "variation": _variation(config, env),
         "action_names": list(env.action_spec.names),
         "encoding": to_dict(config.encoding),
     }

@@ -6,12 +6,20 @@ from typing import Any
 
 from colaworld.envs.base import Env
 from colaworld.envs.episodes import ConstantClipError, Episode, play
+from colaworld.envs.variation import Factor, Recoloured
 
 NAMES = ("crafter", "pusht", "robodesk", "scene")
 
 
-def make(name: str, **options: Any) -> Env:
-    """The environment called `name`; options go to its class. Simulators are imported here only."""
+def make(name: str, *, vary: Factor | None = None, **options: Any) -> Env:
+    """The environment called `name`; options go to its class. Simulators are imported here only.
+
+    `vary`: the factor in which it is seen differently (variation.py).
+    """
+    if vary == "colour":
+        return Recoloured(make(name, **options))
+    if vary is not None:
+        options["vary"] = vary
     if name == "scene":
         from colaworld.envs.scene import Scene
 

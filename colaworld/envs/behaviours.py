@@ -102,7 +102,7 @@ class Push:
     name = "scripted"
 
     def reset(self, env: Env, rng: np.random.Generator) -> None:
-        self._rng, self._left = rng, 0
+        self._rng, self._left, self._aim = rng, 0, np.zeros(2)
 
     def act(self, env: Env) -> Action:
         state = env.state()
@@ -130,7 +130,7 @@ class Desk:
     name = "scripted"
 
     def reset(self, env: Env, rng: np.random.Generator) -> None:
-        self._rng, self._left = rng, 0
+        self._rng, self._left, self._hand = rng, 0, Hand(TASKS[0])
 
     def act(self, env: Env) -> Action:
         state = env.state()

@@ -20,11 +20,12 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from colaworld.contracts import ActionSpec
+from colaworld.envs.variation import striped
 
 VISIBLE_ACTIONS = ("noop", "move_left", "move_right", "move_up", "move_down")
 _GRID = (9, 9)  # cells across and down, of which the two lowest rows are the inventory
@@ -44,6 +45,10 @@ class Crafter:
 
     name = "crafter"
     fps = 10.0  # nominal: the game is turn-based
+    VARIATIONS: ClassVar = {
+        "texture": "stripes of a quarter of a cell on every material",
+        "layout": "the camera looks 2 cells right of the player and 1 below",
+    }
 
     def __init__(
         self,
@@ -52,6 +57,7 @@ class Crafter:
         view: Literal["map", "full"] = "map",
         actions: tuple[str, ...] = VISIBLE_ACTIONS,
         start: Literal["center", "varied"] = "center",
+        vary: Literal["texture", "layout"] | None = None,
     ) -> None:
         try:
             import crafter
@@ -67,6 +73,13 @@ class Crafter:
             raise ValueError(f"Crafter.view: expected 'map' or 'full', got {view!r}")
         if start not in ("center", "varied"):
             raise ValueError(f"Crafter.start: expected 'center' or 'varied', got {start!r}")
+        if vary is not None and vary not in self.VARIATIONS:
+            raise ValueError(f"Crafter.vary: expected {' or '.join(self.VARIATIONS)}, got {vary!r}")
+        self.vary = vary
+        if vary is not None and "sleep" in actions:
+            raise ValueError(
+                "Crafter.vary: sleep is drawn by the game itself, which varies nothing"
+            )
         known = list(crafter.constants.actions)
         unknown = [name for name in actions if name not in known]
         if unknown or not actions:
@@ -138,11 +151,15 @@ class Crafter:
         unit = (self.cell, self.cell)
         tiles = [textures.get(world._mat_names[i], unit) for i in range(len(world._mat_names))]
         tiles = [tile[..., :3] for tile in tiles]
+        if self.vary == "texture":
+            tiles = [striped(tile, max(1, self.cell // 4)) for tile in tiles]
         return np.stack([*tiles, np.full_like(tiles[0], 127)])
 
     def _draw_map(self, world: Any, centre: np.ndarray) -> np.ndarray:
         """The lit map, [x, y, 3] as the game keeps it."""
         corner = np.array(centre) - np.array([_GRID[0], _MAP_ROWS]) // 2
+        if self.vary == "layout":
+            corner += (2, 1)
         x, y = corner[0] + np.arange(_GRID[0]), corner[1] + np.arange(_MAP_ROWS)
         inside = np.ix_((x >= 0) & (x < world.area[0]), (y >= 0) & (y < world.area[1]))
         cells = np.ix_(np.clip(x, 0, world.area[0] - 1), np.clip(y, 0, world.area[1] - 1))

@@ -19,12 +19,13 @@ import logging
 import os
 import weakref
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from colaworld.contracts import ActionSpec
 from colaworld.envs.robodesk_tasks import BLOCKS, COLOURS
+from colaworld.envs.variation import striped
 
 ACTION_REPEAT = 50  # control steps per action (VP2's configuration)
 _PHYSICS_STEPS = 10  # of 2 ms, per control step
@@ -45,9 +46,19 @@ class RoboDesk:
 
     name = "robodesk"
     fps = 1.0  # 50 control steps of 20 ms
+    VARIATIONS: ClassVar = {
+        "texture": "stripes of a quarter of the texture on floor and desk",
+        "layout": "the camera is turned by 20 degrees about the desk",
+    }
     action_range = (-1.0, 1.0)
 
-    def __init__(self, *, size: int = 64, quality: Literal["paper", "fast"] = "fast") -> None:
+    def __init__(
+        self,
+        *,
+        size: int = 64,
+        quality: Literal["paper", "fast"] = "fast",
+        vary: Literal["texture", "layout"] | None = None,
+    ) -> None:
         os.environ.setdefault(
             "MUJOCO_GL", "egl"
         )  # read when mujoco is imported; its default wants a display
@@ -62,6 +73,11 @@ class RoboDesk:
             raise ValueError(f"RoboDesk.size: expected 16 to 640 pixels, got {size}")
         if quality not in ("paper", "fast"):
             raise ValueError(f"RoboDesk.quality: expected 'paper' or 'fast', got {quality!r}")
+        if vary is not None and vary not in self.VARIATIONS:
+            raise ValueError(
+                f"RoboDesk.vary: expected {' or '.join(self.VARIATIONS)}, got {vary!r}"
+            )
+        self.vary = vary
         self.size, self.quality = size, quality
         self.version = f"1.0.0, mujoco {mujoco.__version__}"
         self.action_spec = ActionSpec(
@@ -77,7 +93,8 @@ class RoboDesk:
         self._start: dict[str, np.ndarray] = {}
         self._camera = mujoco.MjvCamera()
         self._camera.lookat[:] = (0, 0.535, 1.1)
-        self._camera.distance, self._camera.azimuth, self._camera.elevation = 1.8, 90, -60
+        self._camera.distance, self._camera.elevation = 1.8, -60
+        self._camera.azimuth = 110 if vary == "layout" else 90
         self._renderer: Any = None  # made with the first frame
 
     def reset(self, seed: int) -> np.ndarray:
@@ -165,11 +182,21 @@ class RoboDesk:
             self._renderer = self._open_renderer(side)
         self._renderer.update_scene(self._data, self._camera)
         picture = Image.fromarray(self._renderer.render())
-        picture = picture.crop(tuple(round(edge / _RENDER * side) for edge in _CROP))
+        left, top, right, bottom = (round(edge / _RENDER * side) for edge in _CROP)
+        picture = picture.crop((left, top, right, bottom))
         return np.asarray(picture.resize((self.size, self.size), Image.Resampling.LANCZOS))
+
+    def _stripe(self, name: str) -> None:
+        texture = self._model.tex(name)
+        start, (high, wide) = texture.adr[0], (texture.height[0], texture.width[0])
+        data = self._model.tex_data[start : start + high * wide * 3]
+        data[:] = striped(data.reshape(high, wide, 3), wide // 4).reshape(-1)
 
     def _open_renderer(self, side: int) -> Any:
         mujoco = self._mujoco
+        if self.vary == "texture":
+            self._stripe("plane_texture")
+            self._stripe("desk_wood_texture")
         logging.getLogger("OpenGL.acceleratesupport").setLevel(
             logging.WARNING
         )  # it misses an add-on

@@ -12,11 +12,12 @@ compute the frame it expects instead of storing it.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from colaworld.contracts import ActionSpec
+from colaworld.envs.variation import striped
 
 MOVES = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # (x, y) per action
 NAMES = ("noop", "left", "right", "up", "down")
@@ -29,6 +30,10 @@ class Scene:
     name = "scene"
     version = "1"
     fps = 10.0
+    VARIATIONS: ClassVar = {
+        "texture": "stripes of 4 px on the floor",
+        "layout": "the square stands a quarter of the frame up and left of the centre",
+    }
 
     def __init__(
         self,
@@ -38,6 +43,7 @@ class Scene:
         speed: int = 3,
         square: int = 6,
         moves: Literal["camera", "square"] = "camera",
+        vary: Literal["texture", "layout"] | None = None,
     ) -> None:
         if min(height, width) < square + 2:
             raise ValueError(
@@ -48,6 +54,9 @@ class Scene:
             raise ValueError(f"Scene.moves: expected 'camera' or 'square', got {moves!r}")
         self.height, self.width, self.speed, self.square = height, width, speed, square
         self.moves = moves
+        if vary is not None and vary not in self.VARIATIONS:
+            raise ValueError(f"Scene.vary: expected {' or '.join(self.VARIATIONS)}, got {vary!r}")
+        self.vary = vary
         self.action_spec = ActionSpec("action", "discrete", len(NAMES), NAMES)
         self._floor = np.zeros((_PERIOD, _PERIOD, 3), np.uint8)
         self._camera = np.zeros(2, np.int64)  # x, y of the top-left pixel on the floor
@@ -56,6 +65,8 @@ class Scene:
     def reset(self, seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
         self._floor = _floor(rng)
+        if self.vary == "texture":
+            self._floor = striped(self._floor, 4)
         self._camera = rng.integers(0, _PERIOD, 2)
         centre = np.array([self.width - self.square, self.height - self.square]) // 2
         if self.moves == "camera":
@@ -83,6 +94,8 @@ class Scene:
         rows = (np.arange(self.height) + int(camera[1])) % _PERIOD
         columns = (np.arange(self.width) + int(camera[0])) % _PERIOD
         frame = self._floor[rows[:, None], columns[None, :]]
+        if self.vary == "layout":
+            position = position - np.array([self.width, self.height]) // 4
         y = (np.arange(self.square) + int(position[1])) % self.height
         x = (np.arange(self.square) + int(position[0])) % self.width
         frame[y[:, None], x[None, :]] = (250, 240, 40)

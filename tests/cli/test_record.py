@@ -40,6 +40,16 @@ def test_recording_twice_gives_the_same_set(tmp_path, capsys) -> None:
     assert made["action_names"] == ["noop", "left", "right", "up", "down"]
 
 
+def test_one_factor_is_varied_and_said(tmp_path) -> None:
+    assert _record(tmp_path / "plain") == _record(tmp_path / "other", "--vary", "texture") == 0
+    plain = json.loads((tmp_path / "plain/meta/colaworld.json").read_text())
+    other = json.loads((tmp_path / "other/meta/colaworld.json").read_text())
+    assert plain["variation"] is None
+    said = {"factor": "texture", "value": "stripes of 4 px on the floor"}
+    assert other == {**plain, "variation": said, "decoded_psnr_db": other["decoded_psnr_db"]}
+    assert not np.array_equal(_frames(tmp_path / "plain"), _frames(tmp_path / "other"))
+
+
 @pytest.mark.parametrize("wished", ["yuv420p", "yuv444p"])
 def test_the_pixel_format_is_the_one_asked_for(tmp_path, wished) -> None:
     assert _record(tmp_path / "a", "--encoding.pixel-format", wished) == 0
