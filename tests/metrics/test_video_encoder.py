@@ -8,12 +8,14 @@ import os
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from colaworld.files import FileError
 from colaworld.metrics import video_encoder
+from colaworld.metrics.frechet import Gaussian, frechet_distance
 from colaworld.metrics.i3d import I3D, MIN_FRAMES
 from colaworld.metrics.video_encoder import (
     BLACK_TO_WHITE,
@@ -156,3 +158,28 @@ def test_the_published_weights_give_published_values():
     assert encoder.distance == "FVD"
     for frames, wanted in {**BLACK_TO_WHITE, 30: 151.26}.items():
         assert black_to_white(encoder, frames) == pytest.approx(wanted, rel=TOLERANCE), frames
+
+
+@pytest.mark.skipif(
+    "COLAWORLD_CDFVD" not in os.environ,
+    reason="COLAWORLD_CDFVD names no folder with cd-fvd's weights, example videos and statistics",
+)
+def test_the_example_of_cd_fvd():
+    """3383.967 by I3D, as its author and a user report (songweige/content-debiased-fvd, issue 2).
+
+    The folder holds i3d_pretrained_400.pt; example_videos.npy, uint8 [B, 16, H, W, 3], the videos of
+    cd-fvd's example as its `load_videos` gives them; and ucf101.npz with raw_mean, raw_cov and num_items
+    of its statistics of UCF-101 (i3d_ucf101_full_res128_len16_skip1_seed0). Both covariances have N
+    below the line, as cd-fvd takes them.
+    """
+    folder = Path(os.environ["COLAWORLD_CDFVD"])
+    with np.load(folder / "ucf101.npz", allow_pickle=False) as stored:
+        count = int(stored["num_items"])
+        mean = stored["raw_mean"] / count
+        real = Gaussian(mean, stored["raw_cov"] / count - np.outer(mean, mean), count)
+    videos = torch.from_numpy(np.load(folder / "example_videos.npy", allow_pickle=False))
+    encoder = load_video_encoder(folder / "i3d_pretrained_400.pt")
+    features = encoder.features(videos.permute(0, 1, 4, 2, 3).float() / 255).double().numpy()
+    covariance = np.cov(features, rowvar=False, bias=True)
+    made = Gaussian(features.mean(axis=0), covariance, len(features))
+    assert frechet_distance(made, real) == pytest.approx(3383.967, rel=1e-4)
