@@ -113,6 +113,19 @@ class ActionContract(ActionSpec):
         normaliser = replace(self.normaliser, **of)
         return ActionContract.of(self.spec.every(stride), rate=rate, normaliser=normaliser)
 
+    def told(self) -> str:
+        """In a line, for a person."""
+        units = self.units or ("",) * self.size
+        if self.kind == "discrete":
+            what = f"{self.size} classes" + (f": {', '.join(self.names)}" if self.names else "")
+        else:
+            names = self.names or tuple(map(str, range(self.size)))
+            pairs = zip(names, units, strict=True)
+            what = "channels " + ", ".join(f"{n} ({u})" if u else n for n, u in pairs)
+            what += "".join(f", {fact}" for fact in (self.mode, self.frame) if fact)
+        rate = "" if self.rate is None else f", {self.rate:g} Hz"
+        return f"column {self.column!r}, {what}{rate}; contract {self.hash}"
+
     @property
     def hash(self) -> str:
         """16 hex digits over every field, those of the normaliser too; numbers to 6 digits, so that

@@ -74,6 +74,12 @@ def test_a_stride_lays_the_actions_between_two_frames_side_by_side() -> None:
     assert ARM.every(1) == ARM
 
 
+def test_is_told_in_a_line() -> None:
+    said = "column 'action', channels x (m), y (rad), absolute, base, 10 Hz; contract "
+    assert ARM.told() == said + ARM.hash
+    assert KEYS.told() == f"column 'action', 2 classes: left, right; contract {KEYS.hash}"
+
+
 def test_refuses_what_no_action_has() -> None:
     with pytest.raises(ValueError, match=r"ActionContract.rate: expected > 0 or None, got 0"):
         replace(ARM, rate=0.0)

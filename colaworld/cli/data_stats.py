@@ -6,6 +6,7 @@ Not here: measuring and the file (data/action_statistics.py); this file only ask
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -146,7 +147,8 @@ def print_contract(contract: ActionContract, episodes: int) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console, n = Console(), contract.normaliser
+    wide = None if sys.stdout.isatty() else 120
+    console, n = Console(width=wide), contract.normaliser
     facts = Table(box=box.SIMPLE, show_header=False)
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
@@ -175,9 +177,10 @@ def print_contract(contract: ActionContract, episodes: int) -> None:
             name = escape(printable(contract.names[i])) if contract.names else ""
             table.add_row(str(i), name, str(times), f"{times / max(1, n.count):.1%}")
     else:
-        heads = ("channel", "name", "unit", "low", "q01", "mean", "std", "q99", "high")
+        heads = ("#", "name", "unit", "low", "q01", "mean", "std", "q99", "high")
         for head in heads:
-            table.add_column(head, justify="left" if head in ("name", "unit") else "right")
+            side = "left" if head in ("name", "unit") else "right"
+            table.add_column(head, justify=side, overflow="fold")  # never a number without its end
         columns = (n.low, n.q01, n.mean, n.std, n.q99, n.high)
         for i, row in enumerate(zip(*columns, strict=True)):
             name, unit = (

@@ -64,6 +64,7 @@ def with_contract(config: RunConfig, loader: ClipLoader, *, resumed: bool = Fals
         else:
             _compare(contract, data, clips, where=where)
     assert contract is not None, "a loader has a set"
+    log.info("actions: %s", contract.told())
     if begins and (missing := unknown(contract)):
         log.warning(
             "%s: of its actions (column %r) the %s are not known, so nobody can tell later whether other "

@@ -40,6 +40,8 @@ def model_card(
         count = build_quantizer(model.quantizer, model.idm.dim).codebook_size
     codes = "continuous" if count is None else f"{count} codes"
     shape = f"1, {frames['frames_per_clip']}, 3, {frames.get('height') or 64}, {frames.get('width') or 64}"
+    known = config.action_contract
+    actions = "" if known is None else f"\n| real actions | {known.told()} |"
     choose = "" if count is None else _CHOOSE
     return f"""---
 library_name: colaworld
@@ -56,7 +58,7 @@ inferred from video alone, through the video model they steer.
 | phases | {", ".join(config.schedule)} |
 | latent action | {model.idm.tokens} token(s) of {model.idm.dim} numbers, quantizer `{model.quantizer.kind}`, {codes} |
 | frames | {size} pixels, clips of {frames["frames_per_clip"]} frames, every {frames["stride"]} |
-| sampler | {config.sampler.steps} steps, guidance {config.sampler.guidance:g} |
+| sampler | {config.sampler.steps} steps, guidance {config.sampler.guidance:g} |{actions}
 
 ## Codebook health
 {_health(evaluation)}

@@ -75,6 +75,7 @@ def test_an_adapter_from_real_actions_trains_on_a_trained_world(
 
     exported = export_run(tmp_path / "second", tmp_path / "export")
     assert str(tmp_path) not in (exported / "config.json").read_text()
+    assert f"| real actions | {contract.told()} |" in (exported / "README.md").read_text()
     for folder in (tmp_path / "second", exported):
         world = from_pretrained(folder)
         assert world.actions == contract

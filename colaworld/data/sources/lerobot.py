@@ -33,6 +33,8 @@ from colaworld.data.sources.videos import probe_video, told_notes
 from colaworld.data.video_file import Video
 from colaworld.data.video_reader import VideoInfo
 
+_KEPT = 2**26  # bytes of an action column that are kept for the next episode
+
 
 class LeRobotSource:
     """`camera`: a video feature's key, or its last part (default: the first feature).
@@ -63,6 +65,7 @@ class LeRobotSource:
         self._add(rows)
         self.action_spec = self._action_spec()
         self._sizes: dict[Path, int | None] = {}  # by file, asked once
+        self._kept: tuple[tuple[Path, list[int]], pa.Table] | None = None
         self._spans: dict[Path, list[tuple[int, int]]] = {}  # episodes per row group, by file
 
     def _add(self, rows: Sequence[lerobot_meta.Row]) -> None:
@@ -273,14 +276,7 @@ class LeRobotSource:
         where = f"{row.data}: column {spec.column!r}"
         if not row.data.is_file():
             raise DataError(f"{where} cannot be read: no such file")
-        if row.data not in self._spans:
-            self._spans[row.data] = lerobot_meta.episode_spans(row.data)
-        spans = enumerate(self._spans[row.data])
-        table = read_parquet(
-            row.data,
-            [spec.column, "frame_index", "episode_index"],
-            groups=[group for group, (low, high) in spans if low <= row.episode <= high],
-        )
+        table = self._actions_near(row, spec.column)
         table = table.filter(pc.equal(table["episode_index"], row.episode))
         order = table["frame_index"]
         if not pa.types.is_integer(order.type) or not np.array_equal(
@@ -305,6 +301,20 @@ class LeRobotSource:
                 f"{where} of {info.name}: {np.sum(~np.isfinite(values))} values are not finite"
             )
         return values
+
+    def _actions_near(self, row: lerobot_meta.Row, column: str) -> pa.Table:
+        """The row groups that hold an episode's rows. The last ones read are kept: they may hold a thousand
+        episodes, which are mostly asked for one after another."""
+        if row.data not in self._spans:
+            self._spans[row.data] = lerobot_meta.episode_spans(row.data)
+        spans = enumerate(self._spans[row.data])
+        groups = [group for group, (low, high) in spans if low <= row.episode <= high]
+        asked, kept = (row.data, groups), self._kept
+        if kept is not None and kept[0] == asked:
+            return kept[1]
+        table = read_parquet(row.data, [column, "frame_index", "episode_index"], groups=groups)
+        self._kept = (asked, table) if table.nbytes <= _KEPT else None
+        return table
 
     def _values(self, where: str, info: EpisodeInfo, column: pa.ChunkedArray) -> np.ndarray:
         """[frames, size] of the type that meta/info.json promises. Raises DataError."""
