@@ -17,7 +17,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import weakref
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -210,10 +209,14 @@ class RoboDesk:
         if self.quality == "fast":
             for flag in ("mjRND_SHADOW", "mjRND_REFLECTION"):
                 renderer.scene.flags[getattr(mujoco.mjtRndFlag, flag)] = 0
-        close = weakref.finalize(self, renderer.close)
-        close.atexit = False
-        atexit.register(close)  # now, so that it runs before EGL's own end
+        # Open until the process ends: to close one renderer deletes what another holds under the same names.
+        atexit.register(_close, renderer)  # now, so that it runs before EGL's own end
         return renderer
+
+
+def _close(renderer: Any) -> None:
+    renderer._gl_context.make_current()  # so that nothing of another is deleted
+    renderer.close()
 
 
 def _scene() -> Path:

@@ -98,6 +98,14 @@ def test_the_scripted_hand_solves(desk: RoboDesk, task: str) -> None:
     assert [t for t in TASKS if success(t, desk.state())] == [task]
 
 
+def test_one_that_is_dropped_takes_nothing_from_another(desk: RoboDesk) -> None:
+    before, other = desk.reset(5), RoboDesk()
+    other.reset(6)
+    desk.reset(5)  # its context is the current one
+    del other
+    np.testing.assert_array_equal(desk.reset(5), before)
+
+
 @pytest.mark.slow
 def test_fast_leaves_out_shadows_and_nothing_that_moves(desk: RoboDesk) -> None:
     paper = RoboDesk(quality="paper")
