@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from colaworld.evaluation.measures import MEASURES
 from colaworld.evaluation.measures.fidelity import error_against_copy
@@ -30,6 +31,20 @@ def test_rows_are_kept_in_order():
     measure.keep(a=np.array([1, 2]), b=np.zeros((2, 3)))
     measure.keep(a=np.array([3]))
     assert measure.kept("a").tolist() == [1, 2, 3] and measure.kept("b").shape == (2, 3)
+
+
+def test_what_is_shared_is_made_and_held_once():
+    setting = Setting(4, None, EvaluationConfig(), np.random.default_rng(0))
+    one, two, made = Measure(setting), Measure(setting), []
+    for first in (0, 2):
+        for measure in (one, two):
+            measure.share(
+                first, a=lambda first=first: made.append(first) or torch.full((2,), first)
+            )
+    assert made == [0, 2]
+    assert one.kept("a").tolist() == two.kept("a").tolist() == [0, 0, 2, 2]
+    two.keep(a=np.array([5]))  # its own
+    assert one.kept("a").size == 4 and two.kept("a").tolist() == [5]
 
 
 def test_an_interval_of_its_own_generator_leaves_the_shared_one_alone():

@@ -6,7 +6,7 @@ Not here: any number (the other files of this folder), rolling out (`rollouts.py
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -89,6 +89,9 @@ class Setting:
     of MEASURES: published bounds rest on that. Every other measure uses a generator of its own,
     np.random.default_rng([config.seed, RandomStream.<ITS_NAME>]) (`settings.py`)."""
 
+    shared: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    """Name -> rows by the batch's first clip: what several measures keep, held once (`share`)."""
+
     def in_batches(self, wanted: int, clips: int) -> int:
         """How many of `clips` are in the batches that hold the first `wanted`."""
         size = self.config.batch_size
@@ -169,6 +172,17 @@ class Measure:
             values = values.cpu().numpy() if isinstance(values, Tensor) else values
             self._rows.setdefault(name, []).append(values)
 
+    def share(self, first: int, **rows: Callable[[], Tensor]) -> None:
+        """`keep` of what other measures keep, too, under the same names: made and held once for all.
+
+        `first` is the batch's; rows are asked for where no measure has given them.
+        """
+        for name, make in rows.items():
+            held = self.setting.shared.setdefault(name, {})
+            if first not in held:
+                held[first] = make().cpu().numpy()
+
     def kept(self, name: str) -> np.ndarray:
-        """All rows kept under `name`, [M, ...]."""
-        return np.concatenate(self._rows[name])
+        """All rows kept or shared under `name`, [M, ...]."""
+        own = self._rows.get(name)
+        return np.concatenate(list(self.setting.shared[name].values()) if own is None else own)

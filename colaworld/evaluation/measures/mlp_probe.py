@@ -26,7 +26,7 @@ class MLPProbe(Probe):
     def fit(
         self, features: Tensor, actions: Tensor, train: np.ndarray, test: np.ndarray, kind: Kind
     ) -> ProbePrediction:
-        config, episodes = self.setting.config, self.kept("episodes")
+        config, episodes = self.setting.config, self.kept("episodes_of_rows")
         rng = np.random.default_rng([config.seed, RandomStream.MLP_PROBE])  # the same for pixels
         if len(np.unique(episodes[train])) < 2:
             raise Skipped(

@@ -45,21 +45,26 @@ class RealActions(Measure):
         spec = self.setting.action_spec
         if spec is None or batch.actions is None:
             return
-        steps = batch.latent.codes.shape[1]
-        self.keep(
-            actions=flat_actions(batch.actions, spec),
-            codes=rows_of(batch.latent.codes),
-            episodes=np.repeat(batch.episodes, steps),
+        actions, steps = batch.actions, batch.latent.codes.shape[1]
+        grid = self.setting.config.probe.pixel_grid
+        self.share(
+            batch.first,
+            actions=lambda: flat_actions(actions, spec),
+            codes=lambda: rows_of(batch.latent.codes),
+            episodes_of_rows=lambda: torch.from_numpy(np.repeat(batch.episodes, steps)),
         )
         if self.pixels:
-            grid = self.setting.config.probe.pixel_grid
-            changes = pixel_differences(batch.frames.float() / 255.0, grid=grid)
-            self.keep(pixels=changes.flatten(0, 1))
+            self.share(
+                batch.first,
+                pixels=lambda: pixel_differences(batch.frames.float() / 255.0, grid=grid).flatten(
+                    0, 1
+                ),
+            )
 
     def spec(self) -> ActionSpec:
         """What the kept actions hold. Raises Skipped where there are none, or they never change."""
         spec = self.setting.action_spec
-        if spec is None or "actions" not in self._rows:
+        if spec is None or "actions" not in self.setting.shared:
             raise Skipped("the data set has no real actions")
         real = self.kept("actions")
         if (real == real[:1]).all():
@@ -75,7 +80,7 @@ class RealActions(Measure):
         rng = np.random.default_rng([config.seed, RandomStream.PROBE]) if rng is None else rng
         share = config.probe.test_share
         try:
-            return split_by_episode(self.kept("episodes"), test_share=share, generator=rng)
+            return split_by_episode(self.kept("episodes_of_rows"), test_share=share, generator=rng)
         except ValueError as error:
             raise Skipped(str(error)) from None
 
@@ -101,7 +106,7 @@ class Probe(RealActions):
         """
         kind, config = self.spec().kind, self.setting.config.probe
         features, real = (torch.from_numpy(self.kept(name)) for name in ("codes", "actions"))
-        episodes = self.kept("episodes")
+        episodes = self.kept("episodes_of_rows")
         train, test = self.split(split)
         found = self.fit(features, real, train, test, kind)
         pixels = torch.from_numpy(self.kept("pixels"))

@@ -110,7 +110,7 @@ class ActionTransfer(RealActions):
         spec, config = self.spec(), self.setting.config
         train, test = self.split()
         lender = self.kept("lender")
-        rows = np.flatnonzero(np.isin(lender, self.kept("episodes")[test]))
+        rows = np.flatnonzero(np.isin(lender, self.kept("episodes_of_rows")[test]))
         episodes = lender[rows]
         lent, scenes = (self.kept(k)[rows] for k in ("lent_actions", "own_actions"))
         drawn, told = (self.kept(k)[rows] for k in ("drawn_codes", "told_codes"))
