@@ -179,8 +179,11 @@ def print_contract(contract: ActionContract, episodes: int) -> None:
     else:
         heads = ("#", "name", "unit", "low", "q01", "mean", "std", "q99", "high")
         for head in heads:
-            side = "left" if head in ("name", "unit") else "right"
-            table.add_column(head, justify=side, overflow="fold")  # never a number without its end
+            # Folded: never a number without its end.
+            if head in ("name", "unit"):
+                table.add_column(head, overflow="fold")
+            else:
+                table.add_column(head, justify="right", overflow="fold")
         columns = (n.low, n.q01, n.mean, n.std, n.q99, n.high)
         for i, row in enumerate(zip(*columns, strict=True)):
             name, unit = (

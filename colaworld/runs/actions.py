@@ -56,7 +56,6 @@ def with_contract(config: RunConfig, loader: ClipLoader, *, resumed: bool = Fals
     if not config.uses_actions() or (resumed and config.action_contract is None):
         return config
     contract, where = config.action_contract, "this run"
-    begins = contract is None
     for name, clips in loader.sets.items():
         data = contract_of(clips)
         if contract is None:
@@ -65,7 +64,7 @@ def with_contract(config: RunConfig, loader: ClipLoader, *, resumed: bool = Fals
             _compare(contract, data, clips, where=where)
     assert contract is not None, "a loader has a set"
     log.info("actions: %s", contract.told())
-    if begins and (missing := unknown(contract)):
+    if not resumed and (missing := unknown(contract)):
         log.warning(
             "%s: of its actions (column %r) the %s are not known, so nobody can tell later whether other "
             "data mean the same; say them once: colaworld data stats %s --write ...",

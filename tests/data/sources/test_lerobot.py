@@ -19,7 +19,7 @@ from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
 from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.data.inspection import warnings_of
-from colaworld.data.sources import open_source
+from colaworld.data.sources import lerobot, open_source
 from colaworld.data.sources.lerobot_writer import CAMERA, LeRobotWriter
 from colaworld.envs import behaviours
 
@@ -260,6 +260,24 @@ def test_what_info_json_states_of_the_channels(tmp_path, scene_set) -> None:
     )
     with pytest.raises(DataError, match=r"action.mode: expected absolute or relative, got 'delta'"):
         open_source(path)
+
+
+def test_a_row_group_is_read_once_for_the_episodes_that_follow(
+    tmp_path, scene_set, monkeypatch
+) -> None:
+    path = scene_set(tmp_path / "set", [6, 8, 7])
+    table = pq.read_table(path / DATA)
+    pq.write_table(
+        table, path / DATA
+    )  # one group of all episodes, as LeRobot's own tools write them
+    read, groups = lerobot.read_parquet, []
+    monkeypatch.setattr(
+        lerobot, "read_parquet", lambda *a, **k: groups.append(k["groups"]) or read(*a, **k)
+    )
+    source = open_source(path)
+    for i, length in enumerate((6, 8, 7)):
+        np.testing.assert_array_equal(source.actions(i), _played(i, length).actions)
+    assert groups == [[0]]
 
 
 def _cameras(info: dict, *names: str) -> None:
