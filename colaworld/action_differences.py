@@ -158,8 +158,9 @@ def _names(model: ActionContract, data: ActionContract) -> Iterator[Difference]:
     elif ours != theirs:
         note = _missing(ours, theirs)
         if not note and len(set(theirs)) == data.size:
+            one = "class" if model.kind == "discrete" else "column"
             moved = [
-                f"column {theirs.index(name)} of the data is column {at} of the model ({name})"
+                f"{one} {theirs.index(name)} of the data is {one} {at} of the model ({name})"
                 for at, name in enumerate(ours)
                 if theirs[at] != name
             ]

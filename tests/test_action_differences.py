@@ -191,7 +191,8 @@ def test_classes_are_compared_by_name_and_order() -> None:
         normaliser=Normaliser(count=9, counts=(3, 6, 0)),
     )
     (found,) = differences(keys, replace(keys, names=("noop", "right", "left")))
-    assert found.kind == "wrong" and "another order" in found.note
+    assert found.kind == "wrong"
+    assert "another order: class 2 of the data is class 1 of the model (left);" in found.note
     other = ActionContract("action", "discrete", 2, ("noop", "left"), rate=10.0)
     assert differences(keys, other)[0].note == "missing in the data: right"
     assert kinds(keys, replace(keys, names=())) == [("names of classes", "unknown")]
