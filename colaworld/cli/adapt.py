@@ -99,6 +99,7 @@ def _configured(argv: list[str], processes: Processes) -> tuple[AdaptOptions, Ru
     first = _parse(AdaptOptions(run=tyro.MISSING, out=tyro.MISSING), data_flag(argv))
     if first.data.path is None:
         raise ConfigError("--data: name the robot's data set, a folder with recorded actions")
+    check_there(first.data.path)
     stored = _world_of(first.run)
     data, arguments = take_data(argv, replace(stored.data, split="train", labels=None))
     seeded = replace(stored.training, seed=first.seed, max_steps=None)
@@ -114,7 +115,6 @@ def _configured(argv: list[str], processes: Processes) -> tuple[AdaptOptions, Ru
         arguments,
     )
     data = replace(options.data, labels=_labels(options.labels), labels_seed=options.seed)
-    check_there(data.path)
     from colaworld.data.action_statistics import contract_of
     from colaworld.data.clips import ClipSet
 

@@ -98,12 +98,23 @@ def test_help_of_a_verb_names_its_fields(colaworld, verb, fields) -> None:
 QUICK = [
     *[
         f"{verb} --help"
-        for verb in ("demo", "evaluate", "export", "info", "label", "probe", "record", "sample")
+        for verb in (
+            "adapt",
+            "demo",
+            "evaluate",
+            "export",
+            "info",
+            "label",
+            "probe",
+            "record",
+            "sample",
+        )
     ],
     *["bench --help", "data inspect --help", "data encode --help"],
     *["train nano.cola --help", "train wan.cola --help-all"],
     *[f"{verb} nowhere" for verb in ("data inspect", "evaluate", "export", "sample", "train")],
     *["data encode nano.cola --data nowhere", "evaluate RUN --data nowhere"],
+    *["adapt nowhere --data . --out new", "adapt RUN --data nowhere --out new"],
     *["label RUN --data nowhere --out new", "label RUN --data . --out new --in-place"],
     *[
         "probe RUN --data nowhere",
