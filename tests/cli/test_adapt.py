@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +205,22 @@ def test_it_resumes_to_the_same_bytes(trained, scene, colaworld, tmp_path) -> No
     said = colaworld(*call, "--out", tmp_path / "whole", "--resume")
     assert said.status == 0, said.err
     assert (tmp_path / "whole/weights/model.safetensors").read_bytes() == weights
+
+
+def test_a_set_with_other_actions_is_refused(adapted, trained, scene, colaworld, tmp_path) -> None:
+    """Left and right swapped: for a world that knows real actions, and for a run that goes on."""
+    other = tmp_path / "swapped"
+    shutil.copytree(scene, other)
+    info = other / "meta/info.json"
+    text = info.read_text()
+    assert '"left"' in text and '"right"' in text
+    swapped = text.replace('"left"', '"?"').replace('"right"', '"left"').replace('"?"', '"right"')
+    info.write_text(swapped)
+    new = tmp_path / "new"
+    said = colaworld("adapt", adapted, "--data", other, "--out", new, *SHORT)
+    assert said.status == 2 and "another order" in said.plain and not new.exists()
+    copy = tmp_path / "copy"
+    shutil.copytree(adapted, copy)
+    call = ["adapt", trained, "--data", other, "--labels", 100, "--out", copy, *SHORT]
+    said = colaworld(*call, "--resume")
+    assert said.status == 2 and "action_contract" in said.plain
