@@ -47,6 +47,7 @@ def _row(entry: Entry, names: tuple[str, ...]) -> dict[str, Any]:
     said = f"under {entry.name}"
     return {
         "entry": entry,
+        "shift": ", ".join(f"{pixels:+d}" if pixels else "0" for pixels in entry.shift),
         "difference": tile(entry.difference[None], width=_WIDTH, alt=f"mean difference {said}"),
         "replay": None
         if entry.replay is None
