@@ -164,7 +164,7 @@ def evaluate_run(
     world, stored = load_world(folder, device=device, checkpoint=checkpoint)
     config = config or stored
     sets = stored.data.sets().values()
-    trained = next((one for one in sets if one.path == config.data.path), stored.data)
+    trained = next((one for one in sets if _same(one.path, config.data.path)), stored.data)
     _check_heldout(trained, config.data)
     world = replace(world, sampler=config.sampler)
     data, heldout, asked = heldout_clips(config, horizon=horizon, unseen=unseen)
@@ -299,7 +299,7 @@ def _check_heldout(trained: DataConfig, asked: DataConfig) -> None:
             f"data.frames_per_clip: got {asked.frames_per_clip}, but clips of an evaluation are as "
             "long as evaluation.history + evaluation.horizon; set those"
         )
-    if asked.path != trained.path:
+    if not _same(asked.path, trained.path):
         return
     if asked.holdout != trained.holdout:
         raise ConfigError(
@@ -313,6 +313,11 @@ def _check_heldout(trained: DataConfig, asked: DataConfig) -> None:
             "on, and the numbers say little about others",
             trained.split,
         )
+
+
+def _same(one: Path | None, other: Path | None) -> bool:
+    """Whether two paths lead to one folder, as written or not."""
+    return one is not None and other is not None and one.resolve() == other.resolve()
 
 
 def whole_latents(horizon: int, history: int, stride: int) -> int:

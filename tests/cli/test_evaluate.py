@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 
 import pytest
@@ -13,6 +14,7 @@ from colaworld.cli import evaluate
 from colaworld.config import to_yaml
 from colaworld.metrics.lpips import LPIPS
 from colaworld.recipes import recipe
+from colaworld.runs.config import read_config
 
 
 @pytest.fixture
@@ -126,6 +128,9 @@ def test_episodes_that_were_trained_on_are_not_called_held_out(
     run, quick, colaworld, caplog
 ) -> None:
     said = colaworld("evaluate", run, *quick, "--data.holdout", 0.5)
+    assert said.status == 2 and "data.holdout: the run held out 0." in said.err
+    same = os.path.relpath(read_config(run).data.path)  # the run has its absolute path
+    said = colaworld("evaluate", run, *quick, "--data", same, "--data.holdout", 0.5)
     assert said.status == 2 and "data.holdout: the run held out 0." in said.err
     said = colaworld("evaluate", run, *quick, "--data.split", "all")
     assert said.status == 2 and "data.split: evaluation is on held-out episodes" in said.err

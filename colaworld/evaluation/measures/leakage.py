@@ -11,8 +11,7 @@ same start and with the same noise:
 Leakage is called where the gain over `other` is above `evaluation.leakage_margin` with the whole of its
 95 % interval (over the episodes of A). `other` decides, because any action over a cut may blur a picture,
 which brings it nearer to all frames. A few codes carry a few bits of B at most: the test is for wide or
-continuous latents. After the spliced scenes of Garrido et al. 2026 (arXiv 2601.05230), who look at how
-much the prediction of a frame suffers from a cut. Where the tokenizer makes r frames at once, r frames
+continuous latents. Compare the scene cuts of Garrido et al. 2026 (arXiv 2601.05230). Where the tokenizer makes r frames at once, r frames
 of B follow A's.
 Cost: three single steps a clip, of the first `evaluation.leakage_clips` (in whole batches).
 """

@@ -5,8 +5,8 @@ in the same layout: continuous, a Gaussian of 32 numbers for each pair of frames
     and in time -> the later frame's learned token -> mean of the Gaussian
 
 What is computed was read from github.com/Little-Podi/AdaWorld (lam/) and github.com/NVIDIA/DreamDojo
-(external/lam_project), both under the Apache License 2.0; the code here is our own. Weights of both are published
-as pickles (lam.ckpt, LAM_400k.ckpt) and must be converted first, see docs/latent-action-models.md.
+(external/lam_project; its files name the Apache License 2.0, AdaWorld's repository has its own); the code here is
+our own. Weights of both are published as pickles (lam.ckpt, LAM_400k.ckpt) and must be converted first, see docs/latent-action-models.md.
 Not here: their decoders, which training needs and nothing else.
 
 Shape legend: B clips, T frames, S tokens of a frame (patches + 1), C width, d width of the latent.
