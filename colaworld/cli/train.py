@@ -22,6 +22,7 @@ from colaworld.config import ConfigError, leaves, load_given, to_dict
 from colaworld.data.config import DataConfig, MixtureSource, check_sets
 from colaworld.data.mixture import named_data, shares_told
 from colaworld.recipes import RECIPES, recipe
+from colaworld.runs.adaptation import RECIPE as ADAPTED
 from colaworld.runs.config import RunConfig, read_config
 from colaworld.runs.lengths import codes_start, shortened
 from colaworld.runs.presets import with_preset
@@ -206,9 +207,10 @@ def _parse(argv: list[str]) -> tuple[TrainOptions, list[str]]:
     if resumes:
         saved = read_config(folder)
         if saved.recipe != name:
+            verb = "adapt RUN" if saved.recipe == ADAPTED else f"train {saved.recipe}"
             raise ConfigError(
                 f"{folder} holds a run of {saved.recipe}, not of {name}; resume it with "
-                f"colaworld train {saved.recipe}, or choose another folder with --out"
+                f"colaworld {verb}, or choose another folder with --out"
             )
         if presets:
             raise ConfigError(

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from colaworld.config import ConfigError, to_dict
@@ -20,7 +20,7 @@ from colaworld.data.clips import ClipSet
 from colaworld.data.loader import iterate_once
 from colaworld.evaluation.adaptation import head_error, scores, summary
 from colaworld.evaluation.evaluate import collect
-from colaworld.files import plain, write_json
+from colaworld.files import plain, write_atomically, write_json
 from colaworld.models.world import World
 from colaworld.runs.adaptation import BEFORE
 from colaworld.runs.build import build_model
@@ -43,9 +43,7 @@ def keep_adapter(out: Path) -> Callable[[nn.Module], None]:
             for part in _KEPT
             for key, value in getattr(model, part).state_dict().items()
         }
-        temporary = out / f".{BEFORE}"
-        save_file(tensors, temporary)
-        temporary.replace(out / BEFORE)
+        write_atomically(out / BEFORE, save(tensors))
 
     return keep
 

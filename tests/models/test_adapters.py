@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
+from colaworld.action_contract import ActionContract, Normaliser
 from colaworld.config import ConfigError, to_dict
 from colaworld.models.adapters import (
     ActionHeadConfig,
@@ -15,6 +18,7 @@ from colaworld.models.adapters import (
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.config import ConditionerConfig, ModelConfig
 from colaworld.models.latent_action.config import IDMConfig
+from colaworld.models.world import World
 from colaworld.models.world_model import WorldModel
 
 PARTS = ("idm", "quantizer", "conditioner", "adapter", "action_head")
@@ -132,3 +136,40 @@ def test_a_configuration_comes_back_as_its_kind() -> None:
     assert isinstance(ModelConfig().of("adapter"), MLPAdapterConfig)
     with pytest.raises(ConfigError, match=r"model\.parts\.adapter\.kind: expected one of"):
         ModelConfig(parts={"adapter": {"kind": "mpl"}})
+
+
+def test_a_world_that_looks_follows_actions_step_by_step() -> None:
+    """By hand: each action is encoded on the frame that was generated last."""
+    world_ = World(world(AttentionAdapterConfig(size=2)).eval())
+    torch.nn.init.normal_(world_.model.conditioner.out.weight, std=0.1)
+    frames, actions = torch.rand(1, 2, 3, 16, 16), torch.randn(1, 4, 2)
+
+    def noise() -> torch.Generator:
+        return torch.Generator().manual_seed(0)
+
+    found = world_.follow(frames, actions, generator=noise())
+    assert found.history == 2 and found.frames.shape[1] == 5
+    before = world_.encode_actions(actions[:, :1], frames[:, :1]).codes
+    state, made = world_.begin(frames, before, generator=noise()), frames
+    for step in range(1, 4):
+        codes = world_.encode_actions(actions[:, step : step + 1], made[:, -1:]).codes
+        made = torch.cat([made, state.step(codes)], dim=1)
+    assert torch.equal(found.frames, made)
+    with pytest.raises(ValueError, match=r"follow: actions: expected those of 1 clips"):
+        world_.follow(frames, actions[:, :0], generator=noise())
+
+
+def test_values_far_outside_what_was_recorded_are_warned_of(caplog) -> None:
+    scale = Normaliser("mean_std", 9, (0.0, 0.0), (1.0, 1.0), low=(-1.0, -1.0), high=(1.0, 1.0))
+    contract = ActionContract("action", "continuous", 2, ("x", "y"), normaliser=scale)
+    world_ = World(world(MLPAdapterConfig(size=2)).eval(), actions=contract)
+    with caplog.at_level(logging.WARNING):
+        world_.encode_actions(torch.tensor([[[1.1, -1.1]]]))
+        assert not caplog.records  # a tenth of the range is not far
+        world_.encode_actions(torch.tensor([[[57.0, 0.0]]]))
+    (record,) = caplog.records
+    assert "x: values from 57 to 57, recorded were -1 to 1" in record.getMessage()
+    with pytest.raises(
+        ValueError, match=r"actions \(x, y\) \[B, T - 1, 2\], got some that are not"
+    ):
+        world_.encode_actions(torch.tensor([[[float("nan"), 0.0]]]))
