@@ -16,13 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from colaworld.contracts import ClipBatch, LatentActions, Rollout, WorldProtocol, to_float
-from colaworld.evaluation.rollouts import infer, roll, told
+from colaworld.contracts import ClipBatch, LatentActions, Rollout, WorldProtocol
+from colaworld.evaluation.rollouts import infer, stream
 from colaworld.evaluation.settings import EvaluationConfig, RandomStream
 from colaworld.evaluation.tables import columns
 from colaworld.metrics.bootstrap import bootstrap_mean
+from colaworld.metrics.frechet import Gaussian, frechet_distance
+from colaworld.metrics.i3d import MIN_FRAMES
 from colaworld.metrics.image import psnr, ssim
-from colaworld.rng import paired_generator
+from colaworld.metrics.lpips import MIN_SIDE, load_lpips
+from colaworld.metrics.video_encoder import load_video_encoder
 
 WAYS = ("real", "inferred", "none")
 Scores = dict[str, dict[str, np.ndarray]]  # way -> measure -> [M], a number of each clip
@@ -30,6 +33,9 @@ Scores = dict[str, dict[str, np.ndarray]]  # way -> measure -> [M], a number of 
 
 class Obeying(WorldProtocol, Protocol):
     """A world that real actions steer; each call means what it does in `models.world.World`."""
+
+    obeys: bool
+    """True."""
 
     def encode_actions(self, actions: Tensor, frames: Tensor | None = None) -> LatentActions:
         """Codes of real actions."""
@@ -55,46 +61,50 @@ def scores(
     device: torch.device | str = "cpu",
     watch: Callable[[], None] = lambda: None,
 ) -> Scores:
-    """PSNR (dB) and SSIM of each clip's predicted frames, averaged over the horizon, by way.
+    """PSNR (dB), SSIM and, where weights are given, LPIPS of each clip's predicted frames, averaged over the
+    horizon, by way; with the features of FVD, under "features" [M, D], also of the way "truth".
 
     Args:
         clips: [M] with actions, of at least config.history + horizon frames, on the CPU.
-        watch: called after each batch.
+        watch: called after each rollout.
     """
-    history, length = config.history, config.history + horizon
-    steps = length - 1
-    found: dict[str, dict[str, list[Tensor]]] = {}
-    null = getattr(world, "null_action", None)
-    for first in range(0, len(clips), config.batch_size):
-        rows = slice(first, first + config.batch_size)
-        video = to_float(clips.frames[rows, :length], device)
-        rated: Any = told(world, None if clips.fps is None else clips.fps[rows])
-        given, truth = video[:, :history], video[:, history:]
-        seen = infer(
-            world, clips.frames[rows, :length], batch_size=config.batch_size, device=device
-        )
-        codes = {"inferred": seen.codes.to(device)}
-        if null is not None:
-            codes["none"] = codes["inferred"].clone()
-            codes["none"][:, history - 1 :] = null.to(device, codes["inferred"].dtype)
-        assert clips.actions is not None
-        actions = clips.actions[rows, :steps].to(device)
-        for way in WAYS:
-            generator = paired_generator(device, config.seed, RandomStream.ROLLOUT_NOISE, first)
-            if way == "real":
-                with torch.no_grad():
-                    made = rated.follow(given, actions, generator=generator).frames.float()
-            elif way in codes:
-                made = roll(rated, given, codes[way], generator=generator)
-            else:
-                continue
-            predicted = made.clamp(0, 1)[:, history:]
-            kept = found.setdefault(way, {"psnr": [], "ssim": []})
-            kept["psnr"].append(psnr(predicted, truth).double().mean(1).cpu())
-            kept["ssim"].append(ssim(predicted, truth).double().mean(1).cpu())
-        watch()
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
+    perceive = load_lpips(config.lpips, config.lpips_trunk)[0].to(device) if config.lpips else None
+    encoder = None
+    if config.fvd and horizon >= MIN_FRAMES:
+        encoder = load_video_encoder(config.fvd)
+    small = min(clips.frames.shape[-2:]) < MIN_SIDE[config.lpips_trunk]
+
+    def keep(way: str, **parts: Any) -> None:
+        kept = found.setdefault(way, {})
+        for name, part in parts.items():
+            value = part.double().cpu().numpy() if isinstance(part, Tensor) else part
+            kept.setdefault(name, []).append(value)
+
+    for batch in stream(
+        world,
+        clips,
+        infer(world, clips.frames, batch_size=config.batch_size, device=device),
+        variants=WAYS,
+        history=config.history,
+        horizon=horizon,
+        rolled=len(clips),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        device=device,
+        watch=watch,
+    ):
+        if encoder is not None:
+            keep("truth", features=encoder.features(batch.truth))
+        for way in batch.rollouts:
+            made, truth = batch.predicted(way), batch.truth
+            keep(way, psnr=psnr(made, truth).mean(1), ssim=ssim(made, truth).mean(1))
+            if perceive is not None and not small:
+                keep(way, lpips=perceive(made, truth).mean(1))
+            if encoder is not None:
+                keep(way, features=encoder.features(made))
     return {
-        way: {name: torch.cat(parts).numpy() for name, parts in of.items()}
+        way: {name: np.concatenate(parts) for name, parts in of.items()}
         for way, of in found.items()
     }
 
@@ -115,16 +125,21 @@ def summary(
             values, episodes, samples=config.bootstrap_samples, generator=rng
         ).as_dict()
 
-    result: dict[str, Any] = {
-        state: {
-            way: {
-                **{name: interval(values) for name, values in of.items()},
-                "lpips": None,
-                "fvd": None,
-                "per_clip": {name: values.tolist() for name, values in of.items()},
-            }
-            for way, of in ways.items()
+    def of_way(ways: Scores, way: str) -> dict[str, Any]:
+        values = {name: of for name, of in ways[way].items() if name != "features"}
+        fvd = None
+        if "features" in ways[way]:
+            sides = (Gaussian.of(ways[side]["features"]) for side in (way, "truth"))
+            fvd = frechet_distance(*sides)
+        return {
+            "lpips": None,
+            **{name: interval(of) for name, of in values.items()},
+            "fvd": fvd,
+            "per_clip": {name: of.tolist() for name, of in values.items()},
         }
+
+    result: dict[str, Any] = {
+        state: {way: of_way(ways, way) for way in ways if way != "truth"}
         for state, ways in found.items()
     }
     if {"before", "after"} <= found.keys():
@@ -157,19 +172,26 @@ def head_error(
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """In the form of the paper's table of adaptation: PSNR, SSIM x 100, LPIPS x 100, FVD."""
-    rows = [["", "", "PSNR", "SSIM", "LPIPS", "FVD"]]
+    """In the form of the paper's table of adaptation: PSNR, SSIM x 100, LPIPS x 100, FVD (by its own name
+    where it is that of another encoder: `frechet_name`)."""
+    distance = result.get("frechet_name") or "FVD"
+    rows = [["", "", "PSNR", "SSIM", "LPIPS", distance]]
     named = {"before": "adapter alone", "after": "fine-tuned"}
     told_way = {"real": "real actions", "inferred": "inferred actions", "none": "no action"}
     for state, name in named.items():
         for way in WAYS:
             of = result.get(state, {}).get(way)
-            shown = [_shown(of, "psnr", 1), _shown(of, "ssim", 100)] if of else ["-", "-"]
-            rows.append([name if way == "real" else "", told_way[way], *shown, "-", "-"])
+            scales = {"psnr": 1, "ssim": 100, "lpips": 100}
+            shown = [_shown(of or {}, measure, scale) for measure, scale in scales.items()]
+            fvd = (of or {}).get("fvd")
+            shown.append("-" if fvd is None else f"{fvd:.2f}")
+            rows.append([name if way == "real" else "", told_way[way], *shown])
     return columns(rows)
 
 
 def _shown(of: Mapping[str, Any], name: str, scale: float) -> str:
+    if of.get(name) is None:
+        return "-"
     mean, low, high = (of[name][end] for end in ("mean", "low", "high"))
     text = f"{scale * mean:.2f}"
     if low is None or not np.isfinite(low):

@@ -132,7 +132,7 @@ def run_evaluation(
     strips = Strips(setting, choose_clips(episodes[:rolled], config.shown_clips))
     seen_by = [*measures, strips]
     variants = {name for measure in seen_by for name in measure.variants}
-    ways = len(variants & set(variants_of(world)))
+    ways = len(variants & set(variants_of(world, clips)))
     single = sum(measure.steps(rolled) for measure in measures)
     # What is only shown costs at most half of what is measured.
     most = min(rolled * ways // 2, GRID_PIXELS // (horizon * frames.shape[-2] * frames.shape[-1]))

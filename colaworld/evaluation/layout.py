@@ -121,6 +121,7 @@ _LAYOUT: dict[str, Any] = {
         absent=True,
     ),
     "information": Maybe({"share": _NUMBER, "episodes": int, "parts": [_TOLD]}, absent=True),
+    "real_actions": Maybe({"psnr": _INTERVAL, "over": Each(_INTERVAL)}, absent=True),
     "nmse": Maybe({**_INTERVAL, "by_horizon": [_NUMBER]}, absent=True),
     "lpips": Maybe(
         {

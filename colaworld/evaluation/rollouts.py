@@ -7,6 +7,7 @@ Each clip is rolled out from the same history with the same noise, once per vari
     shuffled   the inferred actions of another clip, of another episode where possible
     constant   one random code per clip, held for the whole rollout
     none       no action: the world's null action at every step, where it has one
+    real       the recorded actions through the world's adapter, where it has one
     copy       no rollout: the last history frame, repeated
 
 The history's own transitions keep their inferred codes throughout.
@@ -40,7 +41,7 @@ from colaworld.contracts import (
 from colaworld.evaluation.settings import RandomStream
 from colaworld.rng import paired_generator
 
-VARIANTS = ("inferred", "random", "shuffled", "constant", "none")
+VARIANTS = ("inferred", "random", "shuffled", "constant", "none", "real")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Batch:
     """Variant -> [b, h+n, 3, H, W] in [0, 1], on the world's device; none of clips that are not
     rolled out."""
     codes: Mapping[str, Tensor] = field(default_factory=dict)
-    """Variant -> [b, h-1+n, N, d] on the CPU: the actions it was rolled out under."""
+    """Variant -> [b, h-1+n, N, d] on the CPU: the actions it was rolled out under; not of "real"."""
     donors: Donors | None = None  # of clips that are rolled out; of another episode where possible
     second: Donors | None = None  # the donors' donors: a third clip, of another episode than theirs
     world: WorldProtocol | None = None  # told the clips' frame rates
@@ -228,10 +229,23 @@ def roll_ways(
     return torch.cat([start, made.float().clamp(0, 1)], dim=2)
 
 
-def variants_of(world: WorldProtocol) -> tuple[str, ...]:
-    """Those of VARIANTS that this world can be rolled out under."""
-    known = getattr(world, "null_action", None) is not None
-    return VARIANTS if known else tuple(v for v in VARIANTS if v != "none")
+def follow(
+    world: WorldProtocol, history: Tensor, actions: Tensor, *, generator: torch.Generator
+) -> Tensor:
+    """One rollout under real actions without gradients: [B, h+n, 3, H, W] float in [0, 1]."""
+    with torch.no_grad():
+        made: Rollout = cast(Any, world).follow(history, actions, generator=generator)
+    return made.frames.float().clamp(0, 1)
+
+
+def variants_of(world: WorldProtocol, clips: ClipBatch | None = None) -> tuple[str, ...]:
+    """Those of VARIANTS that this world can be rolled out under; "real" where it `obeys` the real actions
+    that the clips have."""
+    able = {
+        "none": getattr(world, "null_action", None) is not None,
+        "real": getattr(world, "obeys", False) and clips is not None and clips.actions is not None,
+    }
+    return tuple(v for v in VARIANTS if able.get(v, True))
 
 
 def variant_codes(
@@ -264,7 +278,7 @@ def variant_codes(
             times = rng.integers(0, steps, size=(count, per_clip))
             return codes[torch.from_numpy(donors), torch.from_numpy(times)]
 
-    result = {name: codes.clone() for name in variants_of(world)}
+    result = {name: codes.clone() for name in variants_of(world)}  # no "real": it is no code
     if "none" in result:
         result["none"][:, future] = world.null_action.to("cpu", codes.dtype)  # type: ignore[attr-defined]
     result["random"][:, future] = draw(n)
@@ -333,11 +347,15 @@ def stream(
             video = to_float(clips.frames[rows, :length], device)
             rated = told(world, None if clips.fps is None else clips.fps[rows])
             given, truth = video[:, :history], video[:, history:]
-            for name in (v for v in codes if v in variants):
+            for name in (v for v in variants_of(world, clips) if v in variants):
                 generator = paired_generator(device, seed, RandomStream.ROLLOUT_NOISE, start)
-                rollouts[name] = roll(
-                    rated, given, codes[name][rows].to(device), generator=generator
-                )
+                if name == "real":
+                    assert clips.actions is not None
+                    actions = clips.actions[rows, : length - 1].to(device)
+                    rollouts[name] = follow(rated, given, actions, generator=generator)
+                else:
+                    own = codes[name][rows].to(device)
+                    rollouts[name] = roll(rated, given, own, generator=generator)
                 watch()
             if "copy" in variants:
                 still = given[:, -1:].expand_as(truth)

@@ -37,6 +37,7 @@ class RandomStream(IntEnum):
     LPIPS = 20
     ADAPTATION = 30
     ATLAS = 31
+    REAL_ACTIONS = 32
 
 
 @dataclass(frozen=True)

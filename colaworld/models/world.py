@@ -123,6 +123,11 @@ class World:
         size = self.codebook_size
         return self.model.lookup(checked_indices(indices, tokens=self.tokens, size=size))
 
+    @property
+    def obeys(self) -> bool:
+        """Whether it acts on real actions: it was adapted to those of a contract."""
+        return isinstance(getattr(self.model, "adapter", None), Adapter) and bool(self.actions)
+
     def encode_actions(self, actions: Tensor, frames: Tensor | None = None) -> LatentActions:
         """The latent actions that real ones stand for, continuous, and the codes nearest to them.
 

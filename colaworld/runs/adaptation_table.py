@@ -18,9 +18,10 @@ from colaworld.config import ConfigError, to_dict
 from colaworld.contracts import ClipBatch
 from colaworld.data.clips import ClipSet
 from colaworld.data.loader import iterate_once
-from colaworld.evaluation.adaptation import head_error, scores, summary
+from colaworld.evaluation.adaptation import WAYS, head_error, scores, summary
 from colaworld.evaluation.evaluate import collect
 from colaworld.files import plain, write_atomically, write_json
+from colaworld.metrics.video_encoder import load_video_encoder
 from colaworld.models.world import World
 from colaworld.runs.adaptation import BEFORE
 from colaworld.runs.build import build_model
@@ -76,7 +77,7 @@ def measure(
         iterate_once(data, batch_size=asked.batch_size, with_actions=True), clips=asked.clips
     )
     size = heldout.height, heldout.width
-    total, done = 2 * -(-len(clips) // asked.batch_size), 0
+    total, done = 2 * len(WAYS) * -(-len(clips) // asked.batch_size), 0
 
     def watch() -> None:
         nonlocal done
@@ -109,6 +110,7 @@ def measure(
             "history": asked.history,
             "horizon": horizon,
         },
+        "frechet_name": load_video_encoder(asked.fvd).distance if asked.fvd else None,
         "adapter": to_dict(config.model.parts["adapter"]),
         "phases": {p.name: to_dict(p) for p in config.scheduled()},
         "seed": config.training.seed,

@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from colaworld import __version__
+from colaworld.action_differences import ActionMismatch
 from colaworld.config import ConfigError, from_dict, leaves, to_dict, to_yaml
 from colaworld.contracts import ClipBatch, to_float
 from colaworld.data.clips import ClipSet
@@ -33,6 +34,7 @@ from colaworld.models.config import ModelConfig
 from colaworld.models.latent_action.quantizers import Quantizer
 from colaworld.models.world import World
 from colaworld.models.world_model import WorldModel
+from colaworld.runs.actions import check_actions
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig, read_config
 from colaworld.runs.sizes import check_frames
@@ -172,6 +174,12 @@ def evaluate_run(
     size = heldout.height, heldout.width
     world = replace(world, frame_size=size)  # each clip comes with its own frame rate
     spec = heldout.source.action_spec
+    if world.obeys and spec is not None:
+        try:
+            check_actions(world, heldout)
+        except ActionMismatch as error:
+            log.warning("no rollouts under real actions: %s", error)
+            world = replace(world, actions=None)
 
     def batches() -> Iterator[ClipBatch]:
         size = config.evaluation.batch_size

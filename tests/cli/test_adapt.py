@@ -91,6 +91,14 @@ def test_the_world_follows_real_actions_also_from_an_export(adapted, colaworld, 
             world.encode_actions(wrong)
 
 
+def test_evaluate_rolls_out_under_real_actions_too(adapted, quick, colaworld, tmp_path) -> None:
+    run = shutil.copytree(adapted, tmp_path / "run")
+    said = colaworld("evaluate", run, *quick)
+    assert said.status == 0 and "PSNR under real actions" in said.out
+    found = json.loads((run / "evaluation.json").read_text())["real_actions"]
+    assert set(found["over"]) == {"inferred", "none"}
+
+
 def test_sample_takes_names_and_files(adapted, colaworld, tmp_path) -> None:
     file = tmp_path / "moves.csv"
     file.write_text("action\nleft\n3\n")

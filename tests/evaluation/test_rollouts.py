@@ -273,3 +273,27 @@ def test_a_world_that_returns_other_shapes_is_named():
         scores(Short(), [[0, 1], [1, 0]], [0, 1])
     with pytest.raises(ValueError, match="indices are None"):
         scores(Lost(), [[0, 1], [1, 0]], [0, 1])
+
+
+class ObeyingWorld(FlatWorld):
+    """Real actions are classes 0 and 1; it takes them the other way round."""
+
+    obeys = True
+
+    def follow(self, history, actions, *, generator):
+        return self.rollout(history, self.lookup(1 - actions[..., None]), generator=generator)
+
+
+def test_a_world_that_was_adapted_is_rolled_out_under_real_actions_too():
+    codes = torch.tensor([[0, 1, 1], [1, 1, 0]])
+    clips = ClipBatch(flat_clips(codes), torch.tensor([0, 1]), torch.tensor([0, 0]), 1 - codes)
+    latent = LatentActions(codes[..., None, None].float(), codes[..., None])
+    options = dict(variants=VARIANTS, history=1, horizon=3, rolled=2, batch_size=2, seed=0)
+    world = ObeyingWorld(noise=0.05)
+    (batch,) = stream(world, clips, latent, **options)
+    # The adapter turns what was recorded back into the true codes: the same videos, noise and all.
+    assert torch.equal(batch.rollouts["real"], batch.rollouts["inferred"])
+    untold = ClipBatch(clips.frames, clips.episode, clips.start)
+    for other, given in ((FlatWorld(), clips), (world, untold)):
+        (batch,) = stream(other, given, latent, **options)
+        assert "real" not in batch.rollouts and "inferred" in batch.rollouts

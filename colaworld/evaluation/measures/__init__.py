@@ -16,6 +16,7 @@ from colaworld.evaluation.measures.lpips import PerceptualDistance
 from colaworld.evaluation.measures.measure import Measure
 from colaworld.evaluation.measures.mlp_probe import MLPProbe
 from colaworld.evaluation.measures.nmse import NMSE
+from colaworld.evaluation.measures.real_rollouts import RealRollouts
 from colaworld.evaluation.measures.segments import Segments
 from colaworld.evaluation.measures.sensitivity import Sensitivity
 from colaworld.evaluation.measures.text_effect import TextEffect
@@ -38,6 +39,7 @@ register_measure(CodebookUtilisation)
 register_measure(NMSE)
 register_measure(PerceptualDistance)
 register_measure(FrechetVideoDistance)
+register_measure(RealRollouts)
 register_measure(Sensitivity)
 register_measure(ActionTransfer)
 register_measure(TransferProbe)
