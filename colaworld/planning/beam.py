@@ -1,0 +1,118 @@
+"""Beam search over discrete actions: the best beginnings are extended, step by step.
+
+Source: beam search as in the trajectory transformer (Janner et al. 2021, arXiv 2106.02039, algorithm 1),
+under a cost in place of a likelihood. Extensions are drawn without repeats by the Gumbel-top-k trick (Kool
+et al. 2019, arXiv 1903.06059) where there are more than `branch`.
+
+A beginning is judged by the cost of what it leads to so far. So the search is exact where that never
+misleads, and greedy where a detour must be paid for first. Each is rolled out from the start again: a plan
+of h steps costs width x branch x h (h + 1) / 2 model calls, less in the first steps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from colaworld.planning.config import BeamConfig
+from colaworld.planning.contracts import Objective, Plan, Start, best, elites
+from colaworld.planning.prior import CodeBigram
+from colaworld.planning.spaces import Discrete
+
+MOST = 1 << 16  # actions of which a table is held
+
+
+def beam(
+    objective: Objective,
+    space: Discrete,
+    config: BeamConfig,
+    *,
+    horizon: int,
+    batch: int,
+    generator: torch.Generator,
+    start: Start = Start(),  # noqa: B008
+    prior: CodeBigram | None = None,
+) -> Plan:
+    """The best of the last step's beginnings; of a warm start that is as long, if that is better.
+
+    Under a data prior actions that are likelier are drawn more often, and impossible ones never.
+    Raises ValueError on more than 65536 actions (codes to the power of tokens).
+    """
+    total = space.size**space.tokens
+    if total > MOST:
+        raise ValueError(
+            f"beam: expected at most {MOST} actions a step, got {space.size} codes in {space.tokens} "
+            "tokens; use categorical"
+        )
+    device, branch = generator.device, min(config.branch, total)
+    table = torch.cartesian_prod(*[torch.arange(space.size, device=device)] * space.tokens)
+    table = table.view(total, space.tokens)
+    objective.require(calls(config.width, branch, horizon), "beam")
+    beams = torch.zeros((batch, 1, 0, space.tokens), dtype=torch.int64, device=device)
+    cost = torch.zeros((batch, 1), device=device)
+    lowest = []
+    for _ in range(horizon):
+        W = beams.shape[1]
+        before = _before(beams, start)
+        chosen = _extensions(before, (batch, W), table, branch, prior, generator)
+        longer = torch.cat(
+            [
+                beams[:, :, None].expand(-1, -1, branch, -1, -1),
+                table[chosen][:, :, :, None],
+            ],
+            dim=3,
+        ).flatten(1, 2)
+        found = objective(longer)
+        lowest.append(found.min(dim=1).values)
+        order = found.argsort(dim=1, stable=True)[:, : config.width]
+        beams, cost = elites(longer, found, config.width), found.gather(1, order)
+    actions, price = best(beams, cost)
+    given = start.actions
+    if given is not None and given.shape[1] == horizon and objective.affords(horizon):
+        old = objective(given[:, None])[:, 0]
+        wins = old < price
+        actions = torch.where(wins[:, None, None], given, actions)
+        price = torch.where(wins, old, price)
+    return Plan(actions, price, objective.calls, torch.stack(lowest, dim=1))
+
+
+def calls(width: int, branch: int, horizon: int) -> int:
+    """Model calls of a search: beginnings of t steps are rolled out from the start."""
+    made, beams = 0, 1
+    for step in range(1, horizon + 1):
+        made += beams * branch * step
+        beams = min(width, beams * branch)
+    return made
+
+
+def _before(beams: Tensor, start: Start) -> Tensor | None:
+    """The action that each beginning goes on from, [B, W, N]; None: not known."""
+    if beams.shape[2]:
+        return beams[:, :, -1]
+    return None if start.last is None else start.last[:, None]
+
+
+def _extensions(
+    before: Tensor | None,
+    shape: tuple[int, int],
+    table: Tensor,
+    branch: int,
+    prior: CodeBigram | None,
+    generator: torch.Generator,
+) -> Tensor:
+    """Rows [B, W, branch] of the table of actions, none twice where there are as many possible ones."""
+    B, W = shape
+    total = len(table)
+    if branch == total and prior is None:
+        return torch.arange(total, device=table.device).expand(B, W, -1)
+    score = torch.zeros((B, W, total), device=table.device)
+    if prior is not None:
+        each = prior.next(before, (B, W)).expand(B, W, -1, -1)  # [B, W, N, K]
+        for token in range(table.shape[1]):
+            score = score + each[:, :, token].log()[:, :, table[:, token]]
+    uniform = torch.rand(score.shape, generator=generator, device=table.device)
+    gumbel = -(-uniform.clamp_min(1e-20).log()).log()
+    order = (score + gumbel).argsort(dim=-1, descending=True, stable=True)[:, :, :branch]
+    # What cannot happen is replaced by the best that can.
+    possible = score.gather(-1, order).isfinite()
+    return torch.where(possible, order, order[:, :, :1])

@@ -1,0 +1,75 @@
+"""The cross-entropy method over discrete actions: a probability of each code, token and step.
+
+Source: de Boer et al. 2005, "A tutorial on the cross-entropy method", section 5: the new probabilities
+are the shares among the elites, smoothed.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from colaworld.planning.cem import elite_count
+from colaworld.planning.config import CategoricalConfig
+from colaworld.planning.contracts import Objective, Plan, Start, best, elites
+from colaworld.planning.prior import CodeBigram, draw
+from colaworld.planning.spaces import Discrete
+
+
+def categorical(
+    objective: Objective,
+    space: Discrete,
+    config: CategoricalConfig,
+    *,
+    horizon: int,
+    batch: int,
+    generator: torch.Generator,
+    start: Start = Start(),  # noqa: B008
+    prior: CodeBigram | None = None,
+) -> Plan:
+    """The best candidate of all rounds.
+
+    Without a warm start the first round is uniform, or drawn from the data prior as whole sequences.
+    A warm start gets `trust` of the first round's probability at each of its steps and is a candidate
+    itself. Under a prior, smoothing spreads over codes as the prior does, so what it never saw stays at
+    zero.
+    """
+    n, K = config.candidates, space.size
+    device = generator.device
+    even = torch.full((batch, horizon, space.tokens, K), 1 / K, device=device)
+    base = even if prior is None else prior.marginals(batch, horizon, last=start.last)
+    probabilities, given = base, start.actions
+    if given is not None and given.shape[1]:
+        follow = F.one_hot(given, K).to(base.dtype)
+        mixed = config.trust * follow + (1 - config.trust) * base[:, : given.shape[1]]
+        probabilities = torch.cat([mixed, base[:, given.shape[1] :]], dim=1)
+    count, lowest = elite_count(config.elites, n), []
+    held: tuple[Tensor, Tensor] | None = None
+    objective.require(n * horizon, "a round of categorical")
+    for number in range(config.iterations):
+        if number and not objective.affords(n * horizon):
+            break
+        if number == 0 and prior is not None and probabilities is base:
+            drawn = prior.sample((batch, n, horizon), last=start.last, generator=generator)
+        else:
+            rows = probabilities[:, None].expand(-1, n, -1, -1, -1)
+            drawn = draw(rows, generator=generator)
+        if number == 0 and given is not None:
+            drawn[:, 0, : given.shape[1]] = given
+        cost = objective(drawn)
+        lowest.append(cost.min(dim=1).values)
+        counts = F.one_hot(elites(drawn, cost, count), K).sum(dim=1)  # [B, h, N, K]
+        pseudo = config.smoothing * K
+        shares = (counts + pseudo * base) / (count + pseudo)
+        probabilities = config.momentum * probabilities + (1 - config.momentum) * shares
+        found = best(drawn, cost)
+        if held is not None:
+            wins = found[1] < held[1]
+            found = (
+                torch.where(wins[:, None, None], found[0], held[0]),
+                torch.where(wins, found[1], held[1]),
+            )
+        held = found
+    assert held is not None, "the first round is always made"
+    return Plan(held[0], held[1], objective.calls, torch.stack(lowest, dim=1))
