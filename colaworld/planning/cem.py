@@ -86,7 +86,8 @@ def icem(
         if number and not objective.affords(total * horizon):
             break
         noise = coloured((batch, new, horizon, space.width), config.colour, generator=generator)
-        drawn = clipped(torch.cat([mean[:, None] + std[:, None] * noise, *joined], dim=1), space)
+        fresh = mean[:, None] + std[:, None] * noise
+        drawn = clipped(torch.cat([*joined, fresh], dim=1), space)  # of equal ones the old stays
         cost = objective(drawn)
         lowest.append(cost.min(dim=1).values)
         chosen = elites(drawn, cost, min(count, drawn.shape[1]))

@@ -1,0 +1,159 @@
+"""Environments with goals: what the loop plays in. Point mass and own scene, whose fewest moves are known.
+
+Not here: the simulators (envs), the loop (mpc.py), which plan is good (costs.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from colaworld.config import ConfigError
+from colaworld.contracts import ActionSpec
+from colaworld.envs.point_mass import PointMass
+from colaworld.envs.scene import MOVES, Scene
+from colaworld.planning.spaces import Continuous, Discrete, Space
+from colaworld.registry import Registry
+
+
+class Task(Protocol):
+    """An environment with a goal. It can be copied (`copy.deepcopy`), as the true simulator needs."""
+
+    name: str
+    goal_offset: int
+    """Moves from the start to the goal: the fewest that reach it."""
+    action_spec: ActionSpec
+    space: Space
+    """The actions that `step` takes."""
+    frame_size: tuple[int, int]
+    """Height and width of its frames."""
+
+    def reset(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """A new episode, which depends on the seed alone: (first frame, goal frame), uint8 [H, W, 3]."""
+        ...
+
+    def step(self, action: Any) -> np.ndarray:
+        """Act once; the frame that the action led to."""
+        ...
+
+    def succeeded(self) -> bool:
+        """Whether the goal is reached now."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """The exact state, for exact dynamics."""
+        ...
+
+
+class SceneTask:
+    """The own scene: bring the camera, or the square, to where a few moves would."""
+
+    name = "scene"
+
+    def __init__(self, *, height: int, width: int, goal_offset: int = 3, **options: Any) -> None:
+        self._env = Scene(height=height, width=width, **options)
+        self.goal_offset, self.frame_size = goal_offset, (height, width)
+        side = 64 if self._env.moves == "camera" else min(height, width)
+        if goal_offset < 1 or 2 * goal_offset * self._env.speed >= side:
+            raise ConfigError(
+                f"--goal-offset: expected 1 .. {(side - 1) // (2 * self._env.speed)} moves, from where no "
+                f"way round is shorter, got {goal_offset}"
+            )
+        self.action_spec = self._env.action_spec
+        self.space: Space = Discrete(len(MOVES))
+
+    def reset(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        frame = self._env.reset(seed)
+        rng = np.random.default_rng([seed, 1])
+        across = int(rng.integers(-self.goal_offset, self.goal_offset + 1))
+        down = (self.goal_offset - abs(across)) * int(rng.choice((-1, 1)))
+        state = self._env.state()
+        self._part = "camera" if self._env.moves == "camera" else "square"
+        size = (64, 64) if self._part == "camera" else self.frame_size[::-1]
+        self._goal = (state[self._part] + self._env.speed * np.array([across, down])) % size
+        return frame, self._env.draw(**_drawn(state | {self._part: self._goal}))
+
+    def step(self, action: Any) -> np.ndarray:
+        return self._env.step(int(np.asarray(action).reshape(())))[0]
+
+    def succeeded(self) -> bool:
+        return bool((self._env.state()[self._part] == self._goal).all())
+
+    def state(self) -> dict[str, Any]:
+        return self._env.state()
+
+
+def _drawn(state: dict[str, Any]) -> dict[str, Any]:
+    return {"camera": state["camera"], "position": state["square"]}
+
+
+class PointMassTask:
+    """The point mass: pass within `tolerance` of where `goal_offset` random pushes of one direction lead."""
+
+    name = "point-mass"
+
+    def __init__(
+        self,
+        *,
+        height: int,
+        width: int,
+        goal_offset: int = 4,
+        tolerance: float = 0.03,
+        **options: Any,
+    ) -> None:
+        self._env = PointMass(height=height, width=width, **options)
+        self.goal_offset, self.frame_size = goal_offset, (height, width)
+        reach = self._env.acceleration * goal_offset * (goal_offset + 1) / 2
+        if reach > 0.45 or self._env.acceleration * goal_offset <= tolerance:
+            raise ConfigError(
+                f"--goal-offset: {goal_offset} full pushes lead {reach:.2f} widths of the picture away; "
+                f"expected at most 0.45, and a last one of more than the tolerance of {tolerance:g}"
+            )
+        self.tolerance, self._reach = tolerance, reach
+        self.action_spec = self._env.action_spec
+        self.space: Space = Continuous((-1.0, -1.0), (1.0, 1.0))
+
+    def reset(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        frame = self._env.reset(seed)
+        start = self._env.position
+        rng = np.random.default_rng([seed, 1])
+        # A full push along one axis and any along the other: no fewer steps reach it.
+        way = np.array([rng.choice((-1.0, 1.0)), rng.uniform(-1, 1)])
+        way = way if rng.integers(2) else way[::-1]
+        inside = np.where(
+            (start + self._reach * way > 0.05) & (start + self._reach * way < 0.95), 1, -1
+        )
+        self.goal = start + self._reach * way * inside
+        return frame, self._env.draw(self.goal)
+
+    def step(self, action: Any) -> np.ndarray:
+        return self._env.step(np.asarray(action, np.float32))[0]
+
+    def succeeded(self) -> bool:
+        return bool(np.linalg.norm(self._env.position - self.goal) <= self.tolerance)
+
+    def state(self) -> dict[str, Any]:
+        return self._env.state()
+
+
+TASKS: Registry[Callable[..., Task]] = Registry("environment with goals", ConfigError)
+TASKS.add("point-mass", PointMassTask)
+TASKS.add("scene", SceneTask)
+
+
+def make_task(name: str, *, height: int, width: int, **options: Any) -> Task:
+    """The task called `name` with frames of this size.
+
+    Raises ConfigError on a name that nobody registered, a goal that cannot be set, and a task whose
+    frames come out in another size.
+    """
+    task = TASKS[name](height=height, width=width, **options)
+    shape = task.reset(0)[0].shape[:2]
+    if shape != (height, width):
+        raise ConfigError(
+            f"{name}: it renders {shape[0]}x{shape[1]} px (height x width), and this run was trained on "
+            f"{height}x{width}; plan with a run of that size"
+        )
+    return task
