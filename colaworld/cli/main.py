@@ -22,6 +22,7 @@ VERBS = {
     "atlas": "what happens under each latent action, on one page",
     "probe": "what latent actions tell of the real ones, others' models beside yours",
     "adapt": "teach a trained world the real actions of a robot",
+    "plan": "reach goal images by planning in a world",
     "sample": "roll a start frame forward under chosen latent actions",
     "label": "write a data set with latent actions beside each frame",
     "export": "write a finished run as a model for others",

@@ -13,7 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
-from colaworld.config import Checked, ConfigError, Count, Positive, Range, Share
+from colaworld.config import (
+    Checked,
+    ConfigError,
+    Count,
+    Natural,
+    Positive,
+    Range,
+    Seed,
+    Share,
+    Weight,
+)
 from colaworld.registry import Registry
 
 Fraction = Annotated[float, Range(gt=0, le=1)]
@@ -195,3 +205,37 @@ class MPCConfig(Checked, at="mpc."):
                 f"mpc.replan: expected at most the {self.horizon} actions of a plan (mpc.horizon), got "
                 f"{self.replan}"
             )
+
+
+Row = Literal["world", "oracle", "random", "copy"]
+
+
+@dataclass(frozen=True)
+class EpisodesConfig(Checked, at="--"):
+    """Which episodes are played, and what their plans cost."""
+
+    episodes: Count = 50
+    """Episodes of each row."""
+    seed: Seed = 0
+    """Of episodes, plans and noise."""
+    batch: Count = 16
+    """Episodes that are planned side by side; what is drawn for one depends on the others."""
+    goal_offset: Count | None = None
+    """Moves from start to goal, the fewest that reach it. None: the environment's own (scene 3, point-mass 4)."""
+    cost: Literal["frames", "latents"] = "frames"
+    """Where the distance from the goal image is measured in the world: in pixels, or in latents, which are
+    not decoded then. The other rows measure in pixels."""
+    over: Literal["last", "all", "best"] = "all"
+    """Which steps of a plan count: the last, the sum of all (VP2), or the nearest."""
+    penalty: Weight = 0.0
+    """Weight of what actions cost themselves: squares of numbers, or a count of classes other than the
+    first. In the space of codes there is none."""
+    rows: tuple[Row, ...] = ("world", "oracle", "random", "copy")
+    """Who plays: the world, the planner in the true simulator, random actions, the planner where nothing
+    ever changes."""
+    shown: Natural = 3
+    """Episodes whose frames the page shows, real beside imagined."""
+    clips: Count = 256
+    """Recorded clips that are read at most, to count what codes stand for."""
+    size: Annotated[int, Range(ge=8, le=1024)] = 32
+    """Pixels per side of frames without a run."""

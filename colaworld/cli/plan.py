@@ -1,0 +1,220 @@
+"""colaworld plan: reach goal images by planning in a world; prints success with its whole protocol."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from colaworld.cli.command_line import from_command_line
+from colaworld.cli.progress import bar
+from colaworld.cli.train import choose_device
+from colaworld.config import ConfigError
+from colaworld.flow.config import SamplerConfig
+from colaworld.planning.config import (
+    CategoricalConfig,
+    EpisodesConfig,
+    MPCConfig,
+    PlannerConfig,
+)
+from colaworld.runs.worlds import WorldFolder
+
+if TYPE_CHECKING:
+    from colaworld.models.world import World
+    from colaworld.runs.planning import Steering
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Options of `colaworld plan`."""
+
+    env: Annotated[Literal["point-mass", "scene"], tyro.conf.Positional]
+    """The environment: point-mass or scene."""
+    run: Path | None = None
+    """The run folder, or a world written by `colaworld export`. None: the bounds alone are played."""
+    out: Path = Path("plan")
+    """Folder of plan.json and plan.html; an earlier plan there is replaced."""
+    space: Literal["latent", "real"] = "latent"
+    """What is planned: codes, which a table turns into actions (--data), or real actions, which a run knows
+    after `colaworld adapt`."""
+    data: Path | None = None
+    """A set of this environment with recorded actions, to count what codes stand for; by default the run's
+    own. Not needed with --space real."""
+    prior: Literal["none", "data"] = "none"
+    """data: draw codes as they follow each other in that set (shooting, categorical, beam)."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    how: Annotated[EpisodesConfig, tyro.conf.arg(name="")] = field(default_factory=EpisodesConfig)
+    """The episodes."""
+    planner: PlannerConfig = field(default_factory=CategoricalConfig)
+    """Who searches: --planner shooting, cem, icem, mppi, categorical or beam; each has options of its own."""
+    mpc: MPCConfig = field(default_factory=MPCConfig)
+    """The loop."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig.planning)
+    """How the world is rolled; by default as the paper plans, in 3 steps without guidance."""
+
+
+def run(argv: list[str]) -> int:
+    """Play, print the table, write plan.json and plan.html."""
+    options: PlanOptions = from_command_line(
+        PlanOptions(env=tyro.MISSING),
+        _named(argv),
+        program="colaworld plan",
+        description="Reach goal images by planning: with a run's world, and beside it in the true simulator, at "
+        "random, and where nothing ever changes. --planner NAME is short for --planner.kind NAME.",
+    )
+    folder = None if options.run is None else WorldFolder.of(options.run)
+    if folder is None and (options.data is not None or options.prior == "data"):
+        raise ConfigError("--data, --prior: they belong to a world; name it with --run")
+    if options.space == "real" and options.prior == "data":
+        raise ConfigError("--prior: it is of codes; leave it out, or plan them (--space latent)")
+    if options.out.exists() and not options.out.is_dir():
+        raise ConfigError(f"--out {options.out}: expected a folder, found a file")
+    device = choose_device(options.device)
+
+    # Not above: torch takes seconds, and help and wrong calls need none of it.
+    from colaworld.files import write_json
+    from colaworld.runs.planning import plan_run
+    from colaworld.runs.planning_page import write_page
+
+    rows = options.how.rows
+    world, steering, size = None, None, (options.how.size, options.how.size)
+    with bar("planning", stages=True) as progress:
+        if folder is not None:
+            world, steering, size = _loaded(options, folder, device, progress)
+        else:
+            options = replace(
+                options, how=replace(options.how, rows=tuple(r for r in rows if r != "world"))
+            )
+        result, shown = plan_run(
+            options.env,
+            world,
+            size=size,
+            planner=options.planner,
+            mpc=options.mpc,
+            config=options.how,
+            steering=steering,
+            device=device,
+            watch=progress,
+        )
+    result["run"] = None if options.run is None else str(options.run)
+    result["data"] = None if options.data is None else str(options.data)
+    (options.out / "plan.html").unlink(missing_ok=True)  # never a page of other numbers
+    write_json(options.out / "plan.json", result)
+    write_page(options.out / "plan.html", result, shown)
+    print(table(result))
+    print("\n".join(told(result)))
+    print(f"{options.out}/plan.json has every number, {options.out}/plan.html shows it")
+    return 0
+
+
+def _named(argv: list[str]) -> list[str]:
+    """--planner NAME spelled out as --planner.kind NAME."""
+    spelled: list[str] = []
+    for argument in argv:
+        flag, equals, value = argument.partition("=")
+        spelled.append(f"--planner.kind{equals}{value}" if flag == "--planner" else argument)
+    return spelled
+
+
+def _loaded(
+    options: PlanOptions, folder: WorldFolder, device: str, progress: Any
+) -> tuple[World, Steering, tuple[int, int]]:
+    """The world, how it steers, and the size of its frames."""
+    from colaworld.planning.tasks import make_task
+    from colaworld.runs.planning import steer, steer_real
+
+    world = replace(folder.load(device=device), sampler=options.sampler)
+    size = world.frame_size or folder.trained_size()
+    if size is None:
+        raise ConfigError(
+            f"{folder.path}: the size of the frames it was trained on is not known; evaluate it first"
+        )
+    world = replace(world, frame_size=size)
+    given = options.how.goal_offset
+    offset = {} if given is None else {"goal_offset": given}
+    task = make_task(options.env, height=size[0], width=size[1], **offset)
+    if options.space == "real":
+        return world, steer_real(world, task), size
+    if folder.exported and options.data is None:
+        raise ConfigError(
+            f"{folder.path} is an exported world, which has no data: pass --data with a set of "
+            f"{options.env} that has actions"
+        )
+    data = folder.data
+    data = replace(data, path=options.data) if folder.exported else data.one_set(options.data)
+    steering = steer(
+        world,
+        task,
+        data,
+        clips=options.how.clips,
+        with_prior=options.prior == "data",
+        device=device,
+        watch=progress,
+    )
+    return world, steering, size
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """A row for each that played."""
+    lines = [
+        f"{'':8} {'success':>9} {'95 % interval':>16} {'steps above fewest':>19} {'calls/decision':>15} "
+        f"{'s/decision':>11}"
+    ]
+    for name, row in result["rows"].items():
+        share = row["success"]
+        more = "-" if row["more_than_fewest"] is None else f"{row['more_than_fewest']:.1f}"
+        lines.append(
+            f"{name:8} {100 * share['mean']:>7.0f} % "
+            f"{100 * share['low']:>7.0f} .. {100 * share['high']:>3.0f} % {more:>19} "
+            f"{row['calls_per_decision']:>15.0f} {row['seconds_per_decision']:>11.3f}"
+        )
+    return "\n".join(lines)
+
+
+def told(result: Mapping[str, Any]) -> list[str]:
+    """The protocol, in lines below the table."""
+    said, mpc = result["protocol"], result["protocol"]["mpc"]
+    planner = dict(said["planner"])
+    kind = planner.pop("kind")
+    how = ", ".join(f"{key} {_short(value)}" for key, value in planner.items())
+    budget = (
+        "no budget" if mpc["calls"] is None else f"at most {mpc['calls']} model calls a decision"
+    )
+    lines = [
+        f"{said['env']} {said['height']}x{said['width']} px, goal {said['goal_offset']} moves away, "
+        f"{said['episodes']} episodes of seed {said['seed']}, at most {mpc['steps']} actions; intervals are over "
+        "episodes",
+        f"{kind}: {how}; {budget}",
+        f"horizon {mpc['horizon']}, re-planned every {mpc['replan']}, action repeat {mpc['action_repeat']}, "
+        f"{mpc['context']} context frames, warm start {'on' if mpc['warm_start'] else 'off'}; cost: squared "
+        f"error from the goal image in {said['cost']} over {said['over']} steps, penalty {said['penalty']:g}",
+    ]
+    found = result["action_map"]
+    if found is not None:
+        lines.append(
+            f"codes become actions by a table of {len(found['codes'])} codes from {found['recorded_steps']} "
+            f"recorded steps, right in {found['agreement']:.2f} (one action for all: {found['baseline']:.2f}); "
+            f"{found['carried_out_unseen']} of {found['carried_out']} codes carried out were not in it"
+        )
+    lines.append(
+        f"{said['device']}, {said['threads']} thread(s), {said['batch']} episodes side by side; seconds are of "
+        "deciding, for each episode"
+    )
+    if result["missing"]:
+        lines.append(
+            f"not played: {', '.join(result['missing'])}; without them this is no result yet"
+        )
+    return lines
+
+
+def _short(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else f"{value}"
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,105 @@
+"""plan.html: who reached the goal, what plans cost, real frames beside those that were imagined.
+
+Self-contained, as the report of an evaluation, whose style sheet, charts and tiles it takes. Not here: the
+numbers (planning.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from colaworld.config import leaves
+from colaworld.evaluation import report
+from colaworld.evaluation.report.charts import Series, line_chart
+from colaworld.evaluation.report.tiles import tile
+from colaworld.files import write_atomically
+from colaworld.planning.mpc import Episode
+
+_HERE = Path(__file__).parent
+_CSS = Path(str(report.__file__)).parent / "report.css"
+_COLUMNS = 10  # frames of an episode that are shown
+_STYLES = {"world": "c-1", "oracle": "c-6", "random": "c-2", "copy": "c-copy"}
+
+
+def write_page(
+    path: Path, result: Mapping[str, Any], shown: Mapping[str, Sequence[Episode]]
+) -> Path:
+    """Write the page, atomically; its path. `result` and `shown` as `plan_run` returns them."""
+    templates = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    said = result["protocol"]
+    page = templates.get_template("planning_page.html").render(
+        title=f"Planning in {said['env']} with {said['planner']['kind']}",
+        css=Markup(_CSS.read_text()),
+        result=result,
+        rows=[_row(name, row) for name, row in result["rows"].items()],
+        chart=_chart(result["rows"]),
+        strips=list(_strips(shown)),
+        protocol=[(k, v) for k, v in leaves(said) if k != "episode_seeds"],
+    )
+    write_atomically(path, page + "\n")
+    return path
+
+
+def _row(name: str, row: Mapping[str, Any]) -> dict[str, str]:
+    share, more = row["success"], row["more_than_fewest"]
+    return {
+        "name": name,
+        "success": f"{100 * share['mean']:.0f} % ({row['successes']} of {len(row['episodes'])})",
+        "interval": f"{100 * share['low']:.0f} to {100 * share['high']:.0f} %",
+        "more": "–" if more is None else f"{more:.1f}",
+        "calls": f"{row['calls_per_decision']:.0f}",
+        "seconds": f"{row['seconds_per_decision']:.3f}",
+    }
+
+
+def _chart(rows: Mapping[str, Any]) -> Markup | None:
+    """Cost of plans over decisions, of those that planned more than once."""
+    series = [
+        Series(name, range(1, len(costs) + 1), costs, _STYLES[name])
+        for name, row in rows.items()
+        if len(costs := row["cost_by_decision"]) > 1
+    ]
+    if not series:
+        return None
+    return line_chart(
+        series, title="Cost of the plans", x_label="decision", y_label="cost", points=True
+    )
+
+
+def _strips(shown: Mapping[str, Sequence[Episode]]) -> Iterator[dict[str, Any]]:
+    """A section for each shown episode of those that plan: real frames above imagined ones."""
+    for name, episodes in shown.items():
+        if name not in ("world", "oracle"):
+            continue
+        for number, one in enumerate(episodes, 1):
+            if one.goal is None:
+                continue
+            words = f"{name}, episode {number}"
+
+            def picture(frame: Any, what: str, words: str = words) -> Any:
+                return tile(frame[None], width=84, alt=f"{words}, {what}")
+
+            real = [picture(f, f"real frame {i}") for i, f in enumerate(one.real[:_COLUMNS])]
+            lines = [{"name": "real", "tiles": [*real, picture(one.goal, "goal")]}]
+            expected = one.imagined[: _COLUMNS - 1]
+            if expected:
+                tiles = [picture(f, f"imagined frame {i}") for i, f in enumerate(expected, 1)]
+                lines.append({"name": "imagined", "tiles": [None, *tiles]})
+            done = "reached" if one.success else "not reached"
+            yield {
+                "title": f"{words}: {done} after {one.steps} steps",
+                "note": f"The fewest are {one.best}. An imagined frame is what the plan expected of its action; "
+                "the last real picture is the goal.",
+                "lines": lines,
+            }

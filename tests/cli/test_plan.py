@@ -1,0 +1,104 @@
+"""colaworld plan: rows, protocol and page of a tiny run; what does not fit is said in one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+FEW = (
+    "--episodes",
+    2,
+    "--mpc.steps",
+    2,
+    "--mpc.horizon",
+    2,
+    "--planner.candidates",
+    4,
+    "--shown",
+    1,
+)
+
+
+@pytest.fixture(scope="module")
+def planned(trained, scene, tmp_path_factory):
+    """plan.json and plan.html of the tiny world in the scene, with a prior, costs in latents."""
+    from tests.cli.conftest import call
+
+    out = tmp_path_factory.mktemp("plan")
+    asked = (
+        "--run",
+        trained,
+        "--data",
+        scene,
+        "--out",
+        out,
+        "--prior",
+        "data",
+        "--cost",
+        "latents",
+    )
+    assert call("plan", "scene", *asked, *FEW, "--planner.iterations", 2) == 0
+    return json.loads((out / "plan.json").read_text()), (out / "plan.html").read_text()
+
+
+def test_every_row_plays_the_same_episodes_under_a_stated_protocol(planned) -> None:
+    result, _ = planned
+    assert list(result["rows"]) == ["world", "oracle", "random", "copy"]
+    seeds = {tuple(one["seed"] for one in row["episodes"]) for row in result["rows"].values()}
+    assert seeds == {tuple(result["protocol"]["episode_seeds"])} and len(*seeds) == 2
+    said = result["protocol"]
+    assert (said["env"], said["height"], said["width"], said["goal_offset"]) == ("scene", 32, 32, 3)
+    assert said["planner"]["kind"] == "categorical" and said["space"] == "latent"
+    assert said["sampler"]["steps"] == 3 and said["sampler"]["guidance"] == 1
+    assert result["missing"] == ["behaviour cloning"]
+    world = result["rows"]["world"]
+    assert world["calls_per_decision"] == 4 * 2 * 2  # candidates x steps x rounds
+    assert result["rows"]["random"]["calls_per_decision"] == 0
+    assert result["rows"]["copy"]["successes"] == 0  # the goal is three moves away, two are allowed
+
+
+def test_the_table_of_codes_is_stated(planned) -> None:
+    found = planned[0]["action_map"]
+    assert sum(found["counts"]) == found["recorded_steps"]
+    assert all(action in range(5) for action in found["actions"])
+    assert 0 < found["baseline"] <= found["agreement"] <= 1
+    assert found["carried_out"] == 4 and found["carried_out_unseen"] == 0  # under the prior
+
+
+def test_the_page_shows_real_beside_imagined_frames(planned) -> None:
+    _, page = planned
+    assert page.count("imagined frame 1") == 2  # of world and oracle
+    assert "data:image/png;base64" in page and "<script" not in page
+    assert "planner.candidates" in page
+
+
+@pytest.mark.parametrize("planner", ["shooting", "cem", "icem", "mppi", "beam"])
+def test_every_planner_plans_without_a_run(colaworld, tmp_path, planner) -> None:
+    small = ["--planner.width", 2] if planner == "beam" else ["--planner.candidates", 4]
+    asked = ["--episodes", 1, "--mpc.steps", 1, "--mpc.horizon", 2, "--size", 16, *small]
+    said = colaworld("plan", "scene", "--planner", planner, *asked, "--out", tmp_path)
+    assert said.status == 0 and f"{planner}: " in said.out
+    assert "not played: behaviour cloning, world" in said.out
+
+
+def test_what_does_not_fit_is_said(colaworld, trained, scene, tmp_path) -> None:
+    def refused(*asked: object) -> str:
+        said = colaworld("plan", *asked, "--out", tmp_path, *FEW)
+        assert said.status == 2 and not list(tmp_path.iterdir())
+        return said.plain
+
+    run = ("--run", trained, "--data", scene)
+    assert "this run knows no real actions: colaworld adapt" in refused(
+        "scene", *run, "--space", "real"
+    )
+    assert "its actions are 5 classes, point-mass takes 2 numbers" in refused("point-mass", *run)
+    assert "mpc.calls: a round of categorical needs 8 model calls, 3 are left of 3" in refused(
+        "scene", "--mpc.calls", 3
+    )
+    assert "--goal-offset: expected 1 .. 10 moves" in refused("scene", "--goal-offset", 30)
+    assert "belong to a world; name it with --run" in refused("scene", "--data", scene)
+    assert "expected one of" in refused("scene", "--planner", "cemm")
+    assert "a data prior is of codes" in refused(
+        "scene", *run, "--prior", "data", "--planner", "cem"
+    )
