@@ -1,7 +1,8 @@
 """Codebook health while training: when to leave warm-up, and when to call a codebook collapsed.
 
 Two small rules look at the normalised entropy of the codes in use (1 even, 0 one code), each time it is
-measured, and at control (control.py), where that is: codes can be in use and mean nothing. The method leaves warm-up "when it is high and stable", judged by eye; here:
+measured, and at control (control.py), where that is: codes can be in use and mean nothing. The method
+leaves warm-up "when it is high and stable", judged by eye; here:
 
     entropy  ^            ......... level >= threshold
              |       ....'|<------>| drift of a fitted line over the window ~ 0  -> leave
@@ -34,6 +35,12 @@ def fitted_slope(points: list[tuple[float, float]]) -> float:
     return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
 
 
+def under(control: float | None, floor: float) -> bool:
+    """Whether control, where it is measured, is under a floor; one of 0 is not looked at, since codes that
+    mean nothing have a control of 0 and some noise."""
+    return control is not None and floor > 0 and not control >= floor
+
+
 class WarmupGate:
     """Says when entropy is high and level. Its state is plain JSON."""
 
@@ -57,8 +64,8 @@ class WarmupGate:
             return False
         mean = sum(y for _, y in self._points) / len(self._points)
         drift = fitted_slope([(float(x), y) for x, y in self._points]) * config.window
-        steers = control is None or control >= config.control
         high = min(mean, entropy) >= config.entropy
+        steers = not under(control, config.control)
         self.passed = steers and high and abs(drift) <= config.max_drift
         return self.passed
 
@@ -67,7 +74,7 @@ class WarmupGate:
         config = self.config
         if entropy < config.floor:
             return f"normalised entropy {entropy:.3f} is under gate.floor {config.floor:g}"
-        if control is not None and control < config.control_floor:
+        if under(control, config.control_floor):
             return f"control {control:.4f} is under gate.control_floor {config.control_floor:g}"
         return None
 
@@ -90,10 +97,9 @@ class CollapseAlarm:
         """Add a measurement. Returns the configured action when the alarm is raised, else None.
 
         After an alarm the count begins anew, so a warning repeats every `checks` checks. Codes that
-        steer nothing (`control` under its floor) count as none.
+        steer nothing (`control` under its floor) count as under every floor of entropy.
         """
-        idle = control is not None and control < self.config.control_floor
-        self._recent.append(0.0 if idle else entropy)
+        self._recent.append(-1.0 if under(control, self.config.control_floor) else entropy)
         if len(self._recent) < self.config.checks or max(self._recent) >= self.config.floor:
             return None
         self._recent.clear()

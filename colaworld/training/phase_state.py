@@ -17,7 +17,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from colaworld.training.checkpoint import Checkpoint, check_fit
-from colaworld.training.codebook_monitor import CollapseAlarm, HealthMeter, WarmupGate
+from colaworld.training.codebook_monitor import CollapseAlarm, HealthMeter, WarmupGate, under
 from colaworld.training.config import TrainingConfig
 from colaworld.training.ema import WeightAverage
 from colaworld.training.guard import LossGuard
@@ -173,14 +173,18 @@ class PhaseState:
 
     def healthy(self, phases: Sequence[Phase]) -> bool:
         """Whether a rollback may go back to now: the latest update was applied, and there is no
-        codebook or its entropy is above the alarm floor.
+        codebook, or its entropy and its control are above the alarm's floors.
 
-        A phase without an alarm answers to the highest floor of all `phases`.
+        A phase without an alarm answers to the highest floors of all `phases`.
         """
         if self.guard.in_a_row:
             return False
-        if self.health is None or self.health.latest is None:
+        if self.health is None:
             return True
-        floors = [p.alarm.floor for p in phases if p.alarm]
-        floor = self.phase.alarm.floor if self.phase.alarm else max(floors, default=0.0)
-        return self.health.latest["entropy_normalised"] >= floor
+        alarms = [self.phase.alarm] if self.phase.alarm else [p.alarm for p in phases if p.alarm]
+        if under(self.health.control, max((a.control_floor for a in alarms), default=0.0)):
+            return False
+        if self.health.latest is None:
+            return True
+        floor = max((a.floor for a in alarms), default=0.0)
+        return bool(self.health.latest["entropy_normalised"] >= floor)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated
 
 from colaworld.config import Checked, ConfigError, Count, Natural, Range
@@ -24,7 +25,8 @@ class Phase(Checked):
     name: str
     """What the phase is called in logs and checkpoints; unique within a run."""
     objective: str
-    """Which objective is minimised, by its name: flow, cola, reconstruction, world, or yours."""
+    """Which objective is minimised, by its name: flow, cola, reconstruction, world, adapter, adapted, adapted_lam,
+    or yours."""
     train: tuple[str, ...]
     """Parts of the model that train; all others are frozen and in evaluation mode."""
     steps: Count
@@ -122,6 +124,12 @@ def check_phases(phases: Sequence[Phase], model: nn.Module, objectives: Sequence
             raise ConfigError(
                 f"phase {phase.name!r}: alarm.rewarm_phase: no phase {alarm.rewarm_phase!r}; "
                 f"phases: {', '.join(names)}"
+            )
+    for phase, after in pairwise(phases):
+        if phase.gate and phase.gate.missed == "reseed" and "quantizer" not in after.train:
+            raise ConfigError(
+                f"phase {phase.name!r}: gate.missed: 'reseed' starts the codebook anew in the next phase, "
+                f"but {after.name!r} does not train the quantizer; expected 'stop' or 'go_on'"
             )
 
 

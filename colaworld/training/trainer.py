@@ -108,6 +108,7 @@ class Trainer:
         self.progress = Progress()
         self._moments: Moments = {}  # what the next optimizer begins with, by parameter name
         self._restored: Checkpoint | None = None  # what the current phase continues from
+        self._reseeds = False  # whether the phase that begins starts the codebook anew
         self._guard = LossGuard(training)  # of the latest phase
         self._stall = 0.0  # seconds that saving took since the latest row
         self._pace = Pace(self.distributed, training.log_every)
@@ -205,24 +206,26 @@ class Trainer:
                 progress.over = progress.collapsed = None
                 progress.ended.pop()
             return False
-        if progress.collapsed and phase.gate is not None:
-            self._answer(phase.name, phase.gate.missed)
+        missed = phase.gate.missed if progress.collapsed and phase.gate else None
+        if missed:
+            log.warning(
+                "phase %s ends with a collapsed codebook: %s", phase.name, progress.collapsed
+            )
         if progress.phase + 1 == len(self.phases):
             return True
+        if missed == "reseed":
+            self._reseed()
         progress.phase += 1
         progress.step, progress.over, progress.collapsed = 0, None, None
         self._restored = None
         return False
 
-    def _answer(self, name: str, missed: str) -> None:
-        """What follows a phase that hands a collapsed codebook on."""
-        log.warning("phase %s hands a collapsed codebook on: %s", name, self.progress.collapsed)
-        if missed == "reseed":
-            quantizer: Any = self.model.quantizer
-            quantizer.restart()
-            self._moments = {
-                k: v for k, v in self._moments.items() if not k.startswith("quantizer.")
-            }
+    def _reseed(self) -> None:
+        """Let the next phase start the codebook anew, from its latents."""
+        quantizer: Any = self.model.quantizer
+        quantizer.restart()
+        self._reseeds = True
+        self._moments = {k: v for k, v in self._moments.items() if not k.startswith("quantizer.")}
 
     def _result(self, status: Any, message: str) -> TrainResult:
         progress = self.progress
@@ -246,16 +249,20 @@ class Trainer:
         objective = self.objectives[phase.objective]
         limit = phase.steps
         enter_phase(self.model, phase)
-        if phase.name not in progress.started:
+        first = phase.name not in progress.started  # it is not where a rollback came by
+        if first:
             if phase.init_from is not None:
                 begin = functools.partial(init_parts, self.model, phase.init_from)
                 parts = self.distributed.on_each(begin)
                 log.info("%s: %s from %s", phase.name, ", ".join(parts), phase.init_from)
             if phase.name in self.before:
                 self.before[phase.name](self.model)
+        if first or self._reseeds:
             generator = generator_for(self.device, training.seed, phase.name, "before")
             objective.before_phase(self._supply(phase), generator=generator)
             enter_phase(self.model, phase)
+            self._reseeds = False
+        if first:
             progress.started.append(phase.name)
         state = self._begin(phase, objective)
         while progress.step < limit and progress.over is None:
@@ -317,6 +324,8 @@ class Trainer:
         if step % every and step not in (1, phase.steps):
             return None
         found = self.control()
+        give_up(self.model)
+        enter_phase(self.model, phase)
         means = self.distributed.mean(torch.tensor(list(found.values()), device=self.device))
         return dict(zip(found, means.tolist(), strict=True))
 

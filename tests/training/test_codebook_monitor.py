@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -109,13 +110,16 @@ def test_a_gate_on_control_waits_for_it():
     gate = WarmupGate(config)
     assert not any(gate.update(step, 0.9, 0.09) for step in range(10, 110, 10))
     assert gate.update(110, 0.9, 0.11)
+    ignoring = WarmupGate(replace(config, control=0.0))
+    assert [ignoring.update(step, 0.9, -0.01) for step in (10, 20, 30)] == [False, False, True]
     unmeasured = WarmupGate(config)
     assert [unmeasured.update(step, 0.9) for step in (10, 20, 30)] == [False, False, True]
 
 
 def test_what_counts_as_collapsed_at_the_end_of_a_phase():
     gate = WarmupGate(GateConfig(floor=0.3, control_floor=0.01))
-    assert WarmupGate(GateConfig()).collapsed(0.9, 0.0) is None  # not looked at
+    for control in (0.0, -0.01):  # not looked at: noise around nothing is below 0, too
+        assert WarmupGate(GateConfig()).collapsed(0.9, control) is None
     assert gate.collapsed(0.31) is None and gate.collapsed(0.31, 0.02) is None
     assert "entropy 0.290 is under gate.floor 0.3" in gate.collapsed(0.29, 0.5)
     assert "control 0.0090 is under gate.control_floor 0.01" in gate.collapsed(0.9, 0.009)
@@ -124,8 +128,12 @@ def test_what_counts_as_collapsed_at_the_end_of_a_phase():
 def test_codes_that_steer_nothing_raise_the_alarm_however_even():
     alarm = CollapseAlarm(AlarmConfig(floor=0.3, checks=2, control_floor=0.05, action="stop"))
     assert [alarm.update(0.9, c) for c in (0.04, 0.06, 0.01, 0.02)] == [None, None, None, "stop"]
+    control_alone = CollapseAlarm(
+        AlarmConfig(floor=0.0, checks=1, control_floor=0.05, action="stop")
+    )
+    assert control_alone.update(0.0, 0.06) is None and control_alone.update(0.9, 0.04) == "stop"
     ignoring = CollapseAlarm(AlarmConfig(floor=0.3, checks=1, action="stop"))
-    assert ignoring.update(0.9, 0.0) is None
+    assert ignoring.update(0.9, 0.0) is None and ignoring.update(0.9, -0.01) is None
 
 
 def test_the_last_control_survives_json():

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from colaworld.config import ConfigError
-from colaworld.training.config import AlarmConfig
+from colaworld.training.config import AlarmConfig, GateConfig
 from colaworld.training.phases import Phase, check_phases, enter_phase
 
 
@@ -90,3 +90,12 @@ def test_what_does_not_fit_is_named():
 def test_bad_phases_are_named(more, match):
     with pytest.raises(ConfigError, match=match):
         phase(**more)
+
+
+def test_a_codebook_that_starts_anew_needs_a_phase_that_trains_it():
+    m = model()
+    m.quantizer = nn.Linear(2, 2)
+    first = phase("one", gate=GateConfig(missed="reseed"))
+    check_phases([first, phase("two", ("a", "quantizer"))], m, ["flow"])
+    with pytest.raises(ConfigError, match="'two' does not train the quantizer"):
+        check_phases([first, phase("two")], m, ["flow"])

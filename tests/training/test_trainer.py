@@ -848,7 +848,7 @@ def test_a_collapse_within_a_look_at_few_steps_only_warns(toy, tmp_path, caplog)
     training = dataclasses.replace(toy.TRAINING, max_steps=14, health_window=6)
     phases = _collapsing(toy, "stop")
     assert toy.trainer(tmp_path, phases=phases, training=training).run().status == "finished"
-    assert "phase warmup hands a collapsed codebook on" in caplog.text
+    assert "phase warmup ends with a collapsed codebook" in caplog.text
 
 
 def test_a_collapsed_warmup_can_be_trained_longer(toy, tmp_path):
@@ -895,3 +895,54 @@ def test_control_is_measured_when_due_and_kept_by_the_gate(toy, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     measured = {row["step"]: row["control"]["control"] for row in rows if "control" in row}
     assert measured == {1: pytest.approx(0.1), 6: pytest.approx(0.2), 12: pytest.approx(0.6)}
+
+
+def test_after_a_rollback_a_collapsed_codebook_starts_anew_in_a_phase_that_had_begun(toy, tmp_path):
+    alarm = AlarmConfig(floor=0.2, checks=2, action="rollback")
+    gate = GateConfig(entropy=1.0, window=4, min_steps=9, floor=1.0, missed="reseed")
+    warmup = dataclasses.replace(toy.PHASES[0], steps=8, gate=gate)
+    joint = dataclasses.replace(toy.PHASES[1], steps=20, alarm=alarm)
+    trainer = toy.trainer(tmp_path, phases=(warmup, joint))
+    trainer.model.quantizer.restart = lambda: restarts.append(trainer.progress.round)
+    restarts = []
+    objective = trainer.objectives["cola"]
+    loss = objective.loss
+
+    def reported(batch, *, generator):  # one code from step 9 on: behind the checkpoint of step 8
+        value, metrics = loss(batch, generator=generator)
+        progress = trainer.progress
+        if progress.phase and not progress.round and progress.step >= 8:
+            metrics["indices"] = torch.zeros_like(metrics["indices"])
+        return value, metrics
+
+    objective.loss = reported
+    assert trainer.run().status == "finished"
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {row["round"] for row in rows} == {0, 1}
+    assert restarts == [0, 1]
+    # warm-up once, the joint phase as it began, and again: the healthy checkpoint was within it
+    assert len(objective.before) == 3
+
+
+def test_the_last_phase_keeps_its_codebook(toy, tmp_path):
+    trainer = toy.trainer(tmp_path, phases=_collapsing(toy, "reseed")[:1])
+    trainer.model.quantizer.restart = None  # not called
+    assert trainer.run().status == "finished"
+
+
+def test_a_rollback_goes_behind_codes_that_mean_nothing(toy, tmp_path, caplog):
+    """Entropy is high all along; control is lost at step 5 of the joint phase, and step 8 is saved."""
+    caplog.set_level(logging.WARNING)
+    alarm = AlarmConfig(floor=0.0, checks=3, control_floor=0.5, action="rollback")
+    warmup = dataclasses.replace(toy.PHASES[0], steps=8, gate=None)
+    joint = dataclasses.replace(toy.PHASES[1], steps=20, alarm=alarm)
+    training = dataclasses.replace(toy.TRAINING, control_every=1, keep_checkpoints=9)
+
+    def control():
+        progress = trainer.progress
+        lost = progress.phase and not progress.round and progress.step >= 5
+        return {"control": 0.1 if lost else 0.9}
+
+    trainer = toy.trainer(tmp_path, phases=(warmup, joint), training=training, control=control)
+    assert trainer.run().status == "finished"
+    assert "rolled back to step_1_0000004; warmup begins again" in caplog.text

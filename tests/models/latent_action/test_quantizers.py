@@ -308,6 +308,16 @@ def test_a_restarted_codebook_starts_from_data_whatever_its_start_was(kind):
     assert not torch.equal(quantizer.codebook, again)
 
 
+def test_restarted_layers_start_from_data_too():
+    quantizer = build("residual", data_start=False)
+    quantizer.start(latents(64, 1), generator=seeded())
+    before = [layer.codebook.clone() for layer in quantizer.layers]
+    quantizer.restart()
+    quantizer.start(latents(64, 1), generator=seeded())
+    for layer, was in zip(quantizer.layers, before, strict=True):
+        assert not torch.equal(layer.codebook, was)
+
+
 def unused(kind: str, **changes):
     """A quantizer of which entries 2 and 5 are far away and fell out of use; all z are near 0."""
     quantizer = build(kind, normalise=False, decay=0.9, **changes)

@@ -60,6 +60,11 @@ class ResidualVQ(Quantizer):
             left = left - layer(left).codes
         self.train(was)
 
+    def restart(self) -> None:
+        super().restart()
+        for layer in self.layers:
+            layer.restart()
+
     def begin_step(self) -> None:
         super().begin_step()
         for layer in self.layers:
