@@ -1,6 +1,7 @@
 """Real actions that a person gives: a file of rows, or names of classes. Checked against the contract.
 
-    .csv     a header of channel names, then a row for each action; of classes one column, names or numbers
+    .csv     a header of channel names, then a row for each action; of classes one column, names or numbers,
+             under the column's name or none
     .json    [[0.1, 0.2], ...], or {"names": ["x", "y"], "actions": [[0.1, 0.2], ...]}
     .npy     floats [n, A] or integers [n]; it says no names
 
@@ -43,7 +44,7 @@ def read_actions(given: str, spec: ActionSpec) -> np.ndarray:
         raise ValueError(f"{where}: no such file")
     try:
         names, rows = _READERS[path.suffix](path)
-    except (OSError, ValueError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, TypeError, RecursionError, MemoryError, csv.Error) as error:
         raise ValueError(f"{where}: cannot be read: {error}") from None
     if path.suffix == ".csv" and _header(rows, spec):
         names, rows = rows[0], rows[1:]
@@ -69,47 +70,61 @@ def _channels(spec: ActionSpec) -> str:
 
 def _numbers(rows: Sequence[Any], spec: ActionSpec, where: str) -> np.ndarray:
     for number, row in enumerate(rows, 1):
-        if np.ndim(row) != 1 or len(row) != spec.size:
-            got = f"{len(row)}" if np.ndim(row) == 1 else f"{row!r:.40}"
+        if not _is_row(row) or len(row) != spec.size:
+            got = f"{len(row)}" if _is_row(row) else f"{row!r:.40}"
             raise ValueError(f"{where}: row {number}: expected {_channels(spec)}, got {got}")
     try:
         made = np.asarray(rows, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{where}: expected numbers alone: {error}") from None
-    if not np.isfinite(made).all():
-        row = int(np.argwhere(~np.isfinite(made))[0, 0]) + 1
-        raise ValueError(f"{where}: row {row}: expected finite numbers, got {rows[row - 1]!r:.80}")
+    fits = np.abs(made) <= np.finfo(np.float32).max  # not a number is none
+    if not fits.all():
+        row = int(np.argwhere(~fits)[0, 0]) + 1
+        raise ValueError(
+            f"{where}: row {row}: expected finite numbers of float32, got {rows[row - 1]!r:.80}"
+        )
     return made.astype(np.float32)
+
+
+def _is_row(row: Any) -> bool:
+    """Whether it holds one value after another: no number, no text, nothing nested."""
+    if isinstance(row, np.ndarray):
+        return row.ndim == 1
+    return isinstance(row, list) and not any(isinstance(cell, list | dict) for cell in row)
 
 
 def _classes(rows: Sequence[Any], spec: ActionSpec, where: str) -> np.ndarray:
     known = {name: number for number, name in enumerate(spec.names)}
     made = []
     for number, row in enumerate(rows, 1):
-        value = row[0] if np.ndim(row) == 1 and len(row) == 1 else row
+        value = row[0] if _is_row(row) and len(row) == 1 else row
         text = str(value)
         found = known.get(text, int(text) if text.isascii() and text.isdigit() else -1)
         if not 0 <= found < spec.size:
             named = f": {', '.join(spec.names)}" if spec.names else ""
+            header = f" (a header would say {spec.column!r})" if where.endswith(".csv") else ""
             raise ValueError(
                 f"{where}: action {number}: expected one of {spec.size} classes{named}, or its number, "
-                f"got {text[:40]!r}"
+                f"got {text[:40]!r}{header if number == 1 else ''}"
             )
         made.append(found)
     return np.asarray(made, dtype=np.int64)
 
 
 def _csv(path: Path) -> tuple[None, list[Any]]:
-    lines = csv.reader(path.read_text(encoding="utf-8").splitlines(), strict=True)
+    text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin theirs with a mark of UTF-8
+    lines = csv.reader(text.splitlines(), strict=True)
     return None, [[cell.strip() for cell in row] for row in lines if row]
 
 
 def _header(rows: Sequence[Any], spec: ActionSpec) -> bool:
-    """Whether the first row of a table of text names columns."""
-    if not len(rows) or not isinstance(rows[0], list) or not isinstance(rows[0][0], str):
+    """Whether the first row of a table of text names columns. Of classes the name is known: a row with
+    any other word is an action that is misspelt, which must not be lost."""
+    if not len(rows):
         return False
     if spec.kind == "discrete":
-        return not (rows[0][0] in spec.names or rows[0][0].isdigit())
+        said = rows[0][0]
+        return len(rows[0]) > 1 or (said in (spec.column, "action") and said not in spec.names)
     try:
         [float(cell) for cell in rows[0]]
     except ValueError:
@@ -122,7 +137,8 @@ def _json(path: Path) -> tuple[list[str] | None, list[Any]]:
     names = None
     if isinstance(held, dict):
         names, held = held.get("names"), held.get("actions")
-        if names is not None and not all(isinstance(name, str) for name in names):
+        texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if names is not None and not texts:
             raise ValueError(f"names: expected a list of channel names, got {names!r:.60}")
     if not isinstance(held, list):
         raise ValueError("expected a list of actions, or an object with names and actions")
@@ -130,7 +146,17 @@ def _json(path: Path) -> tuple[list[str] | None, list[Any]]:
 
 
 def _npy(path: Path) -> tuple[None, np.ndarray]:
-    return None, np.load(path, allow_pickle=False)
+    found = np.load(path, allow_pickle=False)
+    if (
+        not isinstance(found, np.ndarray)
+        or found.ndim not in (1, 2)
+        or found.dtype.kind not in "iufU"
+    ):
+        shown = (
+            f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else "an archive"
+        )
+        raise ValueError(f"expected an array of actions, [n] or [n, A], of numbers, got {shown}")
+    return None, found
 
 
 _READERS: dict[str, Any] = {".csv": _csv, ".json": _json, ".npy": _npy}

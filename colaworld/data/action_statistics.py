@@ -12,9 +12,10 @@ Not here: what two contracts have to do with each other (action_differences.py).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -160,7 +161,8 @@ def stored_contract(source: Source) -> ActionContract | None:
 def read_contract(source: Source) -> ActionContract | None:
     """What was written of the source's column, at the rate that the source has now; None: nothing was.
 
-    Raises DataError where the set has changed since, or says other things of its actions.
+    Raises DataError where the set has changed since, in its extent or in the rows of its first, middle or
+    last episode, or says other things of its actions.
     """
     contract, file = stored_contract(source), contract_file(source.path)
     if contract is None or source.action_spec is None:
@@ -182,13 +184,25 @@ def read_contract(source: Source) -> ActionContract | None:
             f"{spec.kind}, {spec.size}; write it again: {again}"
         )
     stated(spec, {name: getattr(contract, name) for name in STATED}, who=str(file))
+    told, found = entry.get("rows", {}), _rows(source, set(entry.get("rows", ())))
+    if changed := [name for name, digest in found.items() if told[name] != digest]:
+        raise DataError(
+            f"{file}: column {spec.column!r}: the rows of {changed[0]} are not those it was measured from; "
+            f"write it again: {again}"
+        )
     return replace(contract, rate=rate_of(source))
 
 
 def write_contract(source: Source, contract: ActionContract) -> Path:
     """Write the contract beside the set, whole or not at all; other columns' stay. Returns the file."""
     file = contract_file(source.path)
-    entry = {"contract": to_dict(contract), "hash": contract.hash, "set": _extent(source)}
+    ends = {source.episodes[n].name for n in (0, len(source.episodes) // 2, -1)}
+    entry = {
+        "contract": to_dict(contract),
+        "hash": contract.hash,
+        "set": _extent(source),
+        "rows": _rows(source, ends),
+    }
     columns = {**_entries(source.path), contract.column: entry}
     content = seal({"colaworld": __version__, "columns": columns})
     try:
@@ -223,6 +237,17 @@ def _extent(source: Source) -> dict[str, int]:
         "readable": len(source.episodes),
         "frames": sum(episode.frames for episode in source.episodes),
     }
+
+
+def _rows(source: Source, names: Set[str]) -> dict[str, str]:
+    """A hash of the actions of these episodes, of those that are there: a set whose numbers were changed,
+    or a file that was copied from another set, is known by three of them without reading all."""
+    made = {}
+    for episode in source.episodes:
+        if episode.name in names:
+            values = np.ascontiguousarray(source.actions(episode.index))
+            made[episode.name] = hashlib.sha256(values.tobytes()).hexdigest()
+    return made
 
 
 def _told(extent: Mapping[str, int]) -> str:

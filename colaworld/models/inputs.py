@@ -102,7 +102,7 @@ def checked_indices(indices: Any, *, tokens: int, size: int | None, values: bool
     if not whole or not indices.ndim or indices.shape[-1] != tokens:
         raise ValueError(f"{wanted}, got {_what(indices)}")
     if values and indices.numel():
-        low, high = torch.stack(indices.aminmax()).tolist()
+        low, high = _ends(indices)
         if low < 0 or high >= size:
             raise ValueError(f"{wanted}, got {low if low < 0 else high}")
     return indices.long()
@@ -124,11 +124,18 @@ def checked_actions(
         if not fits or _is_float(actions) or actions.dtype == torch.bool or actions.is_complex():
             raise ValueError(f"{wanted}, got {_what(actions)}")
         if actions.numel():
-            low, high = torch.stack(actions.aminmax()).tolist()
+            low, high = _ends(actions)
             if low < 0 or high >= known.size:
                 raise ValueError(f"{wanted}, got {low if low < 0 else high}")
         return actions.long()
     check_codes(actions, argument, ("B", "T - 1", known.size), what=f"actions{listed}")
+    if contract is not None and contract.size != known.size:
+        raise ValueError(
+            f"{argument}: this world takes {known.size} numbers of a transition, but its contract "
+            f"(world.actions) speaks of {contract.size}"
+        )
+    if not actions.float().isfinite().all():
+        raise ValueError(f"{argument}: expected actions{listed} within float32, got larger ones")
     if contract is not None and contract.normaliser.low and actions.numel():
         _warn_of_range(actions, argument, contract)
     return actions.float()
@@ -168,6 +175,15 @@ def check_flag(value: Any, argument: str) -> None:
     """ValueError unless it is True or False: any text, "False" too, would count as True."""
     if not isinstance(value, bool):
         raise ValueError(f"{argument}: expected True or False, got {value!r:.60}")
+
+
+def _ends(integers: Tensor) -> tuple[int, int]:
+    """The smallest and the largest; torch knows no order of unsigned ones beyond 8 bits."""
+    if not integers.dtype.is_signed and integers.dtype != torch.uint8:
+        values = integers.cpu().numpy()
+        return int(values.min()), int(values.max())
+    low, high = torch.stack(integers.aminmax()).tolist()
+    return low, high
 
 
 def _dense(value: Tensor) -> bool:

@@ -113,11 +113,16 @@ def trained_as(weights: Path) -> Any:
 
 
 def check_model(config: RunConfig, trained: Any, folder: Path) -> None:
-    """ConfigError where config.yaml was changed and makes another world of the same weights."""
-    was = trained.get("model", {}) if isinstance(trained, dict) else {}
+    """ConfigError where config.yaml was changed and makes another world of the same weights, or has them
+    mean other actions."""
+    trained = trained if isinstance(trained, dict) else {}
+    was = trained.get("model", {})
     saved = from_dict(ModelConfig, was, where=f"{folder}: model, as trained")
     then, now = (dict(leaves(to_dict(model), "model")) for model in (saved, config.model))
     free = ("model.attention", "model.tokenizer.path")  # how it computes, where its files are now
+    if "action_contract" in trained:
+        then |= _of_actions(trained["action_contract"])
+        now |= _of_actions(to_dict(config.action_contract))
     changed = [k for k in then | now if then.get(k) != now.get(k) and k not in free]
     if changed:
         key = changed[0]
@@ -125,6 +130,10 @@ def check_model(config: RunConfig, trained: Any, folder: Path) -> None:
             f"{folder}/config.yaml: it was changed after the training: {key}: {then.get(key)!r} when "
             f"trained, {now.get(key)!r} now; put it back"
         )
+
+
+def _of_actions(contract: Any) -> dict[str, Any]:
+    return dict(leaves({"action_contract": contract}))
 
 
 def check_quantised(quantizer: Quantizer, folder: Path) -> None:

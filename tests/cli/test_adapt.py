@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from colaworld.cli.actions_file import read_actions
 from colaworld.contracts import ActionSpec
@@ -164,6 +165,7 @@ def test_a_file_of_numbers_is_held_against_the_channels(tmp_path) -> None:
         ("y,x\n1,2\n", r"expected the channels x, y, in this order, got y, x"),
         ("1,2\n", r"expected a header with the channels x, y"),
         ("x,y\n1,nan\n", r"row 1: expected finite numbers"),
+        ("x,y\n1,2\n1,1e300\n", r"row 2: expected finite numbers of float32"),
         ("x,y\n1\n", r"row 1: expected 2 numbers \(x, y\), got 1"),
         ("x,y\n1,a\n", r"expected numbers alone"),
         ("x,y\n", r"it holds no actions"),
@@ -171,6 +173,21 @@ def test_a_file_of_numbers_is_held_against_the_channels(tmp_path) -> None:
         (tmp_path / "b.csv").write_text(text)
         with pytest.raises(ValueError, match=message):
             read_actions(str(tmp_path / "b.csv"), SPEC)
+    for text, message in (
+        ("[[1, [2, 3]]]", r"b\.json: row 1: expected 2 numbers"),
+        (f"[[{'9' * 400}, 0]]", r"b\.json: expected numbers alone: .* too large"),
+        ("[" * 100_000, r"b\.json: cannot be read"),
+        ('{"names": "xy", "actions": [[1, 2]]}', r"names: expected a list of channel names"),
+    ):
+        (tmp_path / "b.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_actions(str(tmp_path / "b.json"), SPEC)
+    for array in (np.float32(3), wanted[None], wanted > 0, wanted + 1j, wanted.astype("M8[s]")):
+        np.save(tmp_path / "b.npy", array)
+        with pytest.raises(
+            ValueError, match=r"b\.npy: cannot be read: expected an array of actions"
+        ):
+            read_actions(str(tmp_path / "b.npy"), SPEC)
     with pytest.raises(ValueError, match=r"no such file"):
         read_actions("none.csv", SPEC)
     with pytest.raises(ValueError, match=r"expected a file .* of rows of 2 numbers \(x, y\)"):
@@ -198,6 +215,23 @@ def test_lora_leaves_the_video_model_as_it_was_and_is_merged_on_export(
     )
     said = colaworld("adapt", out, "--data", scene, "--out", tmp_path / "again", *call)
     assert said.status == 2 and "holds LoRA beside the video model" in said.plain
+
+
+def test_a_contract_that_was_changed_after_training_is_refused(
+    adapted, colaworld, tmp_path
+) -> None:
+    """Classes renamed in config.yaml: names in a file of actions would mean others."""
+    run = tmp_path / "run"
+    shutil.copytree(adapted, run)
+    config = run / "config.yaml"
+    told = yaml.safe_load(config.read_text())
+    told["action_contract"]["names"] = ["noop", "right", "left", "up", "down"]
+    config.write_text(yaml.safe_dump(told))
+    for call in (["sample", run, "--actions", "left"], ["export", run]):
+        said = colaworld(*call, "--out", tmp_path / "x.png")
+        assert (
+            said.status == 2 and "changed after the training: action_contract.names" in said.plain
+        )
 
 
 def test_it_resumes_to_the_same_bytes(trained, scene, colaworld, tmp_path) -> None:
@@ -232,3 +266,17 @@ def test_a_set_with_other_actions_is_refused(adapted, trained, scene, colaworld,
     call = ["adapt", trained, "--data", other, "--labels", 100, "--out", copy, *SHORT]
     said = colaworld(*call, "--resume")
     assert said.status == 2 and "action_contract" in said.plain
+
+
+def test_no_action_of_a_table_of_classes_is_taken_for_its_header(tmp_path) -> None:
+    spec, file = ActionSpec("action", "discrete", 3, ("stay", "left", "right")), tmp_path / "a.csv"
+    for text in ("action\nleft\n2\n", "left\n2\n", "\ufeffaction\nleft\n2\n", "\ufeffleft\n2\n"):
+        file.write_text(text, encoding="utf-8")
+        assert read_actions(str(file), spec).tolist() == [1, 2]
+    for first in ("lefft", "-1", "1.0", "3", "LEFT"):
+        file.write_text(f"{first}\nleft\n")
+        with pytest.raises(ValueError, match=rf"action 1: expected one of 3 .* got '{first}'"):
+            read_actions(str(file), spec)
+    file.write_text("action,then\nleft,1\n")
+    with pytest.raises(ValueError, match=r"expected one column of classes, got action, then"):
+        read_actions(str(file), spec)

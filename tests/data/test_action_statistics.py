@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from colaworld.contracts import ActionSpec
@@ -130,6 +132,22 @@ def test_a_file_of_other_rows_or_other_facts_is_refused(arm) -> None:
     file.write_text(kept)
     with pytest.raises(
         DataError, match=r"describes episodes 3, .* the set has episodes 1.*data stats"
+    ):
+        read_contract(open_source(arm))
+
+
+def test_a_file_of_other_numbers_is_refused(arm) -> None:
+    source = open_source(arm)
+    made = measure(source)
+    write_contract(source, made)
+    assert read_contract(open_source(arm)) == made
+    (table,) = arm.glob("data/*/*.parquet")
+    rows = pq.read_table(table)
+    degrees = [[x, 57.3 * y] for x, y in rows["action"].to_pylist()]
+    at, kind = rows.column_names.index("action"), rows["action"].type
+    pq.write_table(rows.set_column(at, "action", pa.array(degrees, kind)), table)
+    with pytest.raises(
+        DataError, match=r"the rows of .* are not those it was measured from.*stats"
     ):
         read_contract(open_source(arm))
 

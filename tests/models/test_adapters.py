@@ -173,3 +173,23 @@ def test_values_far_outside_what_was_recorded_are_warned_of(caplog) -> None:
         ValueError, match=r"actions \(x, y\) \[B, T - 1, 2\], got some that are not"
     ):
         world_.encode_actions(torch.tensor([[[float("nan"), 0.0]]]))
+
+
+def test_a_world_refuses_numbers_beyond_float32_and_another_contract() -> None:
+    arm = World(world(MLPAdapterConfig(size=2)).eval())
+    huge = torch.full((1, 2, 2), 1e300, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"actions: expected actions within float32"):
+        arm.encode_actions(huge)
+    other = World(arm.model, actions=ActionContract("action", "continuous", 3))
+    with pytest.raises(ValueError, match=r"takes 2 numbers of a transition, .* speaks of 3"):
+        other.encode_actions(torch.zeros(1, 2, 2))
+
+
+def test_classes_of_any_integers_are_taken() -> None:
+    game = World(world(TableAdapterConfig(size=3)).eval())
+    wanted = game.encode_actions(torch.tensor([[0, 2]])).codes
+    for dtype in (torch.uint8, torch.uint16, torch.uint64, torch.int8):
+        given = torch.tensor([[0, 2]], dtype=dtype)
+        assert torch.equal(game.encode_actions(given).codes, wanted)
+    with pytest.raises(ValueError, match=r"expected classes 0 \.\. 2, .* got 18446744073709551615"):
+        game.encode_actions(torch.tensor([[2**64 - 1]], dtype=torch.uint64))
