@@ -149,6 +149,24 @@ _LAYOUT: dict[str, Any] = {
     "data": Maybe({"name": str}, absent=True),
 }
 
+# Of evaluations.jsonl (runs/watch.py), what watching and curves read.
+_ROW: dict[str, Any] = {
+    "global_step": int,
+    "checkpoint": str,
+    "delta_psnr": {**_INTERVAL, "mean": float},
+    "probe": Maybe(_INTERVAL),
+    "entropy_normalised": _NUMBER,
+    "settings": {},
+}
+
+
+def check_row(row: Any, *, source: str) -> None:
+    """Raises FileError where `row` is not one of evaluations.jsonl; `source` is its file and line."""
+    try:
+        _check(row, _ROW, source, "")
+    except FileError as error:  # to evaluate again would read it again
+        raise FileError(f"{str(error).rpartition(';')[0]}; delete it") from None
+
 
 def read_evaluation(path: str | Path) -> dict[str, Any]:
     """An evaluation.json. Raises FileError, which names the file and the first key that is wrong."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from colaworld.files import FileError
 
+_READ = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+_READ |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 _SPARE = "num_batches_tracked"  # a counter of batch norm; some published files lack it
 
 
@@ -49,19 +52,31 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise
     except SafetensorError as error:
         raise FileError(f"{path}: no safetensors file: {error}") from None
-    except Exception as error:  # torch names no class: pickle, zip, EOF and runtime errors
+    except UnpicklingError:  # torch's words end in how to run what is in it
+        raise FileError(
+            f"{path}: expected a state dict of tensors alone, got a pickle of something else or of more"
+        ) from None
+    except Exception as error:  # torch names no class: zip, EOF and runtime errors
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileError(f"{path}: expected a state dict of tensors alone: {first}") from None
     if not isinstance(found, Mapping):
         raise FileError(f"{path}: expected tensors by name, got {type(found).__name__}")
     for key, value in found.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
+        if not isinstance(key, str):
+            raise FileError(f"{path}: expected tensors by name, got a key {key!r:.40}")
+        if not isinstance(value, Tensor):
             raise FileError(
                 f"{path}: {key}: expected a tensor, got {type(value).__name__}; a training "
                 "checkpoint holds its state dict under a key: save that alone"
             )
-        if not torch.isfinite(value).all():
-            raise FileError(f"{path}: {key}: holds values that are not finite")
+        dense = value.layout is torch.strided and not (value.is_meta or value.is_nested)
+        if not dense or value.dtype not in _READ:
+            kind = "dense" if dense else "sparse, nested or empty"
+            raise FileError(
+                f"{path}: {key}: expected a dense tensor of numbers, got a {kind} one of {value.dtype}"
+            )
+        if not torch.isfinite(value.float()).all():
+            raise FileError(f"{path}: {key}: holds values that are not finite in float32")
     return dict(found)
 
 

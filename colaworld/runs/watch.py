@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from colaworld.config import ConfigError
+from colaworld.evaluation.layout import check_row
 from colaworld.files import FileError, write_atomically
 from colaworld.runs.load import finished_weights
 from colaworld.training.checkpoint import Checkpoint, CheckpointError, find_checkpoints
@@ -29,13 +30,14 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of evaluations.jsonl, none where there is no file. Raises FileError on what is no row."""
     path = folder / FILE
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_text().splitlines() if path.is_file() else (), start=1):
+    for number, line in enumerate(
+        path.read_bytes().splitlines() if path.is_file() else (), start=1
+    ):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # no UTF-8, no JSON
             raise FileError(f"{path}, line {number}: not JSON: {error}; delete it") from None
-        if not isinstance(row, dict) or not isinstance(row.get("global_step"), int):
-            raise FileError(f"{path}, line {number}: expected a row with global_step; delete it")
+        check_row(row, source=f"{path}, line {number}")
         rows.append(row)
     return rows
 

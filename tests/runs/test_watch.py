@@ -98,8 +98,32 @@ def test_a_damaged_checkpoint_is_an_error_and_no_row(training) -> None:
     assert read_rows(folder) == []
 
 
-@pytest.mark.parametrize("text", ["{", '{"step": 1}', "[]"])
-def test_what_is_no_row_is_named(tmp_path, text) -> None:
-    (tmp_path / FILE).write_text(json.dumps({"global_step": 1}) + f"\n{text}\n")
-    with pytest.raises(FileError, match=rf"{FILE}, line 2"):
+INTERVAL = {"mean": 1.0, "low": None, "high": None}
+ROW = {
+    "global_step": 1,
+    "checkpoint": "step_0_0000001",
+    "delta_psnr": INTERVAL,
+    "probe": None,
+    "entropy_normalised": 0.5,
+    "settings": {"clips": 4},
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "not JSON"),
+        ("\udcff", "not JSON"),
+        ("[]", "the whole: expected an object"),
+        ('{"step": 1}', "global_step: missing"),
+        (json.dumps(ROW | {"checkpoint": ["a"]}), "checkpoint: expected text"),
+        (json.dumps(ROW | {"settings": None}), "settings: expected an object, got null"),
+        (json.dumps(ROW | {"delta_psnr": None}), "delta_psnr: expected an object, got null"),
+        (json.dumps(ROW | {"probe": "x"}), "probe: expected an object, got 'x'"),
+        (json.dumps(ROW | {"entropy_normalised": "x"}), "entropy_normalised: expected a number"),
+    ],
+)
+def test_what_is_no_row_is_named(tmp_path, text, said) -> None:
+    (tmp_path / FILE).write_text(f"{json.dumps(ROW)}\n{text}\n", errors="surrogateescape")
+    with pytest.raises(FileError, match=rf"{FILE}, line 2: {said}.*; delete it"):
         read_rows(tmp_path)
