@@ -72,7 +72,7 @@ def run(argv: list[str]) -> int:
     for other in options.compare:  # before the long work, so that a wrong path costs nothing
         others[other] = read_evaluation(other / "evaluation.json")
     check_there(config.data.path)
-    also = _also(options.also, config.data)
+    also = _also(options.also, config.data, stored)
     config.evaluation.check_weights()
     device = choose_device(options.device)
 
@@ -132,8 +132,10 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _also(asked: tuple[str, ...], data: DataConfig) -> dict[str, DataConfig]:
-    """More data sets by name, read as `data` is. Raises ConfigError or DataError on what is none."""
+def _also(asked: tuple[str, ...], data: DataConfig, stored: RunConfig) -> dict[str, DataConfig]:
+    """More data sets by name, read as `data` is. Raises ConfigError or DataError on what is none, or was
+    trained on by the run of `stored`."""
+    known = [one.path.resolve() for one in stored.data.sets().values() if one.path is not None]
     sets: dict[str, DataConfig] = {}
     for text in asked:
         name, equals, path = text.partition("=")
@@ -144,6 +146,11 @@ def _also(asked: tuple[str, ...], data: DataConfig) -> dict[str, DataConfig]:
         one = check_there(Path(path))
         if data.path is not None and one.resolve() == data.path.resolve():
             raise ConfigError(f"--also {text}: this is the data set that is measured anyway")
+        if one.resolve() in known:
+            raise ConfigError(
+                f"--also {text}: the run was trained on this set, and --also measures all episodes; "
+                "--data measures its held-out ones"
+            )
         sets[name] = replace(data, path=one, mixture={}, split="heldout")
     return sets
 

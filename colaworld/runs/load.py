@@ -175,8 +175,13 @@ def evaluate_run(
     world, stored = load_world(folder, device=device, checkpoint=checkpoint)
     config = config or stored
     sets = stored.data.sets().values()
-    trained = next((one for one in sets if _same(one.path, config.data.path)), stored.data)
-    _check_heldout(trained, config.data)
+    trained = next((one for one in sets if _same(one.path, config.data.path)), None)
+    if unseen and trained is not None:
+        raise ConfigError(
+            f"{config.data.path}: {folder} was trained on this set, so not all of its episodes are unseen; "
+            "measure its held-out ones (unseen False)"
+        )
+    _check_heldout(trained or stored.data, config.data)
     world = replace(world, sampler=config.sampler)
     data, heldout, asked = heldout_clips(config, horizon=horizon, unseen=unseen)
     split: Literal["heldout", "all"] = "all" if unseen else "heldout"

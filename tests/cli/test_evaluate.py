@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from colaworld.cli import evaluate
-from colaworld.config import to_yaml
+from colaworld.config import ConfigError, to_yaml
 from colaworld.metrics.lpips import LPIPS
 from colaworld.recipes import recipe
 from colaworld.runs.config import read_config
+from colaworld.runs.load import evaluate_run
 
 
 @pytest.fixture
@@ -247,6 +248,11 @@ def test_other_data_sets_beside_the_first(run, quick, colaworld, tmp_path) -> No
     ):
         said = colaworld("evaluate", run, *quick, "--also", wrong)
         assert said.status == 2 and told in said.plain
+    own = read_config(run).data.path
+    said = colaworld("evaluate", run, *quick, "--data", other, "--also", f"own={own}")
+    assert said.status == 2 and "the run was trained on this set" in said.plain
+    with pytest.raises(ConfigError, match="was trained on this set, so not all"):
+        evaluate_run(run, unseen=True)
 
 
 def test_watched_checkpoints_become_curves(run, quick, colaworld) -> None:
