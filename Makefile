@@ -15,7 +15,7 @@ BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/nul
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native test test-all test-distributed demo demo-long nano-pretrain sanitize cuda-check nightly gpu gpu-quick lint format bench clean
+.PHONY: help setup native test test-all test-distributed demo demo-long study-quick nano-pretrain sanitize cuda-check nightly gpu gpu-quick lint format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ demo: setup  ## record, train, evaluate, report: about 7 minutes on two cores
 
 demo-long: setup  ## the same with an hour of training
 	@$(BIN)/colaworld demo --out $(RUN)-long --long
+
+study-quick: setup  ## the study `quick`: collapse, and joint against two stages, in a look
+	@$(BIN)/colaworld study quick --seeds 1 --resume --out runs/study-quick
 
 nano-pretrain: setup  ## train the shipped nano video model again
 	@test -d $(PRETRAIN)/data || $(BIN)/colaworld record crafter --out $(PRETRAIN)/data \

@@ -19,6 +19,7 @@ FLOORS = (
     ("training", "evaluation", "planning"),
     ("runs",),
     ("recipes",),
+    ("studies",),
     ("cli", "playground"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -19,6 +19,7 @@ VERBS = {
     "plan-memory": "does a recipe fit on a GPU, and what to change where it does not",
     "plan-scale": "memory, traffic and time of a recipe on many GPUs",
     "evaluate": "measure a run on held-out episodes and write its report",
+    "study": "runs of several recipes and seeds, compared in pairs",
     "atlas": "what happens under each latent action, on one page",
     "probe": "what latent actions tell of the real ones, others' models beside yours",
     "adapt": "teach a trained world the real actions of a robot",

@@ -1,7 +1,8 @@
-"""Bootstrap intervals that resample whole episodes.
+"""Bootstrap intervals that resample whole episodes, and training seeds with them.
 
 Clips of one episode share scene and behaviour, so they are not independent; resampling episodes
-(the cluster bootstrap) keeps an interval honest. Not here: what the values are.
+(the cluster bootstrap) keeps an interval honest. Runs of several seeds that are measured on the same
+episodes share those: seeds and episodes are resampled both. Not here: what the values are.
 """
 
 from __future__ import annotations
@@ -90,3 +91,58 @@ def bootstrap_mean(
         generator=generator,
         level=level,
     )
+
+
+def bootstrap_seeds(
+    statistic: Callable[[int, np.ndarray], float],
+    episodes: Sequence[int] | np.ndarray,
+    *,
+    seeds: int,
+    samples: int,
+    generator: np.random.Generator,
+    level: float = 0.95,
+) -> Interval:
+    """Percentile interval of the mean over seeds of a statistic of rows, all measured on the same rows.
+
+    Each sample draws seeds and episodes with replacement, and the episodes once for all of its seeds:
+    they are the same videos for each, so an odd one is odd for all (the crossed bootstrap of Owen 2007,
+    "The pigeonhole bootstrap"). Drawn anew for each seed, that share would be averaged away.
+
+    Args:
+        statistic: takes a seed's number (0 ..) and row numbers [R] (int64, with repeats).
+        episodes: [M] the episode of each row.
+        seeds: how many; with one only episodes are resampled, with one episode only seeds.
+        samples: bootstrap samples.
+        generator: the only source of randomness.
+        level: coverage.
+
+    Returns:
+        The mean with its bounds; NaN where there is one seed and one episode.
+    """
+    episodes = np.asarray(episodes)
+    if seeds < 1 or episodes.ndim != 1 or episodes.size == 0:
+        raise ValueError(
+            f"seeds and episodes: expected one or more of each, got {seeds} and {episodes.shape}"
+        )
+    if samples < 1 or not 0 < level < 1:
+        raise ValueError(f"expected samples >= 1 and 0 < level < 1, got {samples} and {level}")
+    rows_of = [np.flatnonzero(episodes == e) for e in np.unique(episodes)]
+
+    def mean(drawn: np.ndarray, rows: np.ndarray) -> float:
+        counts = np.bincount(drawn, minlength=seeds)
+        values = [n * statistic(seed, rows) for seed, n in enumerate(counts) if n]
+        return float(sum(values)) / len(drawn)
+
+    whole = mean(np.arange(seeds), np.arange(episodes.size))
+    if seeds < 2 and len(rows_of) < 2:
+        return Interval(whole, float("nan"), float("nan"))
+    draws = np.empty(samples)
+    for s in range(samples):
+        chosen = generator.integers(0, len(rows_of), size=len(rows_of))
+        rows = np.concatenate([rows_of[c] for c in chosen])
+        draws[s] = mean(generator.integers(0, seeds, size=seeds), rows)
+    draws = draws[np.isfinite(draws)]
+    if draws.size == 0:
+        return Interval(whole, float("nan"), float("nan"))
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(whole, float(low), float(high))

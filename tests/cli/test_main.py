@@ -109,6 +109,7 @@ QUICK = [
             "probe",
             "record",
             "sample",
+            "study",
         )
     ],
     *["bench --help", "data inspect --help", "data encode --help"],

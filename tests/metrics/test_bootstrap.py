@@ -7,7 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from colaworld.metrics.bootstrap import bootstrap_mean, bootstrap_statistic
+from colaworld.metrics.bootstrap import (
+    Interval,
+    bootstrap_mean,
+    bootstrap_seeds,
+    bootstrap_statistic,
+)
 
 
 def test_the_interval_covers_about_as_often_as_it_says():
@@ -64,3 +69,52 @@ def test_wrong_arguments_are_named():
         bootstrap_mean([1.0], [1], samples=0, generator=rng)
     with pytest.raises(ValueError, match="level"):
         bootstrap_statistic(lambda r: 0.0, [1, 2], samples=5, generator=rng, level=1.5)
+
+
+def seeds_of(values, **more) -> Interval:
+    """`bootstrap_seeds` of means of values [S, M], each row an episode of its own."""
+    array = np.asarray(values, float)
+    settings = {"samples": 20_000, "generator": np.random.default_rng(0), **more}
+    return bootstrap_seeds(
+        lambda seed, rows: array[seed, rows].mean(),
+        np.arange(array.shape[1]),
+        seeds=len(array),
+        **settings,
+    )
+
+
+def test_seeds_that_differ_and_episodes_that_do_not() -> None:
+    # Two seeds of means 0 and 1: both drawn alike a quarter of the time each, one of each in half.
+    found = seeds_of([[0, 0, 0], [1, 1, 1]])
+    assert (found.mean, found.low, found.high) == (0.5, 0.0, 1.0)
+    found = seeds_of([[0, 0, 0], [1, 1, 1]], level=0.4)  # bounds at .3 and .7: in the middle half
+    assert (found.low, found.high) == (0.5, 0.5)
+
+
+def test_episodes_are_drawn_once_for_all_seeds() -> None:
+    # Both seeds find episode 0 worth 0 and episode 1 worth 1. Drawn together, the mean is 0 a quarter of
+    # the time; drawn for each seed anew it would be 0 a sixteenth of the time, and the bound at .2 were .25.
+    found = seeds_of([[0, 1], [0, 1]], level=0.6)
+    assert (found.mean, found.low, found.high) == (0.5, 0.0, 1.0)
+
+
+def test_one_seed_resamples_episodes_as_bootstrap_mean_does() -> None:
+    values, episodes = np.array([0.0, 1, 5, 6]), np.array([3, 3, 8, 8])
+    one = bootstrap_seeds(
+        lambda seed, rows: values[rows].mean(),
+        episodes,
+        seeds=1,
+        samples=500,
+        generator=np.random.default_rng(1),
+    )
+    # Either episode twice (means .5 and 5.5) a quarter of the time each: both bounds are met.
+    assert (one.mean, one.low, one.high) == (3.0, 0.5, 5.5)
+
+
+def test_one_seed_and_one_episode_have_no_bounds() -> None:
+    found = seeds_of([[2.0]])
+    assert found.mean == 2 and np.isnan(found.low) and np.isnan(found.high)
+    with pytest.raises(ValueError, match="seeds and episodes: expected one or more"):
+        bootstrap_seeds(
+            lambda s, r: 0.0, [], seeds=1, samples=1, generator=np.random.default_rng(0)
+        )

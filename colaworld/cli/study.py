@@ -1,0 +1,214 @@
+"""colaworld study: run a study's arms with several seeds, compare them, write rows and a report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from colaworld.cli.command_line import from_command_line
+from colaworld.cli.launch import program
+from colaworld.config import Checked, ConfigError, Count, Range
+from colaworld.evaluation.tables import columns
+from colaworld.files import FolderLock, read_json
+from colaworld.studies import STUDIES, Study
+from colaworld.studies.folder import Job, chosen, finished_rows, jobs_of, open_folder
+from colaworld.studies.rows import Row, write_rows
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+@dataclass(frozen=True)
+class StudyOptions(Checked, at="--"):
+    """Options of `colaworld study`."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """The study; `colaworld study --help` lists them."""
+    out: Path | None = None
+    """Its folder; runs/study-NAME when none is named. Runs lie in OUT/DATA/ARM/seed-N."""
+    seeds: Annotated[int, Range(ge=1, le=1000)] | None = None
+    """Runs of each arm on each data set: seeds 0, 1, 2 ... of training, on the same data, under the same
+    evaluation. 3 when none is given; as many as it began with where it is resumed."""
+    jobs: Annotated[int, Range(ge=1, le=1024)] = 2
+    """Processes at once."""
+    threads: Annotated[int, Range(ge=1, le=1024)] = 1
+    """Threads of each."""
+    budget: str | None = None
+    """Stop beginning runs after so long, and let those that run finish: 90m, 3h, 1d."""
+    arms: tuple[str, ...] = ()
+    """Begin runs of these arms only; the report is of all that are done."""
+    data: tuple[str, ...] = ()
+    """Begin runs on these data sets only."""
+    max_steps: Count | None = None
+    """At most so many steps of each phase: a look at the machinery, not at results."""
+    resume: bool = False
+    """Go on with the study in its folder: what is done is left out, what was interrupted goes on, what failed is
+    tried again."""
+    status: bool = False
+    """Only show how each run stands."""
+    rows: Path | None = None
+    """Also write the rows to this file."""
+    device: str = "auto"
+    """cpu, cuda, or auto, for every run."""
+
+
+def run(argv: list[str]) -> int:
+    """Run or show a study: 0 when nothing failed, 1 where a run did."""
+    if not argv or argv[0] in ("-h", "--help"):
+        studies = "\n".join(f"  {name:20} {study.question}" for name, study in STUDIES.items())
+        print(f"studies:\n{studies}\n")
+        argv = ["--help"]
+    options = from_command_line(
+        StudyOptions,
+        argv,
+        program="colaworld study",
+        description="Run a study: arms x data sets x seeds, compared in pairs.",
+    )
+    study = STUDIES[options.name]
+    out = _out(options)
+    budget = None if options.budget is None else seconds(options.budget)
+    wanted = {"arms": options.arms, "data": options.data}
+    if options.status:
+        if not (out / "study.json").is_file():
+            raise ConfigError(f"--status: {out} holds no study yet")
+        begun = read_json(out / "study.json")
+        jobs = jobs_of(study, out, seeds=begun["seeds"], max_steps=begun["max_steps"])
+        print(status(chosen(jobs, **wanted)))
+        return 0
+    # Before anything is written, so that a wrong call leaves nothing behind.
+    chosen(jobs_of(study, out, seeds=1, max_steps=options.max_steps), **wanted)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FolderLock(out)
+    except BlockingIOError:
+        raise ConfigError(
+            f"{out}: another process runs a study in this folder; wait for it, stop it, or name "
+            "another --out"
+        ) from None
+    try:
+        most = options.max_steps
+        seeds = open_folder(out, study, seeds=options.seeds, max_steps=most, resume=options.resume)
+        jobs = jobs_of(study, out, seeds=seeds, max_steps=most)
+        return _run(study, jobs, chosen(jobs, **wanted), options, budget, argv)
+    finally:
+        lock.close()
+
+
+def _run(
+    study: Study,
+    every: list[Job],
+    jobs: list[Job],
+    options: StudyOptions,
+    budget: float | None,
+    argv: list[str],
+) -> int:
+    """Run `jobs`, out of `every` one of the study; the rows and the report are of all."""
+    out = _out(options)
+    # Not above: torch takes seconds, and help and wrong calls need none of it.
+    from colaworld.studies.page import write_page
+    from colaworld.studies.schedule import Scheduler
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    def keep(name: str, row: Row) -> None:
+        write_rows(out / "rows.json", finished_rows(every))
+
+    runs = sum(job.of is not None for job in jobs)
+    threads = f"{options.threads} thread{'s' if options.threads > 1 else ''} each"
+    say(f"study {study.name}: {runs} runs, {options.jobs} at once, {threads}; {out}")
+    scheduler = Scheduler(
+        jobs,
+        jobs=options.jobs,
+        threads=options.threads,
+        device=options.device,
+        budget=budget,
+        say=say,
+        done=keep,
+    )
+    outcome = scheduler.run()
+    again = [a for a in argv if a != "--resume"]
+    resume = shlex.join([*program(), "study", *again, "--resume"])
+    rows = finished_rows(every)
+    if rows:
+        write_rows(out / "rows.json", rows)
+        if options.rows is not None:
+            write_rows(options.rows, rows)
+        made = f"{len(rows)} of {sum(job.of is not None for job in every)} runs"
+        page = write_page(
+            out / "report.html",
+            study,
+            rows,
+            made=made,
+            again=shlex.join([*program(), "study", *again]),
+        )
+        say(f"rows: {out / 'rows.json'}\nreport: {page}")
+    elif options.rows is not None:
+        say(f"--rows: no run is done yet, so that {options.rows} is not written")
+    for name, why in outcome.failed.items():
+        say(f"FAILED {name}: {why}")
+    if outcome.left:
+        say(f"{len(outcome.left)} jobs are left. Go on with:\n  {resume}")
+    return 1 if outcome.failed else 0
+
+
+def _out(options: StudyOptions) -> Path:
+    return options.out or Path("runs") / f"study-{options.name}"
+
+
+def seconds(text: str) -> float:
+    """Of "90s", "90m", "3h", "1.5d". Raises ConfigError on anything else."""
+    unit = _UNITS.get(text[-1:])
+    try:
+        value = float(text[:-1])
+    except ValueError:
+        value = 0.0
+    if unit is None or not 0 < value < 1e6:
+        raise ConfigError(f"--budget: expected a time such as 90m, 3h or 1d, got {text!r}")
+    return value * unit
+
+
+def status(jobs: list[Job]) -> str:
+    """A table: each job, how it stands, and the main numbers of runs that are done."""
+    table = [["job", "state", "steps", "minutes", "delta-PSNR, dB", "probe", "entropy"]]
+    shown = ("delta_psnr.random", "probe.score", "codebook.entropy_normalised")
+    for job in jobs:
+        state = job.state()
+        row = state.get("row")
+        if row is None:
+            word, steps = _stands(job)
+            table.append([job.name, word, steps, *["-"] * 4])
+            continue
+        numbers = [row["numbers"].get(key) for key in shown]
+        cells = ["-" if n is None else f"{n['mean']:.2f}" for n in numbers]
+        table.append(
+            [job.name, row["status"], str(row["steps"]), f"{row['seconds'] / 60:.1f}", *cells]
+        )
+    done = sum("row" in job.state() for job in jobs)
+    return f"{columns(table)}\n{done} of {sum(j.of is not None for j in jobs)} runs are done"
+
+
+def _stands(job: Job) -> tuple[str, str]:
+    """A word on a job without a row, and the steps that it has made."""
+    metrics = job.base / "metrics.jsonl"
+    steps = "-"
+    if metrics.is_file():
+        with metrics.open("rb") as file:
+            steps = str(sum(1 for _ in file))
+    command = job.command(device="auto")
+    if command is None:
+        return "done" if job.of is None else "measured, no row yet", steps
+    state = job.state()
+    if failed := state.get("failed"):
+        return f"FAILED: {failed[:60]}", steps
+    if command[0] == "evaluate":
+        return "trained", steps
+    return ("waiting" if steps == "-" else "in training"), steps
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

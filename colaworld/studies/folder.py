@@ -1,0 +1,241 @@
+"""The folder of a study: where each run lies, what is known of it, and the commands that are left to do.
+
+    OUT/study.json                     the name, seeds and cap of steps that it began with
+    OUT/DATA/data                      the recorded set; OUT/DATA/generator: a run of nano.pretrain
+    OUT/DATA/ARM/seed-N/               an ordinary run folder
+    OUT/DATA/ARM/seed-N.yaml           the configuration that was asked for
+    OUT/DATA/ARM/seed-N.log, .json     what its commands said; how it stands, and its row
+    OUT/rows.json, report.html         of all runs that are done
+
+Not here: starting processes (schedule.py), what is in a row (rows.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from colaworld.config import ConfigError, leaves, to_dict, to_yaml
+from colaworld.files import read_json, write_atomically, write_json
+from colaworld.runs.config import RunConfig
+from colaworld.studies.rows import Row, row_of
+from colaworld.studies.study import Arm, DataSet, Study, changed, config_of
+
+STOPPED = re.compile(r"^stopped: (.*)$", re.MULTILINE)  # as the trainer says it
+
+
+@dataclass(frozen=True)
+class Job:
+    """Commands that are done one after another: those of a run, or what runs of a data set need first."""
+
+    base: Path
+    """Files beside its folder begin with this: base.yaml, base.log, base.json."""
+    name: str
+    """For people: "crafter/cola/seed-0"."""
+    config: RunConfig | None = None
+    """What is trained."""
+    record: tuple[str, ...] = ()
+    """What is recorded, where nothing is trained."""
+    needs: tuple[str, ...] = ()
+    """Names of jobs that come first."""
+    of: tuple[Study, DataSet, Arm, int] | None = None
+    """Of a run: its study, data set, arm and seed."""
+
+    def command(self, *, device: str) -> list[str] | None:
+        """The next command, as arguments of colaworld; None where all is done."""
+        if self.config is None:
+            there = (self.base / "meta" / "info.json").is_file()
+            return None if there else ["record", *self.record, "--out", str(self.base)]
+        state = self.state()
+        trained = (self.base / "weights" / "model.safetensors").is_file()
+        if not trained and "stopped" not in state:
+            asked = self.base.with_name(self.base.name + ".yaml")
+            resume = ["--resume"] if (self.base / "config.yaml").is_file() else []
+            call = ["train", self.config.recipe, "--config", str(asked), "--out", str(self.base)]
+            return [*call, "--device", device, *resume]
+        if self.of is not None and not (self.base / "evaluation.json").is_file():
+            return ["evaluate", str(self.base), "--device", device]
+        return None
+
+    # -- files beside the run ----------------------------------------------------------------
+
+    @property
+    def log(self) -> Path:
+        """What its commands said."""
+        return self.base.with_name(self.base.name + ".log")
+
+    def state(self) -> dict[str, Any]:
+        """ "stopped": why training ended with no weights; "row"; "failed": what went wrong last."""
+        path = self._state
+        return dict(read_json(path)) if path.is_file() else {}
+
+    def note(self, **known: Any) -> None:
+        """Keep what is known; None forgets."""
+        state = {**self.state(), **known}
+        write_json(self._state, {key: v for key, v in state.items() if v is not None})
+
+    @property
+    def _state(self) -> Path:
+        return self.base.with_name(self.base.name + ".json")
+
+    def prepare(self) -> None:
+        """Write the configuration. ConfigError where the folder holds a run of another one."""
+        if self.config is None:
+            return
+        path, text = self.base.with_name(self.base.name + ".yaml"), to_yaml(self.config)
+        if path.is_file() and path.read_text() != text:
+            keys = _differing(path, self.config)
+            raise ConfigError(
+                f"{path}: holds another configuration than the study asks for now ({keys}); name "
+                f"another --out, or delete {self.base} and {path}"
+            )
+        if not path.is_file():
+            write_atomically(path, text)
+
+    # -- how it ended ------------------------------------------------------------------------
+
+    def ended(self, verb: str, status: int, said: str) -> None:
+        """Take note of how a command ended: a run that its gate, alarm or guard stopped is a result.
+
+        said: what the command wrote, of this time alone.
+        """
+        found = STOPPED.findall(said)
+        if verb == "train" and status == 1 and found:
+            self.note(stopped=found[-1], failed=None)
+
+    def finish(self) -> Row | None:
+        """The row of a run whose commands are done; made once."""
+        if self.of is None:
+            return None
+        state = self.state()
+        if "row" not in state:
+            study, data, arm, seed = self.of
+            why = state.get("stopped", "")
+            status = "finished" if not why else "collapsed" if "collapsed" in why else "diverged"
+            row = row_of(study, data, arm, seed, self.base, status=status, why=why)
+            self.note(row=row, failed=None)
+            return row
+        row = state["row"]
+        return dict(row)
+
+
+def jobs_of(study: Study, out: Path, *, seeds: int, max_steps: int | None = None) -> list[Job]:
+    """Everything that has to be done, in the order in which it should: seed by seed, so that a study
+    that is cut short has all arms.
+
+    Raises ConfigError on arms that do not fit, before anything is run.
+    """
+    out = out.resolve()
+    study.check_budget(max_steps=max_steps)
+    first: list[Job] = []
+    runs: list[Job] = []
+    for data in study.data:
+        path, needs, jobs = _before(data, out / data.name, max_steps)
+        first += jobs
+        for seed in range(seeds):
+            for arm in study.arms:
+                config = config_of(study, data, arm, seed=seed, max_steps=max_steps)
+                config = replace(config, data=replace(config.data, path=path))
+                # An arm that says where its generator comes from keeps it: random weights, say.
+                if data.pretrain and "backbone_weights" not in arm.changes:
+                    config = replace(config, backbone_weights=str(out / data.name / "generator"))
+                base = out / data.name / arm.name / f"seed-{seed}"
+                name = f"{data.name}/{arm.name}/seed-{seed}"
+                runs.append(Job(base, name, config, (), needs, (study, data, arm, seed)))
+    runs.sort(key=lambda job: job.of[3] if job.of else 0)
+    return [*first, *runs]
+
+
+def chosen(jobs: Sequence[Job], *, arms: Sequence[str], data: Sequence[str]) -> list[Job]:
+    """Runs of some arms and data sets, with what they need first; all where none is named.
+
+    Raises ConfigError on an unknown name.
+    """
+    known = [job.of for job in jobs if job.of]
+    for what, asked, names in (
+        ("--arms", arms, list(dict.fromkeys(of[2].name for of in known))),
+        ("--data", data, list(dict.fromkeys(of[1].name for of in known))),
+    ):
+        if wrong := [name for name in asked if name not in names]:
+            raise ConfigError(f"{what}: expected some of {', '.join(names)}, got {wrong[0]!r}")
+    runs = [
+        job
+        for job in jobs
+        if job.of and (not arms or job.of[2].name in arms) and (not data or job.of[1].name in data)
+    ]
+    needed = {name for job in runs for name in job.needs}
+    return [job for job in jobs if job in runs or job.name in needed]
+
+
+def _before(
+    data: DataSet, home: Path, max_steps: int | None
+) -> tuple[Path, tuple[str, ...], list[Job]]:
+    """Where a data set is, what its runs need first, and those jobs."""
+    jobs: list[Job] = []
+    path = home / "data"
+    if data.path is not None:
+        path = data.path.resolve()
+    else:
+        jobs.append(Job(path, f"{data.name}/data", record=data.record))
+    if data.pretrain:
+        videos, told = home / "generator-data", f"{data.name}/generator-data"
+        jobs.append(Job(videos, told, record=data.pretrain))
+        changes: dict[str, Any] = {**data.pretrain_changes}
+        if max_steps is not None:
+            changes["training.max_steps"] = max_steps
+        config = changed("nano.pretrain", changes)
+        config = replace(config, data=replace(config.data, path=videos))
+        jobs.append(Job(home / "generator", f"{data.name}/generator", config, (), (told,)))
+    return path, tuple(job.name for job in jobs), jobs
+
+
+def open_folder(
+    out: Path, study: Study, *, seeds: int, max_steps: int | None, resume: bool
+) -> None:
+    """Begin a study's folder, or go on with it. ConfigError where it holds another one."""
+    path = out / "study.json"
+    asked = {"study": study.name, "max_steps": max_steps}
+    if path.is_file():
+        there = read_json(path)
+        if not resume:
+            raise ConfigError(
+                f"{out}: holds a study already; add --resume to go on with it, or name another --out"
+            )
+        for key, value in asked.items():
+            if there.get(key) != value:
+                raise ConfigError(
+                    f"{out}: holds a study with {key} {there.get(key)!r}, asked for {value!r}; name "
+                    "another --out"
+                )
+        seeds = there["seeds"] if seeds is None else seeds
+    elif out.is_dir() and any(out.iterdir()):
+        raise ConfigError(f"{out}: is not empty and holds no study; name another --out")
+    seeds = 3 if seeds is None else seeds
+    write_json(path, {**asked, "seeds": seeds})
+    return seeds
+
+
+def finished_rows(jobs: Sequence[Job]) -> list[Row]:
+    """The rows that are there, data set by data set and arm by arm."""
+    rows = [row for job in jobs if job.of and (row := job.state().get("row")) is not None]
+    order = {name: i for i, name in enumerate(_names(jobs))}
+    return sorted(rows, key=lambda row: (order[(row["data"], row["arm"])], row["seed"]))
+
+
+def _names(jobs: Sequence[Job]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((job.of[1].name, job.of[2].name) for job in jobs if job.of))
+
+
+def _differing(path: Path, config: RunConfig) -> str:
+    """Flat keys in which a saved configuration is another one."""
+    from colaworld.config import load_yaml
+
+    try:
+        was = dict(leaves(to_dict(load_yaml(path, RunConfig))))
+    except ConfigError as error:
+        return str(error)
+    now = dict(leaves(to_dict(config)))
+    return ", ".join(sorted(k for k in was | now if was.get(k) != now.get(k))) or "its text alone"

@@ -1,0 +1,229 @@
+"""The studies at nano size: minutes a run on one thread. Values, and the reasons for their numbers.
+
+Runs of a study share data, generator, evaluation and, but where it says so, the clips that they train on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from colaworld.studies.study import Arm, DataSet, Study
+
+_STICKY = ("--behaviour", "sticky-random", "--repeat", "0.3")
+# As the demo records; the shipped generator saw other episodes of the same world.
+CRAFTER = DataSet(
+    "crafter",
+    record=(
+        *("crafter", "--episodes", "80", "--steps", "100", "--seed", "7", *_STICKY),
+        *("--start", "varied"),
+    ),
+)
+# A small thing moves in a still view, and actions are continuous. 32 px: the nano models' cells are of 4.
+PUSHT = DataSet(
+    "pusht",
+    record=("pusht", "--size", "32", "--episodes", "80", "--steps", "100", "--seed", "7"),
+    pretrain=("pusht", "--size", "32", "--episodes", "600", "--steps", "100", "--seed", "1000"),
+)
+# An arm moves before a table, and actions are continuous.
+ROBODESK = DataSet(
+    "robodesk",
+    record=(
+        *("robodesk", "--size", "32", "--episodes", "80", "--steps", "60", "--seed", "7"),
+        *("--behaviour", "mixture"),
+    ),
+    pretrain=(
+        *("robodesk", "--size", "32", "--episodes", "400", "--steps", "60", "--seed", "1000"),
+        *("--behaviour", "mixture"),
+    ),
+)
+_WORLDS = (CRAFTER, PUSHT, ROBODESK)
+
+_NO_MOTION = {"model.idm.motion": False}
+# A warm-up that ends with a collapsed codebook would stop the run; here what follows is the question.
+_GO_ON = {"phases.warmup.gate.missed": "go_on"}
+# The paper's quantizer as it stands: codes from U(-1/K, 1/K), no standardisation, no start from data, none
+# moved, none passed by; and no motion path, which the paper's IDM has not.
+BARE: dict[str, Any] = {
+    **_NO_MOTION,
+    "model.quantizer.normalise": False,
+    "model.quantizer.data_start": False,
+    "model.quantizer.reseed": False,
+    "model.quantizer.unquantized_steps": 0,
+}
+_ADDED: dict[str, tuple[dict[str, Any], str]] = {
+    "bare": ({}, "the paper's quantizer alone"),
+    "standardise": ({"model.quantizer.normalise": True}, "and latents standardised"),
+    "reseed": ({"model.quantizer.reseed": True}, "and unused codes moved"),
+    "data_start": ({"model.quantizer.data_start": True}, "and codes that start from latents"),
+    # 250: as nano.cola. The codebook then starts from clusters of latents, whatever data_start says.
+    "continuous": ({"model.quantizer.unquantized_steps": 250}, "and latents unquantised at first"),
+    # The paper's IDM reads pixels alone, and a transition from the mean of both frames.
+    "paper_idm": ({"model.idm.matching": 0, "model.idm.pair": "mean"}, "and the paper's IDM"),
+}
+_KINDS: dict[str, tuple[dict[str, Any], str]] = {
+    "ema": ({**BARE, "model.quantizer.kind": "ema"}, "codes as running means"),
+    "fsq": (
+        {
+            **_NO_MOTION,
+            "model.quantizer.kind": "fsq",
+            "model.quantizer.levels": [4, 2],  # 8 codes, as the others have
+            "model.quantizer.normalise": False,
+            "model.idm.dim": 2,
+        },
+        "a fixed grid",
+    ),
+    "none": (
+        {**_NO_MOTION, "model.quantizer.kind": "none", "model.quantizer.normalise": False},
+        "continuous latents",
+    ),
+}
+_WAYS = {"naive": "nano.naive_joint", "cola": "nano.cola"}
+
+COLLAPSE = Study(
+    "collapse",
+    "Does naive joint training collapse under the paper's own quantizer, does warm-up cure it, and which "
+    "stabiliser alone does?",
+    arms=tuple(
+        Arm(f"{way}-{name}", recipe, changes, note)
+        for way, recipe in _WAYS.items()
+        for name, (changes, note) in {
+            **{name: ({**BARE, **added}, note) for name, (added, note) in _ADDED.items()},
+            **_KINDS,
+        }.items()
+    ),
+    data=_WORLDS,
+    reference="naive-bare",
+    changes=_GO_ON,
+)
+
+_UNPRIMED = {**_NO_MOTION, "model.quantizer.unquantized_steps": 0}
+MISMATCH = Study(
+    "mismatch",
+    "Is it the meeting of a random inverse dynamics model and a pre-trained generator that goes wrong?",
+    # Its own forward model pre-trains the IDM in the phase `lam`; then everything trains jointly.
+    arms=(
+        Arm("random_idm-pretrained_generator", "nano.naive_joint", note="naive joint training"),
+        Arm(
+            "random_idm-random_generator",
+            "nano.naive_joint",
+            {"backbone_weights": None},
+            "nothing is pre-trained",
+        ),
+        Arm(
+            "pretrained_idm-pretrained_generator",
+            "nano.two_stage",
+            {"schedule": ["lam", "joint"]},
+            "both are",
+        ),
+        Arm(
+            "pretrained_idm-random_generator",
+            "nano.two_stage",
+            {"schedule": ["lam", "joint"], "backbone_weights": None},
+            "the IDM is",
+        ),
+        Arm("cola", "nano.cola", note="warm-up through the frozen generator, the paper's answer"),
+    ),
+    data=_WORLDS,
+    reference="random_idm-pretrained_generator",
+    changes={**_UNPRIMED, **_GO_ON},
+)
+
+JOINT_OR_TWO_STAGE = Study(
+    "joint_or_two_stage",
+    "Is a world trained jointly better than one in two stages, after equally many steps?",
+    arms=(
+        Arm("cola", "nano.cola", _GO_ON, "warm-up, then joint"),
+        Arm("two_stage", "nano.two_stage", note="a latent action model first, then the world"),
+        Arm("frozen_world", "nano.frozen_world", note="warm-up alone"),
+        Arm("naive_joint", "nano.naive_joint", note="joint alone"),
+    ),
+    data=_WORLDS,
+    reference="two_stage",
+)
+
+WARMUP = Study(
+    "warmup",
+    "How long a warm-up is right, and does the gate's rule find it?",
+    arms=(
+        Arm("steps_0", "nano.naive_joint", note="no warm-up"),
+        *(
+            Arm(
+                f"steps_{steps}",
+                "nano.cola",
+                {
+                    "phases.warmup.gate": None,
+                    "phases.warmup.steps": steps,
+                    "phases.joint.steps": 1700 - steps,
+                },
+                f"warm-up of {steps} steps",
+            )
+            for steps in (100, 400, 1600)
+        ),
+        # It may end at any step from 100 on; the joint phase stays as long, so that it may train less.
+        Arm(
+            "gate",
+            "nano.cola",
+            {"phases.warmup.gate.min_steps": 100, **_GO_ON},
+            "until the gate opens",
+        ),
+    ),
+    data=_WORLDS,
+    reference="steps_0",
+    changes=_UNPRIMED,
+)
+
+PRIOR = Study(
+    "prior",
+    "Without the motion path, which change alone lets the codes find the moves?",
+    arms=(
+        Arm("plain", "nano.cola", note="nano.cola without the motion path"),
+        Arm("motion", "nano.cola", {"model.idm.motion": True}, "with it, to compare"),
+        Arm("longer", "nano.cola_long", note="about four times the steps"),
+        Arm("batch_32", "nano.cola", {"training.batch_size": 32}, "four times the clips a step"),
+        Arm(
+            "idm_rate",
+            "nano.cola",
+            {f"phases.{phase}.lr_multipliers": [["idm", 4.0]] for phase in ("warmup", "joint")},
+            "the IDM learns four times faster",
+        ),
+        Arm("nearer_noise", "nano.cola", {"objective.times.shift": 64.0}, "times nearer to noise"),
+        Arm("one_token", "nano.cola", {"model.idm.tokens": 1}, "one token an action, not two"),
+        Arm(
+            "commitment_1",
+            "nano.cola",
+            {"objective.quantizer_weight": 1.0},
+            "ten times the quantizer's loss",
+        ),
+        Arm("no_matching", "nano.cola", {"model.idm.matching": 0}, "nor the matching volume"),
+    ),
+    data=_WORLDS,
+    reference="plain",
+    budget="own",  # longer and batch_32 cost more, which is what they ask
+    changes={**_NO_MOTION, **_GO_ON},
+)
+
+# 600 steps: a bare codebook has collapsed by step 200, and five runs take two cores about a quarter hour.
+_SHORT = {"phases.warmup.steps": 200, "phases.joint.steps": 400}
+_SHORT_NAIVE = {"phases.joint.steps": 600}
+QUICK = Study(
+    "quick",
+    "A look in a quarter of an hour: does a bare codebook collapse, and is joint training better than two "
+    "stages?",
+    arms=(
+        Arm("naive-bare", "nano.naive_joint", {**_SHORT_NAIVE, **BARE}, "the paper's quantizer"),
+        Arm("cola-bare", "nano.cola", {**_SHORT, **BARE}, "and a warm-up"),
+        Arm("cola", "nano.cola", _SHORT, "all stabilisers and the motion path"),
+        Arm("naive_joint", "nano.naive_joint", _SHORT_NAIVE, "the same without a warm-up"),
+        Arm(
+            "two_stage",
+            "nano.two_stage",
+            {"phases.lam.steps": 200, "phases.world.steps": 400},
+            "a latent action model first, then the world",
+        ),
+    ),
+    data=(CRAFTER,),
+    reference="cola",
+    changes=_GO_ON,
+)
+
+ALL = (COLLAPSE, MISMATCH, JOINT_OR_TWO_STAGE, WARMUP, PRIOR, QUICK)

@@ -1,0 +1,208 @@
+"""What is kept of each run of a study: a row of plain JSON, and the files that rows stand in.
+
+A row holds what comparisons and tables need, so that these are made again without the runs. Not here:
+comparisons (compare.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from colaworld.config import from_dict, to_yaml
+from colaworld.evaluation.layout import read_evaluation
+from colaworld.files import FileError, plain, read_json, write_atomically
+from colaworld.runs.config import RunConfig, read_config
+from colaworld.studies.study import Arm, DataSet, Study
+
+POINTS = 60  # of a curve, at most
+FIELDS = ("study", "data", "arm", "reference", "seed", "status", "why", "steps", "numbers")
+Row = dict[str, Any]
+
+
+def row_of(
+    study: Study, data: DataSet, arm: Arm, seed: int, folder: Path, *, status: str, why: str = ""
+) -> Row:
+    """The row of a run that was trained and evaluated in `folder`.
+
+    status: "finished", or how its training stopped; why: in its own words.
+    Raises FileError or ConfigError where the folder lacks a file, or evaluation.json a measure.
+    """
+    config = read_config(folder)
+    found = read_evaluation(folder / "evaluation.json")
+    rows = _metrics(folder / "metrics.jsonl")
+    steps: dict[str, int] = {}
+    for row in rows:
+        steps[row["phase"]] = steps.get(row["phase"], 0) + 1
+    entropy = _curve(rows, "codebook", "entropy_normalised")
+    made = found.get("run") or {}
+    return plain(
+        {
+            "study": study.name,
+            "data": data.name,
+            "arm": arm.name,
+            "reference": study.reference,
+            "seed": seed,
+            "status": status,
+            "why": why,
+            "recipe": arm.recipe,
+            "changes": {**study.changes, **data.changes, **arm.changes},
+            "steps": sum(steps.values()),
+            "steps_by_phase": steps,
+            "clips_trained": sum(steps.values())
+            * config.training.batch_size
+            * config.training.accumulate,
+            "seconds": round(sum(row["seconds"] for row in rows), 1),
+            "flops": _flops(config, steps, found["counts"]),
+            "collapsed_at": collapsed_at(entropy, floor=_floor(config)),
+            "numbers": {key: number_at(found, key) for key in study.measures},
+            "beside": _beside(found),
+            "entropy": _thinned(entropy),
+            "control": _thinned(_curve(rows, "control", "control")),
+            "clips": _clips(found),
+            "commit": made.get("commit"),
+            "config_sha256": made.get("config_sha256"),
+        }
+    )
+
+
+def number_at(found: Mapping[str, Any], key: str) -> dict[str, float | None] | None:
+    """{mean, low, high} of what stands under a key of an evaluation; None where there is no such number.
+
+    Raises FileError where the key leads to something else.
+    """
+    value: Any = found
+    for name in key.split("."):
+        if not isinstance(value, Mapping):
+            return None  # as `codebook` of continuous latents, or `probe` of data without actions
+        value = value.get(name)
+    if value is None:
+        return None
+    if isinstance(value, Mapping) and "mean" in value:
+        return {name: value.get(name) for name in ("mean", "low", "high")}
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return {"mean": float(value), "low": None, "high": None}
+    raise FileError(
+        f"evaluation.json: {key}: expected a number or {{mean, low, high}}, got {value!r:.60}"
+    )
+
+
+def collapsed_at(entropy: Sequence[tuple[int, float]], *, floor: float) -> int | None:
+    """The first step from which on entropy stays under `floor` to the end; None where it does not."""
+    step = None
+    for at, value in entropy:
+        if value >= floor:
+            step = None
+        elif step is None:
+            step = at
+    return step
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """One row per line, so that a change shows as a changed line; whole or not at all."""
+    write_atomically(path, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows as `write_rows` wrote them. Raises FileError, which names file and row."""
+    rows = read_json(path, made_by="colaworld study NAME --rows FILE")
+    if not isinstance(rows, list) or not rows:
+        raise FileError(f"{path}: expected a list of rows of a study")
+    for number, row in enumerate(rows, start=1):
+        missing = [name for name in FIELDS if not isinstance(row, dict) or name not in row]
+        if missing:
+            raise FileError(
+                f"{path}: row {number} has no {', '.join(missing)}; expected rows that `colaworld study` "
+                "wrote"
+            )
+    return rows
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl. FileError where one is not a row; a finished run has no half line."""
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            row["phase"], row["global_step"], row["seconds"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise FileError(
+                f"{path}, line {number}: expected a row of training: {error!r}"
+            ) from None
+        rows.append(row)
+    if not rows:
+        raise FileError(f"{path}: expected a row for each step, found none")
+    return rows
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[tuple[int, float]]:
+    """(step, value) of a number under nested keys, of rows that have it."""
+    curve = []
+    for row in rows:
+        value: Any = row
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if isinstance(value, (int, float)):
+            curve.append((int(row["global_step"]), float(value)))
+    return curve
+
+
+def _thinned(curve: Sequence[tuple[int, float]]) -> list[list[float]]:
+    """At most POINTS of the points, the first and the last among them, with four digits."""
+    if len(curve) > POINTS:
+        last = len(curve) - 1
+        curve = [curve[round(i * last / (POINTS - 1))] for i in range(POINTS)]
+    return [[step, round(value, 4)] for step, value in curve]
+
+
+def _floor(config: RunConfig) -> float:
+    """Entropy under which a codebook counts as collapsed, as the run's own gate or alarm says."""
+    rules = [rule for phase in config.scheduled() for rule in (phase.gate, phase.alarm) if rule]
+    return rules[0].floor if rules else 0.3
+
+
+def _flops(config: RunConfig, steps: Mapping[str, int], counts: Mapping[str, Any]) -> float | None:
+    """Operations of all updates: products of matrices, forward and backward, of a traced step; without
+    looks at control, previews and evaluation. None where the model cannot be traced."""
+    alike = replace(config, data=replace(config.data, path=None), backbone_weights=None)
+    alike = replace(alike, training=replace(config.training, seed=0))
+    told = _flops_of_clip(to_yaml(alike), counts["height"], counts["width"])
+    clips = config.training.batch_size * config.training.accumulate
+    return told and sum(told[phase] * clips * n for phase, n in steps.items())
+
+
+@functools.cache
+def _flops_of_clip(config_yaml: str, height: int, width: int) -> dict[str, float] | None:
+    """By phase; counted once for all seeds of an arm, since it takes seconds."""
+    from colaworld.runs.work import flops_of_clip
+
+    values = yaml.safe_load(config_yaml)
+    values.pop("config_version")
+    try:
+        return flops_of_clip(from_dict(RunConfig, values), height=height, width=width)
+    except RuntimeError:  # a part of one's own that looks at values
+        return None
+
+
+def _beside(found: Mapping[str, Any]) -> dict[str, float | None]:
+    """What numbers are held against: of the probe, chance and pixel differences."""
+    probe = found.get("probe") or {}
+    return {f"probe.{name}": probe.get(name) for name in ("chance", "pixel_difference")}
+
+
+def _clips(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Which clips were rolled out and each one's numbers, with five digits; empty where not told."""
+    clips = found.get("clips")
+    if clips is None:
+        return {}
+    values = {
+        name: [None if v is None else float(f"{v:.5g}") for v in of]
+        for name, of in clips["values"].items()
+    }
+    return {"rolled": clips["rolled"], "episode": clips["episode"], "values": values}

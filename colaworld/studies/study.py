@@ -1,0 +1,204 @@
+"""What a study is: arms, data sets and measures, as a value. Imports no torch.
+
+An arm is a recipe with changes; it is run with several seeds on each data set. Not here: running
+(schedule.py), the rows (rows.py), how arms are compared (compare.py), which studies there are (nano.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from colaworld.config import Checked, ConfigError, from_dict
+from colaworld.recipes import RECIPES
+from colaworld.registry import Registry
+from colaworld.runs.config import RunConfig
+from colaworld.runs.lengths import shortened
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.+-]*")
+
+
+def _check_name(what: str, name: str) -> None:
+    """Names are folders, too."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{what}: expected a name of small letters, digits, '_', '.', '+' or '-', got {name!r}"
+        )
+
+
+@dataclass(frozen=True)
+class Arm(Checked, at="arm."):
+    """One of the ways that are compared: a recipe, and what is changed in it."""
+
+    name: str
+    """What it is called in tables; the name of its folder."""
+    recipe: str
+    """The recipe it begins as."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Flat key -> value: {"model.quantizer.normalise": False}. Ramps, cooldowns and gates shrink with a
+    shorter phase as they do on the command line, unless they are named here."""
+    note: str = ""
+    """What it shows, in a few words."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_name("arm.name", self.name)
+
+
+@dataclass(frozen=True)
+class DataSet(Checked, at="data."):
+    """Videos that every arm is trained and measured on."""
+
+    name: str
+    """What it is called in tables; the name of its folder."""
+    record: tuple[str, ...] = ()
+    """Arguments of `colaworld record` without --out; empty where `path` is given."""
+    path: Path | None = None
+    """A data set that is there."""
+    pretrain: tuple[str, ...] = ()
+    """Arguments of `colaworld record` for the videos of a generator of its own, which nano.pretrain
+    trains first and all arms start from. Empty: the generator of each arm's recipe."""
+    pretrain_changes: dict[str, Any] = field(default_factory=dict)
+    """Changes of nano.pretrain, by flat key."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Changes of every run on these data, by flat key."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_name("data.name", self.name)
+        if bool(self.record) == (self.path is not None):
+            raise ConfigError(
+                f"data {self.name!r}: expected either record or path, got both or none"
+            )
+
+
+@dataclass(frozen=True)
+class Study(Checked, at="study."):
+    """Arms x data sets x seeds, and what is measured of each run."""
+
+    name: str
+    """By which it is called."""
+    question: str
+    """What it asks, one sentence."""
+    arms: tuple[Arm, ...]
+    """What is compared."""
+    data: tuple[DataSet, ...]
+    """On what."""
+    reference: str
+    """The arm that the others are held against, in pairs."""
+    budget: Literal["clips", "own"] = "clips"
+    """clips: every arm trains on as many clips at most (updates x clips of an update), which is checked. own:
+    arms differ in it, which the tables tell."""
+    measures: tuple[str, ...] = (
+        "delta_psnr.random",
+        "delta_psnr.shuffled",
+        "probe.score",
+        "codebook.entropy_normalised",
+        "rollout.psnr",
+        "nmse",
+        "leakage.gain",
+    )
+    """Keys of evaluation.json that hold a number or {mean, low, high}."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Changes of every run, by flat key."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_name("study.name", self.name)
+        for what, names in (
+            ("arms", [arm.name for arm in self.arms]),
+            ("data", [data.name for data in self.data]),
+        ):
+            if not names or len(set(names)) != len(names):
+                raise ConfigError(
+                    f"study {self.name!r}: {what}: expected one or more of different names, got {names}"
+                )
+        if self.reference not in {arm.name for arm in self.arms}:
+            raise ConfigError(
+                f"study {self.name!r}: reference: expected one of its arms, got {self.reference!r}"
+            )
+
+    def check_budget(self, **more: Any) -> None:
+        """ConfigError where arms that should train on as many clips do not. `more`: see `config_of`."""
+        if self.budget == "own":
+            return
+        data = self.data[0]
+        asked = {arm.name: clips_of(config_of(self, data, arm, **more)) for arm in self.arms}
+        if len(set(asked.values())) > 1:
+            told = ", ".join(f"{name} {clips}" for name, clips in asked.items())
+            raise ConfigError(
+                f"study {self.name!r}: expected arms of equal budgets, got clips trained on: {told}; "
+                "make them equal, or say budget='own'"
+            )
+
+
+STUDIES: Registry[Study] = Registry("study", ConfigError)
+
+
+def register_study(study: Study) -> None:
+    """Make a study known by its name. Raises ConfigError where another has this name."""
+    STUDIES.add(study.name, study)
+
+
+def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """`config` with values by flat keys. Raises ConfigError on an unknown key or a wrong value."""
+    nested: dict[str, Any] = {}
+    for key, value in changes.items():
+        *path, name = key.split(".")
+        _check_inside(config, key)
+        inside = nested
+        for part in path:
+            inside = inside.setdefault(part, {})
+            if not isinstance(inside, dict):
+                raise ConfigError(f"{key}: given beside a value for {part}")
+        inside[name] = value
+    return from_dict(RunConfig, nested, base=config)
+
+
+def _check_inside(config: RunConfig, key: str) -> None:
+    """ConfigError where a key leads into what is off (a gate that is None): a change of one of its fields
+    would put the whole thing there, with defaults that nobody asked for."""
+    value: Any = config
+    path = key.split(".")
+    for depth, name in enumerate(path[:-1], start=1):
+        value = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+        if value is None:
+            inside = ".".join(path[:depth])
+            raise ConfigError(f"{key}: there is no {inside} in {config.recipe} to change")
+
+
+def changed(recipe: str, changes: Mapping[str, Any]) -> RunConfig:
+    """A recipe with changes; ramps, cooldowns and gates shrink with their phase as on the command line."""
+    base = RECIPES[recipe]()
+    return shortened(with_changes(base, changes), base, set(changes))[0]
+
+
+def config_of(
+    study: Study, data: DataSet, arm: Arm, *, seed: int = 0, max_steps: int | None = None
+) -> RunConfig:
+    """The configuration of a run, but for where its data and its generator are.
+
+    Args:
+        seed: of the training; data and evaluation are the same for all.
+        max_steps: cap of each phase.
+
+    Raises:
+        ConfigError: names the arm and the key that is wrong.
+    """
+    changes: dict[str, Any] = {**study.changes, **data.changes, **arm.changes}
+    changes["training.seed"] = seed
+    if max_steps is not None:
+        changes["training.max_steps"] = max_steps
+    try:
+        return changed(arm.recipe, changes)
+    except ConfigError as error:
+        raise ConfigError(f"study {study.name!r}, arm {arm.name!r}: {error}") from None
+
+
+def clips_of(config: RunConfig) -> int:
+    """Clips that a run trains on at most, each time that it is drawn."""
+    steps = sum(phase.capped(config.training.max_steps).steps for phase in config.scheduled())
+    return steps * config.training.batch_size * config.training.accumulate

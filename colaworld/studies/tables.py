@@ -1,0 +1,162 @@
+"""The tables of a study, from its rows: cells of text, for Markdown, a terminal or a page.
+
+Not here: how arms are compared (compare.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from colaworld.metrics.bootstrap import Interval
+from colaworld.studies.compare import Told, alike, arm_mean, difference
+from colaworld.studies.rows import Row
+
+NAMES = {  # key of evaluation.json -> heading, digits
+    "delta_psnr.random": ("delta-PSNR over random, dB", 2),
+    "delta_psnr.shuffled": ("over shuffled, dB", 2),
+    "probe.score": ("probe", 2),
+    "codebook.entropy_normalised": ("entropy", 2),
+    "codebook.perplexity": ("perplexity", 1),
+    "rollout.psnr": ("PSNR, dB", 2),
+    "rollout.ssim": ("SSIM", 3),
+    "nmse": ("NMSE", 2),
+    "leakage.gain": ("leakage, dB", 2),
+}
+Table = list[list[str]]
+
+
+def sets_of(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
+    """Rows by data set and arm, in the order in which they come."""
+    found: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        found.setdefault(row["data"], {}).setdefault(row["arm"], []).append(row)
+    return found
+
+
+def measured(rows: Sequence[Row]) -> list[str]:
+    """Keys of the numbers that rows hold, in their order."""
+    return list(dict.fromkeys(key for row in rows for key in row["numbers"] or {}))
+
+
+def arms_table(arms: dict[str, list[Row]]) -> Table:
+    """A header, then a row for each arm of one data set: how its runs ended, and its numbers."""
+    keys = measured([row for rows in arms.values() for row in rows])
+    table = [["arm", "seeds", "collapsed", *(_heading(key) for key in keys)]]
+    for arm, rows in arms.items():
+        cells = [cell(arm_mean(rows, key), _digits(key)) for key in keys]
+        fallen = [row for row in rows if row["collapsed_at"] is not None]
+        table.append([arm, str(len(rows)), f"{len(fallen)} of {len(rows)}", *cells])
+    return table
+
+
+def differences_table(arms: dict[str, list[Row]]) -> Table:
+    """The same of differences to the reference arm, and in how many seeds each has the mean's sign."""
+    every = [row for rows in arms.values() for row in rows]
+    name = every[0]["reference"]
+    if name not in arms:
+        return []
+    keys = measured(every)
+    table = [[f"minus {name}", *(_heading(key) for key in keys)]]
+    for arm, rows in arms.items():
+        if arm == name:
+            continue
+        cells = []
+        for key in keys:
+            told = difference(rows, arms[name], key)
+            agree = "" if told is None else f" ({told.agree} of {told.seeds})"
+            cells.append(cell(told, _digits(key), signed=True) + agree)
+        table.append([arm, *cells])
+    return table if len(table) > 1 else []
+
+
+def budgets_table(arms: dict[str, list[Row]]) -> Table:
+    """What each arm took: means over its runs."""
+    table = [["arm", "recipe", "steps", "clips", "FLOPs", "minutes", "collapsed at step", "ended"]]
+    for arm, rows in arms.items():
+        flops = [row["flops"] for row in rows]
+        at = [row["collapsed_at"] for row in rows]
+        ended = dict.fromkeys(row["status"] for row in rows)
+        table.append(
+            [
+                arm,
+                rows[0]["recipe"],
+                _spread([row["steps"] for row in rows]),
+                _spread([row["clips_trained"] for row in rows]),
+                "-" if None in flops else f"{np.mean(flops):.2e}",
+                f"{np.mean([row['seconds'] for row in rows]) / 60:.1f}",
+                ", ".join("-" if step is None else str(step) for step in at),
+                ", ".join(ended),
+            ]
+        )
+    return table
+
+
+def notes_of(arms: dict[str, list[Row]]) -> list[str]:
+    """What a reader of the tables of one data set has to know."""
+    every = [row for rows in arms.values() for row in rows]
+    notes = []
+    if not alike(every):
+        notes.append(
+            "Not all runs were measured on the same clips: their differences are over seeds alone."
+        )
+    seeds = {arm: len(rows) for arm, rows in arms.items()}
+    if len(set(seeds.values())) > 1:
+        told = ", ".join(f"{arm} {count}" for arm, count in seeds.items())
+        notes.append(f"Arms do not have equally many seeds: {told}.")
+    if min(seeds.values()) < 3:
+        notes.append("Fewer than three seeds: how much seeds differ is not known.")
+    beside = dict.fromkeys((name, value) for row in every for name, value in row["beside"].items())
+    if held := [f"{name} {value:.2f}" for name, value in beside if value is not None]:
+        notes.append(f"To compare the probe with: {', '.join(held)}.")
+    for row in every:
+        if row["status"] != "finished":
+            notes.append(f"{row['arm']}, seed {row['seed']}: {row['status']}: {row['why']}")
+    return notes
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """All tables of all data sets as Markdown."""
+    parts = []
+    for data, arms in sets_of(rows).items():
+        parts.append(f"### {data}")
+        for table in (arms_table(arms), differences_table(arms), budgets_table(arms)):
+            if table:
+                parts.append(_as_markdown(table))
+        parts += notes_of(arms)
+    return "\n\n".join(parts) + "\n"
+
+
+def cell(told: Told | None, digits: int, *, signed: bool = False) -> str:
+    """ "1.50 [1.20, 1.80]"; "-" where there is no number."""
+    if told is None:
+        return "-"
+    return _interval(told.interval, f"{'+' if signed else ''}.{digits}f")
+
+
+def _interval(found: Interval, form: str) -> str:
+    shown = f"{found.mean:{form}}"
+    if np.isfinite([found.low, found.high]).all():
+        shown += f" [{found.low:{form}}, {found.high:{form}}]"
+    return shown
+
+
+def _as_markdown(table: Table) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in table]
+    lines.insert(1, "|" + "---|" * len(table[0]))
+    return "\n".join(lines)
+
+
+def _heading(key: str) -> str:
+    return NAMES.get(key, (key, 2))[0]
+
+
+def _digits(key: str) -> int:
+    return NAMES.get(key, (key, 2))[1]
+
+
+def _spread(values: Sequence[int]) -> str:
+    """ "1700", or "1610 to 1700" where runs differ."""
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"

@@ -1,0 +1,210 @@
+"""colaworld study: whole at two steps a phase, killed and resumed; what it refuses; how runs stand."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from colaworld.studies import STUDIES
+
+# Two arms as small as the rest of these tests, registered from outside as a user's own study is.
+STUDY = """
+from pathlib import Path
+from colaworld.studies import Arm, DataSet, Study, register_study
+
+SMALL = {{
+    "backbone_weights": None,
+    **{{f"model.{{part}}.{{name}}": value
+       for part in ("backbone", "idm", "fdm")
+       for name, value in (("depth", 1), ("width", 32), ("heads", 1))}},
+    "model.idm.tokens": 1, "model.conditioner.depth": 1, "model.conditioner.heads": 1,
+    "model.quantizer.unquantized_steps": 0, "data.holdout": 0.1,
+    "training.batch_size": 2, "training.health_every": 1, "training.health_window": 8,
+    "training.tensorboard": False, "training.checkpoint_every": 1, "objective.start_clips": 8,
+    "evaluation.clips": 4, "evaluation.probe_clips": 8, "evaluation.horizon": 2,
+    "evaluation.bootstrap_samples": 20, "evaluation.shown_clips": 2, "evaluation.shown_starts": 1,
+    "evaluation.shown_codes": 2, "sampler.steps": 1,
+}}
+register_study(Study(
+    "tiny", "Does it run?",
+    arms=(Arm("cola", "nano.cola", {{"phases.warmup.steps": 850, "phases.joint.steps": 850}}),
+          Arm("naive", "nano.naive_joint"), *{more}),
+    data=(DataSet("scene", path=Path({scene!r})),),
+    reference="cola", changes=SMALL, budget={budget!r},
+))
+"""
+
+
+@pytest.fixture
+def study(tmp_path, scene, from_outside):
+    """Registers the study here and in processes that are started; returns its folder to be."""
+
+    def register(more: str = "()", budget: str = "own") -> Path:
+        assert "tiny" not in STUDIES
+        file = tmp_path / "plugin_tiny.py"
+        file.write_text(STUDY.format(scene=str(scene), more=more, budget=budget))
+        from_outside(file)
+        return tmp_path / "out"
+
+    return register
+
+
+def rows_of(out: Path) -> list[dict]:
+    return json.loads((out / "rows.json").read_text())
+
+
+@pytest.mark.slow
+def test_two_arms_by_two_seeds(study, colaworld, tmp_path) -> None:
+    out = study()
+    call = ["study", "tiny", "--out", out, "--max-steps", 2, "--seeds", 2]
+    said = colaworld(*call, "--rows", tmp_path / "kept.json")
+    assert said.status == 0, said.plain
+    rows = rows_of(out)
+    assert [(r["arm"], r["seed"]) for r in rows] == [
+        ("cola", 0), ("cola", 1), ("naive", 0), ("naive", 1)
+    ]  # fmt: skip
+    assert [r["steps_by_phase"] for r in rows[1:3]] == [{"warmup": 2, "joint": 2}, {"joint": 2}]
+    assert [r["clips_trained"] for r in rows[1:3]] == [8, 4]  # two clips a step
+    assert {r["status"] for r in rows} == {"finished"}
+    evaluation = json.loads((out / "scene/naive/seed-1/evaluation.json").read_text())
+    last = rows[-1]
+    assert last["numbers"]["nmse"]["mean"] == evaluation["nmse"]["mean"]
+    assert last["numbers"]["probe.score"] == {
+        name: evaluation["probe"]["score"][name] for name in ("mean", "low", "high")
+    }
+    assert last["clips"]["rolled"] == rows[0]["clips"]["rolled"]  # the same clips for all
+    assert len(last["entropy"]) == 2 and last["entropy"][0][0] == 1
+    assert rows == json.loads((tmp_path / "kept.json").read_text())
+    # A frozen backbone saves the backward pass of its weights: the second step costs more.
+    assert rows[1]["flops"] > rows[2]["flops"] > 0
+    page = (out / "report.html").read_text()
+    assert "Does it run?" in page and "Against cola" in page and "<svg" in page
+
+    assert "holds a study already; add --resume" in colaworld(*call).plain
+    again = colaworld(*call[:4], "--max-steps", 2, "--resume")  # the seeds that it began with
+    assert again.status == 0 and "train" not in again.out and rows_of(out) == rows
+    other = colaworld("study", "tiny", "--out", out, "--resume")
+    assert other.status == 2 and "max_steps 2, asked for None" in other.plain
+    shown = colaworld("study", "tiny", "--out", out, "--status")
+    assert "4 of 4 runs are done" in shown.out and shown.out.count("finished") == 4
+    changed = (out / "scene/naive/seed-1.yaml").read_text().replace("seed: 1\n", "seed: 7\n")
+    (out / "scene/naive/seed-1.yaml").write_text(changed)
+    lost = colaworld(*call[:4], "--max-steps", 2, "--resume")
+    assert lost.status == 1 and "holds another configuration" in lost.plain
+    assert "training.seed" in lost.plain
+
+
+@pytest.mark.slow
+def test_what_fails_is_tried_once_more_and_named(study, colaworld) -> None:
+    # Its frames are cropped to a size that the patches do not divide.
+    out = study('(Arm("wrong", "nano.naive_joint", {"data.crop": [0, 0, 30, 30]}),)')
+    said = colaworld("study", "tiny", "--out", out, "--max-steps", 2, "--seeds", 1)
+    assert said.status == 1
+    assert said.out.count("scene/wrong/seed-0: train") == 2
+    assert "FAILED scene/wrong/seed-0: colaworld train: " in said.out
+    assert [r["arm"] for r in rows_of(out)] == ["cola", "naive"]
+    assert "FAILED: colaworld train" in colaworld("study", "tiny", "--out", out, "--status").out
+
+
+@pytest.mark.slow
+def test_a_run_that_its_gate_stops_is_a_result(study, colaworld) -> None:
+    # No entropy is as high as a floor of 1, so that warm-up always ends "collapsed".
+    gate = {"phases.warmup.steps": 2, "phases.warmup.gate.floor": 1.0}
+    out = study(f'(Arm("stops", "nano.cola", {gate}),)')
+    said = colaworld("study", "tiny", "--out", out, "--seeds", 1, "--arms", "stops")
+    assert said.status == 0, said.plain
+    (row,) = rows_of(out)
+    assert row["status"] == "collapsed" and row["steps_by_phase"] == {"warmup": 2}
+    assert "ended by its steps with a collapsed codebook" in row["why"]
+    assert row["collapsed_at"] == 1
+    assert row["numbers"]["delta_psnr.random"]["mean"] is not None  # of its last checkpoint
+    again = colaworld("study", "tiny", "--out", out, "--seeds", 1, "--arms", "stops", "--resume")
+    assert again.status == 0 and "stops/seed-0: train" not in again.out
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_it_ends_as_if_never_killed(study, colaworld, tmp_path) -> None:
+    out = study()
+    arguments = ["study", "tiny", "--max-steps", "40", "--seeds", "1", "--jobs", "1"]
+    arguments += ["--arms", "naive"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "colaworld", *arguments, "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    metrics = out / "scene/naive/seed-0/metrics.jsonl"
+    until = time.monotonic() + 120
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) > 2):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.02)
+    held = colaworld(*arguments, "--out", out, "--resume")
+    assert held.status == 2 and "another process runs a study in this folder" in held.plain
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    left = colaworld(*arguments[:2], "--out", out, "--status").out
+    assert "in training" in left and "0 of 2 runs are done" in left
+    begun = len(metrics.read_text().splitlines())
+    assert begun < 40
+    while children(out):  # they save and end by themselves when the parent is gone
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    said = colaworld(*arguments, "--out", out, "--resume")
+    assert said.status == 0 and "train (goes on)" in said.out, said.plain
+    whole = colaworld(*arguments, "--out", tmp_path / "whole")
+    assert whole.status == 0
+    resumed, never = rows_of(out)[0], rows_of(tmp_path / "whole")[0]
+    for key in ("steps", "numbers", "entropy", "clips", "flops"):
+        assert resumed[key] == never[key]
+
+
+def children(out: Path) -> list[str]:
+    """Processes of colaworld that work in `out`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (process / "cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if int(process.name) != os.getpid() and any(part.startswith(f"{out}/") for part in line):
+            found.append(process.name)
+    return found
+
+
+def test_a_spent_budget_begins_nothing(study, colaworld) -> None:
+    out = study()
+    call = ["study", "tiny", "--out", out, "--max-steps", 2, "--seeds", 1]
+    said = colaworld(*call, "--budget", "0.000000001s")
+    assert said.status == 0 and "2 jobs are left. Go on with:" in said.out
+    assert not (out / "scene").exists()
+    assert "0 of 2 runs are done" in colaworld("study", "tiny", "--out", out, "--status").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing"], "no study 'nothing' is registered"),
+        (["tiny", "--budget", "soon"], "--budget: expected a time such as 90m"),
+        (["tiny", "--arms", "other"], "--arms: expected some of cola, naive, got 'other'"),
+        (["tiny", "--status"], "holds no study yet"),
+        (["tiny", "--seeds", "0"], "--seeds: expected >= 1, got 0"),
+    ],
+)
+def test_wrong_calls(study, colaworld, arguments, said) -> None:
+    out = study()
+    found = colaworld("study", *arguments, "--out", out)
+    assert found.status == 2 and said in found.plain
+    assert not out.exists()
+
+
+def test_unequal_budgets_are_refused(study, colaworld) -> None:
+    out = study('(Arm("long", "nano.naive_joint", {"phases.joint.steps": 1800}),)', "clips")
+    said = colaworld("study", "tiny", "--out", out)
+    assert said.status == 2 and "cola 3400, naive 3400, long 3600" in said.plain

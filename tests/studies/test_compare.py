@@ -1,0 +1,146 @@
+"""Comparisons and tables from rows made by hand: what is paired, what intervals are over, what is said."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from colaworld.files import FileError
+from colaworld.studies.compare import alike, arm_mean, difference
+from colaworld.studies.page import mean_curve
+from colaworld.studies.rows import collapsed_at, number_at, read_rows, write_rows
+from colaworld.studies.tables import arms_table, budgets_table, markdown, notes_of, sets_of
+
+
+def row(arm: str, seed: int, deltas: list[float], probe: float | None = None, **more) -> dict:
+    """A row of a run whose clips (episodes 0, 0, 1, 1) have these delta-PSNRs."""
+    mean = sum(deltas) / len(deltas)
+    numbers = {
+        "delta_psnr.random": {"mean": mean, "low": mean - 1, "high": mean + 1},
+        "probe.score": None if probe is None else {"mean": probe, "low": None, "high": None},
+    }
+    return {
+        **{"study": "s", "data": "d", "arm": arm, "reference": "base", "seed": seed},
+        **{"status": "finished", "why": "", "recipe": "nano.cola", "steps": 10},
+        **{"clips_trained": 80, "seconds": 60.0, "flops": 1e12, "collapsed_at": None},
+        "numbers": numbers,
+        "beside": {"probe.chance": 0.2, "probe.pixel_difference": None},
+        "clips": {
+            "rolled": "same",
+            "episode": [0, 0, 1, 1],
+            "values": {"delta_psnr": deltas},
+        },
+        **{"entropy": [], "control": []},
+        **more,
+    }
+
+
+def test_a_difference_is_paired_by_seed_and_episode() -> None:
+    # Seeds and episodes differ by far more than the arms, which differ by 1 everywhere.
+    base = [row("base", 0, [0, 0, 8, 8]), row("base", 1, [20, 20, 28, 28])]
+    ours = [row("ours", 1, [21, 21, 29, 29]), row("ours", 0, [1, 1, 9, 9])]
+    told = difference(ours, base, "delta_psnr.random")
+    assert (told.interval.mean, told.interval.low, told.interval.high) == (1, 1, 1)
+    assert (told.seeds, told.agree, told.over) == (2, 2, "seeds and episodes")
+    alone = arm_mean(ours, "delta_psnr.random")
+    assert alone.interval.mean == 15 and alone.interval.low == 1 and alone.interval.high == 29
+
+
+def test_seeds_that_do_not_agree_are_counted() -> None:
+    base = [row("base", seed, [0, 0, 0, 0]) for seed in range(3)]
+    ours = [row("ours", seed, [d] * 4) for seed, d in enumerate((2.0, 3.0, -1.0))]
+    told = difference(ours, base, "delta_psnr.random")
+    assert told.interval.mean == pytest.approx(4 / 3) and told.agree == 2
+    assert (told.interval.low, told.interval.high) == (-1, 3)  # the worst and the best, thrice
+
+
+def test_only_seeds_of_both_are_paired() -> None:
+    base = [row("base", 0, [0, 0, 0, 0])]
+    ours = [row("ours", 0, [1, 1, 3, 3]), row("ours", 1, [9, 9, 9, 9])]
+    told = difference(ours, base, "delta_psnr.random")
+    assert (told.interval.mean, told.seeds, told.over) == (2, 1, "episodes")
+    assert (told.interval.low, told.interval.high) == (1, 3)
+    assert difference(ours[1:], base, "delta_psnr.random") is None
+
+
+def test_a_number_without_clips_is_over_seeds() -> None:
+    rows = [row("ours", seed, [0] * 4, probe) for seed, probe in enumerate((0.5, 0.7))]
+    told = arm_mean(rows, "probe.score")
+    assert told.interval.mean == pytest.approx(0.6) and told.over == "seeds"
+    assert (told.interval.low, told.interval.high) == (0.5, 0.7)
+    base = [row("base", 0, [0] * 4, 0.4), row("base", 1, [0] * 4, None)]
+    told = difference(rows, base, "probe.score")  # one pair: no interval
+    assert told.interval.mean == pytest.approx(0.1) and math.isnan(told.interval.low)
+    assert arm_mean([row("ours", 0, [0] * 4)], "probe.score") is None
+
+
+def test_one_run_keeps_its_own_interval() -> None:
+    told = arm_mean([row("ours", 0, [1, 1, 3, 3])], "delta_psnr.random")
+    assert (told.interval.low, told.interval.high, told.over) == (1, 3, "episodes")
+
+
+def test_runs_on_other_clips_are_not_paired_clip_by_clip() -> None:
+    other = {"rolled": "other", "episode": [0, 0, 1, 1], "values": {"delta_psnr": [5.0] * 4}}
+    base = [row("base", 0, [0] * 4), row("base", 1, [0] * 4)]
+    ours = [row("ours", 0, [5] * 4), row("ours", 1, [5] * 4, clips=other)]
+    assert not alike([*base, *ours])
+    assert difference(ours, base, "delta_psnr.random").over == "seeds"
+    assert "same clips" in notes_of({"base": base, "ours": ours})[0]
+
+
+def test_tables_say_what_they_are_made_of() -> None:
+    rows = [
+        row("base", 0, [1, 1, 1, 1], 0.5),
+        row("base", 1, [1, 1, 1, 1], 0.5),
+        row("ours", 0, [3, 3, 3, 3], 0.6, collapsed_at=7, steps=8, flops=None),
+        row("ours", 1, [2, 2, 2, 2], 0.6, status="collapsed", why="phase warmup ended"),
+    ]
+    arms = sets_of(rows)["d"]
+    assert arms_table(arms)[0] == [
+        "arm",
+        "seeds",
+        "collapsed",
+        "delta-PSNR over random, dB",
+        "probe",
+    ]
+    assert arms_table(arms)[2] == ["ours", "2", "1 of 2", "2.50 [2.00, 3.00]", "0.60 [0.60, 0.60]"]
+    took = budgets_table(arms)[2]
+    assert took == ["ours", "nano.cola", "8 to 10", "80", "-", "1.0", "7, -", "finished, collapsed"]
+    text = markdown(rows)
+    assert "| minus base |" in text and "+1.50 [+1.00, +2.00] (2 of 2)" in text
+    assert "ours, seed 1: collapsed: phase warmup ended" in text
+    assert "Fewer than three seeds" in text and "probe.chance 0.20" in text
+
+
+def test_a_codebook_has_collapsed_where_it_stays_down() -> None:
+    assert collapsed_at([(1, 0.8), (20, 0.2), (40, 0.4), (60, 0.1), (80, 0.0)], floor=0.3) == 60
+    assert collapsed_at([(1, 0.1), (20, 0.3)], floor=0.3) is None
+    assert collapsed_at([], floor=0.3) is None
+
+
+def test_numbers_of_an_evaluation() -> None:
+    found = {"a": {"b": {"mean": 1.0, "low": 0.5, "high": 2.0, "by": []}, "c": 3}, "none": None}
+    assert number_at(found, "a.b") == {"mean": 1.0, "low": 0.5, "high": 2.0}
+    assert number_at(found, "a.c") == {"mean": 3.0, "low": None, "high": None}
+    assert number_at(found, "none.score") is None and number_at(found, "a.absent") is None
+    with pytest.raises(FileError, match=r"a: expected a number or \{mean, low, high\}"):
+        number_at(found, "a")
+
+
+def test_rows_come_back_and_others_are_refused(tmp_path) -> None:
+    path = tmp_path / "rows.json"
+    rows = [row("base", 0, [1.0] * 4), row("base", 1, [2.0] * 4)]
+    write_rows(path, rows)
+    assert read_rows(path) == rows and len(path.read_text().splitlines()) == 4
+    path.write_text('[{"arm": "base"}]')
+    with pytest.raises(FileError, match="row 1 has no study, data, reference"):
+        read_rows(path)
+    path.write_text("[]")
+    with pytest.raises(FileError, match="expected a list of rows of a study"):
+        read_rows(path)
+
+
+def test_the_mean_of_curves_goes_as_far_as_the_longest() -> None:
+    short, long = ([0, 10], [0.0, 1.0]), ([0, 5, 10, 20], [1.0, 1.0, 1.0, 0.5])
+    assert mean_curve([short, long]) == ([0, 5, 10, 20], [0.5, 0.75, 1.0, 0.5])
