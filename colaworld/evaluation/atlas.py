@@ -24,6 +24,7 @@ from colaworld.evaluation.artefacts import far_apart, to_uint8
 from colaworld.evaluation.report.tiles import fit
 from colaworld.evaluation.rollouts import infer, roll_ways, told
 from colaworld.evaluation.settings import RandomStream
+from colaworld.models.inputs import check_count
 from colaworld.rng import paired_generator
 
 _LOOKED_AT = 128  # transitions of an action that its difference and its shift are measured on
@@ -84,7 +85,13 @@ def draw_atlas(
         limit: actions shown, the most frequent ones.
         examples: transitions shown of each, of different episodes as far as there are any.
         steps: frames of a replay; 0: none.
+
+    Raises ValueError on counts below 1 (examples, steps and seed: below 0), and on clips of one frame.
     """
+    for name, value in (("limit", limit), ("batch_size", batch_size)):
+        check_count(value, f"draw_atlas: {name}")
+    for name, value in (("examples", examples), ("steps", steps), ("seed", seed)):
+        check_count(value, f"draw_atlas: {name}", 0)
     latent = infer(world, clips.frames, batch_size=batch_size, device=device)
     count, length = clips.frames.shape[:2]
     codes = latent.codes.flatten(0, 1)  # [R, N, d], R = M (T - 1)

@@ -130,6 +130,18 @@ def test_continuous_latents_are_grouped() -> None:
     assert all(e.codes == () and e.name.startswith("latent ") for e in atlas.entries)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "least"),
+    [({"limit": 0}, 1), ({"examples": 1.5}, 0), ({"steps": -1}, 0), ({"seed": "a"}, 0)],
+)
+def test_counts_that_are_none_are_named(wrong, least) -> None:
+    (name,) = wrong
+    with pytest.raises(
+        ValueError, match=rf"draw_atlas: {name}: expected a whole number >= {least}"
+    ):
+        atlas_of(Knowing, **wrong)
+
+
 def test_shift_by_hand() -> None:
     rng = np.random.default_rng(1)
     wide = rng.integers(0, 256, (3, 40, 40, 3)).astype(np.uint8)
