@@ -29,7 +29,8 @@ LEAST = 100
 FAR, NEAR = 1.0, 0.5
 """How unlike its own channel, and how like another, a channel must be to count as that other one; see
 `_unlikeness`. Channels that are told apart by less are not."""
-_RATE = 0.01  # share by which rates may differ: clocks of cameras
+RATE = 0.01
+"""Share by which rates may differ: clocks of cameras."""
 _REMINDS = math.log(1.2)
 _FACTORS = (  # of which a scale that is near by 1.2 reminds: the finer unit, the coarser
     (180 / math.pi, "degrees", "radians"),
@@ -125,13 +126,13 @@ def _rate(model: ActionContract, data: ActionContract) -> Iterator[Difference]:
             yield Difference("rate", *shown, kind="unknown")
         return
     ratio = data.rate / model.rate
-    if abs(ratio - 1) <= _RATE:
+    if abs(ratio - 1) <= RATE:
         return
     whole = round(ratio)
     flag = f"--data.fps {model.rate:g}"
     if ratio < 1:
         note = "slower than the model's steps: frames and actions in between were not recorded"
-    elif abs(ratio - whole) > _RATE * whole:
+    elif abs(ratio - whole) > RATE * whole:
         note = f"no multiple of the model's: record or resample the set at {model.rate:g} Hz"
     elif model.size == data.size * whole:
         note = f"{flag} takes every {_nth(whole)} frame and all actions in between, as the model's run did"

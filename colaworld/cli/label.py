@@ -40,6 +40,9 @@ class LabelOptions(Checked, at="--"):
     """Add the columns to the set itself, a LeRobot v3 one, in place of --out."""
     overwrite: bool = False
     """Replace latent actions that the set has already."""
+    real: bool = False
+    """Also write real actions, as the world estimates them of the latent ones; it must be an adapted one
+    (colaworld adapt)."""
     episodes: Count | None = None
     """Label the first so many episodes alone."""
     batch_size: Count = 32
@@ -68,6 +71,7 @@ def _label(argv: list[str], processes: Processes) -> int:
     from torch import distributed
 
     from colaworld.data.clips import ClipSet
+    from colaworld.runs.estimates import Estimator, error_told, head_error_at
     from colaworld.runs.label import Interrupted, Together, label_set
     from colaworld.training.interrupts import StopRequest
 
@@ -90,6 +94,11 @@ def _label(argv: list[str], processes: Processes) -> int:
             f"{trained[0]}x{trained[1]} px, got {clips.height}x{clips.width}; leave them out"
         )
     world = replace(world, frame_size=(clips.height, clips.width))
+    estimator = Estimator(world, head_error_at(options.world)) if options.real else None
+    if estimator is not None and estimator.error is None and processes.is_main:
+        log.warning(
+            "%s: how wrong its estimates of real actions are was not measured", options.world
+        )
     model = world.model
     parts = [name for name, _ in model.named_children()]
     fewest = 1 + model.tokenizer.temporal_stride
@@ -97,7 +106,8 @@ def _label(argv: list[str], processes: Processes) -> int:
     check_frames(model.config, parts, **size, frames=fewest)
     out = (options.data.path if options.in_place else options.out) or Path()
     told = {"data": str(options.data.path), "out": str(out.resolve()), "episodes": options.episodes}
-    processes.agree({**told, "batch size": options.batch_size, "in place": options.in_place})
+    told |= {"batch size": options.batch_size, "in place": options.in_place, "real": options.real}
+    processes.agree(told)
     processes.join(device, timeout=_WEEK)
 
     def gather(value: Any) -> list[Any]:
@@ -121,6 +131,7 @@ def _label(argv: list[str], processes: Processes) -> int:
             clips,
             out,
             recipe=folder.recipe,
+            estimator=estimator,
             episodes=options.episodes,
             batch_size=options.batch_size,
             device=device,
@@ -147,6 +158,9 @@ def _label(argv: list[str], processes: Processes) -> int:
             f"{out}: {found.done} episodes{before}, {found.frames} frames, {found.valid} of them with a "
             f"valid action{used}{left_out}"
         )
+        if estimator is not None:
+            told_error = error_told(estimator.error, estimator.contract.names)
+            print(f"estimated_action: estimates, not recorded actions; {told_error}")
     return 0
 
 
@@ -166,6 +180,11 @@ def _options(argv: list[str]) -> tuple[LabelOptions, WorldFolder]:
     if splits:
         rest += ["--data.split", splits[-1]]
     options = _parse(LabelOptions(world=named, data=default), rest)
+    if options.real and not folder.estimates:
+        raise ConfigError(
+            f"--real: {named} has no head that turns latent actions into real ones; `colaworld adapt "
+            f"{named} --data ROBOT --out NEW` makes a run that has one"
+        )
     if (options.out is None) == (not options.in_place):
         raise ConfigError(
             "--out: expected the new set's folder, or --in-place to label the set itself, got "

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from colaworld.action_contract import ActionContract
 from colaworld.contracts import ClipBatch, LatentActions, Rollout, WorldProtocol
 from colaworld.evaluation.rollouts import infer, stream
 from colaworld.evaluation.settings import EvaluationConfig, RandomStream
@@ -36,6 +37,8 @@ class Obeying(WorldProtocol, Protocol):
 
     obeys: bool
     """True."""
+    actions: ActionContract | None
+    """What its real actions are."""
 
     def encode_actions(self, actions: Tensor, frames: Tensor | None = None) -> LatentActions:
         """Codes of real actions."""
@@ -158,14 +161,22 @@ def head_error(
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
     """How far decoded actions are from recorded ones: accuracy of classes beside that of the most
-    frequent one; or mean absolute error of each number, beside its standard deviation."""
+    frequent one, and of each class the share that is found (recall; None: there is none of it); or mean
+    absolute error of each number, beside its standard deviation."""
     seen = infer(world, clips.frames, batch_size=config.batch_size, device=device)
     parts = [world.decode_actions(c.to(device)).cpu() for c in seen.codes.split(config.batch_size)]
     made, true = torch.cat(parts), clips.actions
     assert true is not None
     if not true.is_floating_point():
-        most = true.flatten().bincount().max().item() / true.numel()
-        return {"accuracy": (made == true).double().mean().item(), "chance": most}
+        size = 0 if world.actions is None else world.actions.size
+        counts = true.flatten().bincount(minlength=size)
+        hits = true[made == true].bincount(minlength=len(counts))
+        found = zip(hits.tolist(), counts.tolist(), strict=True)
+        return {
+            "accuracy": (made == true).double().mean().item(),
+            "chance": counts.max().item() / true.numel(),
+            "recall": [hit / count if count else None for hit, count in found],
+        }
     error = (made.double() - true.double()).abs().flatten(0, 1)
     spread = true.double().flatten(0, 1).std(0, correction=0)
     return {"mae": error.mean(0).tolist(), "std": spread.tolist()}

@@ -82,13 +82,13 @@ def label_episode(
             assert found.indices is not None
             codes[rows] = found.indices[:, -1].cpu().numpy()
         valid[rows] = True
-    held = _repeated(valid)
+    held = repeated(valid)
     if held is not None:
         vectors, codes = vectors[held], None if codes is None else codes[held]
     return EpisodeActions(codes, vectors, valid)
 
 
-def _repeated(valid: np.ndarray) -> np.ndarray | None:
+def repeated(valid: np.ndarray) -> np.ndarray | None:
     """For each row the valid one it shows: itself, the one before, or the first. None: there is none."""
     if not valid.any():
         return None

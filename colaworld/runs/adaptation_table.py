@@ -26,7 +26,8 @@ from colaworld.models.world import World
 from colaworld.runs.adaptation import BEFORE
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig
-from colaworld.runs.load import heldout_clips, load_world
+from colaworld.runs.estimates import error_told
+from colaworld.runs.load import heldout_clips, load_world, provenance
 from colaworld.training.checkpoint import init_parts
 from colaworld.training.loggers import read_rows
 
@@ -114,6 +115,7 @@ def measure(
         "adapter": to_dict(config.model.parts["adapter"]),
         "phases": {p.name: to_dict(p) for p in config.scheduled()},
         "seed": config.training.seed,
+        "run": provenance(out, config),
         "from": config.phases["adapter"].init_from,
     }
     result = plain(result)
@@ -155,14 +157,5 @@ def told(result: dict[str, Any]) -> list[str]:
     gain = result["gain"]["psnr"]
     bounds = "" if gain["low"] is None else f" [{gain['low']:+.2f}, {gain['high']:+.2f}]"
     lines.append(f"fine-tuning gained {gain['mean']:+.2f} dB{bounds} under real actions")
-    head = result["head"]
-    if "accuracy" in head:
-        lines.append(
-            f"the way back, latent to real: accuracy {head['accuracy']:.2f} (always the most frequent "
-            f"class: {head['chance']:.2f})"
-        )
-    else:
-        pairs = zip(head["mae"], head["std"], strict=True)
-        shown = ", ".join(f"{mae:.3g} ({std:.3g})" for mae, std in pairs)
-        lines.append(f"the way back, latent to real: mean error (standard deviation) {shown}")
+    lines.append(f"the way back, latent to real: {error_told(result['head'])}")
     return lines

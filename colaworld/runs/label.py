@@ -31,6 +31,7 @@ from colaworld.data.labels import (
     VALID,
     VECTOR,
     check_labels,
+    check_ours,
     read_labels,
 )
 from colaworld.data.latent_cache import LatentKey
@@ -39,6 +40,7 @@ from colaworld.evaluation.labelling import label_episode
 from colaworld.files import write_refused
 from colaworld.models.latent_action.identity import latent_action_hash
 from colaworld.models.world import World
+from colaworld.runs.estimates import Estimator
 from colaworld.runs.label_work import Work
 from colaworld.runs.labelled_set import (
     check_alike,
@@ -87,6 +89,7 @@ def label_set(
     out: Path,
     *,
     recipe: str,
+    estimator: Estimator | None = None,
     episodes: int | None = None,
     batch_size: int = 32,
     device: str = "cpu",
@@ -103,6 +106,7 @@ def label_set(
         clips: at the size, crop and rate that the world was trained on; its split is labelled.
         out: the new set; with `in_place` the set itself.
         recipe: what the world was trained by, for the provenance.
+        estimator: of the same world: estimated real actions stand beside the latent ones.
         episodes: no more than the first so many.
         batch_size, device: see `label_episode`.
         overwrite: replace latent actions that the set has already.
@@ -113,17 +117,23 @@ def label_set(
 
     Raises:
         DataError: `out` holds something, the set has latent actions, too many episodes are broken,
-            what was begun there was begun with something else, or the disk is full.
+            what was begun there was begun with something else, or the disk is full; it has a column
+            by the name of an estimate that is none.
+        ActionMismatch: steps of `clips` are of another rate than the actions to be estimated.
     """
     together = together or Together()
     chosen = [e.index for e in clips.episodes][:episodes]
+    if is_v3(clips):
+        check_ours(str(clips.config.path), clips.source.info["features"])  # type: ignore[attr-defined]
+    if estimator is not None:
+        estimator.check_rate(clips, chosen, where=f"the model, a run of {recipe}")
     if in_place and not is_v3(clips):
         raise DataError(
             f"{clips.config.path}: columns are added in place to LeRobot sets of layout v3.0 alone, "
             f"this is {clips.source.describe().format}; name a new set with --out"
         )
     check_counted(clips) if is_v3(clips) else check_alike(clips, chosen)
-    job = _Job(world, clips, chosen, batch_size, torch.device(device), recipe, in_place)
+    job = _Job(world, clips, chosen, batch_size, torch.device(device), recipe, in_place, estimator)
     work, main = Work(out), together.rank == 0
     for line in left_out(clips):
         log.warning("%s: %s", clips.config.path, line)
@@ -240,6 +250,7 @@ class _Job:
     device: torch.device
     recipe: str
     in_place: bool
+    estimator: Estimator | None
 
     @cached_property
     def hash(self) -> str:
@@ -262,6 +273,9 @@ class _Job:
             "episodes": len(self.episodes),
             "batch_size": self.batch_size,
             "device": self.device.type,
+            "real": None
+            if self.estimator is None
+            else {"contract": self.estimator.contract.hash, "head": self.estimator.hash},
             "colaworld": __version__,
         }
 
@@ -292,6 +306,8 @@ class _Job:
         made = {VECTOR: found.vectors, VALID: found.valid}
         if found.codes is not None:
             made[CODE] = found.codes
+        if self.estimator is not None:
+            made |= self.estimator.columns(found.vectors, found.valid, device=self.device)
         if not is_v3(self.clips):
             fps = self.clips.source.episodes[self.episodes[0]].fps
             last = self.clips.source.episodes[episode].frames
@@ -304,13 +320,16 @@ class _Job:
         """The set, of the parts; then the work folder goes."""
         if not done:
             raise DataError(f"{self.path}: none of its {len(self.episodes)} episodes could be read")
-        counts = self._count(work, done)
+        counts, columns = self._count(work, done), [c for c in COLUMNS if c in work.load(done[0])]
+        names, about = ({}, {}) if self.estimator is None else self.estimator.features()
         write_set(
             self.clips,
             done,
             work,
             codebook_size=self.world.codebook_size,
-            provenance=self._provenance(len(done), counts),
+            names=names,
+            about=about,
+            provenance=self._provenance(len(done), counts, columns),
             in_place=self.in_place,
             link=link,
         )
@@ -328,7 +347,9 @@ class _Job:
         discrete = self.world.codebook_size is not None
         return {"frames": frames, "valid": valid, "used": len(used) if discrete else None}
 
-    def _provenance(self, done: int, counts: Mapping[str, Any]) -> dict[str, Any]:
+    def _provenance(
+        self, done: int, counts: Mapping[str, Any], columns: Sequence[str]
+    ) -> dict[str, Any]:
         """meta/latent_actions.json. No time and no place, so that equal labels are equal files."""
         config, world, root = self.clips.config, self.world, f"{self.path}/"
         strides = sorted({self.clips.stride(e) for e in self.episodes})
@@ -337,11 +358,10 @@ class _Job:
         if resampled:
             ahead = f"the frame shown 1/{config.fps:g} s later"
         model = world.model.config
+        real = {} if self.estimator is None else {"real_actions": self.estimator.provenance()}
         return {
             "format": FORMAT,
-            "columns": [
-                name for name in COLUMNS if name != CODE or world.codebook_size is not None
-            ],
+            "columns": list(columns),
             "alignment": f"row t leads from frame t to {ahead}",
             "model": {
                 "hash": self.hash,
@@ -353,6 +373,7 @@ class _Job:
                 "idm": to_dict(model.idm),
                 "quantizer": to_dict(model.quantizer),
             },
+            **real,
             "key": self.key(),
             "episodes": {
                 "in_set": len(self.clips.source.episodes),

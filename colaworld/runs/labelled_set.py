@@ -19,7 +19,7 @@ import numpy as np
 from colaworld.data.clips import ClipSet
 from colaworld.data.config import EncodingConfig
 from colaworld.data.errors import DataError
-from colaworld.data.labels import CODE, COLUMNS, PROVENANCE, VALID, VECTOR
+from colaworld.data.labels import CODE, COLUMNS, PROVENANCE
 from colaworld.data.sources.films import as_it_is, encode_episode, picture_statistics
 from colaworld.data.sources.lerobot import LeRobotSource
 from colaworld.data.sources.lerobot_columns import first_rows, put_in_place, write_columns
@@ -29,7 +29,6 @@ from colaworld.files import seal
 from colaworld.runs.label_work import Work
 
 _NAMED = 4096  # entries of a codebook that info.json lists as classes
-_ARRAYS = {CODE: np.int64, VECTOR: np.float32, VALID: np.bool_}
 
 
 def is_v3(clips: ClipSet) -> bool:
@@ -110,11 +109,14 @@ def write_set(
     work: Work,
     *,
     codebook_size: int | None,
+    names: Mapping[str, Sequence[str]],
+    about: Mapping[str, Mapping[str, Any]],
     provenance: Mapping[str, Any],
     in_place: bool,
     link: bool,
 ) -> None:
-    """The labelled set at `work.out`, of the parts of `episodes`.
+    """The labelled set at `work.out`, of the parts of `episodes`; `names` and `about` of columns as
+    `write_columns` takes them.
 
     Raises DataError where it cannot be written; nothing is there under its name then.
     """
@@ -129,7 +131,7 @@ def write_set(
         firsts = np.cumsum([0, *lengths[:-1]]).tolist()
         total = sum(lengths)
     columns = _columns(work, dict(zip(firsts, episodes, strict=True)), total)
-    names = {}
+    names = dict(names)
     if CODE in columns and columns[CODE].shape[1] == 1:
         columns[CODE] = columns[CODE][:, 0]  # a class, which readers know as such
         if codebook_size is not None and codebook_size <= _NAMED:
@@ -141,6 +143,7 @@ def write_set(
         work.new if in_place else work.out,
         columns,
         names=names,
+        about=about,
         videos="link" if link else "copy",
         drop=COLUMNS,
         files={PROVENANCE: json.dumps(seal(provenance), indent=1) + "\n"},
@@ -182,16 +185,17 @@ def _columns(work: Work, episodes: Mapping[int, int], total: int) -> dict[str, n
     folder, made = work.root / "columns", {}
     folder.mkdir(exist_ok=True)
     some = work.load(next(iter(episodes.values())))
-    for name, dtype in _ARRAYS.items():
+    for name in COLUMNS:
         if name not in some:
             continue
+        dtype = some[name].dtype
         width = some[name].shape[1] if some[name].ndim == 2 else 1
         done = 0
         with (folder / name).open("wb") as file:
             for first in sorted(episodes):
                 _zeros(file, (first - done) * width, dtype)
                 values = work.load(episodes[first])[name]
-                file.write(values.astype(dtype).tobytes())
+                file.write(values.tobytes())
                 done = first + len(values)
             _zeros(file, (total - done) * width, dtype)
         shape = (total, width) if some[name].ndim == 2 else (total,)
@@ -199,7 +203,7 @@ def _columns(work: Work, episodes: Mapping[int, int], total: int) -> dict[str, n
     return made
 
 
-def _zeros(file: Any, count: int, dtype: type) -> None:
+def _zeros(file: Any, count: int, dtype: np.dtype) -> None:
     while count > 0:
         part = min(count, 1 << 20)
         file.write(np.zeros(part, dtype).tobytes())

@@ -13,6 +13,7 @@ import torch
 
 from colaworld.models.latent_action.quantizers import build_quantizer
 from colaworld.runs.config import RunConfig
+from colaworld.runs.estimates import error_told
 
 _CHOOSE = """
 # Actions of your own choice: entries of the codebook.
@@ -42,6 +43,8 @@ def model_card(
     shape = f"1, {frames['frames_per_clip']}, 3, {frames.get('height') or 64}, {frames.get('width') or 64}"
     known = config.action_contract
     actions = "" if known is None else f"\n| real actions | {known.told()} |"
+    if (error := described.get("action_head_error")) is not None:
+        actions += f"\n| real actions estimated of latent ones | {error_told(error)} |"
     choose = "" if count is None else _CHOOSE
     return f"""---
 library_name: colaworld

@@ -43,6 +43,7 @@ from colaworld.models.world import World
 from colaworld.models.world_model import TOKENIZER_MARK
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig, read_config
+from colaworld.runs.estimates import head_error_at
 from colaworld.runs.load import (
     check_model,
     check_quantised,
@@ -148,6 +149,7 @@ def export_run(run: Path, out: Path, *, shard_gb: float = SHARD_GB) -> Path:
         "phases": {p.name: to_dict(replace(p, init_from=None)) for p in config.scheduled()},
         "frames": _frames(evaluation, config),
         "action_contract": to_dict(config.action_contract),
+        "action_head_error": head_error_at(run),
     }
     tokenizer = Path(getattr(config.model.tokenizer, "path", "") or "\0").expanduser()
     brought = tokenizer.exists()  # on this machine; a hub's name is found elsewhere too

@@ -30,6 +30,8 @@ class WorldFolder:
     recipe: str
     data: DataConfig
     """A run's own; of an export the size, crop and rate of its frames, and no data set."""
+    estimates: bool
+    """Whether it has a head that turns latent actions into real ones (`colaworld adapt`)."""
 
     @classmethod
     def of(cls, path: Path) -> WorldFolder:
@@ -38,7 +40,8 @@ class WorldFolder:
             raise ConfigError(f"{path}: no such folder")
         if (path / "config.yaml").is_file():
             config = read_config(path)
-            return cls(path, False, config.recipe, config.data)
+            head = "action_head" in config.parts() and config.action_contract is not None
+            return cls(path, False, config.recipe, config.data, head)
         file = path / "config.json"
         described = read_json(file) if file.is_file() else {}
         if not isinstance(described, dict) or not isinstance(described.get("frames"), dict):
@@ -48,7 +51,10 @@ class WorldFolder:
             )
         kept = {k: v for k, v in described["frames"].items() if k in _KEPT}
         data = from_dict(DataConfig, kept, where=f"{file}: frames")
-        return cls(path, True, str(described.get("recipe")), data)
+        model = described.get("model")
+        parts = model.get("parts") if isinstance(model, dict) else None
+        head = "action_head" in (parts or ()) and described.get("action_contract") is not None
+        return cls(path, True, str(described.get("recipe")), data, head)
 
     def load(self, *, device: str = "cpu", tokenizer: str | None = None) -> World:
         """The world; `tokenizer`: where an export's is, if it did not come along.

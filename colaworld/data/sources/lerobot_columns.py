@@ -39,6 +39,7 @@ def write_columns(
     columns: Mapping[str, np.ndarray],
     *,
     names: Mapping[str, Sequence[str]] | None = None,
+    about: Mapping[str, Mapping[str, Any]] | None = None,
     videos: Literal["link", "copy"] = "link",
     drop: Sequence[str] = (),
     files: Mapping[str, str] | None = None,
@@ -53,6 +54,7 @@ def write_columns(
             row t leads from frame t to t + 1: an episode's last row leads nowhere, and still wants
             a valid value (LeRobot repeats the one before).
         names: of a column of integers [N], its classes; of one [N, D], its D dimensions.
+        about: of a column, more that info.json says of it, as its `units` or a `description`.
         videos: "link" shares the files on disk (copies across file systems); "copy" doubles them.
         drop: columns of the old set that the new one does without.
         files: texts to add, by their path within the set.
@@ -61,7 +63,7 @@ def write_columns(
         DataError: `root` is no such set or its rows are not 0..N-1, `out` holds something, a column
             exists or does not fit (names it), or the disk is full.
     """
-    root, out, names = Path(root), Path(out), dict(names or {})
+    root, out, names, about = Path(root), Path(out), dict(names or {}), dict(about or {})
     source = LeRobotSource(root, action_column=None)
     if source.layout != "v3":
         raise DataError(
@@ -77,12 +79,14 @@ def write_columns(
     total = source.info.get("total_frames")
     if total is None:
         raise DataError(f"{root / 'meta/info.json'}: total_frames: missing; expected a count")
-    if unknown := names.keys() - columns.keys():
+    if unknown := (names.keys() | about.keys()) - columns.keys():
         raise DataError(f"{out}: names for columns that are not written: {sorted(unknown)}")
     made = {
         name: _Column(out, name, values, total, tuple(names.get(name, ())))
         for name, values in columns.items()
     }
+    for name, facts in about.items():
+        made[name].feature.update({**facts, **made[name].feature})
     for name in made:
         if name in source.info["features"] and name not in drop:
             raise DataError(f"{root}: has a column {name!r} already; choose another name")

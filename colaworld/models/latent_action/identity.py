@@ -1,4 +1,5 @@
-"""Which latent actions a model gives: a hash over whatever decides them.
+"""Which latent actions a model gives, and which real ones its head makes of them: a hash over whatever
+decides them.
 
 Two models with one hash give the same actions for the same frames; a run and its export have one. The
 video model has no say in it, so a world trained on under a frozen IDM and quantizer keeps its hash.
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,10 +23,19 @@ if TYPE_CHECKING:
 
 def latent_action_hash(model: WorldModel) -> str:
     """sha256 over the tensors of IDM and quantizer, their configuration, and the window."""
-    config = model.config
-    said = {part: to_dict(config.of(part)) for part in ("idm", "quantizer")}
-    digest = hashlib.sha256(json.dumps({**said, "window": config.window}, sort_keys=True).encode())
-    for part in ("idm", "quantizer"):
+    return _hash(model, ("idm", "quantizer"), {"window": model.config.window})
+
+
+def action_head_hash(model: WorldModel) -> str:
+    """sha256 over the tensors of the head that goes from latent actions to real ones, and its
+    configuration."""
+    return _hash(model, ("action_head",), {})
+
+
+def _hash(model: WorldModel, parts: Sequence[str], more: Mapping[str, Any]) -> str:
+    said = {part: to_dict(model.config.of(part)) for part in parts}
+    digest = hashlib.sha256(json.dumps({**said, **more}, sort_keys=True).encode())
+    for part in parts:
         for name, value in sorted(getattr(model, part).state_dict().items()):
             digest.update(f"{part}.{name} {value.dtype} {list(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
