@@ -83,6 +83,8 @@ def print_inspection(found: Inspection) -> None:
     table.add_row(f"broken{partly}", str(len(found.broken)))
     if found.constant:
         table.add_row(f"one colour{partly}", str(len(found.constant)))
+    if found.labels:
+        table.add_row("latent actions", escape(printable(found.labels)))
     console.print(table)
     for summary in found.actions:
         spec = summary.spec

@@ -17,6 +17,7 @@ from colaworld.contracts import ActionSpec
 from colaworld.data import cuts
 from colaworld.data.config import DataConfig
 from colaworld.data.errors import BrokenFileError, DataError
+from colaworld.data.labels import ESTIMATE, PROVENANCE, read_labels
 from colaworld.data.sources import open_source
 from colaworld.data.sources.source import BrokenFile, EpisodeInfo, Source
 from colaworld.files import printable
@@ -50,6 +51,7 @@ class Inspection:
     cameras: list[str] = field(default_factory=list)
     actions: list[ActionSummary] = field(default_factory=list)
     action_problems: list[str] = field(default_factory=list)
+    labels: str = ""  # of the latent actions it has, in words; none: ""
     looked_at: int = 0
     cuts: list[tuple[str, int]] = field(default_factory=list)
     broken: list[BrokenFile] = field(default_factory=list)
@@ -93,9 +95,29 @@ def inspect(
     for index in looked:
         _look(source, source.episodes[index], config, made, columns if index in shown else 0)
     made.looked_at = len(looked)
+    made.labels = _labels(made)
     for column in _action_columns(source, config.action_column):
         _summarise_actions(config, source.kind, column, looked, made)
     return made
+
+
+def _labels(made: Inspection) -> str:
+    """Whose latent actions `colaworld label` wrote into a set, and how many; what cannot be read is warned of."""
+    if not (made.path / PROVENANCE).is_file():
+        return ""
+    try:
+        said = read_labels(made.path)
+        model, counts = said["model"], said["counts"]
+        share = counts["valid"] / max(1, counts["frames"])
+        labelled = said["episodes"]["labelled"]
+        real = " and estimated real ones" if ESTIMATE in said["columns"] else ""
+    except (DataError, LookupError, TypeError) as error:
+        made.warnings.append(f"latent actions cannot be told: {error}")
+        return ""
+    return (
+        f"of model {model['hash'][:16]} (a run of {model['recipe']}){real}, in {labelled} episodes; {share:.1%} "
+        "of their rows valid"
+    )
 
 
 def _open(config: DataConfig, kind: str, column: str | None) -> Source:

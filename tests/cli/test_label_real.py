@@ -19,11 +19,11 @@ import torch
 from colaworld.cli.main import main
 from colaworld.contracts import ActionSpec
 from colaworld.data.clips import ClipSet
-from colaworld.data.labels import CODE, CONFIDENCE, ESTIMATE, VALID, VECTOR, read_labels
+from colaworld.data.labels import CODE, CONFIDENCE, ESTIMATE, PROVENANCE, VALID, VECTOR, read_labels
 from colaworld.data.sources import open_source
 from colaworld.data.sources.lerobot_columns import write_columns
 from colaworld.data.sources.lerobot_writer import LeRobotWriter
-from colaworld.models.latent_action.identity import action_head_hash
+from colaworld.models.latent_action.identity import action_head_hash, latent_action_hash
 from colaworld.runs import label as runs_label
 from colaworld.runs.estimates import Estimator, head_error_at
 from colaworld.runs.label import Together, label_set
@@ -281,3 +281,68 @@ def test_two_processes_write_the_same_bytes(adapted, scene, tmp_path, colaworld)
     with ThreadPoolExecutor(2) as pool:
         assert [found.done for found in pool.map(work, range(2))] == [3, 3]
     assert content(one) == content(two)
+
+
+def test_inspect_tells_whose_latent_actions_there_are(adapted, scene, tmp_path, colaworld) -> None:
+    out = tmp_path / "out"
+    assert colaworld("label", adapted, "--data", scene, "--real", *FEW, "--out", out).status == 0
+    said = colaworld("data", "inspect", out, "--episodes", 1)
+    model = latent_action_hash(load_world(adapted)[0].model)[:16]
+    assert said.status == 0 and (
+        f"of model {model} (a run of adapt) and estimated real ones, in 3 episodes; 91.7% of their rows"
+        in said.plain
+    )
+    (out / PROVENANCE).write_text("{}")
+    said = colaworld("data", "inspect", out, "--episodes", 1)
+    assert said.status == 0 and "latent actions cannot be told" in said.plain
+    assert "latent actions" not in colaworld("data", "inspect", scene, "--episodes", 1).plain
+
+
+def test_the_layout_is_lerobots(adapted, scene, tmp_path, colaworld) -> None:
+    """Of each column: info.json, parquet's type, Hugging Face's features, statistics of the set and of each
+    episode, against the rows themselves."""
+    old, out = Path(shutil.copytree(scene, tmp_path / "old")), tmp_path / "out"
+    for file in (old / "data").rglob("*.parquet"):
+        features = {"action": {"dtype": "int64", "_type": "Value"}}
+        about = {"huggingface": json.dumps({"info": {"features": features}})}
+        pq.write_table(pq.read_table(file).replace_schema_metadata(about), file)
+    assert colaworld("label", adapted, "--data", old, "--real", "--out", out).status == 0
+    info, stats = (
+        json.loads((out / f"meta/{name}.json").read_text()) for name in ("info", "stats")
+    )
+    assert info["codebase_version"] == "v3.0" and info["total_frames"] == 480
+    columns = {
+        CODE: "int64",
+        VECTOR: "float",
+        VALID: "bool",
+        ESTIMATE: "int64",
+        CONFIDENCE: "float",
+    }
+    found, episodes = rows(out), pq.read_table(out / "meta/episodes").to_pylist()
+    (file,) = (out / "data").rglob("*.parquet")
+    schema = pq.read_schema(file)
+    told = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    assert list(told) == ["action", *columns] and set(columns) <= set(info["features"])
+    no_video = {name for name, f in info["features"].items() if f["dtype"] != "video"}
+    assert set(schema.names) == no_video
+    for name, kind in columns.items():
+        feature, values = info["features"][name], found[name].reshape(480, -1).astype(float)
+        wide = name == VECTOR
+        assert feature["dtype"] == (kind if kind != "float" else "float32"), name
+        assert feature["shape"] == [8 if wide else 1] and feature["names"] is None, name
+        assert str(schema.field(name).type) == (
+            "fixed_size_list<element: float>[8]" if wide else kind
+        )
+        inner = told[name]["feature"] if wide else told[name]
+        assert inner == {"dtype": feature["dtype"], "_type": "Value"}
+        wanted = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0)}
+        wanted |= {"std": values.std(0), "count": [480]}
+        for key, value in wanted.items():
+            np.testing.assert_allclose(stats[name][key], value, rtol=1e-5, atol=1e-7)
+        for row in episodes:
+            part = values[row["dataset_from_index"] : row["dataset_to_index"]]
+            np.testing.assert_allclose(
+                row[f"stats/{name}/mean"], part.mean(0), rtol=1e-5, atol=1e-7
+            )
+            assert row[f"stats/{name}/count"] == [12]
+    assert info["features"][ESTIMATE]["class_names"] == list(MOVES)
