@@ -15,6 +15,7 @@ from colaworld.cli.progress import bar
 from colaworld.cli.train import choose_device
 from colaworld.config import ConfigError
 from colaworld.flow.config import SamplerConfig
+from colaworld.planning import TASKS
 from colaworld.planning.config import (
     CategoricalConfig,
     EpisodesConfig,
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 class PlanOptions:
     """Options of `colaworld plan`."""
 
-    env: Annotated[Literal["point-mass", "scene"], tyro.conf.Positional]
-    """The environment: point-mass or scene."""
+    env: Annotated[str, tyro.conf.Positional]
+    """The environment: point-mass, scene, or one of your own (COLAWORLD_IMPORT)."""
     run: Path | None = None
     """The run folder, or a world written by `colaworld export`. None: the bounds alone are played."""
     out: Path = Path("plan")
@@ -67,6 +68,7 @@ def run(argv: list[str]) -> int:
         description="Reach goal images by planning: with a run's world, and beside it in the true simulator, at "
         "random, and where nothing ever changes. --planner NAME is short for --planner.kind NAME.",
     )
+    TASKS[options.env]  # raises where there is none of this name
     folder = None if options.run is None else WorldFolder.of(options.run)
     if folder is None and (options.data is not None or options.prior == "data"):
         raise ConfigError("--data, --prior: they belong to a world; name it with --run")
@@ -101,8 +103,10 @@ def run(argv: list[str]) -> int:
             device=device,
             watch=progress,
         )
-    result["run"] = None if options.run is None else str(options.run)
-    result["data"] = None if options.data is None else str(options.data)
+    result["run"] = None if folder is None else _of_run(folder)
+    result["data"] = None
+    if folder is not None and options.space == "latent":
+        result["data"] = str(options.data or folder.data.path)
     (options.out / "plan.html").unlink(missing_ok=True)  # never a page of other numbers
     write_json(options.out / "plan.json", result)
     write_page(options.out / "plan.html", result, shown)
@@ -110,6 +114,15 @@ def run(argv: list[str]) -> int:
     print("\n".join(told(result)))
     print(f"{options.out}/plan.json has every number, {options.out}/plan.html shows it")
     return 0
+
+
+def _of_run(folder: WorldFolder) -> dict[str, Any]:
+    """Where the world is, and of a run which weights of which source."""
+    from colaworld.runs.config import read_config
+    from colaworld.runs.load import provenance
+
+    said = {"path": str(folder.path)}
+    return said if folder.exported else said | provenance(folder.path, read_config(folder.path))
 
 
 def _named(argv: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from colaworld.planning.config import (
     PLANNERS,
+    TASKS,
     BeamConfig,
     CategoricalConfig,
     CEMConfig,
@@ -28,8 +29,12 @@ register_planner(MPPIConfig, Later(f"{__name__}.mppi:mppi"), plans="continuous")
 register_planner(CategoricalConfig, Later(f"{__name__}.categorical:categorical"), plans="discrete")
 register_planner(BeamConfig, Later(f"{__name__}.beam:beam"), plans="discrete")
 
+TASKS.add("point-mass", Later(f"{__name__}.tasks:PointMassTask"))
+TASKS.add("scene", Later(f"{__name__}.tasks:SceneTask"))
+
 __all__ = [
     "PLANNERS",
+    "TASKS",
     "BeamConfig",
     "CEMConfig",
     "CategoricalConfig",

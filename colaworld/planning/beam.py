@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from colaworld.planning.config import BeamConfig
-from colaworld.planning.contracts import Objective, Plan, Start, best, elites
+from colaworld.planning.contracts import Objective, Plan, Start, best, cheaper, elites
 from colaworld.planning.prior import CodeBigram
 from colaworld.planning.spaces import Discrete
 
@@ -69,10 +69,7 @@ def beam(
     actions, price = best(beams, cost)
     given = start.actions
     if given is not None and given.shape[1] == horizon and objective.affords(horizon):
-        old = objective(given[:, None])[:, 0]
-        wins = old < price
-        actions = torch.where(wins[:, None, None], given, actions)
-        price = torch.where(wins, old, price)
+        actions, price = cheaper((actions, price), (given, objective(given[:, None])[:, 0]))
     return Plan(actions, price, objective.calls, torch.stack(lowest, dim=1))
 
 

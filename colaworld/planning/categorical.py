@@ -12,7 +12,7 @@ from torch import Tensor
 
 from colaworld.planning.cem import elite_count
 from colaworld.planning.config import CategoricalConfig
-from colaworld.planning.contracts import Objective, Plan, Start, best, elites
+from colaworld.planning.contracts import Objective, Plan, Start, best, cheaper, elites
 from colaworld.planning.prior import CodeBigram, draw
 from colaworld.planning.spaces import Discrete
 
@@ -64,12 +64,6 @@ def categorical(
         shares = (counts + pseudo * base) / (count + pseudo)
         probabilities = config.momentum * probabilities + (1 - config.momentum) * shares
         found = best(drawn, cost)
-        if held is not None:
-            wins = found[1] < held[1]
-            found = (
-                torch.where(wins[:, None, None], found[0], held[0]),
-                torch.where(wins, found[1], held[1]),
-            )
-        held = found
+        held = found if held is None else cheaper(held, found)
     assert held is not None, "the first round is always made"
     return Plan(held[0], held[1], objective.calls, torch.stack(lowest, dim=1))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from colaworld.planning.config import CEMConfig, ICEMConfig
-from colaworld.planning.contracts import Objective, Plan, Start, best, elites
+from colaworld.planning.contracts import Objective, Plan, Start, best, cheaper, elites
 from colaworld.planning.noise import coloured
 from colaworld.planning.spaces import Continuous
 
@@ -94,7 +94,7 @@ def icem(
         mean, std = refitted(mean, std, chosen, config.momentum, config.min_std * half)
         kept = [chosen[:, : math.ceil(config.keep * count)]] if config.keep else []
         found = best(drawn, cost)
-        held = found if held is None else _better(held, found)
+        held = found if held is None else cheaper(held, found)
     assert held is not None, "the first round is always made"
     keep = chosen[:, : math.ceil(config.keep * count)] if config.keep else None
     return Plan(held[0], held[1], objective.calls, torch.stack(lowest, dim=1), keep)
@@ -147,12 +147,6 @@ def refitted(
     new_mean, new_std = chosen.mean(dim=1), chosen.std(dim=1, correction=0)
     mean = momentum * mean + (1 - momentum) * new_mean
     return mean, torch.maximum(momentum * std + (1 - momentum) * new_std, floor)
-
-
-def _better(held: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Of two sequences [B, h, A] with costs [B] the cheaper one of each row; alike: the first."""
-    wins = found[1] < held[1]
-    return torch.where(wins[:, None, None], found[0], held[0]), torch.where(wins, found[1], held[1])
 
 
 def _given(start: Start) -> list[Tensor]:

@@ -65,6 +65,10 @@ def register_planner(
     PLANNERS.add(config.kind, Registered(config, plan, plans))
 
 
+TASKS: Registry[Callable[..., Any]] = Registry("environment with goals", ConfigError)
+"""Name -> (height=, width=, and options of its own) -> a `tasks.Task`."""
+
+
 @dataclass(frozen=True)
 class ShootingConfig(PlannerConfig):
     """Random shooting: draw candidates once, take the best."""

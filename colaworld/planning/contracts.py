@@ -79,17 +79,29 @@ class Objective:
 
     @classmethod
     def of(
-        cls, dynamics: Dynamics, cost: Cost, state: Any, *, budget: int | None = None
+        cls,
+        dynamics: Dynamics,
+        cost: Cost,
+        state: Any,
+        *,
+        budget: int | None = None,
+        rows: int = 256,
     ) -> Objective:
         """The cost of what the dynamics imagines from a state.
 
+        `rows`: candidates, over all environments, that are rolled out and held at once.
         Raises ValueError where the cost reads what the dynamics does not give.
         """
         if cost.reads not in ("nothing", dynamics.gives):
             raise ValueError(
                 f"cost: it reads {cost.reads}, and these dynamics give {dynamics.gives}; choose both alike"
             )
-        return cls(lambda actions: cost(dynamics.roll(state, actions), actions), budget=budget)
+
+        def priced(actions: Tensor) -> Tensor:
+            parts = actions.split(max(1, rows // len(actions)), dim=1)
+            return torch.cat([cost(dynamics.roll(state, part), part) for part in parts], dim=1)
+
+        return cls(priced, budget=budget)
 
     def affords(self, calls: int) -> bool:
         """Whether so many more fit into the budget."""
@@ -158,3 +170,9 @@ def elites(candidates: Tensor, cost: Tensor, count: int) -> Tensor:
     """The `count` candidates of the lowest costs, best first: [B, count, h, A]. Ties: the first."""
     order = cost.argsort(dim=1, stable=True)[:, :count]
     return candidates[torch.arange(len(cost), device=cost.device)[:, None], order]
+
+
+def cheaper(held: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Of two sequences [B, h, A] with costs [B] the cheaper one of each row; alike: the first."""
+    wins = found[1] < held[1]
+    return torch.where(wins[:, None, None], found[0], held[0]), torch.where(wins, found[1], held[1])

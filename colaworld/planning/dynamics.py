@@ -36,7 +36,6 @@ class WorldDynamics:
         world: what is rolled; its sampler says how (`SamplerConfig.planning()` is the paper's).
         gives: "latents" leaves decoding out.
         space: "latent": actions are entries of the codebook; "real": the robot's own.
-        rows: candidates that are rolled at once, over all environments.
 
     Raises ValueError where there is no codebook, or no real actions are known.
     """
@@ -47,10 +46,9 @@ class WorldDynamics:
         *,
         gives: Literal["frames", "latents"] = "frames",
         space: Literal["latent", "real"] = "latent",
-        rows: int = 256,
     ) -> None:
         self.space: Space = latent_space(world) if space == "latent" else real_space(world)
-        self.world, self.gives, self.rows = world, _reads(gives), rows
+        self.world, self.gives = world, _reads(gives)
         self._real = space == "real"
 
     def begin(self, seen: Seen) -> WorldState:
@@ -81,13 +79,9 @@ class WorldDynamics:
         stride = self.world.stride
         if actions.shape[2] % stride:
             raise ValueError(
-                f"mpc.horizon: this world makes {stride} frames at once; expected a multiple of {stride}, "
-                f"got {actions.shape[2]}"
+                f"mpc.horizon: this world makes {stride} frames at once; expected a multiple of {stride} "
+                f"actions, got {actions.shape[2]} (beam, which goes on by one, cannot plan in it)"
             )
-        each = max(1, self.rows // state.rollout.rows)
-        return torch.cat([self._part(state, part, gives) for part in actions.split(each, 1)], 1)
-
-    def _part(self, state: WorldState, actions: Tensor, gives: Reads) -> Tensor:
         B, n = actions.shape[:2]
         fork, made = state.rollout.fork(n), []
         rows = actions.flatten(0, 1)  # [B n, h, A]

@@ -5,7 +5,6 @@ Not here: the simulators (envs), the loop (mpc.py), which plan is good (costs.py
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,8 +13,8 @@ from colaworld.config import ConfigError
 from colaworld.contracts import ActionSpec
 from colaworld.envs.point_mass import PointMass
 from colaworld.envs.scene import MOVES, Scene
+from colaworld.planning.config import TASKS
 from colaworld.planning.spaces import Continuous, Discrete, Space
-from colaworld.registry import Registry
 
 
 class Task(Protocol):
@@ -138,18 +137,13 @@ class PointMassTask:
         return self._env.state()
 
 
-TASKS: Registry[Callable[..., Task]] = Registry("environment with goals", ConfigError)
-TASKS.add("point-mass", PointMassTask)
-TASKS.add("scene", SceneTask)
-
-
 def make_task(name: str, *, height: int, width: int, **options: Any) -> Task:
     """The task called `name` with frames of this size.
 
     Raises ConfigError on a name that nobody registered, a goal that cannot be set, and a task whose
     frames come out in another size.
     """
-    task = TASKS[name](height=height, width=width, **options)
+    task: Task = TASKS[name](height=height, width=width, **options)
     shape = task.reset(0)[0].shape[:2]
     if shape != (height, width):
         raise ConfigError(

@@ -75,7 +75,7 @@ def plan_run(
     """Play every row of `config.rows`.
 
     Args:
-        env: a name of `planning.tasks.TASKS`.
+        env: a name of `planning.TASKS`.
         world: what plans; None leaves its row out.
         size: height and width of frames.
         steering: as `steer` or `steer_real` give it; needed with a world.

@@ -124,7 +124,12 @@ QUICK = [
         "sample RUN --device tpu",
         "sample RUN --frames 0",
     ],
-    *["plan scene --run nowhere", "plan scene --planner nobody", "plan scene --mpc.replan 9"],
+    *[
+        "plan scene --run nowhere",
+        "plan scene --planner nobody",
+        "plan nowhere",
+        "plan scene --mpc.replan 9",
+    ],
     "record crafter --out new --size 0",
     *["train nano.cola --data nowhere", "train nano.cola --data . --device tpu"],
     *["train nano.cola --model.idm.width 0", "train nano.cola --no-such-option 1"],

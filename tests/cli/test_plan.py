@@ -6,6 +6,10 @@ import json
 
 import pytest
 
+from colaworld.planning import TASKS
+from colaworld.planning.tasks import SceneTask
+from colaworld.registry import from_outside
+
 FEW = (
     "--episodes",
     2,
@@ -23,7 +27,7 @@ FEW = (
 @pytest.fixture(scope="module")
 def planned(trained, scene, tmp_path_factory):
     """plan.json and plan.html of the tiny world in the scene, with a prior, costs in latents."""
-    from tests.cli.conftest import call
+    from colaworld.cli.main import main
 
     out = tmp_path_factory.mktemp("plan")
     asked = (
@@ -38,7 +42,8 @@ def planned(trained, scene, tmp_path_factory):
         "--cost",
         "latents",
     )
-    assert call("plan", "scene", *asked, *FEW, "--planner.iterations", 2) == 0
+    call = ("plan", "scene", *asked, *FEW, "--planner.iterations", 2)
+    assert main([str(a) for a in call]) == 0
     return json.loads((out / "plan.json").read_text()), (out / "plan.html").read_text()
 
 
@@ -52,6 +57,7 @@ def test_every_row_plays_the_same_episodes_under_a_stated_protocol(planned) -> N
     assert said["planner"]["kind"] == "categorical" and said["space"] == "latent"
     assert said["sampler"]["steps"] == 3 and said["sampler"]["guidance"] == 1
     assert result["missing"] == ["behaviour cloning"]
+    assert result["run"]["recipe"] == "nano.cola" and result["run"]["weights_sha256"]
     world = result["rows"]["world"]
     assert world["calls_per_decision"] == 4 * 2 * 2  # candidates x steps x rounds
     assert result["rows"]["random"]["calls_per_decision"] == 0
@@ -71,6 +77,49 @@ def test_the_page_shows_real_beside_imagined_frames(planned) -> None:
     assert page.count("imagined frame 1") == 2  # of world and oracle
     assert "data:image/png;base64" in page and "<script" not in page
     assert "planner.candidates" in page
+
+
+@pytest.fixture(scope="module")
+def adapted(trained, scene, tmp_path_factory):
+    """The tiny run, adapted to the scene's moves."""
+    from colaworld.cli.main import main
+
+    out = tmp_path_factory.mktemp("adapted") / "run"
+    short = ("--steps", 1, "--adapter-steps", 1, "--evaluation.clips", 2, "--evaluation.horizon", 2)
+    quick = ("--sampler.steps", 1, "--evaluation.bootstrap-samples", 5)
+    call = ("adapt", trained, "--data", scene, "--out", out, *short, *quick)
+    assert main([str(a) for a in call]) == 0
+    return out
+
+
+def test_an_adapted_run_plans_the_moves_themselves(adapted, colaworld, tmp_path) -> None:
+    asked = ("--space", "real", "--rows", "world", "--penalty", 0.1, "--out", tmp_path)
+    said = colaworld("plan", "scene", "--run", adapted, *asked, *FEW, "--planner.iterations", 1)
+    assert said.status == 0
+    result = json.loads((tmp_path / "plan.json").read_text())
+    assert result["protocol"]["space"] == "real" and result["action_map"] is None
+    assert result["missing"] == ["behaviour cloning", "oracle", "random", "copy"]
+    assert result["rows"]["world"]["calls_per_decision"] == 4 * 2
+    said = colaworld("plan", "point-mass", "--run", adapted, "--space", "real", "--out", tmp_path)
+    assert "this run: its actions are 5 classes, point-mass takes 2 numbers" in said.plain
+
+
+def test_environments_of_ones_own_are_held_against_the_run(colaworld, trained, tmp_path) -> None:
+    def large(*, height: int, width: int, **options) -> SceneTask:
+        return SceneTask(height=height + 8, width=width, **options)
+
+    def absent(**options) -> SceneTask:
+        raise ImportError("Sims needs the extra: pip install 'colaworld[sims]'")
+
+    with from_outside():
+        TASKS.add("large", large)
+        TASKS.add("absent", absent)
+        said = colaworld("plan", "large", "--run", trained, "--out", tmp_path)
+        assert said.status == 2
+        assert "renders 40x32 px (height x width), and this run was trained on 32x32" in said.plain
+        said = colaworld("plan", "absent", "--run", trained, "--out", tmp_path)
+        assert said.status == 2 and "pip install 'colaworld[sims]'" in said.plain
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("planner", ["shooting", "cem", "icem", "mppi", "beam"])
@@ -99,6 +148,9 @@ def test_what_does_not_fit_is_said(colaworld, trained, scene, tmp_path) -> None:
     assert "--goal-offset: expected 1 .. 10 moves" in refused("scene", "--goal-offset", 30)
     assert "belong to a world; name it with --run" in refused("scene", "--data", scene)
     assert "expected one of" in refused("scene", "--planner", "cemm")
+    assert "no environment with goals 'scen' is registered; known: point-mass, scene" in refused(
+        "scen"
+    )
     assert "a data prior is of codes" in refused(
         "scene", *run, "--prior", "data", "--planner", "cem"
     )

@@ -66,11 +66,10 @@ def codes(n: int = 5, h: int = 3, batch: int = 2) -> torch.Tensor:
     return torch.randint(4, (batch, n, h, 2), generator=seeded(5))
 
 
-@pytest.mark.parametrize("rows", [256, 4])
 @pytest.mark.parametrize("context", [1, 3])
-def test_candidates_are_rolled_as_the_world_rolls_them(context, rows) -> None:
+def test_candidates_are_rolled_as_the_world_rolls_them(context) -> None:
     world, given, actions = small(), seen(context), codes()
-    dynamics = WorldDynamics(world, rows=rows)
+    dynamics = WorldDynamics(world)
     made = dynamics.roll(dynamics.begin(given), actions)
     past = None if context == 1 else world.infer_actions(given.frames).codes
     wanted = world.rollout_candidates(
@@ -88,6 +87,14 @@ def test_rounds_of_a_decision_share_their_noise_and_leave_the_state_alone() -> N
     torch.testing.assert_close(dynamics.roll(state, actions), first)
     alone = dynamics.imagine(state, actions[:, 2])
     torch.testing.assert_close(alone, first[:, 2], rtol=1e-4, atol=1e-5)
+
+
+def test_candidates_that_are_priced_in_parts_cost_the_same() -> None:
+    dynamics = WorldDynamics(small())
+    state, cost = dynamics.begin(seen()), GoalDistance(torch.zeros(2, 3, 8, 8), reads="frames")
+    whole, parts = (Objective.of(dynamics, cost, state, rows=rows) for rows in (256, 5))
+    torch.testing.assert_close(parts(codes()), whole(codes()), rtol=1e-4, atol=1e-3)
+    assert parts.calls == whole.calls == 5 * 3
 
 
 def test_latents_are_those_behind_the_frames_and_nothing_is_decoded(monkeypatch) -> None:
