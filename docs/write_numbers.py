@@ -82,7 +82,7 @@ def record(run: Path, out: Path) -> None:
     Commit, versions and threads are those of this process: record where and when the run ended.
     """
     from colaworld.runs.config import read_config
-    from colaworld.runs.load import environment
+    from colaworld.runs.provenance import environment
 
     found = json.loads((run / "evaluation.json").read_text())
     kept = {

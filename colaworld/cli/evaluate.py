@@ -84,7 +84,8 @@ def run(argv: list[str]) -> int:
     from colaworld.evaluation.report.page import write_report
     from colaworld.evaluation.tables import beside, columns, horizon_rows, paper_rows, table
     from colaworld.files import write_json
-    from colaworld.runs.load import environment, evaluate_run
+    from colaworld.runs.evaluation import evaluate_run
+    from colaworld.runs.provenance import environment
     from colaworld.runs.watch import read_rows
 
     with bar("evaluating", stages=True) as progress:
@@ -164,7 +165,7 @@ def _curves(run: Path, others: Iterable[Path]) -> dict[str, Path]:
 
 def _watch(options: EvaluateOptions, config: RunConfig, device: str) -> int:
     """A line for each checkpoint, as it comes."""
-    from colaworld.runs.load import evaluate_run
+    from colaworld.runs.evaluation import evaluate_run
     from colaworld.runs.watch import FILE, watch
 
     def measure(checkpoint: Any) -> dict[str, Any]:

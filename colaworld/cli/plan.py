@@ -119,7 +119,7 @@ def run(argv: list[str]) -> int:
 def _of_run(folder: WorldFolder) -> dict[str, Any]:
     """Where the world is, and of a run which weights of which source."""
     from colaworld.runs.config import read_config
-    from colaworld.runs.load import provenance
+    from colaworld.runs.provenance import provenance
 
     said = {"path": str(folder.path)}
     return said if folder.exported else said | provenance(folder.path, read_config(folder.path))

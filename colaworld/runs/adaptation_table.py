@@ -27,7 +27,9 @@ from colaworld.runs.adaptation import BEFORE
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig
 from colaworld.runs.estimates import error_told
-from colaworld.runs.load import heldout_clips, load_world, provenance
+from colaworld.runs.evaluation import heldout_clips
+from colaworld.runs.load import load_world
+from colaworld.runs.provenance import provenance
 from colaworld.training.checkpoint import init_parts
 from colaworld.training.loggers import read_rows
 

@@ -28,7 +28,7 @@ from colaworld.files import read_json
 from colaworld.models.latent_action.identity import action_head_hash
 from colaworld.models.world import World
 from colaworld.runs.config import read_config
-from colaworld.runs.load import provenance
+from colaworld.runs.provenance import provenance
 
 log = logging.getLogger(__name__)
 _ROWS = 4096  # given to the head at once

@@ -50,7 +50,7 @@ from colaworld.runs.labelled_set import (
     prepare_episode,
     write_set,
 )
-from colaworld.runs.load import commit
+from colaworld.runs.provenance import commit
 
 log = logging.getLogger(__name__)
 

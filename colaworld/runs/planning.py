@@ -37,7 +37,7 @@ from colaworld.planning.prior import CodeBigram
 from colaworld.planning.spaces import Continuous, Discrete, Space
 from colaworld.planning.tasks import Task, make_task
 from colaworld.rng import generator_for
-from colaworld.runs.load import commit
+from colaworld.runs.provenance import commit
 
 FORMAT_VERSION = 1
 LEFT_OUT = (

@@ -4,7 +4,7 @@
                          headline numbers of an evaluation, each with its interval
 
 Rows that are there are kept and their checkpoints left out, so watching goes on where it stopped.
-Not here: measuring (load.py), the curves (evaluation/report).
+Not here: measuring (evaluation.py), the curves (evaluation/report).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from colaworld.config import ConfigError, to_yaml
 from colaworld.metrics.lpips import LPIPS
 from colaworld.recipes import recipe
 from colaworld.runs.config import read_config
-from colaworld.runs.load import evaluate_run
+from colaworld.runs.evaluation import evaluate_run
 
 
 @pytest.fixture

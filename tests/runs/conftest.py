@@ -16,6 +16,7 @@ from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.config import ConditionerConfig, ModelConfig
 from colaworld.models.latent_action.config import FDMConfig, IDMConfig
 from colaworld.recipes import recipe
+from colaworld.runs.build import build_trainer
 from colaworld.runs.config import RunConfig
 
 
@@ -70,3 +71,13 @@ def tiny(films):
         )
 
     return make
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    """A finished tiny nano.cola with an averaged model."""
+    config = tiny()
+    config = replace(config, training=replace(config.training, ema_decay=0.9))
+    trainer = build_trainer(config, out=tmp_path / "run")
+    assert trainer.run().status == "finished"
+    return tmp_path / "run", config, trainer

@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from colaworld.runs.load import environment
+from colaworld.runs.provenance import environment
 from colaworld.runs.weights import SHIPPED
 
 _POINTS = 60  # of the loss curve
@@ -63,7 +63,7 @@ def ship(run: Path, *, made_at: str) -> Path:
 
 
 if __name__ == "__main__":
-    from colaworld.runs.load import commit
+    from colaworld.runs.provenance import commit
 
     if len(sys.argv) not in (2, 3):
         sys.exit("usage: python -m colaworld.runs.weights RUN [COMMIT]")
