@@ -35,8 +35,10 @@ log = logging.getLogger(__name__)
 class RecordConfig(Checked, at="--"):
     """What to film, and how much of it."""
 
-    env: Annotated[Literal["crafter", "pusht", "robodesk", "scene"], tyro.conf.Positional]
-    """The simulator. All but scene are extras: pip install 'colaworld[crafter]'. robodesk needs a scene as well:
+    env: Annotated[
+        Literal["crafter", "point-mass", "pusht", "robodesk", "scene"], tyro.conf.Positional
+    ]
+    """The simulator. All but scene and point-mass are extras: pip install 'colaworld[crafter]'. robodesk needs a scene as well:
     pip install --no-deps robodesk==1.0.0."""
     out: Path
     """The folder to make. It appears when everything is written, and not before."""
@@ -58,7 +60,7 @@ class RecordConfig(Checked, at="--"):
     """noisy-scripted: standard deviation as a share of half the actions' range; where actions are classes,
     probability of a random one."""
     size: Size | None = None
-    """Pixels: crafter per cell (default 4), pusht per side (96), robodesk per side (64), scene per side (32)."""
+    """Pixels: crafter per cell (default 4), pusht per side (96), robodesk per side (64), scene and point-mass per side (32)."""
     quality: Literal["paper", "fast"] = "fast"
     """robodesk: with shadows and reflections as in the papers, or without, about 30 times quicker."""
     view: Literal["map", "full"] = "map"
@@ -91,7 +93,7 @@ def make_env(config: RecordConfig) -> envs.Env:
             options["actions"] = config.actions
     elif config.actions:
         raise ValueError(f"--actions: {config.env} has no named actions to choose from")
-    elif config.size is not None and config.env == "scene":
+    elif config.size is not None and config.env in ("scene", "point-mass"):
         options = {"height": config.size, "width": config.size}
     elif config.size is not None:
         options = {"size": config.size}

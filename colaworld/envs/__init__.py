@@ -8,7 +8,7 @@ from colaworld.envs.base import Env
 from colaworld.envs.episodes import ConstantClipError, Episode, play
 from colaworld.envs.variation import Factor, Recoloured
 
-NAMES = ("crafter", "pusht", "robodesk", "scene")
+NAMES = ("crafter", "point-mass", "pusht", "robodesk", "scene")
 
 
 def make(name: str, *, vary: Factor | None = None, **options: Any) -> Env:
@@ -24,6 +24,10 @@ def make(name: str, *, vary: Factor | None = None, **options: Any) -> Env:
         from colaworld.envs.scene import Scene
 
         return Scene(**options)
+    if name == "point-mass":
+        from colaworld.envs.point_mass import PointMass
+
+        return PointMass(**options)
     if name == "crafter":
         from colaworld.envs.crafter import Crafter
 

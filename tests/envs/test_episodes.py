@@ -81,7 +81,7 @@ def test_an_env_that_ends_makes_a_shorter_episode() -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ValueError, match="crafter, pusht, robodesk, scene"):
+    with pytest.raises(ValueError, match="crafter, point-mass, pusht, robodesk, scene"):
         envs.make("doom")
     with pytest.raises(
         ValueError, match="random, sticky-random, scripted, noisy-scripted, mixture"

@@ -19,7 +19,9 @@ def _play(name: str, vary: Any) -> tuple[envs.Episode, list[Any]]:
     if name in _NEEDS and importlib.util.find_spec(_NEEDS[name]) is None:
         pytest.skip(f"needs {name}: pip install 'colaworld[{name}]'")
     env, states = envs.make(name, vary=vary), []
-    behaviour = behaviours.make("sticky-random" if name == "scene" else "scripted", env)
+    behaviour = behaviours.make(
+        "sticky-random" if name in ("scene", "point-mass") else "scripted", env
+    )
     act = behaviour.act
     behaviour.act = lambda env: (states.append(env.state()), act(env))[1]  # type: ignore[method-assign]
     return envs.play(env, behaviour, seed=1, episode=0, steps=5), states

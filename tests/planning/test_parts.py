@@ -163,6 +163,7 @@ def test_the_point_mass_moves_as_its_dynamics_say() -> None:
     frame = env.draw(np.array([0.25, 0.75]))  # between four pixels of 4 and 12
     brightest = np.argwhere(frame[..., 0] == frame[..., 0].max())
     assert brightest.mean(axis=0).tolist() == [11.5, 3.5]
+    np.testing.assert_array_equal(env.draw(np.array([1.25, -0.25])), frame)  # it wraps
     with pytest.raises(ValueError, match=r"two numbers in \[-1, 1\]"):
         env.step(np.array([2.0, 0.0]))
 
