@@ -88,6 +88,7 @@ def run(argv: list[str]) -> int:
     from colaworld.runs.provenance import environment
     from colaworld.runs.watch import read_rows
 
+    curves = {named: read_rows(folder) for named, folder in _curves(options.run, others).items()}
     with bar("evaluating", stages=True) as progress:
         evaluation = evaluate_run(options.run, config=config, device=device, progress=progress)
     name = _data_name(config.data.path)
@@ -105,7 +106,6 @@ def run(argv: list[str]) -> int:
     for label, found in elsewhere.items():
         write_json(options.run / f"evaluation-{label}.json", found)
     sets = {name: evaluation.result, **elsewhere}
-    curves = {named: read_rows(folder) for named, folder in _curves(options.run, others).items()}
     counts = evaluation.result["counts"]
     results = _named({options.run: evaluation.result, **others})
     again = " ".join(["colaworld evaluate", *map(shlex.quote, argv)])
@@ -175,6 +175,7 @@ def _watch(options: EvaluateOptions, config: RunConfig, device: str) -> int:
             ).result
 
     asked = {k: v for k, v in to_dict(options.evaluation).items() if v is not None}
+    asked["sampler"] = to_dict(options.sampler)
     rows = 0
     for row in watch(options.run, measure, settings=asked, poll=options.poll):
         rows += 1

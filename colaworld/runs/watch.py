@@ -75,20 +75,21 @@ def watch(
     Args:
         folder: of a run, which may still train.
         measure: evaluates one checkpoint, to a result of `run_evaluation`.
-        settings: of the evaluation, as JSON; rows made under others are refused.
+        settings: of the evaluation, as JSON, and of the "sampler"; rows made under others are refused.
         poll: seconds between two looks.
         sleep: waits so long.
 
     Raises:
-        ConfigError: evaluations.jsonl holds rows of other settings.
+        ConfigError: evaluations.jsonl holds rows of other settings, or of other clips.
     """
     rows = read_rows(folder)
     for row in rows:
         changed = [k for k, v in settings.items() if row.get("settings", {}).get(k, v) != v]
         if changed:
             key, was = changed[0], row["settings"][changed[0]]
+            named = key if key == "sampler" else f"evaluation.{key}"
             raise ConfigError(
-                f"{folder / FILE}: its rows were made with evaluation.{key} {was!r}, asked for "
+                f"{folder / FILE}: its rows were made with {named} {was!r}, asked for "
                 f"{settings[key]!r}; ask for the same, or move the file away"
             )
     done = {row["checkpoint"] for row in rows}
@@ -109,6 +110,12 @@ def watch(
             except ConfigError as error:  # as of a training whose codes have not begun yet
                 log.warning("%s cannot be evaluated: %s", checkpoint.path.name, error)
                 continue
+            row["settings"] = {**row["settings"], **settings}
+            if rows and rows[0].get("rolled", row["rolled"]) != row["rolled"]:
+                raise ConfigError(
+                    f"{folder / FILE}: its rows were measured on other clips (data, or how they are cut); "
+                    "ask for the same --data, or move the file away"
+                )
             rows = sorted([*rows, row], key=lambda r: r["global_step"])
             write_atomically(folder / FILE, "".join(json.dumps(r) + "\n" for r in rows))
             yield row

@@ -73,6 +73,22 @@ def test_each_checkpoint_once_until_the_run_is_finished(training) -> None:
         next(watch(folder, measure, settings={"clips": 8}, sleep=sleep))
 
 
+def test_another_sampler_and_other_clips_are_refused(training) -> None:
+    folder, sleep = training
+    asked = {"clips": 4, "sampler": {"steps": 8}}
+    rows = watch(folder, lambda found: result(1.0), settings=asked, sleep=sleep)
+    assert next(rows)["settings"] == {"clips": 4, "seed": 0, "horizon": 2, "sampler": {"steps": 8}}
+    other = asked | {"sampler": {"steps": 1}}
+    with pytest.raises(
+        ConfigError, match=r"made with sampler {'steps': 8}, asked for {'steps': 1}"
+    ):
+        next(watch(folder, lambda found: result(1.0), settings=other, sleep=sleep))
+    elsewhere = result(1.0) | {"clips": {"rolled": "cd"}}
+    with pytest.raises(ConfigError, match=r"measured on other clips"):
+        next(watch(folder, lambda found: elsewhere, settings=asked, sleep=sleep))
+    assert len(read_rows(folder)) == 1
+
+
 def test_a_checkpoint_that_is_deleted_meanwhile_is_passed_over(training, caplog) -> None:
     folder, sleep = training
 
