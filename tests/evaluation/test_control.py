@@ -32,6 +32,7 @@ from colaworld.evaluation.measures.agreement import agreement, by_chance
 from colaworld.evaluation.measures.leakage import judge
 from colaworld.evaluation.report.page import write_report
 from colaworld.evaluation.tables import headlines, table, verdict
+from colaworld.metrics.config import ProbeConfig
 
 
 class Smuggler(ScrollWorld):
@@ -329,6 +330,15 @@ class Strict(ScrollWorld):
         if self.astray:
             made.frames[:, history.shape[1] :] = float("nan")
         return made
+
+
+def test_rollouts_without_a_donor_of_a_test_episode_leave_out_the_probe_of_transfer():
+    # Under this seed the test episode is number 3; rolled out are clips of episodes 0 and 1.
+    probe = ProbeConfig(test_share=0.125)
+    few = dataclasses.replace(SMALL, clips=2, probe=probe, seed=1)
+    found = run_evaluation(ScrollWorld(), batches(), SPEC, few).result["transfer"]
+    assert found["probe"] is None and "roll out more (evaluation.clips)" in found["probe_skipped"]
+    assert found["donor"]["mean"] == 1.0
 
 
 def test_a_sampler_gone_astray_leaves_no_number_and_ends_nothing():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -199,6 +201,13 @@ def test_frechet_that_cannot_be_measured_says_why(encoder):
     short.update(batch([0] * 2, [0.0] * 2, shades(0, 2, 8), shades(1, 2, 8), side=4))
     says = "needs 9 predicted frames, got 8 (--evaluation.horizon)"
     assert short.result() == {"frechet": None, "frechet_skipped": says}
+    astray = FrechetVideoDistance(setting(fvd="somewhere"))
+    drawn = shades(1, 2, 9)
+    astray.update(batch([0] * 2, [0.0] * 2, shades(0, 2, 9), drawn, side=4))
+    drawn[1][3] = math.nan
+    astray.update(batch([0] * 2, [0.0] * 2, shades(0, 2, 9), drawn, side=4))
+    says = "some rollouts hold values that are not finite"
+    assert astray.result() == {"frechet": None, "frechet_skipped": says}
 
 
 def test_weights_that_are_not_there_are_named_before_anything_runs(tmp_path):

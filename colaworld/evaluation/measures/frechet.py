@@ -43,6 +43,9 @@ class FrechetVideoDistance(Measure):
                 f"needs {MIN_FRAMES} predicted frames, got {steps} (--evaluation.horizon)"
             )
             log.warning("FVD is left out: %s", self.skipped)
+        if self.skipped is None and not bool(batch.predicted("inferred").isfinite().all()):
+            self.skipped = "some rollouts hold values that are not finite"
+            log.warning("FVD is left out: %s", self.skipped)
         if self.skipped is not None:
             return
         self.horizons = sorted({n for n in (USUAL_FRAMES, steps) if n <= steps})

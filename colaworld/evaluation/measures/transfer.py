@@ -33,6 +33,7 @@ from colaworld.evaluation.measures.measure import Headline, Judgement, Measure, 
 from colaworld.evaluation.measures.real_actions import (
     KINDS,
     RealActions,
+    Skipped,
     flat_actions,
     rows_of,
     skipping,
@@ -111,6 +112,10 @@ class ActionTransfer(RealActions):
         train, test = self.split()
         lender = self.kept("lender")
         rows = np.flatnonzero(np.isin(lender, self.kept("episodes_of_rows")[test]))
+        if not rows.size:
+            raise Skipped(
+                "no rollout replays a clip of the probe's test episodes; roll out more (evaluation.clips)"
+            )
         episodes = lender[rows]
         lent, scenes = (self.kept(k)[rows] for k in ("lent_actions", "own_actions"))
         drawn, told = (self.kept(k)[rows] for k in ("drawn_codes", "told_codes"))
