@@ -19,7 +19,7 @@ from torch import Tensor
 from colaworld.contracts import ClipBatch, to_float
 from colaworld.flow.loss import flow_matching_loss
 from colaworld.models.world_model import WorldModel, evaluating
-from colaworld.rng import generator_for
+from colaworld.rng import ClipGenerator
 from colaworld.training.config import ObjectiveConfig, TrainingConfig
 from colaworld.training.objectives import FlowObjective
 from colaworld.training.step import uses_bf16
@@ -78,7 +78,10 @@ class ControlMeter:
 
     def _losses(self, first: int, frames: Tensor, own: Tensor, other: Tensor) -> Tensor:
         """[3]: inferred, shuffled, null, of one batch."""
-        noise = generator_for(frames.device, self.training.seed, "control", first)
+        slots = range(first, first + len(frames))  # noise and times belong to clips, not to batches
+        noise = ClipGenerator(
+            frames.device, self.training.seed, "control", clips=len(self.clips), slots=slots
+        )
         noised = self._flow._noised(to_float(frames), None, noise)
         fps = self.clips.fps
         if fps is not None:

@@ -62,6 +62,13 @@ def test_by_hand_and_again():
     assert torch.equal(torch.get_rng_state(), random)
 
 
+def test_how_many_clips_a_pass_takes_changes_nothing():
+    world = model(deaf=False)
+    whole = meter(world, batch=6)()
+    for batch in (1, 4):
+        assert meter(world, batch=batch)() == pytest.approx(whole, rel=1e-4, abs=1e-6)
+
+
 def test_others_are_of_other_episodes():
     episodes = torch.tensor([0, 0, 0, 1, 1, 2])
     chosen = others(episodes)
