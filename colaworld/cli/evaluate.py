@@ -16,7 +16,7 @@ import tyro
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.progress import bar
 from colaworld.cli.train import choose_device, data_flag, take_data
-from colaworld.config import ConfigError, Range, to_dict
+from colaworld.config import Checked, ConfigError, Range, to_dict
 from colaworld.data.config import DataConfig, check_there
 from colaworld.evaluation.layout import read_evaluation
 from colaworld.evaluation.settings import EvaluationConfig
@@ -25,7 +25,7 @@ from colaworld.runs.config import RunConfig, read_config
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
+class EvaluateOptions(Checked, at="--"):
     """Options of `colaworld evaluate`. Defaults are the run's own settings."""
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -55,7 +55,7 @@ class EvaluateOptions:
 
 def run(argv: list[str]) -> int:
     """Evaluate; prints the table and the report's path."""
-    folder = _parse(EvaluateOptions(run=tyro.MISSING), data_flag(argv)).run
+    folder = _parse(EvaluateOptions, data_flag(argv)).run
     stored = read_config(folder)
     data, arguments = take_data(argv, stored.data)
     default = EvaluateOptions(
@@ -199,7 +199,9 @@ def _data_name(path: Path | None) -> str:
     return f"{path.parent.name}/{path.name}" if path.name in ("data", "videos") else path.name
 
 
-def _parse(default: EvaluateOptions, arguments: list[str]) -> EvaluateOptions:
+def _parse(
+    default: EvaluateOptions | type[EvaluateOptions], arguments: list[str]
+) -> EvaluateOptions:
     return from_command_line(
         default,
         arguments,

@@ -218,6 +218,8 @@ def test_wrong_calls(run, tmp_path, colaworld) -> None:
     assert said.status == 2 and "absent is not a run folder: it has no config.yaml" in said.err
     said = colaworld("evaluate", run, "--evaluation.clps", 3)
     assert said.status == 2 and "--evaluation.clips INT" in said.plain
+    said = colaworld("evaluate", run, "--watch", "--poll", 0)
+    assert said.status == 2 and "--poll: expected >= 0.1, got 0.0" in said.plain
     (run / "weights" / "model.safetensors").write_bytes(b"broken")
     said = colaworld("evaluate", run)
     assert said.status == 2 and "model.safetensors: its content does not match" in said.err
