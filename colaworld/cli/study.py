@@ -13,7 +13,6 @@ import tyro
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.launch import program
 from colaworld.config import Checked, ConfigError, Count, Range
-from colaworld.evaluation.tables import columns
 from colaworld.files import FolderLock, read_json
 from colaworld.studies import STUDIES, Study
 from colaworld.studies.folder import Job, chosen, finished_rows, jobs_of, open_folder
@@ -174,6 +173,8 @@ def seconds(text: str) -> float:
 
 def status(jobs: list[Job]) -> str:
     """A table: each job, how it stands, and the main numbers of runs that are done."""
+    from colaworld.evaluation.tables import columns  # torch comes with it
+
     table = [["job", "state", "steps", "minutes", "delta-PSNR, dB", "probe", "entropy"]]
     shown = ("delta_psnr.random", "probe.score", "codebook.entropy_normalised")
     for job in jobs:

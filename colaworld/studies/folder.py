@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from colaworld.config import ConfigError, leaves, to_dict, to_yaml
+from colaworld.config import ConfigError, leaves, load_yaml, to_dict, to_yaml
 from colaworld.files import read_json, write_atomically, write_json
 from colaworld.runs.config import RunConfig
 from colaworld.studies.rows import Row, row_of
@@ -183,19 +183,17 @@ def _before(
     if data.pretrain:
         videos, told = home / "generator-data", f"{data.name}/generator-data"
         jobs.append(Job(videos, told, record=data.pretrain))
-        changes: dict[str, Any] = {**data.pretrain_changes}
-        if max_steps is not None:
-            changes["training.max_steps"] = max_steps
-        config = changed("nano.pretrain", changes)
+        config = changed("nano.pretrain", data.pretrain_changes, max_steps=max_steps)
         config = replace(config, data=replace(config.data, path=videos))
         jobs.append(Job(home / "generator", f"{data.name}/generator", config, (), (told,)))
     return path, tuple(job.name for job in jobs), jobs
 
 
 def open_folder(
-    out: Path, study: Study, *, seeds: int, max_steps: int | None, resume: bool
-) -> None:
-    """Begin a study's folder, or go on with it. ConfigError where it holds another one."""
+    out: Path, study: Study, *, seeds: int | None, max_steps: int | None, resume: bool
+) -> int:
+    """Begin a study's folder, or go on with it. Returns the number of seeds: those asked for, or those it
+    has, or 3. ConfigError where it holds another study."""
     path = out / "study.json"
     asked = {"study": study.name, "max_steps": max_steps}
     if path.is_file():
@@ -210,7 +208,7 @@ def open_folder(
                     f"{out}: holds a study with {key} {there.get(key)!r}, asked for {value!r}; name "
                     "another --out"
                 )
-        seeds = there["seeds"] if seeds is None else seeds
+        seeds = int(there["seeds"]) if seeds is None else seeds
     elif out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"{out}: is not empty and holds no study; name another --out")
     seeds = 3 if seeds is None else seeds
@@ -231,8 +229,6 @@ def _names(jobs: Sequence[Job]) -> list[tuple[str, str]]:
 
 def _differing(path: Path, config: RunConfig) -> str:
     """Flat keys in which a saved configuration is another one."""
-    from colaworld.config import load_yaml
-
     try:
         was = dict(leaves(to_dict(load_yaml(path, RunConfig))))
     except ConfigError as error:

@@ -174,7 +174,7 @@ def _flops(config: RunConfig, steps: Mapping[str, int], counts: Mapping[str, Any
     alike = replace(alike, training=replace(config.training, seed=0))
     told = _flops_of_clip(to_yaml(alike), counts["height"], counts["width"])
     clips = config.training.batch_size * config.training.accumulate
-    return told and sum(told[phase] * clips * n for phase, n in steps.items())
+    return None if told is None else sum(told[phase] * clips * n for phase, n in steps.items())
 
 
 @functools.cache

@@ -170,10 +170,16 @@ def _check_inside(config: RunConfig, key: str) -> None:
             raise ConfigError(f"{key}: there is no {inside} in {config.recipe} to change")
 
 
-def changed(recipe: str, changes: Mapping[str, Any]) -> RunConfig:
-    """A recipe with changes; ramps, cooldowns and gates shrink with their phase as on the command line."""
+def changed(recipe: str, changes: Mapping[str, Any], *, max_steps: int | None = None) -> RunConfig:
+    """A recipe with changes; ramps, cooldowns and gates shrink with their phase as on the command line.
+
+    max_steps: cap of each phase, for a look; then also what `changes` names shrinks.
+    """
     base = RECIPES[recipe]()
-    return shortened(with_changes(base, changes), base, set(changes))[0]
+    config = shortened(with_changes(base, changes), base, set(changes))[0]
+    if max_steps is None:
+        return config
+    return shortened(with_changes(config, {"training.max_steps": max_steps}), config, ())[0]
 
 
 def config_of(
@@ -190,10 +196,8 @@ def config_of(
     """
     changes: dict[str, Any] = {**study.changes, **data.changes, **arm.changes}
     changes["training.seed"] = seed
-    if max_steps is not None:
-        changes["training.max_steps"] = max_steps
     try:
-        return changed(arm.recipe, changes)
+        return changed(arm.recipe, changes, max_steps=max_steps)
     except ConfigError as error:
         raise ConfigError(f"study {study.name!r}, arm {arm.name!r}: {error}") from None
 

@@ -46,8 +46,10 @@ def arms_table(arms: dict[str, list[Row]]) -> Table:
     table = [["arm", "seeds", "collapsed", *(_heading(key) for key in keys)]]
     for arm, rows in arms.items():
         cells = [cell(arm_mean(rows, key), _digits(key)) for key in keys]
-        fallen = [row for row in rows if row["collapsed_at"] is not None]
-        table.append([arm, str(len(rows)), f"{len(fallen)} of {len(rows)}", *cells])
+        watched = [row for row in rows if row["entropy"]]  # continuous latents have no codes
+        fallen = [row for row in watched if row["collapsed_at"] is not None]
+        told = f"{len(fallen)} of {len(watched)}" if watched else "-"
+        table.append([arm, str(len(rows)), told, *cells])
     return table
 
 

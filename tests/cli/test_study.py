@@ -130,7 +130,8 @@ def test_a_run_that_its_gate_stops_is_a_result(study, colaworld) -> None:
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_it_ends_as_if_never_killed(study, colaworld, tmp_path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda n: n.name)
+def test_killed_and_resumed_it_ends_as_if_never_killed(study, colaworld, tmp_path, number) -> None:
     out = study()
     arguments = ["study", "tiny", "--max-steps", "40", "--seeds", "1", "--jobs", "1"]
     arguments += ["--arms", "naive"]
@@ -147,8 +148,11 @@ def test_killed_and_resumed_it_ends_as_if_never_killed(study, colaworld, tmp_pat
         time.sleep(0.02)
     held = colaworld(*arguments, "--out", out, "--resume")
     assert held.status == 2 and "another process runs a study in this folder" in held.plain
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
+    told, _ = process.communicate()
+    if number == signal.SIGTERM:
+        assert process.returncode == 0 and "SIGTERM: waiting for 1 to save" in told
+        assert "1 jobs are left. Go on with:" in told and not children(out)
     left = colaworld(*arguments[:2], "--out", out, "--status").out
     assert "in training" in left and "0 of 2 runs are done" in left
     begun = len(metrics.read_text().splitlines())

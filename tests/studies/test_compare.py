@@ -93,8 +93,10 @@ def test_tables_say_what_they_are_made_of() -> None:
     rows = [
         row("base", 0, [1, 1, 1, 1], 0.5),
         row("base", 1, [1, 1, 1, 1], 0.5),
-        row("ours", 0, [3, 3, 3, 3], 0.6, collapsed_at=7, steps=8, flops=None),
-        row("ours", 1, [2, 2, 2, 2], 0.6, status="collapsed", why="phase warmup ended"),
+        row("ours", 0, [3] * 4, 0.6, collapsed_at=7, steps=8, flops=None, entropy=[[7, 0.1]]),
+        row(
+            "ours", 1, [2] * 4, 0.6, status="collapsed", why="phase warmup ended", entropy=[[7, 1]]
+        ),
     ]
     arms = sets_of(rows)["d"]
     assert arms_table(arms)[0] == [
@@ -104,6 +106,7 @@ def test_tables_say_what_they_are_made_of() -> None:
         "delta-PSNR over random, dB",
         "probe",
     ]
+    assert arms_table(arms)[1][2] == "-"  # nothing is known of its codes
     assert arms_table(arms)[2] == ["ours", "2", "1 of 2", "2.50 [2.00, 3.00]", "0.60 [0.60, 0.60]"]
     took = budgets_table(arms)[2]
     assert took == ["ours", "nano.cola", "8 to 10", "80", "-", "1.0", "7, -", "finished, collapsed"]

@@ -71,6 +71,11 @@ def test_ramps_shrink_with_a_phase_unless_they_are_named() -> None:
     assert short.phases["joint"].cooldown_steps == 30 and short.phases["joint"].lr_warmup_steps == 5
     named = changed("nano.cola", {"phases.joint.steps": 130, "phases.joint.cooldown_steps": 100})
     assert named.phases["joint"].cooldown_steps == 100
+    # A look of two steps cuts what is named as well: codes would not begin before step 251.
+    named = {"model.quantizer.unquantized_steps": 250}
+    look = changed("nano.cola", named, max_steps=2)
+    assert look.model.quantizer.unquantized_steps == 1 and look.training.max_steps == 2
+    assert changed("nano.cola", named).model.quantizer.unquantized_steps == 250
 
 
 def test_a_change_of_what_is_off_is_refused() -> None:
