@@ -50,22 +50,20 @@ def _key(name: str) -> str:
     return name.replace(".", "/")
 
 
-def merged(
-    weights: Mapping[str, Tensor], config: LoRAConfig, *, part: str = "lora", of: str = "backbone"
-) -> dict[str, Tensor]:
-    """The tensors of a whole model with its `part` multiplied out into the weights of `of`.
+def merged(weights: Mapping[str, Tensor], config: LoRAConfig) -> dict[str, Tensor]:
+    """The tensors of a whole model with its part `lora` multiplied out into the weights of the backbone.
 
     Computed in float32 and rounded once to the dtype of the weight. Raises ValueError on an addition
     to a layer that is not there.
     """
-    made = {key: value for key, value in weights.items() if not key.startswith(f"{part}.")}
+    made = {key: value for key, value in weights.items() if not key.startswith("lora.")}
     for key, a in weights.items():
-        if not key.startswith(f"{part}.layers.") or not key.endswith(".a"):
+        if not key.startswith("lora.layers.") or not key.endswith(".a"):
             continue
-        name = key.removeprefix(f"{part}.layers.").removesuffix(".a").replace("/", ".")
-        target: Any = f"{of}.{name}.weight"
+        name = key.removeprefix("lora.layers.").removesuffix(".a").replace("/", ".")
+        target: Any = f"backbone.{name}.weight"
         if target not in made:
-            raise ValueError(f"{part}: an addition to {target}, which is not there")
+            raise ValueError(f"lora: an addition to {target}, which is not there")
         b, weight = weights[key.removesuffix("a") + "b"], made[target]
         made[target] = (weight.float() + config.scale * (b.float() @ a.float())).to(weight.dtype)
     return made

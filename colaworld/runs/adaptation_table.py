@@ -99,6 +99,7 @@ def measure(
         )
         for state, world in worlds.items()
     }
+    trained = ClipSet(config.data)
     episodes = clips.episode.numpy()
     result: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -106,7 +107,7 @@ def measure(
         "head": head_error(after, clips, asked, device=device),
         "codebook": codebook_path(out),
         "counts": {
-            "labels": ClipSet(config.data).labels or all_labels(ClipSet(config.data)),
+            "labels": trained.labels or all_labels(trained),
             "clips": len(clips),
             "episodes": len(set(episodes.tolist())),
             "episode": episodes.tolist(),
