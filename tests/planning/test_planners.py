@@ -25,6 +25,7 @@ from colaworld.planning import (
 from colaworld.planning.contracts import BudgetError
 from colaworld.planning.costs import ActionPenalty, GoalDistance, WeightedSum
 from colaworld.planning.exact import PointMassDynamics
+from colaworld.planning.prior import CodeBigram
 from colaworld.planning.search import search
 
 PUSH = Continuous((-1.0, -1.0), (1.0, 1.0))
@@ -238,3 +239,71 @@ def test_costs_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"start.actions: expected floats \[.., 2\], got float32"):
         start = Start(actions=torch.zeros(1, 2, 3))
         search(Objective(lambda a: a[..., 0, 0]), PUSH, CEMConfig(), start=start, **options)
+
+
+class Watched(Objective):
+    """The squared size of actions, and what was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[torch.Tensor] = []
+        super().__init__(lambda a: self.asked.append(a) or (a.float() - 0.2).square().sum((-1, -2)))
+
+
+def test_one_round_of_mppi_is_the_weighted_mean_of_its_candidates() -> None:
+    """exp(-gamma (cost - lowest)) / sum, by numpy in double precision."""
+    objective, config = Watched(), MPPIConfig(candidates=7, gamma=0.8, std=(0.5, 0.1))
+    plan = search(objective, PUSH, config, horizon=3, batch=2, generator=seeded())
+    drawn = objective.asked[0].double().numpy()
+    cost = ((drawn - 0.2) ** 2).sum(axis=(2, 3))
+    weights = np.exp(-0.8 * (cost - cost.min(axis=1, keepdims=True)))
+    weights /= weights.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(
+        plan.actions.numpy(), np.einsum("bn,bnha->bha", weights, drawn), rtol=1e-5, atol=1e-6
+    )
+    assert drawn[..., 0].std() > 3 * drawn[..., 1].std()  # each dimension has its own deviation
+    assert plan.calls == 7 * 3 + 3
+
+
+def test_one_round_of_cem_is_the_mean_of_its_elites() -> None:
+    """Two of ten, mixed with the first mean (zero) at the weight of momentum."""
+    objective = Watched()
+    config = CEMConfig(candidates=10, elites=0.2, iterations=1, momentum=0.25)
+    plan = search(objective, PUSH, config, horizon=3, batch=2, generator=seeded())
+    drawn = objective.asked[0].double().numpy()
+    cost = ((drawn - 0.2) ** 2).sum(axis=(2, 3))
+    for row in range(2):
+        best = drawn[row, np.argsort(cost[row])[:2]]
+        np.testing.assert_allclose(plan.actions[row], 0.75 * best.mean(axis=0), atol=1e-6)
+
+
+def test_categorical_draws_the_next_round_from_the_shares_of_its_elites() -> None:
+    """Without smoothing and momentum what no elite did is never done again."""
+    objective = Watched()
+    config = CategoricalConfig(candidates=30, elites=0.1, iterations=2, momentum=0, smoothing=0)
+    search(objective, Discrete(4), config, horizon=2, batch=1, generator=seeded())
+    first, second = (part[0, :, :, 0] for part in objective.asked)
+    order = (first.float() - 0.2).square().sum(-1).argsort(stable=True)[:3]
+    for step in range(2):
+        assert set(second[:, step].tolist()) <= set(first[order, step].tolist())
+
+
+def test_a_prior_keeps_plans_on_codes_that_follow_each_other() -> None:
+    """Recorded: 0 1 2 0 1 2 ..; so after 1 comes 2, and from 1 on every plan is 2 0 1 2."""
+    recorded = torch.tensor([0, 1, 2] * 5)[:, None]
+    prior = CodeBigram.from_indices([recorded], Discrete(4))
+    start = Start(last=torch.tensor([[1]]))
+    for config in (
+        ShootingConfig(candidates=9),
+        CategoricalConfig(candidates=9),
+        BeamConfig(width=2, branch=2),
+    ):
+        objective = Watched()
+        plan = search(
+            objective,
+            *(Discrete(4), config),
+            **{"horizon": 4, "batch": 1, "generator": seeded(), "start": start, "prior": prior},
+        )
+        assert plan.actions[0, :, 0].tolist() == [2, 0, 1, 2], config.kind
+    with pytest.raises(ValueError, match="prior: cem plans continuous actions here"):
+        options = {"horizon": 4, "batch": 1, "generator": seeded(), "prior": prior}
+        search(Watched(), Discrete(4), CEMConfig(), **options)
