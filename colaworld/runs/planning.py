@@ -94,6 +94,8 @@ def plan_run(
     task = make()
     seeds = [episode_seeds(config.seed, number)[0] for number in range(config.episodes)]
     agents = _agents(world, task, planner, mpc, config, steering, device)
+    if not agents:
+        raise ConfigError("--rows: nobody is left to play; a world needs --run")
     rows: dict[str, Any] = {}
     shown: dict[str, list[Episode]] = {}
     for name, agent in agents.items():

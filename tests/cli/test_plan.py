@@ -146,6 +146,7 @@ def test_what_does_not_fit_is_said(colaworld, trained, scene, tmp_path) -> None:
         "scene", "--mpc.calls", 3
     )
     assert "--goal-offset: expected 1 .. 10 moves" in refused("scene", "--goal-offset", 30)
+    assert "--rows: nobody is left to play" in refused("scene", "--rows", "world")
     assert "belong to a world; name it with --run" in refused("scene", "--data", scene)
     assert "expected one of" in refused("scene", "--planner", "cemm")
     assert "no environment with goals 'scen' is registered; known: point-mass, scene" in refused(

@@ -49,7 +49,7 @@ PLANNERS = (
     CategoricalConfig(candidates=40, iterations=4),
     BeamConfig(width=6, branch=5),
     CEMConfig(candidates=150, iterations=6),
-    ICEMConfig(candidates=60, iterations=5, colour=0.0),
+    ICEMConfig(candidates=150, iterations=3, colour=0.0),
     MPPIConfig(candidates=80, iterations=8, gamma=1.0, beta=0.0),
 )
 
@@ -59,10 +59,10 @@ def test_in_the_true_simulator_every_planner_takes_the_fewest_moves(planner) -> 
     config = MPCConfig(horizon=2, steps=2)
     agent = scene_agent(SimulatorDynamics(act_class), planner, config)
     played = play(
-        agent, lambda: SceneTask(goal_offset=2, **SCENE), (1, 2, 3), config, generator=seeded()
+        agent, lambda: SceneTask(goal_offset=2, **SCENE), (1, 2), config, generator=seeded()
     )
-    assert [one.success for one in played.episodes] == [True, True, True]
-    assert [one.steps for one in played.episodes] == [2, 2, 2]
+    assert [one.success for one in played.episodes] == [True, True]
+    assert [one.steps for one in played.episodes] == [2, 2]
     assert played.calls >= played.decided * 2  # two steps at least for each plan
 
 
