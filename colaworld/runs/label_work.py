@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ class Work:
             ) from None
         if self.there:
             self._check(json.loads(json.dumps(key)))
+        elif any((self.root / name).exists() for name in ("parts", "films", "new")):
+            raise DataError(
+                f"{self.root / KEY}: missing, so nobody knows what the labels beside it are of; bring it "
+                f"back, or delete {self.root} to begin anew"
+            )
         else:
             write_atomically(self.root / KEY, json.dumps(seal(key), indent=1))
 
@@ -87,12 +93,18 @@ class Work:
         return self.root / "films" / f"{episode:06d}.mp4"
 
     def save(self, episode: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """All that is known of an episode: with it the episode is done."""
-        whole = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
-        write_atomically(self.part(episode), save(whole))
+        """All that is known of an episode, behind its sha256: with it the episode is done."""
+        whole = save({name: np.ascontiguousarray(values) for name, values in arrays.items()})
+        write_atomically(self.part(episode), sha256(whole).digest() + whole)
 
     def load(self, episode: int) -> dict[str, np.ndarray]:
-        return load(self.part(episode).read_bytes())
+        """What was saved. Raises DataError where it is not as it was written."""
+        path = self.part(episode)
+        content = path.read_bytes()
+        known, whole = content[:32], content[32:]
+        if sha256(whole).digest() != known:
+            raise DataError(f"{path}: damaged; delete it, and run the same again: it is made anew")
+        return load(whole)
 
     def close(self, *, remove: bool = False) -> None:
         """Let it go; `remove`: delete it, the key last, so that what is left is still known."""

@@ -384,6 +384,27 @@ def test_work_that_was_begun_otherwise_is_refused(
     assert counted == [1, 2, 3, 4]
 
 
+def test_work_that_was_damaged_or_is_of_nobody_is_refused(
+    trained, few, tmp_path, colaworld, counted
+) -> None:
+    out, work = tmp_path / "out", tmp_path / ".out.labels"
+    call = ("label", trained, "--data", few, "--out", out, *FEW)
+    counted.at = 3, lambda: os.kill(os.getpid(), signal.SIGTERM)
+    assert colaworld(*call).status == 130
+    part, key = work / "parts/000000", (work / "key.json").read_bytes()
+    whole = part.read_bytes()
+    for content in (whole[:-9], b"", whole[:-1] + bytes([whole[-1] ^ 1])):
+        part.write_bytes(content)
+        said = colaworld(*call)
+        assert said.status == 2 and f"{part}: damaged; delete it" in said.err and not out.exists()
+    (work / "key.json").unlink()
+    said = colaworld(*call)
+    assert said.status == 2 and "key.json: missing, so nobody knows" in said.err
+    (work / "key.json").write_bytes(key)
+    part.unlink()
+    assert colaworld(*call).status == 0 and out.exists()
+
+
 def test_a_full_disk_leaves_nothing_half_written(
     trained, scene, tmp_path, colaworld, monkeypatch
 ) -> None:
