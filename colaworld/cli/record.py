@@ -97,6 +97,10 @@ def make_env(config: RecordConfig) -> envs.Env:
         options = {"height": config.size, "width": config.size}
     elif config.size is not None:
         options = {"size": config.size}
+    own = {"quality": "robodesk", "view": "crafter", "start": "crafter"}
+    for name, env in own.items():
+        if config.env != env and getattr(config, name) != getattr(RecordConfig, name):
+            raise ValueError(f"--{name}: only {env} has it, got it for {config.env}; leave it out")
     if config.env == "robodesk":
         options["quality"] = config.quality
     return envs.make(config.env, vary=config.vary, **options)

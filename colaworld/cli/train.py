@@ -404,7 +404,14 @@ def _data(config: RunConfig, loader: ClipLoader) -> list[str]:
             f"{len(clips.episodes)} episodes, {clips.count} clips of "
             f"{config.data.frames_per_clip} frames, {clips.height}x{clips.width} px"
             + (f" ({', '.join(left_out)})" if left_out else ""),
-            *([f"{clips.labels} recorded transitions in use"] if clips.labels else []),
+            *(
+                [
+                    f"{clips.labels} recorded transitions in use of {clips.config.labels} asked for: "
+                    "whole episodes, and of the last one what holds a clip"
+                ]
+                if clips.labels
+                else []
+            ),
         ]
     if config.data.mixture:
         lines += shares_told(loader, config.training.batch_size * config.training.accumulate)

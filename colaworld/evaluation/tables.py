@@ -75,7 +75,8 @@ def beside_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     for name in named:
         cells = [cells[name].text() if name in cells else "-" for cells in found.values()]
         rows.append([name, *cells])
-    episodes = [str(result["counts"]["episodes"]) for result in results.values()]
+    counts = [result["counts"]["episodes"] for result in results.values()]
+    episodes = [f"{n}{' (too few)' if n < FEW_EPISODES else ''}" for n in counts]
     return [*rows, ["episodes", *episodes]]
 
 

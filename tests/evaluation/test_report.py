@@ -284,7 +284,7 @@ def test_the_words_follow_the_numbers(change, words):
     said = verdict(result)
     assert said.endswith((".", "differences allow."))
     steers = found[0] == "clear" and found[3].endswith("closer") and found[3][0].isdigit()
-    assert ("The latent actions steer this world: with the true" in said) == steers
+    assert ("The latent actions steer this world: with the inferred" in said) == steers
     assert ("evenly used" in said and "not evenly" not in said) == (found[1] == "healthy")
 
 
@@ -328,8 +328,15 @@ def test_sentence_and_cards_use_one_definition_of_an_even_codebook():
     assert f"though it is not used evenly ({facts})" in verdict(result)
     shown = {headline.name: headline.judgement for headline in headlines(result)}
     assert facts in shown["normalised code entropy"].text
-    assert shown["codebook utilisation"].text == "31% of the codes never occur."
+    assert (
+        shown["codebook utilisation"].text
+        == "31% of the codes never occur, in the mean over tokens."
+    )
     assert shown["normalised code entropy"].tone == shown["codebook utilisation"].tone == "fair"
+    result["codebook"]["positions"] = [{}, {}]  # two tokens: no single code need be idle
+    shown = {headline.name: headline.judgement for headline in headlines(result)}
+    assert shown["codebook utilisation"].text.endswith("never occur, in the mean over tokens.")
+    assert f"({facts}; in the mean over tokens)" in verdict(result)
 
 
 def test_steps_count_over_the_run():

@@ -62,13 +62,16 @@ class CodebookUtilisation(Measure):
         if health is None:
             return _without_codebook(name)
         value = health["utilisation"]
+        several = len(health.get("positions") or ()) > 1
+        idle = f"{1 - value:.0%} of the codes never occur"
+        idle += ", in the mean over tokens." if several else "."
         if value >= 1 - IDLE:
             text = "Every code occurs." if value == 1 else "Nearly every code occurs."
             said = Judgement("good", "in use", text)
         elif value >= 0.5:
-            said = Judgement("fair", "in part", f"{1 - value:.0%} of the codes never occur.")
+            said = Judgement("fair", "in part", idle)
         else:
-            said = Judgement("poor", "mostly idle", f"{1 - value:.0%} of the codes never occur.")
+            said = Judgement("poor", "mostly idle", idle)
         return Headline(
             name,
             value,
@@ -92,6 +95,7 @@ def usage(health: Mapping[str, Any], size: int) -> Judgement:
         return Judgement("poor", "collapsed", text, "The codebook has collapsed")
     facts = f"worth {worth:.1f} of {size}, the most used takes {most:.0%} of the steps"
     facts += f", {idle:.0%} never occur" if idle > 0 else ""
+    facts += "; in the mean over tokens" if len(health.get("positions") or ()) > 1 else ""
     if entropy < AIM:
         text = f"A few codes carry most of the actions: {facts}."
         return Judgement("fair", "uneven", text, f"The codebook is used unevenly ({facts})")

@@ -90,25 +90,30 @@ def judge(mean: float, low: float | None, high: float | None, rival: Judgement) 
         text = "One episode gives no interval; hold out more."
         return Judgement("open", "open", text, clause)
     if high < 0:
-        clause = f"Something is wrong: the true latent actions make its videos worse, {gain}."
-        return Judgement("poor", "reversed", "The true actions make the videos worse.", clause)
+        clause = f"Something is wrong: the inferred latent actions make its videos worse, {gain}."
+        return Judgement("poor", "reversed", "The inferred actions make the videos worse.", clause)
     if low <= 0:
         clause = "It is not shown that the latent actions steer this world: with random ones its "
-        clause += f"videos are as good ({gain}). With the true ones they are {rival.clause}."
+        clause += f"videos are as good ({gain}). With the inferred ones they are {rival.clause}."
         return Judgement("poor", "not shown", "The interval holds 0: no steering is shown.", clause)
     clear = mean >= AIM_DB
     if rival.tone != "good":
         clause = "It is not shown that the latent actions steer this world: they change what it "
         clause += f"draws ({gain} over random ones), but its videos are {rival.clause}."
     elif clear:
-        clause = f"{steers}: with the true ones its videos are {gain} closer to what happened than "
+        clause = (
+            f"{steers}: with the inferred ones its videos are {gain} closer to what happened than "
+        )
         clause += f"with random ones, and {rival.clause}."
     else:
         clause = (
             f"{steers}, but only a little: {gain} over random ones; its videos are {rival.clause}."
         )
+    if rival.tone != "good":
+        text = f"Better videos than under random actions, but {rival.clause}."
+        return Judgement("fair", "over random alone", text, clause)
     if clear:
-        text = "The true actions give clearly better videos than random ones."
+        text = "The inferred actions give clearly better videos than random ones."
         return Judgement("good", "clear", text, clause)
-    text = "The true actions help against random ones, by less than we ask for."
+    text = "The inferred actions help against random ones, by less than we ask for."
     return Judgement("fair", "small", text, clause)

@@ -79,6 +79,8 @@ def judge(margin: Mapping[str, Any]) -> Judgement:
     if margin["high"] < 0:
         clause = "the real action is read better from raw pixel differences than from it."
         return Judgement("poor", "below", "A baseline tells more than the latent actions.", clause)
-    clause = "the real action cannot be read from it clearly better than from raw pixel differences"
+    clause = (
+        "the real action cannot be read from it clearly better than by the better of two baselines:"
+    )
     text = "Not clearly above the better baseline."
-    return Judgement("fair", "not clear", text, f"{clause} or by chance.")
+    return Judgement("fair", "not clear", text, f"{clause} chance and raw pixel differences.")
