@@ -89,11 +89,6 @@ def run(argv: list[str]) -> int:
     from colaworld.runs.watch import read_rows
 
     curves = {named: read_rows(folder) for named, folder in _curves(options.run, others).items()}
-    with bar("evaluating", stages=True) as progress:
-        evaluation = evaluate_run(options.run, config=config, device=device, progress=progress)
-    name = _data_name(config.data.path)
-    result = {**evaluation.result, "data": {"name": name}}
-    evaluation = replace(evaluation, result=result)
     elsewhere: dict[str, dict[str, Any]] = {}
     for label, one in also.items():
         with bar(f"evaluating {label}", stages=True) as progress:
@@ -102,6 +97,11 @@ def run(argv: list[str]) -> int:
                 options.run, config=other_config, device=device, progress=progress, unseen=True
             ).result
         elsewhere[label] = {**found, "data": {"name": _data_name(one.path)}}
+    with bar("evaluating", stages=True) as progress:
+        evaluation = evaluate_run(options.run, config=config, device=device, progress=progress)
+    name = _data_name(config.data.path)
+    result = {**evaluation.result, "data": {"name": name}}
+    evaluation = replace(evaluation, result=result)
     evaluation.save(options.run)
     for label, found in elsewhere.items():
         write_json(options.run / f"evaluation-{label}.json", found)
@@ -110,6 +110,9 @@ def run(argv: list[str]) -> int:
     results = _named({options.run: evaluation.result, **others})
     again = " ".join(["colaworld evaluate", *map(shlex.quote, argv)])
     train = f"colaworld train {config.recipe} --config {options.run}/config.yaml --out NEW"
+    if config.recipe == "adapt":
+        start, data = stored.phases["adapter"].init_from, stored.data.path
+        train = shlex.join(["colaworld", "adapt", str(start), "--data", str(data), "--out", "NEW"])
     report = write_report(
         options.run / "report.html",
         title=f"{config.recipe} on {name}, {counts['width']} × {counts['height']} pixels",

@@ -32,6 +32,10 @@ VERBS = {
 }
 
 
+ALONE = ("record", "demo", "evaluate", "atlas", "probe", "sample", "export", "plan")
+"""Verbs that several processes (torchrun) must not run side by side: each would write the same files."""
+
+
 def usage() -> str:
     """What `colaworld` without a verb prints."""
     verbs = "\n".join(f"  {verb:12} {what}" for verb, what in VERBS.items())
@@ -62,6 +66,13 @@ def main(argv: list[str] | None = None) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         print(f"colaworld: no verb {verb!r}.{hint}\n\n{usage()}", end="", file=sys.stderr)
+        return 2
+    if verb in ALONE and os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ:
+        print(
+            f"colaworld {verb}: runs in one process, got WORLD_SIZE {os.environ['WORLD_SIZE']}: start it "
+            "without torchrun",
+            file=sys.stderr,
+        )
         return 2
     handler = logging.StreamHandler()
     handler.addFilter(Tidy())

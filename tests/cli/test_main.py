@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 import colaworld as package
 from colaworld.cli import errors
-from colaworld.cli.main import VERBS
+from colaworld.cli.main import VERBS, main
 from colaworld.config import ConfigError
 from colaworld.training.checkpoint import write_folder
 from colaworld.training.protocols import CheckpointError, UnstableTrainingError
@@ -258,3 +258,13 @@ def test_a_tensor_file_that_the_disk_refused_is_work_that_failed(tmp_path) -> No
     with pytest.raises(CheckpointError, match=r"x: cannot be written.*make room") as caught:
         write_folder(tmp_path / "x", full)
     assert errors.status(caught.value) == errors.FAILED
+
+
+def test_verbs_of_one_process_refuse_torchrun(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["evaluate", "somewhere"]) == 2
+    assert "runs in one process, got WORLD_SIZE 2" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert main(["evaluate", "somewhere"]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
