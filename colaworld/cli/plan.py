@@ -198,6 +198,7 @@ def told(result: Mapping[str, Any]) -> list[str]:
     budget = (
         "no budget" if mpc["calls"] is None else f"at most {mpc['calls']} model calls a decision"
     )
+    where = "frames" if said["cost"] == "frames" else f"{said['cost']} (other rows: frames)"
     lines = [
         f"{said['env']} {said['height']}x{said['width']} px, goal {said['goal_offset']} moves away, "
         f"{said['episodes']} episodes of seed {said['seed']}, at most {mpc['steps']} actions; intervals are over "
@@ -205,8 +206,15 @@ def told(result: Mapping[str, Any]) -> list[str]:
         f"{kind}: {how}; {budget}",
         f"horizon {mpc['horizon']}, re-planned every {mpc['replan']}, action repeat {mpc['action_repeat']}, "
         f"{mpc['context']} context frames, warm start {'on' if mpc['warm_start'] else 'off'}; cost: squared "
-        f"error from the goal image in {said['cost']} over {said['over']} steps, penalty {said['penalty']:g}",
+        f"error from the goal image in {where} over {said['over']} steps, penalty {said['penalty']:g}",
     ]
+    if said["space"] is not None:
+        planned = "codes" if said["space"] == "latent" else "real actions"
+        drawn = ", drawn as they follow each other in the data" if said["prior"] else ""
+        lines.append(
+            f"the world plans {planned}{drawn}; {said['sampler']['steps']} denoising steps, guidance "
+            f"{said['sampler']['guidance']:g}"
+        )
     found = result["action_map"]
     if found is not None:
         lines.append(
@@ -214,6 +222,10 @@ def told(result: Mapping[str, Any]) -> list[str]:
             f"recorded steps, right in {found['agreement']:.2f} (one action for all: {found['baseline']:.2f}); "
             f"{found['carried_out_unseen']} of {found['carried_out']} codes carried out were not in it"
         )
+        if found["absent"]:
+            lines.append(
+                f"no code stands for action {', '.join(map(str, found['absent']))}: no plan can do it"
+            )
     lines.append(
         f"{said['device']}, {said['threads']} thread(s), {said['batch']} episodes side by side; seconds are of "
         "deciding, for each episode"

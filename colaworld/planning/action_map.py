@@ -28,6 +28,8 @@ class ActionMap:
     held-out number). Numbers: the share of their variance that codes explain."""
     baseline: float
     """The same of a table with one entry: the most frequent class; 0 for numbers."""
+    absent: tuple[int, ...] = ()
+    """Classes that were recorded and that no code stands for: no plan of codes can do them."""
 
     @classmethod
     def fit(
@@ -59,6 +61,8 @@ class ActionMap:
             chosen = table.argmax(dim=1)
             agreement = float((chosen[place] == actions).double().mean())
             baseline = float(table.sum(dim=0).max() / rows)
+            seen = table.sum(dim=0).nonzero().flatten().tolist()
+            absent = tuple(sorted(set(seen) - set(chosen.tolist())))
         else:
             total = torch.zeros(len(codes), spec.size, dtype=torch.float64)
             total.index_add_(0, place, actions.double())
@@ -66,9 +70,9 @@ class ActionMap:
             spread = (actions.double() - actions.double().mean(0)).square().sum()
             left = (actions.double() - mean[place]).square().sum()
             agreement = float(1 - left / spread) if spread > 0 else 0.0
-            chosen, baseline = mean.float(), 0.0
+            chosen, baseline, absent = mean.float(), 0.0, ()
         order = counts.argsort(descending=True, stable=True)
-        return cls(codes[order], chosen[order], counts[order], agreement, baseline)
+        return cls(codes[order], chosen[order], counts[order], agreement, baseline, absent)
 
     def __call__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Real actions [B] or [B, A] of codes [B, N], and which were seen, bool [B].

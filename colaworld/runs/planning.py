@@ -322,6 +322,7 @@ def _told(steering: Steering) -> dict[str, Any] | None:
         "counts": table.counts.tolist(),
         "agreement": table.agreement,
         "baseline": table.baseline,
+        "absent": list(table.absent),
         "carried_out": steering.acted["codes"],
         "carried_out_unseen": steering.acted["unseen"],
     }

@@ -132,6 +132,7 @@ def test_codes_stand_for_the_action_seen_most_under_them() -> None:
     found = ActionMap.fit(indices, actions, space=Discrete(2, 2), spec=spec)
     assert found.codes.tolist() == [[0, 0], [1, 0]] and found.actions.tolist() == [1, 0]
     assert (found.agreement, found.baseline) == (0.75, 0.5)
+    assert found.absent == (2,)  # recorded, and never the most frequent
     acted, known = found(torch.tensor([[1, 0], [0, 1], [1, 1]]))
     assert acted.tolist() == [0, 1, 0] and known.tolist() == [True, False, False]
 
