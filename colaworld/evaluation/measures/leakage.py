@@ -13,6 +13,7 @@ Leakage is called where the gain over `other` is above `evaluation.leakage_margi
 which brings it nearer to all frames. A few codes carry a few bits of B at most: the test is for wide or
 continuous latents. Compare the scene cuts of Garrido et al. 2026 (arXiv 2601.05230). Where the tokenizer makes r frames at once, r frames
 of B follow A's.
+Clips count whose cut and control lead to two other episodes: with fewer than three there is no number.
 Cost: three single steps a clip, of the first `evaluation.leakage_clips` (in whole batches).
 """
 
@@ -55,7 +56,11 @@ class Leakage(Measure):
         codes.append(batch.latent.codes[:, step])
         drawn = batch.roll(torch.stack(codes, dim=1), stream=RandomStream.LEAKAGE)
         scores = psnr(drawn, target[:, None].expand_as(drawn)).double().mean(dim=2)  # [b, 3]
-        self.keep(episodes=batch.episodes, **{name: scores[:, i] for i, name in enumerate(WAYS)})
+        theirs = (d.clips.episode.numpy() for d in (batch.donors, batch.second))
+        own, (other, third) = batch.episodes, theirs
+        cuts = (own != other) & (own != third) & (other != third)  # else there is no cut, or no control
+        scores = scores.cpu().numpy()[cuts]
+        self.keep(episodes=own[cuts], **{name: scores[:, i] for i, name in enumerate(WAYS)})
 
     @staticmethod
     def _frames(batch: Batch, clips: Donors) -> torch.Tensor:
@@ -64,7 +69,7 @@ class Leakage(Measure):
         return to_float(cut, batch.truth.device)
 
     def result(self) -> dict[str, Any]:
-        if not self._rows:
+        if not self._rows or not len(self.kept("episodes")):
             return {"leakage": None}
         episodes = self.kept("episodes")
         cut, other, own = (self.kept(name) for name in WAYS)
