@@ -111,8 +111,8 @@ def run(argv: list[str]) -> int:
     again = " ".join(["colaworld evaluate", *map(shlex.quote, argv)])
     train = f"colaworld train {config.recipe} --config {options.run}/config.yaml --out NEW"
     if config.recipe == "adapt":
-        start, data = stored.phases["adapter"].init_from, stored.data.path
-        train = shlex.join(["colaworld", "adapt", str(start), "--data", str(data), "--out", "NEW"])
+        start, path = stored.phases["adapter"].init_from, stored.data.path
+        train = shlex.join(["colaworld", "adapt", str(start), "--data", str(path), "--out", "NEW"])
     report = write_report(
         options.run / "report.html",
         title=f"{config.recipe} on {name}, {counts['width']} × {counts['height']} pixels",
