@@ -58,7 +58,8 @@ class Leakage(Measure):
         scores = psnr(drawn, target[:, None].expand_as(drawn)).double().mean(dim=2)  # [b, 3]
         theirs = (d.clips.episode.numpy() for d in (batch.donors, batch.second))
         own, (other, third) = batch.episodes, theirs
-        cuts = (own != other) & (own != third) & (other != third)  # else there is no cut, or no control
+        # Else there is no cut, or no control.
+        cuts = (own != other) & (own != third) & (other != third)
         scores = scores.cpu().numpy()[cuts]
         self.keep(episodes=own[cuts], **{name: scores[:, i] for i, name in enumerate(WAYS)})
 
