@@ -13,10 +13,13 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from colaworld.config import Checked, ConfigError, Natural, to_dict
+from colaworld.config import Checked, ConfigError, Natural, Range, to_dict
 from colaworld.contracts import ActionSpec
+
+LARGEST = 3.4e38  # of a float32, as actions are kept
+Recorded = Annotated[float, Range(ge=-LARGEST, le=LARGEST)]
 
 
 @dataclass(frozen=True)
@@ -28,17 +31,17 @@ class Normaliser(Checked, at="normaliser."):
     none: as recorded, and of classes always."""
     count: Natural = 0
     """Rows they were computed from."""
-    mean: tuple[float, ...] = ()
+    mean: tuple[Recorded, ...] = ()
     """Mean of each channel."""
-    std: tuple[float, ...] = ()
+    std: tuple[Annotated[float, Range(ge=0, le=LARGEST)], ...] = ()
     """Standard deviation of each, that of the population (divided by count)."""
-    low: tuple[float, ...] = ()
+    low: tuple[Recorded, ...] = ()
     """Smallest value of each."""
-    high: tuple[float, ...] = ()
+    high: tuple[Recorded, ...] = ()
     """Largest value of each."""
-    q01: tuple[float, ...] = ()
+    q01: tuple[Recorded, ...] = ()
     """The value below which a hundredth of each lies."""
-    q99: tuple[float, ...] = ()
+    q99: tuple[Recorded, ...] = ()
     """The value above which a hundredth of each lies."""
     counts: tuple[Natural, ...] = ()
     """Discrete: rows of each class."""

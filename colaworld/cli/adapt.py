@@ -18,7 +18,7 @@ from colaworld.cli.command_line import from_command_line
 from colaworld.cli.launch import Processes, launched, program
 from colaworld.cli.progress import bar
 from colaworld.cli.train import TrainOptions, data_flag, settled, take, take_data, trained
-from colaworld.config import ConfigError, Seed
+from colaworld.config import Checked, ConfigError, Seed
 from colaworld.data.config import DataConfig, check_there
 from colaworld.evaluation.settings import EvaluationConfig
 from colaworld.flow.config import SamplerConfig
@@ -28,7 +28,7 @@ from colaworld.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)
-class AdaptOptions:
+class AdaptOptions(Checked, at="--"):
     """Options of `colaworld adapt`. Data, loop, sampler and evaluation are as in the run it begins from."""
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -96,7 +96,7 @@ def _configured(argv: list[str], processes: Processes) -> tuple[AdaptOptions, Ru
     folders, _ = take(argv, "--out")
     if folders and processes.resumes(Path(folders[-1])) and "--resume" not in argv:
         argv = [*argv, "--resume"]
-    first = _parse(AdaptOptions(run=tyro.MISSING, out=tyro.MISSING), data_flag(argv))
+    first = _parse(AdaptOptions, data_flag(argv))
     if first.data.path is None:
         raise ConfigError("--data: name the robot's data set, a folder with recorded actions")
     check_there(first.data.path)
@@ -127,7 +127,7 @@ def _configured(argv: list[str], processes: Processes) -> tuple[AdaptOptions, Ru
     return options, settled(config)
 
 
-def _parse(default: AdaptOptions, arguments: list[str]) -> AdaptOptions:
+def _parse(default: AdaptOptions | type[AdaptOptions], arguments: list[str]) -> AdaptOptions:
     return from_command_line(
         default,
         arguments,

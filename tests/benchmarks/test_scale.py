@@ -45,6 +45,7 @@ def expected(config: RunConfig) -> dict[str, dict[str, int]]:
     }
 
 
+@pytest.mark.slow
 def test_two_processes_hand_over_what_the_formula_says(config, tmp_path) -> None:
     """Replicated and in pieces, the video model frozen and in training."""
     ways = {"no": {}, "blocks": {"autocast": "bf16"}}

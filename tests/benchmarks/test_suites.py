@@ -185,6 +185,7 @@ def test_rollout(tiny_request, passing) -> None:
         assert row["rates"]["frames_s"] == pytest.approx(frames, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_one_more_frame_and_many_candidates(tiny_request, passing, monkeypatch) -> None:
     rollout, config = suite("rollout"), shapes.run_config("nano.cola", tiny_request.overrides)
     found = [shape for make, shape in rollout.listed(config) if make is rollout.candidates]

@@ -234,6 +234,7 @@ def test_a_contract_that_was_changed_after_training_is_refused(
         )
 
 
+@pytest.mark.slow
 def test_it_resumes_to_the_same_bytes(trained, scene, colaworld, tmp_path) -> None:
     call = ["adapt", trained, "--data", scene, "--lam", "trained", "--steps", 2, *SHORT[2:]]
     call += ["--training.checkpoint-every", 1]

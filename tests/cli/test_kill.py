@@ -93,6 +93,7 @@ def test_killed_in_warmup_in_a_checkpoint_and_in_joint(tmp_path, call, reference
     check(out, reference)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_exits_0_and_tells_how_to_resume(tmp_path, call, reference) -> None:
     """A real process and the real signal; the command it prints is run as it stands."""
     out = tmp_path / "a run"

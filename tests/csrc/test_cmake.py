@@ -124,6 +124,7 @@ def test_cuda_that_was_asked_for_must_be_there(configure) -> None:
     assert "on the PATH, in bin/ of CUDA_HOME and CUDA_PATH" in done.said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH"])
 def test_a_toolkit_off_the_path_is_found(configure, tmp_path, variable) -> None:
     nvcc = tmp_path / "toolkit" / "bin" / "nvcc"

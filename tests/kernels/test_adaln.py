@@ -11,6 +11,7 @@ from colaworld import ops
 pytest.importorskip("triton", reason="triton comes with a CUDA build of torch")
 
 
+@pytest.mark.slow
 def test_under_the_interpreter(run_checks) -> None:
     run_checks("adaln", interpreted=True, slow=False)
 

@@ -14,6 +14,7 @@ pytest.importorskip("triton", reason="triton comes with a CUDA build of torch")
 each_op = pytest.mark.parametrize("op", ["qk_norm_rope", "qkv_norm_rope"])
 
 
+@pytest.mark.slow
 @each_op
 def test_under_the_interpreter(run_checks, op) -> None:
     run_checks(op, interpreted=True, slow=False)

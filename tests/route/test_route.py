@@ -13,6 +13,7 @@ import stand_in
 HERE = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_models_and_the_joint_step() -> None:
     pytest.importorskip("triton", reason="triton comes with a CUDA build of torch")
     library = stand_in.library()

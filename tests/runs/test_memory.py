@@ -83,6 +83,7 @@ def test_every_quantizer_can_be_planned(sized, kind) -> None:
         assert phase.activations > 0
 
 
+@pytest.mark.slow
 def test_what_changes_the_numbers(sized) -> None:
     def joint(device: str = "cpu", cached: bool = False, tokenizer=None, **training):
         config = sized(**training)
@@ -135,6 +136,7 @@ def test_what_a_card_has_for_tensors() -> None:
     assert usable(24) / 24 < usable(48) / 48 < usable(80) / 80 < usable(141) / 141
 
 
+@pytest.mark.slow
 def test_advice_comes_in_order_keeps_the_batch_and_fits(sized) -> None:
     config = sized(batch_size=6, accumulate=2, ema_decay=0.9, autocast="none")
     largest = max(phase.total for phase in plan_memory(config))
@@ -159,6 +161,7 @@ def test_advice_comes_in_order_keeps_the_batch_and_fits(sized) -> None:
     assert max(p.total for p in plan_memory(last.config)) <= limit
 
 
+@pytest.mark.slow
 def test_advice_on_a_learned_tokenizer(sized) -> None:
     config = sized(batch_size=1, recompute="blocks")
     config = replace(
@@ -188,6 +191,7 @@ def test_the_verb_prints_a_table_and_writes_numbers(capsys, tmp_path) -> None:
         assert phase["total"] == sum(phase[kind] for kind in kinds)
 
 
+@pytest.mark.slow
 def test_the_verb_says_what_to_switch_on(capsys, monkeypatch) -> None:
     monkeypatch.setattr(verb, "usable", lambda _: 20 << 20)  # a card of nano size
     call = ["plan-memory", "nano.cola", *SMALL]
@@ -230,6 +234,7 @@ print(joint.total, peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_allocated(sized, tmp_path) -> None:
     """A run that would take a hundred times this process's memory is planned in it."""
     config = sized(batch_size=16_384, autocast="none")
