@@ -79,7 +79,7 @@ test-distributed: setup  ## training by several processes, slow tests and torchr
 	@left=$$(grep -lz '^$(MARK)$$' /proc/[0-9]*/environ 2>/dev/null); \
 	  [ -z "$$left" ] || { echo "test-distributed: still running: $$left"; exit 1; }
 
-demo: setup  ## record, train, evaluate, report: about 7 minutes on two cores
+demo: setup  ## record, train, evaluate, report: about 8 minutes on two cores
 	@$(BIN)/colaworld demo --out $(RUN)
 
 demo-long: setup  ## the same with an hour of training
