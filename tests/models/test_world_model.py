@@ -58,7 +58,8 @@ def test_parts_are_the_direct_children_and_own_every_parameter():
     assert not list(everything.named_parameters(recurse=False))
     assert [n for n, _ in build(parts=()).named_children()] == ["tokenizer", "backbone"]
     with pytest.raises(
-        ValueError, match=r"no part 'idn' is registered; known: .*conditioner, fdm, idm, "
+        ValueError,
+        match=r"no part 'idn' is registered; known: action_head, adapter, conditioner, fdm, idm, lora, q",
     ):
         build(parts=("idn",))
 
