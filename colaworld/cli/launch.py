@@ -230,7 +230,10 @@ class Processes:
             error = OSError(f"{dead} has ended or does not answer: {_line(error)}")
         elif not self.is_main:
             time.sleep(PULSE / 2)  # where all fail alike, the main process speaks
-        if self._own.compare_set("claimed", "", str(self.rank)) != str(self.rank).encode():
+        mine = b""  # and not this process's either where the store has gone
+        with contextlib.suppress(Exception):
+            mine = self._own.compare_set("claimed", "", str(self.rank))
+        if mine != str(self.rank).encode():
             self._left.wait(2 * SILENT)  # the watching thread ends this process meanwhile
             os._exit(1)
         self._left.set()
@@ -239,9 +242,17 @@ class Processes:
         sys.stderr.flush()
         with contextlib.suppress(Exception):
             self._own.set("said", str(status))
-            if self.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-                time.sleep(3 * PULSE)  # the store ends with this process
+            self._until_heard(self._own)
         os._exit(status)  # whatever waits in a library for a process that is gone is not asked
+
+    def _until_heard(self, store: Any) -> None:
+        """The store may end with the main process, which therefore goes when all know the status."""
+        if self.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            others = [f"heard/{rank}" for rank in range(1, self.world_size)]
+            end = time.monotonic() + SILENT
+            # Checked, not waited for: other calls on the store go on meanwhile.
+            while time.monotonic() < end and not all(store.check([key]) for key in others):
+                time.sleep(PULSE / 10)
 
     def _watch(self) -> None:
         store, asked, before = self._own.clone(), 0.0, None
@@ -249,8 +260,11 @@ class Processes:
             try:
                 store.add(f"alive/{self.rank}", 1)
                 if store.check(["said"]):
+                    status = int(store.get("said"))
+                    store.set(f"heard/{self.rank}", "1")
                     self._left.wait(2 * PULSE)  # torchrun names the process that ends first
-                    os._exit(int(store.get("said")))
+                    self._until_heard(store)
+                    os._exit(status)
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._signals, 64)
                     asked, before = time.monotonic(), self._counts(store)

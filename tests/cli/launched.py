@@ -3,8 +3,9 @@
 For each entry two are forked from this script with torchrun's variables; each runs `colaworld
 ARGUMENT...`. FAULT happens to the second: `none`; `data`, its third batch raises; `kill`, it is killed
 there; `stop`, it gets a SIGTERM there; `other`, it is called with another seed;
-`hang`, from there on what it reads of the disk never comes. OUT/<rank>.txt is what each printed. Printed here: their exit
-statuses, as JSON. Not here: any assertion.
+`hang`, from there on what it reads of the disk never comes; `late`, it looks every two seconds alone
+whether another has failed. OUT/<rank>.txt is what each printed. Printed here: their exit statuses, as
+JSON. Not here: any assertion.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from colaworld.cli import launch
 from colaworld.cli.main import main
 from colaworld.data.errors import DataError
 from colaworld.data.loader import ClipLoader
@@ -49,6 +51,8 @@ def spoil(fault: str) -> None:
         return ask(loader)
 
     ClipLoader.__next__ = faulty
+    if fault == "late":
+        launch.PULSE = 2.0
     if fault == "hang":
         ClipLoader.__init__ = faulty_disk
 

@@ -141,10 +141,11 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
 def test_two_processes_train_and_one_speaks(launched, call, tmp_path):
     """And an error of one ends both, with its message alone."""
     out, odd = tmp_path / "run", tmp_path / "odd"
-    good, broken, refused, other = launched(
+    good, broken, refused, late, other = launched(
         ["none", *call, "--out", out],
         ["data", *call, "--out", tmp_path / "broken"],
         ["none", *call, "--out", odd, "--training.batch-size", 3],
+        ["late", *call, "--out", odd, "--training.batch-size", 3],
         ["other", *call, "--out", odd],
     )
     status, said = good
@@ -158,10 +159,10 @@ def test_two_processes_train_and_one_speaks(launched, call, tmp_path):
     assert said[1] == "[rank 1] colaworld train: clip 7@3 cannot be decoded\n"
     assert "clip 7@3" not in said[0] and "Traceback" not in said[0]
 
-    status, said = refused
-    assert status == [2, 2] and said[1] == "" and not odd.exists()
-    assert "training.batch_size: expected a multiple of the 2 processes" in said[0]
-    assert said[0].count("\n") == 1
+    for status, said in (refused, late):
+        assert status == [2, 2] and said[1] == "" and not odd.exists()
+        assert "training.batch_size: expected a multiple of the 2 processes" in said[0]
+        assert said[0].count("\n") == 1
 
     status, said = other
     assert status == [2, 2] and said[0] == "" and not odd.exists()
