@@ -246,13 +246,14 @@ class Processes:
         os._exit(status)  # whatever waits in a library for a process that is gone is not asked
 
     def _until_heard(self, store: Any) -> None:
-        """The store may end with the main process, which therefore goes when all know the status."""
-        if self.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        """The main process goes last, when all know the status: the store ends with it."""
+        if self.is_main and not _torchrun_keeps():
             others = [f"heard/{rank}" for rank in range(1, self.world_size)]
             end = time.monotonic() + SILENT
             # Checked, not waited for: other calls on the store go on meanwhile.
             while time.monotonic() < end and not all(store.check([key]) for key in others):
                 time.sleep(PULSE / 10)
+            time.sleep(PULSE)
 
     def _watch(self) -> None:
         store, asked, before = self._own.clone(), 0.0, None
@@ -262,7 +263,8 @@ class Processes:
                 if store.check(["said"]):
                     status = int(store.get("said"))
                     store.set(f"heard/{self.rank}", "1")
-                    self._left.wait(2 * PULSE)  # torchrun names the process that ends first
+                    if _torchrun_keeps():
+                        self._left.wait(2 * PULSE)  # torchrun names the process that ends first
                     self._until_heard(store)
                     os._exit(status)
                 with contextlib.suppress(BlockingIOError):
@@ -349,6 +351,11 @@ def _quieten(rank: int) -> None:
 
 def _mark(out: Path) -> str:
     return f"colaworld/began/{hashlib.sha256(str(out.resolve()).encode()).hexdigest()}"
+
+
+def _torchrun_keeps() -> bool:
+    """Whether the store is torchrun's and outlives these processes."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _line(error: BaseException) -> str:
