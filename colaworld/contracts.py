@@ -247,7 +247,8 @@ class WorldProtocol(LatentActionModel, Protocol):
     answer is known. Legend: B clips, h context frames, n more, N tokens per action, d token width.
 
     Evaluation calls it without gradients. Whatever is random inside `rollout` must come from
-    `generator` alone: evaluation compares rollouts under different actions and *equal* noise.
+    `generator` alone: evaluation compares rollouts under different actions and *equal* noise. It passes
+    a `rng.ClipGenerator`: drawn by `rng.draw(..., large=True)`, a clip's noise is the same in every batch.
 
     It may also have `rollout_candidates` (many ways on from one start), `stride` (pixel frames that
     a rollout makes at once; 1 without it) and `null_action` ([N, d] codes of an unknown action, or None:

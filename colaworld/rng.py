@@ -3,7 +3,8 @@
 A run can therefore be continued from counters alone, and two runs with the same seed draw the same
 noise at the same step of the same phase, whatever else differs between them (paired comparisons).
 In an update what belongs to a clip is drawn for its place in the update, its *slot*, so that it does
-not depend on how the update is cut into passes and processes (`ClipGenerator`).
+not depend on how the update is cut into passes and processes (`ClipGenerator`); likewise in an
+evaluation for its number, whatever the batches.
 Not here: the order of the data, which is the loader's.
 """
 
@@ -13,7 +14,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,14 +30,9 @@ def generator_for(device: torch.device | str, *key: int | str) -> torch.Generato
     return torch.Generator(device=device).manual_seed(seed_for(*key))
 
 
-def paired_generator(device: torch.device | str, *key: int) -> torch.Generator:
-    """The same for evaluation, whose recorded numbers rest on numpy's way from a key to a seed."""
-    state = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
-    return torch.Generator(device=device).manual_seed(state >> 1)  # manual_seed takes 63 bits
-
-
 class ClipGenerator(torch.Generator):
-    """The randomness of some clips of an update: `draw` gives each what belongs to its slot.
+    """The randomness of some clips of an update, or of an evaluation: `draw` gives each what belongs to
+    its slot.
 
     Args:
         device: where numbers are drawn.
@@ -84,6 +79,15 @@ class ClipGenerator(torch.Generator):
             make(tuple(shape[1:]), generator=g, device=self.device, **options) for g in self._each
         ]
         return torch.stack(drawn)
+
+    def clone_state(self) -> ClipGenerator:
+        """One that draws from here on what this one would."""
+        other = ClipGenerator(self.device, *self.key, clips=self.clips, slots=self.slots)
+        other.set_state(self.get_state())
+        other._update.set_state(self._update.get_state())
+        if self._each is not None:
+            other._each = [g.clone_state() for g in self._each]
+        return other
 
     def own(self, rows: Tensor) -> Tensor:
         """Of rows [clips, ...] of the update those of the own clips."""

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from colaworld.contracts import ActionSpec, LatentActions, WorldProtocol, to_float
 from colaworld.evaluation.measures.measure import Measure, Setting
-from colaworld.evaluation.rollouts import Batch, roll_ways, told
+from colaworld.evaluation.rollouts import Batch, noise_of, roll_ways, told
 from colaworld.evaluation.settings import RandomStream
 from colaworld.files import write_atomically
-from colaworld.rng import paired_generator
 
 RARE = 0.005  # share of the steps that would be shown as 0 %
 
@@ -183,7 +182,8 @@ class EveryCode:
             with torch.no_grad():
                 self.codes = self.world.lookup(self.indices.to(device))
         given, before = to_float(given, device), before.to(device)
-        world, tiles = told(self.world, fps), []
+        world, tiles, stream = told(self.world, fps), [], RandomStream.GRID_NOISE
+        starts = range(len(given))
         for codes in self.codes.to(device, before.dtype).split(at_once):
             future = codes[None, :, None].expand(len(given), -1, steps, -1, -1)
             videos = roll_ways(
@@ -191,7 +191,9 @@ class EveryCode:
                 given,
                 before,
                 future,
-                generator=lambda: paired_generator(device, seed, RandomStream.GRID_NOISE),
+                generator=lambda: noise_of(
+                    starts, of=len(starts), seed=seed, stream=stream, device=device
+                ),
             )
             tiles.append(to_uint8(videos))
             watch()

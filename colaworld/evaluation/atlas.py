@@ -22,10 +22,9 @@ from colaworld.contracts import (
 )
 from colaworld.evaluation.artefacts import far_apart, to_uint8
 from colaworld.evaluation.report.tiles import fit
-from colaworld.evaluation.rollouts import infer, roll_ways, told
+from colaworld.evaluation.rollouts import infer, noise_of, roll_ways, told
 from colaworld.evaluation.settings import RandomStream
 from colaworld.models.inputs import check_count
-from colaworld.rng import paired_generator
 
 _LOOKED_AT = 128  # transitions of an action that its difference and its shift are measured on
 _SIDE, _REACH = 64, 8  # cells that a shift is looked for on, and how far
@@ -238,7 +237,9 @@ def _replays(
             given,
             before,
             future,
-            generator=lambda: paired_generator(device, seed, RandomStream.ATLAS),
+            generator=lambda: noise_of(
+                range(1), of=1, seed=seed, stream=RandomStream.ATLAS, device=device
+            ),
         )
         made.append(to_uint8(videos[0]))
     return np.concatenate(made)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from colaworld.evaluation.layout import OWN_NOISE
 from colaworld.evaluation.measures.measure import Headline
 from colaworld.evaluation.settings import RandomStream
 from colaworld.evaluation.tables import columns, headlines
@@ -114,6 +115,9 @@ def _hints(result: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
     seeds = [(r.get("config") or {}).get("seed") for r in (result, base)]
     if seeds[0] != seeds[1]:
         found.append(f"other noise (evaluation.seed {seeds[0]}, not {seeds[1]})")
+    versions = [r.get("format_version", 1) for r in (result, base)]
+    if len({version < OWN_NOISE for version in versions}) == 2:
+        found.append(f"other noise (format_version {versions[0]}, not {versions[1]})")
     if len({r["world"]["codebook_size"] is None for r in (result, base)}) == 2:
         shown = [f"{r['delta_psnr']['shuffled']['mean']:.2f}" for r in (result, base)]
         found.append(

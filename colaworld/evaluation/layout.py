@@ -14,8 +14,10 @@ from colaworld.files import FileError, read_json
 
 # 2 added `clips`, `data`, and SSIM and bounds by horizon of every variant; 3 `delta_psnr.none`, `transfer`,
 # `leakage`, `sensitivity`, `segments`, `mlp_probe`, `information`, `probe.parts`, `lpips`, `frechet` and
-# `paper_row`
-FORMAT_VERSION = 3
+# `paper_row`; since 4 each clip has noise of its own, whatever `batch_size`, and `leakage` and `sensitivity`
+# count the clips asked for, not whole batches
+FORMAT_VERSION = 4
+OWN_NOISE = 4  # from this version on
 
 
 class Maybe:

@@ -1,6 +1,6 @@
 """The stream that measures score: held-out clips, rolled out under inferred and under wrong actions.
 
-Each clip is rolled out from the same history with the same noise, once per variant:
+Each clip is rolled out from the same history with the same noise, its own, once per variant:
 
     inferred   the actions that the world itself reads off the true future
     random     codes drawn uniformly from the codebook, anew for every step
@@ -39,7 +39,7 @@ from colaworld.contracts import (
     to_float,
 )
 from colaworld.evaluation.settings import RandomStream
-from colaworld.rng import paired_generator
+from colaworld.rng import ClipGenerator
 
 VARIANTS = ("inferred", "random", "shuffled", "constant", "none", "real")
 
@@ -73,6 +73,7 @@ class Batch:
     second: Donors | None = None  # the donors' donors: a third clip, of another episode than theirs
     world: WorldProtocol | None = None  # told the clips' frame rates
     seed: int = 0
+    of: int = 0  # how many clips are rolled out in all
     _seen: dict[str, LatentActions] = field(default_factory=dict)
 
     def predicted(self, variant: str) -> Tensor:
@@ -120,9 +121,22 @@ class Batch:
             self.given,
             self.latent.codes[:, : self.history - 1].to(device),
             ways.to(device),
-            generator=lambda: paired_generator(device, self.seed, stream, self.first),
+            generator=lambda: noise_of(
+                range(self.first, self.first + len(self.frames)),
+                of=self.of,
+                seed=self.seed,
+                stream=stream,
+                device=device,
+            ),
         )
         return videos[:, :, 1:]
+
+
+def noise_of(
+    clips: range, *, of: int, seed: int, stream: RandomStream, device: torch.device | str
+) -> ClipGenerator:
+    """The noise of some of `of` clips by number: what batch a clip is in changes none of it."""
+    return ClipGenerator(device, seed, int(stream), slots=clips, clips=of)
 
 
 def derangement(episodes: np.ndarray, *, generator: np.random.Generator) -> np.ndarray:
@@ -312,7 +326,7 @@ def stream(
 ) -> Iterator[Batch]:
     """All clips in batches; the first `rolled` of them rolled out under `variants`.
 
-    The generator starts anew from the same seed for each variant of a batch: paired noise.
+    The noise starts anew from the same seeds for each variant: paired noise.
 
     Args:
         clips: [M] clips of at least history + horizon frames, on the CPU.
@@ -348,7 +362,13 @@ def stream(
             rated = told(world, None if clips.fps is None else clips.fps[rows])
             given, truth = video[:, :history], video[:, history:]
             for name in (v for v in variants_of(world, clips) if v in variants):
-                generator = paired_generator(device, seed, RandomStream.ROLLOUT_NOISE, start)
+                generator = noise_of(
+                    range(start, stop),
+                    of=rolled,
+                    seed=seed,
+                    stream=RandomStream.ROLLOUT_NOISE,
+                    device=device,
+                )
                 if name == "real":
                     assert clips.actions is not None
                     actions = clips.actions[rows, : length - 1].to(device)
@@ -376,5 +396,6 @@ def stream(
             truth=truth,
             rollouts=rollouts,
             seed=seed,
+            of=rolled,
             **more,
         )

@@ -55,20 +55,20 @@ class EvaluationConfig(Checked, at="evaluation."):
     horizon: Count | None = None
     """Frames predicted after them; by default all that a clip holds."""
     batch_size: Count = 16
-    """Clips per call of the world."""
+    """Clips per call of the world; up to rounding no number depends on it."""
     bootstrap_samples: Count = 1000
     """Resampled sets of episodes behind each 95 % interval."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     """The probes from latent to real actions."""
     leakage_clips: Natural = 64
-    """Clips of the scene-cut test, three single steps each, in whole batches; 0 leaves it out."""
+    """Clips of the scene-cut test, three single steps each; 0 leaves it out."""
     leakage_margin: Positive = 1.0
     """dB by which the action inferred over a cut must beat that of another cut before leakage is
     called. 1 dB is a fifth of the squared error, and half of what actions steer in published worlds;
     an honest action that happens to fit the new scene gains less."""
     sensitivity_clips: Natural = 64
-    """Clips of which a step is drawn again with other noise, to set off what the codes change, in
-    whole batches; 0 leaves it out."""
+    """Clips of which a step is drawn again with other noise, to set off what the codes change; 0
+    leaves it out."""
     action_bins: Annotated[int, Range(ge=2, le=64)] = 8
     """Quantile bins of a continuous real action, for its mutual information with the codes."""
     shown_clips: Count = 4

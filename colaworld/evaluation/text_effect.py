@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from colaworld.evaluation.rollouts import noise_of
 from colaworld.evaluation.settings import RandomStream
 from colaworld.flow.loss import flow_matching_loss
 from colaworld.flow.path import interpolate, target_velocity
 from colaworld.flow.samplers import Velocity
-from colaworld.rng import paired_generator
+from colaworld.rng import draw
 
 TIMES = (0.2, 0.5, 0.8)  # from mostly picture to mostly noise
 
@@ -40,12 +41,14 @@ def text_effect(
         raise ValueError(
             f"evaluation.text_effect: needs clips of at least 2 latent frames, got {latents.shape[2]}"
         )
+    drawn: Any = {"seed": seed, "stream": RandomStream.TEXT_EFFECT}
     loss = {"null": 0.0, "removed": 0.0}
     gap = size = 0.0
     for start in range(0, len(latents), batch_size):
         x0 = latents[start : start + batch_size]
-        generator = paired_generator(x0.device, seed, RandomStream.TEXT_EFFECT, start)
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+        own = range(start, start + len(x0))
+        generator = noise_of(own, of=len(latents), device=x0.device, **drawn)
+        noise = draw(torch.randn, x0.shape, generator, large=True)
         predict = torch.ones(x0.shape[0], x0.shape[2], dtype=torch.bool, device=x0.device)
         predict[:, 0] = False
         for time in TIMES:

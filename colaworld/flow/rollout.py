@@ -27,7 +27,8 @@ later one.
 
 Order of draws from `generator`: noise of the context frames if `context_noise` > 0; then in every
 round the noise the new frames start from, and if `context_noise` > 0 the noise put on them
-afterwards. A cache draws nothing, so it does not change the video.
+afterwards. A cache draws nothing, so it does not change the video. From a `rng.ClipGenerator` each clip
+has noise of its own, whatever it is rolled out beside.
 
 Shape legend: B clips, T latent frames, r actions per latent frame, N tokens, d token width.
 Not here: what is cached (models/layers/kv_cache.py), pixels (models/rollout.py).
@@ -46,6 +47,7 @@ from torch import Tensor
 from colaworld.flow.config import SamplerConfig
 from colaworld.flow.path import interpolate
 from colaworld.flow.samplers import Velocity, sample
+from colaworld.rng import draw
 
 
 class Cache(Protocol):
@@ -116,6 +118,7 @@ class LatentRollout:
         self.window, self.stride = window, stride
         self.sampler, self.generator = sampler, generator
         self.frames = context.shape[2]  # of the video so far
+        self._clips = context.shape[0]
         self._ways = 1  # for each row there is now, from the next step on
         self._shared = 1  # rows in a row that start from the same noise
         self._start = 0  # number of the first frame of _past
@@ -228,8 +231,10 @@ class LatentRollout:
 
     def _noise(self, like: Tensor, frames: int) -> Tensor:
         """[rows of `like`, C, frames, rows, columns] from the generator."""
-        shape = (like.shape[0] // self._shared, like.shape[1], frames, *like.shape[3:])
-        noise = torch.randn(shape, generator=self.generator, device=like.device, dtype=like.dtype)
+        own = like.shape[0] // self._shared // self._clips  # rows of a clip that draw
+        shape = (self._clips, own, like.shape[1], frames, *like.shape[3:])
+        about = {"device": like.device, "dtype": like.dtype}
+        noise = draw(torch.randn, shape, self.generator, large=True, **about).flatten(0, 1)
         return noise.repeat_interleave(self._shared, dim=0)
 
 

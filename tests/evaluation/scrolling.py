@@ -6,6 +6,7 @@ import torch
 
 from colaworld.contracts import ActionSpec, ClipBatch, LatentActions, Rollout
 from colaworld.evaluation.settings import EvaluationConfig
+from colaworld.rng import draw
 
 MOVES = ((0, 2), (0, -2), (2, 0), (-2, 0))
 SPEC = ActionSpec("action", "discrete", 4, names=("right", "left", "down", "up"))
@@ -51,7 +52,7 @@ class ScrollWorld:
                 else torch.stack([shift(f, m) for f, m in zip(frames[-1], moves, strict=True)])
             )
         video = torch.stack(frames, dim=1)
-        noise = SIGMA * torch.randn(video.shape, generator=generator)
+        noise = SIGMA * draw(torch.randn, video.shape, generator, large=True)
         noise[:, : history.shape[1]] = 0
         return Rollout(video + noise, history.shape[1])
 

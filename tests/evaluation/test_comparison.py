@@ -105,19 +105,21 @@ def test_random_latents_do_not_stand_below_random_codes():
     other["world"]["codebook_size"] = other["codebook"] = None
     found = comparison({"mine": run(), "other": other})
     assert {"delta-PSNR over random codes", "delta-PSNR over others' latents"} <= set(found.rows[0])
-    assert "compare delta-PSNR over shuffled actions, 20.07 dB to 20.07 dB" in found.notes["other"]
+    assert "compare delta-PSNR over shuffled actions, 20.09 dB to 20.09 dB" in found.notes["other"]
 
 
 def test_what_is_not_known_to_be_alike_is_marked():
-    old, probed, noise = run(), run(), run()
+    old, probed, noise, later = run(), run(), run(), run() | {"format_version": 4}
     del old["clips"]
     probed["clips"]["probed"] = "dd"
     noise["config"]["seed"] = 4
-    found = comparison({"mine": run(), "old": old, "probed": probed, "noise": noise})
+    others = {"old": old, "probed": probed, "noise": noise, "later": later}
+    found = comparison({"mine": run(), **others})
     assert "not known that both saw the same clips" in found.notes["old"]
     assert "probe and codebook were measured on other clips" in found.notes["probed"]
     assert found.notes["noise"] == "other noise (evaluation.seed 4, not 3)"
+    assert found.notes["later"] == "other noise (format_version 4, not 1)"
     below = {found.rows[i - 1][0]: row for i, row in enumerate(found.rows) if "differ" in row[0]}
-    assert set(below) == {"probed", "noise"}  # a difference needs the same clips
+    assert set(below) == {"probed", "noise", "later"}  # a difference needs the same clips
     entropy = found.rows[0].index("normalised code entropy")
     assert below["probed"][entropy] == "-" and below["noise"][entropy] == "+0.00"

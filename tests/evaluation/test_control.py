@@ -33,6 +33,7 @@ from colaworld.evaluation.measures.leakage import judge
 from colaworld.evaluation.report.page import write_report
 from colaworld.evaluation.tables import headlines, table, verdict
 from colaworld.metrics.config import ProbeConfig
+from colaworld.rng import draw
 
 
 class Smuggler(ScrollWorld):
@@ -46,7 +47,7 @@ class Smuggler(ScrollWorld):
     def rollout(self, history, codes, *, generator):
         at = history.shape[1] - 1
         drawn = codes[:, at:, 0].unflatten(2, history.shape[2:])
-        noise = SIGMA * torch.randn(drawn.shape, generator=generator)
+        noise = SIGMA * draw(torch.randn, drawn.shape, generator, large=True)
         return Rollout(torch.cat([history, drawn + noise], dim=1), at + 1)
 
 

@@ -338,10 +338,9 @@ class ManyWays(ScrollWorld):
         self.begun.append(tuple(codes.shape[:2]))
         ways = []
         for way in codes.unbind(1):
-            at = generator.get_state()
             whole = torch.cat([context_codes, way], dim=1)
-            ways.append(self.rollout(history, whole, generator=generator).generated)
-            generator.set_state(at)
+            again = generator.clone_state()
+            ways.append(self.rollout(history, whole, generator=again).generated)
         return torch.stack(ways, dim=1)
 
 
@@ -353,6 +352,19 @@ def test_the_grid_is_rolled_out_in_few_calls_and_shows_the_same(good):
     assert world.begun == [(8, 1), (8, 3)] * 3 + [(3, 2), (3, 2)]
     assert many.result == good.result
     assert np.array_equal(many.artefacts.every_code, good.artefacts.every_code)
+
+
+def test_no_number_depends_on_the_size_of_a_batch():
+    """Neither on how many clips go together, nor where the controls' clips end within a batch."""
+    few = dataclasses.replace(SMALL, leakage_clips=10, sensitivity_clips=11)
+    found = [
+        evaluate(ScrollWorld(), batches(), SPEC, dataclasses.replace(few, batch_size=size))
+        for size in (24, 7)
+    ]
+    assert found[0]["leakage"]["clips"] <= 10 and found[0]["sensitivity"]["pairs"] <= 11
+    for result in found:
+        assert result.pop("config")["batch_size"] in (24, 7)
+    close(*found)
 
 
 def test_what_is_shown_costs_at_most_half_of_what_is_measured(caplog):

@@ -44,9 +44,9 @@ def test_evaluations_of_the_first_version_are_read(tmp_path):
         (
             ["format_version"],
             99,
-            "format_version: expected 1 .. 3, which this release reads, got 99",
+            "format_version: expected 1 .. 4, which this release reads, got 99",
         ),
-        (["format_version"], None, "format_version: expected 1 .. 3"),
+        (["format_version"], None, "format_version: expected 1 .. 4"),
         (["clips", "values"], None, "clips.values: expected an object, got null"),
         (["clips", "values", "psnr"], 3, "clips.values.psnr: expected a list, got 3"),
         (["clips", "values", "psnr"], [1, "x"], r"values.psnr\[1\]: expected a number, got 'x'"),

@@ -15,6 +15,7 @@ from colaworld.evaluation.evaluate import collect
 from colaworld.evaluation.rollouts import VARIANTS, derangement, infer, stream, variant_codes
 from colaworld.evaluation.settings import RandomStream
 from colaworld.metrics.image import psnr
+from colaworld.rng import draw
 
 LEVELS = (0.2, 0.6)  # a transition under code k makes the next frame flat, of brightness LEVELS[k]
 OFFSET = 0.1  # what the world adds by mistake, so that even true codes give a finite PSNR
@@ -42,7 +43,7 @@ class FlatWorld:
         future = codes[:, h - 1 :, 0, 0]
         level = torch.full_like(future, 0.4) if self.deaf else LEVELS[0] + 0.4 * future + OFFSET
         frames = level[:, :, None, None, None].expand(-1, -1, *history.shape[2:])
-        frames = frames + self.noise * torch.randn(frames.shape, generator=generator)
+        frames = frames + self.noise * draw(torch.randn, frames.shape, generator, large=True)
         return Rollout(torch.cat([history, frames.clamp(0, 1)], dim=1), h)
 
 

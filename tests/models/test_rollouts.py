@@ -22,6 +22,7 @@ from colaworld.models.latent_action.config import IDMConfig
 from colaworld.models.latent_action.quantizers import VQConfig
 from colaworld.models.world import World
 from colaworld.models.world_model import WorldModel
+from colaworld.rng import ClipGenerator
 
 GENERATORS = {
     "stdit3": STDiT3Config(depth=2, width=16, heads=2),
@@ -325,6 +326,29 @@ def test_forks_go_their_own_ways_and_leave_the_state_alone(build, kind, more):
         assert_equal(shown[:, index], alone[:, 1:2])
         for way in range(2):
             assert_equal(last[:, index, way], alone[:, 2:3])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_clip_has_noise_of_its_own_whatever_it_is_rolled_out_beside(build, shared):
+    world = World(build(), sampler=replace(TWO, context_noise=0.1))
+    frames, codes = drawn(history=2, new=2, clips=3)
+
+    def roll(clips):
+        noise = ClipGenerator("cpu", 5, clips=3, slots=clips)
+        state = world.begin(frames[clips], codes[clips, :1], generator=noise)
+        first = state.step(codes[clips, 1:2])
+        fork = state.fork(2, shared_noise=shared)  # from a copy of the generator
+        ways = fork.step(codes[clips, 2:].repeat_interleave(2, dim=0))
+        assert torch.equal(
+            ways,
+            state.fork(2, shared_noise=shared).step(codes[clips, 2:].repeat_interleave(2, dim=0)),
+        )
+        return first, ways.unflatten(0, (-1, 2))
+
+    together, apart = roll([0, 1, 2]), [roll(clips) for clips in ([0, 1], [2])]
+    for made, parts in zip(together, zip(*apart, strict=True), strict=True):
+        torch.testing.assert_close(torch.cat(parts), made, rtol=0, atol=1e-5)
+    assert torch.equal(together[1][:, 0], together[1][:, 1]) is shared
 
 
 def test_a_copy_is_a_place_to_come_back_to(build):

@@ -14,7 +14,7 @@ which brings it nearer to all frames. A few codes carry a few bits of B at most:
 continuous latents. Compare the scene cuts of Garrido et al. 2026 (arXiv 2601.05230). Where the tokenizer makes r frames at once, r frames
 of B follow A's.
 Clips count whose cut and control lead to two other episodes: with fewer than three there is no number.
-Cost: three single steps a clip, of the first `evaluation.leakage_clips` (in whole batches).
+Cost: three single steps a clip, of the first `evaluation.leakage_clips`; the rest of the last batch is drawn with them and left out.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class Leakage(Measure):
         own, (other, third) = batch.episodes, theirs
         # Else there is no cut, or no control.
         cuts = (own != other) & (own != third) & (other != third)
+        cuts[self.setting.config.leakage_clips - batch.first :] = False
         scores = scores.cpu().numpy()[cuts]
         self.keep(episodes=own[cuts], **{name: scores[:, i] for i, name in enumerate(WAYS)})
 

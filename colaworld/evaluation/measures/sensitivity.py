@@ -39,11 +39,12 @@ class Sensitivity(Measure):
         differ = (codes[0] != codes[1]).flatten(1).any(dim=1)
         again = batch.roll(codes[0][:, None], stream=RandomStream.SENSITIVITY)[:, 0]
         errors = [(one - other).double().square().mean((1, 2, 3, 4)) for other in (two, again)]
+        own = slice(self.setting.config.sensitivity_clips - batch.first)
         self.keep(
-            episodes=batch.episodes,
-            codes=errors[0],
-            noise=errors[1],
-            differ=differ,
+            episodes=batch.episodes[own],
+            codes=errors[0][own],
+            noise=errors[1][own],
+            differ=differ[own],
         )
 
     def result(self) -> dict[str, Any]:
