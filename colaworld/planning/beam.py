@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from colaworld.planning.config import BeamConfig
-from colaworld.planning.contracts import Objective, Plan, Start, best, cheaper, elites
+from colaworld.planning.contracts import Objective, Plan, Start, best, cheaper
 from colaworld.planning.prior import CodeBigram
 from colaworld.planning.spaces import Discrete
 
@@ -50,11 +50,12 @@ def beam(
     objective.require(calls(config.width, branch, horizon), "beam")
     beams = torch.zeros((batch, 1, 0, space.tokens), dtype=torch.int64, device=device)
     cost = torch.zeros((batch, 1), device=device)
-    lowest = []
+    copies = torch.zeros((batch, 1), dtype=torch.bool, device=device)
+    row, lowest = torch.arange(batch, device=device)[:, None], []
     for _ in range(horizon):
         W = beams.shape[1]
         before = _before(beams, start)
-        chosen = _extensions(before, (batch, W), table, branch, prior, generator)
+        chosen, twice = _extensions(before, (batch, W), table, branch, prior, generator)
         longer = torch.cat(
             [
                 beams[:, :, None].expand(-1, -1, branch, -1, -1),
@@ -64,8 +65,12 @@ def beam(
         ).flatten(1, 2)
         found = objective(longer)
         lowest.append(found.min(dim=1).values)
-        order = found.argsort(dim=1, stable=True)[:, : config.width]
-        beams, cost = elites(longer, found, config.width), found.gather(1, order)
+        copies = (copies[:, :, None] | twice).flatten(1)
+        order = found.argsort(dim=1, stable=True)
+        # Copies come last, whatever they cost, or a beam would soon hold nothing else.
+        order = order.gather(1, copies[row, order].int().argsort(dim=1, stable=True))
+        order = order[:, : config.width]
+        beams, cost, copies = longer[row, order], found[row, order], copies[row, order]
     actions, price = best(beams, cost)
     given = start.actions
     if given is not None and given.shape[1] == horizon and objective.affords(horizon):
@@ -96,12 +101,14 @@ def _extensions(
     branch: int,
     prior: CodeBigram | None,
     generator: torch.Generator,
-) -> Tensor:
-    """Rows [B, W, branch] of the table of actions, none twice where there are as many possible ones."""
+) -> tuple[Tensor, Tensor]:
+    """Rows [B, W, branch] of the table of actions, and which of them are there already: none where as many
+    are possible."""
     B, W = shape
     total = len(table)
     if branch == total and prior is None:
-        return torch.arange(total, device=table.device).expand(B, W, -1)
+        every = torch.arange(total, device=table.device).expand(B, W, -1)
+        return every, torch.zeros_like(every, dtype=torch.bool)
     score = torch.zeros((B, W, total), device=table.device)
     if prior is not None:
         each = prior.next(before, (B, W)).expand(B, W, -1, -1)  # [B, W, N, K]
@@ -112,4 +119,4 @@ def _extensions(
     order = (score + gumbel).argsort(dim=-1, descending=True, stable=True)[:, :, :branch]
     # What cannot happen is replaced by the best that can.
     possible = score.gather(-1, order).isfinite()
-    return torch.where(possible, order, order[:, :, :1])
+    return torch.where(possible, order, order[:, :, :1]), ~possible

@@ -78,16 +78,16 @@ def icem(
     for number in range(config.iterations):
         fewer = int(config.candidates * config.decay**-number)
         candidates = max(min(fewer, config.candidates), min(2 * count, config.candidates))
+        if number and not objective.affords(candidates * horizon):
+            break
         joined = [part[:, : max(1, candidates // 2)] for part in kept]
         if number == config.iterations - 1:
             joined = [mean[:, None], *joined]
-        new = max(1, candidates - sum(part.shape[1] for part in joined))
-        total = new + sum(part.shape[1] for part in joined)
-        if number and not objective.affords(total * horizon):
-            break
-        noise = coloured((batch, new, horizon, space.width), config.colour, generator=generator)
-        fresh = mean[:, None] + std[:, None] * noise
-        drawn = clipped(torch.cat([*joined, fresh], dim=1), space)  # of equal ones the old stays
+        old = [torch.cat(joined, dim=1)[:, : max(1, candidates - 1)]] if joined else []
+        if new := candidates - sum(part.shape[1] for part in old):
+            noise = coloured((batch, new, horizon, space.width), config.colour, generator=generator)
+            old = [*old, mean[:, None] + std[:, None] * noise]
+        drawn = clipped(torch.cat(old, dim=1), space)  # of equal ones the old stays
         cost = objective(drawn)
         lowest.append(cost.min(dim=1).values)
         chosen = elites(drawn, cost, min(count, drawn.shape[1]))

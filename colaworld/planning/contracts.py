@@ -115,6 +115,7 @@ class Objective:
                 f"{self.budget}; allow more, or plan with fewer candidates or a shorter horizon"
             )
 
+    @torch.no_grad()
     def __call__(self, actions: Tensor) -> Tensor:
         """[B, n] of actions [B, n, h, A]. Raises ValueError on costs of another shape, or not finite."""
         B, n, h = actions.shape[:3]
@@ -150,7 +151,14 @@ class Plan:
     kept: Tensor | None = None  # [B, m, h, A] good candidates beside it
 
     def after(self, steps: int) -> Start:
-        """Where the next plan begins when `steps` actions of this one have been carried out."""
+        """Where the next plan begins when `steps` actions of this one have been carried out.
+
+        Raises ValueError on none, and on more than there are.
+        """
+        if not 1 <= steps <= self.actions.shape[1]:
+            raise ValueError(
+                f"Plan.after: steps: expected 1 .. {self.actions.shape[1]}, got {steps}"
+            )
         kept = None if self.kept is None else self.kept[:, :, steps:]
         return Start(self.actions[:, steps:], kept, self.actions[:, steps - 1])
 

@@ -55,7 +55,7 @@ class Agent(Protocol):
         steps: int,
         generator: torch.Generator,
     ) -> Decision:
-        """The next `steps` actions at least one of, given goals [B, 3, H, W] and the last plan."""
+        """The next actions, 1 .. `steps` of them, given goals [B, 3, H, W] and the last plan."""
         ...
 
 
@@ -200,6 +200,10 @@ def play(
             if generator.device.type == "cuda":
                 torch.cuda.synchronize(generator.device)
             seconds += time.perf_counter() - began
+            if not 1 <= decision.actions.shape[1] <= steps:
+                raise ValueError(
+                    f"{label}: decided: expected 1 .. {steps} actions, got {decision.actions.shape[1]}"
+                )
             decisions, decided = decisions + 1, decided + len(running)
             calls += decision.calls * len(running)
             imagined = None

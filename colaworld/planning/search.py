@@ -38,20 +38,17 @@ def search(
         prior: of codes; for planners of discrete actions.
 
     Raises:
-        ValueError: a prior that the planner cannot use, a start of other actions.
+        ValueError: a prior that the planner cannot use, a start that does not fit.
         BudgetError: the objective's budget holds no round.
     """
     entry = PLANNERS[config.kind]
     start = start or Start()
-    for name in ("actions", "kept", "last"):
-        given = getattr(start, name)
-        if given is not None:
-            space.check(given, f"start.{name}")
-    if prior is not None and not (isinstance(space, Discrete) and entry.plans != "continuous"):
-        raise ValueError(
-            f"prior: {config.kind} plans {entry.plans} actions here, and a data prior is of codes; use "
-            "shooting, categorical or beam over codes, or leave it out"
-        )
+    for argument, count in (("horizon", horizon), ("batch", batch)):
+        if count < 1:
+            raise ValueError(f"search: {argument}: expected 1 or more, got {count}")
+    _check_start(start, space, batch, horizon)
+    if prior is not None:
+        _check_prior(prior, space, config.kind)
     options = {"horizon": horizon, "batch": batch, "generator": generator}
     translated: Grid | Scores
     if entry.plans == "discrete" and isinstance(space, Continuous):
@@ -65,6 +62,39 @@ def search(
     plan = entry.plan(inner, translated.space, config, start=begun, prior=None, **options)
     kept = None if plan.kept is None else translated.out(plan.kept)
     return replace(plan, actions=translated.out(plan.actions), kept=kept)
+
+
+def _check_start(start: Start, space: Space, batch: int, horizon: int) -> None:
+    """ValueError unless it is of these environments, no longer than a plan, and of actions of the space."""
+    for name, lead in (
+        ("actions", (batch, f"0 .. {horizon}")),
+        ("kept", (batch, "m", f"0 .. {horizon}")),
+        ("last", (batch,)),
+    ):
+        given = getattr(start, name)
+        if given is None:
+            continue
+        space.check(given, f"start.{name}")
+        fits = given.ndim == len(lead) + 1 and given.shape[0] == batch
+        if not fits or (name != "last" and given.shape[-2] > horizon):
+            wanted = ", ".join(map(str, (*lead, space.width)))
+            raise ValueError(f"start.{name}: expected [{wanted}], got {list(given.shape)}")
+
+
+def _check_prior(prior: CodeBigram, space: Space, kind: str) -> None:
+    """ValueError unless the planner draws codes, and the prior is of them."""
+    plans = PLANNERS[kind].plans
+    if not isinstance(space, Discrete) or plans == "continuous":
+        raise ValueError(
+            f"prior: {kind} plans {plans} actions here, and a data prior is of codes; use "
+            "shooting, categorical or beam over codes, or leave it out"
+        )
+    if tuple(prior.first.shape) != (space.tokens, space.size):
+        tokens, size = prior.first.shape
+        raise ValueError(
+            f"prior: it is of {size} codes in {tokens} token{'s' * (tokens > 1)}, and those planned are "
+            f"{space.size} in {space.tokens}"
+        )
 
 
 class _Translated(Objective):

@@ -8,6 +8,7 @@ Not here: what an action does.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -25,9 +26,11 @@ class Continuous:
 
     def __post_init__(self) -> None:
         fits = len(self.low) == len(self.high) >= 1
-        if not fits or any(a >= b for a, b in zip(self.low, self.high, strict=True)):
+        if not fits or any(
+            not -math.inf < a < b < math.inf for a, b in zip(self.low, self.high, strict=True)
+        ):
             raise ValueError(
-                f"Continuous: expected low < high for each dimension, got {self.low}, {self.high}"
+                f"Continuous: expected finite low < high for each dimension, got {self.low}, {self.high}"
             )
 
     @property
@@ -40,11 +43,13 @@ class Continuous:
         return torch.tensor(self.low, device=device), torch.tensor(self.high, device=device)
 
     def check(self, actions: Tensor, argument: str) -> None:
-        """ValueError unless they are floats [.., A]."""
+        """ValueError unless they are finite floats [.., A]."""
         if not actions.is_floating_point() or actions.shape[-1:] != (self.width,):
             raise ValueError(
                 f"{argument}: expected floats [.., {self.width}], got {_what(actions)}"
             )
+        if not actions.isfinite().all():
+            raise ValueError(f"{argument}: expected finite numbers, got infinite ones or NaN")
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,15 @@ class Discrete:
         return self.tokens
 
     def check(self, actions: Tensor, argument: str) -> None:
-        """ValueError unless they are int64 [.., N]."""
+        """ValueError unless they are int64 [.., N], each below `size`."""
         if actions.dtype != torch.int64 or actions.shape[-1:] != (self.tokens,):
             raise ValueError(
                 f"{argument}: expected int64 [.., {self.tokens}], got {_what(actions)}"
+            )
+        if actions.numel() and not 0 <= int(actions.min()) <= int(actions.max()) < self.size:
+            raise ValueError(
+                f"{argument}: expected codes in 0 .. {self.size - 1}, got {int(actions.min())} .. "
+                f"{int(actions.max())}"
             )
 
 
