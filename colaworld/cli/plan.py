@@ -34,7 +34,7 @@ class PlanOptions:
     """Options of `colaworld plan`."""
 
     env: Annotated[str, tyro.conf.Positional]
-    """The environment: point-mass, scene, or one of your own (COLAWORLD_IMPORT)."""
+    """The environment: point-mass, pusht, scene, or one of your own (COLAWORLD_IMPORT)."""
     run: Path | None = None
     """The run folder, or a world written by `colaworld export`. None: the bounds alone are played."""
     out: Path = Path("plan")
@@ -148,9 +148,7 @@ def _loaded(
             f"{folder.path}: the size of the frames it was trained on is not known; evaluate it first"
         )
     world = replace(world, frame_size=size)
-    given = options.how.goal_offset
-    offset = {} if given is None else {"goal_offset": given}
-    task = make_task(options.env, height=size[0], width=size[1], **offset)
+    task = make_task(options.env, height=size[0], width=size[1], **options.how.of_task())
     if options.space == "real":
         return world, steer_real(world, task), size
     if folder.exported and options.data is None:
@@ -200,9 +198,9 @@ def told(result: Mapping[str, Any]) -> list[str]:
     )
     where = "frames" if said["cost"] == "frames" else f"{said['cost']} (other rows: frames)"
     lines = [
-        f"{said['env']} {said['height']}x{said['width']} px, goal {said['goal_offset']} moves away, "
-        f"{said['episodes']} episodes of seed {said['seed']}, at most {mpc['steps']} actions; intervals are over "
-        "episodes",
+        f"{said['env']} {said['height']}x{said['width']} px, goal {said['goal_offset']} steps away, "
+        f"{said['episodes']} episodes of seed {said['seed']}, at most {mpc['steps']} actions of {said['block']} "
+        "step(s); intervals are over episodes",
         f"{kind}: {how}; {budget}",
         f"horizon {mpc['horizon']}, re-planned every {mpc['replan']}, action repeat {mpc['action_repeat']}, "
         f"{mpc['context']} context frames, warm start {'on' if mpc['warm_start'] else 'off'}; cost: squared "
@@ -222,6 +220,10 @@ def told(result: Mapping[str, Any]) -> list[str]:
             f"recorded steps, right in {found['agreement']:.2f} (one action for all: {found['baseline']:.2f}); "
             f"{found['carried_out_unseen']} of {found['carried_out']} codes carried out were not in it"
         )
+        if found["places"]:
+            lines.append(
+                "actions are places, counted and carried out from the last place before them"
+            )
         if found["absent"]:
             lines.append(
                 f"no code stands for action {', '.join(map(str, found['absent']))}: no plan can do it"

@@ -30,6 +30,7 @@ register_planner(CategoricalConfig, Later(f"{__name__}.categorical:categorical")
 register_planner(BeamConfig, Later(f"{__name__}.beam:beam"), plans="discrete")
 
 TASKS.add("point-mass", Later(f"{__name__}.tasks:PointMassTask"))
+TASKS.add("pusht", Later(f"{__name__}.pusht_task:PushTTask"))
 TASKS.add("scene", Later(f"{__name__}.tasks:SceneTask"))
 
 __all__ = [

@@ -225,7 +225,11 @@ class EpisodesConfig(Checked, at="--"):
     batch: Count = 16
     """Episodes that are planned side by side; what is drawn for one depends on the others."""
     goal_offset: Count | None = None
-    """Moves from start to goal, the fewest that reach it. None: the environment's own (scene 3, point-mass 4)."""
+    """Steps from start to goal: in scene and point-mass the fewest that reach it, in pusht those of a scripted
+    pusher. None: the environment's own (scene 3, point-mass 4, pusht 25)."""
+    block: Count | None = None
+    """pusht, point-mass: steps of one planned action; those of a run's data (data.stride). None: the environment's own
+    (pusht 5)."""
     cost: Literal["frames", "latents"] = "frames"
     """Where the distance from the goal image is measured in the world: in pixels, or in latents, which are
     not decoded then. The other rows measure in pixels."""
@@ -243,3 +247,11 @@ class EpisodesConfig(Checked, at="--"):
     """Recorded clips that are read at most, to count what codes stand for."""
     size: Annotated[int, Range(ge=8, le=1024)] = 32
     """Pixels per side of frames without a run."""
+
+    def of_task(self) -> dict[str, Any]:
+        """What is the environment's to know, where it was said."""
+        said = {name: getattr(self, name) for name in OF_TASK}
+        return {name: value for name, value in said.items() if value is not None}
+
+
+OF_TASK = ("goal_offset", "block")  # settings that an environment has a value of its own for

@@ -7,7 +7,7 @@ the last frame stays from below. Not here: a learned world (dynamics.py).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,19 +41,14 @@ class PointMassDynamics:
 
 
 class SimulatorDynamics:
-    """The true simulator: each candidate is played in a copy of the environment (the oracle).
-
-    Args:
-        act: actions [A] -> what the environment is stepped with, once after another.
-        device: of the frames it gives.
+    """The true simulator: each candidate, actions of `Task.space`, is played in a copy of the environment
+    (the oracle). `device`: of the frames it gives.
     """
 
     gives: Reads = "frames"
 
-    def __init__(
-        self, act: Callable[[Tensor], Sequence[Any]], *, device: torch.device | str = "cpu"
-    ) -> None:
-        self.act, self.device = act, device
+    def __init__(self, *, device: torch.device | str = "cpu") -> None:
+        self.device = device
 
     def begin(self, seen: Seen) -> Sequence[Any]:
         return [copy.deepcopy(task) for task in seen.tasks]
@@ -65,9 +60,9 @@ class SimulatorDynamics:
             for candidate in candidates:
                 played, frames = copy.deepcopy(task), []
                 for action in candidate:
-                    for one in self.act(action):
-                        frame = played.step(one)
-                    frames.append(frame)
+                    for one in played.steps(action):
+                        played.step(one)
+                    frames.append(played.frame())
                 films.append(np.stack(frames))
         made = torch.from_numpy(np.stack(films)).to(self.device).movedim(-1, -3).float() / 255
         return made.unflatten(0, actions.shape[:2])

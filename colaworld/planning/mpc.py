@@ -9,7 +9,7 @@ on those played beside it: equal seeds, episodes and batch give equal results. N
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,9 +24,13 @@ from colaworld.planning.search import search
 from colaworld.planning.spaces import Continuous, Space
 from colaworld.planning.tasks import Task
 
-Act = Callable[
-    [Tensor], Sequence[Any]
-]  # one planned action [A] -> what the environment is stepped with
+# One planned action [A] and the environment it is for -> what that is stepped with, one after another.
+Act = Callable[[Tensor, Task], Iterable[Any]]
+
+
+def own(action: Tensor, task: Task) -> Iterable[Any]:
+    """An action of the environment's own space."""
+    return task.steps(action)
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class PlanningAgent:
     planner: PlannerConfig
     config: MPCConfig
     cost: Callable[[Tensor], Cost]
-    act: Act
+    act: Act = own
     prior: CodeBigram | None = None
 
     def decide(
@@ -112,7 +116,7 @@ class RandomAgent:
     """Acts without looking: uniform over the environment's own actions."""
 
     space: Space
-    act: Act
+    act: Act = own
 
     def decide(
         self,
@@ -140,7 +144,7 @@ class Episode:
     seed: int
     success: bool = False
     steps: int = 0  # steps of the environment
-    best: int = 0  # the fewest that reach the goal
+    best: int | None = None  # the fewest that reach the goal, where they are known
     costs: list[float] = field(default_factory=list)  # of each plan
     goal: np.ndarray | None = None  # [H, W, 3] uint8
     real: list[np.ndarray] = field(default_factory=list)  # frames, the first included
@@ -231,7 +235,8 @@ class _Running:
     def __init__(self, task: Task, seed: int, *, context: int, shown: bool) -> None:
         self.task, self.shown, self._context = task, shown, context
         frame, self.goal = task.reset(seed)
-        self.episode = Episode(seed, best=task.goal_offset, success=task.succeeded())
+        best = task.goal_offset if task.shortest else None
+        self.episode = Episode(seed, best=best, success=task.succeeded())
         self.latest = [frame]
         if shown:
             self.episode.goal, self.episode.real = self.goal, [frame]
@@ -244,13 +249,8 @@ class _Running:
         if decision.cost is not None:
             episode.costs.append(float(decision.cost[row]))
         for number, action in enumerate(decision.actions[row]):
-            frame = self.latest[-1]
-            for one in [one for one in act(action) for _ in range(repeat)]:
-                frame = self.task.step(one)
-                episode.steps += 1
-                episode.success = self.task.succeeded()
-                if episode.success:
-                    break
+            self._step(act(action, self.task), repeat)
+            frame = self.task.frame()
             self.latest = [*self.latest, frame][-self._context :]
             if self.shown:
                 episode.real.append(frame)
@@ -259,6 +259,15 @@ class _Running:
                     episode.imagined.append(expected.movedim(0, -1).cpu().numpy())
             if episode.success:
                 return
+
+    def _step(self, steps: Iterable[Any], repeat: int) -> None:
+        for one in steps:
+            for _ in range(repeat):
+                self.task.step(one)
+                self.episode.steps += 1
+                self.episode.success = self.task.succeeded()
+                if self.episode.success:
+                    return
 
 
 def _seen(running: Sequence[_Running], context: int, generator: torch.Generator) -> Seen:

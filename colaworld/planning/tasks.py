@@ -5,9 +5,12 @@ Not here: the simulators (envs), the loop (mpc.py), which plan is good (costs.py
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from colaworld.config import ConfigError
 from colaworld.contracts import ActionSpec
@@ -22,10 +25,17 @@ class Task(Protocol):
 
     name: str
     goal_offset: int
-    """Moves from the start to the goal: the fewest that reach it."""
+    """Steps from the start to the goal."""
+    shortest: bool
+    """Whether no fewer steps reach it."""
     action_spec: ActionSpec
+    """What is recorded of a step."""
+    block: int
+    """Steps of one planned action."""
     space: Space
-    """The actions that `step` takes."""
+    """The actions that planners choose from."""
+    place: np.ndarray | None
+    """Where recorded actions are places: the one it was last sent to. None: they are not."""
     frame_size: tuple[int, int]
     """Height and width of its frames."""
 
@@ -33,8 +43,21 @@ class Task(Protocol):
         """A new episode, which depends on the seed alone: (first frame, goal frame), uint8 [H, W, 3]."""
         ...
 
-    def step(self, action: Any) -> np.ndarray:
-        """Act once; the frame that the action led to."""
+    def steps(self, action: Tensor) -> Iterable[Any]:
+        """What `step` takes, one after another, for an action [A] of `space`. Ask for the next when the one
+        before was done: it may depend on where that led."""
+        ...
+
+    def recorded(self, action: Tensor) -> Iterable[Any]:
+        """The same for a recorded action: a class [], or the numbers [block x A] of its steps."""
+        ...
+
+    def step(self, action: Any) -> None:
+        """Act once."""
+        ...
+
+    def frame(self) -> np.ndarray:
+        """What is seen now, uint8 [H, W, 3]."""
         ...
 
     def succeeded(self) -> bool:
@@ -46,10 +69,16 @@ class Task(Protocol):
         ...
 
 
+def in_turn(action: Tensor, low: float, high: float, size: int) -> list[np.ndarray]:
+    """Steps of `size` numbers each, within their bounds, of one action after another [k size]."""
+    return list(action.detach().cpu().float().clamp(low, high).view(-1, size).numpy())
+
+
 class SceneTask:
     """The own scene: bring the camera, or the square, to where a few moves would."""
 
     name = "scene"
+    shortest, block, place = True, 1, None
 
     def __init__(self, *, height: int, width: int, goal_offset: int = 3, **options: Any) -> None:
         self._env = Scene(height=height, width=width, **options)
@@ -64,7 +93,7 @@ class SceneTask:
         self.space: Space = Discrete(len(MOVES))
 
     def reset(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        frame = self._env.reset(seed)
+        frame = self._frame = self._env.reset(seed)
         rng = np.random.default_rng([seed, 1])
         across = int(rng.integers(-self.goal_offset, self.goal_offset + 1))
         down = (self.goal_offset - abs(across)) * int(rng.choice((-1, 1)))
@@ -74,8 +103,17 @@ class SceneTask:
         self._goal = (state[self._part] + self._env.speed * np.array([across, down])) % size
         return frame, self._env.draw(**_drawn(state | {self._part: self._goal}))
 
-    def step(self, action: Any) -> np.ndarray:
-        return self._env.step(int(np.asarray(action).reshape(())))[0]
+    def steps(self, action: Tensor) -> Iterable[Any]:
+        return [int(action[0])]
+
+    def recorded(self, action: Tensor) -> Iterable[Any]:
+        return [int(action)]
+
+    def step(self, action: Any) -> None:
+        self._frame = self._env.step(int(action))[0]
+
+    def frame(self) -> np.ndarray:
+        return self._frame
 
     def succeeded(self) -> bool:
         return bool((self._env.state()[self._part] == self._goal).all())
@@ -92,6 +130,7 @@ class PointMassTask:
     """The point mass: pass within `tolerance` of where `goal_offset` random pushes of one direction lead."""
 
     name = "point-mass"
+    shortest, place = True, None
 
     def __init__(
         self,
@@ -99,6 +138,7 @@ class PointMassTask:
         height: int,
         width: int,
         goal_offset: int = 4,
+        block: int = 1,
         tolerance: float = 0.03,
         **options: Any,
     ) -> None:
@@ -112,10 +152,11 @@ class PointMassTask:
             )
         self.tolerance, self._reach = tolerance, reach
         self.action_spec = self._env.action_spec
-        self.space: Space = Continuous((-1.0, -1.0), (1.0, 1.0))
+        self.block = block
+        self.space: Space = Continuous((-1.0,) * 2 * block, (1.0,) * 2 * block)
 
     def reset(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        frame = self._env.reset(seed)
+        frame = self._frame = self._env.reset(seed)
         start = self._env.position
         rng = np.random.default_rng([seed, 1])
         # A full push along one axis and any along the other: no fewer steps reach it.
@@ -127,8 +168,16 @@ class PointMassTask:
         self.goal = start + self._reach * way * inside
         return frame, self._env.draw(self.goal)
 
-    def step(self, action: Any) -> np.ndarray:
-        return self._env.step(np.asarray(action, np.float32))[0]
+    def steps(self, action: Tensor) -> Iterable[Any]:
+        return in_turn(action, -1, 1, 2)
+
+    recorded = steps
+
+    def step(self, action: Any) -> None:
+        self._frame = self._env.step(np.asarray(action, np.float32))[0]
+
+    def frame(self) -> np.ndarray:
+        return self._frame
 
     def succeeded(self) -> bool:
         way = (self._env.position - self.goal + 0.5) % 1 - 0.5  # the picture wraps
@@ -141,10 +190,18 @@ class PointMassTask:
 def make_task(name: str, *, height: int, width: int, **options: Any) -> Task:
     """The task called `name` with frames of this size.
 
-    Raises ConfigError on a name that nobody registered, a goal that cannot be set, and a task whose
-    frames come out in another size.
+    Raises ConfigError on a name that nobody registered, an option that it does not have, a goal that cannot
+    be set, and a task whose frames come out in another size.
     """
-    task: Task = TASKS[name](height=height, width=width, **options)
+    try:
+        task: Task = TASKS[name](height=height, width=width, **options)
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None or unknown[1] not in options:
+            raise
+        raise ConfigError(
+            f"--{unknown[1].replace('_', '-')}: {name} has none; leave it out"
+        ) from None
     shape = task.reset(0)[0].shape[:2]
     if shape != (height, width):
         raise ConfigError(

@@ -10,7 +10,7 @@ Not here: planners and the loop (planning), the page (planning_page.py), printin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -26,8 +26,8 @@ from colaworld.data.loader import iterate_once
 from colaworld.envs.episodes import episode_seeds
 from colaworld.metrics.proportion import wilson
 from colaworld.models.world import World
-from colaworld.planning.action_map import ActionMap
-from colaworld.planning.config import EpisodesConfig, MPCConfig, PlannerConfig, Row
+from colaworld.planning.action_map import ActionMap, from_last_place
+from colaworld.planning.config import OF_TASK, EpisodesConfig, MPCConfig, PlannerConfig, Row
 from colaworld.planning.contracts import Cost, Reads
 from colaworld.planning.costs import ActionPenalty, GoalDistance, WeightedSum
 from colaworld.planning.dynamics import WorldDynamics, latent_space
@@ -56,6 +56,8 @@ class Steering:
     prior: CodeBigram | None = None
     steps: int = 0
     """Recorded steps that the table was counted from."""
+    places: bool = False
+    """Whether actions are places, and the table holds their distance from the one before."""
     acted: dict[str, int] = field(default_factory=lambda: {"codes": 0, "unseen": 0})
     """Codes that were carried out, and those of them that no recorded step had."""
 
@@ -86,10 +88,9 @@ def plan_run(
     Raises ConfigError or ValueError where environment, run, planner and cost do not fit together.
     """
     height, width = size
-    options = {} if config.goal_offset is None else {"goal_offset": config.goal_offset}
 
     def make() -> Task:
-        return make_task(env, height=height, width=width, **options)
+        return make_task(env, height=height, width=width, **config.of_task())
 
     task = make()
     seeds = [episode_seeds(config.seed, number)[0] for number in range(config.episodes)]
@@ -126,8 +127,9 @@ def plan_run(
             "height": height,
             "width": width,
             "goal_offset": task.goal_offset,
+            "block": task.block,
             "episode_seeds": seeds,
-            **{k: v for k, v in to_dict(config).items() if k not in ("rows", "goal_offset")},
+            **{k: v for k, v in to_dict(config).items() if k not in ("rows", *OF_TASK)},
             "planner": to_dict(planner),
             "mpc": to_dict(mpc),
             "space": None if steering is None else steering.space,
@@ -166,29 +168,42 @@ def steer(
     spec = found.action_spec
     assert spec is not None, "a set with actions says which"
     check_spec(spec, task, where=str(data.path))
-    indices: list[Tensor] = []
+    places = spec.mode == "absolute" and task.place is not None
+    indices: list[Tensor] = []  # of each clip
+    counted: list[Tensor] = []
     actions: list[Tensor] = []
     done = 0
     for batch in iterate_once(data, batch_size=16, limit=clips, with_actions=True, split="train"):
         inferred = world.infer_actions(to_float(batch.frames, device))
         assert inferred.indices is not None and batch.actions is not None
-        indices += inferred.indices.cpu().unbind(0)
-        actions += batch.actions.unbind(0)
+        read, then = inferred.indices.cpu(), batch.actions
+        indices += read.unbind(0)
+        if places:
+            read, then = read[:, 1:], from_last_place(then, task.action_spec.size)
+        counted.append(read.flatten(0, 1))
+        actions.append(then.flatten(0, 1))
         done += len(batch)
         if watch is not None:
             watch(done, clips, "reading codes off recorded clips")
-    table = ActionMap.fit(torch.cat(indices), torch.cat(actions), space=space, spec=spec)
+    if places and not sum(map(len, counted)):
+        raise ConfigError(
+            f"{data.path}: clips of {data.frames_per_clip} frames, and an action that is a place is told from "
+            "the one before; expected 3 or more (data.frames-per-clip)"
+        )
+    table = ActionMap.fit(torch.cat(counted), torch.cat(actions), space=space, spec=spec)
     prior = CodeBigram.from_indices(indices, space).to(device) if with_prior else None
-    steps = sum(len(part) for part in indices)
     acted = {"codes": 0, "unseen": 0}
 
-    def act(codes: Tensor) -> Sequence[Any]:
+    def act(codes: Tensor, task: Task) -> Iterable[Any]:
         chosen, known = table(codes[None])
         acted["codes"] += 1
         acted["unseen"] += int(not known)
-        return _steps(chosen[0], task)
+        action = chosen[0]
+        if places:
+            action = action + torch.tensor(task.place, dtype=torch.float32).repeat(task.block)
+        return task.recorded(action)
 
-    return Steering("latent", act, table, prior, steps, acted)
+    return Steering("latent", act, table, prior, int(table.counts.sum()), places, acted)
 
 
 def steer_real(world: World, task: Task) -> Steering:
@@ -200,34 +215,30 @@ def steer_real(world: World, task: Task) -> Steering:
     assert world.actions is not None
     check_spec(world.actions, task, where="this run")
 
-    def act(action: Tensor) -> Sequence[Any]:
-        return _steps(action[0] if isinstance(dynamics.space, Discrete) else action, task)
+    def act(action: Tensor, task: Task) -> Iterable[Any]:
+        return task.recorded(action[0] if isinstance(dynamics.space, Discrete) else action)
 
     return Steering("real", act)
 
 
 def check_spec(spec: ActionSpec, task: Task, *, where: str) -> None:
-    """ConfigError unless actions of a set or a run are steps of the environment: classes alike, or numbers
-    of one step or of several after another."""
+    """ConfigError unless actions of a set or a run are those of the environment: classes alike, or the
+    numbers of as many steps as it takes at once."""
     wanted = task.action_spec
     words = {"discrete": "classes", "continuous": "numbers"}
-    fits = spec.kind == wanted.kind and (
-        spec.size == wanted.size or (spec.kind == "continuous" and spec.size % wanted.size == 0)
-    )
-    if not fits:
+    size = wanted.size * task.block
+    if spec.kind == wanted.kind and spec.size == size:
+        return
+    if spec.kind == wanted.kind == "continuous" and spec.size % wanted.size == 0:
+        at_once = spec.size // wanted.size
         raise ConfigError(
-            f"{where}: its actions are {spec.size} {words[spec.kind]}, {task.name} takes {wanted.size} "
-            f"{words[wanted.kind]}; use data, or a run, of {task.name}"
+            f"{where}: an action is {at_once} steps of {task.name} (data.stride), and {task.block} are planned "
+            f"at once; pass --block {at_once}, and mind that --mpc.steps counts such actions"
         )
-
-
-def _steps(action: Tensor, task: Task) -> Sequence[Any]:
-    """What the environment is stepped with, one after another, for one action of a clip."""
-    if not isinstance(task.space, Continuous):
-        return [int(action)]
-    low, high = task.space.bounds("cpu")
-    parts = action.cpu().float().view(-1, task.space.width)
-    return [part.numpy() for part in torch.minimum(torch.maximum(parts, low), high)]
+    raise ConfigError(
+        f"{where}: its actions are {spec.size} {words[spec.kind]}, {task.name} takes {size} "
+        f"{words[wanted.kind]}; use data, or a run, of {task.name}"
+    )
 
 
 def _agents(
@@ -239,18 +250,15 @@ def _agents(
     steering: Steering | None,
     device: str,
 ) -> dict[Row, Agent]:
-    def own(action: Tensor) -> Sequence[Any]:
-        return _steps(action[0] if isinstance(task.space, Discrete) else action, task)
-
-    simulator = SimulatorDynamics(own, device=device)
+    simulator = SimulatorDynamics(device=device)
     made: dict[Row, Agent] = {}
     for name in config.rows:
         if name == "random":
-            made[name] = RandomAgent(task.space, own)
+            made[name] = RandomAgent(task.space)
         elif name == "oracle" or name == "copy":
             dynamics: Any = simulator if name == "oracle" else CopyDynamics()
             cost = _cost(config, None, "frames", task.space)
-            made[name] = PlanningAgent(dynamics, task.space, planner, mpc, cost, own)
+            made[name] = PlanningAgent(dynamics, task.space, planner, mpc, cost)
         elif world is not None:
             assert steering is not None, "a world is steered"
             if config.cost == "latents" and world.stride > 1:
@@ -291,7 +299,7 @@ def _row(played: Played) -> dict[str, Any]:
     """The numbers of a row."""
     episodes = played.episodes
     won = [one for one in episodes if one.success]
-    longer = [one.steps - one.best for one in won]
+    longer = [one.steps - one.best for one in won if one.best is not None]
     depth = max((len(one.costs) for one in episodes), default=0)
     costs = [[one.costs[i] for one in episodes if i < len(one.costs)] for i in range(depth)]
     return {
@@ -320,6 +328,7 @@ def _told(steering: Steering) -> dict[str, Any] | None:
         "codes": table.codes.tolist(),
         "actions": table.actions.tolist(),
         "counts": table.counts.tolist(),
+        "places": steering.places,
         "agreement": table.agreement,
         "baseline": table.baseline,
         "absent": list(table.absent),

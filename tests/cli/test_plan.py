@@ -149,8 +149,9 @@ def test_what_does_not_fit_is_said(colaworld, trained, scene, tmp_path) -> None:
     assert "--rows: nobody is left to play" in refused("scene", "--rows", "world")
     assert "belong to a world; name it with --run" in refused("scene", "--data", scene)
     assert "expected one of" in refused("scene", "--planner", "cemm")
-    assert "no environment with goals 'scen' is registered; known: point-mass, scene" in refused(
-        "scen"
+    assert (
+        "no environment with goals 'scen' is registered; known: point-mass, pusht, scene"
+        in refused("scen")
     )
     assert "a data prior is of codes" in refused(
         "scene", *run, "--prior", "data", "--planner", "cem"

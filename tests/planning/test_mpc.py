@@ -32,16 +32,12 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def act_class(action: torch.Tensor) -> list[int]:
-    return [int(action[0])]
-
-
 def scene_agent(dynamics, planner, config) -> PlanningAgent:
     def cost(goals: torch.Tensor) -> WeightedSum:
         goal = GoalDistance(goals, reads="frames", over="all")  # now rather than later
         return WeightedSum((1.0, goal), (0.01, ActionPenalty((0,))))
 
-    return PlanningAgent(dynamics, Discrete(5), planner, config, cost, act_class)
+    return PlanningAgent(dynamics, Discrete(5), planner, config, cost)
 
 
 PLANNERS = (
@@ -57,7 +53,7 @@ PLANNERS = (
 @pytest.mark.parametrize("planner", PLANNERS, ids=lambda c: c.kind)
 def test_in_the_true_simulator_every_planner_takes_the_fewest_moves(planner) -> None:
     config = MPCConfig(horizon=2, steps=2)
-    agent = scene_agent(SimulatorDynamics(act_class), planner, config)
+    agent = scene_agent(SimulatorDynamics(), planner, config)
     played = play(
         agent, lambda: SceneTask(goal_offset=2, **SCENE), (1, 2), config, generator=seeded()
     )
@@ -75,7 +71,7 @@ def test_a_dynamics_in_which_nothing_happens_reaches_nothing_and_a_random_agent_
     assert all(one.steps == 4 for one in still.episodes)
     np.testing.assert_array_equal(still.episodes[0].imagined[0], still.episodes[0].real[0])
     assert not still.episodes[1].real  # not shown, not kept
-    lost = play(RandomAgent(Discrete(5), act_class), make, range(30), config, generator=seeded())
+    lost = play(RandomAgent(Discrete(5)), make, range(30), config, generator=seeded())
     assert sum(one.success for one in lost.episodes) <= 5  # 3 moves of 5^3 at least three times
     assert lost.calls == 0
 
@@ -104,7 +100,6 @@ def test_the_point_mass_is_brought_to_its_goal_in_the_fewest_steps() -> None:
             reads="states",
             over="best",
         ),
-        lambda action: [action.clamp(-1, 1).numpy()],
     )
     played = play(agent, make, (0,), config, generator=seeded())
     assert played.episodes[0].success and played.episodes[0].steps == 4
@@ -112,7 +107,7 @@ def test_the_point_mass_is_brought_to_its_goal_in_the_fewest_steps() -> None:
 
 def test_equal_seeds_play_equally_and_batches_stay_apart() -> None:
     config = MPCConfig(horizon=2, steps=3)
-    agent = scene_agent(SimulatorDynamics(act_class), ShootingConfig(candidates=10), config)
+    agent = scene_agent(SimulatorDynamics(), ShootingConfig(candidates=10), config)
     make = lambda: SceneTask(goal_offset=3, **SCENE)  # noqa: E731
     first, again = (
         play(agent, make, range(5), config, generator=seeded(7), batch=2) for _ in range(2)
@@ -161,10 +156,11 @@ def test_the_goal_of_the_scene_is_so_many_moves_away(seed, moves) -> None:
     for first in range(5):
         for second in range(5):
             task.reset(seed)
-            shown = [task.step(first)]
-            done = [task.succeeded()]
-            shown.append(task.step(second))
-            done.append(task.succeeded())
+            shown, done = [], []
+            for move in (first, second):
+                task.step(move)
+                shown.append(task.frame())
+                done.append(task.succeeded())
             reached[first, second] = done
             for picture, there in zip(shown, done, strict=True):
                 assert there == bool((picture == goal).all())

@@ -1,0 +1,114 @@
+"""PushT with a goal: exact copies, displacements as steps, the protocol's success."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("gym_pusht", reason="needs gym-pusht: pip install 'colaworld[pusht]'")
+
+from colaworld.config import ConfigError
+from colaworld.contracts import ActionSpec
+from colaworld.envs import behaviours
+from colaworld.envs.pusht import PushT
+from colaworld.planning.pusht_task import PushTTask
+from colaworld.planning.tasks import make_task
+from colaworld.runs.planning import check_spec
+
+
+@pytest.fixture
+def task() -> PushTTask:
+    return PushTTask(height=32, width=32, goal_offset=10)
+
+
+def _all(env: PushT) -> list[float]:
+    agent, block = env._game.agent, env._game.block
+    moving = (*agent.velocity, *block.velocity, block.angular_velocity)
+    return [*agent.position, *block.position, block.angle, *moving]
+
+
+@pytest.mark.parametrize("behaviour", ["scripted", "sticky-random"])
+def test_a_copy_goes_the_same_way_to_the_last_bit(behaviour) -> None:
+    """Through many touches of disc, T and walls; pymunk's own copies part at the first."""
+    env = PushT(size=32)
+    env.reset(1)
+    acting = behaviours.make(behaviour, env)
+    acting.reset(env, np.random.default_rng(0))
+    copies, parted = [], 0
+    for step in range(60):
+        if step % 10 == 7:
+            copies.append(copy.deepcopy(env))
+        action = acting.act(env)
+        env.advance(action)
+        for other in copies:
+            frame, _ = other.step(action)
+            parted += _all(other) != _all(env)
+            assert (frame == env.draw()).all()
+    assert len(copies) == 6 and parted == 0
+    untouched = copy.deepcopy(env)
+    untouched.advance(np.array([0.0, 0.0]))
+    assert _all(untouched) != _all(env)  # a copy that moves moves nothing else
+
+
+def test_start_and_goal_are_two_places_of_one_episode(task) -> None:
+    first, goal = task.reset(4)
+    assert first.shape == goal.shape == (32, 32, 3) and not (first == goal).all()
+    assert not task.succeeded() and task.block == 5 and task.space.width == 10
+    again = PushTTask(height=32, width=32, goal_offset=10).reset(4)
+    np.testing.assert_array_equal(np.stack(again), np.stack((first, goal)))
+    assert not (task.reset(5)[1] == goal).all()
+
+
+@pytest.mark.parametrize(
+    ("moved", "turned", "reached"),
+    [
+        ((0, 0, 0, 0), 0, True),
+        ((11, 11, 11, 0), 0, True),  # 19.05 px as four numbers
+        ((11, 11, 11, 11), 0, False),  # 22 px
+        ((0, 0, 0, 0), np.radians(19), True),
+        ((0, 0, 0, 0), np.radians(21), False),
+        ((0, 0, 0, 0), 2 * np.pi - np.radians(19), True),  # the other way round
+    ],
+)
+def test_success_is_that_of_the_protocol(task, moved, turned, reached) -> None:
+    task.reset(0)
+    now = task.state()
+    task._goal = {
+        "agent": now["agent"] + moved[:2],
+        "block": now["block"] + moved[2:],
+        "angle": now["angle"] + turned,
+    }
+    assert task.succeeded() == reached
+
+
+def test_a_step_is_a_displacement_from_where_the_disc_is_when_it_is_due(task) -> None:
+    task.reset(2)
+    action = torch.tensor([0.5, 0.0] * 5)
+    sent = []
+    for one in task.steps(action):
+        np.testing.assert_allclose(one, np.clip(task.state()["agent"] + (50, 0), 0, 512), rtol=1e-6)
+        task.step(one)
+        sent.append(one[0])
+        np.testing.assert_array_equal(task.place, one)
+    assert len(sent) == 5 and sent[-1] > sent[0]
+    for one in task.steps(torch.full((10,), 3.0)):  # no further than the longest
+        assert (np.abs(one - task.state()["agent"]) < 101).all() and one.max() <= 512
+    recorded = task.recorded(torch.tensor([600.0, -3.0, *[256.0] * 8]))
+    np.testing.assert_array_equal(recorded[0], [512, 0])
+    assert len(recorded) == 5
+
+
+def test_what_does_not_fit_is_said(task) -> None:
+    spec = task.action_spec
+    check_spec(spec.every(5), task, where="a set")
+    with pytest.raises(ConfigError, match=r"a set: an action is 1 steps of pusht .* --block 1"):
+        check_spec(spec, task, where="a set")
+    with pytest.raises(ConfigError, match=r"its actions are 7 numbers, pusht takes 10 numbers"):
+        check_spec(ActionSpec("action", "continuous", 7), task, where="a set")
+    with pytest.raises(ConfigError, match="expected a run of such, got 28x36"):
+        make_task("pusht", height=28, width=36)
+    with pytest.raises(ConfigError, match="--block: scene has none"):
+        make_task("scene", height=16, width=16, block=5)
