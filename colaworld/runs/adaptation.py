@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from colaworld.action_contract import ActionContract
-from colaworld.config import Checked, ConfigError, Count, Natural, Size
+from colaworld.config import Checked, ConfigError, Count, Natural, Positive, Size
 from colaworld.data.config import DataConfig
 from colaworld.models.adapters import (
     ADAPTERS,
@@ -45,6 +45,8 @@ class AdaptConfig(Checked, at="--"):
     """Steps of fine-tuning the world model (paper: 3000)."""
     adapter_steps: Count = 1000
     """Steps of the adapter alone, before."""
+    learning_rate: Positive | None = None
+    """Of fine-tuning; None: that of the last phase that trained the world. Take less for few labels."""
     lam: Literal["frozen", "trained"] = "frozen"
     """Whether the latent action model goes on learning from the same clips."""
     lora: Natural = 0
@@ -103,7 +105,7 @@ def adapted_run(
         "adapted_lam" if lam else "adapted",
         ("adapter", "conditioner", *world, *lam),
         steps=asked.steps,
-        learning_rate=before.learning_rate,
+        learning_rate=asked.learning_rate or before.learning_rate,
         lr_warmup_steps=min(before.lr_warmup_steps, asked.steps // 10),
         cooldown_steps=before.cooldown_steps * asked.steps // before.steps
         if before.cooldown_steps < before.steps

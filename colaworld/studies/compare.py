@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -65,10 +66,27 @@ def difference(rows: Sequence[Row], reference: Sequence[Row], key: str) -> Told 
     return _told(pairs, key) if pairs else None
 
 
-def alike(rows: Sequence[Row]) -> bool:
-    """Whether all were measured on the same clips, as their fingerprints say."""
-    clips = [row["clips"] for row in rows]
-    return all(clips) and len({c["rolled"] for c in clips}) == 1
+def alike(rows: Sequence[Row], key: str = "rollout.psnr") -> bool:
+    """Whether the number under `key` was measured on the same clips, as their fingerprints say."""
+    clips = [clips_of(row, key) for row in rows]
+    same = {(c.get("rolled"), tuple(c.get("episode", ()))) for c in clips}
+    return all(clips) and len(same) == 1
+
+
+def clips_of(row: Row, key: str) -> Mapping[str, Any]:
+    """What is told clip by clip of the number under `key`; empty where it is not."""
+    if key in PER_CLIP:
+        return row["clips"]
+    head, _, rest = key.partition(".")
+    labels, _, name = rest.partition(".")
+    found = row.get("adapted", {}).get(labels, {}) if head == "adapted" else {}
+    return found if name in found.get("values", ()) else {}
+
+
+def _over_clips(key: str) -> Callable[[Clips], float]:
+    """The number under a key, of what is told of some clips."""
+    name = key.rpartition(".")[2]
+    return PER_CLIP.get(key) or (lambda clips: float(clips[name].mean()))
 
 
 def _with_number(rows: Sequence[Row], key: str) -> list[Row]:
@@ -84,13 +102,13 @@ def _told(groups: Sequence[tuple[Row, ...]], key: str) -> Told:
 
     means = np.array([of(tuple(row["numbers"][key]["mean"] for row in group)) for group in groups])
     every = [row for group in groups for row in group]
-    over = PER_CLIP.get(key)
     generator = np.random.default_rng([0, RandomStream.COMPARISON])
-    if over is not None and alike(every):
-        episodes = np.asarray(every[0]["clips"]["episode"])
+    if alike(every, key):
+        over = _over_clips(key)
+        episodes = np.asarray(clips_of(every[0], key)["episode"])
         values = [
             tuple(
-                {name: np.asarray(v, float) for name, v in row["clips"]["values"].items()}
+                {name: np.asarray(v, float) for name, v in clips_of(row, key)["values"].items()}
                 for row in group
             )
             for group in groups

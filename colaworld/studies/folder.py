@@ -5,6 +5,7 @@
     OUT/DATA/ARM/seed-N/               an ordinary run folder
     OUT/DATA/ARM/seed-N.yaml           the configuration that was asked for
     OUT/DATA/ARM/seed-N.log, .json     what its commands said; how it stands, and its row
+    OUT/DATA/labelled, OUT/DATA/ARM/seed-N-labels-L/     where a study adapts: its set, and the adapted run
     OUT/rows.json, report.html         of all runs that are done
 
 Not here: starting processes (schedule.py), what is in a row (rows.py).
@@ -43,6 +44,8 @@ class Job:
     """Names of jobs that come first."""
     of: tuple[Study, DataSet, Arm, int] | None = None
     """Of a run: its study, data set, arm and seed."""
+    labelled: Path | None = None
+    """Of a run: the set with actions that it is adapted on."""
 
     def command(self, *, device: str) -> list[str] | None:
         """The next command, as arguments of colaworld; None where all is done."""
@@ -58,7 +61,30 @@ class Job:
             return [*call, "--device", device, *resume]
         if self.of is not None and not (self.base / "evaluation.json").is_file():
             return ["evaluate", str(self.base), "--device", device]
+        for labels, out in self.adaptations.items():
+            if not (out / "adaptation.json").is_file():
+                return self._adapt(labels, out, device)
         return None
+
+    @property
+    def adaptations(self) -> dict[int, Path]:
+        """Folders of the runs that are adapted from this one, by labels; none of one that was stopped."""
+        study = self.of[0] if self.of else None
+        if study is None or study.adapt is None or "stopped" in self.state():
+            return {}
+        return {
+            labels: self.base.with_name(f"{self.base.name}-labels-{labels}")
+            for labels in study.adapt.labels
+        }
+
+    def _adapt(self, labels: int, out: Path, device: str) -> list[str]:
+        assert self.of is not None and self.of[0].adapt is not None
+        how, seed = self.of[0].adapt, self.of[3]
+        call = ["adapt", str(self.base), "--data", str(self.labelled), "--out", str(out)]
+        call += ["--labels", str(labels), "--seed", str(seed), "--device", device]
+        call += ["--adapter-steps", str(how.adapter_steps), "--steps", str(how.steps)]
+        call += ["--learning-rate", str(how.learning_rate)]
+        return [*call, *(["--resume"] if (out / "config.yaml").is_file() else [])]
 
     # -- files beside the run ----------------------------------------------------------------
 
@@ -111,11 +137,17 @@ class Job:
         if self.of is None:
             return None
         state = self.state()
-        if "row" not in state:
-            study, data, arm, seed = self.of
+        study, data, arm, seed = self.of
+        wanted = set(study.measures) | {f"adapted.{labels}.psnr" for labels in self.adaptations}
+        if "row" not in state or wanted - state["row"]["numbers"].keys():
             why = state.get("stopped", "")
             status = "finished" if not why else "collapsed" if "collapsed" in why else "diverged"
-            row = row_of(study, data, arm, seed, self.base, status=status, why=why)
+            row = row_of(
+                *(study, data, arm, seed, self.base),
+                status=status,
+                why=why,
+                adaptations=self.adaptations,
+            )
             self.note(row=row, failed=None)
             return row
         row = state["row"]
@@ -130,11 +162,20 @@ def jobs_of(study: Study, out: Path, *, seeds: int, max_steps: int | None = None
     """
     out = out.resolve()
     study.check_budget(max_steps=max_steps)
+    if study.adapt is not None and max_steps is not None:
+        how = study.adapt
+        caps = {name: min(getattr(how, name), max_steps) for name in ("adapter_steps", "steps")}
+        study = replace(study, adapt=replace(how, **caps))
     first: list[Job] = []
     runs: list[Job] = []
     for data in study.data:
         path, needs, jobs = _before(data, out / data.name, max_steps)
         first += jobs
+        labelled = path
+        if study.adapt is not None and data.labelled:
+            labelled = out / data.name / "labelled"
+            first.append(Job(labelled, f"{data.name}/labelled", record=data.labelled))
+            needs = (*needs, f"{data.name}/labelled")
         for seed in range(seeds):
             for arm in study.arms:
                 config = config_of(study, data, arm, seed=seed, max_steps=max_steps)
@@ -144,7 +185,7 @@ def jobs_of(study: Study, out: Path, *, seeds: int, max_steps: int | None = None
                     config = replace(config, backbone_weights=str(out / data.name / "generator"))
                 base = out / data.name / arm.name / f"seed-{seed}"
                 name = f"{data.name}/{arm.name}/seed-{seed}"
-                runs.append(Job(base, name, config, (), needs, (study, data, arm, seed)))
+                runs.append(Job(base, name, config, (), needs, (study, data, arm, seed), labelled))
     runs.sort(key=lambda job: job.of[3] if job.of else 0)
     return [*first, *runs]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from colaworld.studies.study import Arm, DataSet, Study
+from colaworld.studies.study import Adaptation, Arm, DataSet, Study
 
 _STICKY = ("--behaviour", "sticky-random", "--repeat", "0.3")
 # As the demo records; the shipped generator saw other episodes of the same world.
@@ -15,6 +15,11 @@ CRAFTER = DataSet(
     "crafter",
     record=(
         *("crafter", "--episodes", "80", "--steps", "100", "--seed", "7", *_STICKY),
+        *("--start", "varied"),
+    ),
+    # Other episodes, and enough for 10 000 labels beside those held out.
+    labelled=(
+        *("crafter", "--episodes", "150", "--steps", "100", "--seed", "8", *_STICKY),
         *("--start", "varied"),
     ),
 )
@@ -153,6 +158,7 @@ JOINT_OR_TWO_STAGE = Study(
     ),
     data=_WORLDS,
     reference="two_stage",
+    adapt=Adaptation(),
 )
 
 WARMUP = Study(

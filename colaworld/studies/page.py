@@ -20,6 +20,7 @@ from colaworld.files import write_atomically
 from colaworld.studies.rows import Row
 from colaworld.studies.study import Study
 from colaworld.studies.tables import (
+    adaptations_table,
     arms_table,
     budgets_table,
     differences_table,
@@ -42,6 +43,7 @@ def write_page(path: Path, study: Study, rows: Sequence[Row], *, made: str, agai
             "notes": notes_of(arms),
             "arms": arms_table(arms),
             "differences": differences_table(arms),
+            "adaptations": adaptations_table(arms),
             "budgets": budgets_table(arms),
             "charts": [
                 (title, found)

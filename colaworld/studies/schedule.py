@@ -41,6 +41,7 @@ class _Running:
     job: Job
     process: subprocess.Popen[bytes]
     verb: str
+    aim: tuple[str, str]
     began: float
     from_byte: int  # of the log, where this command's output begins
 
@@ -152,7 +153,9 @@ class Scheduler:
         if command[0] != "evaluate":
             goes_on = " (goes on)" if "--resume" in command else ""
             self.say(self._line(f"{job.name}: {command[0]}{goes_on}"))
-        self._running.append(_Running(job, process, command[0], time.monotonic(), from_byte))
+        self._running.append(
+            _Running(job, process, command[0], _aim(command), time.monotonic(), from_byte)
+        )
 
     # -- ending ------------------------------------------------------------------------------
 
@@ -168,7 +171,7 @@ class Scheduler:
                 self.waiting.insert(0, run.job)
                 continue
             following = run.job.command(device=self.device)
-            moved_on = following is None or following[0] != run.verb
+            moved_on = following is None or _aim(following) != run.aim
             if moved_on:
                 self._begin(run.job)
             else:
@@ -229,6 +232,12 @@ class Scheduler:
                 run.process.kill()
                 run.process.wait()
         self._collect()
+
+
+def _aim(command: Sequence[str]) -> tuple[str, str]:
+    """What a command does and where; the same when it is tried again."""
+    where = command[command.index("--out") + 1] if "--out" in command else command[1]
+    return command[0], where
 
 
 def told(row: Row | None) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from colaworld.config import Checked, ConfigError, from_dict
+from colaworld.config import Checked, ConfigError, Count, Positive, from_dict
 from colaworld.recipes import RECIPES
 from colaworld.registry import Registry
 from colaworld.runs.config import RunConfig
@@ -49,6 +49,28 @@ class Arm(Checked, at="arm."):
 
 
 @dataclass(frozen=True)
+class Adaptation(Checked, at="adaptation."):
+    """What follows each run: `colaworld adapt` with few and many labels, seeded as the run."""
+
+    labels: tuple[int, ...] = (100, 1000, 10000)
+    """Recorded transitions; one adapted run for each number."""
+    adapter_steps: Count = 600
+    """Steps of the adapter alone."""
+    steps: Count = 300
+    """Steps of fine-tuning."""
+    learning_rate: Positive = 1e-4
+    """Of fine-tuning: a fifth of nano.cola's joint training, which with 100 labels spoils the world
+    (EXPERIMENTS.md)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.labels or min(self.labels) < 1 or len(set(self.labels)) < len(self.labels):
+            raise ConfigError(
+                f"adaptation.labels: expected different numbers from 1 on, got {self.labels}"
+            )
+
+
+@dataclass(frozen=True)
 class DataSet(Checked, at="data."):
     """Videos that every arm is trained and measured on."""
 
@@ -65,6 +87,8 @@ class DataSet(Checked, at="data."):
     """Changes of nano.pretrain, by flat key."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Changes of every run on these data, by flat key."""
+    labelled: tuple[str, ...] = ()
+    """Arguments of `colaworld record` for what an adaptation learns from. Empty: the data set itself."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,6 +128,8 @@ class Study(Checked, at="study."):
     """Keys of evaluation.json that hold a number or {mean, low, high}."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Changes of every run, by flat key."""
+    adapt: Adaptation | None = None
+    """What each run is adapted with, and measured after."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

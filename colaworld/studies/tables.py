@@ -42,7 +42,7 @@ def measured(rows: Sequence[Row]) -> list[str]:
 
 def arms_table(arms: dict[str, list[Row]]) -> Table:
     """A header, then a row for each arm of one data set: how its runs ended, and its numbers."""
-    keys = measured([row for rows in arms.values() for row in rows])
+    keys = _evaluated(arms)
     table = [["arm", "seeds", "collapsed", *(_heading(key) for key in keys)]]
     for arm, rows in arms.items():
         cells = [cell(arm_mean(rows, key), _digits(key)) for key in keys]
@@ -55,11 +55,10 @@ def arms_table(arms: dict[str, list[Row]]) -> Table:
 
 def differences_table(arms: dict[str, list[Row]]) -> Table:
     """The same of differences to the reference arm, and in how many seeds each has the mean's sign."""
-    every = [row for rows in arms.values() for row in rows]
-    name = every[0]["reference"]
-    if name not in arms:
+    name = _reference(arms)
+    if name is None:
         return []
-    keys = measured(every)
+    keys = _evaluated(arms)
     table = [[f"minus {name}", *(_heading(key) for key in keys)]]
     for arm, rows in arms.items():
         if arm == name:
@@ -71,6 +70,53 @@ def differences_table(arms: dict[str, list[Row]]) -> Table:
             cells.append(cell(told, _digits(key), signed=True) + agree)
         table.append([arm, *cells])
     return table if len(table) > 1 else []
+
+
+def adaptations_table(arms: dict[str, list[Row]]) -> Table:
+    """Runs adapted to real actions, by labels: PSNR (dB) under real actions, and against the reference arm."""
+    every = [row for rows in arms.values() for row in rows]
+    told = [key.split(".")[1] for key in measured(every) if key.startswith("adapted.")]
+    reference = _reference(arms)
+    columns = ("adapter", "psnr", "gain", "inferred", "entropy")
+    table = [
+        [
+            *(
+                "labels",
+                "arm",
+                "seeds",
+                "adapter alone, dB",
+                "fine-tuned, dB",
+                "fine-tuning gained, dB",
+            ),
+            *("under inferred actions, dB", "entropy", f"fine-tuned, minus {reference}, dB"),
+        ]
+    ]
+    for labels in dict.fromkeys(told):
+        for arm, rows in arms.items():
+            key = f"adapted.{labels}."
+            means = [arm_mean(rows, key + name) for name in columns]
+            if means[1] is None:
+                continue
+            cells = [cell(m, 2, signed=n == "gain") for m, n in zip(means, columns, strict=True)]
+            apart = "-"
+            if reference not in (None, arm):
+                found = difference(rows, arms[reference], key + "psnr")
+                agree = "" if found is None else f" ({found.agree} of {found.seeds})"
+                apart = cell(found, 2, signed=True) + agree
+            table.append([labels, arm, str(means[1].seeds), *cells, apart])
+    return table if len(table) > 1 else []
+
+
+def _evaluated(arms: dict[str, list[Row]]) -> list[str]:
+    """Keys of the numbers of evaluation.json."""
+    keys = measured([row for rows in arms.values() for row in rows])
+    return [key for key in keys if not key.startswith("adapted.")]
+
+
+def _reference(arms: dict[str, list[Row]]) -> str | None:
+    """The arm that others are held against, where it has rows."""
+    name = next(iter(arms.values()))[0]["reference"]
+    return name if name in arms else None
 
 
 def budgets_table(arms: dict[str, list[Row]]) -> Table:
@@ -123,7 +169,8 @@ def markdown(rows: Sequence[Row]) -> str:
     parts = []
     for data, arms in sets_of(rows).items():
         parts.append(f"### {data}")
-        for table in (arms_table(arms), differences_table(arms), budgets_table(arms)):
+        tables = (arms_table, differences_table, adaptations_table, budgets_table)
+        for table in (make(arms) for make in tables):
             if table:
                 parts.append(_as_markdown(table))
         parts += notes_of(arms)

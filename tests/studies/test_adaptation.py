@@ -1,0 +1,100 @@
+"""What follows the runs of a study: adaptations by labels, from the commands to the table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from colaworld.config import ConfigError
+from colaworld.files import FileError
+from colaworld.studies.compare import difference
+from colaworld.studies.folder import jobs_of
+from colaworld.studies.nano import JOINT_OR_TWO_STAGE
+from colaworld.studies.rows import adapted_of
+from colaworld.studies.study import Adaptation
+from colaworld.studies.tables import adaptations_table, arms_table
+
+
+def write(out: Path, psnr: list[float]) -> Path:
+    """An adaptation.json of clips with these PSNR after fine-tuning, each 1 dB above the adapter alone."""
+
+    def way(values: list[float]) -> dict:
+        mean = sum(values) / len(values)
+        return {"psnr": {"mean": mean, "low": mean, "high": mean}, "per_clip": {"psnr": values}}
+
+    before = [value - 1 for value in psnr]
+    out.mkdir(parents=True)
+    found = {
+        "before": {"real": way(before), "inferred": way(psnr)},
+        "after": {"real": way(psnr), "inferred": way(psnr)},
+        "gain": {"psnr": {"mean": 1.0, "low": 1.0, "high": 1.0}},
+        "codebook": {"adapted": {"utilisation": [1.0, 0.5], "entropy": [0.9, 0.4]}},
+        "counts": {"episode": [0, 0, 1]},
+    }
+    (out / "adaptation.json").write_text(json.dumps(found))
+    return out
+
+
+def row(folder: Path, arm: str, seed: int, psnr: list[float]) -> dict:
+    found = adapted_of(100, write(folder / arm / str(seed), psnr))
+    more = {"data": "d", "arm": arm, "seed": seed, "reference": "two_stage", "entropy": []}
+    return more | {"numbers": found["numbers"], "clips": {}, "adapted": {"100": found["clips"]}}
+
+
+def test_each_run_is_adapted_with_each_number_of_labels(tmp_path):
+    job = next(j for j in jobs_of(JOINT_OR_TWO_STAGE, tmp_path, seeds=1) if j.of)
+    assert job.needs == ("crafter/data", "crafter/labelled")
+    (job.base / "weights").mkdir(parents=True)
+    (job.base / "weights" / "model.safetensors").touch()
+    (job.base / "evaluation.json").touch()
+    asked = []
+    while (command := job.command(device="cpu")) is not None:
+        assert command[:4] == ["adapt", str(job.base), "--data", str(tmp_path / "crafter/labelled")]
+        assert command[command.index("--steps") + 1] == "300"
+        assert "--resume" not in command
+        out = Path(command[command.index("--out") + 1])
+        out.mkdir()
+        (out / "config.yaml").touch()
+        again = job.command(device="cpu")
+        assert again == [*command, "--resume"]
+        (out / "adaptation.json").touch()
+        asked.append(command[command.index("--labels") + 1])
+    assert asked == ["100", "1000", "10000"]
+    job.note(stopped="the codebook collapsed")
+    assert job.adaptations == {}
+
+
+def test_the_table_pairs_arms_clip_by_clip(tmp_path):
+    values = {"cola": [21.0, 23.0, 25.0], "two_stage": [20.0, 22.0, 24.0]}
+    rows = {
+        arm: [row(tmp_path, arm, seed, [v + seed for v in of]) for seed in range(2)]
+        for arm, of in values.items()
+    }
+    header, ours, theirs = adaptations_table(rows)
+    assert ours[:3] == ["100", "cola", "2"] and ours[3].startswith("22.50 [2")
+    assert ours[header.index("fine-tuning gained, dB")] == "+1.00 [+1.00, +1.00]"
+    assert ours[header.index("entropy")] == "0.40 [0.40, 0.40]"
+    assert ours[-1] == "+1.00 [+1.00, +1.00] (2 of 2)" and theirs[-1] == "-"
+    assert not [name for name in arms_table(rows)[0] if "adapted" in name]
+    found = difference(rows["cola"], rows["two_stage"], "adapted.100.psnr")
+    assert found is not None and found.over == "seeds and episodes"
+
+
+def test_scores_that_are_not_there_are_told(tmp_path):
+    with pytest.raises(FileError, match=r"adaptation\.json.*colaworld adapt"):
+        adapted_of(100, tmp_path)
+    out = write(tmp_path / "run", [20.0, 21.0, 22.0])
+    found = json.loads((out / "adaptation.json").read_text())
+    del found["after"]
+    (out / "adaptation.json").write_text(json.dumps(found))
+    with pytest.raises(FileError, match="expected the scores of an adapted run: KeyError"):
+        adapted_of(100, out)
+
+
+@pytest.mark.parametrize("labels", [(), (0,), (100, 100)])
+def test_labels_that_make_no_sense_are_refused(labels):
+    with pytest.raises(ConfigError, match="different numbers from 1 on"):
+        replace(JOINT_OR_TWO_STAGE, adapt=Adaptation(labels=labels))
