@@ -235,6 +235,8 @@ class LatentActionModel(Protocol):
     """d, width of a token."""
     frame_size: tuple[int, int] | None
     """Height and width of the frames it takes; None: any, it crops and resizes them itself."""
+    window: int
+    """Frames that decide an action at most, the last two of which it lies between."""
 
     def infer_actions(self, frames: Tensor) -> LatentActions:
         """frames [B, T, 3, H, W] float in [0, 1] -> the latent actions of its T-1 transitions."""

@@ -1,4 +1,4 @@
-"""colaworld label: a data set with a world's latent actions beside each frame.
+"""colaworld label: a data set with the latent actions of a model beside each frame.
 
 Not here: the labels and the set (runs/label.py), the processes (launch.py).
 """
@@ -10,7 +10,7 @@ import shlex
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -21,7 +21,12 @@ from colaworld.cli.train import choose_device, data_flag, take
 from colaworld.config import Checked, ConfigError, Count
 from colaworld.data.config import DataConfig, check_there
 from colaworld.runs.sizes import check_frames
-from colaworld.runs.worlds import WorldFolder
+from colaworld.runs.worlds import WorldFolder, find, world_at
+
+if TYPE_CHECKING:
+    from colaworld.data.clips import ClipSet
+    from colaworld.runs.estimates import Estimator
+    from colaworld.runs.labeller import Labeller
 
 log = logging.getLogger(__name__)
 _WEEK = 7 * 86_400.0  # seconds that a process waits for the others' episodes
@@ -32,8 +37,8 @@ _STOPPED = 130
 class LabelOptions(Checked, at="--"):
     """Options of `colaworld label`."""
 
-    world: Annotated[Path, tyro.conf.Positional]
-    """The folder of a run, or of an exported world."""
+    latents: Annotated[str, tyro.conf.Positional]
+    """A run folder, an exported world, a published model of others, or a hub name."""
     out: Path | None = None
     """The new LeRobot v3 set."""
     in_place: bool = False
@@ -49,12 +54,14 @@ class LabelOptions(Checked, at="--"):
     """Windows of frames given to the model at once."""
     copy_videos: bool = False
     """Copy films into the new set. Otherwise they are hard links to the old ones, where they can be."""
+    kind: str = "auto"
+    """Layout of a published model: adaworld, dreamdojo, villa-x, or one of your own. auto: by its keys."""
     tokenizer: str | None = None
     """Where an exported world's tokenizer is (a folder or a hub name), where it did not come along."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     data: DataConfig = field(default_factory=DataConfig)
-    """The data set, and how the world's frames are cut from it."""
+    """The data set, and how the model's frames are cut from it."""
 
 
 def run(argv: list[str]) -> int:
@@ -70,40 +77,14 @@ def _label(argv: list[str], processes: Processes) -> int:
     # Not above: torch takes seconds, and help and wrong calls need none of it.
     from torch import distributed
 
-    from colaworld.data.clips import ClipSet
-    from colaworld.runs.estimates import Estimator, error_told, head_error_at
+    from colaworld.runs.estimates import error_told
     from colaworld.runs.label import Interrupted, Together, label_set
     from colaworld.training.interrupts import StopRequest
 
-    world = folder.load(device=device, tokenizer=options.tokenizer)
-    trained, data = folder.trained_size(), options.data
-    if trained is not None and data.height is None and not isinstance(data.crop, tuple):
-        data = replace(data, height=trained[0], width=trained[1])
-    clips = ClipSet(data)
-    if trained is None:
-        log.warning(
-            "%s does not say on frames of which size it was trained: it is shown %dx%d px, as recorded; "
-            "--data.height and --data.width choose",
-            options.world,
-            clips.height,
-            clips.width,
-        )
-    elif trained != (clips.height, clips.width):
-        raise ConfigError(
-            f"--data.height, --data.width, --data.crop: {options.world} was trained on frames of "
-            f"{trained[0]}x{trained[1]} px, got {clips.height}x{clips.width}; leave them out"
-        )
-    world = replace(world, frame_size=(clips.height, clips.width))
-    estimator = Estimator(world, head_error_at(options.world)) if options.real else None
-    if estimator is not None and estimator.error is None and processes.is_main:
-        log.warning(
-            "%s: how wrong its estimates of real actions are was not measured", options.world
-        )
-    model = world.model
-    parts = [name for name, _ in model.named_children()]
-    fewest = 1 + model.tokenizer.temporal_stride
-    size = {"height": clips.height, "width": clips.width}
-    check_frames(model.config, parts, **size, frames=fewest)
+    if folder is None:
+        labeller, clips, estimator = *_of_others(options, device), None
+    else:
+        labeller, clips, estimator = _of_world(options, folder, device)
     out = (options.data.path if options.in_place else options.out) or Path()
     told = {"data": str(options.data.path), "out": str(out.resolve()), "episodes": options.episodes}
     told |= {"batch size": options.batch_size, "in place": options.in_place, "real": options.real}
@@ -127,10 +108,9 @@ def _label(argv: list[str], processes: Processes) -> int:
                 raise Interrupted
 
         found = label_set(
-            world,
+            labeller,
             clips,
             out,
-            recipe=folder.recipe,
             estimator=estimator,
             episodes=options.episodes,
             batch_size=options.batch_size,
@@ -150,7 +130,8 @@ def _label(argv: list[str], processes: Processes) -> int:
             )
         return _STOPPED
     if processes.is_main:
-        used = "" if found.used is None else f"; {found.used} of {world.codebook_size} codes in use"
+        size = labeller.model.codebook_size
+        used = "" if found.used is None else f"; {found.used} of {size} codes in use"
         before = f" ({found.before} of them before)" if found.before else ""
         lost = found.asked - found.done
         left_out = f"; {lost} broken, left out: see meta/latent_actions.json" if lost else ""
@@ -164,26 +145,102 @@ def _label(argv: list[str], processes: Processes) -> int:
     return 0
 
 
-def _options(argv: list[str]) -> tuple[LabelOptions, WorldFolder]:
-    """The options, with the run's frames as defaults, and the run. Raises ConfigError, DataError."""
+def _of_world(
+    options: LabelOptions, folder: WorldFolder, device: str
+) -> tuple[Labeller, ClipSet, Estimator | None]:
+    """A run's or an export's world, the clips as it was trained on them, and its head. ConfigError where
+    they are of another size."""
+    from colaworld.data.clips import ClipSet
+    from colaworld.runs.estimates import Estimator, head_error_at
+    from colaworld.runs.labeller import Labeller
+
+    world = folder.load(device=device, tokenizer=options.tokenizer)
+    trained, data = folder.trained_size(), options.data
+    if trained is not None and data.height is None and not isinstance(data.crop, tuple):
+        data = replace(data, height=trained[0], width=trained[1])
+    clips = ClipSet(data)
+    if trained is None:
+        log.warning(
+            "%s does not say on frames of which size it was trained: it is shown %dx%d px, as recorded; "
+            "--data.height and --data.width choose",
+            options.latents,
+            clips.height,
+            clips.width,
+        )
+    elif trained != (clips.height, clips.width):
+        raise ConfigError(
+            f"--data.height, --data.width, --data.crop: {options.latents} was trained on frames of "
+            f"{trained[0]}x{trained[1]} px, got {clips.height}x{clips.width}; leave them out"
+        )
+    _tell_rate(options.latents, folder.trained_rate(), clips)
+    world = replace(world, frame_size=(clips.height, clips.width))
+    estimator = Estimator(world, head_error_at(folder.path)) if options.real else None
+    if estimator is not None and estimator.error is None:
+        log.warning(
+            "%s: how wrong its estimates of real actions are was not measured", options.latents
+        )
+    model = world.model
+    parts = [name for name, _ in model.named_children()]
+    size = {"height": clips.height, "width": clips.width}
+    check_frames(model.config, parts, **size, frames=1 + model.tokenizer.temporal_stride)
+    return Labeller.of_world(world, recipe=folder.recipe), clips, estimator
+
+
+def _of_others(options: LabelOptions, device: str) -> tuple[Labeller, ClipSet]:
+    """A published model, which prepares frames itself unless it takes one size alone, and the clips."""
+    from colaworld.data.clips import ClipSet
+    from colaworld.models.latent_action.published import layout_of, load_published
+    from colaworld.runs.labeller import Labeller
+
+    path = find(options.latents)
+    kind = layout_of(path, kind=options.kind)
+    model = load_published(path, kind=kind, device=device)
+    height, width = model.frame_size or (options.data.height, options.data.width)
+    clips = ClipSet(replace(options.data, height=height, width=width))
+    return Labeller.of_others(model, kind=kind), clips
+
+
+def _tell_rate(named: str, trained: float | None, clips: ClipSet) -> None:
+    """Warn where rows lead over another time than the steps of the training: the same movement is then
+    another action."""
+    from colaworld.action_differences import RATE
+
+    if trained is None:
+        return
+    for fps in sorted({round(clips.fps(episode.index), 3) for episode in clips.episodes}):
+        if abs(fps / trained - 1) > RATE:
+            log.warning(
+                "%s: its rows lead over 1/%g s, and %s was trained on steps of 1/%g s: an action then means "
+                "another movement; --data.stride 1 --data.fps %g takes that rate",
+                *(clips.config.path, fps, named, trained, trained),
+            )
+
+
+def _options(argv: list[str]) -> tuple[LabelOptions, WorldFolder | None]:
+    """The options, with the run's frames as defaults, and the run; None: a model of others. Raises
+    ConfigError, DataError."""
     spelled = data_flag(argv)
     paths, rest = take(spelled, "--data.path")
     splits, rest = take(rest, "--split")
     if {"-h", "--help", "--help-all"} & set(argv):
-        _parse(LabelOptions(world=Path("WORLD")), argv)  # ends here
-    named = _parse(LabelOptions, rest).world
-    folder = WorldFolder.of(named)
+        _parse(LabelOptions(latents="RUN"), argv)  # ends here
+    first = _parse(LabelOptions, rest)
+    named = first.latents
+    folder = world_at(find(named), kind=first.kind)
     if not paths:
         raise ConfigError("--data: expected the data set to label, got none; pass --data PATH")
     path = check_there(Path(paths[-1]))
-    default = replace(_data_at(folder.data, path), split="all")
+    shown = DataConfig() if folder is None else folder.data
+    default = replace(_data_at(shown, path), split="all")
     if splits:
         rest += ["--data.split", splits[-1]]
-    options = _parse(LabelOptions(world=named, data=default), rest)
-    if options.real and not folder.estimates:
+    options = _parse(LabelOptions(latents=named, data=default), rest)
+    if options.real and (folder is None or not folder.estimates):
+        how = "a run that is adapted to a robot (`colaworld adapt`) has one"
+        if folder is not None:
+            how = f"`colaworld adapt {named} --data ROBOT --out NEW` makes a run that has one"
         raise ConfigError(
-            f"--real: {named} has no head that turns latent actions into real ones; `colaworld adapt "
-            f"{named} --data ROBOT --out NEW` makes a run that has one"
+            f"--real: {named} has no head that turns latent actions into real ones; {how}"
         )
     if (options.out is None) == (not options.in_place):
         raise ConfigError(
@@ -214,7 +271,7 @@ def _parse(default: LabelOptions | type[LabelOptions], arguments: list[str]) -> 
         default,
         arguments,
         program="colaworld label",
-        description="Write a data set with a world's latent actions beside each frame, or add them to it.",
+        description="Write a data set with the latent actions of a model beside each frame, or add them to it.",
         usual={
             "--data PATH": "The videos: any data set.",
             "--split all|train|heldout": "Which of its episodes. [all]",

@@ -17,7 +17,7 @@ from colaworld.contracts import ActionSpec
 from colaworld.data import cuts
 from colaworld.data.config import DataConfig
 from colaworld.data.errors import BrokenFileError, DataError
-from colaworld.data.labels import ESTIMATE, PROVENANCE, read_labels
+from colaworld.data.labels import ESTIMATE, PROVENANCE, read_labels, whose
 from colaworld.data.sources import open_source
 from colaworld.data.sources.source import BrokenFile, EpisodeInfo, Source
 from colaworld.files import printable
@@ -115,7 +115,7 @@ def _labels(made: Inspection) -> str:
         made.warnings.append(f"latent actions cannot be told: {error}")
         return ""
     return (
-        f"of model {model['hash'][:16]} (a run of {model['recipe']}){real}, in {labelled} episodes; {share:.1%} "
+        f"of model {model['hash'][:16]} ({whose(said)}){real}, in {labelled} episodes; {share:.1%} "
         "of their rows valid"
     )
 

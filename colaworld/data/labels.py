@@ -16,7 +16,7 @@ Row t leads from frame t on. Not here: how they are made (runs/label.py), writte
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,12 @@ def read_labels(folder: Path | str) -> dict[str, Any]:
     return said
 
 
+def whose(said: Mapping[str, Any]) -> str:
+    """In words, of what `read_labels` gives: "a run of nano.cola"."""
+    model = said["model"]
+    return model.get("named") or f"a run of {model.get('recipe')}"
+
+
 def check_ours(folder: Path | str, features: Iterable[str]) -> None:
     """DataError where a set has a column by the name of an estimate that is none: a recorded action,
     which nothing may replace.
@@ -81,7 +87,6 @@ def check_labels(folder: Path | str, model_hash: str) -> dict[str, Any]:
     if said["model"]["hash"] != model_hash:
         raise DataError(
             f"{folder}: its latent actions are of another model: expected hash {model_hash}, got "
-            f"{said['model']['hash']} (a run of {said['model'].get('recipe')}); label the set with "
-            "this model"
+            f"{said['model']['hash']} ({whose(said)}); label the set with this model"
         )
     return said

@@ -178,13 +178,15 @@ def read_actions(world: LatentActionModel, video: Tensor) -> LatentActions:
     expected = (video.shape[0], video.shape[1] - 1, world.tokens)
     if tuple(found.codes.shape[:3]) != expected:
         raise ValueError(
-            f"World.infer_actions: expected codes [{expected[0]}, {expected[1]}, "
+            f"{type(world).__name__}.infer_actions: expected codes [{expected[0]}, {expected[1]}, "
             f"{expected[2]}, d] for {video.shape[1]} frames, got {tuple(found.codes.shape)}"
         )
     if world.codebook_size is None:
         return LatentActions(found.codes.cpu())
     if found.indices is None:
-        raise ValueError("World.infer_actions: codebook_size is set but indices are None")
+        raise ValueError(
+            f"{type(world).__name__}.infer_actions: codebook_size is set but indices are None"
+        )
     return LatentActions(found.codes.cpu(), found.indices.cpu())
 
 

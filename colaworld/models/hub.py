@@ -11,6 +11,8 @@ from typing import Any
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME
 WEIGHTS = ("*.json", "*.safetensors")  # never a pickle
+# Also of a pipeline, whose video model is one of several folders.
+PIPELINE = (*WEIGHTS, "transformer/*.json", "transformer/*.safetensors")
 
 
 def local_folder(

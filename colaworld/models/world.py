@@ -93,6 +93,11 @@ class World:
         return self.model.config.idm.dim
 
     @property
+    def window(self) -> int:
+        """Pixel frames that the model sees at once."""
+        return self.model.config.window
+
+    @property
     def stride(self) -> int:
         """r, pixel frames per latent frame: actions of a rollout come in multiples of it."""
         return self.model.tokenizer.temporal_stride

@@ -1,9 +1,10 @@
-"""Label a data set with a world's latent actions: `colaworld label`.
+"""Label a data set with the latent actions of a world, or of a model of others: `colaworld label`.
 
 Each process labels its share of the episodes into the work folder beside the set to be; the main one
 then writes the set. Whatever kills it, the next call goes on, and what comes out is the same to the
 byte, from any number of processes: an episode's batches hold its own rows alone. Not here: an episode
-(evaluation/labelling.py), the set (labelled_set.py), the work folder (label_work.py).
+(evaluation/labelling.py), the set (labelled_set.py), the work folder (label_work.py), who labels
+(labeller.py).
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from colaworld import __version__
-from colaworld.config import leaves, to_dict
+from colaworld.config import leaves
 from colaworld.data.clips import ClipSet
 from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.data.labels import (
@@ -38,8 +38,6 @@ from colaworld.data.latent_cache import LatentKey
 from colaworld.data.sources.lerobot_columns import put_in_place
 from colaworld.evaluation.labelling import label_episode
 from colaworld.files import write_refused
-from colaworld.models.latent_action.identity import latent_action_hash
-from colaworld.models.world import World
 from colaworld.runs.estimates import Estimator
 from colaworld.runs.label_work import Work
 from colaworld.runs.labelled_set import (
@@ -50,6 +48,7 @@ from colaworld.runs.labelled_set import (
     prepare_episode,
     write_set,
 )
+from colaworld.runs.labeller import Labeller
 from colaworld.runs.provenance import commit
 
 log = logging.getLogger(__name__)
@@ -84,11 +83,10 @@ class Together:
 
 
 def label_set(
-    world: World,
+    labeller: Labeller,
     clips: ClipSet,
     out: Path,
     *,
-    recipe: str,
     estimator: Estimator | None = None,
     episodes: int | None = None,
     batch_size: int = 32,
@@ -100,12 +98,11 @@ def label_set(
     progress: Callable[[int, int, str], None] | None = None,
     step: Callable[[], None] = lambda: None,
 ) -> Labelled:
-    """Write the set of `clips` with the latent actions of `world` to `out`, or go on with that.
+    """Write the set of `clips` with the latent actions of `labeller` to `out`, or go on with that.
 
     Args:
-        clips: at the size, crop and rate that the world was trained on; its split is labelled.
+        clips: at the size, crop and rate that the model was trained on; its split is labelled.
         out: the new set; with `in_place` the set itself.
-        recipe: what the world was trained by, for the provenance.
         estimator: of the same world: estimated real actions stand beside the latent ones.
         episodes: no more than the first so many.
         batch_size, device: see `label_episode`.
@@ -126,14 +123,14 @@ def label_set(
     if is_v3(clips):
         check_ours(str(clips.config.path), clips.source.info["features"])  # type: ignore[attr-defined]
     if estimator is not None:
-        estimator.check_rate(clips, chosen, where=f"the model, a run of {recipe}")
+        estimator.check_rate(clips, chosen, where=f"the model, {labeller.named}")
     if in_place and not is_v3(clips):
         raise DataError(
             f"{clips.config.path}: columns are added in place to LeRobot sets of layout v3.0 alone, "
             f"this is {clips.source.describe().format}; name a new set with --out"
         )
     check_counted(clips) if is_v3(clips) else check_alike(clips, chosen)
-    job = _Job(world, clips, chosen, batch_size, torch.device(device), recipe, in_place, estimator)
+    job = _Job(labeller, clips, chosen, batch_size, torch.device(device), in_place, estimator)
     work, main = Work(out), together.rank == 0
     for line in left_out(clips):
         log.warning("%s: %s", clips.config.path, line)
@@ -243,18 +240,17 @@ def _label(
 class _Job:
     """What is labelled, by what."""
 
-    world: World
+    labeller: Labeller
     clips: ClipSet
     episodes: Sequence[int]
     batch_size: int
     device: torch.device
-    recipe: str
     in_place: bool
     estimator: Estimator | None
 
-    @cached_property
+    @property
     def hash(self) -> str:
-        return latent_action_hash(self.world.model)
+        return self.labeller.hash
 
     @property
     def path(self) -> Path:
@@ -292,13 +288,13 @@ class _Job:
 
     def part(self, work: Work, episode: int, tell: Callable[[int], None]) -> dict[str, np.ndarray]:
         """All that the set needs of an episode."""
-        model = self.world.model
+        model = self.labeller.model
         found = label_episode(
             self.clips,
             episode,
-            self.world.infer_actions,
-            window=model.config.window,
-            size=(self.world.tokens, model.config.idm.dim, self.world.codebook_size is not None),
+            self.labeller.infer,
+            window=model.window,
+            size=(model.tokens, model.dim, self.labeller.discrete),
             batch_size=self.batch_size,
             device=self.device,
             step=tell,
@@ -326,7 +322,7 @@ class _Job:
             self.clips,
             done,
             work,
-            codebook_size=self.world.codebook_size,
+            codebook_size=self.labeller.model.codebook_size,
             names=names,
             about=about,
             provenance=self._provenance(len(done), counts, columns),
@@ -344,35 +340,25 @@ class _Job:
             frames, valid = frames + len(part[VALID]), valid + int(part[VALID].sum())
             if CODE in part:
                 used |= set(np.unique(part[CODE][part[VALID]]).tolist())
-        discrete = self.world.codebook_size is not None
-        return {"frames": frames, "valid": valid, "used": len(used) if discrete else None}
+        counts = {"frames": frames, "valid": valid}
+        return {**counts, "used": len(used) if self.labeller.discrete else None}
 
     def _provenance(
         self, done: int, counts: Mapping[str, Any], columns: Sequence[str]
     ) -> dict[str, Any]:
         """meta/latent_actions.json. No time and no place, so that equal labels are equal files."""
-        config, world, root = self.clips.config, self.world, f"{self.path}/"
+        config, root = self.clips.config, f"{self.path}/"
         strides = sorted({self.clips.stride(e) for e in self.episodes})
         resampled = any(self.clips.resampled(e) for e in self.episodes)
         ahead = f"frame t + {' or '.join(map(str, strides))}"
         if resampled:
             ahead = f"the frame shown 1/{config.fps:g} s later"
-        model = world.model.config
         real = {} if self.estimator is None else {"real_actions": self.estimator.provenance()}
         return {
             "format": FORMAT,
             "columns": list(columns),
             "alignment": f"row t leads from frame t to {ahead}",
-            "model": {
-                "hash": self.hash,
-                "recipe": self.recipe,
-                "codebook_size": world.codebook_size,
-                "tokens": world.tokens,
-                "dim": model.idm.dim,
-                "window": model.window,
-                "idm": to_dict(model.idm),
-                "quantizer": to_dict(model.quantizer),
-            },
+            "model": self.labeller.said(),
             **real,
             "key": self.key(),
             "episodes": {

@@ -24,21 +24,19 @@ from colaworld.data.config import DataConfig
 from colaworld.data.loader import iterate_once
 from colaworld.evaluation.latents import measure_latents
 from colaworld.evaluation.settings import EvaluationConfig
-from colaworld.files import read_json
-from colaworld.models.backbones.weights import WeightsError
-from colaworld.models.hub import local_folder
 from colaworld.models.latent_action.published import load_published
-from colaworld.models.world import World
 from colaworld.runs.config import read_config
-from colaworld.runs.load import load_world
-from colaworld.runs.pretrained import from_pretrained
-from colaworld.runs.weights import PATTERNS
+from colaworld.runs.worlds import find, is_run, is_world, world_at
 
 log = logging.getLogger(__name__)
 
 
 def load_latents(
-    source: str | Path, *, kind: str = "auto", device: torch.device | str = "cpu"
+    source: str | Path,
+    *,
+    kind: str = "auto",
+    device: torch.device | str = "cpu",
+    tokenizer: str | None = None,
 ) -> LatentActionModel:
     """A model that infers latent actions, in evaluation mode.
 
@@ -46,34 +44,15 @@ def load_latents(
         source: a run folder, finished or not; an exported world; a safetensors file or a folder of one in a
             published layout; or a hub name of one of these.
         kind: "colaworld" for a run or an export, else the layout (`PUBLISHED`); "auto": what it is.
+        tokenizer: where an exported world's is, if it did not come along.
 
     Raises WeightsError, ConfigError or FileError where nothing readable is there; ValueError on an unknown
     kind.
     """
-    try:
-        path = local_folder(str(source), patterns=PATTERNS)
-    except ValueError as error:
-        raise WeightsError(str(error)) from error
-    if kind not in ("auto", "colaworld") or not (kind == "colaworld" or _ours(path)):
-        return load_published(path, kind=kind, device=device)
-    if is_run(path):
-        return load_world(path, device=str(device))[0]
-    world = from_pretrained(path, device=device)
-    if not isinstance(world, World):
-        raise ConfigError(f"{path}: a video model, which infers no latent actions")
-    return world
-
-
-def is_run(path: Path) -> bool:
-    """Whether a run's folder is there."""
-    return (path / "config.yaml").is_file()
-
-
-def _ours(path: Path) -> bool:
-    """A run, an export, or the weights/ of a run."""
-    described: Any = (path / "config.json").is_file() and read_json(path / "config.json")
-    keys = described.keys() if isinstance(described, dict) else set()
-    return is_run(path) or bool(keys & {"colaworld", "global_step"})
+    path = find(source)
+    if (folder := world_at(path, kind=kind)) is not None:
+        return folder.load(device=str(device), tokenizer=tokenizer)
+    return load_published(path, kind=kind, device=device)
 
 
 def probe_latents(
@@ -139,7 +118,7 @@ def probe_latents(
 def _load(name: str, data: DataConfig, kind: str, device: str) -> LatentActionModel:
     folder = Path(name)
     if not is_run(folder):
-        return load_latents(name, kind="auto" if _ours(folder) else kind, device=device)
+        return load_latents(name, kind="auto" if is_world(folder) else kind, device=device)
     _check_unseen(folder, read_config(folder).data, data)
     return load_latents(name, device=device)
 

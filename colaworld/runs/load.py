@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from colaworld.action_differences import RATE
 from colaworld.config import ConfigError, from_dict, leaves, to_dict
+from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
+from colaworld.data.errors import DataError
 from colaworld.files import read_json
 from colaworld.models.config import ModelConfig
 from colaworld.models.latent_action.quantizers import Quantizer
@@ -125,6 +129,22 @@ def check_quantised(quantizer: Quantizer, folder: Path) -> None:
             f"{folder} stopped while its latents still passed unquantised "
             f"(model.quantizer.unquantized_steps {steps}): it has no codes yet; train it further"
         )
+
+
+def trained_rate(config: RunConfig) -> float | None:
+    """Frames per second of a run's clips, of the first set of a mixture: as it was asked for, by its action
+    contract, or of its data set if that is there still. None: not known, or not one."""
+    data = next(iter(config.data.sets().values()))
+    if data.fps is not None:
+        return data.fps
+    if config.action_contract is not None and config.action_contract.rate is not None:
+        return config.action_contract.rate
+    try:
+        clips = ClipSet(replace(data, frames_per_clip=1))
+    except DataError:
+        return None
+    rates = [clips.fps(episode.index) for episode in clips.episodes]
+    return clips.usual_fps if max(rates) <= (1 + RATE) * min(rates) else None
 
 
 def frame_size(data: DataConfig) -> tuple[int, int] | None:

@@ -36,7 +36,7 @@ from colaworld.models.backbones.weights import (
     load_weights,
     match,
 )
-from colaworld.models.hub import HUB_NAME, hub_package, local_folder
+from colaworld.models.hub import HUB_NAME, PIPELINE, hub_package, local_folder
 from colaworld.models.latent_action.quantizers import build_quantizer
 from colaworld.models.low_rank import merged
 from colaworld.models.world import World
@@ -50,10 +50,10 @@ from colaworld.runs.load import (
     finished_weights,
     frame_size,
     trained_as,
+    trained_rate,
     without_world,
 )
 from colaworld.runs.model_card import model_card
-from colaworld.runs.weights import PATTERNS
 from colaworld.training.checkpoint import finite, load_strictly, write_folder
 
 _TOKENIZER = "tokenizer"  # the folder of an export that holds a tokenizer's own files
@@ -311,7 +311,7 @@ def _check_size(config: RunConfig, folder: Path) -> None:
 def _find(source: str | Path, revision: str | None) -> Path:
     """A local path; or the hub's copy of what an id names, fetched once."""
     try:
-        path = local_folder(str(source), patterns=PATTERNS, revision=revision)
+        path = local_folder(str(source), patterns=PIPELINE, revision=revision)
     except ValueError as error:
         raise WeightsError(str(error)) from error
     if (path / "config.yaml").is_file() and not (path / "weights").is_dir():
@@ -359,6 +359,7 @@ def _frames(evaluation: dict[str, Any] | None, config: RunConfig) -> dict[str, A
         "crop": data.crop,
     }
     found |= {"height": data.height, "width": data.width, "fps": data.fps}
+    found["rate"] = trained_rate(config)  # of its clips, also where no rate was asked for
     counts = (evaluation or {}).get("counts")
     if data.height is None and isinstance(counts, dict):
         found |= {k: counts[k] for k in ("height", "width") if isinstance(counts.get(k), int)}

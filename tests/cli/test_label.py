@@ -121,7 +121,9 @@ def test_the_provenance_says_whose_they_are(trained, scene, tmp_path, colaworld)
     assert found[VALID].sum() == 55 and not found[VALID][60:].any() and not found[CODE][60:].any()
 
 
-def test_an_exported_world_gives_the_same_labels(trained, scene, tmp_path, colaworld) -> None:
+def test_an_exported_world_gives_the_same_labels(
+    trained, scene, tmp_path, colaworld, caplog
+) -> None:
     world, a, b = tmp_path / "world", tmp_path / "a", tmp_path / "b"
     assert colaworld("export", trained, "--out", world).status == 0
     size = ("--data.height", "32", "--data.width", "32")
@@ -129,6 +131,12 @@ def test_an_exported_world_gives_the_same_labels(trained, scene, tmp_path, colaw
     said = colaworld("label", world, "--data", scene, "--out", b, *FEW, *size)
     assert said.status == 0
     assert digest(a) == digest(b)
+    assert "its rows lead over" not in caplog.text
+    said = colaworld(
+        "label", world, "--data", scene, "--out", tmp_path / "c", *FEW, *size, "--data.stride", 2
+    )
+    assert said.status == 0  # without its data at hand it still knows its rate
+    assert "its rows lead over 1/5 s" in caplog.text and "steps of 1/10 s" in caplog.text
 
 
 def test_a_folder_of_videos_becomes_a_set(trained, film, tmp_path, colaworld) -> None:
@@ -165,12 +173,14 @@ def test_a_folder_of_videos_becomes_a_set(trained, film, tmp_path, colaworld) ->
     assert np.abs(a - b).mean() < 3
 
 
-def test_frames_are_shown_as_in_training(trained, film, tmp_path, colaworld) -> None:
+def test_frames_are_shown_as_in_training(trained, film, tmp_path, colaworld, caplog) -> None:
     """A run on 32x32 px as recorded; these are 48x64, and its own rate counts."""
     film(tmp_path / "films" / "a.mp4", frames=20, height=48, width=64)
     out = tmp_path / "out"
     call = ("label", trained, "--data", tmp_path / "films", "--out", out)
     assert colaworld(*call, "--data.stride", 3).status == 0
+    assert "its rows lead over 1/3.333 s" in caplog.text  # of 10 frames/s
+    assert "was trained on steps of 1/10 s" in caplog.text and "--data.fps 10" in caplog.text
     said = read_labels(out)
     assert said["alignment"] == "row t leads from frame t to frame t + 3"
     frames = said["key"]["frames"]

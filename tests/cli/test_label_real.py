@@ -27,6 +27,7 @@ from colaworld.models.latent_action.identity import action_head_hash, latent_act
 from colaworld.runs import label as runs_label
 from colaworld.runs.estimates import Estimator, head_error_at
 from colaworld.runs.label import Together, label_set
+from colaworld.runs.labeller import Labeller
 from colaworld.runs.load import load_world
 
 SHORT = ["--steps", 1, "--adapter-steps", 20, "--evaluation.clips", 4, "--evaluation.horizon", 2]
@@ -269,10 +270,9 @@ def test_two_processes_write_the_same_bytes(adapted, scene, tmp_path, colaworld)
 
         world, config = load_world(adapted)
         return label_set(
-            replace(world, frame_size=(32, 32)),
+            Labeller.of_world(replace(world, frame_size=(32, 32)), recipe="adapt"),
             ClipSet(replace(config.data, height=32, width=32, split="all", frames_per_clip=1)),
             two,
-            recipe="adapt",
             estimator=Estimator(world, head_error_at(adapted)),
             episodes=3,
             together=Together(rank, 2, gather),

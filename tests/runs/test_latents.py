@@ -51,12 +51,12 @@ def test_a_run_its_export_and_a_file_of_others(run, theirs, tmp_path) -> None:
 
 
 def test_what_is_no_model_is_refused(run, theirs, tmp_path) -> None:
-    with pytest.raises(WeightsError, match=r"nowhere: no such file or folder"):
+    with pytest.raises(ConfigError, match=r"nowhere: no such file or folder"):
         load_latents(tmp_path / "nowhere")
     with pytest.raises(WeightsError, match=r"does not fit|expected one key action_prompt"):
         load_latents(theirs, kind="adaworld")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(WeightsError, match=r"expected one .safetensors file"):
+    with pytest.raises(ConfigError, match=r"nor a published model \(no .safetensors\)"):
         load_latents(tmp_path / "empty")
 
 

@@ -14,16 +14,35 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from colaworld.config import to_dict
 
 if TYPE_CHECKING:
+    from colaworld.contracts import LatentActionModel
     from colaworld.models.world_model import WorldModel
 
 
 def latent_action_hash(model: WorldModel) -> str:
     """sha256 over the tensors of IDM and quantizer, their configuration, and the window."""
     return _hash(model, ("idm", "quantizer"), {"window": model.config.window})
+
+
+def published_hash(model: LatentActionModel, *, kind: str) -> str:
+    """The same of a model of others: sha256 over all its tensors, its layout `kind`, and its `settings`, a
+    property of what else decides its latents, where it has one.
+
+    Raises ValueError on a model that is no nn.Module: nobody can tell its weights.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"{kind}: expected an nn.Module, whose weights tell one model from another, got "
+            f"{type(model).__name__}"
+        )
+    said = {"kind": kind, "settings": getattr(model, "settings", {}), "window": model.window}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    _add(digest, model, "")
+    return digest.hexdigest()
 
 
 def action_head_hash(model: WorldModel) -> str:
@@ -36,7 +55,11 @@ def _hash(model: WorldModel, parts: Sequence[str], more: Mapping[str, Any]) -> s
     said = {part: to_dict(model.config.of(part)) for part in parts}
     digest = hashlib.sha256(json.dumps({**said, **more}, sort_keys=True).encode())
     for part in parts:
-        for name, value in sorted(getattr(model, part).state_dict().items()):
-            digest.update(f"{part}.{name} {value.dtype} {list(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        _add(digest, getattr(model, part), f"{part}.")
     return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, module: nn.Module, prefix: str) -> None:
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{prefix}{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

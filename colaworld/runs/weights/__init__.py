@@ -13,12 +13,10 @@ from torch import nn
 
 from colaworld.models.backbones.published import published_config
 from colaworld.models.backbones.weights import WeightsError, load_weights
-from colaworld.models.hub import WEIGHTS, local_folder
+from colaworld.models.hub import PIPELINE, local_folder
 from colaworld.models.parts import PARTS
 
 SHIPPED = Path(__file__).parent
-# Of a hub's repository, also a pipeline's whose generator is one of several folders.
-PATTERNS = (*WEIGHTS, "transformer/*.json", "transformer/*.safetensors")
 _PREFIX = "backbone."  # of the video model in the weights of a whole run
 _OTHER_PARTS = ("idm.*", "quantizer.*", "conditioner.*", "fdm.*", "tokenizer.*")
 
@@ -38,7 +36,7 @@ def find_backbone_weights(name: str) -> Path:
             )
         return path
     try:
-        path = local_folder(name, patterns=PATTERNS)
+        path = local_folder(name, patterns=PIPELINE)
     except ValueError as error:
         raise WeightsError(
             f"backbone_weights: expected 'nano', a .safetensors file, the folder of a finished run or of "

@@ -18,7 +18,7 @@ from colaworld.models.latent_action.published import Shapes, register_latent_act
 class MeanColour(nn.Module):
     """`mean.weight` [d, 3] times the change of the mean colour."""
 
-    codebook_size, tokens, frame_size = None, 1, None
+    codebook_size, tokens, frame_size, window = None, 1, None, 2
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -55,34 +55,43 @@ def register_latent_action_model(
     PUBLISHED.add(kind, PublishedLayout(recognise, load))
 
 
-def load_published(
-    path: Path, *, kind: str = "auto", device: torch.device | str = "cpu"
-) -> LatentActionModel:
-    """A latent action model of others.
+def layout_of(path: Path, *, kind: str = "auto") -> str:
+    """The layout of a latent action model of others.
 
     Args:
         path: a safetensors file, or a folder with one or with shards and their index.
         kind: the layout; "auto": the one that recognises the keys.
 
-    Raises WeightsError on files that cannot be read, on keys that no layout or several recognise, and as
-    the layout does; ValueError on an unknown kind.
+    Raises WeightsError on files that cannot be read, and on keys that no layout or several recognise;
+    ValueError on an unknown kind.
     """
     from colaworld.models.backbones.weights import WeightsError, files_of, header
 
-    if kind == "auto":
-        shapes = {key: shape for file in files_of(path) for key, (shape, _) in header(file).items()}
-        found = [name for name, layout in PUBLISHED.items() if layout.recognise(shapes)]
-        if len(found) != 1:
-            why = (
-                f"{' and '.join(found)} both recognise its keys"
-                if found
-                else f"no layout recognises its {len(shapes)} keys ({', '.join(list(shapes)[:3])}, ...)"
-            )
-            raise WeightsError(
-                f"{path}: {why}; known layouts: {', '.join(PUBLISHED)}. Name the one it is in (kind)"
-            )
-        (kind,) = found
-    return PUBLISHED[kind].load(path, device=device)
+    if kind != "auto":
+        PUBLISHED[kind]  # raises where there is none of this name
+        return kind
+    shapes = {key: shape for file in files_of(path) for key, (shape, _) in header(file).items()}
+    found = [name for name, layout in PUBLISHED.items() if layout.recognise(shapes)]
+    if len(found) == 1:
+        return found[0]
+    why = (
+        f"{' and '.join(found)} both recognise its keys"
+        if found
+        else f"no layout recognises its {len(shapes)} keys ({', '.join(list(shapes)[:3])}, ...)"
+    )
+    raise WeightsError(
+        f"{path}: {why}; known layouts: {', '.join(PUBLISHED)}. Name the one it is in (kind)"
+    )
+
+
+def load_published(
+    path: Path, *, kind: str = "auto", device: torch.device | str = "cpu"
+) -> LatentActionModel:
+    """A latent action model of others, of `layout_of(path, kind=kind)`.
+
+    Raises WeightsError, ValueError as `layout_of` and the layout do.
+    """
+    return PUBLISHED[layout_of(path, kind=kind)].load(path, device=device)
 
 
 for _kind in ("adaworld", "dreamdojo"):

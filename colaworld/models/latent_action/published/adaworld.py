@@ -17,9 +17,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -164,6 +164,7 @@ class AdaWorldLatents(nn.Module):
     codebook_size = None
     tokens = 1
     frame_size = None
+    window = 2
 
     def __init__(self, sizes: Sizes, prepare: Preparation) -> None:
         super().__init__()
@@ -171,6 +172,11 @@ class AdaWorldLatents(nn.Module):
         self.action_prompt = nn.Parameter(torch.empty(1, 1, 1, 3 * sizes.patch**2))
         self.encoder = Encoder(sizes)
         self.fc = nn.Linear(sizes.width, 2 * sizes.dim)  # mean, and log variance, which is not used
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides a latent beside the weights."""
+        return {"sizes": asdict(self.sizes), "prepare": asdict(self.prepare)}
 
     def tokens_of(self, frames: Tensor) -> Tensor:
         """[B, T, 3, H, W] -> [B, T, S, 3 p p], the learned token first; colours of a pixel together."""

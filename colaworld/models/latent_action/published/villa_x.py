@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from colaworld.config import Checked, Layers, Range, Size, from_dict
+from colaworld.config import Checked, Layers, Range, Size, from_dict, to_dict
 from colaworld.contracts import LatentActions
 from colaworld.files import read_json
 from colaworld.models.backbones.weights import Layout, WeightsError, load_weights
@@ -208,11 +208,16 @@ class VillaXLatents(nn.Module):
         super().__init__()
         self.config = config
         self.codebook_size, self.tokens = config.n_codes, config.num_learned_tokens
-        self.dim = config.action_latent_dim
+        self.dim, self.window = config.action_latent_dim, config.d_t
         self.encoder = Encoder(config)
         self.vq = nn.ModuleDict(
             {"embedding": nn.Embedding(config.n_codes, config.action_latent_dim)}
         )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides a latent beside the weights."""
+        return to_dict(self.config)
 
     def prepare(self, frames: Tensor) -> Tensor:
         """[B, T, 3, H, W] in [0, 1] -> the whole frames, resized to bytes (antialiased) and standardised."""
