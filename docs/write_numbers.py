@@ -10,6 +10,12 @@ A number in a document stands between marks that name its source:
     <!-- n:training_cpu#step/nano.cola.joint/fwd_bwd/eager -->280<!-- /n -->
     <!-- n:ops_cpu#adaln/nano.block/fwd/eager over .../cpu -->1.5<!-- /n -->
 
+The tables of a study stand between marks that name its rows and one of its data sets:
+
+    <!-- table:study_joint_or_two_stage#crafter -->
+    ...
+    <!-- /table -->
+
 The source is a JSON file of docs/results or benchmarks/results. The key of a file that holds one
 object is a path of names; of a file of benchmark rows it is op/shape/mode/impl, which means the
 median in ms. `A over B` is a quotient, where `...` stands for what A begins with. The digits behind
@@ -28,6 +34,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("docs/results", "benchmarks/results")
+TABLES = re.compile(
+    r"<!-- table:(?P<file>\w+)#(?P<data>[\w.+-]+) -->\n.*?<!-- /table -->", re.DOTALL
+)
 MARK = re.compile(r"<!-- n:(?P<file>\w+)#(?P<key>.+?) -->(?P<shown>.*?)<!-- /n -->")
 
 
@@ -73,7 +82,26 @@ def written(text: str) -> str:
         shown = f"{value(mark['file'], mark['key']):.{digits}f}"
         return f"<!-- n:{mark['file']}#{mark['key']} -->{shown}<!-- /n -->"
 
-    return MARK.sub(put, text)
+    def put_tables(mark: re.Match[str]) -> str:
+        name = f"{mark['file']}#{mark['data']}"
+        return f"<!-- table:{name} -->\n{tables(mark['file'], mark['data'])}\n<!-- /table -->"
+
+    return TABLES.sub(put_tables, MARK.sub(put, text))
+
+
+@cache
+def tables(file: str, data: str) -> str:
+    """The tables of one data set of a study's rows, as Markdown. Raises ValueError where there are none."""
+    from colaworld.studies.rows import read_rows
+    from colaworld.studies.tables import markdown
+
+    (path,) = (p for f in SOURCES if (p := ROOT / f / f"{file}.json").is_file())
+    rows = [row for row in read_rows(path) if row["data"] == data]
+    if not rows:
+        raise ValueError(f"{path.name}: no row of data set {data!r}")
+    heading, _, below = markdown(rows).strip().partition("\n\n")
+    assert heading == f"### {data}"
+    return below
 
 
 def record(run: Path, out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def test_numbers_are_those_that_were_measured(path: Path) -> None:
     text = path.read_text()
     assert text == numbers.written(text), "run: python docs/write_numbers.py"
     assert text.count("<!-- n:") == text.count("<!-- /n -->") == len(numbers.MARK.findall(text))
+    tables = len(numbers.TABLES.findall(text))
+    assert text.count("<!-- table:") == text.count("<!-- /table -->") == tables
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
@@ -51,6 +54,24 @@ def test_a_number_that_differs_is_written_anew() -> None:
     assert numbers.written(mark.format("1.00")) == mark.format(f"{eager:.2f}")
     quotient = mark.replace("eager", "eager over .../default")
     assert numbers.written(quotient.format("0.0")) == quotient.format(f"{eager / ours:.1f}")
+
+
+def test_a_table_that_differs_is_written_anew(tmp_path: Path, monkeypatch) -> None:
+    number = {"mean": 1.5, "low": None, "high": None}
+    shared = {"study": "s", "arm": "one", "reference": "one", "status": "finished", "why": ""}
+    shared |= {"steps": 3, "numbers": {"probe.score": number}, "entropy": [], "collapsed_at": None}
+    shared |= {"clips": {}, "beside": {}, "recipe": "r", "clips_trained": 6, "seconds": 60.0}
+    rows = [{**shared, "flops": None, "data": "d", "seed": seed} for seed in range(3)]
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    (tmp_path / "docs" / "results" / "study_s.json").write_text(json.dumps(rows))
+    monkeypatch.setattr(numbers, "ROOT", tmp_path)
+    numbers.tables.cache_clear()
+    before = "<!-- table:study_s#d -->\n| old |\n<!-- /table -->\nbelow"
+    text = numbers.written(before)
+    assert "| one | 3 | - | 1.50 [1.50, 1.50] |" in text and "old" not in text
+    assert text.endswith("<!-- /table -->\nbelow") and numbers.written(text) == text
+    with pytest.raises(ValueError, match=r"study_s.json: no row of data set 'e'"):
+        numbers.written(before.replace("#d", "#e"))
 
 
 @pytest.mark.parametrize(
