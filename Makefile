@@ -129,7 +129,7 @@ format: setup  ## write what lint asks for
 	@$(BIN)/ruff format .
 	@find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
 
-bench: setup  ## time BENCH (ops; models training data rollout scale), tests first, into benchmarks/results/
+bench: setup  ## time BENCH (ops; models training data rollout planning scale), tests first, into benchmarks/results/
 	@$(BIN)/python -c 'from importlib.metadata import requires; print(*(r.split(";")[0] for r in requires("colaworld") if r.endswith("bench\"")), sep="\n")' \
 	  > $(VENV)/bench.txt || { echo "bench: no colaworld in $(VENV)"; exit 1; }
 	@$(PIP) install -q -c $(VENV)/constraints.txt -r $(VENV)/bench.txt  # the extra `bench`, without a new build

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .shapes import Shape
 
-SUITES = ("ops", "models", "training", "data", "rollout", "scale")
+SUITES = ("ops", "models", "training", "data", "rollout", "planning", "scale")
 MODES = ("fwd", "fwd_bwd")
 
 Call = Callable[[], object]
@@ -107,6 +107,7 @@ class Case:
     )
     rotated_mb: Callable[[], float] | None = None  # inputs that take turns, all copies together
     heavy: bool = False  # runs only when it is named
+    most: int | None = None  # samples that are taken at most, where a call takes seconds
     ours: bool = False  # whether an error or a wrong result of any of them is a failure
     graph: bool = False  # on a GPU timed as replays of a CUDA graph, without Python between calls
 

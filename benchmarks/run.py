@@ -155,20 +155,21 @@ def measure(case: Case, request: Request, *, impls: Sequence[str] = ()) -> Measu
                 good[name] = made
             else:
                 found.miss(made)
+        samples = min(request.samples, case.most or request.samples)
         if case.read is not None:
-            read = {name: case.read(name, request.samples) for name in good}
+            read = {name: case.read(name, samples) for name in good}
             times = {name: timing.percentiles(values) for name, values in read.items()}
         else:
             times = timing.interleaved(
                 {name: made.calls for name, made in good.items()},
-                samples=request.samples,
+                samples=samples,
                 device=request.device,
                 batch={name: made.batch for name, made in good.items()},
                 failed=failed,
             )
         flops = case.flops() if callable(case.flops) else case.flops
         for name, each in times.items():
-            more = good[name].fields | {"samples": request.samples}
+            more = good[name].fields | {"samples": samples}
             if case.rotated_mb is not None:
                 more["rotated_mb"] = timing.short(case.rotated_mb())
             if case.details is not None:

@@ -1,4 +1,4 @@
-"""Rows on the terminal: one table per op, with the ratio to the two baselines beside each time.
+"""Rows on the terminal: one table per op, with the ratio to the baselines beside each time.
 
 Not here: measuring (run.py), files (rows.py), pictures (plots.py).
 """
@@ -16,9 +16,16 @@ from rich.table import Table
 from .case import Skipped
 from .rows import Comparison, Row, grouped
 
-BASELINES = ("eager", "compile")
+BASELINES = ("eager", "compile", "plain", "one-by-one")
 _MORE = ("launches", "activation_mb", "mfu", "step_clips_s", "headroom")
-_MORE += ("efficiency", "traffic_mb", "traffic_ratio", "memory_mb", "memory_ratio")
+_MORE += (
+    "s_per_decision",
+    "efficiency",
+    "traffic_mb",
+    "traffic_ratio",
+    "memory_mb",
+    "memory_ratio",
+)
 _COLOUR = {"faster": "green", "slower": "red", "noise": "dim"}
 
 

@@ -1,4 +1,4 @@
-"""`colaworld bench [SUITE ...]`: time ops, models, training, data, rollout and several processes, with their proof.
+"""`colaworld bench [SUITE ...]`: time ops, models, training, data, rollout, planning and several processes, with their proof.
 
 From the command line to the suites in `benchmarks/`, and their tables, files and pictures. Not here:
 what is timed and how (benchmarks/README.md).
@@ -21,7 +21,7 @@ from colaworld.cli.progress import bar
 from colaworld.cli.train import choose_device
 from colaworld.config import Checked, Count, Positive
 
-Suite = Literal["ops", "models", "training", "data", "rollout", "scale"]
+Suite = Literal["ops", "models", "training", "data", "rollout", "planning", "scale"]
 AUTO = Path("auto")
 _PACKAGE = "colaworld.benchmarks"
 
@@ -33,7 +33,8 @@ class BenchOptions(Checked, at="--"):
     suites: Annotated[tuple[Suite, ...], tyro.conf.Positional] = ("ops",)
     """What to time: ops (each against eager, torch.compile, SDPA and packages), models (IDM, a pair
     of video model blocks, the world model), training (a step and its parts), data (the loader against
-    what a step needs, each format, decoders), rollout (generated frames a second), scale (1, 2 and 4 processes: a step, its
+    what a step needs, each format, decoders), rollout (generated frames a second), planning (a decision at 50 and 200
+    candidates), scale (1, 2 and 4 processes: a step, its
     traffic and memory against the formulas, saving, restarting)."""
     json: Path | None = None
     """Write the rows to this file. Without a name: benchmarks/results/SUITE_DEVICE.json of the
@@ -52,7 +53,7 @@ class BenchOptions(Checked, at="--"):
     impl: tuple[str, ...] = ()
     """Only these implementations: eager, compile, cpu, sdpa:flash, default ..."""
     dtype: tuple[Literal["float32", "bfloat16", "float64"], ...] = ("float32",)
-    """Models, training and rollout run bfloat16 as autocast."""
+    """Models, training, rollout and planning run bfloat16 as autocast."""
     device: str = "cpu"
     """cpu, cuda, or auto."""
     threads: Count | None = None
@@ -89,7 +90,7 @@ def run(argv: list[str], *, overrides: dict[str, Any] | None = None) -> int:
         program="colaworld bench",
         description=(
             "Times with their proof: the tests of what is timed run first, results are judged (ops "
-            "and models against float64, training, rollout and scale against a plain run in the same "
+            "and models against float64, training, rollout, planning and scale against a plain run in the same "
             "dtype), and nothing is printed while either is wrong."
         ),
     )

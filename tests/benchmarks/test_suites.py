@@ -205,6 +205,44 @@ def test_one_more_frame_and_many_candidates(tiny_request, passing, monkeypatch) 
     )
 
 
+def test_planning(tiny_request, passing, monkeypatch) -> None:
+    planning = suite("planning")
+    found = list(planning.listed(shapes.run_config("nano.cola", tiny_request.overrides)))
+    assert [(s.sizes["n"], s.sizes["h"], s.heavy) for s in found] == [
+        *((50, 2, False), (200, 2, True), (50, 10, True), (200, 10, True))
+    ]
+    monkeypatch.setattr(planning, "CANDIDATES", (3, 7))
+    measured_rows = measured("planning", tiny_request, passing, only=("nano.n3",), impls=()).rows[
+        2:
+    ]
+    assert [(r["shape"], r["impl"]) for r in measured_rows] == [
+        ("nano.n3", impl) for impl in ("plain", "one-by-one", "shared")
+    ]
+    for row in measured_rows:
+        assert row["rates"]["calls_s"] == pytest.approx(6 / row["p50_ms"] * 1e3, rel=1e-2)
+        assert row["s_per_decision"] == pytest.approx(row["p50_ms"] / 1e3, rel=1e-2)
+
+
+def test_planning_is_judged_and_takes_few_samples(tiny_request, monkeypatch) -> None:
+    """Another noise is another world: its costs are not those of the plain loop."""
+    planning = suite("planning")
+    monkeypatch.setattr(planning, "CANDIDATES", (3,))
+    (one,), _ = runs.listed(["planning"], tiny_request, only=["nano.n3"])
+    assert one.verify("shared") is None and one.verify("one-by-one") is None
+    monkeypatch.setattr(planning.Setup, "noise", lambda self: torch.Generator().manual_seed(9))
+    assert "cost is off by" in one.verify("shared")
+    monkeypatch.undo()
+    one = replace(one, providers={"shared": lambda: [lambda: None]}, verify=None)
+    (row,) = runs.measure(one, replace(tiny_request, samples=20)).rows
+    assert row["samples"] == planning.MOST
+
+
+def test_a_video_model_plans_nothing(tiny_request) -> None:
+    request = replace(tiny_request, recipe="nano.pretrain", overrides={})
+    cases, (skipped,) = runs.listed(["planning"], request)
+    assert not cases and "without actions plans nothing" in skipped.reason
+
+
 def test_an_implementation_nobody_has_is_an_error(tiny_request, passing) -> None:
     with pytest.raises(ValueError, match=r"--impl fast: nobody of that name; have .*eager"):
         runs.run(["ops"], tiny_request, only=["nano.codes"], impls=["fast"])
