@@ -77,9 +77,8 @@ def clips_of(row: Row, key: str) -> Mapping[str, Any]:
     """What is told clip by clip of the number under `key`; empty where it is not."""
     if key in PER_CLIP:
         return row["clips"]
-    head, _, rest = key.partition(".")
-    labels, _, name = rest.partition(".")
-    found = row.get("adapted", {}).get(labels, {}) if head == "adapted" else {}
+    head, _, name = key.rpartition(".")  # "adapted.100", "psnr"
+    found = row.get("after", {}).get(head, {})
     return found if name in found.get("values", ()) else {}
 
 

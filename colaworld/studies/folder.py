@@ -5,7 +5,8 @@
     OUT/DATA/ARM/seed-N/               an ordinary run folder
     OUT/DATA/ARM/seed-N.yaml           the configuration that was asked for
     OUT/DATA/ARM/seed-N.log, .json     what its commands said; how it stands, and its row
-    OUT/DATA/labelled, OUT/DATA/ARM/seed-N-labels-L/     where a study adapts: its set, and the adapted run
+    OUT/DATA/labelled, bounds          where a study adapts or plans: its set, what plans are held against
+    OUT/DATA/ARM/seed-N-labels-L/, seed-N-plan-SPACE/    the adapted runs, and the plans
     OUT/rows.json, report.html         of all runs that are done
 
 Not here: starting processes (schedule.py), what is in a row (rows.py).
@@ -22,6 +23,7 @@ from typing import Any
 from colaworld.config import ConfigError, leaves, load_yaml, to_dict, to_yaml
 from colaworld.files import read_json, write_atomically, write_json
 from colaworld.runs.config import RunConfig
+from colaworld.studies.after import Following, adaptations, bounds_call, plans
 from colaworld.studies.rows import Row, row_of
 from colaworld.studies.study import Arm, DataSet, Study, changed, config_of
 
@@ -38,20 +40,24 @@ class Job:
     """For people: "crafter/cola/seed-0"."""
     config: RunConfig | None = None
     """What is trained."""
-    record: tuple[str, ...] = ()
-    """What is recorded, where nothing is trained."""
+    call: tuple[str, ...] = ()
+    """Where nothing is trained: the command, without --out."""
+    makes: str = ""
+    """The file in its folder that says that this is done."""
     needs: tuple[str, ...] = ()
     """Names of jobs that come first."""
     of: tuple[Study, DataSet, Arm, int] | None = None
     """Of a run: its study, data set, arm and seed."""
     labelled: Path | None = None
-    """Of a run: the set with actions that it is adapted on."""
+    """Of a run: the set with actions that it is adapted on and plans with."""
+    bounds: Path | None = None
+    """Of a run that plans: the plan.json of what its plans are held against."""
 
     def command(self, *, device: str) -> list[str] | None:
         """The next command, as arguments of colaworld; None where all is done."""
         if self.config is None:
-            there = (self.base / "meta" / "info.json").is_file()
-            return None if there else ["record", *self.record, "--out", str(self.base)]
+            there = (self.base / self.makes).is_file()
+            return None if there else [*self.call, "--out", str(self.base)]
         state = self.state()
         trained = (self.base / "weights" / "model.safetensors").is_file()
         if not trained and "stopped" not in state:
@@ -61,30 +67,21 @@ class Job:
             return [*call, "--device", device, *resume]
         if self.of is not None and not (self.base / "evaluation.json").is_file():
             return ["evaluate", str(self.base), "--device", device]
-        for labels, out in self.adaptations.items():
-            if not (out / "adaptation.json").is_file():
-                return self._adapt(labels, out, device)
-        return None
+        left = (one.command(device=device) for one in self.after)
+        return next((command for command in left if command is not None), None)
 
     @property
-    def adaptations(self) -> dict[int, Path]:
-        """Folders of the runs that are adapted from this one, by labels; none of one that was stopped."""
-        study = self.of[0] if self.of else None
-        if study is None or study.adapt is None or "stopped" in self.state():
-            return {}
-        return {
-            labels: self.base.with_name(f"{self.base.name}-labels-{labels}")
-            for labels in study.adapt.labels
-        }
-
-    def _adapt(self, labels: int, out: Path, device: str) -> list[str]:
-        assert self.of is not None and self.of[0].adapt is not None
-        how, seed = self.of[0].adapt, self.of[3]
-        call = ["adapt", str(self.base), "--data", str(self.labelled), "--out", str(out)]
-        call += ["--labels", str(labels), "--seed", str(seed), "--device", device]
-        call += ["--adapter-steps", str(how.adapter_steps), "--steps", str(how.steps)]
-        call += ["--learning-rate", str(how.learning_rate)]
-        return [*call, *(["--resume"] if (out / "config.yaml").is_file() else [])]
+    def after(self) -> list[Following]:
+        """What follows the run: adaptations, plans; nothing where it was stopped."""
+        if self.of is None or self.labelled is None or "stopped" in self.state():
+            return []
+        study, data, _, seed = self.of
+        found: list[Following] = []
+        if study.adapt is not None:
+            found += adaptations(study.adapt, self.base, self.labelled, seed=seed)
+        if study.plan and data.plan is not None:
+            found += plans(data.plan, self.base, self.labelled, adapted=study.adapt)
+        return found
 
     # -- files beside the run ----------------------------------------------------------------
 
@@ -138,15 +135,19 @@ class Job:
             return None
         state = self.state()
         study, data, arm, seed = self.of
-        wanted = set(study.measures) | {f"adapted.{labels}.psnr" for labels in self.adaptations}
-        if "row" not in state or wanted - state["row"]["numbers"].keys():
+        after = self.after
+        known = {*state["row"]["numbers"], *state["row"].get("after", {})} if "row" in state else {}
+        if {*study.measures, *(one.key for one in after)} - set(
+            known
+        ):  # or the study asks for more
             why = state.get("stopped", "")
             status = "finished" if not why else "collapsed" if "collapsed" in why else "diverged"
             row = row_of(
                 *(study, data, arm, seed, self.base),
                 status=status,
                 why=why,
-                adaptations=self.adaptations,
+                after=after,
+                bounds=self.bounds,
             )
             self.note(row=row, failed=None)
             return row
@@ -172,10 +173,16 @@ def jobs_of(study: Study, out: Path, *, seeds: int, max_steps: int | None = None
         path, needs, jobs = _before(data, out / data.name, max_steps)
         first += jobs
         labelled = path
-        if study.adapt is not None and data.labelled:
+        planned = data.plan if study.plan else None
+        if (study.adapt or planned) and data.labelled:
             labelled = out / data.name / "labelled"
-            first.append(Job(labelled, f"{data.name}/labelled", record=data.labelled))
+            first.append(_recorded(labelled, f"{data.name}/labelled", data.labelled))
             needs = (*needs, f"{data.name}/labelled")
+        bounds = None
+        if planned is not None:
+            call, folder = bounds_call(planned, labelled), out / data.name / "bounds"
+            first.append(Job(folder, f"{data.name}/bounds", None, call, "plan.json", needs))
+            needs, bounds = (*needs, f"{data.name}/bounds"), folder / "plan.json"
         for seed in range(seeds):
             for arm in study.arms:
                 config = config_of(study, data, arm, seed=seed, max_steps=max_steps)
@@ -185,7 +192,10 @@ def jobs_of(study: Study, out: Path, *, seeds: int, max_steps: int | None = None
                     config = replace(config, backbone_weights=str(out / data.name / "generator"))
                 base = out / data.name / arm.name / f"seed-{seed}"
                 name = f"{data.name}/{arm.name}/seed-{seed}"
-                runs.append(Job(base, name, config, (), needs, (study, data, arm, seed), labelled))
+                of = (study, data, arm, seed)
+                runs.append(
+                    Job(base, name, config, needs=needs, of=of, labelled=labelled, bounds=bounds)
+                )
     runs.sort(key=lambda job: job.of[3] if job.of else 0)
     return [*first, *runs]
 
@@ -220,14 +230,18 @@ def _before(
     if data.path is not None:
         path = data.path.resolve()
     else:
-        jobs.append(Job(path, f"{data.name}/data", record=data.record))
+        jobs.append(_recorded(path, f"{data.name}/data", data.record))
     if data.pretrain:
         videos, told = home / "generator-data", f"{data.name}/generator-data"
-        jobs.append(Job(videos, told, record=data.pretrain))
+        jobs.append(_recorded(videos, told, data.pretrain))
         config = changed("nano.pretrain", data.pretrain_changes, max_steps=max_steps)
         config = replace(config, data=replace(config.data, path=videos))
-        jobs.append(Job(home / "generator", f"{data.name}/generator", config, (), (told,)))
+        jobs.append(Job(home / "generator", f"{data.name}/generator", config, needs=(told,)))
     return path, tuple(job.name for job in jobs), jobs
+
+
+def _recorded(path: Path, name: str, arguments: tuple[str, ...]) -> Job:
+    return Job(path, name, None, ("record", *arguments), "meta/info.json")
 
 
 def open_folder(

@@ -25,6 +25,7 @@ from colaworld.studies.tables import (
     budgets_table,
     differences_table,
     notes_of,
+    plans_table,
     sets_of,
 )
 
@@ -44,6 +45,7 @@ def write_page(path: Path, study: Study, rows: Sequence[Row], *, made: str, agai
             "arms": arms_table(arms),
             "differences": differences_table(arms),
             "adaptations": adaptations_table(arms),
+            "plans": plans_table(arms),
             "budgets": budgets_table(arms),
             "charts": [
                 (title, found)

@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -20,6 +19,7 @@ from colaworld.config import from_dict, to_yaml
 from colaworld.evaluation.layout import read_evaluation
 from colaworld.files import FileError, plain, read_json, write_atomically
 from colaworld.runs.config import RunConfig, read_config
+from colaworld.studies.after import Following, bounds_of
 from colaworld.studies.study import Arm, DataSet, Study
 
 POINTS = 60  # of a curve, at most
@@ -36,15 +36,16 @@ def row_of(
     *,
     status: str,
     why: str = "",
-    adaptations: Mapping[int, Path] = MappingProxyType({}),
+    after: Sequence[Following] = (),
+    bounds: Path | None = None,
 ) -> Row:
     """The row of a run that was trained and evaluated in `folder`.
 
-    status: "finished", or how its training stopped; why: in its own words; adaptations: folders of the
-    runs adapted from it, by labels.
+    status: "finished", or how its training stopped; why: in its own words; after: what followed it;
+    bounds: the plan.json of what planning is held against.
     Raises FileError or ConfigError where the folder lacks a file, or evaluation.json a measure.
     """
-    adapted = {str(labels): adapted_of(labels, out) for labels, out in adaptations.items()}
+    followed = [(one, one.read()) for one in after]
     config = read_config(folder)
     found = read_evaluation(folder / "evaluation.json")
     rows = _metrics(folder / "metrics.jsonl")
@@ -73,12 +74,13 @@ def row_of(
             "flops": _flops(config, steps, found["counts"]),
             "collapsed_at": collapsed_at(entropy, floor=_floor(config)),
             "numbers": {key: number_at(found, key) for key in study.measures}
-            | {key: of for labels, more in adapted.items() for key, of in more["numbers"].items()},
+            | {key: of for _, more in followed for key, of in more["numbers"].items()},
             "beside": _beside(found),
             "entropy": _thinned(entropy),
             "control": _thinned(_curve(rows, "control", "control")),
             "clips": _clips(found),
-            "adapted": {labels: more["clips"] for labels, more in adapted.items()},
+            "after": {one.key: more["clips"] for one, more in followed},
+            "bounds": {} if bounds is None else bounds_of(bounds),
             "commit": made.get("commit"),
             "config_sha256": made.get("config_sha256"),
         }
@@ -104,42 +106,6 @@ def number_at(found: Mapping[str, Any], key: str) -> dict[str, float | None] | N
     raise FileError(
         f"evaluation.json: {key}: expected a number or {{mean, low, high}}, got {value!r:.60}"
     )
-
-
-def adapted_of(labels: int, folder: Path) -> dict[str, Any]:
-    """Of an adapted run: {numbers, clips}. Numbers are under "adapted.LABELS.": PSNR (dB) of rollouts under
-    real actions with the adapter alone and after fine-tuning, what fine-tuning gained, PSNR under inferred
-    actions after it; the share of codes in use and their entropy at its end.
-
-    Raises FileError where the folder has no adaptation.json that says so.
-    """
-    path = folder / "adaptation.json"
-    found = read_json(path, made_by="colaworld adapt")
-    try:
-        ways = {
-            "adapter": found["before"]["real"],
-            "psnr": found["after"]["real"],
-            "inferred_before": found["before"]["inferred"],
-            "inferred": found["after"]["inferred"],
-        }
-        health = found["codebook"].get("adapted") or {"utilisation": [None], "entropy": [None]}
-        numbers = {name: dict(way["psnr"]) for name, way in ways.items()}
-        numbers["gain"] = dict(found["gain"]["psnr"])
-        for name in ("utilisation", "entropy"):
-            last = health[name][-1]
-            numbers[name] = {"mean": last, "low": None, "high": None}
-        values = {
-            name: [float(f"{v:.5g}") for v in way["per_clip"]["psnr"]] for name, way in ways.items()
-        }
-        episode = found["counts"]["episode"]
-    except (KeyError, TypeError, IndexError) as error:
-        raise FileError(f"{path}: expected the scores of an adapted run: {error!r}") from None
-    values["gain"] = [after - b for after, b in zip(values["psnr"], values["adapter"], strict=True)]
-    return {
-        "numbers": {f"adapted.{labels}.{name}": of for name, of in numbers.items()},
-        # One labelled set for all runs of a data set, and the same clips held out of it.
-        "clips": {"rolled": f"{len(episode)} clips", "episode": episode, "values": values},
-    }
 
 
 def collapsed_at(entropy: Sequence[tuple[int, float]], *, floor: float) -> int | None:

@@ -71,6 +71,16 @@ class Adaptation(Checked, at="adaptation."):
 
 
 @dataclass(frozen=True)
+class Planning(Checked, at="planning."):
+    """What follows each run: `colaworld plan` in its codes and, where it was adapted, in real actions."""
+
+    env: str
+    """The environment in which the data were recorded."""
+    arguments: tuple[str, ...] = ()
+    """More of `colaworld plan`, the same for all runs and for what they are held against."""
+
+
+@dataclass(frozen=True)
 class DataSet(Checked, at="data."):
     """Videos that every arm is trained and measured on."""
 
@@ -89,6 +99,8 @@ class DataSet(Checked, at="data."):
     """Changes of every run on these data, by flat key."""
     labelled: tuple[str, ...] = ()
     """Arguments of `colaworld record` for what an adaptation learns from. Empty: the data set itself."""
+    plan: Planning | None = None
+    """How studies that plan do it on these data; None: they do not."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,6 +142,8 @@ class Study(Checked, at="study."):
     """Changes of every run, by flat key."""
     adapt: Adaptation | None = None
     """What each run is adapted with, and measured after."""
+    plan: bool = False
+    """Whether each run plans, where its data set says how."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

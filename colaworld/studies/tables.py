@@ -5,6 +5,7 @@ Not here: how arms are compared (compare.py).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -107,10 +108,41 @@ def adaptations_table(arms: dict[str, list[Row]]) -> Table:
     return table if len(table) > 1 else []
 
 
+def plans_table(arms: dict[str, list[Row]]) -> Table:
+    """Success of plans in each arm's worlds, and of what they are held against."""
+    every = [row for rows in arms.values() for row in rows]
+    reference = _reference(arms)
+    table = [["plans", "arm", "seeds", "success", f"minus {reference}", "s/decision"]]
+    keys = [key for key in measured(every) if re.fullmatch(r"planned\.\w+\.success", key)]
+    for key in keys:
+        space = "codes" if key.split(".")[1] == "latent" else "real actions"
+        for arm, rows in arms.items():
+            if (mean := arm_mean(rows, key)) is None:
+                continue
+            apart = "-"
+            if reference not in (None, arm):
+                apart = cell(difference(rows, arms[reference], key), 2, signed=True)
+            seconds = cell(arm_mean(rows, key.replace("success", "seconds")), 2)
+            table.append([space, arm, str(mean.seeds), cell(mean, 2), apart, seconds])
+    bounds: Row = next((row["bounds"] for row in every if row.get("bounds")), {})
+    for name, success in bounds.items():
+        told = Interval(*(success[end] for end in ("mean", "low", "high")))
+        table.append([_BOUNDS.get(name, name), "", "", _interval(told, ".2f"), "-", "-"])
+    return table if len(table) > 1 else []
+
+
+_BOUNDS = {
+    "oracle": "in the true simulator",
+    "cloning": "behaviour cloning",
+    "random": "random actions",
+    "copy": "where nothing moves",
+}
+
+
 def _evaluated(arms: dict[str, list[Row]]) -> list[str]:
     """Keys of the numbers of evaluation.json."""
     keys = measured([row for rows in arms.values() for row in rows])
-    return [key for key in keys if not key.startswith("adapted.")]
+    return [key for key in keys if not key.startswith(("adapted.", "planned."))]
 
 
 def _reference(arms: dict[str, list[Row]]) -> str | None:
@@ -169,7 +201,7 @@ def markdown(rows: Sequence[Row]) -> str:
     parts = []
     for data, arms in sets_of(rows).items():
         parts.append(f"### {data}")
-        tables = (arms_table, differences_table, adaptations_table, budgets_table)
+        tables = (arms_table, differences_table, adaptations_table, plans_table, budgets_table)
         for table in (make(arms) for make in tables):
             if table:
                 parts.append(_as_markdown(table))

@@ -1,4 +1,4 @@
-"""What follows the runs of a study: adaptations by labels, from the commands to the table."""
+"""What follows the runs of a study, adaptations and plans: from the commands to the tables."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 from colaworld.config import ConfigError
 from colaworld.files import FileError
+from colaworld.studies.after import adaptations, bounds_of, plans
 from colaworld.studies.compare import difference
 from colaworld.studies.folder import jobs_of
 from colaworld.studies.nano import JOINT_OR_TWO_STAGE
-from colaworld.studies.rows import adapted_of
-from colaworld.studies.study import Adaptation
-from colaworld.studies.tables import adaptations_table, arms_table
+from colaworld.studies.study import Adaptation, Planning
+from colaworld.studies.tables import adaptations_table, arms_table, plans_table
 
 
 def write(out: Path, psnr: list[float]) -> Path:
@@ -39,9 +39,12 @@ def write(out: Path, psnr: list[float]) -> Path:
 
 
 def row(folder: Path, arm: str, seed: int, psnr: list[float]) -> dict:
-    found = adapted_of(100, write(folder / arm / str(seed), psnr))
+    base = folder / arm / f"seed-{seed}"
+    (one,) = adaptations(Adaptation(labels=(100,)), base, folder, seed=seed)
+    write(one.out, psnr)
+    found = one.read()
     more = {"data": "d", "arm": arm, "seed": seed, "reference": "two_stage", "entropy": []}
-    return more | {"numbers": found["numbers"], "clips": {}, "adapted": {"100": found["clips"]}}
+    return more | {"numbers": found["numbers"], "clips": {}, "after": {one.key: found["clips"]}}
 
 
 def test_each_run_is_adapted_with_each_number_of_labels(tmp_path):
@@ -64,7 +67,7 @@ def test_each_run_is_adapted_with_each_number_of_labels(tmp_path):
         asked.append(command[command.index("--labels") + 1])
     assert asked == ["100", "1000", "10000"]
     job.note(stopped="the codebook collapsed")
-    assert job.adaptations == {}
+    assert job.after == []
 
 
 def test_the_table_pairs_arms_clip_by_clip(tmp_path):
@@ -84,14 +87,57 @@ def test_the_table_pairs_arms_clip_by_clip(tmp_path):
 
 
 def test_scores_that_are_not_there_are_told(tmp_path):
+    (one,) = adaptations(Adaptation(labels=(100,)), tmp_path / "run", tmp_path, seed=0)
     with pytest.raises(FileError, match=r"adaptation\.json.*colaworld adapt"):
-        adapted_of(100, tmp_path)
-    out = write(tmp_path / "run", [20.0, 21.0, 22.0])
+        one.read()
+    out = write(one.out, [20.0, 21.0, 22.0])
     found = json.loads((out / "adaptation.json").read_text())
     del found["after"]
     (out / "adaptation.json").write_text(json.dumps(found))
-    with pytest.raises(FileError, match="expected the scores of an adapted run: KeyError"):
-        adapted_of(100, out)
+    with pytest.raises(FileError, match="expected what colaworld adapt writes: KeyError"):
+        one.read()
+
+
+def test_each_run_plans_in_codes_and_after_its_adaptation_in_real_actions(tmp_path):
+    how = Planning("crafter-reach", ("--episodes", "2"))
+    crafter = replace(JOINT_OR_TWO_STAGE.data[0], plan=how)
+    study = replace(JOINT_OR_TWO_STAGE, data=(crafter,), plan=True)
+    jobs = jobs_of(study, tmp_path, seeds=1)
+    (bounds,) = (job for job in jobs if job.name == "crafter/bounds")
+    command = bounds.command(device="cpu")
+    assert command[:2] == ["plan", "crafter-reach"] and "world" not in command
+    job = next(j for j in jobs if j.of)
+    assert "crafter/bounds" in job.needs and job.bounds == bounds.base / "plan.json"
+    latent, real = job.after[-2:]
+    assert latent.call[2:6] == ("--run", str(job.base), "--data", str(job.labelled))
+    assert real.call[2:4] == ("--run", f"{job.base}-labels-10000")
+    for one in (latent, real):
+        assert one.call[-4:] == ("--rows", "world", "--episodes", "2")
+
+
+def test_the_table_of_plans_has_what_they_are_held_against(tmp_path):
+    def planned(arm: str, seed: int, won: list[bool]) -> dict:
+        (one,) = plans(Planning("scene"), tmp_path / arm / f"seed-{seed}", tmp_path, adapted=None)
+        one.out.mkdir(parents=True)
+        success = {"mean": sum(won) / len(won), "low": 0.0, "high": 1.0}
+        world = {"success": success, "seconds_per_decision": 2.0}
+        world["episodes"] = [{"success": w} for w in won]
+        protocol = {"env": "scene", "episodes": len(won), "device": f"machine {seed}"}
+        found = {"rows": {"world": world, "oracle": world}, "protocol": protocol}
+        one.file.write_text(json.dumps(found))
+        read = one.read()
+        more = {"data": "d", "arm": arm, "seed": seed, "reference": "two_stage", "clips": {}}
+        more |= {"numbers": read["numbers"], "after": {one.key: read["clips"]}}
+        return more | {"bounds": bounds_of(one.file)}
+
+    won = {"cola": [True, True, False], "two_stage": [True, False, False]}
+    rows = {arm: [planned(arm, seed, of) for seed in range(2)] for arm, of in won.items()}
+    _, ours, theirs, oracle = plans_table(rows)
+    assert ours[:3] == ["codes", "cola", "2"] and ours[3].startswith("0.67 [")
+    assert ours[4].startswith("+0.33 [+0.00") and theirs[4] == "-"
+    assert oracle == ["in the true simulator", "", "", "0.67 [0.00, 1.00]", "-", "-"]
+    found = difference(rows["cola"], rows["two_stage"], "planned.latent.success")
+    assert found is not None and found.over == "seeds and episodes"
 
 
 @pytest.mark.parametrize("labels", [(), (0,), (100, 100)])
