@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Literal
 
 import torch
@@ -51,6 +52,38 @@ def resize(frames: Tensor, height: int, width: int) -> Tensor:
         frames.float(), (height, width), mode="bilinear", antialias=True, align_corners=False
     )
     return resized.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def random_shift(
+    frames: Tensor,  # [B, T, C, H, W]
+    *,
+    most: int,
+    patch: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Each clip shifted by up to `most` whole patches in rows and columns: [B, T, C, H, W].
+
+    One draw per clip. Places beyond the border repeat the border's patch (random shifts: Yarats et al. 2021, DrQ).
+    """
+    B, _, _, H, W = frames.shape
+    if frames.ndim != 5 or H % patch or W % patch:
+        raise ValueError(
+            f"random_shift: expected [B, T, C, H, W] of whole patches of {patch} px, got {tuple(frames.shape)}"
+        )
+    integers = partial(torch.randint, -most, most + 1)
+    drawn = draw(integers, (B, 2), generator, device=frames.device)
+    rows, columns = (
+        _shifted(size, patch, by, frames.device)
+        for size, by in zip((H, W), drawn.unbind(1), strict=True)
+    )
+    clip = torch.arange(B, device=frames.device)[:, None, None]
+    return frames[clip, :, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 4, 1, 2)
+
+
+def _shifted(size: int, patch: int, by: Tensor, device: torch.device) -> Tensor:
+    """[B, size]: from which place each comes when patches move on by `by` [B] of them."""
+    place = torch.arange(size, device=device)
+    return (place // patch - by[:, None]).clamp(0, size // patch - 1) * patch + place % patch
 
 
 def random_resized_crop(

@@ -60,6 +60,11 @@ class ActionConditioner(nn.Module):
                 f"conditioner.heads: width {width} / heads {config.heads} must be an even whole "
                 "number; the width is the backbone's"
             )
+        if config.nested_dropout and tokens < 2:
+            raise ValueError(
+                "conditioner.nested_dropout: leaves out the later tokens of an action, so model.idm.tokens "
+                f"must be at least 2, got {tokens}"
+            )
         self.config, self.actions_per_frame = config, actions_per_frame
         self.tokens, self.dim = tokens, dim
         self.heads_out = blocks if config.per_block else 1
@@ -76,7 +81,7 @@ class ActionConditioner(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, codes: Tensor, drop: Tensor | None = None) -> Tensor:
-        """`drop` [B, r (T - 1)] bool: actions to replace by the null action.
+        """`drop` [B, r (T - 1)] bool: actions to replace by the null action; or tokens of them, [.., N].
 
         Raises ValueError on codes of a wrong shape or a number of actions that r does not divide.
         """
@@ -91,7 +96,8 @@ class ActionConditioner(nn.Module):
             raise ValueError(f"conditioner: {steps} actions are not whole frames of {r} actions")
         x = codes.flatten(2).to(self.embed.weight.dtype)  # [B, r (T - 1), N d]
         if drop is not None:
-            x = torch.where(drop[..., None], self.null.to(x.dtype), x)
+            left_out = drop[..., None] if drop.ndim == 2 else drop.repeat_interleave(self.dim, -1)
+            x = torch.where(left_out, self.null.to(x.dtype), x)
         x = self.embed(x.reshape(B, steps // r, self.embed.in_features))
         # The residual stream keeps the dtype of the weights, also under autocast.
         x = torch.cat([self.first.expand(B, 1, -1), x.to(self.first.dtype)], dim=1)  # [B, T, C]

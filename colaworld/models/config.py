@@ -44,6 +44,10 @@ class ConditionerConfig(Checked, at="model.conditioner."):
     """A head of its own for every block of the video model; false: one shared by all (paper)."""
     dropout: Share = 0.1
     """Probability that a step's action is replaced by the learned null action (paper: 0.1)."""
+    nested_dropout: Share = 0.0
+    """Probability that only the first n tokens of a step's action are told in training, n uniform in 1 .. N - 1, the
+    others being the null action's: what matters most is then told first (nested dropout, Rippel et al. 2014). In
+    evaluation all tokens are told. Needs model.idm.tokens >= 2."""
 
 
 @dataclass(frozen=True)

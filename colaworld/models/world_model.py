@@ -22,6 +22,7 @@ from colaworld.models.backbones import Backbone, build_backbone
 from colaworld.models.conditioning import ActionConditioner
 from colaworld.models.config import ModelConfig
 from colaworld.models.inputs import checked_indices
+from colaworld.models.latent_action.aligner import Aligner
 from colaworld.models.latent_action.fdm import ForwardDynamicsModel
 from colaworld.models.latent_action.idm import InverseDynamicsModel
 from colaworld.models.latent_action.quantizers import (
@@ -44,6 +45,7 @@ class WorldModel(nn.Module):
     quantizer: Quantizer
     conditioner: ActionConditioner
     fdm: ForwardDynamicsModel
+    aligner: Aligner
     adapter: Adapter
     action_head: ActionHead
 
@@ -163,7 +165,7 @@ class WorldModel(nn.Module):
         latents: Tensor,  # [B, C, T, h, w]
         times: Tensor,  # [B, T]
         codes: Tensor | None = None,  # [B, r (T - 1), N, d]; None = the plain video model
-        drop: Tensor | None = None,  # [B, r (T - 1)] bool: use the null action there
+        drop: Tensor | None = None,  # [B, r (T - 1)] or [.., N] bool: use the null action there
         *,
         fps: Tensor | float | None = None,  # frames/s of the clips, [B]; None: the backbone's own
     ) -> Tensor:

@@ -26,7 +26,7 @@ from colaworld.ops.flops import FlopCount
 from colaworld.runs.config import RunConfig
 from colaworld.runs.sizes import check_frames, check_heads
 from colaworld.training.blocks import recompute_blocks
-from colaworld.training.config import OBJECTIVES
+from colaworld.training.config import OBJECTIVES, ObjectiveConfig
 from colaworld.training.memory import Kind, MemoryCount, trace_step
 from colaworld.training.phases import Phase, check_phases
 from colaworld.training.step import uses_bf16
@@ -126,7 +126,7 @@ def _phase_memory(config: RunConfig, phase: Phase, device: str) -> PhaseMemory:
         model = built(config)
         if device == "cuda":
             _keep_what_gpus_keep(model)
-        objective = OBJECTIVES[phase.objective](model, replace(config.objective, augment=False))
+        objective = OBJECTIVES[phase.objective](model, _uncropped(config.objective))
         check_phases([phase], model, [phase.objective])
         if training.recompute == "blocks":
             recompute_blocks(model)
@@ -151,6 +151,11 @@ def _phase_memory(config: RunConfig, phase: Phase, device: str) -> PhaseMemory:
             tokenizer(),
             flops.total,
         )
+
+
+def _uncropped(config: ObjectiveConfig) -> ObjectiveConfig:
+    """Without crops, whose sizes are values; they take neither memory nor products worth counting."""
+    return replace(config, augment=False, idm_view="same")
 
 
 def _actions(model: WorldModel, clips: int, frames: int) -> Tensor | None:

@@ -27,8 +27,9 @@ def check_heads(model: ModelConfig, parts: Sequence[str]) -> None:
         ("conditioner", width, model.conditioner.heads),
         ("idm", model.idm.width, model.idm.heads),
         ("fdm", model.fdm.width, model.fdm.heads),
+        ("parts.aligner", model.of("aligner").width, model.of("aligner").heads),
     ):
-        if name != "backbone" and name not in parts:
+        if name != "backbone" and name.removeprefix("parts.") not in parts:
             continue
         if heads < 1 or channels % heads or channels // heads % 2:
             of = " (the backbone's)" if name == "conditioner" else ""

@@ -108,15 +108,14 @@ class Job:
         """Write the configuration. ConfigError where the folder holds a run of another one."""
         if self.config is None:
             return
-        path, text = self.base.with_name(self.base.name + ".yaml"), to_yaml(self.config)
-        if path.is_file() and path.read_text() != text:
-            keys = _differing(path, self.config)
+        path = self.base.with_name(self.base.name + ".yaml")
+        if not path.is_file():
+            write_atomically(path, to_yaml(self.config))
+        elif keys := _differing(path, self.config):
             raise ConfigError(
                 f"{path}: holds another configuration than the study asks for now ({keys}); name "
                 f"another --out, or delete {self.base} and {path}"
             )
-        if not path.is_file():
-            write_atomically(path, text)
 
     # -- how it ended ------------------------------------------------------------------------
 
@@ -283,10 +282,10 @@ def _names(jobs: Sequence[Job]) -> list[tuple[str, str]]:
 
 
 def _differing(path: Path, config: RunConfig) -> str:
-    """Flat keys in which a saved configuration is another one."""
+    """Flat keys in which a saved configuration is another one; "" where it says the same."""
     try:
         was = dict(leaves(to_dict(load_yaml(path, RunConfig))))
     except ConfigError as error:
         return str(error)
     now = dict(leaves(to_dict(config)))
-    return ", ".join(sorted(k for k in was | now if was.get(k) != now.get(k))) or "its text alone"
+    return ", ".join(sorted(k for k in was | now if was.get(k) != now.get(k)))

@@ -192,6 +192,14 @@ WARMUP = Study(
     changes=_UNPRIMED,
 )
 
+_ALIGNED: dict[str, Any] = {
+    f"phases.{phase}.{key}": value
+    for phase, parts in (("warmup", ()), ("joint", ("backbone",)))
+    for key, value in (
+        ("objective", "aligned"),
+        ("train", ["idm", "quantizer", "conditioner", *parts, "aligner"]),
+    )
+}
 PRIOR = Study(
     "prior",
     "Without the motion path, which change alone lets the codes find the moves?",
@@ -215,6 +223,30 @@ PRIOR = Study(
             "ten times the quantizer's loss",
         ),
         Arm("no_matching", "nano.cola", {"model.idm.matching": 0}, "nor the matching volume"),
+        Arm("tubelet", "nano.cola", {"model.idm.input": "tubelet"}, "patches over both frames"),
+        Arm("difference", "nano.cola", {"model.idm.input": "difference"}, "and frame differences"),
+        Arm(
+            "aligned", "nano.cola", _ALIGNED, "latents must tell how frozen latents (pixels) change"
+        ),
+        # Whole cells: what the shipped generator was trained on. Its own view stays as it is.
+        Arm(
+            "shifted_view",
+            "nano.cola",
+            {"objective.idm_view": "shift"},
+            "the IDM sees the clip shifted by up to two patches",
+        ),
+        Arm(
+            "cropped_view",
+            "nano.cola",
+            {"objective.idm_view": "crop"},
+            "the IDM sees a scaled crop",
+        ),
+        Arm(
+            "nested",
+            "nano.cola",
+            {"model.conditioner.nested_dropout": 0.5},
+            "the second token left out half of the time",
+        ),
     ),
     data=_WORLDS,
     reference="plain",

@@ -127,7 +127,7 @@ class AdaptedObjective(_RealActions):
         frames = to_float(batch.frames)  # no augmentation: the latent action model is fixed
         noised = self._noised(frames, batch.latents, generator)
         actions = self.model.encode_actions(_real(batch), frames)
-        drop = dropped(actions.codes, self.model.conditioner.config.dropout, generator)
+        drop = dropped(actions.codes, self.model.conditioner.config, generator)
         velocity = self.model.velocity(noised.x_t, noised.times, actions.codes, drop, fps=batch.fps)
         return Forward(
             frames=frames,
@@ -173,13 +173,13 @@ class AdaptedLamObjective(ColaObjective):
     def forward(  # type: ignore[override]
         self, batch: ClipBatch, *, generator: torch.Generator
     ) -> Both:
-        frames = self._frames(batch, generator)
+        frames, seen = self._views(batch, generator)
         stored = None if self.config.augment else batch.latents
         noised = self._noised(frames, stored, generator)
-        quantized = self.model.quantize(frames, generator=generator)
+        quantized = self.model.quantize(seen, generator=generator)
         actions, head = _real(batch), self.model.action_head
         codes = self.model.encode_actions(actions, frames).codes
-        drop = dropped(codes, self.model.conditioner.config.dropout, generator)
+        drop = dropped(codes, self.model.conditioner.config, generator)
 
         def under(codes: Tensor, **more: object) -> Forward:
             return Forward(

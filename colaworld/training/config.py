@@ -136,8 +136,19 @@ class ObjectiveConfig(Checked, at="objective."):
     in Open-Sora. frames: all predicted frames of the update alike, on which the nano results rest."""
     augment: bool = True
     """One random resized crop per clip while the latent action model trains (paper)."""
+    idm_view: Literal["same", "shift", "crop"] = "same"
+    """What of a clip the IDM sees while it trains: what the video model sees; the same shifted by whole patches; or
+    a random resized crop of its own. Where views differ, latents cannot carry places or pixels (IGOR, Chen et al.
+    2024, crops differently for IDM and forward model). The video model's view is `augment`'s alone: a generator that
+    knows whole cells only, as nano's, keeps them."""
+    idm_shift: Annotated[int, Range(ge=1, le=64)] = 2
+    """Patches (model.idm.patch) that `shift` moves at most, in rows and in columns."""
     quantizer_weight: Weight = 1.0
     """Weight of the quantizer's loss (codebook + beta * commitment) beside the flow loss."""
+    alignment_weight: Weight = 1.0
+    """Weight of the aligner's error in phases whose objective is `aligned`: latent actions must also tell how the
+    frozen latents of the tokenizer change (UniVLA, Bu et al. 2025, predicts DINOv2 features). At nano size these
+    are pixels."""
     start_clips: Count = 256
     """Clips whose latents give the codebook its start."""
 
@@ -201,6 +212,7 @@ OBJECTIVES |= {
     for name, needs in {
         "flow": (),
         "cola": (*_LAM, "conditioner"),
+        "aligned": (*_LAM, "conditioner", "aligner"),
         "world": (*_LAM, "conditioner"),
         "reconstruction": (*_LAM, "fdm"),
     }.items()

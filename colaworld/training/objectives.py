@@ -2,6 +2,7 @@
 
 flow            the video model alone, without actions                     (pretrain)
 cola            flow loss through video model, conditioning and quantizer  (warmup, joint)
+aligned         cola, and the change of frozen latents from the latent action  (warmup, joint)
 world           the same flow loss under a frozen latent action model    (second stage)
 reconstruction  a forward dynamics model in pixels                       (first stage)
 adapter, adapted, adapted_lam: a robot's real actions, in adaptation.py
@@ -13,7 +14,7 @@ Not here: which parts of the model train (phases), the loop (trainer), the model
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,10 +24,11 @@ from torch import Tensor
 
 from colaworld.config import ConfigError
 from colaworld.contracts import ClipBatch, ResetRows, to_float
-from colaworld.data.transforms import random_resized_crop
+from colaworld.data.transforms import random_resized_crop, random_shift
 from colaworld.flow.config import Average
 from colaworld.flow.loss import flow_matching_loss
 from colaworld.flow.path import interpolate, sample_timesteps, target_velocity
+from colaworld.models.config import ConditionerConfig
 from colaworld.models.latent_action.quantizers import Quantized
 from colaworld.models.world_model import WorldModel
 from colaworld.rng import ClipGenerator, draw
@@ -45,6 +47,8 @@ class Forward:
     average: Average = "frames"  # what the flow loss is a mean over
     usual: Tensor | None = None  # scalar: frames to predict of a clip, on average over the update
     predicted: Tensor | None = None  # [B, F - 1, 3, H, W] frames of a forward model
+    latents: Tensor | None = None  # [B, C, T, h, w] clean ones of the video model
+    change: Tensor | None = None  # [B, C, T - 1, h, w] of them, as predicted
     quantized: Quantized | None = None  # the latent actions, in training
     indices: Tensor | None = None  # [B, F - 1, N] codes used, for the codebook meter
 
@@ -57,6 +61,7 @@ class Noised(NamedTuple):
     target: Tensor  # [B, C, T, h, w] the velocity
     predict: Tensor  # [B, T] bool: frames that were noised
     usual: Tensor  # scalar: how many those are of a clip, on average over the whole update
+    latents: Tensor  # [B, C, T, h, w] without noise
 
 
 @dataclass(frozen=True)
@@ -89,9 +94,16 @@ def frame_error(made: Forward) -> Tensor:
     return 4 * F.mse_loss(made.predicted.float(), made.frames[:, 1:])
 
 
+def alignment_error(made: Forward) -> Tensor:
+    """Mean squared error of the predicted change from each latent frame to the next."""
+    assert made.change is not None and made.latents is not None
+    return F.mse_loss(made.change.float(), made.latents.diff(dim=2))
+
+
 FLOW = Term("flow", flow_error)
 QUANTIZER = Term("quantizer", quantizer_error, lambda config: config.quantizer_weight)
 RECONSTRUCTION = Term("reconstruction", frame_error)
+ALIGNMENT = Term("alignment", alignment_error, lambda config: config.alignment_weight)
 
 
 class BaseObjective:
@@ -184,7 +196,7 @@ class BaseObjective:
         noise = draw(torch.randn, x0.shape, generator, large=True, device=device)
         usual = (length - every).sum() / len(every)
         return Noised(
-            interpolate(x0, noise, times), times, target_velocity(x0, noise), predict, usual
+            interpolate(x0, noise, times), times, target_velocity(x0, noise), predict, usual, x0
         )
 
 
@@ -220,7 +232,7 @@ class _LatentActionObjective(BaseObjective):
         latents, clips = [], 0
         while clips < self.config.start_clips:
             batch, own = batches()
-            latents.append(self.model.idm(self._frames(batch, own)))
+            latents.append(self.model.idm(self._views(batch, own)[1]))
             clips += own.clips
         quantizer.start(torch.cat(latents), generator=generator)
 
@@ -230,9 +242,16 @@ class _LatentActionObjective(BaseObjective):
     def after_step(self, *, generator: torch.Generator) -> tuple[dict[str, float], ResetRows]:
         return self.model.quantizer.after_step(generator=generator)
 
-    def _frames(self, batch: ClipBatch, generator: torch.Generator) -> Tensor:
-        frames = to_float(batch.frames)
-        return random_resized_crop(frames, generator=generator) if self.config.augment else frames
+    def _views(self, batch: ClipBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The clips [B, F, 3, H, W] as the video model sees them, and as the IDM does."""
+        config, whole = self.config, to_float(batch.frames)
+        frames = random_resized_crop(whole, generator=generator) if config.augment else whole
+        if config.idm_view == "crop":
+            return frames, random_resized_crop(whole, generator=generator)
+        if config.idm_view == "shift":
+            most, patch = config.idm_shift, self.model.config.idm.patch
+            return frames, random_shift(frames, most=most, patch=patch, generator=generator)
+        return frames, frames
 
     def observe(self, made: Forward, *, generator: torch.Generator) -> None:
         assert made.quantized is not None
@@ -249,11 +268,11 @@ class ColaObjective(_LatentActionObjective):
     terms: tuple[Term, ...] = (FLOW, QUANTIZER)
 
     def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Forward:
-        frames = self._frames(batch, generator)
+        frames, seen = self._views(batch, generator)
         stored = None if self.config.augment else batch.latents  # those of a crop are others
         noised = self._noised(frames, stored, generator)
-        quantized = self.model.quantize(frames, generator=generator)
-        drop = dropped(quantized.codes, self.model.conditioner.config.dropout, generator)
+        quantized = self.model.quantize(seen, generator=generator)
+        drop = dropped(quantized.codes, self.model.conditioner.config, generator)
         velocity = self.model.velocity(
             noised.x_t, noised.times, quantized.codes, drop, fps=batch.fps
         )
@@ -264,9 +283,26 @@ class ColaObjective(_LatentActionObjective):
             predict=noised.predict,
             average=self.config.average,
             usual=noised.usual,
+            latents=noised.latents,
             quantized=quantized,
             indices=quantized.indices,
         )
+
+
+class AlignedObjective(ColaObjective):
+    """`cola`, and an aligner that is given a frame's latents and the latent action must tell how they change.
+
+    The aligner has the gradient's shortest way to the IDM: no noise, no video model between. In evaluation it is
+    not asked.
+    """
+
+    needs = OBJECTIVES["aligned"].needs
+    terms = (FLOW, QUANTIZER, ALIGNMENT)
+
+    def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Forward:
+        made = super().forward(batch, generator=generator)
+        assert made.quantized is not None
+        return replace(made, change=self.model.aligner(made.latents, made.quantized.codes))
 
 
 class WorldObjective(BaseObjective):
@@ -283,7 +319,7 @@ class WorldObjective(BaseObjective):
         frames = to_float(batch.frames)  # no augmentation: the latent action model is fixed (paper)
         noised = self._noised(frames, batch.latents, generator)
         actions = self.model.infer_actions(frames)
-        drop = dropped(actions.codes, self.model.conditioner.config.dropout, generator)
+        drop = dropped(actions.codes, self.model.conditioner.config, generator)
         velocity = self.model.velocity(noised.x_t, noised.times, actions.codes, drop, fps=batch.fps)
         return Forward(
             frames=frames,
@@ -303,19 +339,29 @@ class ReconstructionObjective(_LatentActionObjective):
     terms = (RECONSTRUCTION, QUANTIZER)
 
     def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Forward:
-        frames = self._frames(batch, generator)
-        quantized = self.model.quantize(frames, generator=generator)
+        frames, seen = self._views(batch, generator)
+        quantized = self.model.quantize(seen, generator=generator)
         predicted = self.model.fdm(frames[:, :-1], quantized.codes)
         return Forward(
             frames=frames, predicted=predicted, quantized=quantized, indices=quantized.indices
         )
 
 
-def dropped(codes: Tensor, share: float, generator: torch.Generator) -> Tensor | None:
-    """Which actions are replaced by the null action, [B, T - 1] bool."""
-    if share <= 0:
-        return None
-    return draw(torch.rand, codes.shape[:2], generator, device=codes.device) < share
+def dropped(codes: Tensor, config: ConditionerConfig, generator: torch.Generator) -> Tensor | None:
+    """Which actions are replaced by the null action, [B, T - 1] bool; with nested dropout, which tokens of
+    them, [B, T - 1, N]."""
+    (clips, steps, tokens), device = codes.shape[:3], codes.device
+    drop, chance = None, partial(draw, torch.rand, (clips, steps), generator, device=device)
+    if config.dropout > 0:
+        drop = chance() < config.dropout
+    if config.nested_dropout > 0:
+        few = chance() < config.nested_dropout
+        counts = partial(torch.randint, 1, tokens)
+        kept = draw(counts, (clips, steps), generator, device=device)
+        later = torch.arange(tokens, device=device) >= kept[..., None]
+        nested = later & few[..., None]
+        drop = nested if drop is None else nested | drop[..., None]
+    return drop
 
 
 def register_objective(name: str, objective: type[BaseObjective]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from colaworld.data.transforms import crop_box, random_resized_crop, resize
+from colaworld.data.transforms import crop_box, random_resized_crop, random_shift, resize
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,32 @@ def test_the_whole_frame_is_left_as_it_is() -> None:
         clips, generator=torch.Generator().manual_seed(0), scale=(1, 1), ratio=(1, 1)
     )
     assert torch.equal(made, clips)
+
+
+def test_a_random_shift_moves_whole_patches_and_repeats_the_border() -> None:
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.rand(256, 2, 3, 8, 12, generator=generator)
+    shifted = random_shift(frames, most=2, patch=4, generator=generator)
+    before, after = (
+        x.unflatten(4, (3, 4)).unflatten(3, (2, 4)).movedim((3, 5), (1, 2))
+        for x in (frames, shifted)
+    )  # [B, rows, columns, T, C, 4, 4]
+    seen = set()
+    for clip in range(256):
+        by = [
+            (dy, dx)
+            for dy in range(-2, 3)
+            for dx in range(-2, 3)
+            if all(
+                torch.equal(
+                    after[clip, y, x], before[clip, min(max(y - dy, 0), 1), min(max(x - dx, 0), 2)]
+                )
+                for y in range(2)
+                for x in range(3)
+            )
+        ]
+        assert by, clip  # one by two or more rows shows the same
+        seen.update(by)
+    assert seen == {(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)}
+    with pytest.raises(ValueError, match="whole patches of 5 px"):
+        random_shift(frames, most=1, patch=5, generator=generator)

@@ -114,3 +114,23 @@ def test_what_does_not_fit_is_named():
         build()(torch.zeros(1, 2, 1, DIM))
     with pytest.raises(ValueError, match=r"conditioner.heads: width 12 / heads 5 must be an even"):
         ActionConditioner(ConditionerConfig(heads=5), width=12, blocks=1, tokens=1, dim=1)
+
+
+def test_tokens_of_an_action_are_dropped_one_by_one(randomised):
+    conditioner = randomised(build(2, nested_dropout=0.5))
+    codes = actions(4)
+    drop = torch.zeros(2, 4, TOKENS, dtype=torch.bool)
+    drop[0, 1, 1] = drop[1, 2, 0] = drop[1, 2, 1] = True
+    null = conditioner.null.detach().view(TOKENS, DIM)
+    replaced = torch.where(drop[..., None], null, codes)
+    with torch.no_grad():
+        torch.testing.assert_close(conditioner(codes, drop), conditioner(replaced))
+        assert (conditioner(codes, drop) - conditioner(codes)).abs().max() > 1e-3
+        whole = drop.all(-1, keepdim=True).expand_as(drop)
+        assert torch.equal(conditioner(codes, whole), conditioner(codes, whole[..., 0]))
+
+
+def test_one_token_cannot_be_shortened():
+    config = ConditionerConfig(heads=2, nested_dropout=0.5)
+    with pytest.raises(ValueError, match=r"idm.tokens must be at least 2, got 1"):
+        ActionConditioner(config, width=WIDTH, blocks=1, tokens=1, dim=DIM)

@@ -59,7 +59,7 @@ def test_parts_are_the_direct_children_and_own_every_parameter():
     assert [n for n, _ in build(parts=()).named_children()] == ["tokenizer", "backbone"]
     with pytest.raises(
         ValueError,
-        match=r"no part 'idn' is registered; known: action_head, adapter, conditioner, fdm, idm, lora, q",
+        match=r"no part 'idn' is registered; known: action_head, adapter, aligner, conditioner, fdm, idm, lora, q",
     ):
         build(parts=("idn",))
 

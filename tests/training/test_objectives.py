@@ -13,12 +13,12 @@ from colaworld.flow.config import TimestepConfig
 from colaworld.models.adapters.config import ActionHeadConfig, TableAdapterConfig
 from colaworld.models.backbones.stdit3 import STDiT3Config
 from colaworld.models.config import ConditionerConfig, ModelConfig
-from colaworld.models.latent_action.config import FDMConfig, IDMConfig
+from colaworld.models.latent_action.config import AlignerConfig, FDMConfig, IDMConfig
 from colaworld.models.latent_action.quantizers import QUANTIZERS
 from colaworld.models.world_model import WorldModel
 from colaworld.rng import ClipGenerator
 from colaworld.training.config import OBJECTIVES, ObjectiveConfig
-from colaworld.training.objectives import BaseObjective, Term
+from colaworld.training.objectives import BaseObjective, Term, dropped
 from colaworld.training.phases import Phase, enter_phase
 from colaworld.training.protocols import Objective
 
@@ -27,6 +27,7 @@ PHASES = {
     "pretrain": Phase("pretrain", "flow", ("backbone",), steps=1),
     "warmup": Phase("warmup", "cola", LAM, steps=1),
     "joint": Phase("joint", "cola", (*LAM, "backbone"), steps=1),
+    "aligned": Phase("aligned", "aligned", (*LAM, "aligner"), steps=1),
     "lam": Phase("lam", "reconstruction", ("idm", "quantizer", "fdm"), steps=1),
     "world": Phase("world", "world", ("conditioner", "backbone"), steps=1),
 }
@@ -44,11 +45,15 @@ def build(*, kind: str = "vq", dropout: float = 0.5, trained: bool = True) -> Wo
         quantizer=QUANTIZERS[kind].config(**taken),
         conditioner=ConditionerConfig(depth=1, heads=2, dropout=dropout),
         fdm=FDMConfig(depth=1, width=16, heads=2),
-        parts={"adapter": TableAdapterConfig(size=3), "action_head": HEAD},
+        parts={
+            "adapter": TableAdapterConfig(size=3),
+            "action_head": HEAD,
+            "aligner": AlignerConfig(width=16, heads=2),
+        },
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = WorldModel(config, parts=(*LAM, "fdm", "adapter", "action_head"))
+        model = WorldModel(config, parts=(*LAM, "fdm", "aligner", "adapter", "action_head"))
         if trained:
             with torch.no_grad():
                 for parameter in model.parameters():
@@ -490,3 +495,91 @@ def test_terms_have_names_of_their_own():
         objective = type("Wrong", (BaseObjective,), {"terms": terms})
         with pytest.raises(ConfigError, match=r"Wrong.terms: expected names that differ"):
             objective(build(), CONFIG)
+
+
+# -- other views, alignment, nested dropout ------------------------------------------------------
+
+
+@pytest.mark.parametrize("augment", [True, False])
+@pytest.mark.parametrize("view", ["same", "shift", "crop"])
+@pytest.mark.parametrize("name", ["cola", "aligned", "adapted_lam", "reconstruction"])
+def test_the_idm_sees_its_own_view_of_what_the_video_model_sees(name, view, augment):
+    model = build()
+    given, predicted = [], []
+    model.idm.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    model.fdm.register_forward_pre_hook(lambda _, inputs: predicted.append(inputs[0]))
+    encode = model.tokenizer.encode
+    model.tokenizer.encode = lambda frames: (predicted.append(frames), encode(frames))[1]
+    clips = batch(8)
+    objective = OBJECTIVES[name](model, replace(CONFIG, augment=augment, idm_view=view))
+    objective.loss(clips, generator=seeded())
+    own, other = given[0], predicted[0]
+    shared = own[:, : other.shape[1]]
+    assert torch.equal(shared, other) == (view == "same")
+    # The video model's view is what it would be without another one for the IDM.
+    predicted.clear()
+    OBJECTIVES[name](model, replace(CONFIG, augment=augment)).loss(clips, generator=seeded())
+    assert torch.equal(predicted[0], other)
+    assert torch.equal(other, to_float(clips.frames)[:, : other.shape[1]]) == (not augment)
+
+
+def test_the_quantizer_starts_from_the_view_of_the_idm():
+    given = []
+    for view in ("same", "shift"):
+        model = build()
+        model.idm.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+        config = replace(CONFIG, augment=False, idm_view=view, start_clips=4)
+        OBJECTIVES["cola"](model, config).before_phase(supply(batch), generator=seeded())
+    assert torch.equal(given[0], to_float(batch().frames)) and not torch.equal(*given)
+
+
+def test_alignment_is_the_error_of_the_predicted_change():
+    model = build()
+    model.aligner.forward = lambda latents, codes: torch.zeros_like(latents[:, :, 1:])
+    config = replace(CONFIG, augment=False, alignment_weight=3.0)
+    loss, metrics = OBJECTIVES["aligned"](model, config).loss(batch(), generator=seeded())
+    latents = model.tokenizer.encode(to_float(batch().frames))
+    expected = (latents[:, :, 1:] - latents[:, :, :-1]).square().mean()
+    torch.testing.assert_close(metrics["alignment"], expected)
+    plain, terms = OBJECTIVES["cola"](model, config).loss(batch(), generator=seeded())
+    assert terms["flow"] == metrics["flow"] and "alignment" not in terms
+    torch.testing.assert_close(loss, plain + 3 * expected)
+
+
+def test_alignment_alone_reaches_the_idm_past_the_video_model():
+    model = build()
+    enter_phase(model, PHASES["aligned"])
+    objective = OBJECTIVES["aligned"](model, replace(CONFIG, quantizer_weight=0.0))
+    objective.terms = objective.terms[2:]
+    objective.loss(batch(), generator=seeded())[0].backward()
+    assert reached(model) == {"idm", "aligner"}
+
+
+def test_nested_dropout_leaves_out_later_tokens_alone():
+    config = ConditionerConfig(dropout=0.25, nested_dropout=0.5)
+    codes = torch.zeros(4000, 3, 4, 2)
+    drop = dropped(codes, config, seeded())
+    assert drop.shape == (4000, 3, 4) and drop.dtype == torch.bool
+    assert not (
+        drop[..., :-1] & ~drop[..., 1:]
+    ).any()  # whoever is dropped takes the later ones along
+    counts = torch.stack([(drop.sum(-1) == n).float().mean() for n in range(5)])
+    share = 0.75 * 0.5 / 3  # not dropped as a whole, and one of three lengths
+    torch.testing.assert_close(
+        counts, torch.tensor([0.375, share, share, share, 0.25]), atol=0.02, rtol=0
+    )
+    # Whole actions are dropped as without it.
+    plain = dropped(codes, replace(config, nested_dropout=0.0), seeded())
+    assert torch.equal(drop.all(-1), plain) and plain.shape == (4000, 3)
+    alone = dropped(codes, replace(config, dropout=0.0), seeded())
+    assert not alone.all(-1).any() and alone.any()
+    assert dropped(codes, ConditionerConfig(dropout=0.0), seeded()) is None
+
+
+def test_nested_dropout_is_told_to_the_video_model_in_training_alone():
+    model = build()
+    model.conditioner.config = replace(model.conditioner.config, nested_dropout=0.99, dropout=0.0)
+    seen = Seen(model)
+    OBJECTIVES["cola"](model, CONFIG).loss(batch(), generator=seeded())
+    drop = seen.calls[-1][3]
+    assert drop.shape == (4, 3, 2) and drop[..., 1].all() and not drop[..., 0].any()

@@ -1,12 +1,13 @@
-"""Sizes of the inverse and the forward dynamics model, and the two as parts. Imports no torch.
+"""Sizes of the inverse and the forward dynamics model and of the aligner, and the three as parts. Imports no
+torch.
 
-Not here: the models (idm.py, fdm.py), the quantizers between them (quantizers/config.py).
+Not here: the models (idm.py, fdm.py, aligner.py), the quantizers between them (quantizers/config.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from colaworld.config import Checked, Layers, Range, Size
 from colaworld.models.parts import Part, register_part
@@ -39,6 +40,14 @@ class IDMConfig(Checked, at="model.idm."):
     motion: bool = False
     """Add a linear map of the matching volume's mean over the patches to the latents: they then
     differ by the motion of the whole view from the first step on. Needs matching > 0."""
+    input: Literal["frame", "difference", "tubelet"] = "frame"
+    """What a patch is embedded from: its pixels (paper); these and their difference to the frame before
+    (Wang et al. 2016, temporal segment networks, 3.2); or a tubelet, the patch in both frames (Arnab et al.
+    2021, ViViT, 3.2). Frame 0 stands before itself. The last two are one linear map of the same pixels, started
+    differently."""
+
+    ADDED_KEYS: ClassVar[dict[str, Any]] = {"input": "frame"}
+    """Fields younger than labels of latent actions, and what holds without them: left out of the hash then."""
 
     @staticmethod
     def paper() -> IDMConfig:
@@ -64,8 +73,19 @@ class FDMConfig(Checked, at="model.fdm."):
     """Pixels per side of a patch."""
 
 
+@dataclass(frozen=True)
+class AlignerConfig(FDMConfig, at="model.parts.aligner."):
+    """Sizes of the aligner: small, so that what it cannot know must come from the latent action."""
+
+    depth: Annotated[int, Range(ge=0, le=1000)] = 1
+    """Spatial blocks."""
+    patch: Size = 2
+    """Latents of the tokenizer per side of a patch."""
+
+
 _IDM = Later("colaworld.models.latent_action.idm:InverseDynamicsModel")
 _FDM = Later("colaworld.models.latent_action.fdm:ForwardDynamicsModel")
+_ALIGNER = Later("colaworld.models.latent_action.aligner:Aligner")
 
 register_part(Part("idm", IDMConfig, lambda config, model: _IDM(config), compile=True))
 register_part(
@@ -73,6 +93,21 @@ register_part(
         "fdm",
         FDMConfig,
         lambda config, model: _FDM(config, dim=model.config.idm.dim),
+        needs=("idm", "quantizer"),
+        compile=True,
+    )
+)
+register_part(
+    Part(
+        "aligner",
+        AlignerConfig,
+        lambda config, model: _ALIGNER(
+            config,
+            channels=model.tokenizer.channels,
+            actions_per_frame=model.tokenizer.temporal_stride,
+            tokens=model.config.idm.tokens,
+            dim=model.config.idm.dim,
+        ),
         needs=("idm", "quantizer"),
         compile=True,
     )

@@ -30,28 +30,32 @@ class FDMBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class ForwardDynamicsModel(nn.Module):
-    """Predicts the next frame's pixels from one frame and one latent action."""
+class PatchPredictor(nn.Module):
+    """Spatial blocks over the patches of one frame and the tokens of one action; as many values come out.
+
+    Args:
+        config: sizes.
+        channels: of a frame.
+        dim: width of a token of an action.
+    """
 
     block_lists = ("blocks",)
 
-    def __init__(self, config: FDMConfig, *, dim: int) -> None:
+    def __init__(self, config: FDMConfig, *, channels: int, dim: int) -> None:
         super().__init__()
         self.config = config
-        values = 3 * config.patch**2
+        values = channels * config.patch**2
         self.embed = nn.Linear(values, config.width)
         self.action = nn.Linear(dim, config.width)
         self.blocks = nn.ModuleList(FDMBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
         self.out = nn.Linear(config.width, values)
 
-    def forward(self, frames: Tensor, codes: Tensor) -> Tensor:
-        """Frames [B, T, 3, H, W] in [0, 1], codes [B, T, N, d] -> next frames, same shape."""
+    def predict(self, frames: Tensor, codes: Tensor) -> Tensor:
+        """Frames [B, T, C, H, W] of whole patches, codes [B, T, N, d] -> values of the frames' shape."""
         B, T, _, H, W = frames.shape
         patch = self.config.patch
-        if H % patch or W % patch:
-            raise ValueError(f"FDM: frames {H}x{W} are not whole patches of {patch} px")
-        x = F.pixel_unshuffle((frames * 2 - 1).flatten(0, 1), patch)
+        x = F.pixel_unshuffle(frames.flatten(0, 1), patch)
         x = x.flatten(2).transpose(1, 2).unflatten(0, (B, T))
         position = grid_embedding(H // patch, W // patch, self.config.width, device=x.device)
         x = self.embed(x) + position
@@ -60,4 +64,19 @@ class ForwardDynamicsModel(nn.Module):
             x = block(x)
         x = self.out(self.norm(x[:, :, : -codes.shape[2]]))
         x = x.flatten(0, 1).transpose(1, 2).unflatten(2, (H // patch, W // patch))
-        return (F.pixel_shuffle(x, patch).unflatten(0, (B, T)) + 1) / 2
+        return F.pixel_shuffle(x, patch).unflatten(0, (B, T))
+
+
+class ForwardDynamicsModel(PatchPredictor):
+    """Predicts the next frame's pixels from one frame and one latent action."""
+
+    def __init__(self, config: FDMConfig, *, dim: int) -> None:
+        super().__init__(config, channels=3, dim=dim)
+
+    def forward(self, frames: Tensor, codes: Tensor) -> Tensor:
+        """Frames [B, T, 3, H, W] in [0, 1], codes [B, T, N, d] -> next frames, same shape."""
+        H, W = frames.shape[3:]
+        patch = self.config.patch
+        if H % patch or W % patch:
+            raise ValueError(f"FDM: frames {H}x{W} are not whole patches of {patch} px")
+        return (self.predict(frames * 2 - 1, codes) + 1) / 2

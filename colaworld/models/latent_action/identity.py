@@ -52,7 +52,7 @@ def action_head_hash(model: WorldModel) -> str:
 
 
 def _hash(model: WorldModel, parts: Sequence[str], more: Mapping[str, Any]) -> str:
-    said = {part: to_dict(model.config.of(part)) for part in parts}
+    said = {part: _said(model.config.of(part)) for part in parts}
     digest = hashlib.sha256(json.dumps({**said, **more}, sort_keys=True).encode())
     for part in parts:
         _add(digest, getattr(model, part), f"{part}.")
@@ -63,3 +63,9 @@ def _add(digest: hashlib._Hash, module: nn.Module, prefix: str) -> None:
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{prefix}{name} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _said(config: Any) -> dict[str, Any]:
+    """A part's configuration without the fields that are younger than labels, where they say what held before."""
+    before = getattr(config, "ADDED_KEYS", {})
+    return {k: v for k, v in to_dict(config).items() if k not in before or v != before[k]}

@@ -78,7 +78,8 @@ class InverseDynamicsModel(nn.Module):
         self.config = config = config or IDMConfig()
         width = config.width
         candidates = (2 * config.matching + 1) ** 2 if config.matching else 0
-        self.embed = nn.Linear(3 * config.patch**2 + candidates, width)
+        pixels = (1 if config.input == "frame" else 2) * 3 * config.patch**2
+        self.embed = nn.Linear(pixels + candidates, width)
         self.blocks = nn.ModuleList(IDMBlock(config) for _ in range(config.depth))
         self.pool = AttentionPooling(width, config.heads, config.tokens, config.dim)
         if config.motion and not config.matching:
@@ -97,10 +98,17 @@ class InverseDynamicsModel(nn.Module):
             raise ValueError(f"IDM: frames {H}x{W} are not whole patches of {patch} px")
         x = F.pixel_unshuffle((frames * 2 - 1).flatten(0, 1), patch)  # [B T, 3 p p, h, w]
         x = x.unflatten(0, (B, T))
+        read = [x]
+        if self.config.input != "frame":
+            before = torch.cat([x[:, :1], x[:, :-1]], dim=1)
+            read.append(before if self.config.input == "tubelet" else x - before)
         if self.config.matching:
             volume = matching_volume(x, radius=self.config.matching)
-            x = torch.cat([x, volume], dim=2)
-        x = x.flatten(3).transpose(2, 3)  # [B, T, S, 3 p p + candidates]
+            read.append(volume)
+        x = torch.cat(read, dim=2)
+        x = x.flatten(3).transpose(
+            2, 3
+        )  # [B, T, S, 3 p p (twice with the frame before) + candidates]
         position = grid_embedding(H // patch, W // patch, self.config.width, device=x.device)
         dtype = self.embed.weight.dtype
         # Under autocast the embedding is half precision; the sum, the residual stream, is not.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 
 import torch
 
+from colaworld.config import to_dict
 from colaworld.models.config import ModelConfig
 from colaworld.models.latent_action.config import IDMConfig
 from colaworld.models.latent_action.identity import latent_action_hash
@@ -47,3 +50,22 @@ def test_what_no_tensor_tells_counts_too() -> None:
     window = replace(CONFIG, window=5)
     assert len({first, latent_action_hash(_model(heads)), latent_action_hash(_model(window))}) == 3
     assert latent_action_hash(_model().to(torch.bfloat16)) != first
+
+
+def test_labels_from_before_a_field_keep_their_name() -> None:
+    """The hash as it was when IDMs had no `input`, spelled out."""
+    model = _model()
+    idm = to_dict(model.config.idm)
+    assert idm.pop("input") == "frame"
+    said = {"idm": idm, "quantizer": to_dict(model.config.quantizer), "window": 4}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for part in ("idm", "quantizer"):
+        for name, value in sorted(getattr(model, part).state_dict().items()):
+            digest.update(f"{part}.{name} {value.dtype} {list(value.shape)}".encode())
+            digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
+    assert latent_action_hash(model) == digest.hexdigest()
+    kinds = [
+        latent_action_hash(_model(replace(CONFIG, idm=replace(CONFIG.idm, input=kind))))
+        for kind in ("frame", "difference", "tubelet")
+    ]
+    assert len(set(kinds)) == 3 and kinds[0] == digest.hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -90,3 +92,44 @@ def test_the_paper_sizes():
     count = sum(p.numel() for p in model.parameters())
     assert 0.10e9 < count < 0.13e9  # paper: about 0.12 B
     assert (model.config.tokens, model.config.dim) == (2, 32)
+
+
+@pytest.mark.parametrize("matching", [0, 1])
+def test_what_a_patch_is_embedded_from(matching, randomised):
+    """The two inputs with the frame before are one linear map of the same pixels; zeros there give `frame`."""
+    base = replace(CONFIG, matching=matching)
+    made = {
+        kind: randomised(InverseDynamicsModel(replace(base, input=kind)))
+        for kind in ("frame", "difference", "tubelet")
+    }
+    own, pixels = made["frame"].state_dict(), 3 * CONFIG.patch**2
+    weight = own["embed.weight"]
+    now, volume = weight[:, :pixels], weight[:, pixels:]
+    before = torch.randn(now.shape, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        for second in (torch.zeros_like(before), before):
+            # now x + before (x - y) = (now + before) x - before y
+            for kind, columns in (
+                ("difference", (now, second, volume)),
+                ("tubelet", (now + second, -second, volume)),
+            ):
+                made[kind].load_state_dict({**own, "embed.weight": torch.cat(columns, dim=1)})
+            z = {kind: model(frames()) for kind, model in made.items()}
+            torch.testing.assert_close(z["difference"], z["tubelet"], atol=1e-5, rtol=1e-5)
+            same = torch.allclose(z["difference"], z["frame"], atol=1e-5)
+            assert same == (not second.any())
+
+
+@pytest.mark.parametrize("kind", ["difference", "tubelet"])
+def test_the_frame_before_is_seen_and_no_later_one(kind, randomised):
+    config = replace(CONFIG, input=kind, depth=1, matching=0)
+    model = randomised(InverseDynamicsModel(config))
+    model.blocks[0].temporal.forward = torch.zeros_like  # what is left sees its own token alone
+    video = frames()
+    with torch.no_grad():
+        z = model(video)
+        for changed in range(5):
+            other = video.clone()
+            other[:, changed] = 1 - other[:, changed]
+            moved = (model(other) - z).abs().amax((0, 2, 3)) > 1e-5
+            assert moved.tolist() == [changed in (t, t + 1) for t in range(4)]
