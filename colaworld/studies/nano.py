@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from colaworld.studies.study import Adaptation, Arm, DataSet, Study
+from colaworld.studies.study import Adaptation, Arm, DataSet, Planning, Study
 
 _STICKY = ("--behaviour", "sticky-random", "--repeat", "0.3")
 # As the demo records; the shipped generator saw other episodes of the same world.
@@ -53,6 +53,21 @@ ROBODESK = DataSet(
     pretrain=(
         *("robodesk", "--size", "32", "--episodes", "400", "--steps", "60", "--seed", "1000"),
         *("--behaviour", "mixture"),
+    ),
+)
+# The own scene: a floor that scrolls under a square, with known fewest moves to each goal.
+SCENE = DataSet(
+    "scene",
+    record=("scene", "--size", "32", "--episodes", "80", "--steps", "100", "--seed", "7"),
+    pretrain=("scene", "--size", "32", "--episodes", "300", "--steps", "100", "--seed", "1000"),
+    pretrain_changes={"phases.pretrain.steps": 1500, "phases.pretrain.cooldown_steps": 500},
+    # As far as the goal is away, and twice as many moves to get there. 288 model calls a decision.
+    plan=Planning(
+        "scene",
+        (
+            *("--episodes", "20", "--mpc.horizon", "3", "--mpc.steps", "6"),
+            *("--planner.candidates", "32", "--planner.iterations", "3"),
+        ),
     ),
 )
 _WORLDS = (CRAFTER, PUSHT, ROBODESK)
@@ -159,6 +174,19 @@ JOINT_OR_TWO_STAGE = Study(
     data=_WORLDS,
     reference="two_stage",
     adapt=Adaptation(),
+)
+
+PLANNING = Study(
+    "planning",
+    "Does planning reach more goals in a world trained jointly than in one of two stages?",
+    arms=(
+        Arm("cola", "nano.cola", _GO_ON, "warm-up, then joint"),
+        Arm("two_stage", "nano.two_stage", note="a latent action model first, then the world"),
+    ),
+    data=(SCENE,),
+    reference="two_stage",
+    adapt=Adaptation(labels=(1000,)),
+    plan=True,
 )
 
 WARMUP = Study(
@@ -278,4 +306,4 @@ QUICK = Study(
     changes=_GO_ON,
 )
 
-ALL = (COLLAPSE, MISMATCH, JOINT_OR_TWO_STAGE, WARMUP, PRIOR, QUICK)
+ALL = (COLLAPSE, MISMATCH, JOINT_OR_TWO_STAGE, PLANNING, WARMUP, PRIOR, QUICK)
