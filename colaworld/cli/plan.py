@@ -34,7 +34,7 @@ class PlanOptions:
     """Options of `colaworld plan`."""
 
     env: Annotated[str, tyro.conf.Positional]
-    """The environment: point-mass, pusht, scene, or one of your own (COLAWORLD_IMPORT)."""
+    """The environment: crafter, point-mass, pusht, robodesk, scene, or one of your own (COLAWORLD_IMPORT)."""
     run: Path | None = None
     """The run folder, or a world written by `colaworld export`. None: the bounds alone are played."""
     out: Path = Path("plan")
@@ -197,8 +197,9 @@ def told(result: Mapping[str, Any]) -> list[str]:
         "no budget" if mpc["calls"] is None else f"at most {mpc['calls']} model calls a decision"
     )
     where = "frames" if said["cost"] == "frames" else f"{said['cost']} (other rows: frames)"
+    task = "".join(f", {key} {said[key]}" for key in ("task", "quality") if said.get(key))
     lines = [
-        f"{said['env']} {said['height']}x{said['width']} px, goal {said['goal_offset']} steps away, "
+        f"{said['env']}{task}, {said['height']}x{said['width']} px, goal {said['goal_offset']} steps away, "
         f"{said['episodes']} episodes of seed {said['seed']}, at most {mpc['steps']} actions of {said['block']} "
         "step(s); intervals are over episodes",
         f"{kind}: {how}; {budget}",

@@ -17,6 +17,7 @@ What departs from the stock environment, and why:
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections import defaultdict
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -103,8 +104,8 @@ class Crafter:
             self._game.reset()
         _order_chunks(self._game._world)
         if self.start == "varied":
-            self._move_player(np.random.default_rng([int(seed), 1]))
-        return self._draw()
+            self.move_player(np.random.default_rng([int(seed), 1]))
+        return self.draw()
 
     def step(self, action: int | np.ndarray) -> tuple[np.ndarray, bool]:
         action = int(action)
@@ -113,13 +114,39 @@ class Crafter:
                 f"Crafter.step: expected an action in 0..{len(self._ids) - 1}, got {action}"
             )
         _, _, done, _ = self._game.step(self._ids[action])
-        return self._draw(), bool(done)
+        return self.draw(), bool(done)
 
     def state(self) -> dict[str, Any]:
         player = self._game._player
-        return {"position": tuple(int(v) for v in player.pos), "facing": tuple(player.facing)}
+        return {
+            "position": tuple(int(v) for v in player.pos),
+            "facing": tuple(player.facing),
+            "inventory": dict(player.inventory),
+        }
 
-    def _move_player(self, rng: np.random.Generator) -> None:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Crafter:
+        """Textures, which never change, stay one."""
+        if self._atlas is None:
+            self._atlas = self._build_atlas()
+        for shared in (self._game._textures, self._atlas):
+            memo[id(shared)] = shared
+        twin = copy.copy(self)
+        memo[id(self)] = twin
+        twin._game = copy.deepcopy(self._game, memo)
+        return twin
+
+    def walkable(self, cell: tuple[int, int]) -> bool:
+        """Whether the player can step onto a cell (x, y) now, and live."""
+        return self._inside(cell) and bool(self._game._player.is_free(cell))
+
+    def material(self, cell: tuple[int, int]) -> str | None:
+        """What a cell (x, y) is made of; None beyond the edge."""
+        return self._game._world[cell][0] if self._inside(cell) else None
+
+    def _inside(self, cell: tuple[int, int]) -> bool:
+        return all(0 <= v < size for v, size in zip(cell, self._game._world.area, strict=True))
+
+    def move_player(self, rng: np.random.Generator) -> None:
         """To a random free cell with things to see; it stays where it is if there is none."""
         world = self._game._world
         ids = world._mat_ids
@@ -132,7 +159,8 @@ class Crafter:
         if len(spots):
             world.move(self._game._player, spots[rng.integers(len(spots))] + (4, 3))
 
-    def _draw(self) -> np.ndarray:
+    def draw(self) -> np.ndarray:
+        """The frame of where it is, uint8 [H, W, 3]."""
         game = self._game
         world, unit = game._world, np.array([self.cell, self.cell])
         if self._atlas is None:

@@ -15,6 +15,7 @@ a frame is a second; a camera from above, cropped, 64x64 pixels. What departs fr
 from __future__ import annotations
 
 import atexit
+import copy
 import logging
 import os
 from pathlib import Path
@@ -112,9 +113,14 @@ class RoboDesk:
         data.qpos[:_JOINTS] = _POSE + 0.15 * rng.uniform(bounds[:, 0], bounds[:, 1])
         self._mujoco.mj_forward(self._model, data)
         self._start = {block: data.body(block).xpos.copy() for block in BLOCKS}
-        return self._draw()
+        return self.draw()
 
     def step(self, action: int | np.ndarray) -> tuple[np.ndarray, bool]:
+        self.advance(np.asarray(action))
+        return self.draw(), False
+
+    def advance(self, action: np.ndarray) -> None:
+        """`step` without its frame."""
         action = np.asarray(action, np.float64)
         if action.shape != (5,) or not (np.abs(action) <= 1).all():
             raise ValueError(f"RoboDesk.step: expected 5 numbers in -1..1, got {action}")
@@ -129,7 +135,19 @@ class RoboDesk:
                     self._model, data
                 )  # in this order positions belong to the new state
                 self._mujoco.mj_step1(self._model, data)
-        return self._draw(), False
+
+    def put(self, joint: Literal["drawer", "slide"], at: float) -> None:
+        """Draw the drawer or the sliding door to `at` metres; nothing else moves."""
+        self._data.joint(f"{joint}_joint").qpos[0] = at
+        self._mujoco.mj_forward(self._model, self._data)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RoboDesk:
+        """A state of its own; the model, which never changes, and the renderer stay one."""
+        if self._renderer is None:
+            self._renderer = self._open_renderer()
+        twin = copy.copy(self)
+        twin._data = copy.copy(self._data)
+        return twin
 
     def state(self) -> dict[str, Any]:
         """Metres in the world's frame, radians; `start` is where the blocks stood at `reset`."""
@@ -173,12 +191,13 @@ class RoboDesk:
             twin.qpos[:_ARM] += arm.T @ np.linalg.solve(arm @ arm.T + 1e-4 * np.eye(3), missing)
         return twin.qpos[:_JOINTS].copy()
 
-    def _draw(self) -> np.ndarray:
+    def draw(self) -> np.ndarray:
+        """The frame of where it is, uint8 [H, W, 3]."""
         from PIL import Image
 
         side = max(_RENDER, self.size)
         if self._renderer is None:
-            self._renderer = self._open_renderer(side)
+            self._renderer = self._open_renderer()
         self._renderer.update_scene(self._data, self._camera)
         picture = Image.fromarray(self._renderer.render())
         left, top, right, bottom = (round(edge / _RENDER * side) for edge in _CROP)
@@ -191,8 +210,8 @@ class RoboDesk:
         data = self._model.tex_data[start : start + high * wide * 3]
         data[:] = striped(data.reshape(high, wide, 3), wide // 4).reshape(-1)
 
-    def _open_renderer(self, side: int) -> Any:
-        mujoco = self._mujoco
+    def _open_renderer(self) -> Any:
+        mujoco, side = self._mujoco, max(_RENDER, self.size)
         if self.vary == "texture":
             self._stripe("plane_texture")
             self._stripe("desk_wood_texture")

@@ -29,8 +29,10 @@ register_planner(MPPIConfig, Later(f"{__name__}.mppi:mppi"), plans="continuous")
 register_planner(CategoricalConfig, Later(f"{__name__}.categorical:categorical"), plans="discrete")
 register_planner(BeamConfig, Later(f"{__name__}.beam:beam"), plans="discrete")
 
+TASKS.add("crafter", Later(f"{__name__}.crafter_task:CrafterTask"))
 TASKS.add("point-mass", Later(f"{__name__}.tasks:PointMassTask"))
 TASKS.add("pusht", Later(f"{__name__}.pusht_task:PushTTask"))
+TASKS.add("robodesk", Later(f"{__name__}.robodesk_task:RoboDeskTask"))
 TASKS.add("scene", Later(f"{__name__}.tasks:SceneTask"))
 
 __all__ = [

@@ -224,12 +224,17 @@ class EpisodesConfig(Checked, at="--"):
     """Of episodes, plans and noise."""
     batch: Count = 16
     """Episodes that are planned side by side; what is drawn for one depends on the others."""
+    task: str | None = None
+    """What is to be done. crafter: reach or collect; robodesk: push_red, push_green, push_blue, open_slide,
+    open_drawer, flat_block_off_table, upright_block_off_table. None: the first."""
     goal_offset: Count | None = None
-    """Steps from start to goal: in scene and point-mass the fewest that reach it, in pusht those of a scripted
-    pusher. None: the environment's own (scene 3, point-mass 4, pusht 25)."""
+    """Steps from start to goal: in scene, point-mass and crafter the fewest that reach it, in pusht and robodesk those
+    of a script. None: the environment's own (scene 3, point-mass and crafter 4, pusht 25, robodesk 10)."""
     block: Count | None = None
-    """pusht, point-mass: steps of one planned action; those of a run's data (data.stride). None: the environment's own
-    (pusht 5)."""
+    """pusht, point-mass, robodesk: steps of one planned action; those of a run's data (data.stride). None: the
+    environment's own (pusht 5)."""
+    quality: Literal["paper", "fast"] | None = None
+    """robodesk: with shadows and reflections, or without (None: fast). It is to be that of the run's data."""
     cost: Literal["frames", "latents"] = "frames"
     """Where the distance from the goal image is measured in the world: in pixels, or in latents, which are
     not decoded then. The other rows measure in pixels."""
@@ -254,4 +259,9 @@ class EpisodesConfig(Checked, at="--"):
         return {name: value for name, value in said.items() if value is not None}
 
 
-OF_TASK = ("goal_offset", "block")  # settings that an environment has a value of its own for
+OF_TASK = (
+    "task",
+    "goal_offset",
+    "block",
+    "quality",
+)  # settings that an environment has a value of its own for

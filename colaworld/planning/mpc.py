@@ -19,6 +19,7 @@ from torch import Tensor
 
 from colaworld.planning.config import MPCConfig, PlannerConfig
 from colaworld.planning.contracts import Cost, Dynamics, Objective, Plan, Seen, Start
+from colaworld.planning.goals import Begun
 from colaworld.planning.prior import CodeBigram
 from colaworld.planning.search import search
 from colaworld.planning.spaces import Continuous, Space
@@ -164,7 +165,7 @@ class Played:
 
 def play(
     agent: Agent,
-    make: Callable[[], Task],
+    begin: Callable[[int], Begun],
     seeds: Sequence[int],
     config: MPCConfig,
     *,
@@ -177,7 +178,7 @@ def play(
     """Play one episode for each seed.
 
     Args:
-        make: makes an environment.
+        begin: an environment at the start of the episode of a seed; `Goals.begin`.
         generator: of plans; the noise inside dynamics comes from one drawn from it at each decision.
         batch: episodes side by side.
         shown: keep the frames of so many episodes, real and imagined.
@@ -190,7 +191,7 @@ def play(
     seconds = 0.0
     for first in range(0, len(seeds), batch):
         group = [
-            _Running(make(), seed, context=config.context, shown=first + number < shown)
+            _Running(begin(seed), seed, context=config.context, shown=first + number < shown)
             for number, seed in enumerate(seeds[first : first + batch])
         ]
         running = [i for i, one in enumerate(group) if not one.episode.success]
@@ -232,9 +233,9 @@ def play(
 class _Running:
     """An episode under way."""
 
-    def __init__(self, task: Task, seed: int, *, context: int, shown: bool) -> None:
+    def __init__(self, begun: Begun, seed: int, *, context: int, shown: bool) -> None:
+        task, frame, self.goal = begun
         self.task, self.shown, self._context = task, shown, context
-        frame, self.goal = task.reset(seed)
         best = task.goal_offset if task.shortest else None
         self.episode = Episode(seed, best=best, success=task.succeeded())
         self.latest = [frame]

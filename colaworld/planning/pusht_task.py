@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -34,6 +34,7 @@ class PushTTask:
 
     name = "pusht"
     shortest = False  # the pusher goes round the T, and others may not
+    told: ClassVar = {"near_px": _NEAR, "turned_degrees": 20, "step_px": _REACH}
 
     def __init__(
         self, *, height: int, width: int, goal_offset: int = 25, block: int = 5, **options: Any

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -38,6 +38,8 @@ class Task(Protocol):
     """Where recorded actions are places: the one it was last sent to. None: they are not."""
     frame_size: tuple[int, int]
     """Height and width of its frames."""
+    told: dict[str, Any]
+    """What else its protocol has to say."""
 
     def reset(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """A new episode, which depends on the seed alone: (first frame, goal frame), uint8 [H, W, 3]."""
@@ -79,6 +81,7 @@ class SceneTask:
 
     name = "scene"
     shortest, block, place = True, 1, None
+    told: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, *, height: int, width: int, goal_offset: int = 3, **options: Any) -> None:
         self._env = Scene(height=height, width=width, **options)
@@ -131,6 +134,7 @@ class PointMassTask:
 
     name = "point-mass"
     shortest, place = True, None
+    told: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ from colaworld.planning.contracts import Cost, Reads
 from colaworld.planning.costs import ActionPenalty, GoalDistance, WeightedSum
 from colaworld.planning.dynamics import WorldDynamics, latent_space
 from colaworld.planning.exact import CopyDynamics, SimulatorDynamics
+from colaworld.planning.goals import Goals
 from colaworld.planning.mpc import Act, Agent, Episode, PlanningAgent, Played, RandomAgent, play
 from colaworld.planning.prior import CodeBigram
 from colaworld.planning.spaces import Continuous, Discrete, Space
@@ -94,6 +95,7 @@ def plan_run(
 
     task = make()
     seeds = [episode_seeds(config.seed, number)[0] for number in range(config.episodes)]
+    goals = Goals(make, seeds)
     agents = _agents(world, task, planner, mpc, config, steering, device)
     if not agents:
         raise ConfigError("--rows: nobody is left to play; a world needs --run")
@@ -102,7 +104,7 @@ def plan_run(
     for name, agent in agents.items():
         played = play(
             agent,
-            make,
+            goals.begin,
             seeds,
             mpc,
             generator=generator_for(device, config.seed, "plan", name),
@@ -128,6 +130,8 @@ def plan_run(
             "width": width,
             "goal_offset": task.goal_offset,
             "block": task.block,
+            **task.told,
+            "goals": goals.hash,
             "episode_seeds": seeds,
             **{k: v for k, v in to_dict(config).items() if k not in ("rows", *OF_TASK)},
             "planner": to_dict(planner),
@@ -227,6 +231,12 @@ def check_spec(spec: ActionSpec, task: Task, *, where: str) -> None:
     wanted = task.action_spec
     words = {"discrete": "classes", "continuous": "numbers"}
     size = wanted.size * task.block
+    names = [one.names for one in (spec, wanted)]
+    if spec.kind == wanted.kind == "discrete" and all(names) and names[0] != names[1]:
+        raise ConfigError(
+            f"{where}: its actions are {', '.join(names[0])}; {task.name} takes {', '.join(names[1])}, in this "
+            "order"
+        )
     if spec.kind == wanted.kind and spec.size == size:
         return
     if spec.kind == wanted.kind == "continuous" and spec.size % wanted.size == 0:

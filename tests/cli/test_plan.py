@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_said(colaworld, trained, scene, tmp_path) -> None:
     assert "belong to a world; name it with --run" in refused("scene", "--data", scene)
     assert "expected one of" in refused("scene", "--planner", "cemm")
     assert (
-        "no environment with goals 'scen' is registered; known: point-mass, pusht, scene"
+        "no environment with goals 'scen' is registered; known: crafter, point-mass, pusht, robodesk, scene"
         in refused("scen")
     )
     assert "a data prior is of codes" in refused(

@@ -20,6 +20,7 @@ from colaworld.planning import (
     Start,
 )
 from colaworld.planning.contracts import BudgetError
+from colaworld.planning.goals import begin
 from colaworld.planning.mpc import Decision, RandomAgent, play
 from colaworld.planning.prior import CodeBigram
 from colaworld.planning.search import search
@@ -143,7 +144,7 @@ def test_an_agent_that_does_nothing_or_too_much_is_refused(count) -> None:
             return Decision(torch.zeros(len(goals), count, 1, dtype=torch.int64))
 
     config = MPCConfig(horizon=2, replan=2, steps=4)
-    make = lambda: SceneTask(height=16, width=16, goal_offset=3)  # noqa: E731
-    agent = Other(Discrete(5), lambda action: [int(action[0])])
+    start = lambda seed: begin(SceneTask(height=16, width=16, goal_offset=3), seed)  # noqa: E731
+    agent = Other(Discrete(5))
     with pytest.raises(ValueError, match=rf"decided: expected 1 .. 2 actions, got {count}"):
-        play(agent, make, (0,), config, generator=seeded())
+        play(agent, start, (0,), config, generator=seeded())

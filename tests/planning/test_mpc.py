@@ -21,6 +21,7 @@ from colaworld.planning import (
 from colaworld.planning.contracts import Seen
 from colaworld.planning.costs import ActionPenalty, GoalDistance, WeightedSum
 from colaworld.planning.exact import CopyDynamics, PointMassDynamics, SimulatorDynamics
+from colaworld.planning.goals import Begun, begin
 from colaworld.planning.mpc import PlanningAgent, RandomAgent, play
 from colaworld.planning.spaces import Discrete
 from colaworld.planning.tasks import PointMassTask, SceneTask, make_task
@@ -55,7 +56,11 @@ def test_in_the_true_simulator_every_planner_takes_the_fewest_moves(planner) -> 
     config = MPCConfig(horizon=2, steps=2)
     agent = scene_agent(SimulatorDynamics(), planner, config)
     played = play(
-        agent, lambda: SceneTask(goal_offset=2, **SCENE), (1, 2), config, generator=seeded()
+        agent,
+        lambda seed: begin(SceneTask(goal_offset=2, **SCENE), seed),
+        (1, 2),
+        config,
+        generator=seeded(),
     )
     assert [one.success for one in played.episodes] == [True, True]
     assert [one.steps for one in played.episodes] == [2, 2]
@@ -65,13 +70,13 @@ def test_in_the_true_simulator_every_planner_takes_the_fewest_moves(planner) -> 
 def test_a_dynamics_in_which_nothing_happens_reaches_nothing_and_a_random_agent_little() -> None:
     config = MPCConfig(horizon=3, steps=4)
     agent = scene_agent(CopyDynamics(), CategoricalConfig(candidates=20, iterations=2), config)
-    make = lambda: SceneTask(goal_offset=3, **SCENE)  # noqa: E731
-    still = play(agent, make, range(6), config, generator=seeded(), shown=1)
+    start = lambda seed: begin(SceneTask(goal_offset=3, **SCENE), seed)  # noqa: E731
+    still = play(agent, start, range(6), config, generator=seeded(), shown=1)
     assert not any(one.success for one in still.episodes)
     assert all(one.steps == 4 for one in still.episodes)
     np.testing.assert_array_equal(still.episodes[0].imagined[0], still.episodes[0].real[0])
     assert not still.episodes[1].real  # not shown, not kept
-    lost = play(RandomAgent(Discrete(5)), make, range(30), config, generator=seeded())
+    lost = play(RandomAgent(Discrete(5)), start, range(30), config, generator=seeded())
     assert sum(one.success for one in lost.episodes) <= 5  # 3 moves of 5^3 at least three times
     assert lost.calls == 0
 
@@ -85,10 +90,10 @@ def test_the_point_mass_is_brought_to_its_goal_in_the_fewest_steps() -> None:
         def __call__(self, imagined, actions):
             return super().__call__(imagined[..., :2], actions)
 
-    def make() -> PointMassTask:
+    def start(seed: int) -> Begun:
         task = PointMassTask(**SCENE, goal_offset=4)
         goals[len(goals)] = task
-        return task
+        return begin(task, seed)
 
     agent = PlanningAgent(
         PointMassDynamics(),
@@ -101,28 +106,33 @@ def test_the_point_mass_is_brought_to_its_goal_in_the_fewest_steps() -> None:
             over="best",
         ),
     )
-    played = play(agent, make, (0,), config, generator=seeded())
+    played = play(agent, start, (0,), config, generator=seeded())
     assert played.episodes[0].success and played.episodes[0].steps == 4
 
 
 def test_equal_seeds_play_equally_and_batches_stay_apart() -> None:
     config = MPCConfig(horizon=2, steps=3)
     agent = scene_agent(SimulatorDynamics(), ShootingConfig(candidates=10), config)
-    make = lambda: SceneTask(goal_offset=3, **SCENE)  # noqa: E731
+    start = lambda seed: begin(SceneTask(goal_offset=3, **SCENE), seed)  # noqa: E731
     first, again = (
-        play(agent, make, range(5), config, generator=seeded(7), batch=2) for _ in range(2)
+        play(agent, start, range(5), config, generator=seeded(7), batch=2) for _ in range(2)
     )
     assert [one.costs for one in first.episodes] == [one.costs for one in again.episodes]
     assert [one.seed for one in first.episodes] == list(range(5))
     with pytest.raises(ValueError, match="batch: expected 1 or more"):
-        play(agent, make, range(5), config, generator=seeded(7), batch=0)
+        play(agent, start, range(5), config, generator=seeded(7), batch=0)
 
 
 def test_actions_are_repeated_and_several_are_carried_out_before_the_next_plan() -> None:
     config = MPCConfig(horizon=2, replan=2, steps=4, action_repeat=3)
     agent = scene_agent(CopyDynamics(), ShootingConfig(candidates=4), config)
     played = play(
-        agent, lambda: SceneTask(goal_offset=8, **SCENE), (3,), config, generator=seeded(), shown=1
+        agent,
+        lambda seed: begin(SceneTask(goal_offset=8, **SCENE), seed),
+        (3,),
+        config,
+        generator=seeded(),
+        shown=1,
     )
     episode = played.episodes[0]
     assert played.decisions == 2 and len(episode.costs) == 2
@@ -141,7 +151,13 @@ def test_the_context_is_the_last_frames_in_order() -> None:
 
     config = MPCConfig(horizon=1, steps=4, context=3)
     agent = scene_agent(Watching(), ShootingConfig(candidates=2), config)
-    play(agent, lambda: SceneTask(goal_offset=8, **SCENE), (3,), config, generator=seeded())
+    play(
+        agent,
+        lambda seed: begin(SceneTask(goal_offset=8, **SCENE), seed),
+        (3,),
+        config,
+        generator=seeded(),
+    )
     assert Watching.lengths == [1, 2, 3, 3]
 
 
@@ -179,5 +195,5 @@ def test_what_does_not_fit_is_said() -> None:
             scene_agent(CopyDynamics(), ShootingConfig(), config),
             cost=lambda goals: GoalDistance(goals, reads="latents"),
         )
-        make = lambda: SceneTask(**SCENE)  # noqa: E731
-        play(agent, make, (0,), config, generator=seeded())
+        start = lambda seed: begin(SceneTask(**SCENE), seed)  # noqa: E731
+        play(agent, start, (0,), config, generator=seeded())
