@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,15 @@ def _sums(path: Path, files: Any) -> dict[str, str]:
 # -- one process in a folder ---------------------------------------------------------------------
 
 
+def held(folder: Path) -> bool:
+    """Whether a process, this one too, holds a folder by a `FolderLock`."""
+    try:
+        FolderLock(folder, shared=True).close()
+    except BlockingIOError:
+        return True
+    return False
+
+
 class FolderLock:
     """Holds `folder` until `close` or until the process ends, however it ends.
 
@@ -242,9 +252,13 @@ class FolderLock:
     def __init__(self, folder: Path, *, shared: bool = False) -> None:
         self.folder = folder
         self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
-            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-            fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
+            except BlockingIOError:  # by a look of `held`, perhaps, which is short
+                time.sleep(0.05)
+                fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
                 os.close(self._descriptor)

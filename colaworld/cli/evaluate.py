@@ -44,7 +44,7 @@ class EvaluateOptions(Checked, at="--"):
     """Other evaluated run folders, shown beside this one. Their curves are drawn together, too, where
     they were watched."""
     watch: bool = False
-    """Evaluate the run's checkpoints, oldest first, and those that are yet to come, until it is finished:
+    """Evaluate the run's checkpoints, oldest first, and those that are yet to come, until the run is over:
     a row each in evaluations.jsonl, which the report draws. Let the run keep them
     (training.keep_checkpoints), or evaluate faster than it saves: a few --evaluation.clips will do."""
     poll: Annotated[float, Range(ge=0.1, le=86_400)] = 10.0

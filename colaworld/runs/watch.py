@@ -3,7 +3,8 @@
     evaluations.jsonl    in the run's folder, a row for each checkpoint: where training stood, and the
                          headline numbers of an evaluation, each with its interval
 
-Rows that are there are kept and their checkpoints left out, so watching goes on where it stopped.
+Rows that are there are kept and their checkpoints left out, so watching goes on where it stopped. It ends
+with the run: finished, or over without being so (`over`).
 Not here: measuring (evaluation.py), the curves (evaluation/report).
 """
 
@@ -18,12 +19,15 @@ from typing import Any
 
 from colaworld.config import ConfigError
 from colaworld.evaluation.layout import check_row
-from colaworld.files import FileError, write_atomically
+from colaworld.files import FileError, held, read_json, write_atomically
 from colaworld.runs.load import finished_weights
 from colaworld.training.checkpoint import Checkpoint, CheckpointError, find_checkpoints
+from colaworld.training.run_folder import ENDED
 
 log = logging.getLogger(__name__)
 FILE = "evaluations.jsonl"
+SILENT = 300.0  # seconds
+_WRITTEN = ("config.yaml", "metrics.jsonl")
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
@@ -62,6 +66,26 @@ def row_of(checkpoint: Checkpoint, result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def over(folder: Path) -> str | None:
+    """Why a run that is not finished does not go on, in words; None: it may.
+
+    Without ended.json (killed) it is over once no process holds it and its rows are old: where a file
+    system does not share locks between machines, rows are all there is to see.
+    """
+    file = folder / ENDED
+    if file.is_file():
+        said = read_json(file, made_by="`colaworld train`")
+        if not isinstance(said, dict) or not {"status", "why"} <= said.keys():
+            raise FileError(f"{file}: expected status and why, got {said!s:.80}; delete it")
+        return f"{said['status']}: {said['why']}"
+    latest = [p.stat().st_mtime for name in _WRITTEN if (p := folder / name).is_file()]
+    if not latest:
+        return "its files are gone"
+    if time.time() - max(latest) < SILENT or held(folder):
+        return None
+    return f"no process trains in it, and nothing was written for {SILENT:.0f} s (killed?)"
+
+
 def watch(
     folder: Path,
     measure: Callable[[Checkpoint], Mapping[str, Any]],
@@ -70,7 +94,8 @@ def watch(
     poll: float = 10.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[dict[str, Any]]:
-    """Rows as they are made, oldest checkpoint first; ends when the run is finished and all are done.
+    """Rows as they are made, oldest checkpoint first; ends when the run is finished, or is seen to be
+    `over` in two looks, which is warned of, and all are done.
 
     Args:
         folder: of a run, which may still train.
@@ -93,10 +118,11 @@ def watch(
                 f"{settings[key]!r}; ask for the same, or move the file away"
             )
     done = {row["checkpoint"] for row in rows}
+    before = None
     while True:
-        finished = (
-            finished_weights(folder) is not None
-        )  # before the look: what is there then is all
+        # Before the look: what is there then is all.
+        finished = finished_weights(folder) is not None
+        why = None if finished else over(folder)
         waiting = [c for c in find_checkpoints(folder / "checkpoints") if c.path.name not in done]
         for checkpoint in waiting:
             done.add(checkpoint.path.name)
@@ -119,7 +145,16 @@ def watch(
             rows = sorted([*rows, row], key=lambda r: r["global_step"])
             write_atomically(folder / FILE, "".join(json.dumps(r) + "\n" for r in rows))
             yield row
-        if finished and not waiting:
+        if waiting:
+            continue
+        if finished:
             return
-        if not waiting:
-            sleep(poll)
+        if why is not None and why == before:
+            log.warning(
+                "%s is not finished (%s): watching ends; once it is resumed, watch again",
+                folder,
+                why,
+            )
+            return
+        before = why
+        sleep(poll)

@@ -1,6 +1,6 @@
 """The folder of a run: who holds it, is it this run's, its logs, checkpoints and last weights.
 
-    out/config.yaml  metrics.jsonl  checkpoints/  tensorboard/  weights/
+    out/config.yaml  metrics.jsonl  checkpoints/  tensorboard/  weights/  ended.json
 
 Not here: when anything is written and what a checkpoint means (trainer.py), how a checkpoint
 becomes whole or absent (checkpoint.py).
@@ -41,6 +41,7 @@ from colaworld.training.sinks import Sink, TensorBoardLogger, TrackerLogger
 
 log = logging.getLogger(__name__)
 
+ENDED = "ended.json"
 # What may change between stopping and resuming: how long, how often, where. By the key's end.
 FREE = (
     "max_steps",
@@ -219,7 +220,16 @@ class RunFolder:
             lambda: self._open_logs(training, after, total)
         )
 
+    def ended(self, status: str, why: str, global_step: int) -> None:
+        """ended.json: why training is over without weights; it is there until the run goes on."""
+        if self._jsonl is None or self._lock is None or not self._lock.in_place():
+            return  # another process than the main one, or the folder is not ours (any more)
+        said = {"status": status, "why": why, "global_step": global_step}
+        with contextlib.suppress(OSError):  # what is full or gone is told by what ends the run
+            write_atomically(self.out / ENDED, json.dumps(said, indent=1) + "\n")
+
     def _open_logs(self, training: TrainingConfig, after: int, total: int) -> bool:
+        (self.out / ENDED).unlink(missing_ok=True)
         self._jsonl = JsonlLogger(self.out / "metrics.jsonl", after=after, sums=self._rows)
         every = training.log_every
         if training.tensorboard:

@@ -148,7 +148,12 @@ class Trainer:
             self._export()
             return self._result("finished", f"finished {self.out}")
         except KeyboardInterrupt:
+            self._folder.ended("interrupted", "by a second signal", self.progress.global_step)
             self._folder.abandon()
+            raise
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            self._folder.ended("failed", why, self.progress.global_step)
             raise
         finally:
             self._folder.close()
@@ -492,12 +497,14 @@ class Trainer:
 
     def _stopped(self, why: str) -> TrainResult:
         self._folder.wait()
+        self._folder.ended("stopped", why, self.progress.global_step)
         message = f"stopped: {why}; the run is saved in {self.out}"
         log.error(message)
         return self._result("stopped", message)
 
     def _interrupted(self, signal: str, phase: Phase) -> TrainResult:
         self._folder.wait()
+        self._folder.ended("interrupted", signal, self.progress.global_step)
         message = f"{signal}: saved {phase.name} step {self.progress.step} in {self.out}."
         if self.resume_command:
             message += f" Resume with:\n  {self.resume_command}"

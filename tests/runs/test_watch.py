@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from colaworld.config import ConfigError
-from colaworld.files import FileError
+from colaworld.files import FileError, FolderLock
 from colaworld.runs import watch as watching
-from colaworld.runs.watch import FILE, read_rows, watch
+from colaworld.runs.watch import FILE, over, read_rows, watch
 from colaworld.training.checkpoint import CheckpointError
+from colaworld.training.run_folder import ENDED
 
 
 def checkpoint(folder: Path, step: int) -> SimpleNamespace:
@@ -37,6 +39,7 @@ def result(value: float) -> dict:
 @pytest.fixture
 def training(tmp_path, monkeypatch):
     """A run that saves at 10 and 20 before the first look, at 30 after it, and is then finished."""
+    (tmp_path / "config.yaml").touch()
     looks = iter([(10, 20), (10, 20, 30), (10, 20, 30)])
     state = SimpleNamespace(now=(), finished=False, slept=0)
 
@@ -112,6 +115,51 @@ def test_a_damaged_checkpoint_is_an_error_and_no_row(training) -> None:
     with pytest.raises(CheckpointError, match="damaged"):
         list(watch(folder, measure, settings={}, sleep=sleep))
     assert read_rows(folder) == []
+
+
+@pytest.fixture
+def unfinished(training, monkeypatch):
+    """The same run, which nobody finishes; `nap(looks)` fails where it is waited for longer."""
+    folder, _ = training
+    monkeypatch.setattr(watching, "finished_weights", lambda folder: None)
+
+    def nap(looks: int):
+        left = iter(range(looks))
+        return lambda seconds: next(left)  # StopIteration: a RuntimeError within a generator
+
+    return folder, nap
+
+
+def test_watching_ends_with_a_run_that_was_stopped(unfinished, caplog) -> None:
+    folder, nap = unfinished
+    said = {"status": "stopped", "why": "the codebook collapsed in phase joint", "global_step": 30}
+    (folder / ENDED).write_text(json.dumps(said))
+    rows = list(watch(folder, lambda found: result(1.0), settings={}, sleep=nap(2)))
+    assert [row["global_step"] for row in rows] == [10, 20, 30]
+    assert "not finished (stopped: the codebook collapsed in phase joint)" in caplog.text
+    (folder / ENDED).write_text("[]")
+    with pytest.raises(FileError, match=rf"{ENDED}: expected status and why"):
+        over(folder)
+
+
+def test_a_run_that_goes_on_is_waited_for(unfinished, monkeypatch, caplog) -> None:
+    """Silent for long, but held; then killed, which leaves nothing but its rows."""
+    folder, nap = unfinished
+    os.utime(folder / "config.yaml", (0, 0))
+    lock = FolderLock(folder)
+    with pytest.raises(RuntimeError):
+        list(watch(folder, lambda found: result(1.0), settings={}, sleep=nap(5)))
+    lock.close()
+    (folder / "metrics.jsonl").touch()  # a row of just now: elsewhere, where locks are not seen
+    with pytest.raises(RuntimeError):
+        list(watch(folder, lambda found: result(1.0), settings={}, sleep=nap(5)))
+    os.utime(folder / "metrics.jsonl", (0, 0))
+    assert not caplog.text
+    assert list(watch(folder, lambda found: result(1.0), settings={}, sleep=nap(2))) == []
+    assert "no process trains in it, and nothing was written for 300 s" in caplog.text
+    (folder / "config.yaml").unlink()
+    (folder / "metrics.jsonl").unlink()
+    assert over(folder) == "its files are gone"
 
 
 INTERVAL = {"mean": 1.0, "low": None, "high": None}

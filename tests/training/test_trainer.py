@@ -27,6 +27,7 @@ from colaworld.training.protocols import (
     RunFolderError,
     UnstableTrainingError,
 )
+from colaworld.training.run_folder import ENDED
 
 
 def test_rows_of_a_whole_run(reference):
@@ -214,8 +215,14 @@ def test_a_signal_saves_and_the_run_resumes_exactly(
     assert result.global_step == (at + 1) // 2  # the step is finished first
     assert result.checkpoint.is_dir()
     assert "colaworld train it --resume" in capsys.readouterr().out
+    ended = json.loads((tmp_path / ENDED).read_text())
+    assert ended == {
+        "status": "interrupted",
+        "why": signal.Signals(number).name,
+        "global_step": result.global_step,
+    }
     result = toy.trainer(tmp_path, resume=True).run()
-    assert result.status == "finished"
+    assert result.status == "finished" and not (tmp_path / ENDED).exists()
     run = read_run(tmp_path)
     assert run.rows == reference.rows
     assert (run.files, run.weights) == (reference.files, reference.weights)
@@ -338,6 +345,8 @@ def test_too_many_skips_stop_with_the_batch_named(toy, tmp_path):
         toy.trainer(tmp_path, hook=poison(values), training=training).run()
     # the checkpoint of step 4 is the last; a resumed run meets the same end
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_0_0000004"]
+    ended = json.loads((tmp_path / ENDED).read_text())
+    assert ended["status"] == "failed" and "UnstableTrainingError: " in ended["why"]
     with pytest.raises(UnstableTrainingError, match="warmup step 8"):
         toy.trainer(
             tmp_path,
@@ -839,6 +848,8 @@ def test_a_collapsed_warmup_stops_the_run_until_it_is_told_to_go_on(toy, tmp_pat
         result = toy.trainer(tmp_path, phases=_collapsing(toy, "stop"), resume=True).run()
         assert (result.status, result.phase, result.step) == ("stopped", "warmup", 14)
         assert "is under gate.floor 1" in result.message and "missed reseed" in result.message
+        ended = json.loads((tmp_path / ENDED).read_text())
+        assert ended["status"] == "stopped" and ended["why"] in result.message
         assert not (tmp_path / "weights").exists()
     result = toy.trainer(tmp_path, phases=_collapsing(toy, "go_on"), resume=True).run()
     assert (result.status, result.phase, result.step) == ("finished", "joint", 4)
