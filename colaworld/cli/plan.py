@@ -51,6 +51,9 @@ class PlanOptions:
     """cpu, cuda, or auto."""
     how: Annotated[EpisodesConfig, tyro.conf.arg(name="")] = field(default_factory=EpisodesConfig)
     """The episodes."""
+    protocol: str | None = None
+    """Take the planner, too, from the protocol whose loop and episodes an environment is played by: pusht
+    stable-worldmodel, robodesk vp2. What departs from it is printed."""
     planner: PlannerConfig = field(default_factory=CategoricalConfig)
     """Who searches: --planner shooting, cem, icem, mppi, categorical or beam; each has options of its own."""
     mpc: MPCConfig = field(default_factory=MPCConfig)
@@ -62,13 +65,15 @@ class PlanOptions:
 def run(argv: list[str]) -> int:
     """Play, print the table, write plan.json and plan.html."""
     options: PlanOptions = from_command_line(
-        PlanOptions(env=tyro.MISSING),
+        _preset(argv),
         _named(argv),
         program="colaworld plan",
         description="Reach goal images by planning: with a run's world, and beside it in the true simulator, at "
         "random, and where nothing ever changes. --planner NAME is short for --planner.kind NAME.",
     )
     TASKS[options.env]  # raises where there is none of this name
+    if argv[0] != options.env:
+        raise ConfigError(f"name the environment first: colaworld plan {options.env} ...")
     folder = None if options.run is None else WorldFolder.of(options.run)
     if folder is None and (options.data is not None or options.prior == "data"):
         raise ConfigError("--data, --prior: they belong to a world; name it with --run")
@@ -84,7 +89,7 @@ def run(argv: list[str]) -> int:
     from colaworld.runs.planning_page import write_page
 
     rows = options.how.rows
-    world, steering, size = None, None, (options.how.size, options.how.size)
+    world, steering, size = None, None, options.how.frame_size(options.env)
     with bar("planning", stages=True) as progress:
         if folder is not None:
             world, steering, size = _loaded(options, folder, device, progress)
@@ -99,6 +104,7 @@ def run(argv: list[str]) -> int:
             planner=options.planner,
             mpc=options.mpc,
             config=options.how,
+            protocol=options.protocol,
             steering=steering,
             device=device,
             watch=progress,
@@ -123,6 +129,26 @@ def _of_run(folder: WorldFolder) -> dict[str, Any]:
 
     said = {"path": str(folder.path)}
     return said if folder.exported else said | provenance(folder.path, read_config(folder.path))
+
+
+def _preset(argv: list[str]) -> PlanOptions:
+    """The options before those that were given: an environment's protocol decides."""
+    from colaworld.planning.protocols import preset
+
+    def said(flag: str, default: str | None) -> str | None:
+        for at, word in enumerate(argv):
+            if word == flag:
+                return argv[at + 1] if at + 1 < len(argv) else default
+            if word.startswith(f"{flag}="):
+                return word.removeprefix(f"{flag}=")
+        return default
+
+    options = PlanOptions(env=tyro.MISSING)
+    env = argv[0] if argv else ""
+    if env not in TASKS:
+        return options
+    space = said("--space", options.space)
+    return replace(options, **preset(env, said("--protocol", None), space=space or options.space))
 
 
 def _named(argv: list[str]) -> list[str]:
@@ -214,6 +240,8 @@ def told(result: Mapping[str, Any]) -> list[str]:
             f"the world plans {planned}{drawn}; {said['sampler']['steps']} denoising steps, guidance "
             f"{said['sampler']['guidance']:g}"
         )
+    if said["protocol"] is not None:
+        lines.append(_departures(said["protocol"]))
     found = result["action_map"]
     if found is not None:
         lines.append(
@@ -238,6 +266,14 @@ def told(result: Mapping[str, Any]) -> list[str]:
             f"not played: {', '.join(result['missing'])}; without them this is no result yet"
         )
     return lines
+
+
+def _departures(protocol: Mapping[str, Any]) -> str:
+    """Which protocol, and what is otherwise here."""
+    told = [f"{key} {_short(a)} (there {_short(b)})" for key, (a, b) in protocol["departs"].items()]
+    return f"protocol {protocol['name']}" + (
+        f", departs from it: {', '.join(told)}" if told else ", nothing departs from it"
+    )
 
 
 def _short(value: Any) -> str:

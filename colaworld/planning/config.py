@@ -250,8 +250,14 @@ class EpisodesConfig(Checked, at="--"):
     """Episodes whose frames the page shows, real beside imagined."""
     clips: Count = 256
     """Recorded clips that are read at most, to count what codes stand for."""
-    size: Annotated[int, Range(ge=8, le=1024)] = 32
-    """Pixels per side of frames without a run."""
+    size: Annotated[int, Range(ge=2, le=1024)] | None = None
+    """Pixels of frames without a run, per side; crafter: per cell. None: 32, crafter 4."""
+
+    def frame_size(self, env: str) -> tuple[int, int]:
+        """Height and width of frames without a run."""
+        if env == "crafter":  # 7 x 9 cells
+            return 7 * (self.size or 4), 9 * (self.size or 4)
+        return self.size or 32, self.size or 32
 
     def of_task(self) -> dict[str, Any]:
         """What is the environment's to know, where it was said."""

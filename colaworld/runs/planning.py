@@ -35,6 +35,7 @@ from colaworld.planning.exact import CopyDynamics, SimulatorDynamics
 from colaworld.planning.goals import Goals
 from colaworld.planning.mpc import Act, Agent, Episode, PlanningAgent, Played, RandomAgent, play
 from colaworld.planning.prior import CodeBigram
+from colaworld.planning.protocols import PROTOCOLS, protocol_of
 from colaworld.planning.spaces import Continuous, Discrete, Space
 from colaworld.planning.tasks import Task, make_task
 from colaworld.rng import generator_for
@@ -71,6 +72,7 @@ def plan_run(
     planner: PlannerConfig,
     mpc: MPCConfig,
     config: EpisodesConfig,
+    protocol: str | None = None,
     steering: Steering | None = None,
     device: str = "cpu",
     watch: Watch | None = None,
@@ -81,6 +83,7 @@ def plan_run(
         env: a name of `planning.TASKS`.
         world: what plans; None leaves its row out.
         size: height and width of frames.
+        protocol: what departs from it is told; None: from the environment's, if it has one.
         steering: as `steer` or `steer_real` give it; needed with a world.
 
     Returns:
@@ -134,6 +137,7 @@ def plan_run(
             "goals": goals.hash,
             "episode_seeds": seeds,
             **{k: v for k, v in to_dict(config).items() if k not in ("rows", *OF_TASK)},
+            "protocol": _departing(env, protocol, planner, mpc, config, height),
             "planner": to_dict(planner),
             "mpc": to_dict(mpc),
             "space": None if steering is None else steering.space,
@@ -145,6 +149,23 @@ def plan_run(
         "action_map": None if steering is None else _told(steering),
     }
     return result, shown
+
+
+def _departing(
+    env: str,
+    name: str | None,
+    planner: PlannerConfig,
+    mpc: MPCConfig,
+    config: EpisodesConfig,
+    size: int,
+) -> dict[str, Any] | None:
+    """The protocol that an environment is played by, and what is otherwise."""
+    found = protocol_of(env, name)
+    if found is None:
+        return None
+    departs = found.departures(planner, mpc, replace(config, size=size))
+    known = next(key for key, one in PROTOCOLS.items() if one is found)
+    return {"name": known, "source": found.source, "departs": departs}
 
 
 def steer(

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from colaworld.planning import TASKS
+from colaworld.planning.protocols import preset, protocol_of
 from colaworld.planning.tasks import SceneTask
 from colaworld.registry import from_outside
 
@@ -131,6 +132,41 @@ def test_every_planner_plans_without_a_run(colaworld, tmp_path, planner) -> None
     assert "not played: behaviour cloning, world" in said.out
 
 
+def test_an_environment_is_played_by_its_protocol_and_departures_are_said(
+    colaworld, tmp_path
+) -> None:
+    pytest.importorskip("gym_pusht", reason="needs gym-pusht: pip install 'colaworld[pusht]'")
+    small = ("--episodes", 1, "--rows", "random", "--size", 16, "--out", tmp_path)
+    said = colaworld("plan", "pusht", *small)
+    assert said.status == 0
+    result = json.loads((tmp_path / "plan.json").read_text())["protocol"]
+    assert (result["mpc"]["horizon"], result["mpc"]["replan"], result["mpc"]["steps"]) == (5, 5, 10)
+    assert (result["goal_offset"], result["block"], result["over"]) == (25, 5, "last")
+    assert result["protocol"]["name"] == "stable-worldmodel"
+    departs = {"episodes": [1, 50], "planner.kind": ["categorical", "cem"]}
+    assert result["protocol"]["departs"] == departs and result["near_px"] == 20
+    assert (
+        "departs from it: episodes 1 (there 50), planner.kind categorical (there cem)" in said.out
+    )
+    named = ("--protocol", "stable-worldmodel", "--planner.candidates", 7)
+    assert colaworld("plan", "pusht", *named, *small).status == 0
+    result = json.loads((tmp_path / "plan.json").read_text())["protocol"]
+    assert result["planner"]["iterations"] == 30
+    assert result["protocol"]["departs"] == {"episodes": [1, 50], "planner.candidates": [7, 300]}
+
+
+def test_vp2_is_played_as_it_stands() -> None:
+    made = preset("robodesk", "vp2", space="real")
+    found = protocol_of("robodesk")
+    assert found is not None and not found.departures(made["planner"], made["mpc"], made["how"])
+    codes = preset("robodesk", "vp2", space="latent")["planner"]
+    assert codes.std == (0.5,)
+    assert list(found.departures(codes, made["mpc"], made["how"])) == ["planner.std"]
+    assert "planner" not in preset("robodesk", None, space="real") and not preset(
+        "scene", None, space="real"
+    )
+
+
 def test_what_does_not_fit_is_said(colaworld, trained, scene, tmp_path) -> None:
     def refused(*asked: object) -> str:
         said = colaworld("plan", *asked, "--out", tmp_path, *FEW)
@@ -149,6 +185,12 @@ def test_what_does_not_fit_is_said(colaworld, trained, scene, tmp_path) -> None:
     assert "--rows: nobody is left to play" in refused("scene", "--rows", "world")
     assert "belong to a world; name it with --run" in refused("scene", "--data", scene)
     assert "expected one of" in refused("scene", "--planner", "cemm")
+    assert "--protocol vp2: it is of robodesk, not of scene" in refused(
+        "scene", "--protocol", "vp2"
+    )
+    assert "no protocol 'vp3' is registered" in refused("robodesk", "--protocol", "vp3")
+    assert "name the environment first: colaworld plan scene" in refused("--seed", 1, "scene")
+    assert "--task: scene has none; leave it out" in refused("scene", "--task", "reach")
     assert (
         "no environment with goals 'scen' is registered; known: crafter, point-mass, pusht, robodesk, scene"
         in refused("scen")

@@ -1,0 +1,102 @@
+"""The field's protocols: what an environment is played by unless told otherwise, and what departs from it.
+
+An environment's loop and episodes are its protocol's; the planner is where it is asked for by name (`--protocol`), since
+theirs are meant for a GPU. Imports no torch. Not here: goals and success, which are the tasks'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from colaworld.config import ConfigError, to_dict
+from colaworld.planning.config import (
+    CEMConfig,
+    EpisodesConfig,
+    MPCConfig,
+    MPPIConfig,
+    PlannerConfig,
+)
+from colaworld.registry import Registry
+
+
+@dataclass(frozen=True)
+class PlanningProtocol:
+    """How results of an environment are compared."""
+
+    env: str
+    source: str
+    mpc: MPCConfig
+    planner: PlannerConfig
+    episodes: Mapping[str, Any] = field(default_factory=dict)
+    """Values of an `EpisodesConfig`; its defaults otherwise."""
+
+    def departures(
+        self, planner: PlannerConfig, mpc: MPCConfig, config: EpisodesConfig
+    ) -> dict[str, list[Any]]:
+        """What is played otherwise: setting -> [here, in the protocol]."""
+        pairs: dict[str, tuple[Any, Any]] = {
+            key: (getattr(config, key), value) for key, value in self.episodes.items()
+        }
+        pairs |= {f"mpc.{key}": pair for key, pair in _beside(mpc, self.mpc).items()}
+        if planner.kind != self.planner.kind:
+            pairs["planner.kind"] = (planner.kind, self.planner.kind)
+        else:
+            pairs |= {
+                f"planner.{key}": pair for key, pair in _beside(planner, self.planner).items()
+            }
+        return {key: list(pair) for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+PROTOCOLS: Registry[PlanningProtocol] = Registry("protocol", ConfigError)
+PROTOCOLS.add(
+    "stable-worldmodel",
+    PlanningProtocol(
+        "pusht",
+        "github.com/galilai-group/stable-worldmodel, scripts/plan/config/pusht.yaml and solver/cem.yaml, 2026",
+        MPCConfig(horizon=5, replan=5, steps=10),  # of 5 steps each: 50 are allowed
+        CEMConfig(candidates=300, iterations=30, elites=0.1, min_std=0.0, momentum=0.0),
+        {"episodes": 50, "over": "last", "penalty": 0.0},
+    ),
+)
+PROTOCOLS.add(
+    "vp2",
+    PlanningProtocol(
+        "robodesk",
+        "Tian et al. 2023, arXiv 2304.13723; 50 candidates as in the method's paper, VP2's own are 200",
+        MPCConfig(horizon=10, replan=1, steps=15, context=2),
+        MPPIConfig(candidates=50, gamma=0.05, beta=0.5, std=(0.5, 0.5, 0.5, 0.1, 0.1)),
+        {"episodes": 100, "over": "all", "penalty": 0.0, "size": 64},
+    ),
+)
+
+
+def protocol_of(env: str, name: str | None = None) -> PlanningProtocol | None:
+    """That of an environment, if it has one. Raises ConfigError where `name` is another's, or nobody's."""
+    if name is None:
+        return next((one for one in PROTOCOLS.values() if one.env == env), None)
+    if PROTOCOLS[name].env != env:
+        raise ConfigError(f"--protocol {name}: it is of {PROTOCOLS[name].env}, not of {env}")
+    return PROTOCOLS[name]
+
+
+def preset(env: str, name: str | None, *, space: str) -> dict[str, Any]:
+    """What `mpc`, `how` and, given a name, `planner` are unless told otherwise; fields of the options of `plan`.
+
+    `space`: codes have no dimensions to name, and take the first of several deviations.
+    """
+    found = protocol_of(env, name)
+    if found is None:
+        return {}
+    made: dict[str, Any] = {"mpc": found.mpc, "how": EpisodesConfig(**found.episodes)}
+    if name is not None:
+        planner: Any = found.planner
+        if space == "latent" and len(getattr(planner, "std", ())) > 1:
+            planner = replace(planner, std=planner.std[:1])
+        made["planner"] = planner
+    return made
+
+
+def _beside(here: Any, there: Any) -> dict[str, tuple[Any, Any]]:
+    return {key: (value, to_dict(there)[key]) for key, value in to_dict(here).items()}
