@@ -190,8 +190,8 @@ def table(result: Mapping[str, Any]) -> str:
     named = {"before": "adapter alone", "after": "fine-tuned"}
     told_way = {"real": "real actions", "inferred": "inferred actions", "none": "no action"}
     for state, name in named.items():
-        for way in WAYS:
-            of = result.get(state, {}).get(way)
+        for way in WAYS if state in result else ():
+            of = result[state].get(way)
             scales = {"psnr": 1, "ssim": 100, "lpips": 100}
             shown = [_shown(of or {}, measure, scale) for measure, scale in scales.items()]
             fvd = (of or {}).get("fvd")

@@ -41,8 +41,8 @@ class AdaptConfig(Checked, at="--"):
     """Hidden width of the mlp, and of the head that goes back."""
     quantise: bool = False
     """Replace the adapter's outputs by the nearest codes."""
-    steps: Count = 3000
-    """Steps of fine-tuning the world model (paper: 3000)."""
+    steps: Natural = 3000
+    """Steps of fine-tuning the world model (paper: 3000). 0: the adapter alone, for few labels."""
     adapter_steps: Count = 1000
     """Steps of the adapter alone, before."""
     learning_rate: Positive | None = None
@@ -84,12 +84,6 @@ def adapted_run(
     parts = {**run.model.parts, "adapter": adapter, "action_head": head}
     if asked.lora:
         parts["lora"] = LoRAConfig(rank=asked.lora)
-    before = next(
-        (p for p in reversed(run.scheduled()) if {"conditioner", "backbone"} & set(p.train)),
-        run.scheduled()[-1],
-    )
-    world = ("lora",) if asked.lora else ("backbone",)
-    lam = ("idm", "quantizer", "action_head") if asked.lam == "trained" else ()
     fit = Phase(
         "adapter",
         "adapter",
@@ -100,7 +94,31 @@ def adapted_run(
         cooldown_steps=asked.adapter_steps // 2,
         init_from=str(folder.resolve()),
     )
-    tune = Phase(
+    phases = {"adapter": fit}
+    if asked.steps:
+        phases["adapted"] = _fine_tuning(run, asked)
+    return replace(
+        run,
+        recipe=RECIPE,
+        schedule=tuple(phases),
+        phases=phases,
+        backbone_weights=str(folder.resolve()),
+        latents=None,
+        data=data,
+        model=replace(run.model, parts=parts),
+        action_contract=contract,
+    )
+
+
+def _fine_tuning(run: RunConfig, asked: AdaptConfig) -> Phase:
+    """The phase that trains the world under the adapter, at the rate of the last that trained it."""
+    before = next(
+        (p for p in reversed(run.scheduled()) if {"conditioner", "backbone"} & set(p.train)),
+        run.scheduled()[-1],
+    )
+    world = ("lora",) if asked.lora else ("backbone",)
+    lam = ("idm", "quantizer", "action_head") if asked.lam == "trained" else ()
+    return Phase(
         "adapted",
         "adapted_lam" if lam else "adapted",
         ("adapter", "conditioner", *world, *lam),
@@ -110,17 +128,6 @@ def adapted_run(
         cooldown_steps=before.cooldown_steps * asked.steps // before.steps
         if before.cooldown_steps < before.steps
         else 0,
-    )
-    return replace(
-        run,
-        recipe=RECIPE,
-        schedule=("adapter", "adapted"),
-        phases={"adapter": fit, "adapted": tune},
-        backbone_weights=str(folder.resolve()),
-        latents=None,
-        data=data,
-        model=replace(run.model, parts=parts),
-        action_contract=contract,
     )
 
 

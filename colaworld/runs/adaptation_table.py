@@ -73,14 +73,16 @@ def measure(
 ) -> dict[str, Any]:
     """Roll held-out clips out before and after fine-tuning; writes `adaptation.json` and returns it."""
     after, config = load_world(out, device=device)
-    worlds = {"before": world_before(config, out, device=device), "after": after}
+    worlds = {"before": after}  # with the adapter alone
+    if "adapted" in config.schedule:
+        worlds = {"before": world_before(config, out, device=device), "after": after}
     asked = config.evaluation
     data, heldout, horizon = heldout_clips(config)
     clips: ClipBatch = collect(
         iterate_once(data, batch_size=asked.batch_size, with_actions=True), clips=asked.clips
     )
     size = heldout.height, heldout.width
-    total, done = 2 * len(WAYS) * -(-len(clips) // asked.batch_size), 0
+    total, done = len(worlds) * len(WAYS) * -(-len(clips) // asked.batch_size), 0
 
     def watch() -> None:
         nonlocal done
@@ -157,8 +159,14 @@ def told(result: dict[str, Any]) -> list[str]:
             f"codebook during {phase}: utilisation {100 * first:.0f} % -> {100 * last:.0f} %, entropy "
             f"{of['entropy'][0]:.2f} -> {of['entropy'][-1]:.2f}"
         )
-    gain = result["gain"]["psnr"]
-    bounds = "" if gain["low"] is None else f" [{gain['low']:+.2f}, {gain['high']:+.2f}]"
-    lines.append(f"fine-tuning gained {gain['mean']:+.2f} dB{bounds} under real actions")
+    if "gain" in result:
+        gain = result["gain"]["psnr"]
+        bounds = "" if gain["low"] is None else f" [{gain['low']:+.2f}, {gain['high']:+.2f}]"
+        lines.append(f"fine-tuning gained {gain['mean']:+.2f} dB{bounds} under real actions")
+        if gain["high"] is not None and gain["high"] < 0:
+            lines.append(
+                "the world was better before: take the adapter alone (--steps 0), fewer steps, a lower "
+                "--learning-rate, --lora, or more labels"
+            )
     lines.append(f"the way back, latent to real: {error_told(result['head'])}")
     return lines

@@ -13,6 +13,7 @@ import yaml
 
 from colaworld.cli.actions_file import read_actions
 from colaworld.contracts import ActionSpec
+from colaworld.runs.adaptation_table import told
 from colaworld.runs.config import read_config
 from colaworld.runs.load import load_world
 from colaworld.runs.pretrained import from_pretrained
@@ -57,6 +58,32 @@ def test_it_ends_with_the_table_and_its_numbers(adapted, trained) -> None:
     assert config.action_contract.normaliser.count == 480  # of the whole set, 40 episodes of 12
     assert config.phases["adapter"].init_from == str(trained.resolve())
     assert config.model.parts["adapter"].kind == "table"
+
+
+def test_the_adapter_alone_leaves_the_world_as_it_was(trained, scene, colaworld, tmp_path) -> None:
+    out = tmp_path / "run"
+    call = ["adapt", trained, "--data", scene, "--labels", 100, "--out", out, *SHORT]
+    done = colaworld(*call, "--steps", 0)
+    assert done.status == 0 and "fine-tuning" not in done.out and "fine-tuned" not in done.out
+    result = json.loads((out / "adaptation.json").read_text())
+    assert "after" not in result and "gain" not in result
+    assert result["codebook"].keys() == {"adapter"}
+    (before, _), (after, config) = load_world(trained), load_world(out)
+    assert config.schedule == ("adapter",) and after.obeys
+    for part in ("idm", "conditioner", "backbone"):
+        pairs = zip(
+            getattr(before.model, part).parameters(),
+            getattr(after.model, part).parameters(),
+            strict=True,
+        )
+        assert all(torch.equal(a, b) for a, b in pairs), part
+
+
+def test_a_fine_tuning_that_loses_says_what_to_do_instead() -> None:
+    result = {"codebook": {}, "head": {"accuracy": 0.5, "chance": 0.2, "recall": [0.5, 0.5]}}
+    for high, says in ((-0.1, True), (0.1, False)):
+        lines = told(result | {"gain": {"psnr": {"mean": -1.0, "low": -2.0, "high": high}}})
+        assert any("--steps 0" in line for line in lines) is says
 
 
 def test_the_latent_action_model_stays_and_the_rest_moves(adapted, trained) -> None:
