@@ -15,7 +15,7 @@ BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/nul
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native test test-all test-distributed demo demo-long study-quick nano-pretrain sanitize cuda-check nightly gpu gpu-quick lint format bench clean
+.PHONY: help setup native test test-all test-distributed demo demo-long plan-demo study-quick nano-pretrain sanitize cuda-check nightly gpu gpu-quick lint format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ demo: setup  ## record, train, evaluate, report: about 8 minutes on two cores
 
 demo-long: setup  ## the same with an hour of training
 	@$(BIN)/colaworld demo --out $(RUN)-long --long
+
+plan-demo: setup  ## plan in the own scene, with a world trained jointly and one of two stages
+	@$(BIN)/colaworld study planning --data scene --seeds 1 --resume --out runs/plan-demo
 
 study-quick: setup  ## the study `quick`: collapse, and joint against two stages, in a look
 	@$(BIN)/colaworld study quick --seeds 1 --resume --out runs/study-quick
