@@ -15,7 +15,7 @@ BUILT_FROM := pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/nul
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native test test-all test-distributed demo demo-long plan-demo study-quick nano-pretrain sanitize cuda-check nightly gpu gpu-quick lint format bench clean
+.PHONY: help setup native test test-all test-distributed demo demo-long plan-demo study-quick study-gpu nano-pretrain sanitize cuda-check nightly gpu gpu-quick lint format bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,9 @@ plan-demo: setup  ## plan in the own scene, with a world trained jointly and one
 
 study-quick: setup  ## the study `quick`: collapse, and joint against two stages, in a look
 	@$(BIN)/colaworld study quick --seeds 1 --resume --out runs/study-quick
+
+study-gpu: setup  ## with a GPU: the study `gpu`, ten times the size, ten minutes as estimated (STUDY: more options)
+	@$(BIN)/colaworld study gpu --seeds 1 --device cuda --resume --out runs/study-gpu $(STUDY)
 
 nano-pretrain: setup  ## train the shipped nano video model again
 	@test -d $(PRETRAIN)/data || $(BIN)/colaworld record crafter --out $(PRETRAIN)/data \

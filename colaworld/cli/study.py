@@ -15,6 +15,7 @@ from colaworld.cli.launch import program
 from colaworld.config import Checked, ConfigError, Count, Range
 from colaworld.files import FolderLock, read_json
 from colaworld.studies import STUDIES, Study
+from colaworld.studies.flops import scales
 from colaworld.studies.folder import Job, chosen, finished_rows, jobs_of, open_folder
 from colaworld.studies.rows import Row, write_rows
 
@@ -120,6 +121,11 @@ def _run(
     runs = sum(job.of is not None for job in jobs)
     threads = f"{options.threads} thread{'s' if options.threads > 1 else ''} each"
     say(f"study {study.name}: {runs} runs, {options.jobs} at once, {threads}; {out}")
+    for data in study.data if study.budget == "flops" else ():
+        told = ", ".join(f"{arm} {by:.3f}" for arm, by in scales(study, data).items())
+        say(
+            f"{data.name}: steps of each arm, to take as many FLOPs as {study.reference}, times {told}"
+        )
     scheduler = Scheduler(
         jobs,
         jobs=options.jobs,

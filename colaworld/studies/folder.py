@@ -24,6 +24,7 @@ from colaworld.config import ConfigError, leaves, load_yaml, to_dict, to_yaml
 from colaworld.files import read_json, write_atomically, write_json
 from colaworld.runs.config import RunConfig
 from colaworld.studies.after import Following, adaptations, bounds_call, plans
+from colaworld.studies.flops import scales
 from colaworld.studies.rows import Row, row_of
 from colaworld.studies.study import Arm, DataSet, Study, changed, config_of
 
@@ -161,7 +162,7 @@ def jobs_of(study: Study, out: Path, *, seeds: int, max_steps: int | None = None
     Raises ConfigError on arms that do not fit, before anything is run.
     """
     out = out.resolve()
-    study.check_budget(max_steps=max_steps)
+    study.check_budget()
     if study.adapt is not None and max_steps is not None:
         how = study.adapt
         caps = {name: min(getattr(how, name), max_steps) for name in ("adapter_steps", "steps")}
@@ -171,6 +172,7 @@ def jobs_of(study: Study, out: Path, *, seeds: int, max_steps: int | None = None
     for data in study.data:
         path, needs, jobs = _before(data, out / data.name, max_steps)
         first += jobs
+        by = scales(study, data)
         labelled = path
         planned = data.plan if study.plan else None
         if (study.adapt or planned) and data.labelled:
@@ -184,7 +186,9 @@ def jobs_of(study: Study, out: Path, *, seeds: int, max_steps: int | None = None
             needs, bounds = (*needs, f"{data.name}/bounds"), folder / "plan.json"
         for seed in range(seeds):
             for arm in study.arms:
-                config = config_of(study, data, arm, seed=seed, max_steps=max_steps)
+                config = config_of(
+                    study, data, arm, seed=seed, max_steps=max_steps, scale=by[arm.name]
+                )
                 config = replace(config, data=replace(config.data, path=path))
                 # An arm that says where its generator comes from keeps it: random weights, say.
                 if data.pretrain and "backbone_weights" not in arm.changes:

@@ -6,20 +6,16 @@ comparisons (compare.py).
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from colaworld.config import from_dict, to_yaml
 from colaworld.evaluation.layout import read_evaluation
 from colaworld.files import FileError, plain, read_json, write_atomically
 from colaworld.runs.config import RunConfig, read_config
 from colaworld.studies.after import Following, bounds_of
+from colaworld.studies.flops import flops_of
 from colaworld.studies.study import Arm, DataSet, Study
 
 POINTS = 60  # of a curve, at most
@@ -53,7 +49,7 @@ def row_of(
     for row in rows:
         steps[row["phase"]] = steps.get(row["phase"], 0) + 1
     entropy = _curve(rows, "codebook", "entropy_normalised")
-    made = found.get("run") or {}
+    made, counts = found.get("run") or {}, found["counts"]
     return plain(
         {
             "study": study.name,
@@ -71,7 +67,7 @@ def row_of(
             * config.training.batch_size
             * config.training.accumulate,
             "seconds": round(sum(row["seconds"] for row in rows), 1),
-            "flops": _flops(config, steps, found["counts"]),
+            "flops": flops_of(config, steps, height=counts["height"], width=counts["width"]),
             "collapsed_at": collapsed_at(entropy, floor=_floor(config)),
             "numbers": {key: number_at(found, key) for key in study.measures}
             | {key: of for _, more in followed for key, of in more["numbers"].items()},
@@ -180,29 +176,6 @@ def _floor(config: RunConfig) -> float:
     """Entropy under which a codebook counts as collapsed, as the run's own gate or alarm says."""
     rules = [rule for phase in config.scheduled() for rule in (phase.gate, phase.alarm) if rule]
     return rules[0].floor if rules else 0.3
-
-
-def _flops(config: RunConfig, steps: Mapping[str, int], counts: Mapping[str, Any]) -> float | None:
-    """Operations of all updates: products of matrices, forward and backward, of a traced step; without
-    looks at control, previews and evaluation. None where the model cannot be traced."""
-    alike = replace(config, data=replace(config.data, path=None), backbone_weights=None)
-    alike = replace(alike, training=replace(config.training, seed=0))
-    told = _flops_of_clip(to_yaml(alike), counts["height"], counts["width"])
-    clips = config.training.batch_size * config.training.accumulate
-    return None if told is None else sum(told[phase] * clips * n for phase, n in steps.items())
-
-
-@functools.cache
-def _flops_of_clip(config_yaml: str, height: int, width: int) -> dict[str, float] | None:
-    """By phase; counted once for all seeds of an arm, since it takes seconds."""
-    from colaworld.runs.work import flops_of_clip
-
-    values = yaml.safe_load(config_yaml)
-    values.pop("config_version")
-    try:
-        return flops_of_clip(from_dict(RunConfig, values), height=height, width=width)
-    except RuntimeError:  # a part of one's own that looks at values
-        return None
 
 
 def _beside(found: Mapping[str, Any]) -> dict[str, float | None]:

@@ -125,8 +125,9 @@ class Study(Checked, at="study."):
     """On what."""
     reference: str
     """The arm that the others are held against, in pairs."""
-    budget: Literal["clips", "own"] = "clips"
-    """clips: every arm trains on as many clips at most (updates x clips of an update), which is checked. own:
+    budget: Literal["clips", "flops", "own"] = "clips"
+    """clips: every arm trains on as many clips at most (updates x clips of an update), which is checked. flops:
+    the steps of each arm are scaled so that its training takes as many operations as the reference arm's. own:
     arms differ in it, which the tables tell."""
     measures: tuple[str, ...] = (
         "delta_psnr.random",
@@ -161,12 +162,12 @@ class Study(Checked, at="study."):
                 f"study {self.name!r}: reference: expected one of its arms, got {self.reference!r}"
             )
 
-    def check_budget(self, **more: Any) -> None:
-        """ConfigError where arms that should train on as many clips do not. `more`: see `config_of`."""
-        if self.budget == "own":
+    def check_budget(self) -> None:
+        """ConfigError where arms that should train on as many clips do not, each in full length."""
+        if self.budget != "clips":
             return
         data = self.data[0]
-        asked = {arm.name: clips_of(config_of(self, data, arm, **more)) for arm in self.arms}
+        asked = {arm.name: clips_of(config_of(self, data, arm)) for arm in self.arms}
         if len(set(asked.values())) > 1:
             told = ", ".join(f"{name} {clips}" for name, clips in asked.items())
             raise ConfigError(
@@ -223,13 +224,20 @@ def changed(recipe: str, changes: Mapping[str, Any], *, max_steps: int | None = 
 
 
 def config_of(
-    study: Study, data: DataSet, arm: Arm, *, seed: int = 0, max_steps: int | None = None
+    study: Study,
+    data: DataSet,
+    arm: Arm,
+    *,
+    seed: int = 0,
+    max_steps: int | None = None,
+    scale: float = 1.0,
 ) -> RunConfig:
     """The configuration of a run, but for where its data and its generator are.
 
     Args:
         seed: of the training; data and evaluation are the same for all.
         max_steps: cap of each phase.
+        scale: with so many times the steps of each phase; ramps and gates shrink with them, and do not grow.
 
     Raises:
         ConfigError: names the arm and the key that is wrong.
@@ -237,6 +245,9 @@ def config_of(
     changes: dict[str, Any] = {**study.changes, **data.changes, **arm.changes}
     changes["training.seed"] = seed
     try:
+        if scale != 1:
+            for phase in changed(arm.recipe, changes).scheduled():
+                changes[f"phases.{phase.name}.steps"] = max(1, round(phase.steps * scale))
         return changed(arm.recipe, changes, max_steps=max_steps)
     except ConfigError as error:
         raise ConfigError(f"study {study.name!r}, arm {arm.name!r}: {error}") from None

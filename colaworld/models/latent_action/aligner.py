@@ -1,7 +1,7 @@
 """The aligner: from the features of a frame and a latent action, how the features change to the next frame.
 
 The features are the tokenizer's latents, which nothing trains. Where the tokenizer is a VAE they are its latents; at
-nano size it is space-to-depth, so that there they are pixels in [-1, 1]. Latent action models that predict in a
+nano size it is space-to-depth, so that there they are pixels, scaled. Latent action models that predict in a
 frozen feature space: UniVLA (Bu et al. 2025, DINOv2), LAOM (Nikulin et al. 2025). No optical flow.
 Not here: what is minimised (training/objectives.py).
 """
