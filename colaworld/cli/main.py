@@ -23,6 +23,7 @@ VERBS = {
     "atlas": "what happens under each latent action, on one page",
     "probe": "what latent actions tell of the real ones, others' models beside yours",
     "adapt": "teach a trained world the real actions of a robot",
+    "goals": "make starts and goals of episodes once, for all who plan",
     "plan": "reach goal images by planning in a world",
     "sample": "roll a start frame forward under chosen latent actions",
     "label": "write a data set with latent actions beside each frame",
@@ -32,7 +33,7 @@ VERBS = {
 }
 
 
-ALONE = ("record", "demo", "evaluate", "atlas", "probe", "sample", "export", "plan")
+ALONE = ("record", "demo", "evaluate", "atlas", "probe", "sample", "export", "goals", "plan")
 """Verbs that several processes (torchrun) must not run side by side: each would write the same files."""
 
 

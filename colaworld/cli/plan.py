@@ -26,7 +26,8 @@ from colaworld.runs.worlds import WorldFolder
 
 if TYPE_CHECKING:
     from colaworld.models.world import World
-    from colaworld.runs.planning import Steering
+    from colaworld.planning.goals_file import GoalsFile
+    from colaworld.runs.steering import Steering
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class PlanOptions:
     data: Path | None = None
     """A set of this environment with recorded actions, to count what codes stand for; by default the run's
     own. Not needed with --space real."""
+    goals: Path | None = None
+    """A file of `colaworld goals`, whose episodes are played. None: they are made from the seed."""
     prior: Literal["none", "data"] = "none"
     """data: draw codes as they follow each other in that set (shooting, categorical, beam)."""
     device: str = "auto"
@@ -82,6 +85,7 @@ def run(argv: list[str]) -> int:
     if options.out.exists() and not options.out.is_dir():
         raise ConfigError(f"--out {options.out}: expected a folder, found a file")
     device = choose_device(options.device)
+    kept = None if options.goals is None else _goals(options, options.goals)
 
     # Not above: torch takes seconds, and help and wrong calls need none of it.
     from colaworld.files import write_json
@@ -90,9 +94,12 @@ def run(argv: list[str]) -> int:
 
     rows = options.how.rows
     world, steering, size = None, None, options.how.frame_size(options.env)
+    if kept is not None:
+        size = kept[1].frame_size
+        options = replace(options, how=replace(options.how, **kept[1].said))
     with bar("planning", stages=True) as progress:
         if folder is not None:
-            world, steering, size = _loaded(options, folder, device, progress)
+            world, steering, size = _loaded(options, folder, kept, device, progress)
         else:
             options = replace(
                 options, how=replace(options.how, rows=tuple(r for r in rows if r != "world"))
@@ -105,6 +112,7 @@ def run(argv: list[str]) -> int:
             mpc=options.mpc,
             config=options.how,
             protocol=options.protocol,
+            kept=kept,
             steering=steering,
             device=device,
             watch=progress,
@@ -120,6 +128,17 @@ def run(argv: list[str]) -> int:
     print("\n".join(told(result)))
     print(f"{options.out}/plan.json has every number, {options.out}/plan.html shows it")
     return 0
+
+
+def _goals(options: PlanOptions, path: Path) -> tuple[Path, GoalsFile]:
+    """The file, held against what is to be played; frames of a run later, when their size is known."""
+    from colaworld.planning.goals_file import GoalsFile
+
+    file = GoalsFile.load(path)
+    free = options.run is None and options.how.size is not None
+    size = options.how.frame_size(options.env) if free else None
+    file.check(path, options.env, options.how, size)
+    return path, file
 
 
 def _of_run(folder: WorldFolder) -> dict[str, Any]:
@@ -161,11 +180,15 @@ def _named(argv: list[str]) -> list[str]:
 
 
 def _loaded(
-    options: PlanOptions, folder: WorldFolder, device: str, progress: Any
+    options: PlanOptions,
+    folder: WorldFolder,
+    kept: tuple[Path, GoalsFile] | None,
+    device: str,
+    progress: Any,
 ) -> tuple[World, Steering, tuple[int, int]]:
     """The world, how it steers, and the size of its frames."""
     from colaworld.planning.tasks import make_task
-    from colaworld.runs.planning import steer, steer_real
+    from colaworld.runs.steering import steer, steer_real
 
     world = replace(folder.load(device=device), sampler=options.sampler)
     size = world.frame_size or folder.trained_size()
@@ -174,6 +197,8 @@ def _loaded(
             f"{folder.path}: the size of the frames it was trained on is not known; evaluate it first"
         )
     world = replace(world, frame_size=size)
+    if kept is not None:
+        kept[1].check(kept[0], options.env, options.how, size)
     task = make_task(options.env, height=size[0], width=size[1], **options.how.of_task())
     if options.space == "real":
         return world, steer_real(world, task), size
@@ -240,6 +265,10 @@ def told(result: Mapping[str, Any]) -> list[str]:
             f"the world plans {planned}{drawn}; {said['sampler']['steps']} denoising steps, guidance "
             f"{said['sampler']['guidance']:g}"
         )
+    lines.append(
+        f"episodes {said['goals']}"
+        + ("" if said["goals_file"] is None else f" of {said['goals_file']['path']}")
+    )
     if said["protocol"] is not None:
         lines.append(_departures(said["protocol"]))
     found = result["action_map"]

@@ -215,15 +215,13 @@ Row = Literal["world", "oracle", "random", "copy"]
 
 
 @dataclass(frozen=True)
-class EpisodesConfig(Checked, at="--"):
-    """Which episodes are played, and what their plans cost."""
+class GoalsConfig(Checked, at="--"):
+    """Which starts and goals."""
 
-    episodes: Count = 50
-    """Episodes of each row."""
+    episodes: Count | None = None
+    """Episodes; of each row. None: all of --goals, or those of the environment's protocol, or 50."""
     seed: Seed = 0
-    """Of episodes, plans and noise."""
-    batch: Count = 16
-    """Episodes that are planned side by side; what is drawn for one depends on the others."""
+    """Of episodes; when they are played, of plans and noise as well."""
     task: str | None = None
     """What is to be done. crafter: reach or collect; robodesk: push_red, push_green, push_blue, open_slide,
     open_drawer, flat_block_off_table, upright_block_off_table. None: the first."""
@@ -235,21 +233,6 @@ class EpisodesConfig(Checked, at="--"):
     environment's own (pusht 5)."""
     quality: Literal["paper", "fast"] | None = None
     """robodesk: with shadows and reflections, or without (None: fast). It is to be that of the run's data."""
-    cost: Literal["frames", "latents"] = "frames"
-    """Where the distance from the goal image is measured in the world: in pixels, or in latents, which are
-    not decoded then. The other rows measure in pixels."""
-    over: Literal["last", "all", "best"] = "all"
-    """Which steps of a plan count: the last, the sum of all (VP2), or the nearest."""
-    penalty: Weight = 0.0
-    """Weight of what actions cost themselves: squares of numbers, or a count of classes other than the
-    first. In the space of codes there is none."""
-    rows: tuple[Row, ...] = ("world", "oracle", "random", "copy")
-    """Who plays: the world, the planner in the true simulator, random actions, the planner where nothing
-    ever changes."""
-    shown: Natural = 3
-    """Episodes whose frames the page shows, real beside imagined."""
-    clips: Count = 256
-    """Recorded clips that are read at most, to count what codes stand for."""
     size: Annotated[int, Range(ge=2, le=1024)] | None = None
     """Pixels of frames without a run, per side; crafter: per cell. None: 32, crafter 4."""
 
@@ -265,9 +248,28 @@ class EpisodesConfig(Checked, at="--"):
         return {name: value for name, value in said.items() if value is not None}
 
 
-OF_TASK = (
-    "task",
-    "goal_offset",
-    "block",
-    "quality",
-)  # settings that an environment has a value of its own for
+# Settings that an environment has a value of its own for.
+OF_TASK = ("task", "goal_offset", "block", "quality")
+
+
+@dataclass(frozen=True)
+class EpisodesConfig(GoalsConfig, at="--"):
+    """Which episodes are played, and what their plans cost."""
+
+    batch: Count = 16
+    """Episodes that are planned side by side; what is drawn for one depends on the others."""
+    cost: Literal["frames", "latents"] = "frames"
+    """Where the distance from the goal image is measured in the world: in pixels, or in latents, which are
+    not decoded then. The other rows measure in pixels."""
+    over: Literal["last", "all", "best"] = "all"
+    """Which steps of a plan count: the last, the sum of all (VP2), or the nearest."""
+    penalty: Weight = 0.0
+    """Weight of what actions cost themselves: squares of numbers, or a count of classes other than the
+    first. In the space of codes there is none."""
+    rows: tuple[Row, ...] = ("world", "oracle", "random", "copy")
+    """Who plays: the world, the planner in the true simulator, random actions, the planner where nothing
+    ever changes."""
+    shown: Natural = 3
+    """Episodes whose frames the page shows, real beside imagined."""
+    clips: Count = 256
+    """Recorded clips that are read at most, to count what codes stand for."""

@@ -56,10 +56,14 @@ class Goals:
 
     @property
     def hash(self) -> str:
-        """16 hex digits over seeds, first frames and goal frames."""
-        first, goals = self.frames()
-        said = hashlib.sha256(np.asarray(self.seeds, np.int64).tobytes())
-        said.update(np.array(first.shape, np.int64).tobytes())
-        said.update(first.tobytes())
-        said.update(goals.tobytes())
-        return said.hexdigest()[:16]
+        """As `hash_of` gives it."""
+        return hash_of(np.asarray(self.seeds, np.int64), *self.frames())
+
+
+def hash_of(seeds: np.ndarray, first: np.ndarray, goals: np.ndarray) -> str:
+    """16 hex digits over seeds [n], first frames and goal frames [n, H, W, 3]."""
+    said = hashlib.sha256(seeds.tobytes())
+    said.update(np.array(first.shape, np.int64).tobytes())
+    said.update(first.tobytes())
+    said.update(goals.tobytes())
+    return said.hexdigest()[:16]

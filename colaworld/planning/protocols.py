@@ -29,7 +29,8 @@ class PlanningProtocol:
     source: str
     mpc: MPCConfig
     planner: PlannerConfig
-    episodes: Mapping[str, Any] = field(default_factory=dict)
+    episodes: int
+    how: Mapping[str, Any] = field(default_factory=dict)
     """Values of an `EpisodesConfig`; its defaults otherwise."""
 
     def departures(
@@ -37,7 +38,8 @@ class PlanningProtocol:
     ) -> dict[str, list[Any]]:
         """What is played otherwise: setting -> [here, in the protocol]."""
         pairs: dict[str, tuple[Any, Any]] = {
-            key: (getattr(config, key), value) for key, value in self.episodes.items()
+            key: (getattr(config, key), value)
+            for key, value in {"episodes": self.episodes, **self.how}.items()
         }
         pairs |= {f"mpc.{key}": pair for key, pair in _beside(mpc, self.mpc).items()}
         if planner.kind != self.planner.kind:
@@ -57,7 +59,8 @@ PROTOCOLS.add(
         "github.com/galilai-group/stable-worldmodel, scripts/plan/config/pusht.yaml and solver/cem.yaml, 2026",
         MPCConfig(horizon=5, replan=5, steps=10),  # of 5 steps each: 50 are allowed
         CEMConfig(candidates=300, iterations=30, elites=0.1, min_std=0.0, momentum=0.0),
-        {"episodes": 50, "over": "last", "penalty": 0.0},
+        50,
+        {"over": "last", "penalty": 0.0},
     ),
 )
 PROTOCOLS.add(
@@ -67,7 +70,8 @@ PROTOCOLS.add(
         "Tian et al. 2023, arXiv 2304.13723; 50 candidates as in the method's paper, VP2's own are 200",
         MPCConfig(horizon=10, replan=1, steps=15, context=2),
         MPPIConfig(candidates=50, gamma=0.05, beta=0.5, std=(0.5, 0.5, 0.5, 0.1, 0.1)),
-        {"episodes": 100, "over": "all", "penalty": 0.0, "size": 64},
+        100,
+        {"over": "all", "penalty": 0.0, "size": 64},
     ),
 )
 
@@ -81,6 +85,12 @@ def protocol_of(env: str, name: str | None = None) -> PlanningProtocol | None:
     return PROTOCOLS[name]
 
 
+def episodes_of(env: str) -> int:
+    """How many episodes are played unless told otherwise."""
+    found = protocol_of(env)
+    return 50 if found is None else found.episodes
+
+
 def preset(env: str, name: str | None, *, space: str) -> dict[str, Any]:
     """What `mpc`, `how` and, given a name, `planner` are unless told otherwise; fields of the options of `plan`.
 
@@ -89,7 +99,7 @@ def preset(env: str, name: str | None, *, space: str) -> dict[str, Any]:
     found = protocol_of(env, name)
     if found is None:
         return {}
-    made: dict[str, Any] = {"mpc": found.mpc, "how": EpisodesConfig(**found.episodes)}
+    made: dict[str, Any] = {"mpc": found.mpc, "how": EpisodesConfig(**found.how)}
     if name is not None:
         planner: Any = found.planner
         if space == "latent" and len(getattr(planner, "std", ())) > 1:

@@ -10,58 +10,45 @@ Not here: planners and the loop (planning), the page (planning_page.py), printin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from colaworld import __version__
 from colaworld.config import ConfigError, to_dict
-from colaworld.contracts import ActionSpec, to_float
-from colaworld.data.clips import ClipSet
-from colaworld.data.config import DataConfig
-from colaworld.data.loader import iterate_once
 from colaworld.envs.episodes import episode_seeds
 from colaworld.metrics.proportion import wilson
 from colaworld.models.world import World
-from colaworld.planning.action_map import ActionMap, from_last_place
-from colaworld.planning.config import OF_TASK, EpisodesConfig, MPCConfig, PlannerConfig, Row
+from colaworld.planning.config import (
+    OF_TASK,
+    EpisodesConfig,
+    GoalsConfig,
+    MPCConfig,
+    PlannerConfig,
+    Row,
+)
 from colaworld.planning.contracts import Cost, Reads
 from colaworld.planning.costs import ActionPenalty, GoalDistance, WeightedSum
-from colaworld.planning.dynamics import WorldDynamics, latent_space
+from colaworld.planning.dynamics import WorldDynamics
 from colaworld.planning.exact import CopyDynamics, SimulatorDynamics
 from colaworld.planning.goals import Goals
-from colaworld.planning.mpc import Act, Agent, Episode, PlanningAgent, Played, RandomAgent, play
-from colaworld.planning.prior import CodeBigram
-from colaworld.planning.protocols import PROTOCOLS, protocol_of
-from colaworld.planning.spaces import Continuous, Discrete, Space
+from colaworld.planning.goals_file import GoalsFile
+from colaworld.planning.mpc import Agent, Episode, PlanningAgent, Played, RandomAgent, play
+from colaworld.planning.protocols import PROTOCOLS, episodes_of, protocol_of
+from colaworld.planning.spaces import Continuous, Space
 from colaworld.planning.tasks import Task, make_task
 from colaworld.rng import generator_for
 from colaworld.runs.provenance import commit
+from colaworld.runs.steering import Steering, Watch, steering_told
 
 FORMAT_VERSION = 1
 LEFT_OUT = (
     "behaviour cloning",
 )  # a bound that a result should stand beside and that is not played
-Watch = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Steering:
-    """How plans in a world become actions of an environment, and what that rests on."""
-
-    space: Literal["latent", "real"]
-    act: Act
-    action_map: ActionMap | None = None
-    prior: CodeBigram | None = None
-    steps: int = 0
-    """Recorded steps that the table was counted from."""
-    places: bool = False
-    """Whether actions are places, and the table holds their distance from the one before."""
-    acted: dict[str, int] = field(default_factory=lambda: {"codes": 0, "unseen": 0})
-    """Codes that were carried out, and those of them that no recorded step had."""
 
 
 def plan_run(
@@ -73,6 +60,7 @@ def plan_run(
     mpc: MPCConfig,
     config: EpisodesConfig,
     protocol: str | None = None,
+    kept: tuple[Path, GoalsFile] | None = None,
     steering: Steering | None = None,
     device: str = "cpu",
     watch: Watch | None = None,
@@ -84,6 +72,7 @@ def plan_run(
         world: what plans; None leaves its row out.
         size: height and width of frames.
         protocol: what departs from it is told; None: from the environment's, if it has one.
+        kept: a file of goals and where it is; its first episodes are played. None: they are made from the seed.
         steering: as `steer` or `steer_real` give it; needed with a world.
 
     Returns:
@@ -92,13 +81,22 @@ def plan_run(
     Raises ConfigError or ValueError where environment, run, planner and cost do not fit together.
     """
     height, width = size
+    said = config.of_task()
+    if kept is not None:
+        path, file = kept
+        file.check(path, env, config, size)
+        config = replace(config, episodes=config.episodes or len(file.seeds))
+        seeds, said = file.seeds[: config.episodes].tolist(), file.said
+    else:
+        config = replace(config, episodes=config.episodes or episodes_of(env))
+        seeds = seeds_of(config)
 
     def make() -> Task:
-        return make_task(env, height=height, width=width, **config.of_task())
+        return make_task(env, height=height, width=width, **said)
 
-    task = make()
-    seeds = [episode_seeds(config.seed, number)[0] for number in range(config.episodes)]
-    goals = Goals(make, seeds)
+    task, goals = make(), Goals(make, seeds)
+    if kept is not None:
+        file.compare(path, goals)
     agents = _agents(world, task, planner, mpc, config, steering, device)
     if not agents:
         raise ConfigError("--rows: nobody is left to play; a world needs --run")
@@ -135,6 +133,7 @@ def plan_run(
             "block": task.block,
             **task.told,
             "goals": goals.hash,
+            "goals_file": None if kept is None else {"path": str(path), "hash": file.hash},
             "episode_seeds": seeds,
             **{k: v for k, v in to_dict(config).items() if k not in ("rows", *OF_TASK)},
             "protocol": _departing(env, protocol, planner, mpc, config, height),
@@ -146,9 +145,33 @@ def plan_run(
             "device": device,
             "threads": torch.get_num_threads(),
         },
-        "action_map": None if steering is None else _told(steering),
+        "action_map": None if steering is None else steering_told(steering),
     }
     return result, shown
+
+
+def seeds_of(config: GoalsConfig) -> list[int]:
+    """Those of the episodes that are asked for."""
+    assert config.episodes is not None, "their number is known by now"
+    return [episode_seeds(config.seed, number)[0] for number in range(config.episodes)]
+
+
+def make_goals(
+    env: str, size: tuple[int, int], config: GoalsConfig, *, watch: Watch | None = None
+) -> GoalsFile:
+    """Make the starts and goals of `config.episodes` episodes, for all who play them."""
+    config = replace(config, episodes=config.episodes or episodes_of(env))
+    said = config.of_task()
+
+    def make() -> Task:
+        return make_task(env, height=size[0], width=size[1], **said)
+
+    goals = Goals(make, seeds_of(config))
+    for number, seed in enumerate(goals.seeds, 1):
+        goals.begin(seed)
+        if watch is not None:
+            watch(number, len(goals.seeds), "episodes")
+    return GoalsFile.of(env, said, make(), goals)
 
 
 def _departing(
@@ -166,110 +189,6 @@ def _departing(
     departs = found.departures(planner, mpc, replace(config, size=size))
     known = next(key for key, one in PROTOCOLS.items() if one is found)
     return {"name": known, "source": found.source, "departs": departs}
-
-
-def steer(
-    world: World,
-    task: Task,
-    data: DataConfig,
-    *,
-    clips: int,
-    with_prior: bool = False,
-    device: str = "cpu",
-    watch: Watch | None = None,
-) -> Steering:
-    """A table from codes to the environment's actions, and the codes' bigram, from recorded clips.
-
-    Args:
-        data: a set with actions; its training share is read.
-        clips: how many of its clips are read at most.
-        with_prior: plans are drawn from the bigram.
-
-    Raises ConfigError where the set's actions are not those of the environment, DataError where it has none.
-    """
-    space = latent_space(world)
-    found = ClipSet(replace(data, split="train"))
-    found.require_actions()
-    spec = found.action_spec
-    assert spec is not None, "a set with actions says which"
-    check_spec(spec, task, where=str(data.path))
-    places = spec.mode == "absolute" and task.place is not None
-    indices: list[Tensor] = []  # of each clip
-    counted: list[Tensor] = []
-    actions: list[Tensor] = []
-    done = 0
-    for batch in iterate_once(data, batch_size=16, limit=clips, with_actions=True, split="train"):
-        inferred = world.infer_actions(to_float(batch.frames, device))
-        assert inferred.indices is not None and batch.actions is not None
-        read, then = inferred.indices.cpu(), batch.actions
-        indices += read.unbind(0)
-        if places:
-            read, then = read[:, 1:], from_last_place(then, task.action_spec.size)
-        counted.append(read.flatten(0, 1))
-        actions.append(then.flatten(0, 1))
-        done += len(batch)
-        if watch is not None:
-            watch(done, clips, "reading codes off recorded clips")
-    if places and not sum(map(len, counted)):
-        raise ConfigError(
-            f"{data.path}: clips of {data.frames_per_clip} frames, and an action that is a place is told from "
-            "the one before; expected 3 or more (data.frames-per-clip)"
-        )
-    table = ActionMap.fit(torch.cat(counted), torch.cat(actions), space=space, spec=spec)
-    prior = CodeBigram.from_indices(indices, space).to(device) if with_prior else None
-    acted = {"codes": 0, "unseen": 0}
-
-    def act(codes: Tensor, task: Task) -> Iterable[Any]:
-        chosen, known = table(codes[None])
-        acted["codes"] += 1
-        acted["unseen"] += int(not known)
-        action = chosen[0]
-        if places:
-            action = action + torch.tensor(task.place, dtype=torch.float32).repeat(task.block)
-        return task.recorded(action)
-
-    return Steering("latent", act, table, prior, int(table.counts.sum()), places, acted)
-
-
-def steer_real(world: World, task: Task) -> Steering:
-    """Planned actions are the environment's own.
-
-    Raises ConfigError where those the run knows are others, ValueError where it knows none.
-    """
-    dynamics = WorldDynamics(world, space="real")
-    assert world.actions is not None
-    check_spec(world.actions, task, where="this run")
-
-    def act(action: Tensor, task: Task) -> Iterable[Any]:
-        return task.recorded(action[0] if isinstance(dynamics.space, Discrete) else action)
-
-    return Steering("real", act)
-
-
-def check_spec(spec: ActionSpec, task: Task, *, where: str) -> None:
-    """ConfigError unless actions of a set or a run are those of the environment: classes alike, or the
-    numbers of as many steps as it takes at once."""
-    wanted = task.action_spec
-    words = {"discrete": "classes", "continuous": "numbers"}
-    size = wanted.size * task.block
-    names = [one.names for one in (spec, wanted)]
-    if spec.kind == wanted.kind == "discrete" and all(names) and names[0] != names[1]:
-        raise ConfigError(
-            f"{where}: its actions are {', '.join(names[0])}; {task.name} takes {', '.join(names[1])}, in this "
-            "order"
-        )
-    if spec.kind == wanted.kind and spec.size == size:
-        return
-    if spec.kind == wanted.kind == "continuous" and spec.size % wanted.size == 0:
-        at_once = spec.size // wanted.size
-        raise ConfigError(
-            f"{where}: an action is {at_once} steps of {task.name} (data.stride), and {task.block} are planned "
-            f"at once; pass --block {at_once}, and mind that --mpc.steps counts such actions"
-        )
-    raise ConfigError(
-        f"{where}: its actions are {spec.size} {words[spec.kind]}, {task.name} takes {size} "
-        f"{words[wanted.kind]}; use data, or a run, of {task.name}"
-    )
 
 
 def _agents(
@@ -346,23 +265,4 @@ def _row(played: Played) -> dict[str, Any]:
             {"seed": one.seed, "success": one.success, "steps": one.steps, "costs": one.costs}
             for one in episodes
         ],
-    }
-
-
-def _told(steering: Steering) -> dict[str, Any] | None:
-    """The table from codes to actions, for plan.json."""
-    table = steering.action_map
-    if table is None:
-        return None
-    return {
-        "recorded_steps": steering.steps,
-        "codes": table.codes.tolist(),
-        "actions": table.actions.tolist(),
-        "counts": table.counts.tolist(),
-        "places": steering.places,
-        "agreement": table.agreement,
-        "baseline": table.baseline,
-        "absent": list(table.absent),
-        "carried_out": steering.acted["codes"],
-        "carried_out_unseen": steering.acted["unseen"],
     }

@@ -103,6 +103,7 @@ QUICK = [
             "demo",
             "evaluate",
             "export",
+            "goals",
             "info",
             "label",
             "plan",

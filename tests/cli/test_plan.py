@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from colaworld.planning import TASKS
-from colaworld.planning.protocols import preset, protocol_of
+from colaworld.planning.protocols import episodes_of, preset, protocol_of
 from colaworld.planning.tasks import SceneTask
 from colaworld.registry import from_outside
 
@@ -155,10 +156,39 @@ def test_an_environment_is_played_by_its_protocol_and_departures_are_said(
     assert result["protocol"]["departs"] == {"episodes": [1, 50], "planner.candidates": [7, 300]}
 
 
+def test_a_file_of_goals_is_played(colaworld, tmp_path) -> None:
+    file = tmp_path / "goals.safetensors"
+    said = colaworld("goals", "scene", "--episodes", 3, "--size", 16, "--seed", 4, "--out", file)
+    assert said.status == 0 and "3 episodes of scene, 16x16 px, goal_offset 3" in said.out
+    told = said.out.split("hash ")[1].split()[0]
+    out = tmp_path / "plan"
+    asked = ("plan", "scene", "--goals", file, "--rows", "random", "--out", out)
+    assert colaworld(*asked).status == 0
+    result = json.loads((out / "plan.json").read_text())
+    assert result["protocol"]["goals"] == result["protocol"]["goals_file"]["hash"] == told
+    assert result["protocol"]["episodes"] == 3 and result["protocol"]["height"] == 16
+    said = colaworld(*asked, "--episodes", 1)
+    assert said.status == 0 and f"of {file}" in said.out
+    said = colaworld(*asked, "--size", 32)
+    assert (
+        said.status == 2
+        and "its frames are 16x16 px (height x width), expected 32x32" in said.plain
+    )
+
+
+def test_a_run_of_another_size_is_told_before_it_plans(colaworld, trained, scene, tmp_path) -> None:
+    file = tmp_path / "goals.safetensors"
+    assert colaworld("goals", "scene", "--episodes", 1, "--size", 16, "--out", file).status == 0
+    said = colaworld("plan", "scene", "--run", trained, "--data", scene, "--goals", file)
+    assert said.status == 2 and "expected 32x32" in said.plain
+
+
 def test_vp2_is_played_as_it_stands() -> None:
     made = preset("robodesk", "vp2", space="real")
     found = protocol_of("robodesk")
-    assert found is not None and not found.departures(made["planner"], made["mpc"], made["how"])
+    assert found is not None
+    made["how"] = replace(made["how"], episodes=episodes_of("robodesk"))
+    assert not found.departures(made["planner"], made["mpc"], made["how"])
     codes = preset("robodesk", "vp2", space="latent")["planner"]
     assert codes.std == (0.5,)
     assert list(found.departures(codes, made["mpc"], made["how"])) == ["planner.std"]

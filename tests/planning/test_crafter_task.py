@@ -13,7 +13,7 @@ pytest.importorskip("crafter", reason="needs crafter: pip install 'colaworld[cra
 from colaworld.config import ConfigError
 from colaworld.contracts import ActionSpec
 from colaworld.planning.crafter_task import CrafterTask
-from colaworld.runs.planning import check_spec
+from colaworld.runs.steering import check_spec
 
 
 def _fewest(task: CrafterTask, most: int) -> int:

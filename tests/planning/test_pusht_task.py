@@ -16,7 +16,7 @@ from colaworld.envs import behaviours
 from colaworld.envs.pusht import PushT
 from colaworld.planning.pusht_task import PushTTask
 from colaworld.planning.tasks import make_task
-from colaworld.runs.planning import check_spec
+from colaworld.runs.steering import check_spec
 
 
 @pytest.fixture

@@ -1,0 +1,167 @@
+"""How plans in a world become actions of an environment: by a table of codes, or as they are where a run knows real ones.
+
+Not here: who plans (planning.py), the table itself (planning/action_map.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from colaworld.config import ConfigError
+from colaworld.contracts import ActionSpec, to_float
+from colaworld.data.clips import ClipSet
+from colaworld.data.config import DataConfig
+from colaworld.data.loader import iterate_once
+from colaworld.models.world import World
+from colaworld.planning.action_map import ActionMap, from_last_place
+from colaworld.planning.dynamics import WorldDynamics, latent_space
+from colaworld.planning.mpc import Act
+from colaworld.planning.prior import CodeBigram
+from colaworld.planning.spaces import Discrete
+from colaworld.planning.tasks import Task
+
+Watch = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Steering:
+    """How plans in a world become actions of an environment, and what that rests on."""
+
+    space: Literal["latent", "real"]
+    act: Act
+    action_map: ActionMap | None = None
+    prior: CodeBigram | None = None
+    steps: int = 0
+    """Recorded steps that the table was counted from."""
+    places: bool = False
+    """Whether actions are places, and the table holds their distance from the one before."""
+    acted: dict[str, int] = field(default_factory=lambda: {"codes": 0, "unseen": 0})
+    """Codes that were carried out, and those of them that no recorded step had."""
+
+
+def steer(
+    world: World,
+    task: Task,
+    data: DataConfig,
+    *,
+    clips: int,
+    with_prior: bool = False,
+    device: str = "cpu",
+    watch: Watch | None = None,
+) -> Steering:
+    """A table from codes to the environment's actions, and the codes' bigram, from recorded clips.
+
+    Args:
+        data: a set with actions; its training share is read.
+        clips: how many of its clips are read at most.
+        with_prior: plans are drawn from the bigram.
+
+    Raises ConfigError where the set's actions are not those of the environment, DataError where it has none.
+    """
+    space = latent_space(world)
+    found = ClipSet(replace(data, split="train"))
+    found.require_actions()
+    spec = found.action_spec
+    assert spec is not None, "a set with actions says which"
+    check_spec(spec, task, where=str(data.path))
+    places = spec.mode == "absolute" and task.place is not None
+    indices: list[Tensor] = []  # of each clip
+    counted: list[Tensor] = []
+    actions: list[Tensor] = []
+    done = 0
+    for batch in iterate_once(data, batch_size=16, limit=clips, with_actions=True, split="train"):
+        inferred = world.infer_actions(to_float(batch.frames, device))
+        assert inferred.indices is not None and batch.actions is not None
+        read, then = inferred.indices.cpu(), batch.actions
+        indices += read.unbind(0)
+        if places:
+            read, then = read[:, 1:], from_last_place(then, task.action_spec.size)
+        counted.append(read.flatten(0, 1))
+        actions.append(then.flatten(0, 1))
+        done += len(batch)
+        if watch is not None:
+            watch(done, clips, "reading codes off recorded clips")
+    if places and not sum(map(len, counted)):
+        raise ConfigError(
+            f"{data.path}: clips of {data.frames_per_clip} frames, and an action that is a place is told from "
+            "the one before; expected 3 or more (data.frames-per-clip)"
+        )
+    table = ActionMap.fit(torch.cat(counted), torch.cat(actions), space=space, spec=spec)
+    prior = CodeBigram.from_indices(indices, space).to(device) if with_prior else None
+    acted = {"codes": 0, "unseen": 0}
+
+    def act(codes: Tensor, task: Task) -> Iterable[Any]:
+        chosen, known = table(codes[None])
+        acted["codes"] += 1
+        acted["unseen"] += int(not known)
+        action = chosen[0]
+        if places:
+            action = action + torch.tensor(task.place, dtype=torch.float32).repeat(task.block)
+        return task.recorded(action)
+
+    return Steering("latent", act, table, prior, int(table.counts.sum()), places, acted)
+
+
+def steer_real(world: World, task: Task) -> Steering:
+    """Planned actions are the environment's own.
+
+    Raises ConfigError where those the run knows are others, ValueError where it knows none.
+    """
+    dynamics = WorldDynamics(world, space="real")
+    assert world.actions is not None
+    check_spec(world.actions, task, where="this run")
+
+    def act(action: Tensor, task: Task) -> Iterable[Any]:
+        return task.recorded(action[0] if isinstance(dynamics.space, Discrete) else action)
+
+    return Steering("real", act)
+
+
+def check_spec(spec: ActionSpec, task: Task, *, where: str) -> None:
+    """ConfigError unless actions of a set or a run are those of the environment: classes alike, or the
+    numbers of as many steps as it takes at once."""
+    wanted = task.action_spec
+    words = {"discrete": "classes", "continuous": "numbers"}
+    size = wanted.size * task.block
+    names = [one.names for one in (spec, wanted)]
+    if spec.kind == wanted.kind == "discrete" and all(names) and names[0] != names[1]:
+        raise ConfigError(
+            f"{where}: its actions are {', '.join(names[0])}; {task.name} takes {', '.join(names[1])}, in this "
+            "order"
+        )
+    if spec.kind == wanted.kind and spec.size == size:
+        return
+    if spec.kind == wanted.kind == "continuous" and spec.size % wanted.size == 0:
+        at_once = spec.size // wanted.size
+        raise ConfigError(
+            f"{where}: an action is {at_once} steps of {task.name} (data.stride), and {task.block} are planned "
+            f"at once; pass --block {at_once}, and mind that --mpc.steps counts such actions"
+        )
+    raise ConfigError(
+        f"{where}: its actions are {spec.size} {words[spec.kind]}, {task.name} takes {size} "
+        f"{words[wanted.kind]}; use data, or a run, of {task.name}"
+    )
+
+
+def steering_told(steering: Steering) -> dict[str, Any] | None:
+    """The table from codes to actions, for plan.json."""
+    table = steering.action_map
+    if table is None:
+        return None
+    return {
+        "recorded_steps": steering.steps,
+        "codes": table.codes.tolist(),
+        "actions": table.actions.tolist(),
+        "counts": table.counts.tolist(),
+        "places": steering.places,
+        "agreement": table.agreement,
+        "baseline": table.baseline,
+        "absent": list(table.absent),
+        "carried_out": steering.acted["codes"],
+        "carried_out_unseen": steering.acted["unseen"],
+    }
