@@ -168,6 +168,7 @@ def _curves(run: Path, others: Iterable[Path]) -> dict[str, Path]:
 
 def _watch(options: EvaluateOptions, config: RunConfig, device: str) -> int:
     """A line for each checkpoint, as it comes."""
+    from colaworld.evaluation.measures.measure import number
     from colaworld.runs.evaluation import evaluate_run
     from colaworld.runs.watch import FILE, watch
 
@@ -185,7 +186,7 @@ def _watch(options: EvaluateOptions, config: RunConfig, device: str) -> int:
         probe = (row["probe"] or {}).get("mean")
         entropy = row["entropy_normalised"]
         print(
-            f"step {row['global_step']}: {row['delta_psnr']['mean']:.2f} dB over random actions"
+            f"step {row['global_step']}: {number(row['delta_psnr']['mean'], 'dB')} over random actions"
             + ("" if probe is None else f", probe {probe:.2f}")
             + ("" if entropy is None else f", entropy {entropy:.2f}"),
             flush=True,

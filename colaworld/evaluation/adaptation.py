@@ -201,7 +201,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def _shown(of: Mapping[str, Any], name: str, scale: float) -> str:
-    if of.get(name) is None:
+    if of.get(name) is None or of[name]["mean"] is None:
         return "-"
     mean, low, high = (of[name][end] for end in ("mean", "low", "high"))
     text = f"{scale * mean:.2f}"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from colaworld.evaluation.layout import OWN_NOISE
-from colaworld.evaluation.measures.measure import Headline
+from colaworld.evaluation.measures.measure import Headline, number
 from colaworld.evaluation.settings import RandomStream
 from colaworld.evaluation.tables import columns, headlines
 from colaworld.metrics.bootstrap import bootstrap_statistic
@@ -51,7 +51,8 @@ def comparison(results: Mapping[str, Mapping[str, Any]]) -> Comparison:
     for name in like:
         if hints := _hints(results[name], base):
             notes[name] = "; ".join(hints)
-    like.sort(key=lambda name: -results[name]["delta_psnr"]["random"]["mean"])
+    gains = {name: results[name]["delta_psnr"]["random"]["mean"] for name in like}
+    like.sort(key=lambda name: (gains[name] is None, -(gains[name] or 0.0)))
     alike = [first, *like]
     cells = {name: _cells(results[name]) for name in alike}
     named = list(dict.fromkeys(column for found in cells.values() for column in found))
@@ -119,10 +120,10 @@ def _hints(result: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
     if len({version < OWN_NOISE for version in versions}) == 2:
         found.append(f"other noise (format_version {versions[0]}, not {versions[1]})")
     if len({r["world"]["codebook_size"] is None for r in (result, base)}) == 2:
-        shown = [f"{r['delta_psnr']['shuffled']['mean']:.2f}" for r in (result, base)]
+        shown = [number(r["delta_psnr"]["shuffled"]["mean"], "dB") for r in (result, base)]
         found.append(
             "continuous latents against codes: compare delta-PSNR over shuffled actions, "
-            f"{shown[0]} dB to {shown[1]} dB"
+            f"{shown[0]} to {shown[1]}"
         )
     return found
 

@@ -15,7 +15,8 @@ from colaworld.files import FileError, read_json
 # 2 added `clips`, `data`, and SSIM and bounds by horizon of every variant; 3 `delta_psnr.none`, `transfer`,
 # `leakage`, `sensitivity`, `segments`, `mlp_probe`, `information`, `probe.parts`, `lpips`, `frechet` and
 # `paper_row`; since 4 each clip has noise of its own, whatever `batch_size`, and `leakage` and `sensitivity`
-# count the clips asked for, not whole batches
+# count the clips asked for, not whole batches; `rollout.psnr_first` and `psnr_last` have the bounds of their
+# steps, and `rollout.not_finite` counts rollouts that are no pictures, whose means are null
 FORMAT_VERSION = 4
 OWN_NOISE = 4  # from this version on
 
@@ -43,13 +44,13 @@ _TOLD = {
     **dict.fromkeys(("share", "shuffled"), _INTERVAL),
     **dict.fromkeys(("bits", "action_bits"), _NUMBER),
 }
-_STEPS: dict[str, Any] = {"psnr_by_horizon": [float]}
+_STEPS: dict[str, Any] = {"psnr_by_horizon": [_NUMBER]}  # null: of rollouts that are not finite
 _LAYOUT: dict[str, Any] = {
     "counts": dict.fromkeys(("clips", "episodes", "history", "horizon", "height", "width"), int),
     "world": {"codebook_size": Maybe(int), "tokens": int},
     "delta_psnr": {
-        **{name: {**_INTERVAL, "mean": float} for name in ("random", "shuffled", "constant")},
-        "none": Maybe({**_INTERVAL, "mean": float}, absent=True),
+        **dict.fromkeys(("random", "shuffled", "constant"), _INTERVAL),
+        "none": Maybe(_INTERVAL, absent=True),
     },
     "codebook": Maybe({**_SHARES, "joint": _SHARES}),
     "probe": Maybe(
@@ -65,8 +66,9 @@ _LAYOUT: dict[str, Any] = {
     ),
     "rollout": {
         **_STEPS,
-        "ssim_by_horizon": [float],
-        "psnr": {**_INTERVAL, "mean": float},
+        "ssim_by_horizon": [_NUMBER],
+        "psnr": _INTERVAL,
+        "not_finite": Maybe(Each(int), absent=True),
         "error_against_copy": _NUMBER,
         "copy_ssim_by_horizon": [float],
         "variants": dict.fromkeys(("inferred", "random", "shuffled", "constant", "copy"), _STEPS),
@@ -130,9 +132,8 @@ _LAYOUT: dict[str, Any] = {
             "name": str,
             "published": bool,
             **_INTERVAL,
-            "mean": float,
             "over_copy": _INTERVAL,
-            "variants": {v: {"lpips_by_horizon": [float]} for v in ("inferred", "copy")},
+            "variants": {v: {"lpips_by_horizon": [_NUMBER]} for v in ("inferred", "copy")},
         },
         absent=True,
     ),
@@ -155,7 +156,7 @@ _LAYOUT: dict[str, Any] = {
 _ROW: dict[str, Any] = {
     "global_step": int,
     "checkpoint": str,
-    "delta_psnr": {**_INTERVAL, "mean": float},
+    "delta_psnr": _INTERVAL,
     "probe": Maybe(_INTERVAL),
     "entropy_normalised": _NUMBER,
     "settings": {},

@@ -135,10 +135,11 @@ def paper_row(result: Mapping[str, Any]) -> dict[str, float | None]:
     """
     lpips, frechet = result.get("lpips"), result.get("frechet")
     ssim = result["rollout"].get("ssim") or {"mean": None}
+    distance = lpips["mean"] if lpips and lpips["published"] else None
     return {
         "psnr": result["rollout"]["psnr"]["mean"],
         "ssim_x100": None if ssim["mean"] is None else 100 * ssim["mean"],
-        "lpips_x100": 100 * lpips["mean"] if lpips and lpips["published"] else None,
+        "lpips_x100": None if distance is None else 100 * distance,
         "fvd": frechet["value"] if frechet and frechet["name"] == "FVD" else None,
     }
 

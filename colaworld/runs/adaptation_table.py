@@ -6,7 +6,7 @@ Not here: how it was trained (adaptation.py), what is measured (evaluation/adapt
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,13 +160,19 @@ def told(result: dict[str, Any]) -> list[str]:
             f"{of['entropy'][0]:.2f} -> {of['entropy'][-1]:.2f}"
         )
     if "gain" in result:
-        gain = result["gain"]["psnr"]
-        bounds = "" if gain["low"] is None else f" [{gain['low']:+.2f}, {gain['high']:+.2f}]"
-        lines.append(f"fine-tuning gained {gain['mean']:+.2f} dB{bounds} under real actions")
-        if gain["high"] is not None and gain["high"] < 0:
-            lines.append(
-                "the world was better before: take the adapter alone (--steps 0), fewer steps, a lower "
-                "--learning-rate, --lora, or more labels"
-            )
+        lines += _gained(result["gain"]["psnr"])
     lines.append(f"the way back, latent to real: {error_told(result['head'])}")
+    return lines
+
+
+def _gained(gain: Mapping[str, Any]) -> list[str]:
+    if gain["mean"] is None:
+        return ["what fine-tuning gained cannot be told: rollouts are not finite"]
+    bounds = "" if gain["low"] is None else f" [{gain['low']:+.2f}, {gain['high']:+.2f}]"
+    lines = [f"fine-tuning gained {gain['mean']:+.2f} dB{bounds} under real actions"]
+    if gain["high"] is not None and gain["high"] < 0:
+        lines.append(
+            "the world was better before: take the adapter alone (--steps 0), fewer steps, a lower "
+            "--learning-rate, --lora, or more labels"
+        )
     return lines

@@ -29,8 +29,9 @@ from colaworld.evaluation.artefacts import Artefacts, EveryCode
 from colaworld.evaluation.comparison import comparison
 from colaworld.evaluation.evaluate import collect, run_evaluation
 from colaworld.evaluation.layout import FORMAT_VERSION, check
+from colaworld.evaluation.report.page import write_report
 from colaworld.evaluation.settings import EvaluationConfig
-from colaworld.evaluation.tables import headlines, table
+from colaworld.evaluation.tables import headlines, table, verdict
 
 GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
 
@@ -352,6 +353,52 @@ def test_the_grid_is_rolled_out_in_few_calls_and_shows_the_same(good):
     assert world.begun == [(8, 1), (8, 3)] * 3 + [(3, 2), (3, 2)]
     assert many.result == good.result
     assert np.array_equal(many.artefacts.every_code, good.artefacts.every_code)
+
+
+class Astray(ScrollWorld):
+    """The first clip of each batch is drawn as no numbers."""
+
+    def rollout(self, history, codes, *, generator):
+        made = super().rollout(history, codes, generator=generator)
+        made.frames[:1, history.shape[1] :] = math.nan
+        return made
+
+
+def test_rollouts_that_are_not_finite_are_shown_as_such(good, tmp_path):
+    found = run_evaluation(Astray(), batches(), SPEC, SMALL)
+    result = json.loads(json.dumps(found.result, allow_nan=False))
+    check(result, source="result")
+    said = "not finite: inferred 3, random 3, shuffled 3, constant 3 of 24 clips"  # 3 batches
+    assert result["rollout"]["not_finite"] == {
+        **dict.fromkeys(("inferred", "random", "shuffled", "constant"), 3),
+        "copy": 0,
+    }
+    assert result["delta_psnr"]["random"]["mean"] is None and table(result).count(said) == 2
+    assert "cannot be said whether the latent actions steer" in verdict(result)
+    sides = comparison({"good": good.result, "astray": result, "more": good.result})
+    assert sides.alike == ["good", "more", "astray"]  # the best first, as far as it is known
+    (tmp_path / "metrics.jsonl").touch()
+    page = write_report(
+        tmp_path / "report.html",
+        title="astray",
+        evaluation=result,
+        artefacts=found.artefacts,
+        metrics_jsonl=tmp_path / "metrics.jsonl",
+        config_yaml="",
+        environment={},
+    )
+    assert page.read_text().count("not finite") >= 3  # the verdict, and two cards
+
+
+def test_the_first_and_the_last_step_have_one_interval(good):
+    rollout = good.result["rollout"]
+    for name, step in (("psnr_first", 0), ("psnr_last", -1)):
+        lines = rollout["variants"]["inferred"]
+        at = {
+            end: lines[f"psnr{tail}_by_horizon"][step]
+            for end, tail in (("mean", ""), ("low", "_low"), ("high", "_high"))
+        }
+        assert rollout[name] == at and at["low"] < at["mean"] < at["high"]
 
 
 def test_no_number_depends_on_the_size_of_a_batch():

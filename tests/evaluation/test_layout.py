@@ -31,8 +31,8 @@ def test_evaluations_of_the_first_version_are_read(tmp_path):
         (["codebook"], [], r"codebook: expected an object, got \[\]"),
         (
             ["delta_psnr", "random", "mean"],
-            None,
-            "delta_psnr.random.mean: expected a number, got nul",
+            "x",
+            "delta_psnr.random.mean: expected a number, got 'x'",
         ),
         (["rollout", "psnr_by_horizon"], 3, "rollout.psnr_by_horizon: expected a list, got 3"),
         (

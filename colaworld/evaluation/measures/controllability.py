@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from colaworld.evaluation.measures.measure import Headline, Judgement, Measure, number
+from colaworld.evaluation.measures.measure import Headline, Judgement, Measure, astray, number
 from colaworld.evaluation.measures.nmse import rival
 from colaworld.evaluation.rollouts import VARIANTS, Batch
 from colaworld.evaluation.settings import RandomStream
@@ -62,15 +62,18 @@ class Controllability(Measure):
             for v, words in named.items()
             if v in result["delta_psnr"]
         )
-        bottom = min(0.0, mean, low or 0.0)
-        top = max(2.0, mean, high or 0.0) * 1.08
+        note = ", ".join(others)
+        if mean is None:
+            note = astray(result) or note
+        bottom = min(0.0, mean or 0.0, low or 0.0)
+        top = max(2.0, mean or 0.0, high or 0.0) * 1.08
         return Headline(
             "delta-PSNR over random codes",
             mean,
             low,
             high,
             "dB",
-            ", ".join(others),
+            note,
             meaning="Do the actions steer? Gain of the inferred ones over random ones.",
             episodes=result["counts"]["episodes"],
             over=lambda clips: float(clips["delta_psnr"].mean()),
@@ -80,9 +83,16 @@ class Controllability(Measure):
         )
 
 
-def judge(mean: float, low: float | None, high: float | None, rival: Judgement) -> Judgement:
+def judge(mean: float | None, low: float | None, high: float | None, rival: Judgement) -> Judgement:
     """Of delta-PSNR. The verdict speaks of steering only where `rival`, the judgement against the
     repeated last frame, is good as well: codes that spoil a video move delta-PSNR, too."""
+    if mean is None:
+        clause = (
+            "It cannot be said whether the latent actions steer this world: rollouts of it hold "
+        )
+        clause += "numbers that are not finite."
+        text = "Rollouts hold numbers that are not finite: the training or the sampler went astray."
+        return Judgement("poor", "not finite", text, clause)
     gain = f"{number(mean)}\u00a0dB".replace("-", "−")
     steers = "The latent actions steer this world"
     if low is None or high is None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from colaworld.evaluation.measures.measure import Headline, Measure, bounds, number
+from colaworld.evaluation.measures.measure import Headline, Measure, astray, bounds, number
 from colaworld.evaluation.measures.nmse import rival
 from colaworld.evaluation.rollouts import VARIANTS, Batch
 from colaworld.metrics.image import PSNR_CAP, psnr, ssim
@@ -36,26 +36,36 @@ class Fidelity(Measure):
         def interval(values: np.ndarray) -> dict[str, float]:
             return self.setting.interval(values, episodes)
 
+        def at(step: int) -> dict[str, float]:
+            ends = ("", "_low", "_high")
+            lines = (variants["inferred"][f"psnr{end}_by_horizon"] for end in ends)
+            found = zip(("mean", "low", "high"), lines, strict=True)
+            return {name: line[step] for name, line in found}
+
+        variants = {
+            v: {
+                f"{what}{end}_by_horizon": line.tolist()
+                for what, kept in (("psnr", self.kept(v)), ("ssim", self.kept(f"{v} ssim")))
+                for end, line in zip(
+                    ("", "_low", "_high"),
+                    (kept.mean(axis=0), *bounds(kept, episodes, self.setting.config)),
+                    strict=True,
+                )
+            }
+            for v in self.variants
+            if v in self._rows
+        }
         return {
             "rollout": {
                 "psnr_by_horizon": found.mean(axis=0).tolist(),
                 "ssim_by_horizon": similarity.mean(axis=0).tolist(),
                 "psnr": interval(found.mean(axis=1)),
                 "ssim": interval(similarity.mean(axis=1)),
-                "psnr_first": interval(found[:, 0]),
-                "psnr_last": interval(found[:, -1]),
-                "variants": {
-                    v: {
-                        f"{what}{end}_by_horizon": line.tolist()
-                        for what, kept in (("psnr", self.kept(v)), ("ssim", self.kept(f"{v} ssim")))
-                        for end, line in zip(
-                            ("", "_low", "_high"),
-                            (kept.mean(axis=0), *bounds(kept, episodes, self.setting.config)),
-                            strict=True,
-                        )
-                    }
-                    for v in self.variants
-                    if v in self._rows
+                "psnr_first": at(0),
+                "psnr_last": at(-1),
+                "variants": variants,
+                "not_finite": {
+                    v: int((~np.isfinite(self.kept(v))).any(axis=1).sum()) for v in variants
                 },
                 "error_against_copy": error_against_copy(found, copy),
                 "copy_ssim_by_horizon": self.kept("copy ssim").mean(axis=0).tolist(),
@@ -69,20 +79,22 @@ class Fidelity(Measure):
     def headline(result: Mapping[str, Any]) -> Headline:
         rollout = result["rollout"]
         steps, mean = rollout["psnr_by_horizon"], rollout["psnr"]
-        shown = [*steps, *(v for v in mean.values() if v is not None)]
+        shown = [v for v in (*steps, *mean.values()) if v is not None] or [0.0]
+        marks = ((steps[0], "step 1"), (steps[-1], f"step {len(steps)}"))[: len(steps)]
         return Headline(
             "PSNR of rollouts",
             mean["mean"],
             mean["low"],
             mean["high"],
             "dB",
-            f"{number(steps[0])} at step 1, {number(steps[-1])} at step {len(steps)}",
+            astray(result)
+            or f"{number(steps[0])} at step 1, {number(steps[-1])} at step {len(steps)}",
             meaning="How close do videos under the inferred actions stay to what was filmed?",
             episodes=result["counts"]["episodes"],
             over=lambda clips: float(clips["psnr"].mean()),
             judgement=replace(rival(result), clause=""),
             span=(min(shown) - 1, max(shown) + 1),
-            marks=((steps[0], "step 1"), (steps[-1], f"step {len(steps)}"))[: len(steps)],
+            marks=tuple((value, name) for value, name in marks if value is not None),
         )
 
 

@@ -111,6 +111,8 @@ class Leakage(Measure):
 
 def judge(gain: Mapping[str, Any], margin: float) -> Judgement:
     """Of the gain over the cut to another frame, dB."""
+    if gain["mean"] is None:
+        return Judgement("open", "open", "What it draws over a cut is not finite.")
     if gain["low"] is None or gain["high"] is None:
         return Judgement("open", "open", "One episode gives no interval; hold out more.")
     if gain["low"] > margin:

@@ -106,7 +106,7 @@ class PerceptualDistance(Measure):
             episodes=result["counts"]["episodes"],
             over=lambda clips: float(clips["lpips"].mean()),
             judgement=_judge(found["over_copy"]),
-            span=(0.0, 1.15 * max(still, mean, high or 0.0, 1e-3)),
+            span=(0.0, 1.15 * max(still, mean or 0.0, high or 0.0, 1e-3)),
             marks=((0.0, "the same"), (still, "copy")),
         )
 

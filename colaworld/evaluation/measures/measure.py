@@ -77,6 +77,16 @@ def number(value: float | None, unit: str = "", *, digits: int = 2) -> str:
     return f"{value:.{digits}f}{' ' + unit if unit else ''}"
 
 
+def astray(result: Mapping[str, Any]) -> str | None:
+    """How many rollouts hold numbers that are not finite, by variant, in words; None: none does. Then what
+    is measured on them is missing, and no mean is taken without them."""
+    found = (result["rollout"].get("not_finite") or {}).items()
+    told = [f"{variant} {count}" for variant, count in found if count]
+    if not told:
+        return None
+    return f"not finite: {', '.join(told)} of {result['counts']['clips']} clips"
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a measure knows before the first batch."""

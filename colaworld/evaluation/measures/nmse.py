@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from colaworld.evaluation.measures.measure import Headline, Judgement, Measure, number
+from colaworld.evaluation.measures.measure import Headline, Judgement, Measure, astray, number
 from colaworld.evaluation.rollouts import Batch
 from colaworld.evaluation.settings import RandomStream
 
@@ -95,6 +95,9 @@ def rival(result: Mapping[str, Any]) -> Judgement:
     else:
         ratio = result["rollout"]["error_against_copy"]
         low, high = (None, None) if ratio is None else (ratio / 1.05, ratio / 0.95)
+    if ratio is None and astray(result):
+        clause = "not to be compared with the last frame, since numbers in them are not finite"
+        return Judgement("open", "open", "Rollouts hold numbers that are not finite.", clause)
     if ratio is None:
         text = "The clips do not move: there is nothing to predict."
         return Judgement(
