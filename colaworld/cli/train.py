@@ -19,7 +19,7 @@ import tyro
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.launch import Processes, launched, program
 from colaworld.config import ConfigError, leaves, load_given, to_dict
-from colaworld.data.config import DataConfig, MixtureSource, check_sets
+from colaworld.data.config import DataConfig, MixtureSource, check_apart, check_sets
 from colaworld.data.mixture import named_data, shares_told
 from colaworld.recipes import RECIPES, recipe
 from colaworld.runs.adaptation import RECIPE as ADAPTED
@@ -108,6 +108,8 @@ def trained(
     """
     config = options.run
     check_sets(config.data)
+    if not options.resume:
+        check_apart(options.out, config.data)
     device = processes.device(choose_device(options.device))
 
     # Not above: torch takes seconds, and help and wrong calls need none of it.

@@ -198,6 +198,19 @@ def check_sets(data: DataConfig) -> None:
             raise DataError(f"data.mixture.{name}: {error}" if data.mixture else error) from None
 
 
+def check_apart(out: Path, data: DataConfig) -> None:
+    """ConfigError where what is written to `out` would lie in a data set's folder."""
+    for one in data.sets().values():
+        if one.path is None:
+            continue
+        here, there = out.resolve(), one.path.resolve()
+        if here == there or there in here.parents:
+            where = "is" if here == there else "is within"
+            raise ConfigError(
+                f"--out {out}: {where} the data set {one.path}; choose a folder beside it"
+            )
+
+
 def check_there(path: Path | None) -> Path:
     """The path of a data set. Raises DataError where none is named or nothing is there."""
     if path is None:

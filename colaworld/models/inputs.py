@@ -129,16 +129,26 @@ def checked_actions(
                 raise ValueError(f"{wanted}, got {low if low < 0 else high}")
         return actions.long()
     check_codes(actions, argument, ("B", "T - 1", known.size), what=f"actions{listed}")
-    if contract is not None and contract.size != known.size:
-        raise ValueError(
-            f"{argument}: this world takes {known.size} numbers of a transition, but its contract "
-            f"(world.actions) speaks of {contract.size}"
-        )
     if not actions.float().isfinite().all():
         raise ValueError(f"{argument}: expected actions{listed} within float32, got larger ones")
     if contract is not None and contract.normaliser.low and actions.numel():
         _warn_of_range(actions, argument, contract)
     return actions.float()
+
+
+def check_contract_fits(known: AdapterConfig, contract: ActionContract) -> None:
+    """ValueError where real actions of `contract` are none that an adapter takes."""
+    there, here = (
+        f"{size} {'classes' if discrete else 'numbers of a transition'}"
+        for size, discrete in (
+            (known.size, known.discrete),
+            (contract.size, contract.kind == "discrete"),
+        )
+    )
+    if here != there:
+        raise ValueError(
+            f"World: actions: expected a contract of {there}, which its adapter takes, got one of {here}"
+        )
 
 
 def _warn_of_range(actions: Tensor, argument: str, contract: ActionContract) -> None:

@@ -24,6 +24,7 @@ from colaworld.flow.rollout import check_whole_frames
 from colaworld.models.adapters.adapter import Adapter
 from colaworld.models.inputs import (
     check_codes,
+    check_contract_fits,
     check_count,
     check_flag,
     check_generator,
@@ -76,6 +77,9 @@ class World:
                 raise ValueError(
                     f"World: {name}: expected {wanted}, got {getattr(self, name)!r:.60}"
                 )
+        adapter = getattr(self.model, "adapter", None)
+        if self.actions is not None and isinstance(adapter, Adapter):
+            check_contract_fits(adapter.config, self.actions)
 
     @property
     def codebook_size(self) -> int | None:
@@ -166,8 +170,9 @@ class World:
         """
         self._adapter("decode_actions")
         check_codes(codes, "decode_actions: codes", ("B", "T - 1", *action_size(self.model)))
-        with evaluating(self.model):
-            return self.model.action_head.decode(codes)
+        device = next(self.model.action_head.parameters()).device
+        with torch.no_grad(), evaluating(self.model):
+            return self.model.action_head.decode(codes.to(device))
 
     def follow(
         self, context_frames: Tensor, actions: Tensor, *, generator: torch.Generator

@@ -163,6 +163,15 @@ def test_what_cannot_be_is_refused(trained, scene, colaworld, tmp_path, more, me
     assert said.status == 2 and message in said.plain and not out.exists()
 
 
+def test_a_run_does_not_go_into_its_data(trained, scene, colaworld) -> None:
+    before = sorted(scene.rglob("*"))
+    for verb, run in (("adapt", trained), ("train", "nano.cola")):
+        for out, said in ((scene, "is the data set"), (scene / "new", "is within the data set")):
+            told = colaworld(verb, run, "--data", scene, "--out", out)
+            assert told.status == 2 and said in told.plain, told.plain
+    assert sorted(scene.rglob("*")) == before
+
+
 def test_data_without_actions_and_runs_without_a_world_are_refused(
     trained, film, colaworld, tmp_path
 ) -> None:

@@ -180,9 +180,22 @@ def test_a_world_refuses_numbers_beyond_float32_and_another_contract() -> None:
     huge = torch.full((1, 2, 2), 1e300, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"actions: expected actions within float32"):
         arm.encode_actions(huge)
-    other = World(arm.model, actions=ActionContract("action", "continuous", 3))
-    with pytest.raises(ValueError, match=r"takes 2 numbers of a transition, .* speaks of 3"):
-        other.encode_actions(torch.zeros(1, 2, 2))
+    takes = "World: actions: expected a contract of 2 numbers of a transition, .* got one of"
+    for kind, size, said in (("continuous", 3, "3 numbers"), ("discrete", 2, "2 classes")):
+        with pytest.raises(ValueError, match=f"{takes} {said}"):
+            World(arm.model, actions=ActionContract("action", kind, size))
+    with pytest.raises(ValueError, match=r"of 3 classes, .* got one of 4 classes"):
+        model = world(TableAdapterConfig(size=3)).eval()
+        World(model, actions=ActionContract("action", "discrete", 4))
+
+
+def test_codes_go_where_the_head_is_to_be_decoded(monkeypatch) -> None:
+    """On a machine with one device: the head stands on meta, codes come from the CPU."""
+    arm = World(world(MLPAdapterConfig(size=2)).eval())
+    codes = torch.randn(1, 3, 2, 3, requires_grad=True)
+    assert not arm.decode_actions(codes).requires_grad
+    arm.model.action_head.to("meta")
+    assert arm.decode_actions(codes).device.type == "meta"
 
 
 def test_classes_of_any_integers_are_taken() -> None:

@@ -131,10 +131,16 @@ def load_weights(
             for key, stored in keys:
                 wide = any(fnmatch.fnmatchcase(key, pattern) for pattern in layout.float32)
                 asked = torch.float32 if dtype is not None and wide else dtype
-                value = opened.get_tensor(stored)
+                value, old = opened.get_tensor(stored), wanted[key]
                 if not is_finite(value):
                     raise WeightsError(f"{file}: {stored} holds values that are not finite")
-                _place(module, key, wanted[key], value, device, asked)
+                kind = old.dtype if old.device.type != "meta" else asked
+                if kind is not None and kind != value.dtype and value.is_floating_point():
+                    value = value.to(kind)
+                    if not is_finite(value):
+                        name = str(kind).removeprefix("torch.")
+                        raise WeightsError(f"{file}: {stored} holds values beyond those of {name}")
+                _place(module, key, old, value, device)
 
 
 def match(module: nn.Module, path: Path, layout: Layout) -> dict[str, tuple[Path, str]]:
@@ -220,15 +226,12 @@ def _place(
     old: Tensor,
     value: Tensor,
     device: torch.device | str | None,
-    dtype: torch.dtype | None,
 ) -> None:
     if old.device.type != "meta":
         with torch.no_grad():
             old.copy_(value)
         return
-    if dtype is not None and value.is_floating_point():
-        value = value.to(dtype)
-    # A tensor that stays as stored would be a window into the file: the copy makes it ours.
+    # A tensor that stays as stored is a window into the file: the copy makes it ours.
     value = value.to(device or "cpu", copy=True)
     owner_name, _, name = key.rpartition(".")
     owner = module.get_submodule(owner_name)

@@ -156,6 +156,21 @@ def test_a_module_without_storage_gets_it_tensor_by_tensor(published, tmp_path):
         assert model(torch.zeros(1, 4, 2, 4, 4), torch.zeros(1)).isfinite().all()
 
 
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_values_that_the_cast_would_make_infinite_are_refused(device, tmp_path):
+    path = save(
+        {"weight": torch.tensor([[1e300]], dtype=torch.float64)}, tmp_path / "m.safetensors"
+    )
+    with pytest.raises(WeightsError, match=r"m.safetensors: weight holds values beyond .* float32"):
+        load_weights(nn.Linear(1, 1, bias=False, device=device), path, dtype=torch.float32)
+    save({"weight": torch.tensor([[1e6]])}, path)
+    module = nn.Linear(1, 1, bias=False, device="meta")
+    with pytest.raises(WeightsError, match="weight holds values beyond those of float16"):
+        load_weights(module, path, dtype=torch.float16)
+    load_weights(module, path, dtype=torch.bfloat16)
+    assert module.weight.item() == 999424  # to eight bits
+
+
 def test_a_layout_renames(tmp_path):
     module = torch.nn.Linear(2, 3)
     path = save({"w": torch.ones(3, 2), "b": torch.zeros(3)}, tmp_path / "m.safetensors")
