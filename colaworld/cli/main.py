@@ -25,6 +25,7 @@ VERBS = {
     "adapt": "teach a trained world the real actions of a robot",
     "goals": "make starts and goals of episodes once, for all who plan",
     "plan": "reach goal images by planning in a world",
+    "goal-head": "learn to tell whether a goal is reached, as a cost for plan",
     "sample": "roll a start frame forward under chosen latent actions",
     "label": "write a data set with latent actions beside each frame",
     "export": "write a finished run as a model for others",
@@ -33,7 +34,18 @@ VERBS = {
 }
 
 
-ALONE = ("record", "demo", "evaluate", "atlas", "probe", "sample", "export", "goals", "plan")
+ALONE = (
+    "record",
+    "demo",
+    "evaluate",
+    "atlas",
+    "probe",
+    "sample",
+    "export",
+    "goals",
+    "plan",
+    "goal-head",
+)
 """Verbs that several processes (torchrun) must not run side by side: each would write the same files."""
 
 

@@ -69,7 +69,7 @@ def run(argv: list[str]) -> int:
     """Play, print the table, write plan.json and plan.html."""
     options: PlanOptions = from_command_line(
         _preset(argv),
-        _named(argv),
+        named_planner(argv),
         program="colaworld plan",
         description="Reach goal images by planning: with a run's world, and beside it in the true simulator, at "
         "random, and where nothing ever changes. --planner NAME is short for --planner.kind NAME.",
@@ -170,7 +170,7 @@ def _preset(argv: list[str]) -> PlanOptions:
     return replace(options, **preset(env, said("--protocol", None), space=space or options.space))
 
 
-def _named(argv: list[str]) -> list[str]:
+def named_planner(argv: list[str]) -> list[str]:
     """--planner NAME spelled out as --planner.kind NAME."""
     spelled: list[str] = []
     for argument in argv:
@@ -249,14 +249,18 @@ def told(result: Mapping[str, Any]) -> list[str]:
     )
     where = "frames" if said["cost"] == "frames" else f"{said['cost']} (other rows: frames)"
     task = "".join(f", {key} {said[key]}" for key in ("task", "quality") if said.get(key))
+    if said["encoder"] is not None:
+        where = f"features of {said['encoder']}"
+    weight = "" if said["distance_weight"] == 1 else f"{said['distance_weight']:g} "
+    logit = "" if said["head"] is None else f" - {said['head_weight']:g} logit of {said['head']}"
     lines = [
         f"{said['env']}{task}, {said['height']}x{said['width']} px, goal {said['goal_offset']} steps away, "
         f"{said['episodes']} episodes of seed {said['seed']}, at most {mpc['steps']} actions of {said['block']} "
         "step(s); intervals are over episodes",
         f"{kind}: {how}; {budget}",
         f"horizon {mpc['horizon']}, re-planned every {mpc['replan']}, action repeat {mpc['action_repeat']}, "
-        f"{mpc['context']} context frames, warm start {'on' if mpc['warm_start'] else 'off'}; cost: squared "
-        f"error from the goal image in {where} over {said['over']} steps, penalty {said['penalty']:g}",
+        f"{mpc['context']} context frames, warm start {'on' if mpc['warm_start'] else 'off'}; cost: {weight}squared "
+        f"error from the goal image in {where}{logit} over {said['over']} steps, penalty {said['penalty']:g}",
     ]
     if said["space"] is not None:
         planned = "codes" if said["space"] == "latent" else "real actions"

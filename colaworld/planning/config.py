@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from colaworld.config import (
@@ -263,6 +264,16 @@ class EpisodesConfig(GoalsConfig, at="--"):
     not decoded then. The other rows measure in pixels."""
     over: Literal["last", "all", "best"] = "all"
     """Which steps of a plan count: the last, the sum of all (VP2), or the nearest."""
+    encoder: Path | None = None
+    """Measure the distance between features, those of the frozen encoder in this folder (DINOv2 and others of
+    transformers; extra `features`). In all rows; with --cost frames."""
+    distance_weight: Weight = 1.0
+    """Weight of the distance from the goal image."""
+    head: Path | None = None
+    """A file of `colaworld goal-head`: minus its logit is added to the cost, in all rows if it reads frames, in that
+    of the world if it reads latents (--cost latents)."""
+    head_weight: Weight = 1.0
+    """Weight of that."""
     penalty: Weight = 0.0
     """Weight of what actions cost themselves: squares of numbers, or a count of classes other than the
     first. In the space of codes there is none."""
@@ -273,3 +284,17 @@ class EpisodesConfig(GoalsConfig, at="--"):
     """Episodes whose frames the page shows, real beside imagined."""
     clips: Count = 256
     """Recorded clips that are read at most, to count what codes stand for."""
+
+
+@dataclass(frozen=True)
+class GoalHeadConfig(GoalsConfig, at="--"):
+    """What `colaworld goal-head` learns from. Of its episodes (200 unless said) one half is played by a planner in the true
+    simulator; a fifth is held out."""
+
+    batch: Count = 16
+    """Episodes that are played side by side."""
+    discount: Annotated[float, Range(ge=0, lt=1)] = 0.0
+    """0: learn whether the goal is reached. Above: learn its value, this to the power of the actions that are
+    left."""
+    fit_steps: Count = 600
+    """Updates, of 64 moments each; without a discount the goal is reached in half of them."""

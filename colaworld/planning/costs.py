@@ -7,7 +7,7 @@ al. 2023, arXiv 2304.13723); `reduce="mean"` averages them. `over` says which st
     "all"    the sum over all: be there early (VP2)
     "best"   the nearest one: pass by
 
-Not here: a learned success classifier, a reward head.
+Not here: what is learnt of success and value (goal_head.py), encoders (encoders.py).
 """
 
 from __future__ import annotations
@@ -70,13 +70,18 @@ class GoalDistance:
             )
         error = (seen - self.goal[:, None, None]).square().flatten(3)
         each = error.sum(-1) if self.reduce == "sum" else error.mean(-1)  # [B, n, T]
-        return each.amin(-1) if self.over == "best" else each.sum(-1)
+        return over_steps(each, self.over)
 
     def _features(self, read: Tensor) -> Tensor:
         if self._encoder is None:
             return read
         with torch.no_grad():
             return torch.cat([self._encoder(part) for part in read.split(self._rows)])
+
+
+def over_steps(each: Tensor, over: Over) -> Tensor:
+    """[B, n] of the costs [B, n, T] of steps; of "last" only the last one is given."""
+    return each.amin(-1) if over == "best" else each.sum(-1)
 
 
 class ActionPenalty:

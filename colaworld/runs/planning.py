@@ -10,13 +10,11 @@ Not here: planners and the loop (planning), the page (planning_page.py), printin
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from colaworld import __version__
 from colaworld.config import ConfigError, to_dict
@@ -31,17 +29,15 @@ from colaworld.planning.config import (
     PlannerConfig,
     Row,
 )
-from colaworld.planning.contracts import Cost, Reads
-from colaworld.planning.costs import ActionPenalty, GoalDistance, WeightedSum
 from colaworld.planning.dynamics import WorldDynamics
 from colaworld.planning.exact import CopyDynamics, SimulatorDynamics
 from colaworld.planning.goals import Goals
 from colaworld.planning.goals_file import GoalsFile
 from colaworld.planning.mpc import Agent, Episode, PlanningAgent, Played, RandomAgent, play
 from colaworld.planning.protocols import PROTOCOLS, episodes_of, protocol_of
-from colaworld.planning.spaces import Continuous, Space
 from colaworld.planning.tasks import Task, make_task
 from colaworld.rng import generator_for
+from colaworld.runs.planning_costs import Pricing
 from colaworld.runs.provenance import commit
 from colaworld.runs.steering import Steering, Watch, steering_told
 
@@ -97,7 +93,8 @@ def plan_run(
     task, goals = make(), Goals(make, seeds)
     if kept is not None:
         file.compare(path, goals)
-    agents = _agents(world, task, planner, mpc, config, steering, device)
+    pricing = Pricing(task, world, config, size=size, device=device)
+    agents = _agents(world, task, planner, mpc, config, pricing, steering, device)
     if not agents:
         raise ConfigError("--rows: nobody is left to play; a world needs --run")
     rows: dict[str, Any] = {}
@@ -197,6 +194,7 @@ def _agents(
     planner: PlannerConfig,
     mpc: MPCConfig,
     config: EpisodesConfig,
+    pricing: Pricing,
     steering: Steering | None,
     device: str,
 ) -> dict[Row, Agent]:
@@ -207,42 +205,20 @@ def _agents(
             made[name] = RandomAgent(task.space)
         elif name == "oracle" or name == "copy":
             dynamics: Any = simulator if name == "oracle" else CopyDynamics()
-            cost = _cost(config, None, "frames", task.space)
+            cost = pricing(name, "frames", task.space)
             made[name] = PlanningAgent(dynamics, task.space, planner, mpc, cost)
         elif world is not None:
             assert steering is not None, "a world is steered"
-            if config.cost == "latents" and world.stride > 1:
-                raise ConfigError(
-                    f"--cost latents: a latent of this world is {world.stride} frames, a goal image is one; "
-                    "use frames"
-                )
             if config.penalty and steering.space == "latent":
                 raise ConfigError(
                     "--penalty: codes have no size of their own; expected 0, or --space real"
                 )
             rolled = WorldDynamics(world, gives=config.cost, space=steering.space)
-            cost = _cost(config, world, config.cost, rolled.space)
+            cost = pricing(name, config.cost, rolled.space)
             made[name] = PlanningAgent(
                 rolled, rolled.space, planner, mpc, cost, steering.act, steering.prior
             )
     return made
-
-
-def _cost(
-    config: EpisodesConfig, world: World | None, reads: Reads, space: Space
-) -> Callable[[Tensor], Cost]:
-    def make(goals: Tensor) -> Cost:
-        goal = goals
-        if reads == "latents":
-            assert world is not None
-            goal = world.model.tokenizer.encode(goals[:, None])[:, :, 0]
-        distance = GoalDistance(goal, reads=reads, over=config.over)
-        if not config.penalty:
-            return distance
-        idle = (0.0,) * space.width if isinstance(space, Continuous) else (0,)
-        return WeightedSum((1.0, distance), (config.penalty, ActionPenalty(idle)))
-
-    return make
 
 
 def _row(played: Played) -> dict[str, Any]:

@@ -1,0 +1,98 @@
+"""What plans cost, as `colaworld plan` is asked: distance from the goal, a head, what actions cost.
+
+Not here: the costs themselves (planning/costs.py, encoders.py, goal_head.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from colaworld.config import ConfigError
+from colaworld.models.world import World
+from colaworld.planning.config import EpisodesConfig
+from colaworld.planning.contracts import Cost, Reads
+from colaworld.planning.costs import ActionPenalty, GoalDistance, WeightedSum
+from colaworld.planning.encoders import load_encoder
+from colaworld.planning.goal_head import GoalHeadCost, check_head, goals_of, load_head
+from colaworld.planning.spaces import Continuous, Space
+from colaworld.planning.tasks import Task
+
+
+class Pricing:
+    """Makes the cost of each row, encoder and head read once.
+
+    Raises ConfigError where settings contradict each other, FileError or ValueError where a file is none of
+    its kind, or of another environment, size or tokenizer.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        world: World | None,
+        config: EpisodesConfig,
+        *,
+        size: tuple[int, int],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.config, self.world = config, world
+        if config.cost == "latents" and world is not None and world.stride > 1:
+            raise ConfigError(
+                f"--cost latents: a latent of this world is {world.stride} frames, a goal image is one; "
+                "use frames"
+            )
+        if config.encoder is not None and config.cost != "frames":
+            raise ConfigError("--encoder: it sees frames; leave --cost at frames")
+        if config.distance_weight == 0 and config.head is None:
+            raise ConfigError("--distance-weight 0: nothing tells the goal then; name a --head")
+        self.encoder = (
+            None if config.encoder is None else load_encoder(config.encoder, device=device)
+        )
+        self.head = None
+        if config.head is not None:
+            self.head, _ = load_head(config.head, device=device)
+            reads = self.head.config.reads
+            if reads != config.cost or (reads == "latents" and world is None):
+                where = f"--cost {reads}" + " and a --run" * (reads == "latents")
+                raise ConfigError(f"--head {config.head}: it reads {reads}; plan with {where}")
+            shape, tokenizer = [3, *size], None
+            if reads == "latents":
+                assert world is not None
+                shape = list(self._goal(torch.zeros(1, 3, *size, device=device), reads).shape[1:])
+                tokenizer = world.model.tokenizer.fingerprint()
+            check_head(self.head, config.head, env=goals_of(task), shape=shape, tokenizer=tokenizer)
+
+    def __call__(self, row: str, reads: Reads, space: Space) -> Callable[[Tensor], Cost]:
+        """What makes the cost of goal frames [B, 3, H, W] in a row whose dynamics give `reads`."""
+        config = self.config
+        headed = self.head is not None and self.head.config.reads == reads
+        if config.distance_weight == 0 and not headed:
+            raise ConfigError(
+                f"--distance-weight 0: nothing tells the goal in row {row}, as the head reads latents; leave it out "
+                "of --rows"
+            )
+
+        def make(goals: Tensor) -> Cost:
+            goal = self._goal(goals, reads)
+            parts: list[tuple[float, Cost]] = []
+            if config.distance_weight:
+                encoder = self.encoder
+                distance = GoalDistance(goal, reads=reads, over=config.over, encoder=encoder)
+                parts.append((config.distance_weight, distance))
+            if headed and self.head is not None:
+                parts.append((config.head_weight, GoalHeadCost(self.head, goal, over=config.over)))
+            if config.penalty:
+                idle = (0.0,) * space.width if isinstance(space, Continuous) else (0,)
+                parts.append((config.penalty, ActionPenalty(idle)))
+            return WeightedSum(*parts)
+
+        return make
+
+    def _goal(self, goals: Tensor, reads: Reads) -> Tensor:
+        """Goal frames as the cost reads them."""
+        if reads != "latents":
+            return goals
+        assert self.world is not None
+        return self.world.model.tokenizer.encode(goals[:, None])[:, :, 0]
