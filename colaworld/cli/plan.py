@@ -91,6 +91,7 @@ def run(argv: list[str]) -> int:
     from colaworld.files import write_json
     from colaworld.runs.planning import plan_run
     from colaworld.runs.planning_page import write_page
+    from colaworld.runs.planning_videos import write_videos
 
     rows = options.how.rows
     world, steering, size = None, None, options.how.frame_size(options.env)
@@ -123,10 +124,13 @@ def run(argv: list[str]) -> int:
         result["data"] = str(options.data or folder.data.path)
     (options.out / "plan.html").unlink(missing_ok=True)  # never a page of other numbers
     write_json(options.out / "plan.json", result)
+    films = write_videos(options.out / "videos", shown, options.how.videos)
     write_page(options.out / "plan.html", result, shown)
     print(table(result))
     print("\n".join(told(result)))
     print(f"{options.out}/plan.json has every number, {options.out}/plan.html shows it")
+    if films:
+        print(f"{options.out}/videos: {len(films)} films, real, imagined and goal side by side")
     return 0
 
 

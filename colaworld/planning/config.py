@@ -282,6 +282,8 @@ class EpisodesConfig(GoalsConfig, at="--"):
     ever changes."""
     shown: Natural = 3
     """Episodes whose frames the page shows, real beside imagined."""
+    videos: Natural = 0
+    """Episodes of each row that are written as films: real, imagined and goal side by side."""
     clips: Count = 256
     """Recorded clips that are read at most, to count what codes stand for."""
 

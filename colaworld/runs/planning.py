@@ -72,7 +72,7 @@ def plan_run(
         steering: as `steer` or `steer_real` give it; needed with a world.
 
     Returns:
-        What plan.json holds, and the shown episodes of each row with their frames.
+        What plan.json holds, and the episodes of each row that are shown or filmed, with their frames.
 
     Raises ConfigError or ValueError where environment, run, planner and cost do not fit together.
     """
@@ -107,12 +107,12 @@ def plan_run(
             mpc,
             generator=generator_for(device, config.seed, "plan", name),
             batch=config.batch,
-            shown=config.shown,
+            shown=max(config.shown, config.videos),
             watch=watch,
             label=name,
         )
         rows[name] = _row(played)
-        shown[name] = played.episodes[: config.shown]
+        shown[name] = played.episodes[: max(config.shown, config.videos)]
     result: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "colaworld": __version__,

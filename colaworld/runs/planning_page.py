@@ -43,8 +43,8 @@ def write_page(
         css=Markup(_CSS.read_text()),
         result=result,
         rows=[_row(name, row) for name, row in result["rows"].items()],
-        chart=_chart(result["rows"]),
-        strips=list(_strips(shown)),
+        chart=_chart(result["rows"], "all episodes"),
+        strips=list(_strips(shown, said["shown"], said["videos"])),
         protocol=[(k, v) for k, v in leaves(said) if k != "episode_seeds"],
     )
     write_atomically(path, page + "\n")
@@ -63,7 +63,7 @@ def _row(name: str, row: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _chart(rows: Mapping[str, Any]) -> Markup | None:
+def _chart(rows: Mapping[str, Any], of: str) -> Markup | None:
     """Cost of plans over decisions, of those that planned more than once."""
     series = [
         Series(name, range(1, len(costs) + 1), costs, _STYLES[name])
@@ -73,16 +73,19 @@ def _chart(rows: Mapping[str, Any]) -> Markup | None:
     if not series:
         return None
     return line_chart(
-        series, title="Cost of the plans", x_label="decision", y_label="cost", points=True
+        series, title=f"Cost of the plans, {of}", x_label="decision", y_label="cost", points=True
     )
 
 
-def _strips(shown: Mapping[str, Sequence[Episode]]) -> Iterator[dict[str, Any]]:
-    """A section for each shown episode of those that plan: real frames above imagined ones."""
+def _strips(
+    shown: Mapping[str, Sequence[Episode]], count: int, films: int
+) -> Iterator[dict[str, Any]]:
+    """A section for each of `count` episodes of those that plan: real frames above imagined ones, and what its
+    plans cost."""
     for name, episodes in shown.items():
         if name not in ("world", "oracle"):
             continue
-        for number, one in enumerate(episodes, 1):
+        for number, one in enumerate(episodes[:count], 1):
             if one.goal is None:
                 continue
             words = f"{name}, episode {number}"
@@ -97,9 +100,12 @@ def _strips(shown: Mapping[str, Sequence[Episode]]) -> Iterator[dict[str, Any]]:
                 tiles = [picture(f, f"imagined frame {i}") for i, f in enumerate(expected, 1)]
                 lines.append({"name": "imagined", "tiles": [None, *tiles]})
             done = "reached" if one.success else "not reached"
+            fewest = "" if one.best is None else f"The fewest are {one.best}. "
             yield {
                 "title": f"{words}: {done} after {one.steps} steps",
-                "note": f"The fewest are {one.best}. An imagined frame is what the plan expected of its action; "
+                "note": f"{fewest}An imagined frame is what the plan expected of its action; "
                 "the last real picture is the goal.",
                 "lines": lines,
+                "chart": _chart({name: {"cost_by_decision": one.costs}}, words),
+                "film": f"videos/{name}-{number}.mp4" if number <= films else None,
             }

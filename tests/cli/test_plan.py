@@ -76,9 +76,24 @@ def test_the_table_of_codes_is_stated(planned) -> None:
 
 def test_the_page_shows_real_beside_imagined_frames(planned) -> None:
     _, page = planned
+    for row in ("world", "oracle"):  # cost over time of the shown episode
+        assert f"Cost of the plans, {row}, episode 1" in page
+    assert "Cost of the plans, all episodes" in page and "The fewest are 3." in page
     assert page.count("imagined frame 1") == 2  # of world and oracle
     assert "data:image/png;base64" in page and "<script" not in page
     assert "planner.candidates" in page
+
+
+def test_films_are_written_for_each_row_and_linked(colaworld, tmp_path) -> None:
+    asked = ("--size", 16, "--videos", 2, "--rows", "oracle", "random", "--out", tmp_path)
+    said = colaworld("plan", "scene", *asked, *FEW)
+    names = [f"{row}-{number}.mp4" for row in ("oracle", "random") for number in (1, 2)]
+    assert said.status == 0 and "videos: 4 films" in said.out
+    assert sorted(path.name for path in (tmp_path / "videos").iterdir()) == names
+    page = (tmp_path / "plan.html").read_text()
+    assert "videos/oracle-1.mp4" in page and page.count("oracle, episode 2") == 0  # one is shown
+    said = colaworld("plan", "scene", "--size", 16, "--rows", "oracle", "--out", tmp_path, *FEW)
+    assert said.status == 0 and not list((tmp_path / "videos").iterdir())
 
 
 @pytest.fixture(scope="module")
