@@ -28,19 +28,24 @@ DOCUMENTS = sorted(
         ),
     }
 )
+RECIPES_OF = ("train", "plan-memory", "plan-scale")
+_ALL = dict.fromkeys(("adapt", "evaluate", "probe", *RECIPES_OF), "-all")  # have a short help, too
 FLAG = r"(?<![\w-])--([a-z][\w.-]*)"
 
 
 @cache
 def flags_of(verb: str) -> frozenset[str]:
-    """Every flag that `colaworld VERB --help` shows, or what it shows for a sub-verb or a recipe."""
+    """Every flag that `colaworld VERB --help` shows, or what it shows for a sub-verb or a recipe; all of them."""
     inner = {"data": ["inspect", "encode"]}.get(verb, ())
-    if verb in ("train", "plan-memory", "plan-scale"):
+    if verb in RECIPES_OF:
         inner = RECIPES
     printed = io.StringIO()
-    for call in ([verb], *([verb, word] for word in inner)):
+    calls = [[verb], *([verb, word] for word in inner)]
+    for call in (
+        [*words, flag] for words in calls for flag in {"--help", f"--help{_ALL.get(verb, '')}"}
+    ):
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-            main([*call, "--help-all" if any(word in RECIPES for word in call) else "--help"])
+            main(call)
     found = {flag.rstrip(".").replace("_", "-") for flag in re.findall(FLAG, printed.getvalue())}
     # `data encode` hands on to the fields of a recipe.
     return frozenset(found | {"help"} | (flags_of("train") if verb == "data" else set()))

@@ -96,6 +96,8 @@ def _configured(argv: list[str], processes: Processes) -> tuple[AdaptOptions, Ru
     folders, _ = take(argv, "--out")
     if folders and processes.resumes(Path(folders[-1])) and "--resume" not in argv:
         argv = [*argv, "--resume"]
+    if {"-h", "--help", "--help-all"} & set(argv):
+        _parse(AdaptOptions(run=Path("RUN"), out=Path("DIR")), argv)  # ends here
     first = _parse(AdaptOptions, data_flag(argv))
     if first.data.path is None:
         raise ConfigError("--data: name the robot's data set, a folder with recorded actions")
@@ -132,7 +134,9 @@ def _parse(default: AdaptOptions | type[AdaptOptions], arguments: list[str]) -> 
         default,
         arguments,
         program="colaworld adapt",
-        description="Teach a trained world the real actions of a robot.",
+        description="Teach a trained world the real actions of a robot. Data, loop, sampler and evaluation are as "
+        "in the run it begins from.",
+        usual={"--data PATH": "The robot's clips, with recorded actions."},
     )
 
 

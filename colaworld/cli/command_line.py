@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from colaworld.cli.help import usual_help
+from colaworld.cli.help import USUAL, usual_help
 from colaworld.config import RENAMED_KEYS, ConfigError, in_common, kinds_of, of_kind
 
 T = TypeVar("T")
@@ -25,6 +25,7 @@ def from_command_line(
     program: str,
     description: str,
     usual: Mapping[str, str] | None = None,
+    groups: Mapping[str, str] = USUAL,
 ) -> Any:
     """`default` (a dataclass, or its class where a field has none) with every field reachable as
     --a.b-c VALUE; --help lists all with their docs.
@@ -32,7 +33,7 @@ def from_command_line(
     A member annotated with `tyro.conf.arg(name="")` lends its fields without its own name. Where one of
     several dataclasses may stand, `--a.kind NAME` takes the one of that kind, with its defaults and
     what it has in common with the one that stood there. Given `usual` (options that the verb takes
-    itself), --help shows the usual options (help.py) and --help-all all.
+    itself), --help shows the usual options (help.py), in `groups`, and --help-all all.
     """
     import tyro
 
@@ -44,7 +45,8 @@ def from_command_line(
     if "--help-all" in arguments:
         arguments = ["--help"]
     elif usual is not None and {"-h", "--help"} & set(arguments):
-        print(usual_help(default, program=program, description=description, also=usual), flush=True)
+        about: dict[str, Any] = {"program": program, "description": description, "also": usual}
+        print(usual_help(default, groups=groups, **about), flush=True)
         raise SystemExit(0)
     given: dict[str, Any] = {}
     if not isinstance(default, type):

@@ -55,6 +55,8 @@ class EvaluateOptions(Checked, at="--"):
 
 def run(argv: list[str]) -> int:
     """Evaluate; prints the table and the report's path."""
+    if {"-h", "--help", "--help-all"} & set(argv):
+        _parse(EvaluateOptions(run=Path("RUN")), argv)  # ends here
     folder = _parse(EvaluateOptions, data_flag(argv)).run
     stored = read_config(folder)
     data, arguments = take_data(argv, stored.data)
@@ -115,7 +117,7 @@ def run(argv: list[str]) -> int:
         train = shlex.join(["colaworld", "adapt", str(start), "--data", str(path), "--out", "NEW"])
     report = write_report(
         options.run / "report.html",
-        title=f"{config.recipe} on {name}, {counts['width']} × {counts['height']} pixels",
+        title=f"{config.recipe} on {name}, {counts['height']} × {counts['width']} pixels",
         evaluation=evaluation.result,
         artefacts=evaluation.artefacts,
         metrics_jsonl=options.run / "metrics.jsonl",
@@ -210,7 +212,14 @@ def _parse(
         default,
         arguments,
         program="colaworld evaluate",
-        description="Measure a run on held-out episodes and write its report.",
+        description="Measure a run on held-out episodes and write its report. Defaults are the run's own.",
+        usual={"--data PATH": "The data set. [the run's own held-out episodes]"},
+        groups={
+            "data": "data.height data.width data.fps data.stride data.camera",
+            "generating and measuring": "sampler.steps sampler.guidance evaluation.clips "
+            "evaluation.probe_clips evaluation.history evaluation.horizon evaluation.batch_size "
+            "evaluation.lpips evaluation.fvd evaluation.seed",
+        },
     )
 
 

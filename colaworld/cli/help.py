@@ -31,28 +31,39 @@ USUAL = {
 }
 
 
-def usual_help(default: Any, *, program: str, description: str, also: Mapping[str, str]) -> str:
+def usual_help(
+    default: Any,
+    *,
+    program: str,
+    description: str,
+    also: Mapping[str, str],
+    groups: Mapping[str, str] = USUAL,
+) -> str:
     """The short help of a verb whose options are `default`.
 
-    `also`: options that the verb takes itself, "--config FILE" -> what it does.
+    `also`: options that the verb takes itself, "--config FILE" -> what it does. `groups`: as USUAL.
     """
-    own = [f for f in dataclasses.fields(default) if not _is_nested(getattr(default, f.name, None))]
+    own = dataclasses.fields(default)
     positional = [f.name for f in own if "Positional" in str(f.type)]
-    groups = {"this call": [(flag, text) for flag, text in also.items()]}
-    groups["this call"] += [
-        _option(default, f.name, f.name) for f in own if f.name not in positional
-    ]
-    run = getattr(default, "run", default)
-    for group, names in USUAL.items():
-        groups[group] = [
+    listed = {"this call": [(flag, text) for flag, text in also.items()]}
+    for f in own:
+        value = getattr(default, f.name, None)
+        if not _is_nested(value) and f.name not in positional:
+            listed["this call"].append(_option(default, f.name, f.name))
+        elif _is_nested(value) and re.search(r"name=(''|\"\")", str(f.type)) and f.name != "run":
+            # It lends its fields without its own name.
+            listed["this call"] += [_option(value, g.name, g.name) for g in _plain(value)]
+    run = default.run if _is_nested(getattr(default, "run", None)) else default
+    for group, names in groups.items():
+        listed[group] = [
             _option(*found, name)
             for pattern in names.split()
             for name in _each(pattern, run)
-            if (found := _find(run, name)) is not None
+            if name not in positional and (found := _find(run, name)) is not None
         ]
     lines = [f"usage: {program} {' '.join([*map(str.upper, positional), '[OPTIONS]'])}", ""]
     lines += textwrap.wrap(description, 100)
-    for group, options in groups.items():
+    for group, options in listed.items():
         lines += [""] * bool(options) + [f"{group}:"] * bool(options)
         for flag, text in options:
             wrapped = textwrap.wrap(text, 62)
@@ -61,6 +72,10 @@ def usual_help(default: Any, *, program: str, description: str, also: Mapping[st
                 flag = ""
             lines += [f"  {flag:34}  {wrapped[0]}", *(f"{'':38}{line}" for line in wrapped[1:])]
     return "\n".join([*lines, "", "--help-all lists every option."])
+
+
+def _plain(holder: Any) -> list[dataclasses.Field[Any]]:
+    return [f for f in dataclasses.fields(holder) if not _is_nested(getattr(holder, f.name))]
 
 
 def _is_nested(value: Any) -> bool:

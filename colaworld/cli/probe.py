@@ -82,8 +82,15 @@ def _parse(default: ProbeOptions, arguments: list[str]) -> ProbeOptions:
         default,
         arguments,
         program="colaworld probe",
-        description="What the latent actions of one or several models tell of the real ones, side by side. "
-        "--data PATH is short for --data.path PATH.",
+        description="What the latent actions of one or several models tell of the real ones, side by side. Nothing "
+        "is rolled out.",
+        usual={"--data PATH": "The data set, with real actions. [the first run's]"},
+        groups={
+            "data": "data.split data.height data.width data.frames_per_clip data.stride data.fps data.crop "
+            "data.camera data.action_column",
+            "measuring": "evaluation.probe_clips evaluation.batch_size evaluation.bootstrap_samples "
+            "evaluation.probe.test_share evaluation.seed",
+        },
     )
 
 

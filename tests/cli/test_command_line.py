@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -137,6 +138,14 @@ def test_every_usual_option_of_the_short_help_is_one():
     shown = usual_help(recipe("nano.cola"), program="p", description="", also={})
     for name in " ".join(USUAL.values()).split():
         assert name.replace("*", "joint").replace("_", "-") + " " in shown
+
+
+@pytest.mark.parametrize("verb", ["adapt", "atlas", "evaluate", "label", "probe"])
+def test_a_short_help_is_short_and_has_no_option_that_the_verb_lacks(verb, colaworld):
+    short, whole = colaworld(verb, "--help").out, colaworld(verb, "--help-all").plain
+    listed = set(re.findall(r"^  (--\S+)", short, re.M)) - {"--data", "--split"}
+    assert len(short.splitlines()) < 85 and len(listed) > 10
+    assert not {flag for flag in listed if flag not in whole}
 
 
 def test_a_file_in_place_of_a_recipe_is_told_where_files_go(colaworld):
