@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from dataclasses import dataclass
@@ -13,11 +14,11 @@ import tyro
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.launch import program
 from colaworld.config import Checked, ConfigError, Count, Range
-from colaworld.files import FolderLock, read_json
+from colaworld.files import FolderLock
 from colaworld.studies import STUDIES, Study
 from colaworld.studies.flops import scales
-from colaworld.studies.folder import Job, chosen, finished_rows, jobs_of, open_folder
-from colaworld.studies.rows import Row, write_rows
+from colaworld.studies.folder import Job, begun, chosen, finished_rows, jobs_of, open_folder
+from colaworld.studies.rows import Row, write_rows, writing
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -75,12 +76,16 @@ def run(argv: list[str]) -> int:
     if options.status:
         if not (out / "study.json").is_file():
             raise ConfigError(f"--status: {out} holds no study yet")
-        begun = read_json(out / "study.json")
-        jobs = jobs_of(study, out, seeds=begun["seeds"], max_steps=begun["max_steps"])
+        there = begun(out, study)
+        jobs = jobs_of(study, out, seeds=there["seeds"], max_steps=there["max_steps"])
         print(status(chosen(jobs, **wanted)))
         return 0
     # Before anything is written, so that a wrong call leaves nothing behind.
     chosen(jobs_of(study, out, seeds=1, max_steps=options.max_steps), **wanted)
+    if options.rows is not None and (options.rows.is_dir() or not _makeable(options.rows.parent)):
+        raise ConfigError(f"--rows: expected a file to be written, got {options.rows}")
+    if not _makeable(out):
+        raise ConfigError(f"--out: expected a folder, there or to be made, got {out}")
     out.mkdir(parents=True, exist_ok=True)
     try:
         lock = FolderLock(out)
@@ -93,6 +98,7 @@ def run(argv: list[str]) -> int:
         most = options.max_steps
         seeds = open_folder(out, study, seeds=options.seeds, max_steps=most, resume=options.resume)
         jobs = jobs_of(study, out, seeds=seeds, max_steps=most)
+        finished_rows(jobs)  # a broken file is said now, not after hours
         return _run(study, jobs, chosen(jobs, **wanted), options, budget, argv)
     finally:
         lock.close()
@@ -144,13 +150,10 @@ def _run(
         if options.rows is not None:
             write_rows(options.rows, rows)
         made = f"{len(rows)} of {sum(job.of is not None for job in every)} runs"
-        page = write_page(
-            out / "report.html",
-            study,
-            rows,
-            made=made,
-            again=shlex.join([*program(), "study", *again]),
-        )
+        page = out / "report.html"
+        with writing(page):
+            call = shlex.join([*program(), "study", *again])
+            write_page(page, study, rows, made=made, again=call)
         say(f"rows: {out / 'rows.json'}\nreport: {page}")
     elif options.rows is not None:
         say(f"--rows: no run is done yet, so that {options.rows} is not written")
@@ -159,6 +162,12 @@ def _run(
     if outcome.left:
         say(f"{len(outcome.left)} jobs are left. Go on with:\n  {resume}")
     return 1 if outcome.failed else 0
+
+
+def _makeable(folder: Path) -> bool:
+    """Whether a folder is there, or its nearest parent that is one could hold it."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return there.is_dir() and os.access(there, os.W_OK)
 
 
 def _out(options: StudyOptions) -> Path:

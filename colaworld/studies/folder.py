@@ -15,17 +15,18 @@ Not here: starting processes (schedule.py), what is in a row (rows.py).
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from colaworld.config import ConfigError, leaves, load_yaml, to_dict, to_yaml
-from colaworld.files import read_json, write_atomically, write_json
+from colaworld.files import FileError, read_json, write_atomically, write_json
 from colaworld.runs.config import RunConfig
 from colaworld.studies.after import Following, adaptations, bounds_call, plans
 from colaworld.studies.flops import scales
-from colaworld.studies.rows import Row, row_of
+from colaworld.studies.rows import Row, missing_in, row_of, writing
 from colaworld.studies.study import Arm, DataSet, Study, changed, config_of
 
 STOPPED = re.compile(r"^stopped: (.*)$", re.MULTILINE)  # as the trainer says it
@@ -92,26 +93,68 @@ class Job:
         return self.base.with_name(self.base.name + ".log")
 
     def state(self) -> dict[str, Any]:
-        """ "stopped": why training ended with no weights; "row"; "failed": what went wrong last."""
-        path = self._state
-        return dict(read_json(path)) if path.is_file() else {}
+        """ "stopped": why training ended with no weights; "row"; "failed": what went wrong last; "calls": how what
+        is there was made.
+
+        Raises FileError where the file does not say so.
+        """
+        if not self._state.is_file():
+            return {}
+        wrong, state = "", {}
+        try:
+            state = read_json(self._state)
+        except FileError as error:
+            wrong = str(error)
+        kinds = {"stopped": str, "failed": str, "calls": dict, "row": dict}
+        if not wrong and not (
+            isinstance(state, dict)
+            and all(isinstance(state.get(name, kind()), kind) for name, kind in kinds.items())
+            and not ("row" in state and missing_in(state["row"]))
+        ):
+            wrong = f"{self._state}: expected how a run of a study stands"
+        if wrong:
+            raise FileError(f"{wrong}; delete it: --resume makes it again from the run")
+        return dict(state)
+
+    @property
+    def row(self) -> Row | None:
+        """What is known of a run that is done, against the reference of now."""
+        row = self.state().get("row")
+        return (
+            None if row is None or self.of is None else {**row, "reference": self.of[0].reference}
+        )
 
     def note(self, **known: Any) -> None:
         """Keep what is known; None forgets."""
         state = {**self.state(), **known}
-        write_json(self._state, {key: v for key, v in state.items() if v is not None})
+        with writing(self._state):
+            write_json(self._state, {key: v for key, v in state.items() if v is not None})
 
     @property
     def _state(self) -> Path:
         return self.base.with_name(self.base.name + ".json")
 
     def prepare(self) -> None:
-        """Write the configuration. ConfigError where the folder holds a run of another one."""
+        """Write the configuration. ConfigError where what is there was made by another one or another call."""
+        known = self.state().get("calls", {})
+        asked = {one.key: (one.out, [*one.call]) for one in self.after}
+        if self.config is None:
+            asked = {self.name: (self.base, [*self.call])}
+        for key, (folder, call) in asked.items():
+            if folder.exists() and known.get(key, call) != call:
+                raise ConfigError(
+                    f"{folder}: made by {shlex.join(known[key])!r}, the study asks for {shlex.join(call)!r} "
+                    "now; name another --out, or delete it"
+                )
+        calls = {**known, **{key: call for key, (_, call) in asked.items()}}
+        if calls != known:
+            self.note(calls=calls)
         if self.config is None:
             return
         path = self.base.with_name(self.base.name + ".yaml")
         if not path.is_file():
-            write_atomically(path, to_yaml(self.config))
+            with writing(path):
+                write_atomically(path, to_yaml(self.config))
         elif keys := _differing(path, self.config):
             raise ConfigError(
                 f"{path}: holds another configuration than the study asks for now ({keys}); name "
@@ -121,12 +164,13 @@ class Job:
     # -- how it ended ------------------------------------------------------------------------
 
     def ended(self, verb: str, status: int, said: str) -> None:
-        """Take note of how a command ended: a run that its gate, alarm or guard stopped is a result.
+        """Take note of how a command ended: a run that its gate, alarm or guard stopped is a result. A generator that
+        is stopped is none that others could start from.
 
         said: what the command wrote, of this time alone.
         """
         found = STOPPED.findall(said)
-        if verb == "train" and status == 1 and found:
+        if verb == "train" and status == 1 and found and self.of is not None:
             self.note(stopped=found[-1], failed=None)
 
     def finish(self) -> Row | None:
@@ -151,8 +195,7 @@ class Job:
             )
             self.note(row=row, failed=None)
             return row
-        row = state["row"]
-        return dict(row)
+        return self.row
 
 
 def jobs_of(study: Study, out: Path, *, seeds: int, max_steps: int | None = None) -> list[Job]:
@@ -253,30 +296,55 @@ def open_folder(
     """Begin a study's folder, or go on with it. Returns the number of seeds: those asked for, or those it
     has, or 3. ConfigError where it holds another study."""
     path = out / "study.json"
-    asked = {"study": study.name, "max_steps": max_steps}
     if path.is_file():
-        there = read_json(path)
         if not resume:
             raise ConfigError(
                 f"{out}: holds a study already; add --resume to go on with it, or name another --out"
             )
-        for key, value in asked.items():
-            if there.get(key) != value:
-                raise ConfigError(
-                    f"{out}: holds a study with {key} {there.get(key)!r}, asked for {value!r}; name "
-                    "another --out"
-                )
-        seeds = int(there["seeds"]) if seeds is None else seeds
+        there = begun(out, study)
+        if there["max_steps"] != max_steps:
+            raise ConfigError(
+                f"{out}: holds a study with max_steps {there['max_steps']}, asked for {max_steps}; name "
+                "another --out"
+            )
+        if seeds is not None and seeds < there["seeds"]:
+            raise ConfigError(
+                f"--seeds: the study in {out} has {there['seeds']}, which may only grow, got {seeds}; leave "
+                "it out to go on with those"
+            )
+        seeds = there["seeds"] if seeds is None else seeds
     elif out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"{out}: is not empty and holds no study; name another --out")
     seeds = 3 if seeds is None else seeds
-    write_json(path, {**asked, "seeds": seeds})
+    with writing(path):
+        write_json(path, {"study": study.name, "max_steps": max_steps, "seeds": seeds})
     return seeds
+
+
+def begun(out: Path, study: Study) -> dict[str, Any]:
+    """What the study in a folder began with: {study, max_steps, seeds}.
+
+    Raises FileError where study.json does not say that, ConfigError where it is of another study.
+    """
+    path = out / "study.json"
+    there = read_json(path)
+    counts = [there.get(key) for key in ("seeds", "max_steps")] if isinstance(there, dict) else []
+    whole = [type(n) is int and n > 0 for n in counts]
+    if not counts or not whole[0] or not (whole[1] or ("max_steps" in there and counts[1] is None)):
+        raise FileError(
+            f"{path}: expected study, seeds and max_steps, as colaworld study writes them, got {there!r:.80}"
+        )
+    if there.get("study") != study.name:
+        raise ConfigError(
+            f"{out}: holds a study with study {there.get('study')!r}, asked for {study.name!r}; name "
+            "another --out"
+        )
+    return dict(there)
 
 
 def finished_rows(jobs: Sequence[Job]) -> list[Row]:
     """The rows that are there, data set by data set and arm by arm."""
-    rows = [row for job in jobs if job.of and (row := job.state().get("row")) is not None]
+    rows = [row for job in jobs if (row := job.row) is not None]
     order = {name: i for i, name in enumerate(_names(jobs))}
     return sorted(rows, key=lambda row: (order[(row["data"], row["arm"])], row["seed"]))
 

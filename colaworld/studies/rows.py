@@ -7,12 +7,13 @@ comparisons (compare.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from colaworld.evaluation.layout import read_evaluation
-from colaworld.files import FileError, plain, read_json, write_atomically
+from colaworld.files import FileError, plain, read_json, write_atomically, write_refused
 from colaworld.runs.config import RunConfig, read_config
 from colaworld.studies.after import Following, bounds_of
 from colaworld.studies.flops import flops_of
@@ -115,9 +116,19 @@ def collapsed_at(entropy: Sequence[tuple[int, float]], *, floor: float) -> int |
     return step
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """FileError that names `path` and what to do where the system refuses to write it: a full disk, say."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(write_refused(path, error)[0]) from None
+
+
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """One row per line, so that a change shows as a changed line; whole or not at all."""
-    write_atomically(path, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    with writing(path):
+        write_atomically(path, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -126,13 +137,17 @@ def read_rows(path: Path) -> list[Row]:
     if not isinstance(rows, list) or not rows:
         raise FileError(f"{path}: expected a list of rows of a study")
     for number, row in enumerate(rows, start=1):
-        missing = [name for name in FIELDS if not isinstance(row, dict) or name not in row]
-        if missing:
+        if missing := missing_in(row):
             raise FileError(
                 f"{path}: row {number} has no {', '.join(missing)}; expected rows that `colaworld study` "
                 "wrote"
             )
     return rows
+
+
+def missing_in(row: Any) -> list[str]:
+    """Fields that a row lacks."""
+    return [name for name in FIELDS if not isinstance(row, dict) or name not in row]
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

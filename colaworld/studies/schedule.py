@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from colaworld.files import printable
+from colaworld.files import FolderLock, printable
 from colaworld.studies.folder import Job
 from colaworld.studies.rows import Row
 
@@ -77,6 +77,7 @@ class Scheduler:
         self.budget, self.say, self.done, self.program = budget, say, done, program
         self._running: list[_Running] = []
         self._tries: dict[str, int] = {}
+        self._told_held: set[str] = set()
         self._outcome = Outcome()
         self._stop: str | None = None
         self._total = len(self.waiting)
@@ -101,9 +102,11 @@ class Scheduler:
                 if not self._collect() and not started:
                     time.sleep(0.1)
         finally:
-            self._end_all()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            try:
+                self._end_all()
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
         self._outcome.left = [job.name for job in self.waiting]
         self._outcome.interrupted = self._stop is not None
         return self._outcome
@@ -121,6 +124,11 @@ class Scheduler:
                 self.say(self._line(f"{job.name}: left out, since {lost[0]} failed"))
                 return True
             if all(name in self._outcome.done for name in job.needs):
+                if _held(job.base):  # as by a run that still saves, after its study was killed
+                    if job.name not in self._told_held:
+                        self._told_held.add(job.name)
+                        self.say(self._line(f"{job.name}: another process works in {job.base}"))
+                    continue
                 self.waiting.remove(job)
                 self._begin(job)
                 return True
@@ -134,13 +142,23 @@ class Scheduler:
             if command is None:
                 self._finish(job)
                 return
+            process, from_byte = self._started(job, command)
         except (ValueError, OSError) as error:
             self._failed(job, str(error))
             return
+        if command[0] != "evaluate":
+            goes_on = " (goes on)" if "--resume" in command else ""
+            self.say(self._line(f"{job.name}: {command[0]}{goes_on}"))
+        self._running.append(
+            _Running(job, process, command[0], _aim(command), time.monotonic(), from_byte)
+        )
+
+    def _started(self, job: Job, command: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
+        """The process, and where in the log its output begins."""
         job.log.parent.mkdir(parents=True, exist_ok=True)
+        threads = str(self.threads)
         with job.log.open("ab") as log:
             from_byte = log.seek(0, os.SEEK_END)
-            threads = str(self.threads)
             process = subprocess.Popen(
                 [*self.program, *command],
                 stdin=subprocess.DEVNULL,
@@ -150,12 +168,7 @@ class Scheduler:
                 start_new_session=True,  # Ctrl-C is ours to pass on
                 preexec_fn=_end_with_parent,
             )
-        if command[0] != "evaluate":
-            goes_on = " (goes on)" if "--resume" in command else ""
-            self.say(self._line(f"{job.name}: {command[0]}{goes_on}"))
-        self._running.append(
-            _Running(job, process, command[0], _aim(command), time.monotonic(), from_byte)
-        )
+        return process, from_byte
 
     # -- ending ------------------------------------------------------------------------------
 
@@ -175,15 +188,15 @@ class Scheduler:
             if moved_on:
                 self._begin(run.job)
             else:
-                self._failed(run.job, _last_line(said) or f"ended with status {status}")
+                self._failed(run.job, _why(status, said))
         return bool(ended)
 
     def _finish(self, job: Job) -> None:
         row = job.finish()
-        self._outcome.done.append(job.name)
-        self._outcome.failed.pop(job.name, None)
         if row is not None:
             self.done(job.name, row)
+        self._outcome.done.append(job.name)
+        self._outcome.failed.pop(job.name, None)
         self.say(self._line(f"{job.name}: {told(row)}"))
 
     def _failed(self, job: Job, why: str) -> None:
@@ -263,6 +276,24 @@ def _text(log: Path, from_byte: int) -> str:
     with log.open("rb") as file:
         file.seek(from_byte)
         return file.read().decode(errors="replace")
+
+
+def _held(folder: Path) -> bool:
+    """Whether another process holds the folder."""
+    try:
+        FolderLock(folder).close()
+    except BlockingIOError:
+        return True
+    except OSError:  # it is not there yet, say
+        pass
+    return False
+
+
+def _why(status: int, said: str) -> str:
+    """Why a command failed, in a line. The last line of one that was killed knows nothing of it."""
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name}"
+    return _last_line(said) or f"ended with status {status}"
 
 
 def _last_line(text: str) -> str:

@@ -21,8 +21,18 @@ from colaworld.runs.lengths import shortened
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.+-]*")
 
 
-def _check_name(what: str, name: str) -> None:
+# What stands beside a folder of that name: OUT/DATA/data and data.json beside arms, OUT/rows.json beside data.
+_BESIDE_ARMS = ("data", "generator", "generator-data", "labelled", "bounds")
+_BESIDE_DATA = ("study.json", "rows.json", "report.html")
+_OWN = ("training.seed", "data.path")
+
+
+def _check_name(what: str, name: str, *, taken: bool = False) -> None:
     """Names are folders, too."""
+    if taken:
+        raise ConfigError(
+            f"{what}: {name!r} is the name of what a study puts there; choose another"
+        )
     if not _NAME.fullmatch(name):
         raise ConfigError(
             f"{what}: expected a name of small letters, digits, '_', '.', '+' or '-', got {name!r}"
@@ -45,7 +55,7 @@ class Arm(Checked, at="arm."):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_name("arm.name", self.name)
+        _check_name("arm.name", self.name, taken=self.name.split(".")[0] in _BESIDE_ARMS)
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ class DataSet(Checked, at="data."):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_name("data.name", self.name)
+        _check_name("data.name", self.name, taken=self.name in _BESIDE_DATA)
         if bool(self.record) == (self.path is not None):
             raise ConfigError(
                 f"data {self.name!r}: expected either record or path, got both or none"
@@ -157,6 +167,16 @@ class Study(Checked, at="study."):
                 raise ConfigError(
                     f"study {self.name!r}: {what}: expected one or more of different names, got {names}"
                 )
+        for where, changes in (
+            ("changes", self.changes),
+            *((f"arm {arm.name!r}", arm.changes) for arm in self.arms),
+            *((f"data {data.name!r}", data.changes) for data in self.data),
+        ):
+            for key in _OWN:
+                if key in changes:
+                    raise ConfigError(
+                        f"study {self.name!r}: {where}: {key}: the study sets it, so that runs are paired"
+                    )
         if self.reference not in {arm.name for arm in self.arms}:
             raise ConfigError(
                 f"study {self.name!r}: reference: expected one of its arms, got {self.reference!r}"

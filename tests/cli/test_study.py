@@ -212,3 +212,31 @@ def test_unequal_budgets_are_refused(study, colaworld) -> None:
     out = study('(Arm("long", "nano.naive_joint", {"phases.joint.steps": 1800}),)', "clips")
     said = colaworld("study", "tiny", "--out", out)
     assert said.status == 2 and "cola 3400, naive 3400, long 3600" in said.plain
+
+
+def test_what_cannot_be_written_or_is_another_study_is_said_first(
+    study, colaworld, tmp_path
+) -> None:
+    out = study()
+    file = tmp_path / "file"
+    file.write_text("")
+    for more, said in (
+        (["--out", file], "--out: expected a folder, there or to be made, got"),
+        (["--out", file / "in"], "--out: expected a folder"),
+        (
+            ["--out", out, "--rows", file / "rows.json"],
+            "--rows: expected a file to be written, got",
+        ),
+        (["--out", out, "--rows", tmp_path], "--rows: expected a file to be written"),
+    ):
+        found = colaworld("study", "tiny", *more)
+        assert found.status == 2 and said in found.plain, found.plain
+    assert not out.exists()
+    assert colaworld("study", "tiny", "--out", out, "--budget", "0.000000001s").status == 0
+    other = colaworld("study", "quick", "--out", out, "--status")
+    assert other.status == 2 and "holds a study with study 'tiny', asked for 'quick'" in other.plain
+    (out / "scene/naive").mkdir(parents=True)
+    (out / "scene/naive/seed-0.json").write_text("{")
+    broken = colaworld("study", "tiny", "--out", out, "--resume")
+    assert broken.status == 2 and "seed-0.json: not valid JSON" in broken.plain
+    assert "delete it: --resume makes it again" in broken.plain and "train" not in broken.out

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from colaworld.config import ConfigError
+from colaworld.files import FileError
 from colaworld.studies import Arm, DataSet, Study
-from colaworld.studies.folder import jobs_of
+from colaworld.studies.folder import begun, finished_rows, jobs_of, open_folder
+from colaworld.studies.rows import FIELDS, write_rows
 
 
 def study(**more) -> Study:
@@ -36,3 +41,124 @@ def test_a_run_from_before_an_option_goes_on(tmp_path) -> None:
     asked.write_text(text.replace("nested_dropout: 0.0", "nested_dropout: 0.5"))
     with pytest.raises(ConfigError, match=r"now \(model\.conditioner\.nested_dropout\)"):
         job.prepare()
+
+
+# -- what was asked has changed ------------------------------------------------------------------
+
+
+def recorded(*arguments: str, **more) -> Study:
+    return study(data=(DataSet("d", record=("scene", *arguments), **more),))
+
+
+def test_another_recording_than_the_one_that_is_there_is_refused(tmp_path) -> None:
+    before = jobs_of(recorded("--seed", "1"), tmp_path, seeds=1)[0]
+    before.prepare()
+    now = jobs_of(recorded("--seed", "2"), tmp_path, seeds=1)[0]
+    now.prepare()  # nothing is there yet
+    before.prepare()
+    before.base.mkdir()
+    before.prepare()
+    with pytest.raises(ConfigError, match=r"d/data: made by 'record scene --seed 1', .* --seed 2'"):
+        now.prepare()
+
+
+def test_a_row_is_held_against_the_reference_of_now(tmp_path) -> None:
+    arms = (Arm("a", "nano.cola"), Arm("b", "nano.cola"))
+    first = study(arms=arms, measures=("nmse",))
+    job = jobs_of(first, tmp_path, seeds=1)[0]
+    row = {name: None for name in FIELDS} | {
+        "data": "d",
+        "arm": "a",
+        "seed": 0,
+        "numbers": {"nmse": None},
+    }
+    job.note(row={**row, "reference": "a"})
+    again = jobs_of(replace(first, reference="b"), tmp_path, seeds=1)
+    assert again[0].finish()["reference"] == "b"
+    assert [row["reference"] for row in finished_rows(again)] == ["b"]
+
+
+@pytest.mark.parametrize("key", ["training.seed", "data.path"])
+@pytest.mark.parametrize("where", ["study", "data", "arm"])
+def test_what_a_study_sets_itself_is_refused_as_a_change(key, where) -> None:
+    changes = {key: 1}
+    parts = {
+        "study": lambda: study(changes=changes),
+        "data": lambda: study(data=(DataSet("d", path=Path("d"), changes=changes),)),
+        "arm": lambda: study(arms=(Arm("a", "nano.cola", changes),)),
+    }
+    with pytest.raises(ConfigError, match=rf"study 's': .*{key}: the study sets it"):
+        parts[where]()
+
+
+@pytest.mark.parametrize(
+    "name", ["data", "generator", "generator-data", "labelled", "bounds", "data.json"]
+)
+def test_names_of_other_files_are_refused(name) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"arm.name: {name!r} is the name of what a study puts there"
+    ):
+        Arm(name, "nano.cola")
+    for taken in ("rows.json", "study.json", "report.html"):
+        with pytest.raises(ConfigError, match="is the name of what a study puts there"):
+            DataSet(taken, path=Path("."))
+
+
+# -- files that are broken -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ['{"row": ', "[]", '{"row": {}}', '{"row": 3}', '{"stopped": 1}'])
+def test_a_broken_state_is_named_with_what_to_do(text, tmp_path) -> None:
+    (job,) = jobs_of(study(), tmp_path, seeds=1)
+    path = job.base.with_name("seed-0.json")
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(FileError, match=r"seed-0\.json: .*delete it"):
+        job.state()
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[1]", '{"study": "s", "max_steps": null, "seeds": "3"}', '{"study": "s"}', "{"]
+)
+def test_a_broken_study_file_is_named(text, tmp_path) -> None:
+    (tmp_path / "study.json").write_text(text)
+    with pytest.raises(FileError, match=r"study\.json: "):
+        open_folder(tmp_path, study(), seeds=None, max_steps=None, resume=True)
+    with pytest.raises(FileError, match=r"study\.json: "):
+        begun(tmp_path, study())
+
+
+def test_a_folder_is_of_one_study_and_its_seeds_may_only_grow(tmp_path) -> None:
+    assert open_folder(tmp_path, study(), seeds=2, max_steps=None, resume=False) == 2
+    assert begun(tmp_path, study()) == {"study": "s", "max_steps": None, "seeds": 2}
+    with pytest.raises(ConfigError, match=r"holds a study with study 's', asked for 'other'"):
+        begun(tmp_path, study(name="other"))
+    with pytest.raises(ConfigError, match=r"--seeds: .* has 2, which may only grow, got 1"):
+        open_folder(tmp_path, study(), seeds=1, max_steps=None, resume=True)
+    assert open_folder(tmp_path, study(), seeds=3, max_steps=None, resume=True) == 3
+
+
+def test_a_full_disk_is_said_with_the_file(tmp_path, monkeypatch) -> None:
+    (job,) = jobs_of(study(), tmp_path, seeds=1)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FileError, match=r"seed-0\.json: cannot be written: .*make room"):
+        job.note(failed="why")
+    with pytest.raises(FileError, match=r"seed-0\.yaml: cannot be written: .*make room"):
+        job.prepare()
+    with pytest.raises(FileError, match=r"rows\.json: cannot be written: .*make room"):
+        write_rows(tmp_path / "rows.json", [])
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_generator_that_was_stopped_is_no_generator(tmp_path) -> None:
+    """A run that its guard stops is a result; what other runs start from is not."""
+    of = study(data=(DataSet("d", record=("scene",), pretrain=("scene",)),))
+    jobs = {job.name: job for job in jobs_of(of, tmp_path, seeds=1)}
+    for name, ended in (("d/generator", "train"), ("d/a/seed-0", "evaluate")):
+        job = jobs[name]
+        job.ended("train", 1, "stopped: diverged; the run is saved in x")
+        assert job.command(device="cpu")[0] == ended

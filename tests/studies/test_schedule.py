@@ -1,0 +1,137 @@
+"""Jobs over processes that only pretend: what fails, what is killed, what another process holds."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from colaworld.files import FileError, FolderLock
+from colaworld.studies.folder import Job
+from colaworld.studies.schedule import Scheduler
+
+# Makes the file that a job waits for, does what its name says, and writes down that it began.
+PROGRAM = """
+import os, pathlib, signal, sys, time
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+with (out.parent / "began").open("a") as file:
+    print(out.name, file=file)
+if "killed" in out.name:
+    os.kill(os.getpid(), signal.SIGKILL)
+if "slow" in out.name:
+    time.sleep(60)
+if "fails" in out.name:
+    sys.exit("something is wrong")
+out.mkdir(exist_ok=True)
+(out / "done").touch()
+"""
+
+
+def job(home: Path, name: str, needs: tuple[str, ...] = ()) -> Job:
+    return Job(home / name, name, None, ("record",), "done", needs)
+
+
+def scheduler(home: Path, waiting: list[Job], said: list[str], **more) -> Scheduler:
+    program = home / "program.py"
+    program.write_text(PROGRAM)
+    call = {"jobs": 1, "say": said.append, "program": (sys.executable, "-S", str(program))}
+    return Scheduler(waiting, **(call | more))
+
+
+def began(home: Path) -> list[str]:
+    return (home / "began").read_text().split()
+
+
+def test_who_fails_is_tried_again_behind_the_others_and_named(tmp_path) -> None:
+    said: list[str] = []
+    jobs = [job(tmp_path, n) for n in ("fails", "killed", "fine")]
+    jobs.append(job(tmp_path, "after", needs=("fails",)))
+    outcome = scheduler(tmp_path, jobs, said).run()
+    assert began(tmp_path) == ["fails", "killed", "fine", "fails", "killed"]
+    assert outcome.done == ["fine"] and not outcome.left
+    assert outcome.failed == {
+        "fails": "something is wrong",
+        "killed": "ended by SIGKILL",
+        "after": "needs fails, which failed",
+    }
+
+
+def test_a_folder_that_another_process_holds_is_waited_for(tmp_path) -> None:
+    """As that of a run whose study was killed, and which still saves."""
+    held, free = job(tmp_path, "held"), job(tmp_path, "free")
+    held.base.mkdir()
+    lock = FolderLock(held.base)
+    said: list[str] = []
+
+    def let_go() -> None:
+        until = time.monotonic() + 30
+        while "free" not in " ".join(said) and time.monotonic() < until:
+            time.sleep(0.01)
+        lock.close()
+
+    helper = threading.Thread(target=let_go)
+    helper.start()
+    outcome = scheduler(tmp_path, [held, free], said).run()
+    helper.join()
+    assert outcome.done == ["free", "held"] and not outcome.failed
+    assert sum("another process works in" in line for line in said) == 1
+
+
+def test_what_cannot_be_started_is_a_failure_like_any_other(tmp_path) -> None:
+    said: list[str] = []
+    jobs = [job(tmp_path, "one"), job(tmp_path, "two")]
+    outcome = scheduler(tmp_path, jobs, said, program=(str(tmp_path / "absent"),)).run()
+    assert set(outcome.failed) == {"one", "two"}
+    assert all("absent" in why for why in outcome.failed.values())
+
+
+def test_a_disk_that_is_full_ends_the_study_and_its_processes(tmp_path, monkeypatch) -> None:
+    """Nothing can be noted then; handlers of signals are those of before."""
+    begun: list[str] = []
+
+    def say(line: str) -> None:
+        begun.append(line)
+        if len(begun) == 2:
+            monkeypatch.setattr(os, "fsync", full)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = signal.getsignal(signal.SIGTERM)
+    jobs = [job(tmp_path, "slow"), job(tmp_path, "fails")]
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
+    )
+    with pytest.raises(FileError, match=r"fails\.json: cannot be written: .*make room"):
+        scheduler(tmp_path, jobs, begun, jobs=2, say=say).run()
+    assert [process.poll() for process in started] == [-signal.SIGTERM, 1]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_row_that_cannot_be_kept_is_not_counted_as_done(tmp_path) -> None:
+    class Broken(Job):
+        def finish(self):
+            return {
+                "status": "finished",
+                "steps": 1,
+                "seconds": 1.0,
+                "numbers": {},
+                "collapsed_at": None,
+            }
+
+    def keep(name, row) -> None:
+        raise FileError("rows.json: cannot be written")
+
+    said: list[str] = []
+    one = Broken(tmp_path / "one", "one", None, ("record",), "done")
+    outcome = scheduler(tmp_path, [one], said, done=keep).run()
+    assert outcome.failed == {"one": "rows.json: cannot be written"} and not outcome.done
