@@ -18,6 +18,7 @@ from colaworld.flow.config import SamplerConfig
 from colaworld.planning import TASKS
 from colaworld.planning.config import (
     CategoricalConfig,
+    CloningConfig,
     EpisodesConfig,
     MPCConfig,
     PlannerConfig,
@@ -26,6 +27,7 @@ from colaworld.runs.worlds import WorldFolder
 
 if TYPE_CHECKING:
     from colaworld.models.world import World
+    from colaworld.planning.cloning import Cloned
     from colaworld.planning.goals_file import GoalsFile
     from colaworld.runs.steering import Steering
 
@@ -44,8 +46,8 @@ class PlanOptions:
     """What is planned: codes, which a table turns into actions (--data), or real actions, which a run knows
     after `colaworld adapt`."""
     data: Path | None = None
-    """A set of this environment with recorded actions, to count what codes stand for; by default the run's
-    own. Not needed with --space real."""
+    """A set of this environment with recorded actions, to count what codes stand for and to clone its actions; by
+    default the run's own."""
     goals: Path | None = None
     """A file of `colaworld goals`, whose episodes are played. None: they are made from the seed."""
     prior: Literal["none", "data"] = "none"
@@ -61,6 +63,8 @@ class PlanOptions:
     """Who searches: --planner shooting, cem, icem, mppi, categorical or beam; each has options of its own."""
     mpc: MPCConfig = field(default_factory=MPCConfig)
     """The loop."""
+    cloning: CloningConfig = field(default_factory=CloningConfig)
+    """The policy of the row cloning."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig.planning)
     """How the world is rolled; by default as the paper plans, in 3 steps without guidance."""
 
@@ -71,15 +75,15 @@ def run(argv: list[str]) -> int:
         _preset(argv),
         named_planner(argv),
         program="colaworld plan",
-        description="Reach goal images by planning: with a run's world, and beside it in the true simulator, at "
-        "random, and where nothing ever changes. --planner NAME is short for --planner.kind NAME.",
+        description="Reach goal images by planning: with a run's world, and beside it in the true simulator, by a "
+        "cloned policy, at random, and where nothing ever changes. --planner NAME is short for --planner.kind NAME.",
     )
     TASKS[options.env]  # raises where there is none of this name
     if argv[0] != options.env:
         raise ConfigError(f"name the environment first: colaworld plan {options.env} ...")
     folder = None if options.run is None else WorldFolder.of(options.run)
-    if folder is None and (options.data is not None or options.prior == "data"):
-        raise ConfigError("--data, --prior: they belong to a world; name it with --run")
+    if folder is None and options.prior == "data":
+        raise ConfigError("--prior: it belongs to a world; name it with --run")
     if options.space == "real" and options.prior == "data":
         raise ConfigError("--prior: it is of codes; leave it out, or plan them (--space latent)")
     if options.out.exists() and not options.out.is_dir():
@@ -105,6 +109,7 @@ def run(argv: list[str]) -> int:
             options = replace(
                 options, how=replace(options.how, rows=tuple(r for r in rows if r != "world"))
             )
+        cloned = _cloned(options, folder, size, device, progress)
         result, shown = plan_run(
             options.env,
             world,
@@ -115,13 +120,14 @@ def run(argv: list[str]) -> int:
             protocol=options.protocol,
             kept=kept,
             steering=steering,
+            cloned=cloned,
             device=device,
             watch=progress,
         )
     result["run"] = None if folder is None else _of_run(folder)
-    result["data"] = None
-    if folder is not None and options.space == "latent":
-        result["data"] = str(options.data or folder.data.path)
+    used = cloned is not None or (folder is not None and options.space == "latent")
+    own = None if folder is None else folder.data.path
+    result["data"] = str(options.data or own) if used else None
     (options.out / "plan.html").unlink(missing_ok=True)  # never a page of other numbers
     write_json(options.out / "plan.json", result)
     films = write_videos(options.out / "videos", shown, options.how.videos)
@@ -143,6 +149,36 @@ def _goals(options: PlanOptions, path: Path) -> tuple[Path, GoalsFile]:
     size = options.how.frame_size(options.env) if free else None
     file.check(path, options.env, options.how, size)
     return path, file
+
+
+def _cloned(
+    options: PlanOptions,
+    folder: WorldFolder | None,
+    size: tuple[int, int],
+    device: str,
+    progress: Any,
+) -> Cloned | None:
+    """A policy of recorded actions; None where it does not play, or there are none."""
+    from colaworld.data.config import DataConfig
+    from colaworld.planning.tasks import make_task
+    from colaworld.runs.cloning import cloned_from
+
+    if "cloning" not in options.how.rows:
+        return None
+    task = make_task(options.env, height=size[0], width=size[1], **options.how.of_task())
+    if options.data is None and (
+        folder is None or folder.data.path is None or not folder.data.path.exists()
+    ):
+        return None
+    if folder is None:
+        data = DataConfig(path=options.data, stride=task.block)
+    elif folder.exported:
+        data = replace(folder.data, path=options.data)
+    else:
+        data = folder.data.one_set(options.data)
+    return cloned_from(
+        data, task, options.cloning, seed=options.how.seed, device=device, watch=progress
+    )
 
 
 def _of_run(folder: WorldFolder) -> dict[str, Any]:
@@ -294,6 +330,14 @@ def told(result: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"no code stands for action {', '.join(map(str, found['absent']))}: no plan can do it"
             )
+    cloned = result["cloning"]
+    if cloned is not None:
+        what = "wrong actions" if cloned["classes"] else "untold variance of actions"
+        lines.append(
+            f"cloning: share of {what} {cloned['error']:.2f} on {cloned['clips']['test']} clips set aside "
+            f"({'the most frequent' if cloned['classes'] else 'their mean'}: {cloned['baseline']:.2f}), trained on "
+            f"{cloned['clips']['train']}"
+        )
     lines.append(
         f"{said['device']}, {said['threads']} thread(s), {said['batch']} episodes side by side; seconds are of "
         "deciding, for each episode"

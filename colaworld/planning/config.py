@@ -212,7 +212,23 @@ class MPCConfig(Checked, at="mpc."):
             )
 
 
-Row = Literal["world", "oracle", "random", "copy"]
+@dataclass(frozen=True)
+class CloningConfig(Checked, at="cloning."):
+    """Behaviour cloning: a small policy from recorded actions, to stand beside a planner."""
+
+    clips: Count = 4000
+    """Recorded clips that are read at most; each is as long as goals are far."""
+    steps: Count = 2000
+    """Steps of its training."""
+    batch: Count = 64
+    """Pairs of a frame and a later one in a step."""
+    width: Annotated[int, Range(ge=2, le=4096)] = 64
+    """Channels of its convolutions; four times as many in the layer behind them."""
+    learning_rate: Positive = 1e-3
+    """Of Adam."""
+
+
+Row = Literal["world", "oracle", "cloning", "random", "copy"]
 
 
 @dataclass(frozen=True)
@@ -277,9 +293,9 @@ class EpisodesConfig(GoalsConfig, at="--"):
     penalty: Weight = 0.0
     """Weight of what actions cost themselves: squares of numbers, or a count of classes other than the
     first. In the space of codes there is none."""
-    rows: tuple[Row, ...] = ("world", "oracle", "random", "copy")
-    """Who plays: the world, the planner in the true simulator, random actions, the planner where nothing
-    ever changes."""
+    rows: tuple[Row, ...] = ("world", "oracle", "cloning", "random", "copy")
+    """Who plays: the world, the planner in the true simulator, a policy that was trained on recorded actions (needs
+    data), random actions, the planner where nothing ever changes."""
     shown: Natural = 3
     """Episodes whose frames the page shows, real beside imagined."""
     videos: Natural = 0

@@ -1,7 +1,8 @@
-"""Plan with a run: its world, the true simulator and two bounds from below play the same episodes.
+"""Plan with a run: its world, the true simulator, a cloned policy and two bounds from below play the same episodes.
 
     world      the planner in the run's world
     oracle     the same planner in the true simulator
+    cloning    a policy that was trained on recorded actions
     random     acts without looking
     copy       the same planner where the last frame stays, whatever is done
 
@@ -21,6 +22,7 @@ from colaworld.config import ConfigError, to_dict
 from colaworld.envs.episodes import episode_seeds
 from colaworld.metrics.proportion import wilson
 from colaworld.models.world import World
+from colaworld.planning.cloning import Cloned, CloningAgent
 from colaworld.planning.config import (
     OF_TASK,
     EpisodesConfig,
@@ -42,9 +44,6 @@ from colaworld.runs.provenance import commit
 from colaworld.runs.steering import Steering, Watch, steering_told
 
 FORMAT_VERSION = 1
-LEFT_OUT = (
-    "behaviour cloning",
-)  # a bound that a result should stand beside and that is not played
 
 
 def plan_run(
@@ -58,6 +57,7 @@ def plan_run(
     protocol: str | None = None,
     kept: tuple[Path, GoalsFile] | None = None,
     steering: Steering | None = None,
+    cloned: Cloned | None = None,
     device: str = "cpu",
     watch: Watch | None = None,
 ) -> tuple[dict[str, Any], dict[str, list[Episode]]]:
@@ -70,6 +70,7 @@ def plan_run(
         protocol: what departs from it is told; None: from the environment's, if it has one.
         kept: a file of goals and where it is; its first episodes are played. None: they are made from the seed.
         steering: as `steer` or `steer_real` give it; needed with a world.
+        cloned: a policy (`cloned_from`); None leaves its row out.
 
     Returns:
         What plan.json holds, and the episodes of each row that are shown or filmed, with their frames.
@@ -94,9 +95,9 @@ def plan_run(
     if kept is not None:
         file.compare(path, goals)
     pricing = Pricing(task, world, config, size=size, device=device)
-    agents = _agents(world, task, planner, mpc, config, pricing, steering, device)
+    agents = _agents(world, task, planner, mpc, config, pricing, steering, cloned, device)
     if not agents:
-        raise ConfigError("--rows: nobody is left to play; a world needs --run")
+        raise ConfigError("--rows: nobody is left to play; a world needs --run, cloning --data")
     rows: dict[str, Any] = {}
     shown: dict[str, list[Episode]] = {}
     for name, agent in agents.items():
@@ -118,10 +119,7 @@ def plan_run(
         "colaworld": __version__,
         "commit": commit(),
         "rows": rows,
-        "missing": [
-            *LEFT_OUT,
-            *(r for r in ("world", "oracle", "random", "copy") if r not in rows),
-        ],
+        "missing": [row for row in EpisodesConfig.rows if row not in rows],
         "protocol": {
             "env": env,
             "height": height,
@@ -142,6 +140,7 @@ def plan_run(
             "device": device,
             "threads": torch.get_num_threads(),
         },
+        "cloning": None if cloned is None else cloned.told(),
         "action_map": None if steering is None else steering_told(steering),
     }
     return result, shown
@@ -196,6 +195,7 @@ def _agents(
     config: EpisodesConfig,
     pricing: Pricing,
     steering: Steering | None,
+    cloned: Cloned | None,
     device: str,
 ) -> dict[Row, Agent]:
     simulator = SimulatorDynamics(device=device)
@@ -203,6 +203,9 @@ def _agents(
     for name in config.rows:
         if name == "random":
             made[name] = RandomAgent(task.space)
+        elif name == "cloning":
+            if cloned is not None:
+                made[name] = CloningAgent(cloned)
         elif name == "oracle" or name == "copy":
             dynamics: Any = simulator if name == "oracle" else CopyDynamics()
             cost = pricing(name, "frames", task.space)

@@ -23,7 +23,7 @@ from colaworld.planning.mpc import Episode
 _HERE = Path(__file__).parent
 _CSS = Path(str(report.__file__)).parent / "report.css"
 _COLUMNS = 10  # frames of an episode that are shown
-_STYLES = {"world": "c-1", "oracle": "c-6", "random": "c-2", "copy": "c-copy"}
+_STYLES = {"world": "c-1", "oracle": "c-6", "cloning": "c-3", "random": "c-2", "copy": "c-copy"}
 
 
 def write_page(

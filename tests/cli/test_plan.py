@@ -23,6 +23,10 @@ FEW = (
     4,
     "--shown",
     1,
+    "--cloning.steps",
+    3,
+    "--cloning.width",
+    4,
 )
 
 
@@ -51,14 +55,15 @@ def planned(trained, scene, tmp_path_factory):
 
 def test_every_row_plays_the_same_episodes_under_a_stated_protocol(planned) -> None:
     result, _ = planned
-    assert list(result["rows"]) == ["world", "oracle", "random", "copy"]
+    assert list(result["rows"]) == ["world", "oracle", "cloning", "random", "copy"]
     seeds = {tuple(one["seed"] for one in row["episodes"]) for row in result["rows"].values()}
     assert seeds == {tuple(result["protocol"]["episode_seeds"])} and len(*seeds) == 2
     said = result["protocol"]
     assert (said["env"], said["height"], said["width"], said["goal_offset"]) == ("scene", 32, 32, 3)
     assert said["planner"]["kind"] == "categorical" and said["space"] == "latent"
     assert said["sampler"]["steps"] == 3 and said["sampler"]["guidance"] == 1
-    assert result["missing"] == ["behaviour cloning"]
+    assert result["missing"] == [] and result["cloning"]["best_step"] == 3
+    assert 0 <= result["cloning"]["error"] <= 1 and result["cloning"]["classes"]
     assert result["run"]["recipe"] == "nano.cola" and result["run"]["weights_sha256"]
     world = result["rows"]["world"]
     assert world["calls_per_decision"] == 4 * 2 * 2  # candidates x steps x rounds
@@ -115,7 +120,7 @@ def test_an_adapted_run_plans_the_moves_themselves(adapted, colaworld, tmp_path)
     assert said.status == 0
     result = json.loads((tmp_path / "plan.json").read_text())
     assert result["protocol"]["space"] == "real" and result["action_map"] is None
-    assert result["missing"] == ["behaviour cloning", "oracle", "random", "copy"]
+    assert result["missing"] == ["oracle", "cloning", "random", "copy"]
     assert result["rows"]["world"]["calls_per_decision"] == 4 * 2
     said = colaworld("plan", "point-mass", "--run", adapted, "--space", "real", "--out", tmp_path)
     assert "this run: its actions are 5 classes, point-mass takes 2 numbers" in said.plain
@@ -145,7 +150,7 @@ def test_every_planner_plans_without_a_run(colaworld, tmp_path, planner) -> None
     asked = ["--episodes", 1, "--mpc.steps", 1, "--mpc.horizon", 2, "--size", 16, *small]
     said = colaworld("plan", "scene", "--planner", planner, *asked, "--out", tmp_path)
     assert said.status == 0 and f"{planner}: " in said.out
-    assert "not played: behaviour cloning, world" in said.out
+    assert "not played: world, cloning; without them this is no result yet" in said.out
 
 
 def test_an_environment_is_played_by_its_protocol_and_departures_are_said(
@@ -228,7 +233,15 @@ def test_what_does_not_fit_is_said(colaworld, trained, scene, tmp_path) -> None:
     )
     assert "--goal-offset: expected 1 .. 10 moves" in refused("scene", "--goal-offset", 30)
     assert "--rows: nobody is left to play" in refused("scene", "--rows", "world")
-    assert "belong to a world; name it with --run" in refused("scene", "--data", scene)
+    assert "--prior: it belongs to a world; name it with --run" in refused(
+        "scene", "--prior", "data"
+    )
+    assert "its frames are 32x32 px (height x width), those to be planned in 16x16" in refused(
+        "scene", "--data", scene, "--size", 16
+    )
+    assert "its actions are 5 classes, point-mass takes 2 numbers" in refused(
+        "point-mass", "--data", scene
+    )
     assert "expected one of" in refused("scene", "--planner", "cemm")
     assert "--protocol vp2: it is of robodesk, not of scene" in refused(
         "scene", "--protocol", "vp2"
