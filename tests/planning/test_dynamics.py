@@ -10,52 +10,21 @@ import pytest
 import torch
 
 from colaworld.action_contract import ActionContract, Normaliser
-from colaworld.flow.config import SamplerConfig
 from colaworld.models.adapters import (
-    ActionHeadConfig,
     AttentionAdapterConfig,
     MLPAdapterConfig,
     TableAdapterConfig,
 )
-from colaworld.models.backbones.stdit3 import STDiT3Config
-from colaworld.models.config import ConditionerConfig, ModelConfig
-from colaworld.models.latent_action.config import IDMConfig
-from colaworld.models.latent_action.quantizers import GaussianConfig, VQConfig
-from colaworld.models.world import World
-from colaworld.models.world_model import WorldModel
+from colaworld.models.latent_action.quantizers import GaussianConfig
 from colaworld.planning import CategoricalConfig, Continuous, Discrete, Objective
 from colaworld.planning.contracts import Seen
 from colaworld.planning.costs import GoalDistance
 from colaworld.planning.dynamics import WorldDynamics
 from colaworld.planning.search import search
 
-PARTS = ("idm", "quantizer", "conditioner")
-
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def small(adapter=None, quantizer=None) -> World:
-    """Random weights in every part; 8x8 px; four codes in two tokens."""
-    torch.manual_seed(0)
-    extra = {}
-    if adapter is not None:
-        head = ActionHeadConfig(discrete=adapter.discrete, size=adapter.size)
-        extra = {"adapter": adapter, "action_head": head}
-    config = ModelConfig(
-        backbone=STDiT3Config(depth=1, width=16, heads=2),
-        idm=IDMConfig(depth=1, width=16, heads=2, tokens=2, dim=4),
-        quantizer=quantizer or VQConfig(codebook_size=4),
-        conditioner=ConditionerConfig(depth=1, heads=2),
-        window=4,
-        parts=extra,
-    )
-    model = WorldModel(config, parts=(*PARTS, *extra)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=seeded(1)))
-    return World(model, SamplerConfig(steps=2), frame_size=(8, 8))
 
 
 def seen(context: int = 1, batch: int = 2) -> Seen:
@@ -67,7 +36,7 @@ def codes(n: int = 5, h: int = 3, batch: int = 2) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("context", [1, 3])
-def test_candidates_are_rolled_as_the_world_rolls_them(context) -> None:
+def test_candidates_are_rolled_as_the_world_rolls_them(small, context) -> None:
     world, given, actions = small(), seen(context), codes()
     dynamics = WorldDynamics(world)
     made = dynamics.roll(dynamics.begin(given), actions)
@@ -79,7 +48,7 @@ def test_candidates_are_rolled_as_the_world_rolls_them(context) -> None:
     assert made.std(dim=1).max() > 1e-3  # the actions matter
 
 
-def test_rounds_of_a_decision_share_their_noise_and_leave_the_state_alone() -> None:
+def test_rounds_of_a_decision_share_their_noise_and_leave_the_state_alone(small) -> None:
     dynamics = WorldDynamics(small())
     state, actions = dynamics.begin(seen()), codes()
     first = dynamics.roll(state, actions)
@@ -89,7 +58,7 @@ def test_rounds_of_a_decision_share_their_noise_and_leave_the_state_alone() -> N
     torch.testing.assert_close(alone, first[:, 2], rtol=1e-4, atol=1e-5)
 
 
-def test_candidates_that_are_priced_in_parts_cost_the_same() -> None:
+def test_candidates_that_are_priced_in_parts_cost_the_same(small) -> None:
     dynamics = WorldDynamics(small())
     state, cost = dynamics.begin(seen()), GoalDistance(torch.zeros(2, 3, 8, 8), reads="frames")
     whole, parts = (Objective.of(dynamics, cost, state, rows=rows) for rows in (256, 5))
@@ -97,7 +66,7 @@ def test_candidates_that_are_priced_in_parts_cost_the_same() -> None:
     assert parts.calls == whole.calls == 5 * 3
 
 
-def test_latents_are_those_behind_the_frames_and_nothing_is_decoded(monkeypatch) -> None:
+def test_latents_are_those_behind_the_frames_and_nothing_is_decoded(small, monkeypatch) -> None:
     world = small()
     latents, frames = WorldDynamics(world, gives="latents"), WorldDynamics(world)
     shown = frames.roll(frames.begin(seen()), codes())
@@ -121,7 +90,7 @@ def test_latents_are_those_behind_the_frames_and_nothing_is_decoded(monkeypatch)
     ],
     ids=lambda a: a.kind,
 )
-def test_real_actions_lead_where_the_world_follows_them(adapter) -> None:
+def test_real_actions_lead_where_the_world_follows_them(small, adapter) -> None:
     world = small(adapter)
     if adapter.discrete:
         contract = ActionContract("action", "discrete", 3)
@@ -142,7 +111,7 @@ def test_real_actions_lead_where_the_world_follows_them(adapter) -> None:
         torch.testing.assert_close(made[:, candidate], followed, rtol=1e-3, atol=1e-4)
 
 
-def test_a_planner_finds_the_codes_that_made_a_goal() -> None:
+def test_a_planner_finds_the_codes_that_made_a_goal(small) -> None:
     """The goal is a frame that the world itself makes, under the same noise: of 16 actions one fits."""
     world, given = small(), seen()
     dynamics = WorldDynamics(world)
@@ -156,7 +125,7 @@ def test_a_planner_finds_the_codes_that_made_a_goal() -> None:
     assert plan.cost.max() < 1e-6 and plan.calls == 160
 
 
-def test_what_a_world_cannot_is_said() -> None:
+def test_what_a_world_cannot_is_said(small) -> None:
     with pytest.raises(ValueError, match="knows no real actions: colaworld adapt RUN --data SRC"):
         WorldDynamics(small(), space="real")
     with pytest.raises(ValueError, match="latent actions of this run are continuous"):
