@@ -25,6 +25,7 @@ VERBS = {
     "adapt": "teach a trained world the real actions of a robot",
     "goals": "make starts and goals of episodes once, for all who plan",
     "plan": "reach goal images by planning in a world",
+    "plan-table": "several plans as one table: tasks, methods, seeds, differences in pairs",
     "goal-head": "learn to tell whether a goal is reached, as a cost for plan",
     "sample": "roll a start frame forward under chosen latent actions",
     "label": "write a data set with latent actions beside each frame",

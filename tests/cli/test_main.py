@@ -110,6 +110,7 @@ QUICK = [
             "info",
             "label",
             "plan",
+            "plan-table",
             "probe",
             "record",
             "sample",

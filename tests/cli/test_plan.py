@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -203,6 +204,19 @@ def test_a_run_of_another_size_is_told_before_it_plans(colaworld, trained, scene
     assert said.status == 2 and "expected 32x32" in said.plain
 
 
+def test_plans_become_a_table(colaworld, planned, tmp_path) -> None:
+    files = []
+    for seed in (0, 1):
+        files.append(f"mine={tmp_path / str(seed)}")
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "plan.json").write_text(json.dumps(planned[0]))
+    said = colaworld("plan-table", *files, "--json", tmp_path / "table.json")
+    assert said.status == 0 and "mine 2, oracle 1, cloning 1, random 1, copy 1" in said.out
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert table["tasks"]["scene"]["copy"]["success"]["mean"] == 0
+    assert colaworld("plan-table", tmp_path).status == 2
+
+
 def test_vp2_is_played_as_it_stands() -> None:
     made = preset("robodesk", "vp2", space="real")
     found = protocol_of("robodesk")
@@ -256,3 +270,25 @@ def test_what_does_not_fit_is_said(colaworld, trained, scene, tmp_path) -> None:
     assert "a data prior is of codes" in refused(
         "scene", *run, "--prior", "data", "--planner", "cem"
     )
+
+
+@pytest.mark.parametrize(
+    ("env", "module", "install"),
+    [
+        ("crafter", "crafter", "pip install 'colaworld[crafter]'"),
+        ("pusht", "gym_pusht", "pip install 'colaworld[pusht]'"),
+        ("robodesk", "mujoco", "pip install 'colaworld[robodesk]'"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["plan", "goals"])
+def test_a_missing_extra_is_named(
+    colaworld, monkeypatch, tmp_path, verb, env, module, install
+) -> None:
+    if env == "robodesk":
+        from colaworld.planning import robodesk_task
+
+        robodesk_task._desk.cache_clear()  # one may be open from before
+    monkeypatch.setitem(sys.modules, module, None)
+    said = colaworld(verb, env, "--out", tmp_path / "new")
+    assert said.status == 2 and install in said.plain and len(said.err.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())

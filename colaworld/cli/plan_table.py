@@ -1,0 +1,87 @@
+"""colaworld plan-table: several plans as one table, tasks by methods, with seeds joined and differences in pairs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from colaworld.cli.command_line import from_command_line
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """Options of `colaworld plan-table`."""
+
+    plans: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """NAME=FOLDER of each plan, as `colaworld plan --out FOLDER` wrote it. A name given to several plans of one task is a
+    method with several training seeds, in this order."""
+    reference: str | None = None
+    """The name that others are compared with. None: the first."""
+    json: Path | None = None
+    """Write the table to this file as well."""
+
+
+def run(argv: list[str]) -> int:
+    """Join and print."""
+    options: TableOptions = from_command_line(
+        TableOptions,
+        argv,
+        program="colaworld plan-table",
+        description="Join plans of the same episodes: methods and bounds by task, seeds of each method, differences "
+        "in pairs.",
+    )
+    # Not above: torch takes seconds, and help needs none of it.
+    from colaworld.files import write_json
+    from colaworld.runs.planning_table import joined, read_plans
+
+    table = joined(read_plans(options.plans), reference=options.reference)
+    print("\n".join(lines(table)))
+    if options.json is not None:
+        write_json(options.json, table)
+        print(f"{options.json} has every number")
+    return 0
+
+
+def lines(table: Mapping[str, Any]) -> list[str]:
+    """A row for each task and their mean, then the differences."""
+    rows = dict(table["tasks"])
+    if table["mean"] is not None:
+        rows["mean"] = table["mean"]
+    methods = list(dict.fromkeys(name for row in rows.values() for name in row))
+    widest = max(map(len, rows))
+    told = [f"{'':{widest}} " + " ".join(f"{name:>20}" for name in methods)]
+    for task, row in rows.items():
+        cells = [_share(row[name]["success"]) if name in row else "-" for name in methods]
+        told.append(f"{task:{widest}} " + " ".join(f"{cell:>20}" for cell in cells))
+    seeds = {
+        name: max(row[name]["seeds"] for row in rows.values() if name in row) for name in methods
+    }
+    told.append(
+        "success in percent with 95 % intervals over episodes, and seeds where there are several: "
+        + ", ".join(f"{name} {count}" for name, count in seeds.items())
+    )
+    for task, row in rows.items():
+        for name, one in row.items():
+            if (apart := one["difference"]) is not None:
+                told.append(
+                    f"{task}: {name} minus {table['reference']}: {_share(apart, sign='+')} points, in pairs of the same "
+                    f"episodes, {apart['seeds']} seed(s)"
+                )
+    if table["differing"]:
+        told.append(f"not alike in all plans: {', '.join(table['differing'])}")
+    for task, missing in table["missing"].items():
+        told.append(f"{task}: not played: {', '.join(missing)}; without them this is no result yet")
+    return told
+
+
+def _share(value: Mapping[str, float], sign: str = "") -> str:
+    return f"{100 * value['mean']:{sign}.1f} ({100 * value['low']:{sign}.0f} .. {100 * value['high']:{sign}.0f})"
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,98 @@
+"""Plans as one table: seeds joined, differences in pairs, and no two that were not of the same episodes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colaworld.cli.plan_table import lines
+from colaworld.config import ConfigError
+from colaworld.files import FileError
+from colaworld.runs.planning_table import joined, read_plans
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """Writes a plan.json with the given successes of each row; NAME=FOLDER of it."""
+    count = 0
+
+    def write(name: str, rows: dict[str, str], **protocol: Any) -> str:
+        nonlocal count
+        count += 1
+        said = {
+            "env": "robodesk",
+            "task": "push_red",
+            "goals": "ab",
+            "mpc": {"steps": 15},
+        } | protocol
+        won = {
+            row: {"episodes": [{"success": mark == "x"} for mark in marks]}
+            for row, marks in rows.items()
+        }
+        (tmp_path / str(count)).mkdir()
+        file = tmp_path / str(count) / "plan.json"
+        file.write_text(json.dumps({"format_version": 1, "protocol": said, "rows": won}))
+        return f"{name}={file.parent}"
+
+    return write
+
+
+def test_seeds_are_joined_and_differences_paired(planned) -> None:
+    named = (
+        planned("joint", {"world": "xxx.", "random": "...."}),
+        planned("joint", {"world": "xx..", "random": "...."}),
+        planned("two", {"world": "x...", "random": "....", "oracle": "xxxx"}),
+        planned("two", {"world": "x..."}),
+    )
+    table = joined(read_plans(named), reference="two")
+    row = table["tasks"]["robodesk/push_red"]
+    assert list(row) == ["joint", "random", "two", "oracle"]
+    assert row["joint"]["seeds"] == 2 and row["joint"]["success"]["mean"] == 0.625
+    assert row["random"]["seeds"] == 1  # played alike, so one
+    assert row["random"]["success"]["low"] == 0 < row["random"]["success"]["high"]
+    apart = row["joint"]["difference"]
+    assert apart["mean"] == 0.375 and 0 <= apart["low"] < 0.375 < apart["high"] <= 1
+    assert row["oracle"]["difference"]["mean"] == 0.75 and row["two"]["difference"] is None
+    assert table["mean"] is None and table["missing"] == {"robodesk/push_red": ["cloning", "copy"]}
+    said = "\n".join(lines(table))
+    assert "62.5 (" in said and "joint minus two: +37.5 (" in said and "2 seed(s)" in said
+    assert "not played: cloning, copy; without them this is no result yet" in said
+
+
+def test_tasks_are_rows_and_their_mean_is_the_last(planned) -> None:
+    named = (
+        planned("joint", {"world": "xx"}),
+        planned("joint", {"world": ".."}, task="open_slide", goals="cd"),
+        planned("two", {"world": ".x"}),
+        planned("two", {"world": ".x"}, task="open_slide", goals="cd"),
+    )
+    table = joined(read_plans(named))
+    assert list(table["tasks"]) == ["robodesk/push_red", "robodesk/open_slide"]
+    assert table["mean"]["joint"]["success"]["mean"] == 0.5
+    assert table["mean"]["two"]["difference"]["mean"] == 0.0
+    assert lines(table)[3].split()[0] == "mean"
+
+
+def test_what_is_not_of_the_same_episodes_is_refused(planned, tmp_path) -> None:
+    first = planned("joint", {"world": "x."})
+    for other, words in (
+        ({"goals": "ff"}, "goals is 'ff'"),
+        ({"mpc": {"steps": 3}}, "mpc.steps is 3"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            joined(read_plans([first, planned("two", {"world": "x."}, **other)]))
+    another = planned("two", {"world": "x."}, planner={"kind": "cem"}, device="cuda")
+    assert joined(read_plans([first, another]))["differing"] == ["planner.kind"]
+    with pytest.raises(ConfigError, match="--reference none: expected one of joint"):
+        joined(read_plans([first]), reference="none")
+    for wrong in ("runs/plan", "oracle=runs/plan", "=runs/plan"):
+        with pytest.raises(ConfigError, match="expected NAME=FOLDER of a plan"):
+            read_plans([wrong])
+    with pytest.raises(FileError, match="colaworld plan writes it"):
+        read_plans([f"a={tmp_path / 'none'}"])
+    Path(tmp_path / "plan.json").write_text('{"format_version": 9}')
+    with pytest.raises(ConfigError, match=r"expected a plan.json of version 1"):
+        read_plans([f"a={tmp_path}"])
