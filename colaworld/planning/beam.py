@@ -16,7 +16,7 @@ from torch import Tensor
 
 from colaworld.planning.config import BeamConfig
 from colaworld.planning.contracts import Objective, Plan, Start, best, cheaper
-from colaworld.planning.prior import CodeBigram
+from colaworld.planning.prior import CodeBigram, uniform_codes
 from colaworld.planning.spaces import Discrete
 
 MOST = 1 << 16  # actions of which a table is held
@@ -35,34 +35,44 @@ def beam(
 ) -> Plan:
     """The best of the last step's beginnings; of a warm start that is as long, if that is better.
 
-    Under a data prior actions that are likelier are drawn more often, and impossible ones never.
-    Raises ValueError on more than 65536 actions (codes to the power of tokens).
+    Under a data prior actions that are likelier are drawn more often, and impossible ones never. Where a world
+    makes r frames at once (`Objective.stride`), beginnings grow by r actions: all there are, or draws of them.
+
+    Raises ValueError on more than 65536 actions (codes to the power of tokens), where r is 1, and on a horizon
+    that is no multiple of r.
     """
-    total = space.size**space.tokens
-    if total > MOST:
+    group = objective.stride
+    if horizon % group:
+        raise ValueError(
+            f"mpc.horizon: this world makes {group} frames at once; expected a multiple of {group} actions, got "
+            f"{horizon}"
+        )
+    total = space.size ** (space.tokens * group)
+    if total > MOST and group == 1:
         raise ValueError(
             f"beam: expected at most {MOST} actions a step, got {space.size} codes in {space.tokens} "
             "tokens; use categorical"
         )
     device, branch = generator.device, min(config.branch, total)
-    table = torch.cartesian_prod(*[torch.arange(space.size, device=device)] * space.tokens)
-    table = table.view(total, space.tokens)
-    objective.require(calls(config.width, branch, horizon), "beam")
+    table = None
+    if total <= MOST and (group == 1 or prior is None):
+        places = [torch.arange(space.size, device=device)] * (space.tokens * group)
+        table = torch.cartesian_prod(*places).view(total, group, space.tokens)
+    objective.require(calls(config.width, branch, horizon, group), "beam")
     beams = torch.zeros((batch, 1, 0, space.tokens), dtype=torch.int64, device=device)
     cost = torch.zeros((batch, 1), device=device)
     copies = torch.zeros((batch, 1), dtype=torch.bool, device=device)
     row, lowest = torch.arange(batch, device=device)[:, None], []
-    for _ in range(horizon):
+    for _ in range(horizon // group):
         W = beams.shape[1]
         before = _before(beams, start)
-        chosen, twice = _extensions(before, (batch, W), table, branch, prior, generator)
-        longer = torch.cat(
-            [
-                beams[:, :, None].expand(-1, -1, branch, -1, -1),
-                table[chosen][:, :, :, None],
-            ],
-            dim=3,
-        ).flatten(1, 2)
+        if table is None:
+            new, twice = _drawn(before, (batch, W, branch, group), space, prior, generator)
+        else:
+            chosen, twice = _extensions(before, (batch, W), table, branch, prior, generator)
+            new = table[chosen]
+        held = beams[:, :, None].expand(-1, -1, branch, -1, -1)
+        longer = torch.cat([held, new], dim=3).flatten(1, 2)
         found = objective(longer)
         lowest.append(found.min(dim=1).values)
         copies = (copies[:, :, None] | twice).flatten(1)
@@ -78,10 +88,10 @@ def beam(
     return Plan(actions, price, objective.calls, torch.stack(lowest, dim=1))
 
 
-def calls(width: int, branch: int, horizon: int) -> int:
-    """Model calls of a search: beginnings of t steps are rolled out from the start."""
+def calls(width: int, branch: int, horizon: int, group: int = 1) -> int:
+    """Model calls of a search: beginnings of t steps are rolled out from the start, t a multiple of `group`."""
     made, beams = 0, 1
-    for step in range(1, horizon + 1):
+    for step in range(group, horizon + 1, group):
         made += beams * branch * step
         beams = min(width, beams * branch)
     return made
@@ -112,11 +122,32 @@ def _extensions(
     score = torch.zeros((B, W, total), device=table.device)
     if prior is not None:
         each = prior.next(before, (B, W)).expand(B, W, -1, -1)  # [B, W, N, K]
-        for token in range(table.shape[1]):
-            score = score + each[:, :, token].log()[:, :, table[:, token]]
+        for token in range(table.shape[2]):
+            score = score + each[:, :, token].log()[:, :, table[:, 0, token]]
     uniform = torch.rand(score.shape, generator=generator, device=table.device)
     gumbel = -(-uniform.clamp_min(1e-20).log()).log()
     order = (score + gumbel).argsort(dim=-1, descending=True, stable=True)[:, :, :branch]
     # What cannot happen is replaced by the best that can.
     possible = score.gather(-1, order).isfinite()
     return torch.where(possible, order, order[:, :, :1]), ~possible
+
+
+def _drawn(
+    before: Tensor | None,
+    shape: tuple[int, int, int, int],
+    space: Discrete,
+    prior: CodeBigram | None,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Codes [B, W, branch, r, N] that were drawn, and which of them were before, [B, W, branch]."""
+    B, W, branch, group = shape
+    rows = (B * W, branch, group)
+    if prior is None:
+        codes = uniform_codes(rows, space, generator=generator)
+    else:
+        last = None if before is None else before.expand(B, W, -1).flatten(0, 1)
+        codes = prior.sample(rows, last=last, generator=generator)
+    flat = codes.flatten(2)
+    alike = (flat[:, :, None] == flat[:, None]).all(-1)
+    twice = alike.tril(-1).any(-1)
+    return codes.unflatten(0, (B, W)), twice.unflatten(0, (B, W))

@@ -72,10 +72,14 @@ class Objective:
         cost: actions [B, n, h, A] -> [B, n].
         budget: model calls for each environment, None: without end. A call is one step of one
             candidate; a planner makes no round that would exceed it.
+        stride: h is a multiple of it, as a dynamics has it that makes several frames at once.
     """
 
-    def __init__(self, cost: Callable[[Tensor], Tensor], *, budget: int | None = None) -> None:
+    def __init__(
+        self, cost: Callable[[Tensor], Tensor], *, budget: int | None = None, stride: int = 1
+    ) -> None:
         self._cost, self.budget, self.calls = cost, budget, 0
+        self.stride = stride
 
     @classmethod
     def of(
@@ -89,7 +93,8 @@ class Objective:
     ) -> Objective:
         """The cost of what the dynamics imagines from a state.
 
-        `rows`: candidates, over all environments, that are rolled out and held at once.
+        `rows`: candidates, over all environments, that are rolled out and held at once. A dynamics that makes
+        several frames at once says so: `stride`, an attribute that others lack.
         Raises ValueError where the cost reads what the dynamics does not give.
         """
         if cost.reads not in ("nothing", dynamics.gives):
@@ -101,7 +106,7 @@ class Objective:
             parts = actions.split(max(1, rows // len(actions)), dim=1)
             return torch.cat([cost(dynamics.roll(state, part), part) for part in parts], dim=1)
 
-        return cls(priced, budget=budget)
+        return cls(priced, budget=budget, stride=getattr(dynamics, "stride", 1))
 
     def affords(self, calls: int) -> bool:
         """Whether so many more fit into the budget."""

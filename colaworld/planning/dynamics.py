@@ -48,7 +48,7 @@ class WorldDynamics:
         space: Literal["latent", "real"] = "latent",
     ) -> None:
         self.space: Space = latent_space(world) if space == "latent" else real_space(world)
-        self.world, self.gives = world, _reads(gives)
+        self.world, self.gives, self.stride = world, _reads(gives), world.stride
         self._real = space == "real"
 
     def begin(self, seen: Seen) -> WorldState:
@@ -80,7 +80,7 @@ class WorldDynamics:
         if actions.shape[2] % stride:
             raise ValueError(
                 f"mpc.horizon: this world makes {stride} frames at once; expected a multiple of {stride} "
-                f"actions, got {actions.shape[2]} (beam, which goes on by one, cannot plan in it)"
+                f"actions, got {actions.shape[2]}"
             )
         B, n = actions.shape[:2]
         fork, made = state.rollout.fork(n), []

@@ -108,6 +108,10 @@ class _Translated(Objective):
         return self._inner.calls
 
     @property
+    def stride(self) -> int:  # type: ignore[override]
+        return self._inner.stride
+
+    @property
     def budget(self) -> int | None:  # type: ignore[override]
         return self._inner.budget
 

@@ -16,10 +16,11 @@ from colaworld.models.adapters import (
     TableAdapterConfig,
 )
 from colaworld.models.latent_action.quantizers import GaussianConfig
-from colaworld.planning import CategoricalConfig, Continuous, Discrete, Objective
+from colaworld.planning import BeamConfig, CategoricalConfig, Continuous, Discrete, Objective
 from colaworld.planning.contracts import Seen
 from colaworld.planning.costs import GoalDistance
 from colaworld.planning.dynamics import WorldDynamics
+from colaworld.planning.exact import CopyDynamics
 from colaworld.planning.search import search
 
 
@@ -144,3 +145,23 @@ def test_planners_and_the_loop_know_no_model() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_objective_knows_how_many_frames_come_at_once(small) -> None:
+    """Beam search in a dynamics of pairs: it is never asked for one action alone."""
+
+    class Pairs(CopyDynamics):
+        stride = 2
+
+        def roll(self, state: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+            assert actions.shape[2] % 2 == 0
+            return super().roll(state, actions)
+
+    def objective(dynamics) -> Objective:
+        cost = GoalDistance(torch.zeros(2, 3, 8, 8), reads="frames")
+        return Objective.of(dynamics, cost, dynamics.begin(seen()))
+
+    assert objective(WorldDynamics(small())).stride == objective(CopyDynamics()).stride == 1
+    options = {"horizon": 4, "batch": 2, "generator": seeded()}
+    plan = search(objective(Pairs()), Discrete(3), BeamConfig(width=2, branch=4), **options)
+    assert plan.actions.shape == (2, 4, 1)

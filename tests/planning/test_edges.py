@@ -148,3 +148,41 @@ def test_an_agent_that_does_nothing_or_too_much_is_refused(count) -> None:
     agent = Other(Discrete(5))
     with pytest.raises(ValueError, match=rf"decided: expected 1 .. 2 actions, got {count}"):
         play(agent, start, (0,), config, generator=seeded())
+
+
+@pytest.mark.parametrize("case", ["all", "drawn", "prior"])
+def test_a_beam_grows_by_what_a_world_makes_at_once(case) -> None:
+    """Three actions at once; one sequence of six is free, each action that is off costs one. Of 2^3 ways all are
+    tried, of 8^6 some are drawn, a prior knows which follow each other."""
+    space = {"all": Discrete(2), "drawn": Discrete(8, 2), "prior": Discrete(8)}[case]
+    secret = {"all": [1, 0, 1, 1, 0, 0], "drawn": [0] * 6, "prior": [1, 2, 3, 4, 5, 6]}[case]
+    wanted = torch.tensor(secret)[:, None].expand(-1, space.tokens)
+    asked = []
+
+    def cost(actions: torch.Tensor) -> torch.Tensor:
+        asked.append(actions.shape[2])
+        return (actions != wanted[: actions.shape[2]]).float().sum(dim=(-1, -2))
+
+    prior = None
+    if case == "prior":
+        recorded = torch.arange(8).repeat(3)[:, None]
+        prior = CodeBigram.from_indices([recorded, torch.tensor([[1], [4], [1]])], space)
+    options = {"horizon": 6, "batch": 2, "generator": seeded(), "prior": prior}
+    objective = Objective(cost, stride=3)
+    plan = search(objective, space, BeamConfig(width=4, branch=40), **options)
+    assert asked == [3, 6]
+    branch = 8 if case == "all" else 40
+    assert plan.calls == branch * 3 + min(4, branch) * branch * 6
+    if case == "drawn":  # of 12 codes, by chance one or two are right
+        assert plan.cost.max() < 10
+    else:
+        assert torch.equal(plan.actions[0], wanted) and float(plan.cost.max()) == 0
+    with pytest.raises(
+        ValueError, match=r"mpc.horizon: .* expected a multiple of 3 actions, got 4"
+    ):
+        search(objective, space, BeamConfig(), **(options | {"horizon": 4}))
+    plan = search(
+        *(Objective(squares, stride=2), PUSH, BeamConfig(bins=3)),
+        **{"horizon": 2, "batch": 1, "generator": seeded()},
+    )
+    assert plan.actions.shape == (1, 2, 2)  # numbers, cut into bins
