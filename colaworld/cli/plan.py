@@ -94,7 +94,7 @@ def run(argv: list[str]) -> int:
     # Not above: torch takes seconds, and help and wrong calls need none of it.
     from colaworld.files import write_json
     from colaworld.runs.planning import plan_run
-    from colaworld.runs.planning_page import write_page
+    from colaworld.runs.planning_page import write_plan
     from colaworld.runs.planning_videos import write_videos
 
     rows = options.how.rows
@@ -131,7 +131,7 @@ def run(argv: list[str]) -> int:
     (options.out / "plan.html").unlink(missing_ok=True)  # never a page of other numbers
     write_json(options.out / "plan.json", result)
     films = write_videos(options.out / "videos", shown, options.how.videos)
-    write_page(options.out / "plan.html", result, shown)
+    write_plan(options.out / "plan.html", result, shown)
     print(table(result))
     print("\n".join(told(result)))
     print(f"{options.out}/plan.json has every number, {options.out}/plan.html shows it")

@@ -115,7 +115,7 @@ def _run(
     """Run `jobs`, out of `every` one of the study; the rows and the report are of all."""
     out = _out(options)
     # Not above: torch takes seconds, and help and wrong calls need none of it.
-    from colaworld.studies.page import write_page
+    from colaworld.studies.page import write_study
     from colaworld.studies.schedule import Scheduler
 
     def say(text: str) -> None:
@@ -153,7 +153,7 @@ def _run(
         page = out / "report.html"
         with writing(page):
             call = shlex.join([*program(), "study", *again])
-            write_page(page, study, rows, made=made, again=call)
+            write_study(page, study, rows, made=made, again=call)
         say(f"rows: {out / 'rows.json'}\nreport: {page}")
     elif options.rows is not None:
         say(f"--rows: no run is done yet, so that {options.rows} is not written")

@@ -10,45 +10,33 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from colaworld.config import leaves
-from colaworld.evaluation import report
 from colaworld.evaluation.report.charts import Series, line_chart
+from colaworld.evaluation.report.templates import write_page
 from colaworld.evaluation.report.tiles import tile
-from colaworld.files import write_atomically
 from colaworld.planning.mpc import Episode
 
-_HERE = Path(__file__).parent
-_CSS = Path(str(report.__file__)).parent / "report.css"
 _COLUMNS = 10  # frames of an episode that are shown
 _STYLES = {"world": "c-1", "oracle": "c-6", "cloning": "c-3", "random": "c-2", "copy": "c-copy"}
 
 
-def write_page(
+def write_plan(
     path: Path, result: Mapping[str, Any], shown: Mapping[str, Sequence[Episode]]
 ) -> Path:
     """Write the page, atomically; its path. `result` and `shown` as `plan_run` returns them."""
-    templates = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     said = result["protocol"]
-    page = templates.get_template("planning_page.html").render(
+    return write_page(
+        path,
+        Path(__file__).with_suffix(".html"),
         title=f"Planning in {said['env']} with {said['planner']['kind']}",
-        css=Markup(_CSS.read_text()),
         result=result,
         rows=[_row(name, row) for name, row in result["rows"].items()],
         chart=_chart(result["rows"], "all episodes"),
         strips=list(_strips(shown, said["shown"], said["videos"])),
         protocol=[(k, v) for k, v in leaves(said) if k != "episode_seeds"],
     )
-    write_atomically(path, page + "\n")
-    return path
 
 
 def _row(name: str, row: Mapping[str, Any]) -> dict[str, str]:

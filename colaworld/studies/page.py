@@ -15,8 +15,7 @@ from markupsafe import Markup
 
 from colaworld import __version__
 from colaworld.evaluation.report.charts import Series, line_chart
-from colaworld.evaluation.report.page import HERE, templates
-from colaworld.files import write_atomically
+from colaworld.evaluation.report.templates import write_page
 from colaworld.studies.rows import Row
 from colaworld.studies.study import Study
 from colaworld.studies.tables import (
@@ -29,6 +28,7 @@ from colaworld.studies.tables import (
     sets_of,
 )
 
+_TEMPLATE = Path(__file__).with_name("page.html")
 _CURVES = {
     "entropy": ("Entropy of the codes in use", "entropy / log K"),
     "control": ("Control on held-out clips", "1 - inferred / shuffled loss"),
@@ -36,7 +36,7 @@ _CURVES = {
 _TOGETHER = 5  # arms in one chart
 
 
-def write_page(path: Path, study: Study, rows: Sequence[Row], *, made: str, again: str) -> Path:
+def write_study(path: Path, study: Study, rows: Sequence[Row], *, made: str, again: str) -> Path:
     """Write the page, atomically. `made`: of how many runs; `again`: the command that makes it again."""
     sets = [
         {
@@ -60,19 +60,18 @@ def write_page(path: Path, study: Study, rows: Sequence[Row], *, made: str, agai
     arms = [["arm", "recipe", "changes", "what it shows"]]
     arms += [[name, "", _told(change), ""] for name, change in changes.items()]
     arms += [[arm.name, arm.recipe, _told(arm.changes), arm.note] for arm in study.arms]
-    page = templates.get_template("study.html").render(
+    return write_page(
+        path,
+        _TEMPLATE,
         title=f"Study: {study.name}",
-        css=Markup((HERE / "report.css").read_text()),
+        foot=again,
         version=__version__,
         made=made,
         question=study.question,
         reference=study.reference,
         sets=sets,
         arms=arms,
-        again=again,
     )
-    write_atomically(path, page + "\n")
-    return path
 
 
 def curves(arms: Mapping[str, Sequence[Row]], key: str, *, title: str, label: str) -> list[Markup]:

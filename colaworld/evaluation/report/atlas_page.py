@@ -10,9 +10,8 @@ from markupsafe import Markup
 
 from colaworld.evaluation.atlas import Atlas, Entry
 from colaworld.evaluation.report.charts import tag
-from colaworld.evaluation.report.page import HERE, templates
+from colaworld.evaluation.report.templates import write_page
 from colaworld.evaluation.report.tiles import tile
-from colaworld.files import write_atomically
 
 _WIDTH, _CELL = 112, 24
 _REAL = 4  # real actions told of each latent one
@@ -24,12 +23,13 @@ def write_atlas(
     """Write the page, atomically. `made`: from what; `again`: the command that makes it again."""
     rows = [_row(entry, atlas.action_names) for entry in atlas.entries]
     replay = next((e.replay for e in atlas.entries if e.replay is not None), None)
-    page = templates.get_template("atlas.html").render(
+    return write_page(
+        path,
+        Path(__file__).with_name("atlas.html"),
         title=title,
-        css=Markup((HERE / "report.css").read_text()),
+        foot=again,
         version=version,
         made=made,
-        again=again,
         atlas=atlas,
         shown=len(atlas.entries),
         rows=rows,
@@ -39,8 +39,6 @@ def write_atlas(
         examples=max(len(entry.examples) for entry in atlas.entries),
         measured=any(row["real"] for row in rows),
     )
-    write_atomically(path, page + "\n")
-    return Path(path)
 
 
 def _row(entry: Entry, names: tuple[str, ...]) -> dict[str, Any]:

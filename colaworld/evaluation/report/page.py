@@ -11,44 +11,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from colaworld.evaluation.artefacts import Artefacts
 from colaworld.evaluation.comparison import Comparison, comparison
 from colaworld.evaluation.layout import check
-from colaworld.evaluation.measures.measure import number
 from colaworld.evaluation.report import charts
 from colaworld.evaluation.report.charts import Series
+from colaworld.evaluation.report.templates import write_page
 from colaworld.evaluation.report.tiles import code_blocks, shown_frames, strips
 from colaworld.evaluation.report.training_curves import History, read_history
 from colaworld.evaluation.tables import beside_rows, headlines, horizon_rows, paper_rows, verdict
-from colaworld.files import write_atomically
 
-HERE = Path(__file__).parent
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "−")
-
-
-templates = Environment(
-    loader=FileSystemLoader(HERE),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-templates.filters["minus"] = _minus
-templates.filters["number"] = lambda value, digits=2: _minus(number(value, digits=digits))
-templates.filters["interval"] = lambda found: _interval(found)
-
-
-def _interval(found: Mapping[str, Any]) -> str:
-    """ "0.50 (0.40 to 0.60)" of {mean, low, high}; the mean alone where there are no bounds."""
-    mean, low, high = (found[key] for key in ("mean", "low", "high"))
-    bounds = f" ({number(low)} to {number(high)})" if None not in (low, high) else ""
-    return _minus(number(mean) + bounds)
+_TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def write_report(
@@ -87,7 +62,7 @@ def write_report(
         artefacts = Artefacts.load(artefacts)
     history, seconds = read_history(metrics_jsonl), environment.get("wall_seconds")
     found = headlines(evaluation)
-    pictures = {}
+    pictures: dict[str, Any] = {}
     if artefacts is not None:
         pictures = {
             "columns": _columns(artefacts),
@@ -95,9 +70,10 @@ def write_report(
             "frames": shown_frames(artefacts),
             "strips": strips(artefacts),
         }
-    page = templates.get_template("page.html").render(
+    return write_page(
+        path,
+        _TEMPLATE,
         title=title,
-        css=Markup((HERE / "report.css").read_text()),
         environment={"date": "", "commit": "", **environment},
         version=(environment.get("versions") or {}).get("colaworld"),
         took=None if seconds is None else duration(float(seconds)),
@@ -121,8 +97,6 @@ def write_report(
         config_yaml=config_yaml,
         **pictures,
     )
-    write_atomically(path, page + "\n")
-    return Path(path)
 
 
 # keys that an older evaluation lacks
