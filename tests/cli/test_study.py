@@ -240,3 +240,14 @@ def test_what_cannot_be_written_or_is_another_study_is_said_first(
     broken = colaworld("study", "tiny", "--out", out, "--resume")
     assert broken.status == 2 and "seed-0.json: not valid JSON" in broken.plain
     assert "delete it: --resume makes it again" in broken.plain and "train" not in broken.out
+
+
+def test_factors_of_equal_flops_are_told(study, colaworld, monkeypatch) -> None:
+    told = {"warmup": 1.0, "joint": 2.0}  # of a clip, in place of traced steps
+    monkeypatch.setattr("colaworld.studies.flops._of_clip", lambda text, height, width: told)
+    out = study(budget="flops")
+    call = ["study", "tiny", "--out", out, "--seeds", 1, "--budget", "0.000000001s"]
+    said = colaworld(*call)
+    assert said.status == 0, said.plain
+    # cola: 850 x 1 + 850 x 2; naive: 1700 x 2
+    assert "to take as many FLOPs as cola, times cola 1.000, naive 0.750" in said.plain

@@ -14,7 +14,8 @@ from colaworld.models.backbones.stdit3 import STDiT3, STDiT3Config
 from colaworld.models.backbones.wan import Wan, WanConfig
 from colaworld.models.conditioning import ActionConditioner
 from colaworld.models.config import ConditionerConfig
-from colaworld.models.latent_action.config import FDMConfig, IDMConfig
+from colaworld.models.latent_action.aligner import Aligner
+from colaworld.models.latent_action.config import AlignerConfig, FDMConfig, IDMConfig
 from colaworld.models.latent_action.fdm import ForwardDynamicsModel
 from colaworld.models.latent_action.idm import InverseDynamicsModel
 from colaworld.models.layers.attention import use_backend
@@ -31,8 +32,30 @@ PARTS = {
         {"modulation": drawn(1, 3, 2, 96)},
     ),
     "idm": lambda: (
-        InverseDynamicsModel(IDMConfig(depth=1, width=16, heads=2)),
+        InverseDynamicsModel(IDMConfig(depth=1, width=16, heads=2, input="tubelet")),
         (drawn(1, 3, 3, 8, 8),),
+        {},
+    ),
+    "aligner": lambda: (
+        Aligner(
+            AlignerConfig(depth=1, width=16, heads=2),
+            channels=12,
+            actions_per_frame=1,
+            tokens=2,
+            dim=4,
+        ),
+        (drawn(1, 12, 3, 4, 4), drawn(1, 2, 2, 4)),
+        {},
+    ),
+    "conditioner that drops tokens": lambda: (
+        ActionConditioner(
+            ConditionerConfig(depth=1, heads=2, nested_dropout=0.5),
+            width=16,
+            blocks=2,
+            tokens=2,
+            dim=4,
+        ),
+        (drawn(1, 2, 2, 4), torch.tensor([[[True, False], [False, True]]])),
         {},
     ),
     "conditioner": lambda: (
