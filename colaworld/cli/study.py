@@ -161,6 +161,8 @@ def _run(
         say(f"FAILED {name}: {why}")
     if outcome.left:
         say(f"{len(outcome.left)} jobs are left. Go on with:\n  {resume}")
+    elif outcome.failed:
+        say(f"When that is mended, try again with:\n  {resume}")
     return 1 if outcome.failed else 0
 
 

@@ -118,11 +118,12 @@ class Job:
 
     @property
     def row(self) -> Row | None:
-        """What is known of a run that is done, against the reference of now."""
+        """What is known of a run that is done, with the reference and the names of now."""
         row = self.state().get("row")
-        return (
-            None if row is None or self.of is None else {**row, "reference": self.of[0].reference}
-        )
+        if row is None or self.of is None:
+            return None
+        study, data, arm, _ = self.of
+        return {**row, "data": data.name, "arm": arm.name, "reference": study.reference}
 
     def note(self, **known: Any) -> None:
         """Keep what is known; None forgets."""

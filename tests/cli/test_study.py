@@ -109,6 +109,7 @@ def test_what_fails_is_tried_once_more_and_named(study, colaworld) -> None:
     assert said.status == 1
     assert said.out.count("scene/wrong/seed-0: train") == 2
     assert "FAILED scene/wrong/seed-0: colaworld train: " in said.out
+    assert "try again with:" in said.out and said.out.rstrip().endswith("--resume")
     assert [r["arm"] for r in rows_of(out)] == ["cola", "naive"]
     assert "FAILED: colaworld train" in colaworld("study", "tiny", "--out", out, "--status").out
 

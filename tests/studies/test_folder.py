@@ -62,7 +62,8 @@ def test_another_recording_than_the_one_that_is_there_is_refused(tmp_path) -> No
         now.prepare()
 
 
-def test_a_row_is_held_against_the_reference_of_now(tmp_path) -> None:
+def test_a_row_has_the_reference_and_the_names_of_now(tmp_path) -> None:
+    """Another arm may be the reference, and an arm's folder may be called otherwise."""
     arms = (Arm("a", "nano.cola"), Arm("b", "nano.cola"))
     first = study(arms=arms, measures=("nmse",))
     job = jobs_of(first, tmp_path, seeds=1)[0]
@@ -73,9 +74,12 @@ def test_a_row_is_held_against_the_reference_of_now(tmp_path) -> None:
         "numbers": {"nmse": None},
     }
     job.note(row={**row, "reference": "a"})
-    again = jobs_of(replace(first, reference="b"), tmp_path, seeds=1)
-    assert again[0].finish()["reference"] == "b"
-    assert [row["reference"] for row in finished_rows(again)] == ["b"]
+    (tmp_path / "d" / "a").rename(tmp_path / "d" / "c")
+    arms = (Arm("b", "nano.cola"), Arm("c", "nano.cola"))
+    again = jobs_of(replace(first, arms=arms, reference="b"), tmp_path, seeds=1)
+    assert again[1].finish()["reference"] == "b"
+    (row,) = finished_rows(again)
+    assert (row["arm"], row["reference"]) == ("c", "b")
 
 
 @pytest.mark.parametrize("key", ["training.seed", "data.path"])
