@@ -74,7 +74,7 @@ def run(argv: list[str]) -> int:
         size = model.frame_size or (options.data.height, options.data.width)
         data = replace(options.data, height=size[0], width=size[1])
         tell(1, 3, "reading clips")
-        spec = ClipSet(data).source.action_spec
+        spec = ClipSet(data).matched_actions()
         batches = iterate_once(
             data,
             batch_size=options.batch_size,

@@ -196,6 +196,33 @@ class ClipSet:
             return start
         return int(self._resampled(episode, start, start + 1)[0])
 
+    def matched_actions(self) -> ActionSpec | None:
+        """`action_spec` where each transition of a clip has recorded actions; else None, with a warning
+        where there are some that fit no transition."""
+        spec = self.source.action_spec
+        if spec is None:
+            return None
+        told = (self._unmatched(spec, self._timing[e.index]) for e in self.episodes)
+        if (why := next((why for why in told if why is not None), None)) is not None:
+            log.warning("recorded actions are left out: %s", why)
+            return None
+        return self.action_spec
+
+    def _unmatched(self, spec: ActionSpec, timing: _Timing) -> str | None:
+        """Why the actions of an episode do not fit its clips."""
+        if timing.resampled:
+            return (
+                f"{self.config.path}: actions in column {spec.column!r} belong to frames as "
+                f"recorded; an fps of {self.config.fps} does not divide the recorded rate, so no "
+                "action leads from one frame of a clip to the next; use stride or such an fps"
+            )
+        if spec.kind == "discrete" and timing.stride != 1:
+            return (
+                f"{self.config.path}: {timing.stride} actions of column {spec.column!r} lie "
+                "between two frames of a clip, and classes cannot be merged; use stride 1"
+            )
+        return None
+
     def clip_actions(self, episode: int, start: int) -> np.ndarray:
         """[T-1] int64 or [T-1, A] float32 for the clip at `start`: entry t leads to frame t + 1.
 
@@ -205,17 +232,8 @@ class ClipSet:
         spec, timing = self.source.action_spec, self._timing[episode]
         if spec is None:
             raise self._no_actions()
-        if timing.resampled:
-            raise DataError(
-                f"{self.config.path}: actions in column {spec.column!r} belong to frames as "
-                f"recorded; an fps of {self.config.fps} does not divide the recorded rate, so no "
-                "action leads from one frame of a clip to the next; use stride or such an fps"
-            )
-        if spec.kind == "discrete" and timing.stride != 1:
-            raise DataError(
-                f"{self.config.path}: {timing.stride} actions of column {spec.column!r} lie "
-                "between two frames of a clip, and classes cannot be merged; use stride 1"
-            )
+        if (why := self._unmatched(spec, timing)) is not None:
+            raise DataError(why)
         with self._lock:
             values = self._actions.get(episode)
         if values is None:

@@ -72,7 +72,7 @@ def evaluate_run(
     split: Literal["heldout", "all"] = "all" if unseen else "heldout"
     size = heldout.height, heldout.width
     world = replace(world, frame_size=size)  # each clip comes with its own frame rate
-    spec = heldout.source.action_spec
+    spec = heldout.matched_actions()
     if world.obeys and spec is not None:
         try:
             check_actions(world, heldout)

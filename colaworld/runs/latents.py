@@ -90,7 +90,7 @@ def probe_latents(
         model = _load(name, data, kind, device)
         size = model.frame_size or (data.height, data.width)
         fitted = replace(data, height=size[0], width=size[1])
-        spec = ClipSet(fitted).source.action_spec
+        spec = ClipSet(fitted).matched_actions()
         before = number * config.probe_clips
 
         def watch(clips: int, name: str = name, before: int = before) -> None:

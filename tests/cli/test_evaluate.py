@@ -125,6 +125,21 @@ def test_other_data(run, film, quick, tmp_path, colaworld) -> None:
     assert said.status == 2 and "38x32 px" in said.err and "--data.height 40" in said.err
 
 
+def test_actions_between_frames_of_a_stride(run, quick, tmp_path, colaworld, caplog) -> None:
+    """Numbers are measured all together; classes cannot be merged and are left out, which is said."""
+    for env in ("point-mass", "scene"):
+        recorded = ("record", env, "--out", tmp_path / env, "--episodes", 12, "--steps", 40)
+        assert colaworld(*recorded).status == 0
+        said = colaworld("evaluate", run, *quick, f"--data={tmp_path / env}", "--data.stride", 3)
+        assert said.status == 0, said.err
+        found = json.loads((run / "evaluation.json").read_text())
+        if env == "point-mass":
+            assert len(found["probe"]["action_names"]) == 3 * 2
+        else:
+            assert found["probe"] is None
+            assert "recorded actions are left out" in caplog.text and "use stride 1" in caplog.text
+
+
 def test_episodes_that_were_trained_on_are_not_called_held_out(
     run, quick, colaworld, caplog
 ) -> None:
