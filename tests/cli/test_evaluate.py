@@ -130,13 +130,14 @@ def test_actions_between_frames_of_a_stride(run, quick, tmp_path, colaworld, cap
     for env in ("point-mass", "scene"):
         recorded = ("record", env, "--out", tmp_path / env, "--episodes", 12, "--steps", 40)
         assert colaworld(*recorded).status == 0
-        said = colaworld("evaluate", run, *quick, f"--data={tmp_path / env}", "--data.stride", 3)
+        data = (f"--data={tmp_path / env}", "--data.stride", 3, "--data.holdout", 0.5)
+        said = colaworld("evaluate", run, *quick, *data, "--evaluation.probe-clips", 40)
         assert said.status == 0, said.err
         found = json.loads((run / "evaluation.json").read_text())
         if env == "point-mass":
-            assert len(found["probe"]["action_names"]) == 3 * 2
+            assert found["action"]["size"] == 3 * 2 and found["probe"] is not None
         else:
-            assert found["probe"] is None
+            assert found["action"] is None and found["probe"] is None
             assert "recorded actions are left out" in caplog.text and "use stride 1" in caplog.text
 
 
