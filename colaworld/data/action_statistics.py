@@ -28,8 +28,10 @@ from colaworld.action_differences import telling
 from colaworld.config import from_dict, to_dict
 from colaworld.contracts import ActionSpec
 from colaworld.data.errors import DataError
+from colaworld.data.index_cache import IndexCache
 from colaworld.data.sources.lerobot_statistics import Statistics
-from colaworld.data.sources.source import Source, TellsStatistics
+from colaworld.data.sources.source import Source, TellsActionFiles, TellsStatistics
+from colaworld.data.video_file import file_stamp
 from colaworld.files import FileError, check_seal, read_json, seal, write_atomically
 
 if TYPE_CHECKING:
@@ -42,10 +44,11 @@ Scaling = Literal["mean_std", "min_max", "quantile", "none"]
 
 
 def contract_of(clips: ClipSet) -> ActionContract:
-    """What the actions of a set's clips are: those of the file beside the set, else measured; with a
-    stride, all that lie in a step. Raises DataError where there are none, or the file is not of this set."""
+    """What the actions of a set's clips are: those of the file beside the set, else as measured, once for
+    as long as no file changes; with a stride, all that lie in a step. Raises DataError where there are
+    none, or the file is not of this set."""
     clips.require_actions()
-    recorded = read_contract(clips.source) or measure(clips.source)
+    recorded = read_contract(clips.source) or _measured(clips.source)
     return recorded.every(clips.stride(clips.segments[0].episode))
 
 
@@ -87,6 +90,31 @@ def measure(
         columns = (total.mean, std, total.low, total.high, q01, q99)
         normaliser = Normaliser(scaling, total.count, *(tuple(c.tolist()) for c in columns))
     return ActionContract.of(spec, rate=rate_of(source), normaliser=normaliser)
+
+
+def _measured(source: Source) -> ActionContract:
+    """`measure`, from the index cache where neither the files of the actions nor what is known of them
+    changed; a source that does not tell its files is measured each time."""
+    if source.action_spec is None or not isinstance(source, TellsActionFiles):
+        return measure(source)
+    said = json.dumps([to_dict(source.action_spec), SAMPLE], sort_keys=True)
+
+    def stamp() -> tuple[int, ...]:
+        digest = hashlib.blake2b(digest_size=7)  # a whole number that JSON holds exactly
+        for path in source.action_files():
+            digest.update(f"{path} {file_stamp(path)}\n".encode())
+        for episode in source.episodes:
+            digest.update(f"{episode.name} {episode.frames}\n".encode())
+        return (int.from_bytes(digest.digest(), "little"),)
+
+    index = IndexCache(contract_file(source.path))
+    kept = index.get(
+        f"actions {hashlib.sha256(said.encode()).hexdigest()}",
+        stamp,
+        lambda: to_dict(measure(source)),
+    )
+    index.save(whole=False)
+    return replace(from_dict(ActionContract, kept, where=f"{index.path}"), rate=rate_of(source))
 
 
 class _Sample:

@@ -27,6 +27,7 @@ from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
 from colaworld.data.sources import open_source
+from colaworld.data.sources.lerobot import LeRobotSource
 from colaworld.data.sources.lerobot_writer import LeRobotWriter
 
 LENGTHS = (7, 30, 23)
@@ -62,6 +63,36 @@ def test_measures_every_row_of_every_episode(arm) -> None:
     np.testing.assert_allclose(n.std, rows.std(0), rtol=1e-12)
     assert n.low == tuple(rows.min(0)) and n.high == tuple(rows.max(0))
     np.testing.assert_allclose((n.q01, n.q99), np.quantile(rows, (0.01, 0.99), axis=0))
+
+
+def test_columns_are_read_again_only_where_a_file_changed(arm, monkeypatch) -> None:
+    read, actions = [], LeRobotSource.actions
+
+    def counted(self, episode):
+        read.append(episode)
+        return actions(self, episode)
+
+    monkeypatch.setattr(LeRobotSource, "actions", counted)
+
+    def contract():
+        clips = ClipSet(DataConfig(path=arm, split="all", frames_per_clip=3))
+        clips.require_actions()  # looks at one episode, which is kept
+        read.clear()
+        return contract_of(clips)
+
+    first = contract()
+    assert read == [0, 1, 2] and first == measure(open_source(arm))
+    assert contract() == first and read == []
+    (file,) = (arm / "data").rglob("*.parquet")
+    table = pq.read_table(file)
+    moved = pa.array([[2 * x for x in row] for row in table["action"].to_pylist()])
+    column = table.schema.get_field_index("action")
+    field = table.schema.field("action")
+    pq.write_table(table.set_column(column, field, moved.cast(field.type)), file)
+    assert contract().normaliser.mean == pytest.approx([2 * m for m in first.normaliser.mean])
+    assert read == [0, 1, 2]
+    _edit(arm / "meta/info.json", lambda v: v["features"]["action"].update(names=["p", "q"]))
+    assert contract().names == ("p", "q") and read == [0, 1, 2]  # it means something else now
 
 
 def test_quantiles_of_many_rows_come_from_an_even_share_of_them(arm, monkeypatch) -> None:

@@ -194,6 +194,9 @@ class Hdf5Source(FilesSource):
         info = self.episodes[episode]
         return np.arange(info.frames) / info.fps
 
+    def action_files(self) -> list[Path]:
+        return sorted({Path(episode.path) for episode in self.episodes})
+
     def actions(self, episode: int) -> np.ndarray | None:
         if self._column is None or self.action_spec is None:
             return None

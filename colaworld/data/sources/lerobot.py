@@ -212,6 +212,9 @@ class LeRobotSource:
         file = self.folder.file("meta/stats.json", f"{self.path}")
         return _largest(str(file), column, lerobot_meta.read_json(file))
 
+    def action_files(self) -> list[Path]:
+        return sorted({row.data for row in self._rows})
+
     def told_statistics(self) -> tuple[str, dict[str, list[float]]] | None:
         """What meta/stats.json says of the actions, or in v2.1 the lines of its episodes together."""
         meta = self.path / "meta"

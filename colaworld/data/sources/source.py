@@ -123,3 +123,12 @@ class TellsStatistics(Protocol):
         """(where it stands, what it says): min, max, mean, std, q01 and q99 per channel, count; each may
         be missing. None: nothing is said. Raises DataError where it cannot be read."""
         ...
+
+
+@runtime_checkable
+class TellsActionFiles(Protocol):
+    """A source whose actions lie in files: what is measured of them is kept until one changes."""
+
+    def action_files(self) -> Sequence[Path]:
+        """The files that `actions` reads, of all episodes."""
+        ...

@@ -172,6 +172,9 @@ class WebDatasetSource(VideosSource):
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise DataError(f"{where} cannot be read: {error}") from error
 
+    def action_files(self) -> list[Path]:
+        return sorted({Path(episode.path) for episode in self.episodes})
+
     def actions(self, episode: int) -> np.ndarray | None:
         if self._column is None or self.action_spec is None:
             return None
