@@ -42,33 +42,41 @@ class PointMassDynamics:
 
 class SimulatorDynamics:
     """The true simulator: each candidate, actions of `Task.space`, is played in a copy of the environment
-    (the oracle). `device`: of the frames it gives.
+    (the oracle).
+
+    Args:
+        device: of the frames it gives.
+        last: draw the frame after the last action alone, where a cost reads no other.
     """
 
     gives: Reads = "frames"
 
-    def __init__(self, *, device: torch.device | str = "cpu") -> None:
-        self.device = device
+    def __init__(self, *, device: torch.device | str = "cpu", last: bool = False) -> None:
+        self.device, self.last = device, last
 
     def begin(self, seen: Seen) -> Sequence[Any]:
         return [copy.deepcopy(task) for task in seen.tasks]
 
     def roll(self, state: Sequence[Any], actions: Tensor) -> Tensor:
-        """actions [B, n, h, A] -> frames [B, n, h, 3, H, W]."""
+        """actions [B, n, h, A] -> frames [B, n, T, 3, H, W], T = 1 with `last`, else h."""
+        return self._roll(state, actions, last=self.last)
+
+    def imagine(self, state: Sequence[Any], actions: Tensor) -> Tensor | None:
+        return self._roll(state, actions[:, None], last=False)[:, 0]
+
+    def _roll(self, state: Sequence[Any], actions: Tensor, *, last: bool) -> Tensor:
         films = []
         for task, candidates in zip(state, actions.cpu(), strict=True):
             for candidate in candidates:
                 played, frames = copy.deepcopy(task), []
-                for action in candidate:
+                for number, action in enumerate(candidate, 1):
                     for one in played.steps(action):
                         played.step(one)
-                    frames.append(played.frame())
+                    if not last or number == len(candidate):
+                        frames.append(played.frame())
                 films.append(np.stack(frames))
         made = torch.from_numpy(np.stack(films)).to(self.device).movedim(-1, -3).float() / 255
         return made.unflatten(0, actions.shape[:2])
-
-    def imagine(self, state: Sequence[Any], actions: Tensor) -> Tensor | None:
-        return self.roll(state, actions[:, None])[:, 0]
 
 
 class CopyDynamics:

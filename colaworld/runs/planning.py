@@ -198,7 +198,7 @@ def _agents(
     cloned: Cloned | None,
     device: str,
 ) -> dict[Row, Agent]:
-    simulator = SimulatorDynamics(device=device)
+    simulator = SimulatorDynamics(device=device, last=config.over == "last")
     made: dict[Row, Agent] = {}
     for name in config.rows:
         if name == "random":

@@ -81,6 +81,18 @@ def test_a_dynamics_in_which_nothing_happens_reaches_nothing_and_a_random_agent_
     assert lost.calls == 0
 
 
+def test_the_true_simulator_draws_what_is_asked_for() -> None:
+    task = SceneTask(goal_offset=3, **SCENE)
+    task.reset(0)
+    seen = Seen(torch.zeros(1, 1, 3, 16, 16), seeded(), [task])
+    actions = torch.randint(5, (1, 4, 3, 1), generator=seeded())
+    whole, last = SimulatorDynamics(), SimulatorDynamics(last=True)
+    frames, state = whole.roll(whole.begin(seen), actions), last.begin(seen)
+    assert frames.shape == (1, 4, 3, 3, 16, 16)
+    torch.testing.assert_close(last.roll(state, actions), frames[:, :, -1:], rtol=0, atol=0)
+    torch.testing.assert_close(last.imagine(state, actions[:, 1]), frames[:, 1], rtol=0, atol=0)
+
+
 def test_the_point_mass_is_brought_to_its_goal_in_the_fewest_steps() -> None:
     """Goals are as far as full pushes of one axis lead, so no plan is shorter."""
     config = MPCConfig(horizon=4, steps=6)
