@@ -22,6 +22,7 @@ from colaworld.planning.config import (
     MPCConfig,
     PlannerConfig,
 )
+from colaworld.planning.protocols import frame_size
 from colaworld.runs.worlds import WorldFolder
 
 
@@ -63,7 +64,7 @@ def run(argv: list[str]) -> int:
     from colaworld.planning.goal_head import save_head
     from colaworld.runs.goal_head import train_goal_head
 
-    world, size = None, options.how.frame_size(options.env)
+    world, size = None, frame_size(options.env, options.how.size)
     if folder is not None:
         world = folder.load(device=device)
         if world.stride > 1:

@@ -13,6 +13,7 @@ from colaworld.cli.command_line import from_command_line
 from colaworld.cli.progress import bar
 from colaworld.planning import TASKS
 from colaworld.planning.config import GoalsConfig
+from colaworld.planning.protocols import frame_size
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def run(argv: list[str]) -> int:
 
     with bar("goals") as progress:
         made = make_goals(
-            options.env, options.which.frame_size(options.env), options.which, watch=progress
+            options.env, frame_size(options.env, options.which.size), options.which, watch=progress
         )
     made.save(options.out)
     height, width = made.frame_size

@@ -23,6 +23,7 @@ from colaworld.planning.config import (
     MPCConfig,
     PlannerConfig,
 )
+from colaworld.planning.protocols import frame_size, preset
 from colaworld.runs.worlds import WorldFolder
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def run(argv: list[str]) -> int:
     from colaworld.runs.planning_videos import write_videos
 
     rows = options.how.rows
-    world, steering, size = None, None, options.how.frame_size(options.env)
+    world, steering, size = None, None, frame_size(options.env, options.how.size)
     if kept is not None:
         size = kept[1].frame_size
         options = replace(options, how=replace(options.how, **kept[1].said))
@@ -146,7 +147,7 @@ def _goals(options: PlanOptions, path: Path) -> tuple[Path, GoalsFile]:
 
     file = GoalsFile.load(path)
     free = options.run is None and options.how.size is not None
-    size = options.how.frame_size(options.env) if free else None
+    size = frame_size(options.env, options.how.size) if free else None
     file.check(path, options.env, options.how, size)
     return path, file
 
@@ -192,7 +193,6 @@ def _of_run(folder: WorldFolder) -> dict[str, Any]:
 
 def _preset(argv: list[str]) -> PlanOptions:
     """The options before those that were given: an environment's protocol decides."""
-    from colaworld.planning.protocols import preset
 
     def said(flag: str, default: str | None) -> str | None:
         for at, word in enumerate(argv):

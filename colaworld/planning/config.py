@@ -251,13 +251,7 @@ class GoalsConfig(Checked, at="--"):
     quality: Literal["paper", "fast"] | None = None
     """robodesk: with shadows and reflections, or without (None: fast). It is to be that of the run's data."""
     size: Annotated[int, Range(ge=2, le=1024)] | None = None
-    """Pixels of frames without a run, per side; crafter: per cell. None: 32, crafter 4."""
-
-    def frame_size(self, env: str) -> tuple[int, int]:
-        """Height and width of frames without a run."""
-        if env == "crafter":  # 7 x 9 cells
-            return 7 * (self.size or 4), 9 * (self.size or 4)
-        return self.size or 32, self.size or 32
+    """Pixels of frames without a run, per side; crafter: per cell. None: 32, crafter 4, robodesk 64."""
 
     def of_task(self) -> dict[str, Any]:
         """What is the environment's to know, where it was said."""

@@ -32,15 +32,19 @@ class PlanningProtocol:
     episodes: int
     how: Mapping[str, Any] = field(default_factory=dict)
     """Values of an `EpisodesConfig`; its defaults otherwise."""
+    size: int | None = None
+    """Pixels per side; None: nothing compares by it here."""
 
     def departures(
-        self, planner: PlannerConfig, mpc: MPCConfig, config: EpisodesConfig
+        self, planner: PlannerConfig, mpc: MPCConfig, config: EpisodesConfig, height: int
     ) -> dict[str, list[Any]]:
         """What is played otherwise: setting -> [here, in the protocol]."""
         pairs: dict[str, tuple[Any, Any]] = {
             key: (getattr(config, key), value)
             for key, value in {"episodes": self.episodes, **self.how}.items()
         }
+        if self.size is not None:
+            pairs["size"] = (height, self.size)
         pairs |= {f"mpc.{key}": pair for key, pair in _beside(mpc, self.mpc).items()}
         if planner.kind != self.planner.kind:
             pairs["planner.kind"] = (planner.kind, self.planner.kind)
@@ -71,7 +75,8 @@ PROTOCOLS.add(
         MPCConfig(horizon=10, replan=1, steps=15, context=2),
         MPPIConfig(candidates=50, gamma=0.05, beta=0.5, std=(0.5, 0.5, 0.5, 0.1, 0.1)),
         100,
-        {"over": "all", "penalty": 0.0, "size": 64},
+        {"over": "all", "penalty": 0.0},
+        size=64,
     ),
 )
 
@@ -89,6 +94,15 @@ def episodes_of(env: str) -> int:
     """How many episodes are played unless told otherwise."""
     found = protocol_of(env)
     return 50 if found is None else found.episodes
+
+
+def frame_size(env: str, size: int | None) -> tuple[int, int]:
+    """Height and width of frames without a run; `size` as `GoalsConfig.size`."""
+    if env == "crafter":  # 7 x 9 cells
+        return 7 * (size or 4), 9 * (size or 4)
+    found = protocol_of(env)
+    side = size or (found and found.size) or 32
+    return side, side
 
 
 def preset(env: str, name: str | None, *, space: str) -> dict[str, Any]:

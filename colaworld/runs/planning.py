@@ -182,7 +182,7 @@ def _departing(
     found = protocol_of(env, name)
     if found is None:
         return None
-    departs = found.departures(planner, mpc, replace(config, size=size))
+    departs = found.departures(planner, mpc, config, size)
     known = next(key for key, one in PROTOCOLS.items() if one is found)
     return {"name": known, "source": found.source, "departs": departs}
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from colaworld.planning import TASKS
-from colaworld.planning.protocols import episodes_of, preset, protocol_of
+from colaworld.planning.protocols import episodes_of, frame_size, preset, protocol_of
 from colaworld.planning.tasks import SceneTask
 from colaworld.registry import from_outside
 
@@ -222,10 +222,13 @@ def test_vp2_is_played_as_it_stands() -> None:
     found = protocol_of("robodesk")
     assert found is not None
     made["how"] = replace(made["how"], episodes=episodes_of("robodesk"))
-    assert not found.departures(made["planner"], made["mpc"], made["how"])
+    assert not found.departures(made["planner"], made["mpc"], made["how"], 64)
     codes = preset("robodesk", "vp2", space="latent")["planner"]
     assert codes.std == (0.5,)
-    assert list(found.departures(codes, made["mpc"], made["how"])) == ["planner.std"]
+    departs = found.departures(codes, made["mpc"], made["how"], 32)
+    assert departs == {"size": [32, 64], "planner.std": [[0.5], [0.5, 0.5, 0.5, 0.1, 0.1]]}
+    assert frame_size("robodesk", None) == (64, 64) and frame_size("robodesk", 32) == (32, 32)
+    assert frame_size("crafter", None) == (28, 36) and frame_size("scene", None) == (32, 32)
     assert "planner" not in preset("robodesk", None, space="real") and not preset(
         "scene", None, space="real"
     )
