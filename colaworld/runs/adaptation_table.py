@@ -30,8 +30,8 @@ from colaworld.runs.estimates import error_told
 from colaworld.runs.evaluation import heldout_clips
 from colaworld.runs.load import load_world
 from colaworld.runs.provenance import provenance
-from colaworld.training.checkpoint import init_parts
 from colaworld.training.loggers import read_rows
+from colaworld.training.weights import init_parts
 
 log = logging.getLogger(__name__)
 FORMAT_VERSION = 1

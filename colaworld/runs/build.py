@@ -24,11 +24,12 @@ from colaworld.runs.preview import RolloutPreview, first_clips
 from colaworld.runs.sizes import check_frames, check_heads, check_history, check_window
 from colaworld.runs.weights import load_backbone
 from colaworld.runs.work import work_of
-from colaworld.training.checkpoint import find_checkpoints, init_file
+from colaworld.training.checkpoint import find_checkpoints
 from colaworld.training.config import OBJECTIVES
 from colaworld.training.control import ControlMeter
 from colaworld.training.distributed import Distributed
 from colaworld.training.trainer import Trainer
+from colaworld.training.weights import init_file
 
 log = logging.getLogger(__name__)
 

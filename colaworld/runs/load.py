@@ -25,13 +25,8 @@ from colaworld.models.latent_action.quantizers import Quantizer
 from colaworld.models.world import World
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig, read_config
-from colaworld.training.checkpoint import (
-    Checkpoint,
-    finite,
-    latest_checkpoint,
-    load_strictly,
-    load_weights,
-)
+from colaworld.training.checkpoint import Checkpoint, latest_checkpoint
+from colaworld.training.weights import finite, load_strictly, load_weights
 
 log = logging.getLogger(__name__)
 

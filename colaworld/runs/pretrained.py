@@ -54,7 +54,8 @@ from colaworld.runs.load import (
     without_world,
 )
 from colaworld.runs.model_card import model_card
-from colaworld.training.checkpoint import finite, load_strictly, write_folder
+from colaworld.training.checkpoint import write_folder
+from colaworld.training.weights import finite, load_strictly
 
 _TOKENIZER = "tokenizer"  # the folder of an export that holds a tokenizer's own files
 

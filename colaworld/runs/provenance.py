@@ -22,7 +22,7 @@ from colaworld.training.checkpoint import (
     Checkpoint,
     latest_checkpoint,
 )
-from colaworld.training.run_folder import config_sha256
+from colaworld.training.same_run import config_sha256
 
 
 def environment(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@
 
 A checkpoint is written into a hidden sibling, synced, and renamed; state.json comes last and lists
 the others, so a folder without a valid one is not a checkpoint. Nothing is ever unpickled.
-Not here: what the state means (trainer.py, phase_state.py) or reading weights of other projects (models).
+Not here: what the state means (trainer.py, phase_state.py), how weights go into models (weights.py).
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
 from colaworld.files import (
     SEAL,
     FileError,
-    check_recorded,
     check_seal,
     check_sha256,
     read_json,
@@ -45,10 +44,9 @@ from colaworld.files import (
     share,
     write_refused,
 )
-from colaworld.models.backbones.weights import is_finite
 from colaworld.training import shard_files
 from colaworld.training.distributed import Distributed
-from colaworld.training.protocols import CheckpointError, UnstableTrainingError
+from colaworld.training.protocols import CheckpointError
 from colaworld.training.sharding import is_sharded
 
 FORMAT_VERSION = 1  # raised when the layout or the meaning of a field changes
@@ -146,7 +144,7 @@ def write_checkpoint(
         for name, values in tensors.items():
             file = folder / f"{name}.safetensors"
             file.parent.mkdir(exist_ok=True)
-            save_file(_separate(values), file, metadata=(headers or {}).get(name))
+            save_file(separate(values), file, metadata=(headers or {}).get(name))
             if processes is not None and not processes.is_main:
                 share(file)
                 _sync(file)
@@ -156,7 +154,7 @@ def write_checkpoint(
     def finish(folder: Path, written: list[dict[str, Any]]) -> dict[str, Any]:
         files = {name: sums for own in written for name, sums in own.items()}
         whole = {"format_version": FORMAT_VERSION, **state, "files": files}
-        return _write_sealed(folder / "state.json", whole, path)
+        return write_sealed(folder / "state.json", whole, path)
 
     # Without its parents: a run that was moved away meanwhile does not come back.
     state = write_folder(path, fill, need, finish=finish, parents=False, processes=processes)
@@ -392,137 +390,7 @@ def sweep(folder: Path) -> None:
             _remove(path)
 
 
-def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
-    """Copy `weights` into `module`. CheckpointError names missing, left-over and misshapen keys.
-
-    `source` says in the error where the weights came from.
-    """
-    check_fit(module, weights, source=source)
-    own = module.state_dict()
-    module.load_state_dict({name: shard_files.own_part(weights[name], own[name]) for name in own})
-
-
-def check_fit(module: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
-    """CheckpointError where keys of `weights` are missing in `module`, left over or misshapen."""
-    own = module.state_dict()
-    problems = []
-    for label, keys in (
-        ("missing", sorted(own.keys() - weights.keys())),
-        ("left over", sorted(weights.keys() - own.keys())),
-        (
-            "misshapen",
-            [
-                f"{key} (expected {own[key].dtype} {list(own[key].shape)}, "
-                f"got {weights[key].dtype} {list(weights[key].shape)})"
-                for key in sorted(own.keys() & weights.keys())
-                if own[key].shape != weights[key].shape or own[key].dtype != weights[key].dtype
-            ],
-        ),
-    ):
-        if keys:
-            more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
-            problems.append(f"{label}: {', '.join(keys[:8])}{more}")
-    if problems:
-        raise CheckpointError(
-            f"{source} does not fit {type(module).__name__}; {'; '.join(problems)}. "
-            "Was it made with another configuration?"
-        )
-
-
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Strictly load a safetensors file into `module`.
-
-    Raises CheckpointError, or FileError where it is not as it was written.
-    """
-    load_strictly(module, finite(_read(path), path), source=str(path))
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path}: expected a safetensors file, found something else")
-    check_recorded(path.parent)
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from None
-
-
-def finite(weights: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
-    """The same weights. CheckpointError where one is not finite."""
-    for name, value in weights.items():
-        if not is_finite(value):
-            raise CheckpointError(f"{source}: {name} holds values that are not finite")
-    return weights
-
-
-def init_file(source: str) -> Path:
-    """The tensor file that an `init_from` names. CheckpointError where there is none."""
-    path = Path(source)
-    path = path / "weights" / "model.safetensors" if path.is_dir() else path
-    if not path.exists():
-        raise CheckpointError(
-            f"init_from: expected the folder of a finished run or a safetensors file, got {source!r}: "
-            f"there is no {path}"
-        )
-    return path
-
-
-def init_parts(model: nn.Module, source: str) -> list[str]:
-    """Let the parts of `model` that `source` holds start from its weights; returns their names.
-
-    Args:
-        source: the folder of a finished run, or a safetensors file of a world model.
-
-    Raises CheckpointError where there is no such file, or a part that it holds does not fit.
-    """
-    path = init_file(source)
-    try:
-        stored = _read(path)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"init_from: expected the folder of a finished run or a safetensors file, got {source!r}: "
-            f"{error}"
-        ) from None
-    held = {key.split(".")[0] for key in stored}
-    parts = [name for name, _ in model.named_children() if name in held]
-    if not parts:
-        raise CheckpointError(
-            f"init_from: {path} holds none of {', '.join(n for n, _ in model.named_children())}; it "
-            f"holds {', '.join(sorted(held))}"
-        )
-
-    def of_parts(key: str) -> bool:
-        return key.split(".")[0] in parts
-
-    # As the state of the whole model, which may hold a mark in place of a tokenizer's weights.
-    own = {key: value for key, value in model.state_dict().items() if not of_parts(key)}
-    given = {key: value for key, value in stored.items() if of_parts(key)}
-    load_strictly(model, own | finite(given, path), source=str(path))
-    return parts
-
-
-def export_weights(folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Write `folder`/model.safetensors and config.json atomically: what a finished run is for.
-
-    Raises CheckpointError where they cannot be written, UnstableTrainingError where a tensor is not
-    finite.
-    """
-    for name, value in weights.items():
-        if not is_finite(value):
-            raise UnstableTrainingError(
-                f"{folder}: not written, since {name} holds values that are not finite: the training "
-                "diverged; begin anew with a lower learning rate"
-            )
-
-    def fill(temporary: Path) -> None:
-        save_file(_separate(weights), temporary / "model.safetensors")
-        files = {"model.safetensors": recorded(temporary / "model.safetensors")}
-        _write_sealed(temporary / "config.json", {**config, "files": files}, folder)
-
-    write_folder(folder, fill, sum(t.numel() * t.element_size() for t in weights.values()))
-
-
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """On the CPU, contiguous, no two sharing memory (safetensors refuses shared tensors)."""
     seen: set[int] = set()
     result = {}
@@ -537,7 +405,7 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _write_sealed(file: Path, values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def write_sealed(file: Path, values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """JSON with its own hash. `path`: what an error names."""
     try:
         sealed = seal(values)

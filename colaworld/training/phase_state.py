@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from colaworld.training.checkpoint import Checkpoint, check_fit
+from colaworld.training.checkpoint import Checkpoint
 from colaworld.training.codebook_monitor import CollapseAlarm, HealthMeter, WarmupGate, under
 from colaworld.training.config import TrainingConfig
 from colaworld.training.ema import WeightAverage
@@ -24,6 +24,7 @@ from colaworld.training.guard import LossGuard
 from colaworld.training.optimizer import Moments, PhaseOptimizer
 from colaworld.training.phases import Phase
 from colaworld.training.protocols import Objective
+from colaworld.training.weights import check_fit
 
 log = logging.getLogger(__name__)
 

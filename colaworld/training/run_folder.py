@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import itertools
 import json
 import logging
@@ -25,9 +24,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from colaworld.config import leaves, renamed
 from colaworld.files import FolderLock, write_atomically
-from colaworld.models.latent_action.quantizers.config import FORMER_KEYS
 from colaworld.training import checkpoint as checkpoints
 from colaworld.training.background import Background, copied
 from colaworld.training.checkpoint import Checkpoint
@@ -37,55 +34,13 @@ from colaworld.training.loggers import ConsoleLogger, JsonlLogger, read_rows
 from colaworld.training.meters import Throughput
 from colaworld.training.phase_state import PhaseState, Progress
 from colaworld.training.protocols import ResumeError, RunFolderError
+from colaworld.training.same_run import check_same_config
 from colaworld.training.sinks import Sink, TensorBoardLogger, TrackerLogger
+from colaworld.training.weights import export_weights
 
 log = logging.getLogger(__name__)
 
 ENDED = "ended.json"
-# What may change between stopping and resuming: how long, how often, where. By the key's end.
-FREE = (
-    "max_steps",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "async_checkpoint",
-    "log_every",
-    "peak_tflops",
-    "trackio",
-    "wandb",
-    "sample_every",
-    "tensorboard",
-    "out",
-    "resume",
-    "workers",  # the same clips
-    "timeout",
-    "recompute",  # the same gradients bit for bit
-)
-# Fields that early configurations do not have, and what they did; by the key, or its last two names.
-_LATER: dict[str, Any] = {
-    "data.recorded_fps": None,
-    "training.control_every": 0,
-    "training.control_clips": 32,
-    "gate.control": 0.0,
-    "gate.floor": 0.3,
-    "gate.control_floor": 0.0,
-    "alarm.control_floor": 0.0,
-    "data.streams": None,
-    "data.mixture": {},
-    "action_contract": None,
-    "data.labels": None,
-    "data.labels_seed": 0,
-    "model.backbone.clip_fps": False,
-    "model.backbone.round_times": False,
-    "objective.average": "frames",
-    "objective.frozen_history": None,
-}
-# Free too, by the whole key: how long a phase is, what previews and evaluations alone read, and how data that
-# differ are met.
-_ALSO_FREE = re.compile(
-    r"phases\.\w+\.(steps|gate\.missed)|(sampler|evaluation)\..*|training\.(devices|parallel\..*)"
-    r"|data\.unlike_actions"
-)
-_FORMERLY = {"training.compile": {False: "no", True: "full"}}  # values of older configurations
 
 
 class RunFolder:
@@ -408,7 +363,7 @@ class RunFolder:
         if latest is None:
             raise RunFolderError(f"{self.checkpoints}: the last checkpoint is gone or damaged")
         averaged = latest.tensors("ema")
-        checkpoints.export_weights(
+        export_weights(
             self.out / "weights",
             averaged or latest.tensors("model"),
             {
@@ -428,65 +383,3 @@ def _saves(rows: list[dict[str, Any]], every: int) -> int:
         row.get("phase") != after.get("phase") or row.get("step") in range(every, len(rows), every)
         for row, after in itertools.pairwise(rows)
     )
-
-
-# -- is it the same run? -----------------------------------------------------------------------
-
-
-def _bound(config_yaml: str) -> dict[str, Any]:
-    """Flat key -> value of everything that may not change."""
-    values = yaml.safe_load(config_yaml) or {}
-    bound = {
-        k: v
-        for k, v in ((renamed(k), v) for k, v in leaves(values))
-        if not _free(k) and not _says_nothing(k, v)
-    }
-    passes = [bound.pop(f"training.{name}", 1) for name in ("batch_size", "accumulate")]
-    if all(isinstance(number, int) for number in passes):
-        bound["training.batch_size x training.accumulate"] = passes[0] * passes[1]  # of an update
-    for key, meanings in _FORMERLY.items():
-        if isinstance(bound.get(key), bool):
-            bound[key] = meanings[bound[key]]
-    return bound
-
-
-def _free(key: str) -> bool:
-    if key.startswith("model."):
-        return False
-    return key.rsplit(".", 1)[-1] in FREE or _ALSO_FREE.fullmatch(key) is not None
-
-
-def _says_nothing(key: str, value: Any) -> bool:
-    """Whether configurations of other versions may leave this out."""
-    for known in (key, ".".join(key.split(".")[-2:])):
-        if known in _LATER:
-            return value == _LATER[known]
-    where, _, name = key.rpartition(".")
-    if name == "init_from" or key == "model.parts":
-        return not value
-    return where == "model.quantizer" and name in FORMER_KEYS and value == FORMER_KEYS[name]
-
-
-def config_sha256(config_yaml: str) -> str:
-    """Hash of what may not change between stopping and resuming."""
-    return hashlib.sha256(json.dumps(_bound(config_yaml), sort_keys=True).encode()).hexdigest()
-
-
-def check_same_config(saved_yaml: str, given_yaml: str, *, where: str) -> None:
-    """ResumeError with every key that differs, apart from those that may (`FREE`)."""
-    saved, given = _bound(saved_yaml), _bound(given_yaml)
-    absent = "(absent)"
-    lines = [
-        f"  {key}: saved {saved.get(key, absent)!r}, given {given.get(key, absent)!r}"
-        for key in sorted(saved.keys() | given.keys())
-        if saved.get(key, absent) != given.get(key, absent)
-    ]
-    if lines:
-        raise ResumeError(
-            f"{where} was trained with another configuration; these keys differ:\n"
-            + "\n".join(lines)
-            + f"\nResume with the saved values, or train into a new folder "
-            "(only phases.*.steps, sampler.*, evaluation.*, training.parallel.*, how many passes an update "
-            "is cut into, "
-            f"{', '.join(FREE)} may change)"
-        )

@@ -28,7 +28,7 @@ from colaworld.contracts import ClipBatch
 from colaworld.rng import ClipGenerator, generator_for, seed_for
 from colaworld.training import checkpoint as checkpoints
 from colaworld.training.blocks import wrap_blocks
-from colaworld.training.checkpoint import Checkpoint, init_parts
+from colaworld.training.checkpoint import Checkpoint
 from colaworld.training.config import TrainingConfig
 from colaworld.training.distributed import Distributed
 from colaworld.training.guard import LossGuard
@@ -38,9 +38,11 @@ from colaworld.training.optimizer import Moments, moments_of
 from colaworld.training.phase_state import PhaseState, Progress, TrainResult
 from colaworld.training.phases import Phase, check_phases, enter_phase
 from colaworld.training.protocols import ClipSupply, Control, Loader, Objective, Preview
-from colaworld.training.run_folder import RunFolder, config_sha256
+from colaworld.training.run_folder import RunFolder
+from colaworld.training.same_run import config_sha256
 from colaworld.training.sharding import give_up, is_sharded
 from colaworld.training.step import clip_generator, optimizer_step, uses_bf16
+from colaworld.training.weights import init_parts, load_strictly
 
 log = logging.getLogger(__name__)
 
@@ -462,7 +464,7 @@ class Trainer:
 
     def _load_weights(self, checkpoint: Checkpoint) -> None:
         weights = checkpoint.tensors("model", self.model.state_dict().get)
-        checkpoints.load_strictly(self.model, weights, source=str(checkpoint.path))
+        load_strictly(self.model, weights, source=str(checkpoint.path))
 
     def _take_over(self, checkpoint: Checkpoint) -> None:
         state, distributed = checkpoint.state, self.distributed

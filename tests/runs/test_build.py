@@ -24,7 +24,7 @@ from colaworld.runs.config import PHASES, RunConfig
 from colaworld.training.config import OBJECTIVES, ObjectiveConfig
 from colaworld.training.phases import check_phases
 from colaworld.training.protocols import ResumeError
-from colaworld.training.run_folder import check_same_config
+from colaworld.training.same_run import check_same_config
 
 COMPARED = ("nano.cola", "nano.two_stage", "nano.naive_joint", "nano.frozen_world")
 

@@ -35,7 +35,8 @@ from colaworld.runs.config import read_config
 from colaworld.runs.load import load_world
 from colaworld.runs.model_card import model_card
 from colaworld.runs.weights import load_backbone
-from colaworld.training.checkpoint import CheckpointError, init_parts
+from colaworld.training.checkpoint import CheckpointError
+from colaworld.training.weights import init_parts
 
 # What the published repository says of itself, at a size that fits a test.
 PUBLISHED = {

@@ -17,6 +17,7 @@ from torch import nn
 
 from colaworld.files import FileError, seal
 from colaworld.training import checkpoint as cp
+from colaworld.training import weights as weights_file
 from colaworld.training.protocols import CheckpointError, UnstableTrainingError
 
 
@@ -210,31 +211,31 @@ def test_a_checkpoint_that_is_a_link_is_read_and_replaced(tmp_path):
 def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path):
     bad = {"bias": torch.ones(2), "weight": torch.tensor([[1.0, math.nan, 0], [0, 0, 0]])}
     with pytest.raises(UnstableTrainingError, match="weight holds values that are not finite"):
-        cp.export_weights(tmp_path / "weights", bad, {})
+        weights_file.export_weights(tmp_path / "weights", bad, {})
     assert not list(tmp_path.iterdir())
     save_file(bad, tmp_path / "model.safetensors")
     module = nn.Linear(3, 2)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: weight holds values"):
-        cp.load_weights(module, tmp_path / "model.safetensors")
+        weights_file.load_weights(module, tmp_path / "model.safetensors")
     parts = nn.ModuleDict({"a": module})
     save_file({f"a.{name}": value for name, value in bad.items()}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model\.safetensors: a\.weight holds values"):
-        cp.init_parts(parts, str(tmp_path / "model.safetensors"))
+        weights_file.init_parts(parts, str(tmp_path / "model.safetensors"))
 
 
 def test_finished_weights_that_changed_are_refused(tmp_path):
     module = nn.Linear(3, 2)
     about = {"format_version": 1, "global_step": 3, "config": {}}
-    cp.export_weights(tmp_path / "weights", module.state_dict(), about)
+    weights_file.export_weights(tmp_path / "weights", module.state_dict(), about)
     file = tmp_path / "weights" / "model.safetensors"
     assert file.stat().st_mode & 0o044
-    cp.load_weights(module, file)
+    weights_file.load_weights(module, file)
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
     for call in (
-        lambda: cp.load_weights(module, file),
-        lambda: cp.init_parts(nn.ModuleDict({"weight": module}), str(tmp_path)),
+        lambda: weights_file.load_weights(module, file),
+        lambda: weights_file.init_parts(nn.ModuleDict({"weight": module}), str(tmp_path)),
     ):
         with pytest.raises(FileError, match=r"model\.safetensors: its content does not match"):
             call()
@@ -243,7 +244,7 @@ def test_finished_weights_that_changed_are_refused(tmp_path):
 def test_a_pipe_in_place_of_weights_is_refused(tmp_path):
     os.mkfifo(tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="expected a safetensors file, found something else"):
-        cp.load_weights(nn.Linear(3, 2), tmp_path / "model.safetensors")
+        weights_file.load_weights(nn.Linear(3, 2), tmp_path / "model.safetensors")
 
 
 def test_latest_healthy_and_pruning(tmp_path):
@@ -332,17 +333,17 @@ def test_sweep_clears_up_after_a_kill(tmp_path):
 def test_loading_is_strict_and_says_what_differs():
     module = nn.Linear(3, 2)
     good = {name: torch.ones_like(value) for name, value in module.state_dict().items()}
-    cp.load_strictly(module, good, source="x")
+    weights_file.load_strictly(module, good, source="x")
     assert module.weight.sum().item() == 6
     bad = {"weight": torch.zeros(2, 4), "extra": torch.zeros(1)}
     with pytest.raises(CheckpointError) as caught:
-        cp.load_strictly(module, bad, source="here")
+        weights_file.load_strictly(module, bad, source="here")
     text = str(caught.value)
     assert "here does not fit Linear" in text
     assert "missing: bias" in text and "left over: extra" in text
     assert "weight (expected torch.float32 [2, 3], got torch.float32 [2, 4])" in text
     with pytest.raises(CheckpointError, match="misshapen: weight"):
-        cp.load_strictly(module, {**good, "weight": good["weight"].half()}, source="x")
+        weights_file.load_strictly(module, {**good, "weight": good["weight"].half()}, source="x")
     assert module.weight.sum().item() == 6  # a refused load changes nothing
 
 
@@ -353,18 +354,18 @@ def test_a_file_of_weights_is_loaded_whole_or_not_at_all(tmp_path):
     save_file(weights | {"b.x": torch.zeros(1)}, more)
     module = nn.Linear(3, 2)
     with pytest.raises(CheckpointError, match="left over"):
-        cp.load_weights(module, more)
+        weights_file.load_weights(module, more)
     assert module.bias.tolist() != [1, 1]
-    cp.load_weights(module, file)
+    weights_file.load_weights(module, file)
     assert module.bias.tolist() == [1, 1]
     with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
-        cp.load_weights(module, tmp_path / "none.safetensors")
+        weights_file.load_weights(module, tmp_path / "none.safetensors")
 
 
 def test_tied_and_sliced_weights_are_written_whole(tmp_path):
     base = torch.arange(6.0).view(2, 3)
     weights = {"a": base, "tied": base, "column": base[:, 1], "transposed": base.t()}
-    cp.export_weights(tmp_path / "weights", weights, {"averaged": False})
+    weights_file.export_weights(tmp_path / "weights", weights, {"averaged": False})
     read = load_file(tmp_path / "weights" / "model.safetensors")
     for name, value in weights.items():
         assert torch.equal(read[name], value)

@@ -10,7 +10,8 @@ import pytest
 
 from colaworld.files import FolderLock
 from colaworld.training.protocols import ResumeError, RunFolderError
-from colaworld.training.run_folder import RunFolder, check_same_config, config_sha256
+from colaworld.training.run_folder import RunFolder
+from colaworld.training.same_run import check_same_config, config_sha256
 
 HOLD = """
 import sys, pathlib
