@@ -36,7 +36,8 @@ class AdaptConfig(Checked, at="--"):
 
     kind: str = "auto"
     """mlp (the paper's two layers), table (classes: mean latent of each), attention (looks at the current
-    frame), or one of your own; auto: table for classes, else mlp."""
+    frame), or one of your own; auto: table for classes, attention where the contract says that numbers are
+    absolute, since a place to go to means no motion to one who does not look; else mlp."""
     hidden: Size = 256
     """Hidden width of the mlp, and of the head that goes back."""
     quantise: bool = False
@@ -72,7 +73,9 @@ def adapted_run(
     Raises ConfigError where the kind of adapter does not fit the actions.
     """
     discrete = contract.kind == "discrete"
-    kind = asked.kind if asked.kind != "auto" else "table" if discrete else "mlp"
+    looks = contract.mode == "absolute"
+    own = "table" if discrete else "attention" if looks else "mlp"
+    kind = own if asked.kind == "auto" else asked.kind
     shared: dict[str, Any] = {"discrete": discrete, "size": contract.size}
     if not discrete and contract.normaliser.kind != "none":  # else they enter as recorded
         shift, scale = contract.normaliser.shift_and_scale()
