@@ -52,6 +52,11 @@ _LATER: dict[str, Any] = {
     "model.backbone.round_times": False,
     "objective.average": "frames",
     "objective.frozen_history": None,
+    "objective.alignment_weight": 1.0,
+    "objective.idm_view": "same",
+    "objective.idm_shift": 2,
+    "idm.input": "frame",
+    "conditioner.nested_dropout": 0.0,
 }
 # Free too, by the whole key: how long a phase is, what previews and evaluations alone read, and how data that
 # differ are met.

@@ -140,7 +140,7 @@ def test_a_phase_that_freezes_a_part_its_objective_needs_still_gets_it():
 def test_an_unknown_objective_is_named():
     with pytest.raises(
         ConfigError,
-        match=r"joint.objective: no objective 'colla' .*known: adapted, adapted_lam, adapter, cola, ",
+        match=r"joint.objective: no objective 'colla' .*known: adapted, adapted_lam, adapter, aligned, cola, ",
     ):
         recipe("nano.cola").with_phase("joint", objective="colla")
 
