@@ -1,6 +1,6 @@
 """Starts and goals of episodes: made once, whoever plays them.
 
-    goals = Goals(make, seeds);  goals.begin(seed) -> Begun
+    goals = Goals(task, seeds);  goals.begin(seed) -> Begun
 
 Not here: the file they are kept in (goals_file.py), the environments.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,18 +34,18 @@ class Goals:
     """The episodes of some seeds. Each is made when it is first asked for, and copied for whoever plays it.
 
     Args:
-        make: makes an environment.
+        task: the environment, of which every episode gets a copy.
         seeds: of the episodes.
     """
 
-    def __init__(self, make: Callable[[], Task], seeds: Sequence[int]) -> None:
-        self._make, self.seeds = make, tuple(seeds)
+    def __init__(self, task: Task, seeds: Sequence[int]) -> None:
+        self._task, self.seeds = task, tuple(seeds)
         self._begun: dict[int, Begun] = {}
 
     def begin(self, seed: int) -> Begun:
         """The episode of a seed, to be played."""
         if seed not in self._begun:
-            self._begun[seed] = begin(self._make(), seed)
+            self._begun[seed] = begin(copy.deepcopy(self._task), seed)
         one = self._begun[seed]
         return one._replace(task=copy.deepcopy(one.task))
 

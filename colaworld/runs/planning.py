@@ -88,10 +88,8 @@ def plan_run(
         config = replace(config, episodes=config.episodes or episodes_of(env))
         seeds = seeds_of(config)
 
-    def make() -> Task:
-        return make_task(env, height=height, width=width, **said)
-
-    task, goals = make(), Goals(make, seeds)
+    task = make_task(env, height=height, width=width, **said)
+    goals = Goals(task, seeds)
     if kept is not None:
         file.compare(path, goals)
     pricing = Pricing(task, world, config, size=size, device=device)
@@ -158,16 +156,13 @@ def make_goals(
     """Make the starts and goals of `config.episodes` episodes, for all who play them."""
     config = replace(config, episodes=config.episodes or episodes_of(env))
     said = config.of_task()
-
-    def make() -> Task:
-        return make_task(env, height=size[0], width=size[1], **said)
-
-    goals = Goals(make, seeds_of(config))
+    task = make_task(env, height=size[0], width=size[1], **said)
+    goals = Goals(task, seeds_of(config))
     for number, seed in enumerate(goals.seeds, 1):
         goals.begin(seed)
         if watch is not None:
             watch(number, len(goals.seeds), "episodes")
-    return GoalsFile.of(env, said, make(), goals)
+    return GoalsFile.of(env, said, task, goals)
 
 
 def _departing(

@@ -31,17 +31,11 @@ def kept(made, tmp_path) -> Path:
 
 
 def test_who_plays_an_episode_moves_nobody_elses() -> None:
-    made = []
-
-    def make() -> SceneTask:
-        made.append(SceneTask(height=16, width=16))
-        return made[-1]
-
-    goals = Goals(make, (1, 2))
+    goals = Goals(SceneTask(height=16, width=16), (1, 2))
     first = goals.begin(1)
     first.task.step(2)
     again = goals.begin(1)
-    assert len(made) == 1 and again.task is not first.task
+    assert again.task is not first.task
     np.testing.assert_array_equal(again.task.frame(), again.frame)
     assert (first.task.frame() != first.frame).any()
 
@@ -74,7 +68,7 @@ def test_what_does_not_fit_is_said(made, kept) -> None:
 
 
 def test_frames_that_look_otherwise_here_are_refused(made, kept) -> None:
-    goals = Goals(lambda: SceneTask(height=16, width=16, goal_offset=2), made.seeds.tolist())
+    goals = Goals(SceneTask(height=16, width=16, goal_offset=2), made.seeds.tolist())
     made.compare(kept, goals)
     changed = made.goals.copy()
     changed[1, 0, 0, 0] ^= 1
