@@ -320,7 +320,7 @@ def told(result: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"codes become actions by a table of {len(found['codes'])} codes from {found['recorded_steps']} "
             f"recorded steps, right in {found['agreement']:.2f} (one action for all: {found['baseline']:.2f}); "
-            f"{found['carried_out_unseen']} of {found['carried_out']} codes carried out were not in it"
+            f"{found['carried_out_unseen']} of {found['carried_out']} codes carried out were not in it{_hint(said, found)}"
         )
         if found["places"]:
             lines.append(
@@ -347,6 +347,12 @@ def told(result: Mapping[str, Any]) -> list[str]:
             f"not played: {', '.join(result['missing'])}; without them this is no result yet"
         )
     return lines
+
+
+def _hint(said: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Where plans left what was recorded, what keeps them there."""
+    strays = found["carried_out_unseen"] > 0.2 * found["carried_out"] and not said["prior"]
+    return " (--prior data keeps plans to codes that were)" if strays else ""
 
 
 def _departures(protocol: Mapping[str, Any]) -> str:

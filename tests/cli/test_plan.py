@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from colaworld.cli.plan import told
 from colaworld.planning import TASKS
 from colaworld.planning.protocols import episodes_of, frame_size, preset, protocol_of
 from colaworld.planning.tasks import SceneTask
@@ -202,6 +203,15 @@ def test_a_run_of_another_size_is_told_before_it_plans(colaworld, trained, scene
     assert colaworld("goals", "scene", "--episodes", 1, "--size", 16, "--out", file).status == 0
     said = colaworld("plan", "scene", "--run", trained, "--data", scene, "--goals", file)
     assert said.status == 2 and "expected 32x32" in said.plain
+
+
+def test_plans_of_codes_that_were_never_seen_are_told_how_to_stay(planned) -> None:
+    result, _ = planned
+    assert "--prior data keeps" not in "\n".join(told(result))
+    strays = {**result["action_map"], "carried_out": 10, "carried_out_unseen": 3}
+    free = {**result["protocol"], "prior": False}
+    said = "\n".join(told({**result, "action_map": strays, "protocol": free}))
+    assert "3 of 10 codes carried out were not in it (--prior data keeps plans" in said
 
 
 def test_plans_become_a_table(colaworld, planned, tmp_path) -> None:
