@@ -169,7 +169,7 @@ def build_trainer(
         frames=config.data.frames_per_clip,
         most_history=config.objective.history[1],
     )
-    if {"flow", "cola", "world", "adapted", "adapted_lam"} & {
+    if {"flow", "cola", "aligned", "world", "adapted", "adapted_lam"} & {
         phase.objective for phase in config.scheduled()
     }:
         asked = {name: getattr(config.objective, name) for name in ("history", "frozen_history")}

@@ -25,7 +25,7 @@ class Phase(Checked):
     name: str
     """What the phase is called in logs and checkpoints; unique within a run."""
     objective: str
-    """Which objective is minimised, by its name: flow, cola, reconstruction, world, adapter, adapted, adapted_lam,
+    """Which objective is minimised, by its name: flow, cola, aligned, reconstruction, world, adapter, adapted, adapted_lam,
     or yours."""
     train: tuple[str, ...]
     """Parts of the model that train; all others are frozen and in evaluation mode."""

@@ -269,3 +269,15 @@ def test_a_run_of_the_first_version_with_another_quantizer_is_read(kind):
     config = from_dict(RunConfig, values)
     assert config.model.quantizer == QUANTIZERS[kind].config()
     check_same_config(text, to_yaml(config), where="here")
+
+
+@pytest.mark.parametrize("objective", ["cola", "aligned"])
+def test_a_history_that_leaves_nothing_is_refused_before_training(objective, tiny, tmp_path):
+    config = tiny()
+    config = replace(
+        config.with_phase("warmup", objective=objective),
+        schedule=("warmup",),
+        objective=replace(config.objective, history=(4, 4)),
+    )
+    with pytest.raises(ConfigError, match=r"objective\.history: \(4, 4\) leaves nothing"):
+        build_trainer(config, out=tmp_path / "run")
