@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ from colaworld.planning.config import (
     MPCConfig,
     PlannerConfig,
 )
-from colaworld.planning.protocols import frame_size
+from colaworld.planning.protocols import frame_size, protocol_of
 from colaworld.runs.worlds import WorldFolder
 
 
@@ -49,13 +49,15 @@ class GoalHeadOptions:
 def run(argv: list[str]) -> int:
     """Play, learn, print what held-out episodes say, write the file."""
     options: GoalHeadOptions = from_command_line(
-        GoalHeadOptions(env=tyro.MISSING),
+        _preset(argv),
         named_planner(argv),
         program="colaworld goal-head",
         description="Learn from episodes whether a goal is reached, or how near it is: a cost for colaworld plan "
         "--head. Half of them are played by a planner in the true simulator, half at random.",
     )
     TASKS[options.env]  # raises where there is none of this name
+    if argv[0] != options.env:
+        raise ConfigError(f"name the environment first: colaworld goal-head {options.env} ...")
     folder = None if options.run is None else WorldFolder.of(options.run)
     if options.out.is_dir():
         raise ConfigError(f"--out {options.out}: expected a file, found a folder")
@@ -93,6 +95,13 @@ def run(argv: list[str]) -> int:
     print("\n".join(said(told["held_out"], head.config.discount)))
     print(f"{options.out}: colaworld plan {options.env} --head {options.out}")
     return 0
+
+
+def _preset(argv: list[str]) -> GoalHeadOptions:
+    """The options before those that were given: an environment's protocol decides the loop."""
+    found = protocol_of(argv[0], None) if argv and argv[0] in TASKS else None
+    options = GoalHeadOptions(env=tyro.MISSING)
+    return options if found is None else replace(options, mpc=found.mpc)
 
 
 def said(found: Mapping[str, Any], discount: float) -> list[str]:

@@ -89,15 +89,20 @@ def run(argv: list[str]) -> int:
         raise ConfigError("--prior: it is of codes; leave it out, or plan them (--space latent)")
     if options.out.exists() and not options.out.is_dir():
         raise ConfigError(f"--out {options.out}: expected a folder, found a file")
+    for flag, path in (("--head", options.how.head), ("--encoder", options.how.encoder)):
+        if path is not None and not path.exists():
+            raise ConfigError(f"{flag} {path}: there is nothing of this name")
     device = choose_device(options.device)
     kept = None if options.goals is None else _goals(options, options.goals)
 
     # Not above: torch takes seconds, and help and wrong calls need none of it.
     from colaworld.files import write_json
     from colaworld.runs.planning import plan_run
+    from colaworld.runs.planning_costs import check_costs
     from colaworld.runs.planning_page import write_plan
     from colaworld.runs.planning_videos import write_videos
 
+    check_costs(options.how, with_world=folder is not None)
     rows = options.how.rows
     world, steering, size = None, None, frame_size(options.env, options.how.size)
     if kept is not None:

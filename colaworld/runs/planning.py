@@ -203,7 +203,7 @@ def _agents(
                 made[name] = CloningAgent(cloned)
         elif name == "oracle" or name == "copy":
             dynamics: Any = simulator if name == "oracle" else CopyDynamics()
-            cost = pricing(name, "frames", task.space)
+            cost = pricing("frames", task.space)
             made[name] = PlanningAgent(dynamics, task.space, planner, mpc, cost)
         elif world is not None:
             assert steering is not None, "a world is steered"
@@ -212,7 +212,7 @@ def _agents(
                     "--penalty: codes have no size of their own; expected 0, or --space real"
                 )
             rolled = WorldDynamics(world, gives=config.cost, space=steering.space)
-            cost = pricing(name, config.cost, rolled.space)
+            cost = pricing(config.cost, rolled.space)
             made[name] = PlanningAgent(
                 rolled, rolled.space, planner, mpc, cost, steering.act, steering.prior
             )

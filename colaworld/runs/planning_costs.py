@@ -21,6 +21,26 @@ from colaworld.planning.spaces import Continuous, Space
 from colaworld.planning.tasks import Task
 
 
+def check_costs(config: EpisodesConfig, *, with_world: bool) -> None:
+    """What can be said before a world is read. Raises ConfigError where settings contradict each other."""
+    if config.encoder is not None and config.cost != "frames":
+        raise ConfigError("--encoder: it sees frames; leave --cost at frames")
+    if config.head is None:
+        if config.distance_weight == 0:
+            raise ConfigError("--distance-weight 0: nothing tells the goal then; name a --head")
+        return
+    reads = load_head(config.head)[0].config.reads
+    if reads != config.cost or (reads == "latents" and not with_world):
+        where = f"--cost {reads}" + " and a --run" * (reads == "latents")
+        raise ConfigError(f"--head {config.head}: it reads {reads}; plan with {where}")
+    lost = [row for row in ("oracle", "copy") if row in config.rows]
+    if reads == "latents" and config.distance_weight == 0 and lost:
+        raise ConfigError(
+            f"--distance-weight 0: nothing tells the goal in row {' and '.join(lost)}, as the head reads latents; "
+            "leave it out of --rows"
+        )
+
+
 class Pricing:
     """Makes the cost of each row, encoder and head read once.
 
@@ -43,10 +63,7 @@ class Pricing:
                 f"--cost latents: a latent of this world is {world.stride} frames, a goal image is one; "
                 "use frames"
             )
-        if config.encoder is not None and config.cost != "frames":
-            raise ConfigError("--encoder: it sees frames; leave --cost at frames")
-        if config.distance_weight == 0 and config.head is None:
-            raise ConfigError("--distance-weight 0: nothing tells the goal then; name a --head")
+        check_costs(config, with_world=world is not None)
         self.encoder = (
             None if config.encoder is None else load_encoder(config.encoder, device=device)
         )
@@ -54,9 +71,6 @@ class Pricing:
         if config.head is not None:
             self.head, _ = load_head(config.head, device=device)
             reads = self.head.config.reads
-            if reads != config.cost or (reads == "latents" and world is None):
-                where = f"--cost {reads}" + " and a --run" * (reads == "latents")
-                raise ConfigError(f"--head {config.head}: it reads {reads}; plan with {where}")
             shape, tokenizer = [3, *size], None
             if reads == "latents":
                 assert world is not None
@@ -64,15 +78,10 @@ class Pricing:
                 tokenizer = world.model.tokenizer.fingerprint()
             check_head(self.head, config.head, env=goals_of(task), shape=shape, tokenizer=tokenizer)
 
-    def __call__(self, row: str, reads: Reads, space: Space) -> Callable[[Tensor], Cost]:
-        """What makes the cost of goal frames [B, 3, H, W] in a row whose dynamics give `reads`."""
+    def __call__(self, reads: Reads, space: Space) -> Callable[[Tensor], Cost]:
+        """What makes the cost of goal frames [B, 3, H, W] where dynamics give `reads`."""
         config = self.config
         headed = self.head is not None and self.head.config.reads == reads
-        if config.distance_weight == 0 and not headed:
-            raise ConfigError(
-                f"--distance-weight 0: nothing tells the goal in row {row}, as the head reads latents; leave it out "
-                "of --rows"
-            )
 
         def make(goals: Tensor) -> Cost:
             goal = self._goal(goals, reads)

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from colaworld.cli.goal_head import _preset
+from colaworld.planning.config import MPCConfig
 from colaworld.planning.goal_head import load_head
 
 PLAYED = ("--mpc.steps", 4, "--mpc.horizon", 3, "--planner.candidates", 24)
@@ -59,7 +61,7 @@ def test_a_head_of_latents_plans_without_decoding(colaworld, trained, scene, tmp
     run = ("--run", trained, "--data", scene, "--head", path, "--out", tmp_path, "--episodes", 1)
     said = colaworld("plan", "scene", *run, "--cost", "latents", *FEW, "--rows", "world")
     assert said.status == 0
-    said = colaworld("plan", "scene", *run, *FEW)
+    said = colaworld("plan", "scene", *run, *FEW)  # before anything is read or trained
     assert said.status == 2 and "it reads latents; plan with --cost latents" in said.plain
     said = colaworld("plan", "scene", *run, "--cost", "latents", "--distance-weight", 0, *FEW)
     assert said.status == 2 and "nothing tells the goal in row oracle" in said.plain
@@ -85,3 +87,14 @@ def test_what_does_not_fit_is_said(head, colaworld, tmp_path) -> None:
         "plan", "scene", "--encoder", tmp_path, "--cost", "latents"
     )
     assert "expected a file, found a folder" in refused("goal-head", "scene")
+    assert "--head none: there is nothing of this name" in refused(
+        "plan", "scene", "--head", "none"
+    )
+    assert "name the environment first: colaworld goal-head scene" in refused(
+        "goal-head", "--seed", 1, "scene"
+    )
+
+
+def test_the_loop_is_that_of_the_environments_protocol() -> None:
+    assert _preset(["pusht", "--seed", "1"]).mpc.replan == 5
+    assert _preset(["scene"]).mpc == _preset([]).mpc == MPCConfig()
