@@ -27,7 +27,7 @@ def batches(*, clips: int = CLIPS, seed: int = 0):
 class Reader:
     """Reads the action off, or says the same code whatever happens."""
 
-    tokens, frame_size = 1, None
+    tokens, frame_size, window = 1, None, 2
 
     def __init__(self, *, deaf: bool = False, continuous: bool = False) -> None:
         self.deaf, self.dim = deaf, 4

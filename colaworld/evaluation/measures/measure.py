@@ -80,7 +80,7 @@ def number(value: float | None, unit: str = "", *, digits: int = 2) -> str:
 def astray(result: Mapping[str, Any]) -> str | None:
     """How many rollouts hold numbers that are not finite, by variant, in words; None: none does. Then what
     is measured on them is missing, and no mean is taken without them."""
-    found = (result["rollout"].get("not_finite") or {}).items()
+    found = ((result.get("rollout") or {}).get("not_finite") or {}).items()
     told = [f"{variant} {count}" for variant, count in found if count]
     if not told:
         return None
