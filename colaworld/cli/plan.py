@@ -53,6 +53,8 @@ class PlanOptions:
     """A file of `colaworld goals`, whose episodes are played. None: they are made from the seed."""
     prior: Literal["none", "data"] = "none"
     """data: draw codes as they follow each other in that set (shooting, categorical, beam)."""
+    codes: Literal["all", "seen"] = "all"
+    """seen: plan only combinations of codes that were seen in that set, whose actions are known."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     how: Annotated[EpisodesConfig, tyro.conf.arg(name="")] = field(default_factory=EpisodesConfig)
@@ -87,6 +89,10 @@ def run(argv: list[str]) -> int:
         raise ConfigError("--prior: it belongs to a world; name it with --run")
     if options.space == "real" and options.prior == "data":
         raise ConfigError("--prior: it is of codes; leave it out, or plan them (--space latent)")
+    if options.codes == "seen" and (folder is None or options.space == "real"):
+        raise ConfigError(
+            "--codes seen: codes are those of a world (--run) that plans them (--space latent)"
+        )
     if options.out.exists() and not options.out.is_dir():
         raise ConfigError(f"--out {options.out}: expected a folder, found a file")
     for flag, path in (("--head", options.how.head), ("--encoder", options.how.encoder)):
@@ -260,6 +266,7 @@ def _loaded(
         data,
         clips=options.how.clips,
         with_prior=options.prior == "data",
+        seen_alone=options.codes == "seen",
         device=device,
         watch=progress,
     )
@@ -309,6 +316,7 @@ def told(result: Mapping[str, Any]) -> list[str]:
     ]
     if said["space"] is not None:
         planned = "codes" if said["space"] == "latent" else "real actions"
+        planned += " that were seen together" if said["codes"] == "seen" else ""
         drawn = ", drawn as they follow each other in the data" if said["prior"] else ""
         lines.append(
             f"the world plans {planned}{drawn}; {said['sampler']['steps']} denoising steps, guidance "
@@ -356,8 +364,8 @@ def told(result: Mapping[str, Any]) -> list[str]:
 
 def _hint(said: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """Where plans left what was recorded, what keeps them there."""
-    strays = found["carried_out_unseen"] > 0.2 * found["carried_out"] and not said["prior"]
-    return " (--prior data keeps plans to codes that were)" if strays else ""
+    strays = found["carried_out_unseen"] > 0.2 * found["carried_out"]
+    return " (--codes seen plans those that were alone)" if strays else ""
 
 
 def _departures(protocol: Mapping[str, Any]) -> str:

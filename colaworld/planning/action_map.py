@@ -81,10 +81,13 @@ class ActionMap:
         A combination that was never seen takes the action of the one that shares most of its codes, the
         most frequent of those.
         """
-        indices = indices.cpu()
-        shared = (indices[:, None] == self.codes).sum(-1)  # [B, M]
-        nearest = shared.argmax(dim=1)  # the first, so the most frequent
-        return self.actions[nearest], shared.amax(dim=1) == self.codes.shape[1]
+        row, known = self.nearest(indices)
+        return self.actions[row], known
+
+    def nearest(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows [B] of codes [B, N], and which were seen, bool [B]; see `__call__`."""
+        shared = (indices.cpu()[:, None] == self.codes).sum(-1)  # [B, M]
+        return shared.argmax(dim=1), shared.amax(dim=1) == self.codes.shape[1]  # the first
 
 
 def from_last_place(actions: Tensor, size: int) -> Tensor:

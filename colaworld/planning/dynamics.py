@@ -36,6 +36,7 @@ class WorldDynamics:
         world: what is rolled; its sampler says how (`SamplerConfig.planning()` is the paper's).
         gives: "latents" leaves decoding out.
         space: "latent": actions are entries of the codebook; "real": the robot's own.
+        among: int64 [M, N], combinations of codes that are planned alone; an action is the number of one.
 
     Raises ValueError where there is no codebook, or no real actions are known.
     """
@@ -46,10 +47,13 @@ class WorldDynamics:
         *,
         gives: Literal["frames", "latents"] = "frames",
         space: Literal["latent", "real"] = "latent",
+        among: Tensor | None = None,
     ) -> None:
         self.space: Space = latent_space(world) if space == "latent" else real_space(world)
         self.world, self.gives, self.stride = world, _reads(gives), world.stride
-        self._real = space == "real"
+        self._real, self._among = space == "real", among
+        if among is not None:
+            self.space = Discrete(len(among))
 
     def begin(self, seen: Seen) -> WorldState:
         """The real frames, and between them the actions that the world reads off them.
@@ -99,6 +103,8 @@ class WorldDynamics:
 
     def _codes(self, actions: Tensor, latest: Tensor | None) -> Tensor:
         """Codes [rows, r, N, d] of actions [rows, r, A]."""
+        if self._among is not None:
+            actions = self._among.to(actions.device)[actions[..., 0]]
         if not self._real:
             return self.world.lookup(actions)
         if isinstance(self.space, Discrete):

@@ -133,6 +133,7 @@ def plan_run(
             "planner": to_dict(planner),
             "mpc": to_dict(mpc),
             "space": None if steering is None else steering.space,
+            "codes": "all" if steering is None or steering.among is None else "seen",
             "prior": steering is not None and steering.prior is not None,
             "sampler": None if world is None else to_dict(world.sampler),
             "device": device,
@@ -211,7 +212,9 @@ def _agents(
                 raise ConfigError(
                     "--penalty: codes have no size of their own; expected 0, or --space real"
                 )
-            rolled = WorldDynamics(world, gives=config.cost, space=steering.space)
+            rolled = WorldDynamics(
+                world, gives=config.cost, space=steering.space, among=steering.among
+            )
             cost = pricing(config.cost, rolled.space)
             made[name] = PlanningAgent(
                 rolled, rolled.space, planner, mpc, cost, steering.act, steering.prior

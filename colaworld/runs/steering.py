@@ -40,6 +40,8 @@ class Steering:
     """Recorded steps that the table was counted from."""
     places: bool = False
     """Whether actions are places, and the table holds their distance from the one before."""
+    among: Tensor | None = None
+    """[M, N]: the combinations of codes that are planned alone."""
     acted: dict[str, int] = field(default_factory=lambda: {"codes": 0, "unseen": 0})
     """Codes that were carried out, and those of them that no recorded step had."""
 
@@ -51,6 +53,7 @@ def steer(
     *,
     clips: int,
     with_prior: bool = False,
+    seen_alone: bool = False,
     device: str = "cpu",
     watch: Watch | None = None,
 ) -> Steering:
@@ -60,6 +63,7 @@ def steer(
         data: a set with actions; its training share is read.
         clips: how many of its clips are read at most.
         with_prior: plans are drawn from the bigram.
+        seen_alone: only combinations of codes that were counted are planned; an action is the number of one.
 
     Raises ConfigError where the set's actions are not those of the environment, DataError where it has none.
     """
@@ -92,11 +96,14 @@ def steer(
             "the one before; expected 3 or more (data.frames-per-clip)"
         )
     table = ActionMap.fit(torch.cat(counted), torch.cat(actions), space=space, spec=spec)
+    if seen_alone:
+        space = Discrete(len(table.codes))
+        indices = [table.nearest(clip)[0][:, None] for clip in indices]
     prior = CodeBigram.from_indices(indices, space).to(device) if with_prior else None
     acted = {"codes": 0, "unseen": 0}
 
     def act(codes: Tensor, task: Task) -> Iterable[Any]:
-        chosen, known = table(codes[None])
+        chosen, known = table(table.codes[codes.cpu()] if seen_alone else codes[None])
         acted["codes"] += 1
         acted["unseen"] += int(not known)
         action = chosen[0]
@@ -104,7 +111,8 @@ def steer(
             action = action + torch.tensor(task.place, dtype=torch.float32).repeat(task.block)
         return task.recorded(action)
 
-    return Steering("latent", act, table, prior, int(table.counts.sum()), places, acted)
+    among = table.codes if seen_alone else None
+    return Steering("latent", act, table, prior, int(table.counts.sum()), places, among, acted)
 
 
 def steer_real(world: World, task: Task) -> Steering:

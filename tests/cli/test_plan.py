@@ -207,11 +207,23 @@ def test_a_run_of_another_size_is_told_before_it_plans(colaworld, trained, scene
 
 def test_plans_of_codes_that_were_never_seen_are_told_how_to_stay(planned) -> None:
     result, _ = planned
-    assert "--prior data keeps" not in "\n".join(told(result))
+    assert "--codes seen" not in "\n".join(told(result))
     strays = {**result["action_map"], "carried_out": 10, "carried_out_unseen": 3}
-    free = {**result["protocol"], "prior": False}
-    said = "\n".join(told({**result, "action_map": strays, "protocol": free}))
-    assert "3 of 10 codes carried out were not in it (--prior data keeps plans" in said
+    said = "\n".join(told({**result, "action_map": strays}))
+    assert "3 of 10 codes carried out were not in it (--codes seen plans those" in said
+
+
+def test_codes_that_were_seen_are_planned_alone(colaworld, trained, scene, tmp_path) -> None:
+    asked = ("--run", trained, "--data", scene, "--codes", "seen", "--rows", "world")
+    assert (
+        colaworld("plan", "scene", *asked, "--prior", "data", *FEW, "--out", tmp_path).status == 0
+    )
+    result = json.loads((tmp_path / "plan.json").read_text())
+    assert result["protocol"]["codes"] == "seen"
+    found = result["action_map"]
+    assert found["carried_out"] > 0 == found["carried_out_unseen"]
+    said = colaworld("plan", "scene", "--codes", "seen", "--out", tmp_path)
+    assert said.status == 2 and "codes are those of a world (--run)" in said.plain
 
 
 def test_plans_become_a_table(colaworld, planned, tmp_path) -> None:

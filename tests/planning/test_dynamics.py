@@ -126,6 +126,16 @@ def test_a_planner_finds_the_codes_that_made_a_goal(small) -> None:
     assert plan.cost.max() < 1e-6 and plan.calls == 160
 
 
+def test_numbers_of_combinations_are_rolled_as_these(small) -> None:
+    world, among = small(), torch.tensor([[1, 3], [2, 0], [3, 3]])
+    every, some = WorldDynamics(world), WorldDynamics(world, among=among)
+    assert some.space == Discrete(3)
+    state = every.begin(seen())
+    numbers = torch.tensor([[[[2], [0]]], [[[1], [1]]]])  # [B, n, h, 1]
+    rolled = some.roll(state, numbers)
+    torch.testing.assert_close(rolled, every.roll(state, among[numbers[..., 0]]), rtol=0, atol=0)
+
+
 def test_what_a_world_cannot_is_said(small) -> None:
     with pytest.raises(ValueError, match="knows no real actions: colaworld adapt RUN --data SRC"):
         WorldDynamics(small(), space="real")
