@@ -47,12 +47,15 @@ class SimulatorDynamics:
     Args:
         device: of the frames it gives.
         last: draw the frame after the last action alone, where a cost reads no other.
+        repeat: times that the environment repeats each step (`MPCConfig.action_repeat`).
     """
 
     gives: Reads = "frames"
 
-    def __init__(self, *, device: torch.device | str = "cpu", last: bool = False) -> None:
-        self.device, self.last = device, last
+    def __init__(
+        self, *, device: torch.device | str = "cpu", last: bool = False, repeat: int = 1
+    ) -> None:
+        self.device, self.last, self.repeat = device, last, repeat
 
     def begin(self, seen: Seen) -> Sequence[Any]:
         return [copy.deepcopy(task) for task in seen.tasks]
@@ -71,7 +74,8 @@ class SimulatorDynamics:
                 played, frames = copy.deepcopy(task), []
                 for number, action in enumerate(candidate, 1):
                     for one in played.steps(action):
-                        played.step(one)
+                        for _ in range(self.repeat):
+                            played.step(one)
                     if not last or number == len(candidate):
                         frames.append(played.frame())
                 films.append(np.stack(frames))

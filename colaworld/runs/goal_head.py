@@ -56,7 +56,7 @@ def train_goal_head(
     task, count = make(), config.episodes or 200
     seeds = [episode_seeds(seed_for("goal head", config.seed), i)[0] for i in range(count)]
     planned = PlanningAgent(
-        SimulatorDynamics(device=device),
+        SimulatorDynamics(device=device, repeat=mpc.action_repeat),
         task.space,
         planner,
         mpc,

@@ -194,7 +194,9 @@ def _agents(
     cloned: Cloned | None,
     device: str,
 ) -> dict[Row, Agent]:
-    simulator = SimulatorDynamics(device=device, last=config.over == "last")
+    simulator = SimulatorDynamics(
+        device=device, last=config.over == "last", repeat=mpc.action_repeat
+    )
     made: dict[Row, Agent] = {}
     for name in config.rows:
         if name == "random":

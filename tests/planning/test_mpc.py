@@ -18,6 +18,7 @@ from colaworld.planning import (
     MPPIConfig,
     ShootingConfig,
 )
+from colaworld.planning.config import EpisodesConfig
 from colaworld.planning.contracts import Seen
 from colaworld.planning.costs import ActionPenalty, GoalDistance, WeightedSum
 from colaworld.planning.exact import CopyDynamics, PointMassDynamics, SimulatorDynamics
@@ -25,6 +26,7 @@ from colaworld.planning.goals import Begun, begin
 from colaworld.planning.mpc import PlanningAgent, RandomAgent, play
 from colaworld.planning.spaces import Discrete
 from colaworld.planning.tasks import PointMassTask, SceneTask, make_task
+from colaworld.runs.planning import plan_run
 
 SCENE = {"height": 16, "width": 16}
 
@@ -151,6 +153,22 @@ def test_actions_are_repeated_and_several_are_carried_out_before_the_next_plan()
     assert episode.steps == 12 and len(episode.real) == 5  # a frame for each planned action
     with pytest.raises(ConfigError, match=r"mpc.replan: expected at most the 2 actions"):
         replace(config, replan=3)
+
+
+def test_the_true_simulator_repeats_actions_as_the_environment_does() -> None:
+    """Or it would bound another environment from above than the one that is played."""
+    config = MPCConfig(horizon=2, replan=2, steps=4, action_repeat=3)
+    played, shown = plan_run(
+        "scene",
+        None,
+        size=(16, 16),
+        planner=ShootingConfig(candidates=4),
+        mpc=config,
+        config=EpisodesConfig(episodes=1, rows=("oracle",), goal_offset=7, shown=1),
+    )
+    episode = shown["oracle"][0]
+    assert played["rows"]["oracle"]["episodes"][0]["steps"] == 12
+    np.testing.assert_array_equal(np.stack(episode.imagined), np.stack(episode.real[1:]))
 
 
 def test_the_context_is_the_last_frames_in_order() -> None:
