@@ -114,7 +114,9 @@ def fit(
                 f"goal head: the goal is reached in {reached} of the {len(part.left)} {what} moments; expected some "
                 "of both: more --episodes, or more steps (--mpc.steps)"
             )
-    learnt, target = parts["training"], targets(parts["training"].left, config.discount)
+    learnt = parts["training"]
+    device = learnt.seen.device
+    target = targets(learnt.left, config.discount).to(device)
     groups = [torch.arange(len(learnt.left))]
     if config.discount == 0:  # the goal is reached in few moments: half of each batch
         groups = [
@@ -124,7 +126,6 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
         head = GoalHead(config)
-    device = learnt.seen.device
     head.to(device).train()
     optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)

@@ -6,6 +6,7 @@ that `colaworld plan` plays under any seed. Not here: the head itself (planning/
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from colaworld.planning.exact import SimulatorDynamics
 from colaworld.planning.goal_head import Examples, GoalHead, HeadConfig, fit, goals_of
 from colaworld.planning.goals import begin
 from colaworld.planning.mpc import Episode, PlanningAgent, RandomAgent, play
-from colaworld.planning.tasks import Task, make_task
+from colaworld.planning.tasks import make_task
 from colaworld.rng import generator_for, seed_for
 from colaworld.runs.provenance import commit
 
@@ -49,11 +50,8 @@ def train_goal_head(
 
     Raises ConfigError where the environment is not of that size, ValueError where too few goals are reached.
     """
-
-    def make() -> Task:
-        return make_task(env, height=size[0], width=size[1], **config.of_task())
-
-    task, count = make(), config.episodes or 200
+    task = make_task(env, height=size[0], width=size[1], **config.of_task())
+    count = config.episodes or 200
     seeds = [episode_seeds(seed_for("goal head", config.seed), i)[0] for i in range(count)]
     planned = PlanningAgent(
         SimulatorDynamics(device=device, repeat=mpc.action_repeat),
@@ -69,7 +67,7 @@ def train_goal_head(
     ):
         generator = generator_for(device, config.seed, "goal head", name)
         found = play(
-            *(agent, lambda seed: begin(make(), seed), part, mpc),
+            *(agent, lambda seed: begin(copy.deepcopy(task), seed), part, mpc),
             generator=generator,
             batch=config.batch,
             shown=len(part),

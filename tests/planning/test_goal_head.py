@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from colaworld.files import FileError
+from colaworld.planning import goal_head
 from colaworld.planning.goal_head import (
     Examples,
     GoalHead,
@@ -46,6 +47,15 @@ def dots(episodes: int = 200) -> Examples:
 @pytest.fixture(scope="module")
 def learnt() -> tuple[GoalHead, dict]:
     return fit(OF, dots(), seed=1, steps=600)
+
+
+def test_a_head_is_trained_where_its_pictures_are(monkeypatch) -> None:
+    """On a GPU, for which a device without memory stands in; counts and episodes stay on the CPU."""
+    monkeypatch.setattr(goal_head, "measure", lambda head, examples: {})
+    made = dots(20)
+    away = made._replace(seen=made.seen.to("meta"), goal=made.goal.to("meta"))
+    head, _ = fit(OF, away, seed=1, steps=2)
+    assert {one.device.type for one in head.parameters()} == {"meta"}
 
 
 def test_success_is_told_in_episodes_that_were_held_out(learnt) -> None:
