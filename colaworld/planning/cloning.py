@@ -26,6 +26,7 @@ from colaworld.rng import generator_for, seed_for
 
 _LOOK = 100  # steps between two looks at the clips set aside
 _PAIRS = 4096  # of frames and goals that an error is taken from, at most
+_AT_ONCE = 256  # of them that the policy is given at once
 
 
 class Policy(nn.Module):
@@ -95,7 +96,7 @@ def clone(
         episodes: int64 [C], which each clip is of.
         seed: of weights, split and draws.
 
-    Raises ValueError where there are fewer than three episodes.
+    Raises ValueError where there are fewer than three episodes, or the loss is not finite.
     """
     parts = _split(episodes, seed)
     discrete = spec.kind == "discrete"
@@ -112,6 +113,9 @@ def clone(
         if discrete:
             return F.cross_entropy(said, wanted.to(device))
         return F.mse_loss(said, ((wanted - shift) / scale).to(device))
+
+    def batches(pairs: tuple[Tensor, Tensor, Tensor]) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+        return zip(*(part.split(_AT_ONCE) for part in pairs), strict=True)
 
     def drawn(rows: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Frames, later ones, and the actions at the first."""
@@ -130,12 +134,16 @@ def clone(
         optimizer.step()
         if step % _LOOK == 0 or step == config.steps:
             with torch.no_grad():
-                now = float(loss(aside))
+                now = sum(float(loss(part)) * len(part[2]) for part in batches(aside))
             if now < least:
                 least, best_step = now, step
                 kept = {key: value.clone() for key, value in policy.state_dict().items()}
             if watch is not None:
                 watch(step, config.steps, "cloning recorded actions")
+    if not kept:
+        raise ValueError(
+            f"cloning.learning_rate: the loss is not finite at {config.learning_rate:g}; take less"
+        )
     policy.load_state_dict(kept)
     policy.requires_grad_(False)
 
@@ -143,7 +151,9 @@ def clone(
         said = policy(now, goals)
         return said.argmax(-1) if discrete else said * scale.to(device) + shift.to(device)
 
-    said = choose(*(to_float(part, device) for part in test[:2])).cpu()
+    said = torch.cat(
+        [choose(to_float(one, device), to_float(to, device)).cpu() for one, to, _ in batches(test)]
+    )
     error, baseline = _errors(said, test[2], known, discrete)
     counts = (len(parts[0]), len(parts[1]), len(parts[2]))
     return Cloned(choose, error, baseline, counts, best_step, discrete)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from colaworld.contracts import ActionSpec
-from colaworld.planning.cloning import Cloned, CloningAgent, clone
+from colaworld.planning.cloning import Cloned, CloningAgent, Policy, clone
 from colaworld.planning.config import CloningConfig
 from colaworld.planning.contracts import Seen
 
@@ -51,6 +51,33 @@ def test_classes_are_chosen_by_where_the_goal_lies(films) -> None:
     decided = agent.decide(Seen(seen[:, None], rng), goals, None, steps=5, generator=rng)
     assert decided.actions.shape == (4, 1) and decided.calls == 0 and decided.plan is None
     assert (decided.actions[:, 0] == actions[:4, 0]).double().mean() >= 0.75
+
+
+def test_pairs_set_aside_are_judged_in_batches(films, monkeypatch) -> None:
+    """All at once they would be as many frames as no memory holds."""
+    given = []
+    forward = Policy.forward
+
+    def counted(self, frames, goals):
+        given.append(len(frames))
+        return forward(self, frames, goals)
+
+    monkeypatch.setattr(Policy, "forward", counted)
+    frames, actions = films
+    clone(
+        *(frames, actions, torch.arange(200)),
+        spec=CLASSES,
+        config=replace(SMALL, steps=1),
+        seed=0,
+    )
+    assert given == [32, 256, 144, 256, 144]  # a step, then 20 pairs of each of 20 clips, twice
+
+
+def test_a_loss_that_is_not_finite_is_said(films) -> None:
+    frames, actions = films
+    wild = replace(SMALL, steps=2, learning_rate=1e9)
+    with pytest.raises(ValueError, match=r"cloning.learning_rate: .* not finite"):
+        clone(frames, actions, torch.arange(200), spec=CLASSES, config=wild, seed=0)
 
 
 def test_numbers_come_out_in_their_own_units(films) -> None:
