@@ -214,6 +214,10 @@ def _agents(
                 raise ConfigError(
                     "--penalty: codes have no size of their own; expected 0, or --space real"
                 )
+            if config.penalty and task.place is not None:
+                raise ConfigError(
+                    "--penalty: actions of this run are places, whose size says nothing of motion; expected 0"
+                )
             rolled = WorldDynamics(
                 world, gives=config.cost, space=steering.space, among=steering.among
             )
