@@ -78,7 +78,8 @@ def plans(
     how: Planning, base: Path, labelled: Path, *, adapted: Adaptation | None
 ) -> list[Following]:
     """Of a run in `base`: in its codes, and in real actions after the adaptation with most labels."""
-    of: dict[str, tuple[str, ...]] = {"latent": ("--run", str(base), "--data", str(labelled))}
+    latent = ("--run", str(base), "--data", str(labelled), *how.codes)
+    of: dict[str, tuple[str, ...]] = {"latent": latent}
     if adapted is not None:
         of["real"] = ("--run", str(_beside(base, f"labels-{max(adapted.labels)}")))
     return [

@@ -23,6 +23,17 @@ CRAFTER = DataSet(
         *("crafter", "--episodes", "150", "--steps", "100", "--seed", "8", *_STICKY),
         *("--start", "varied"),
     ),
+    # Where two moves lead, with up to six to get there. 96 model calls a decision. Combinations of codes
+    # that no frame has are no plan: the world was not trained on them, and no action is known for them.
+    plan=Planning(
+        "crafter",
+        (
+            *("--task", "reach", "--goal-offset", "2", "--episodes", "20"),
+            *("--mpc.horizon", "3", "--mpc.steps", "6"),
+            *("--planner.kind", "shooting", "--planner.candidates", "32"),
+        ),
+        codes=("--codes", "seen"),
+    ),
 )
 # A small thing moves in a still view, and actions are continuous. 32 px: the nano models' cells are of 4.
 # Five steps between two frames, as those who plan in this world have it; one moves hardly a pixel.
@@ -184,7 +195,7 @@ PLANNING = Study(
         Arm("cola", "nano.cola", _GO_ON, "warm-up, then joint"),
         Arm("two_stage", "nano.two_stage", note="a latent action model first, then the world"),
     ),
-    data=(SCENE,),
+    data=(SCENE, CRAFTER),
     reference="two_stage",
     adapt=Adaptation(labels=(1000,)),
     plan=True,

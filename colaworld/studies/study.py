@@ -88,6 +88,8 @@ class Planning(Checked, at="planning."):
     """The environment in which the data were recorded."""
     arguments: tuple[str, ...] = ()
     """More of `colaworld plan`, the same for all runs and for what they are held against."""
+    codes: tuple[str, ...] = ()
+    """More of it, of plans in codes alone."""
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def test_scores_that_are_not_there_are_told(tmp_path):
 
 
 def test_each_run_plans_in_codes_and_after_its_adaptation_in_real_actions(tmp_path):
-    how = Planning("crafter-reach", ("--episodes", "2"))
+    how = Planning("crafter-reach", ("--episodes", "2"), codes=("--codes", "seen"))
     crafter = replace(JOINT_OR_TWO_STAGE.data[0], plan=how)
     study = replace(JOINT_OR_TWO_STAGE, data=(crafter,), plan=True)
     jobs = jobs_of(study, tmp_path, seeds=1)
@@ -110,6 +110,7 @@ def test_each_run_plans_in_codes_and_after_its_adaptation_in_real_actions(tmp_pa
     assert "crafter/bounds" in job.needs and job.bounds == bounds.base / "plan.json"
     latent, real = job.after[-2:]
     assert latent.call[2:6] == ("--run", str(job.base), "--data", str(job.labelled))
+    assert latent.call[6:8] == ("--codes", "seen") and "--codes" not in (*real.call, *command)
     assert real.call[2:4] == ("--run", f"{job.base}-labels-10000")
     for one in (latent, real):
         assert one.call[-4:] == ("--rows", "world", "--episodes", "2")
