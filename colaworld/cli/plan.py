@@ -177,11 +177,11 @@ def _cloned(
 
     if "cloning" not in options.how.rows:
         return None
-    task = make_task(options.env, height=size[0], width=size[1], **options.how.of_task())
     if options.data is None and (
         folder is None or folder.data.path is None or not folder.data.path.exists()
     ):
         return None
+    task = make_task(options.env, height=size[0], width=size[1], **options.how.of_task())
     if folder is None:
         data = DataConfig(path=options.data, stride=task.block)
     elif folder.exported:

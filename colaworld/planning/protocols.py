@@ -32,17 +32,26 @@ class PlanningProtocol:
     episodes: int
     how: Mapping[str, Any] = field(default_factory=dict)
     """Values of an `EpisodesConfig`; its defaults otherwise."""
+    goals: Mapping[str, int] = field(default_factory=dict)
+    """How far they are, and how many steps an action has: what the environment's own are."""
     size: int | None = None
     """Pixels per side; None: nothing compares by it here."""
 
     def departures(
-        self, planner: PlannerConfig, mpc: MPCConfig, config: EpisodesConfig, height: int
+        self,
+        planner: PlannerConfig,
+        mpc: MPCConfig,
+        config: EpisodesConfig,
+        height: int,
+        facts: Mapping[str, Any],
     ) -> dict[str, list[Any]]:
-        """What is played otherwise: setting -> [here, in the protocol]."""
+        """What is played otherwise: setting -> [here, in the protocol]. `facts`: as `goals_file.facts_of` has them."""
+        said = to_dict(config)
         pairs: dict[str, tuple[Any, Any]] = {
-            key: (getattr(config, key), value)
+            key: (said[key], value)
             for key, value in {"episodes": self.episodes, **self.how}.items()
         }
+        pairs |= {key: (facts[key], value) for key, value in self.goals.items()}
         if self.size is not None:
             pairs["size"] = (height, self.size)
         pairs |= {f"mpc.{key}": pair for key, pair in _beside(mpc, self.mpc).items()}
@@ -65,6 +74,7 @@ PROTOCOLS.add(
         CEMConfig(candidates=300, iterations=30, elites=0.1, min_std=0.0, momentum=0.0),
         50,
         {"over": "last", "penalty": 0.0},
+        {"goal_offset": 25, "block": 5},
     ),
 )
 PROTOCOLS.add(
@@ -75,7 +85,8 @@ PROTOCOLS.add(
         MPCConfig(horizon=10, replan=1, steps=15, context=2),
         MPPIConfig(candidates=50, gamma=0.05, beta=0.5, std=(0.5, 0.5, 0.5, 0.1, 0.1)),
         100,
-        {"over": "all", "penalty": 0.0},
+        {"over": "all", "penalty": 0.0, "cost": "frames", "encoder": None},
+        {"block": 1},
         size=64,
     ),
 )

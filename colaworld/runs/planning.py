@@ -34,7 +34,7 @@ from colaworld.planning.config import (
 from colaworld.planning.dynamics import WorldDynamics
 from colaworld.planning.exact import CopyDynamics, SimulatorDynamics
 from colaworld.planning.goals import Goals
-from colaworld.planning.goals_file import GoalsFile
+from colaworld.planning.goals_file import GoalsFile, facts_of
 from colaworld.planning.mpc import Agent, Episode, PlanningAgent, Played, RandomAgent, play
 from colaworld.planning.protocols import PROTOCOLS, episodes_of, protocol_of
 from colaworld.planning.tasks import Task, make_task
@@ -129,7 +129,7 @@ def plan_run(
             "goals_file": None if kept is None else {"path": str(path), "hash": file.hash},
             "episode_seeds": seeds,
             **{k: v for k, v in to_dict(config).items() if k not in ("rows", *OF_TASK)},
-            "protocol": _departing(env, protocol, planner, mpc, config, height),
+            "protocol": _departing(env, task, protocol, planner, mpc, config),
             "planner": to_dict(planner),
             "mpc": to_dict(mpc),
             "space": None if steering is None else steering.space,
@@ -168,17 +168,17 @@ def make_goals(
 
 def _departing(
     env: str,
+    task: Task,
     name: str | None,
     planner: PlannerConfig,
     mpc: MPCConfig,
     config: EpisodesConfig,
-    size: int,
 ) -> dict[str, Any] | None:
     """The protocol that an environment is played by, and what is otherwise."""
     found = protocol_of(env, name)
     if found is None:
         return None
-    departs = found.departures(planner, mpc, config, size)
+    departs = found.departures(planner, mpc, config, task.frame_size[0], facts_of(task))
     known = next(key for key, one in PROTOCOLS.items() if one is found)
     return {"name": known, "source": found.source, "departs": departs}
 
@@ -213,6 +213,10 @@ def _agents(
             if config.penalty and steering.space == "latent":
                 raise ConfigError(
                     "--penalty: codes have no size of their own; expected 0, or --space real"
+                )
+            if config.penalty and task.place is not None:
+                raise ConfigError(
+                    "--penalty: actions of this run are places, whose size says nothing of motion; expected 0"
                 )
             rolled = WorldDynamics(
                 world, gives=config.cost, space=steering.space, among=steering.among

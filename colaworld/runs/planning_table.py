@@ -23,7 +23,7 @@ from colaworld.runs.planning import FORMAT_VERSION as PLAN_VERSION
 
 FORMAT_VERSION = 1
 SAMPLES = 2000
-_SAME = ("env", "task", "quality", "goals", "mpc.steps", "mpc.action_repeat")
+_SAME = ("env", "task", "quality", "goals", "steps of the environment")
 _ELSE = ("episode_seeds", "goals_file", "device", "threads", "batch", "shown", "protocol", "seed")
 Won = np.ndarray  # [seeds, episodes] 0 or 1
 
@@ -43,8 +43,10 @@ class Planned:
         return f"{said['env']}/{said['task']}" if said.get("task") else str(said["env"])
 
     def settings(self) -> dict[str, Any]:
-        """Its protocol in flat keys."""
-        return dict(leaves(self.result["protocol"]))
+        """Its protocol in flat keys, and what an episode has at most."""
+        said = dict(leaves(self.result["protocol"]))
+        steps = said.get("mpc.steps", 0) * said.get("block", 1) * said.get("mpc.action_repeat", 1)
+        return {**said, "steps of the environment": steps}
 
 
 def read_plans(named: Sequence[str]) -> list[Planned]:

@@ -73,7 +73,7 @@ def steer(
     spec = found.action_spec
     assert spec is not None, "a set with actions says which"
     check_spec(spec, task, where=str(data.path))
-    places = spec.mode == "absolute" and task.place is not None
+    places = task.place is not None
     indices: list[Tensor] = []  # of each clip
     counted: list[Tensor] = []
     actions: list[Tensor] = []
@@ -132,7 +132,8 @@ def steer_real(world: World, task: Task) -> Steering:
 
 def check_spec(spec: ActionSpec, task: Task, *, where: str) -> None:
     """ConfigError unless actions of a set or a run are those of the environment: classes alike, or the
-    numbers of as many steps as it takes at once."""
+    numbers of as many steps as it takes at once, places where it takes places. A mode that is not said is
+    taken for the environment's."""
     wanted = task.action_spec
     words = {"discrete": "classes", "continuous": "numbers"}
     size = wanted.size * task.block
@@ -141,6 +142,11 @@ def check_spec(spec: ActionSpec, task: Task, *, where: str) -> None:
         raise ConfigError(
             f"{where}: its actions are {', '.join(names[0])}; {task.name} takes {', '.join(names[1])}, in this "
             "order"
+        )
+    if spec.mode and wanted.mode and spec.mode != wanted.mode:
+        raise ConfigError(
+            f"{where}: its actions are {spec.mode}, {task.name} takes {wanted.mode} ones; use data, or a run, of "
+            f"{task.name}"
         )
     if spec.kind == wanted.kind and spec.size == size:
         return

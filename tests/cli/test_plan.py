@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -172,6 +173,11 @@ def test_an_environment_is_played_by_its_protocol_and_departures_are_said(
         "departs from it: episodes 1 (there 50), planner.kind categorical (there cem)" in said.out
     )
     named = ("--protocol", "stable-worldmodel", "--planner.candidates", 7)
+    nearer = ("--goal-offset", 10, "--block", 1)
+    assert colaworld("plan", "pusht", *named, *nearer, *small).status == 0
+    result = json.loads((tmp_path / "plan.json").read_text())["protocol"]
+    departs = result["protocol"]["departs"]
+    assert departs["goal_offset"] == [10, 25] and departs["block"] == [1, 5]
     assert colaworld("plan", "pusht", *named, *small).status == 0
     result = json.loads((tmp_path / "plan.json").read_text())["protocol"]
     assert result["planner"]["iterations"] == 30
@@ -244,11 +250,15 @@ def test_vp2_is_played_as_it_stands() -> None:
     found = protocol_of("robodesk")
     assert found is not None
     made["how"] = replace(made["how"], episodes=episodes_of("robodesk"))
-    assert not found.departures(made["planner"], made["mpc"], made["how"], 64)
+    facts = {"goal_offset": 10, "block": 1}
+    assert not found.departures(made["planner"], made["mpc"], made["how"], 64, facts)
     codes = preset("robodesk", "vp2", space="latent")["planner"]
     assert codes.std == (0.5,)
-    departs = found.departures(codes, made["mpc"], made["how"], 32)
+    departs = found.departures(codes, made["mpc"], made["how"], 32, facts)
     assert departs == {"size": [32, 64], "planner.std": [[0.5], [0.5, 0.5, 0.5, 0.1, 0.1]]}
+    other = replace(made["how"], encoder=Path("dino"))
+    departs = found.departures(made["planner"], made["mpc"], other, 64, facts | {"block": 2})
+    assert departs == {"encoder": ["dino", None], "block": [2, 1]}
     assert frame_size("robodesk", None) == (64, 64) and frame_size("robodesk", 32) == (32, 32)
     assert frame_size("crafter", None) == (28, 36) and frame_size("scene", None) == (32, 32)
     assert "planner" not in preset("robodesk", None, space="real") and not preset(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +13,16 @@ import torch
 pytest.importorskip("gym_pusht", reason="needs gym-pusht: pip install 'colaworld[pusht]'")
 
 from colaworld.config import ConfigError
-from colaworld.contracts import ActionSpec
+from colaworld.contracts import ActionSpec, ClipBatch
+from colaworld.data.config import DataConfig
 from colaworld.envs import behaviours
 from colaworld.envs.pusht import PushT
+from colaworld.planning.config import EpisodesConfig, MPCConfig, ShootingConfig
+from colaworld.planning.mpc import own
 from colaworld.planning.pusht_task import PushTTask
 from colaworld.planning.tasks import make_task
+from colaworld.runs import steering
+from colaworld.runs.planning import plan_run
 from colaworld.runs.steering import check_spec
 
 
@@ -101,9 +108,47 @@ def test_a_step_is_a_displacement_from_where_the_disc_is_when_it_is_due(task) ->
     assert len(recorded) == 5
 
 
+@pytest.mark.parametrize("mode", ["absolute", ""])
+def test_a_code_leads_on_from_the_last_place_also_where_a_set_does_not_say_places(
+    task, monkeypatch, mode
+) -> None:
+    """As the set of the hub, whose file says nothing of modes. Each step of the recorded ones goes 10 px on."""
+    task.reset(0)
+    spec = replace(task.action_spec, mode=mode).every(5)
+    places = (100 + 10 * torch.arange(20.0)).repeat_interleave(2).view(1, 4, 10)
+    found = SimpleNamespace(action_spec=spec, require_actions=lambda: None)
+    frames, first = torch.zeros(1, 5, 3, 8, 8, dtype=torch.uint8), torch.zeros(1).long()
+    batch = ClipBatch(frames, first, first, places)
+    monkeypatch.setattr(steering, "ClipSet", lambda config: found)
+    monkeypatch.setattr(steering, "iterate_once", lambda *args, **named: [batch])
+    codes = SimpleNamespace(indices=torch.zeros(1, 4, 1, dtype=torch.int64))
+    world = SimpleNamespace(codebook_size=1, tokens=1, infer_actions=lambda frames: codes)
+    steered = steering.steer(world, task, DataConfig(), clips=1)
+    assert steered.places and steered.steps == 3
+    task.place = np.array([200.0, 300.0])
+    sent = np.stack(list(steered.act(torch.zeros(1, dtype=torch.int64), task)))
+    np.testing.assert_allclose(sent, [200, 300] + 10.0 * np.arange(1, 6)[:, None])
+
+
+def test_places_have_no_size_that_a_penalty_could_weigh() -> None:
+    """(0, 0) is a corner of the board: the nearer it, the cheaper."""
+    config = EpisodesConfig(episodes=1, rows=("world",), penalty=0.1)
+    with pytest.raises(ConfigError, match="--penalty: actions of this run are places"):
+        plan_run(
+            *("pusht", object()),
+            size=(32, 32),
+            planner=ShootingConfig(),
+            mpc=MPCConfig(),
+            config=config,
+            steering=steering.Steering("real", own),
+        )
+
+
 def test_what_does_not_fit_is_said(task) -> None:
     spec = task.action_spec
     check_spec(spec.every(5), task, where="a set")
+    with pytest.raises(ConfigError, match="a set: its actions are relative, pusht takes absolute"):
+        check_spec(replace(spec, mode="relative").every(5), task, where="a set")
     with pytest.raises(ConfigError, match=r"a set: an action is 1 steps of pusht .* --block 1"):
         check_spec(spec, task, where="a set")
     with pytest.raises(ConfigError, match=r"its actions are 7 numbers, pusht takes 10 numbers"):

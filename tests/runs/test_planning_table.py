@@ -80,12 +80,16 @@ def test_what_is_not_of_the_same_episodes_is_refused(planned, tmp_path) -> None:
     first = planned("joint", {"world": "x."})
     for other, words in (
         ({"goals": "ff"}, "goals is 'ff'"),
-        ({"mpc": {"steps": 3}}, "mpc.steps is 3"),
+        ({"mpc": {"steps": 3}}, "steps of the environment is 3, in .* 15"),
+        ({"block": 5}, "steps of the environment is 75"),
+        ({"mpc": {"steps": 15, "action_repeat": 2}}, "steps of the environment is 30"),
     ):
         with pytest.raises(ConfigError, match=words):
             joined(read_plans([first, planned("two", {"world": "x."}, **other)]))
     another = planned("two", {"world": "x."}, planner={"kind": "cem"}, device="cuda")
     assert joined(read_plans([first, another]))["differing"] == ["planner.kind"]
+    larger = planned("two", {"world": "x."}, block=5, mpc={"steps": 3})
+    assert joined(read_plans([first, larger]))["differing"] == ["block", "mpc.steps"]
     with pytest.raises(ConfigError, match="--reference none: expected one of joint"):
         joined(read_plans([first]), reference="none")
     for wrong in ("runs/plan", "oracle=runs/plan", "=runs/plan"):
