@@ -19,7 +19,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Continuous:
-    """Floats [.., A], each between its bounds, in the units of the environment."""
+    """Floats [.., A], each between its bounds, in the units of the environment. One whose bounds are equal
+    stays as it is."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -27,10 +28,10 @@ class Continuous:
     def __post_init__(self) -> None:
         fits = len(self.low) == len(self.high) >= 1
         if not fits or any(
-            not -math.inf < a < b < math.inf for a, b in zip(self.low, self.high, strict=True)
+            not -math.inf < a <= b < math.inf for a, b in zip(self.low, self.high, strict=True)
         ):
             raise ValueError(
-                f"Continuous: expected finite low < high for each dimension, got {self.low}, {self.high}"
+                f"Continuous: expected finite low <= high for each dimension, got {self.low}, {self.high}"
             )
 
     @property
@@ -104,7 +105,7 @@ class Grid:
         """The entries nearest to values [.., A]."""
         low, high = self.inner.bounds(actions.device)
         share = (actions - low) / (high - low) * (self.bins - 1)
-        return share.round().clamp(0, self.bins - 1).long()
+        return share.nan_to_num(0.0).round().clamp(0, self.bins - 1).long()
 
 
 @dataclass(frozen=True)

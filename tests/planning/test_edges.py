@@ -19,7 +19,7 @@ from colaworld.planning import (
     ShootingConfig,
     Start,
 )
-from colaworld.planning.contracts import BudgetError
+from colaworld.planning.contracts import BudgetError, Seen
 from colaworld.planning.goals import begin
 from colaworld.planning.mpc import Decision, RandomAgent, play
 from colaworld.planning.prior import CodeBigram
@@ -31,6 +31,9 @@ PUSH, CODES = Continuous((-1.0, -1.0), (1.0, 1.0)), Discrete(3, 2)
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+DECIDED = (Seen(torch.zeros(2, 1, 3, 8, 8), seeded()), torch.zeros(2, 3, 8, 8), None)
 
 
 def squares(actions: torch.Tensor) -> torch.Tensor:
@@ -92,9 +95,23 @@ def test_a_start_that_does_not_fit_is_said(kind) -> None:
 
 
 def test_bounds_that_are_no_numbers_are_refused() -> None:
-    for low in (math.nan, -math.inf):
-        with pytest.raises(ValueError, match="expected finite low < high"):
+    for low in (math.nan, -math.inf, 1.5):
+        with pytest.raises(ValueError, match="expected finite low <= high"):
             Continuous((low,), (1.0,))
+
+
+@pytest.mark.parametrize("kind", list(PLANNERS))
+def test_a_number_that_was_always_the_same_stays_so(kind) -> None:
+    """As the gripper of a scripted hand that never opens it: its bounds are one value."""
+    space = Continuous((-1.0, -0.7), (1.0, -0.7))
+    start = Start(torch.tensor([[[0.5, -0.7]]] * 2))
+    options = {"horizon": 2, "batch": 2, "generator": seeded(), "start": start}
+    found = search(Objective(squares), space, PLANNERS[kind].config(), **options)
+    torch.testing.assert_close(found.actions[..., 1], torch.full((2, 2), -0.7))
+    assert (found.actions[..., 0] > -0.3).all()
+    assert (
+        RandomAgent(space).decide(*DECIDED, steps=2, generator=seeded()).actions[..., 1] == -0.7
+    ).all()
 
 
 def test_the_next_plan_begins_within_this_one() -> None:
