@@ -33,7 +33,7 @@ def write_plan(
         title=f"Planning in {said['env']} with {said['planner']['kind']}",
         result=result,
         rows=[_row(name, row) for name, row in result["rows"].items()],
-        chart=_chart(result["rows"], "all episodes"),
+        chart=_chart(result["rows"], "mean of episodes under way"),
         strips=list(_strips(shown, said["shown"], said["videos"])),
         protocol=[(k, v) for k, v in leaves(said) if k != "episode_seeds"],
     )

@@ -44,15 +44,19 @@ class Told:
 
 
 def arm_mean(rows: Sequence[Row], key: str) -> Told | None:
-    """The mean over seeds of the number under `key`, of runs of one arm; None where no run has it."""
+    """The mean over seeds of the number under `key`, of runs of one arm; None where no run has it.
+
+    Of one seed the interval is its own. Where all plans succeeded, or none, it is that of one seed.
+    """
     rows = _with_number(rows, key)
     if not rows:
         return None
-    if len(rows) == 1:
+    means = {row["numbers"][key]["mean"] for row in rows}
+    if len(rows) == 1 or (key.endswith(".success") and means in ({0.0}, {1.0})):
         only = rows[0]["numbers"][key]
         bounds = [float("nan") if only[end] is None else only[end] for end in ("low", "high")]
         told = not np.isnan(bounds).any()
-        return Told(Interval(only["mean"], *bounds), 1, "episodes" if told else "")
+        return Told(Interval(only["mean"], *bounds), len(rows), "episodes" if told else "")
     return _told([(row,) for row in rows], key)
 
 

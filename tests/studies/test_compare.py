@@ -47,6 +47,19 @@ def test_a_difference_is_paired_by_seed_and_episode() -> None:
     assert alone.interval.mean == 15 and alone.interval.low == 1 and alone.interval.high == 29
 
 
+def test_where_no_plan_of_any_seed_succeeds_the_interval_is_that_of_one_seed() -> None:
+    """What is drawn from zeros alone is zero, however few they are."""
+    key, rows = "planned.latent.success", []
+    for seed in range(3):
+        one = row("ours", seed, [0, 0, 0, 0])
+        one["numbers"][key] = {"mean": 0.0, "low": 0.0, "high": 0.49}
+        clips = {"rolled": "same", "episode": [0, 1, 2, 3], "values": {"success": [0.0] * 4}}
+        rows.append(one | {"after": {"planned.latent": clips}})
+    told = arm_mean(rows, key)
+    assert (told.interval.mean, told.interval.low, told.interval.high) == (0.0, 0.0, 0.49)
+    assert (told.seeds, told.over) == (3, "episodes")
+
+
 def test_seeds_that_do_not_agree_are_counted() -> None:
     base = [row("base", seed, [0, 0, 0, 0]) for seed in range(3)]
     ours = [row("ours", seed, [d] * 4) for seed, d in enumerate((2.0, 3.0, -1.0))]
