@@ -86,7 +86,7 @@ def test_the_page_shows_real_beside_imagined_frames(planned) -> None:
     _, page = planned
     for row in ("world", "oracle"):  # cost over time of the shown episode
         assert f"Cost of the plans, {row}, episode 1" in page
-    assert "Cost of the plans, all episodes" in page and "The fewest are 3." in page
+    assert "Cost of the plans, mean of episodes under way" in page and "The fewest are 3." in page
     assert page.count("imagined frame 1") == 2  # of world and oracle
     assert "data:image/png;base64" in page and "<script" not in page
     assert "planner.candidates" in page
