@@ -53,13 +53,14 @@ class PushTTask:
         env.reset(seed)
         pusher = Push()
         pusher.reset(env, rng)
+        sent = env.state()["agent"]
         for _ in range(int(rng.integers(_BEGIN))):
-            env.advance(pusher.act(env))
+            env.advance(sent := pusher.act(env))
         while True:
-            self._env = copy.deepcopy(env)
+            self._env, self.place = copy.deepcopy(env), np.asarray(sent)
             for _ in range(self.goal_offset):
-                env.advance(pusher.act(env))
-            self.place, self._goal = self._env.state()["agent"], env.state()
+                env.advance(sent := pusher.act(env))
+            self._goal = env.state()
             if not self.succeeded():
                 return self.frame(), env.draw()
 

@@ -17,6 +17,7 @@ from colaworld.contracts import ActionSpec, ClipBatch
 from colaworld.data.config import DataConfig
 from colaworld.envs import behaviours
 from colaworld.envs.pusht import PushT
+from colaworld.planning import pusht_task
 from colaworld.planning.config import EpisodesConfig, MPCConfig, ShootingConfig
 from colaworld.planning.mpc import own
 from colaworld.planning.pusht_task import PushTTask
@@ -67,6 +68,26 @@ def test_start_and_goal_are_two_places_of_one_episode(task) -> None:
     again = PushTTask(height=32, width=32, goal_offset=10).reset(4)
     np.testing.assert_array_equal(np.stack(again), np.stack((first, goal)))
     assert not (task.reset(5)[1] == goal).all()
+
+
+def test_the_place_at_the_start_is_where_the_pusher_sent_the_disc_last(task, monkeypatch) -> None:
+    """The disc is some 30 px behind it, further than goals are wide; a code's distance is from there."""
+    sent = []
+
+    class Watched(behaviours.Push):
+        def act(self, env):
+            sent.append(super().act(env))
+            return sent[-1]
+
+    monkeypatch.setattr(pusht_task, "Push", Watched)
+    task.reset(3)
+    before = len(sent) - task.goal_offset
+    assert before > 0
+    np.testing.assert_array_equal(task.place, sent[before - 1])
+    assert np.linalg.norm(task.place - task.state()["agent"]) > 10
+    monkeypatch.setattr(pusht_task, "_BEGIN", 1)  # nobody has sent it anywhere
+    task.reset(3)
+    np.testing.assert_array_equal(task.place, task.state()["agent"])
 
 
 @pytest.mark.parametrize(
