@@ -1,7 +1,7 @@
 """A world as dynamics to plan in: candidates are forks of one state, whose past is cached once.
 
-Where the cost reads latents nothing is decoded. Not here: which codes are planned (search.py), what real
-actions stand for (`World.encode_actions`, action_map.py).
+Where the cost reads latents nothing is decoded, unless an adapter looks at the frame. Not here: which codes
+are planned (search.py), what real actions stand for (`World.encode_actions`, action_map.py).
 """
 
 from __future__ import annotations

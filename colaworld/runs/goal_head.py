@@ -7,7 +7,7 @@ that `colaworld plan` plays under any seed. Not here: the head itself (planning/
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,8 +26,7 @@ from colaworld.planning.mpc import Episode, PlanningAgent, RandomAgent, play
 from colaworld.planning.tasks import make_task
 from colaworld.rng import generator_for, seed_for
 from colaworld.runs.provenance import commit
-
-Watch = Callable[[int, int, str], None]
+from colaworld.runs.steering import Watch
 
 
 def train_goal_head(
