@@ -36,7 +36,7 @@ _COLUMNS = ("parameters", "gradients", "optimizer", "average", "activations", "t
 
 
 @dataclass(frozen=True)
-class PlanOptions(Checked, at="--"):
+class MemoryOptions(Checked, at="--"):
     """Options of `colaworld plan-memory` besides the run's configuration."""
 
     gpu: Positive = 80.0
@@ -63,7 +63,7 @@ def run(argv: list[str]) -> int:
         ops_log.setLevel(level)
 
 
-def _plan(options: PlanOptions) -> int:
+def _plan(options: MemoryOptions) -> int:
     config = options.run
     limit = usable(options.gpu) if math.isfinite(options.gpu) else 0
     if limit <= 0:
@@ -84,7 +84,7 @@ def _plan(options: PlanOptions) -> int:
     return 0 if fits else 1
 
 
-def parse(argv: list[str]) -> PlanOptions:
+def parse(argv: list[str]) -> MemoryOptions:
     """The recipe, then its preset, then --config files, then the command line."""
     name, *rest = argv
     config = recipe(name)
@@ -95,7 +95,7 @@ def parse(argv: list[str]) -> PlanOptions:
     for file in files:
         config = load_yaml(file, RunConfig, base=config)
     return from_command_line(
-        PlanOptions(run=config),
+        MemoryOptions(run=config),
         rest,
         program=f"colaworld plan-memory {name}",
         description="Memory of a recipe by phase, and what to change where it does not fit.",
@@ -150,7 +150,7 @@ def _last_of_each(advice: list[Advice]) -> list[Advice]:
 
 
 def _numbers(
-    options: PlanOptions, memory: tuple[PhaseMemory, ...], advice: list[Advice]
+    options: MemoryOptions, memory: tuple[PhaseMemory, ...], advice: list[Advice]
 ) -> dict[str, Any]:
     limit = usable(options.gpu)
     return {
@@ -169,4 +169,4 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
 
 
-__all__ = ["PlanOptions", "parse", "run", "table"]
+__all__ = ["MemoryOptions", "parse", "run", "table"]
