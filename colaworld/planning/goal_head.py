@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from colaworld.config import Checked, Share, Size
 from colaworld.files import FileError, write_atomically
 from colaworld.metrics.published import fill, read_tensors
 from colaworld.planning.contracts import Reads
@@ -35,18 +36,18 @@ HELD_OUT = 0.2  # of the episodes, which are not learnt from
 
 
 @dataclass(frozen=True)
-class HeadConfig:
+class HeadConfig(Checked, at="head."):
     """What a head is of; stored beside its weights."""
 
     env: str
     """Of which goals, see `goals_of`."""
     reads: Literal["frames", "latents"]
-    shape: tuple[int, int, int]
+    shape: tuple[Size, Size, Size]
     """[C, h, w] of what it reads."""
-    discount: float = 0.0
+    discount: Share = 0.0
     tokenizer: str | None = None
     """Fingerprint of the tokenizer whose latents it reads."""
-    width: int = 32
+    width: Size = 32
     """Channels inside."""
 
 

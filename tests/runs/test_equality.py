@@ -94,6 +94,7 @@ def assert_same(one: Path, other: Path) -> None:
         assert apart <= (1e-2 if name in SHIFTS else WEIGHTS), f"{other.name}: {name}: {apart:.1e}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("name", NAMES)
 def test_several_processes_train_as_one(runs, name, count):
