@@ -124,7 +124,7 @@ def _data(model: Path, paths: list[str]) -> DataConfig:
     elif paths:
         data = replace(data, path=Path(paths[-1]))
     check_there(data.path)
-    return replace(data, split=split)
+    return replace(data, split=split, labels=None)
 
 
 def _parse(default: AtlasOptions | type[AtlasOptions], arguments: list[str]) -> AtlasOptions:

@@ -231,7 +231,7 @@ def _options(argv: list[str]) -> tuple[LabelOptions, WorldFolder | None]:
         raise ConfigError("--data: expected the data set to label, got none; pass --data PATH")
     path = check_there(Path(paths[-1]))
     shown = DataConfig() if folder is None else folder.data
-    default = replace(_data_at(shown, path), split="all")
+    default = replace(_data_at(shown, path), split="all", labels=None)
     if splits:
         rest += ["--data.split", splits[-1]]
     options = _parse(LabelOptions(latents=named, data=default), rest)

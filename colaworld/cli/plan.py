@@ -27,6 +27,7 @@ from colaworld.planning.protocols import frame_size, preset
 from colaworld.runs.worlds import WorldFolder
 
 if TYPE_CHECKING:
+    from colaworld.data.config import DataConfig
     from colaworld.models.world import World
     from colaworld.planning.cloning import Cloned
     from colaworld.planning.goals_file import GoalsFile
@@ -184,10 +185,8 @@ def _cloned(
     task = make_task(options.env, height=size[0], width=size[1], **options.how.of_task())
     if folder is None:
         data = DataConfig(path=options.data, stride=task.block)
-    elif folder.exported:
-        data = replace(folder.data, path=options.data)
     else:
-        data = folder.data.one_set(options.data)
+        data = _recorded(folder, options.data)
     return cloned_from(
         data, task, options.cloning, seed=options.how.seed, device=device, watch=progress
     )
@@ -258,12 +257,10 @@ def _loaded(
             f"{folder.path} is an exported world, which has no data: pass --data with a set of "
             f"{options.env} that has actions"
         )
-    data = folder.data
-    data = replace(data, path=options.data) if folder.exported else data.one_set(options.data)
     steering = steer(
         world,
         task,
-        data,
+        _recorded(folder, options.data),
         clips=options.how.clips,
         with_prior=options.prior == "data",
         seen_alone=options.codes == "seen",
@@ -271,6 +268,13 @@ def _loaded(
         watch=progress,
     )
     return world, steering, size
+
+
+def _recorded(folder: WorldFolder, named: Path | None) -> DataConfig:
+    """The set whose recorded actions are read: the run's own, or all of the one that is named."""
+    if named is None:
+        return folder.data.one_set()
+    return replace(folder.data.one_set(named), labels=None)
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -50,7 +50,8 @@ def run(argv: list[str]) -> int:
     data, arguments = default.data, argv
     if runs:
         # Of the whole frames: a run knows its own size, and others take them as recorded.
-        data = replace(read_config(runs[0]).data, split="heldout", height=None, width=None)
+        data = replace(read_config(runs[0]).data, split="heldout", labels=None)
+        data = replace(data, height=None, width=None)
     data, arguments = take_data(argv, data)
     default = replace(default, data=data.one_set())
     options = _parse(default, arguments)

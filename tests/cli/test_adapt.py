@@ -79,6 +79,30 @@ def test_the_adapter_alone_leaves_the_world_as_it_was(trained, scene, colaworld,
         assert all(torch.equal(a, b) for a, b in pairs), part
 
 
+def test_how_few_labels_it_learned_from_limits_no_other_verb(
+    adapted, scene, colaworld, tmp_path
+) -> None:
+    # The run's data.labels are 100: nine episodes of the scene, and more than three others hold.
+    other, out = tmp_path / "other", tmp_path / "out"
+    assert colaworld("record", "scene", "--out", other, "--episodes", 3, "--steps", 12).status == 0
+    said = colaworld("label", adapted, "--data", scene, "--episodes", 12, "--out", out)
+    assert said.status == 0 and "12 episodes" in said.out and "132 of them" in said.out
+    said = colaworld("label", adapted, "--data", other, "--out", tmp_path / "others", "--real")
+    assert said.status == 0 and "3 episodes" in said.out, said
+    page = ("--out", tmp_path / "atlas.html", "--steps", 0)
+    said = colaworld("atlas", adapted, "--data", other, *page)
+    assert said.status == 0 and "of 3 episodes" in said.out, said
+    few = ("--evaluation.probe-clips", 9, "--evaluation.bootstrap-samples", 20)
+    said = colaworld("probe", adapted, "--data", other, "--data.split", "all", *few)
+    assert said.status == 0 and "clips of 3 episodes" in said.out, said
+    many = tmp_path / "many"
+    assert colaworld("record", "scene", "--out", many, "--episodes", 8, "--steps", 12).status == 0
+    short = ("--episodes", 1, "--mpc.steps", 1, "--cloning.steps", 1, "--out", tmp_path / "plan")
+    call = ("plan", "scene", "--run", adapted, "--data", many, "--rows", "cloning", *short)
+    said = colaworld(*call, "--space", "real")
+    assert said.status == 0 and "cloning" in said.out, said
+
+
 def test_a_fine_tuning_that_loses_says_what_to_do_instead() -> None:
     result = {"codebook": {}, "head": {"accuracy": 0.5, "chance": 0.2, "recall": [0.5, 0.5]}}
     for high, says in ((-0.1, True), (0.1, False)):
