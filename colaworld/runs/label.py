@@ -186,7 +186,9 @@ def _refuse(job: _Job, out: Path, overwrite: bool) -> None:
     path = job.path
     if not job.in_place:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise DataError(f"{out}: exists and is not empty; choose another folder")
+            raise DataError(
+                f"{out}: exists and is not empty; choose another folder (--overwrite is of columns)"
+            )
         if path.resolve() in (out, *out.parents) or out in path.resolve().parents:
             raise DataError(f"{out}: is within {path}, or around it; choose a folder beside it")
     features = job.clips.source.info["features"] if is_v3(job.clips) else {}  # type: ignore[attr-defined]

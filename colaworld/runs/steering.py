@@ -73,6 +73,13 @@ def steer(
     spec = found.action_spec
     assert spec is not None, "a set with actions says which"
     check_spec(spec, task, where=str(data.path))
+    size = (found.height, found.width)
+    if world.frame_size not in (None, size):
+        wanted, got = (f"{h}x{w}" for h, w in (world.frame_size, size))
+        raise ConfigError(
+            f"{data.path}: expected frames of {wanted} px (height x width), as the run was trained on, got {got}; "
+            "name a set of that size with --data"
+        )
     places = task.place is not None
     indices: list[Tensor] = []  # of each clip
     counted: list[Tensor] = []

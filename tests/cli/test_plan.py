@@ -209,6 +209,12 @@ def test_a_run_of_another_size_is_told_before_it_plans(colaworld, trained, scene
     assert colaworld("goals", "scene", "--episodes", 1, "--size", 16, "--out", file).status == 0
     said = colaworld("plan", "scene", "--run", trained, "--data", scene, "--goals", file)
     assert said.status == 2 and "expected 32x32" in said.plain
+    small = tmp_path / "small"
+    recorded = ("record", "scene", "--size", 24, "--episodes", 3, "--steps", 8, "--out", small)
+    assert colaworld(*recorded).status == 0
+    said = colaworld("plan", "scene", "--run", trained, "--data", small, "--rows", "world")
+    assert said.status == 2 and "expected frames of 32x32 px" in said.plain
+    assert "got 24x24; name a set of that size with --data" in said.plain
 
 
 def test_plans_of_codes_that_were_never_seen_are_told_how_to_stay(planned) -> None:
