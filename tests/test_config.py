@@ -276,7 +276,7 @@ def test_an_off_value_beside_the_range_and_plain_types_are_taken():
 
 def config_classes() -> list[type]:
     """Every configuration of the package: all that are checked, and what is called like one."""
-    for module in pkgutil.walk_packages(colaworld.__path__[:1], "colaworld."):
+    for module in pkgutil.walk_packages([str(Path(colaworld.__file__).parent)], "colaworld."):
         if module.name != "colaworld._native":  # a library, not a module
             importlib.import_module(module.name)
     found: set[type] = set()
