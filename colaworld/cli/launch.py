@@ -241,6 +241,7 @@ class Processes:
         sys.stdout.flush()
         sys.stderr.flush()
         with contextlib.suppress(Exception):
+            self._own.set(f"heard/{self.rank}", "1")
             self._own.set("said", str(status))
             self._until_heard(self._own)
         os._exit(status)  # whatever waits in a library for a process that is gone is not asked
