@@ -11,6 +11,7 @@ Shape legend: M rows (one per transition), D feature values, A action dimensions
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from colaworld.contracts import ActionSpec
 from colaworld.metrics.config import ProbeConfig
 
 Kind = Literal["continuous", "discrete"]
@@ -107,6 +109,66 @@ def split_by_episode(
     tests = min(max(1, round(test_share * ids.size)), ids.size - 1)
     held = np.isin(episodes, generator.permutation(ids)[:tests])
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def cross_validated(
+    answer: Callable[[np.ndarray, np.ndarray], ProbePrediction], episodes: np.ndarray, *, folds: int
+) -> float:
+    """The mean score of `answer`(train, test) over folds that share no episode, each row tested once.
+
+    Folds weigh as many rows as they test; those in which the target does not vary have no R^2 and are
+    left out. NaN where none has a score.
+
+    Args:
+        answer: fits on rows `train` and answers on rows `test`, as `linear_probe` does.
+        episodes: [M] the episode of each row; at least two different ones, else ValueError.
+        folds: at most; never more than there are episodes.
+    """
+    ids = np.unique(episodes)
+    if ids.size < 2:
+        raise ValueError(
+            f"a probe needs rows of at least 2 episodes to split by episode, got {ids.size}"
+        )
+    folds = min(folds, int(ids.size))
+    scores, weights = [], []
+    for fold in range(folds):
+        held = np.isin(episodes, ids[fold::folds])
+        score = answer(np.flatnonzero(~held), np.flatnonzero(held)).score()
+        if not np.isnan(score):
+            scores.append(score)
+            weights.append(int(held.sum()))
+    return float(np.average(scores, weights=weights)) if scores else float("nan")
+
+
+def rows_of(codes: Tensor) -> Tensor:
+    """Codes [b, n, N, d] as features [b n, N d] of probes."""
+    return codes.flatten(0, 1).flatten(1).float()
+
+
+def flat_actions(actions: Tensor, spec: ActionSpec) -> Tensor:
+    """[b, T-1] classes -> [b (T-1)] int64, or [b, T-1, A] -> [b (T-1), A] floats.
+
+    Raises ValueError where they are not what `spec` says.
+    """
+    flat = actions.flatten(0, 1)
+    if spec.kind == "discrete":
+        if flat.ndim != 1 or flat.is_floating_point():
+            raise ValueError(
+                f"actions: column {spec.column!r} is discrete, expected int64 [M, T-1], "
+                f"got {actions.dtype} {tuple(actions.shape)}"
+            )
+        if int(flat.min()) < 0 or int(flat.max()) >= spec.size:
+            raise ValueError(
+                f"actions: column {spec.column!r} has {spec.size} classes, got "
+                f"{int(flat.min())}..{int(flat.max())}"
+            )
+        return flat
+    if flat.ndim != 2 or flat.shape[1] != spec.size:
+        raise ValueError(
+            f"actions: column {spec.column!r} has {spec.size} dimensions, expected "
+            f"[M, T-1, {spec.size}], got {tuple(actions.shape)}"
+        )
+    return flat.float()
 
 
 def _standardise(train: Tensor, *others: Tensor) -> list[Tensor]:

@@ -104,6 +104,7 @@ def _nano(recipe: str, schedule: tuple[str, ...], **changes: object) -> RunConfi
             checkpoint_every=250,
             sample_every=500,
             control_every=100,  # a look takes about as long as four steps
+            probe_clips=256,
         ),
         "sampler": SamplerConfig(steps=6, shift=4.0),
         "evaluation": EvaluationConfig(clips=48, horizon=8),

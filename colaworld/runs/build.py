@@ -20,13 +20,13 @@ from colaworld.models.world_model import WorldModel
 from colaworld.runs.actions import with_contract
 from colaworld.runs.config import RunConfig
 from colaworld.runs.lengths import check_gates
+from colaworld.runs.looks import code_probe, control_meter
 from colaworld.runs.preview import RolloutPreview, first_clips
 from colaworld.runs.sizes import check_frames, check_heads, check_history, check_window
 from colaworld.runs.weights import load_backbone
 from colaworld.runs.work import work_of
 from colaworld.training.checkpoint import find_checkpoints
 from colaworld.training.config import OBJECTIVES
-from colaworld.training.control import ControlMeter
 from colaworld.training.distributed import Distributed
 from colaworld.training.trainer import Trainer
 from colaworld.training.weights import init_file
@@ -108,30 +108,6 @@ def _loader(config: RunConfig, distributed: Distributed) -> ClipLoader:
     made: list[ClipLoader] = []
     distributed.on_main(lambda: made.append(opened()))
     return made[0] if made else opened()
-
-
-def _control(config: RunConfig, model: WorldModel, distributed: Distributed) -> ControlMeter | None:
-    """What measures control on held-out clips, where that is asked for and can be."""
-    training = config.training
-    gates = {phase.name: phase.gate for phase in config.scheduled() if phase.gate}
-    asking = [name for name, gate in gates.items() if gate.control]
-    why = None
-    if not training.control_every:
-        why = "training.control_every is 0"
-    elif lacking := [part for part in ControlMeter.needs if part not in config.parts()]:
-        why = f"the run has no {', '.join(lacking)}"
-    else:
-        clips = first_clips(config.data, clips=training.control_clips, splits=("heldout",))
-        few = clips is None or len(clips.episode.unique()) < 2
-        if not distributed.agree(few) and clips is not None:
-            return ControlMeter(model, clips, config.objective, training)
-        why = "there are no held-out clips of two episodes (data.holdout)"
-        log.info("control is not measured: %s", why)
-    if asking:
-        raise ConfigError(
-            f"phases.{asking[0]}.gate.control: expected 0, since control is not measured: {why}"
-        )
-    return None
 
 
 def build_trainer(
@@ -217,7 +193,8 @@ def build_trainer(
         config.training,
         to_yaml(config),
         preview=preview,
-        control=_control(config, model, distributed),
+        control=control_meter(config, model, distributed),
+        probe=code_probe(config, model, distributed),
         resume=resume,
         device=device,
         resume_command=resume_command,

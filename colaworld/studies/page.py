@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
 from colaworld import __version__
 from colaworld.evaluation.report.charts import Series, line_chart
 from colaworld.evaluation.report.templates import write_page
+from colaworld.studies.curves import NAMES, curves_of
 from colaworld.studies.rows import Row
 from colaworld.studies.study import Study
 from colaworld.studies.tables import (
@@ -29,9 +29,10 @@ from colaworld.studies.tables import (
 )
 
 _TEMPLATE = Path(__file__).with_name("page.html")
-_CURVES = {
-    "entropy": ("Entropy of the codes in use", "entropy / log K"),
-    "control": ("Control on held-out clips", "1 - inferred / shuffled loss"),
+_LABELS = {
+    "entropy": "entropy / log K",
+    "control": "1 - inferred / shuffled loss",
+    "probe": "accuracy or R²",
 }
 _TOGETHER = 5  # arms in one chart
 
@@ -48,9 +49,9 @@ def write_study(path: Path, study: Study, rows: Sequence[Row], *, made: str, aga
             "plans": plans_table(arms),
             "budgets": budgets_table(arms),
             "charts": [
-                (title, found)
-                for key, (title, label) in _CURVES.items()
-                if (found := curves(arms, key, title=title, label=label))
+                (NAMES[name], found)
+                for name, label in _LABELS.items()
+                if (found := charts_of(arms, name, title=NAMES[name], label=label))
             ],
         }
         for name, arms in sets_of(rows).items()
@@ -74,37 +75,25 @@ def write_study(path: Path, study: Study, rows: Sequence[Row], *, made: str, aga
     )
 
 
-def curves(arms: Mapping[str, Sequence[Row]], key: str, *, title: str, label: str) -> list[Markup]:
+def charts_of(
+    arms: Mapping[str, Sequence[Row]], name: str, *, title: str, label: str
+) -> list[Markup]:
     """Charts of a curve of rows over steps, a few arms in each; none where no row has it."""
-    told = {arm: found for arm, rows in arms.items() if (found := [r for r in rows if r[key]])}
-    names = list(told)
+    told = list(curves_of(arms, name).items())
     charts = []
-    for first in range(0, len(names), _TOGETHER):
+    for first in range(0, len(told), _TOGETHER):
         series: list[Series] = []
-        for i, arm in enumerate(names[first : first + _TOGETHER], start=1):
+        for i, (arm, curve) in enumerate(told[first : first + _TOGETHER], start=1):
             style = f"c-{i if i < 5 else 6}"
-            lines = [([s for s, _ in row[key]], [v for _, v in row[key]]) for row in told[arm]]
-            if len(lines) > 1:
-                series += [
-                    Series(f"{arm}, a seed", x, y, f"raw {style}", label=False) for x, y in lines
-                ]
-            series.append(Series(arm, *mean_curve(lines), style))
-        margin = 30 + 7 * max(len(name) for name in names)
+            low, high = (curve.low, curve.high) if curve.seeds > 1 else ([], [])
+            series.append(Series(arm, curve.steps, curve.mean, style, low=low, high=high))
+        margin = 30 + 7 * max(len(arm) for arm, _ in told)
         charts.append(
             line_chart(
                 series, title=title, x_label="step", y_label=label, width=1020, margin=margin
             )
         )
     return charts
-
-
-def mean_curve(
-    lines: Sequence[tuple[Sequence[float], Sequence[float]]],
-) -> tuple[list[float], list[float]]:
-    """The mean of curves at the steps of the longest, as far as each goes."""
-    x = max((line[0] for line in lines), key=lambda steps: (steps[-1], len(steps)))
-    ys = [np.interp(x, *line, right=np.nan) for line in lines]
-    return list(x), np.nanmean(ys, axis=0).tolist()
 
 
 def _told(changes: Mapping[str, Any]) -> str:

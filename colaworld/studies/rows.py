@@ -20,6 +20,7 @@ from colaworld.studies.flops import flops_of
 from colaworld.studies.study import Arm, DataSet, Study
 
 POINTS = 60  # of a curve, at most
+LOOKS = 20  # of one that is measured now and then
 FIELDS = ("study", "data", "arm", "reference", "seed", "status", "why", "steps", "numbers")
 Row = dict[str, Any]
 
@@ -74,7 +75,8 @@ def row_of(
             | {key: of for _, more in followed for key, of in more["numbers"].items()},
             "beside": _beside(found),
             "entropy": _thinned(entropy),
-            "control": _thinned(_curve(rows, "control", "control")),
+            "control": _thinned(_curve(rows, "control", "control"), LOOKS),
+            "probe": _thinned(_curve(rows, "probe", "score"), LOOKS),
             "clips": _clips(found),
             "after": {one.key: more["clips"] for one, more in followed},
             "bounds": {} if bounds is None else bounds_of(bounds),
@@ -179,11 +181,11 @@ def _curve(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[tuple[int, flo
     return curve
 
 
-def _thinned(curve: Sequence[tuple[int, float]]) -> list[list[float]]:
-    """At most POINTS of the points, the first and the last among them, with four digits."""
-    if len(curve) > POINTS:
+def _thinned(curve: Sequence[tuple[int, float]], most: int = POINTS) -> list[list[float]]:
+    """At most so many of the points, the first and the last among them, with four digits."""
+    if len(curve) > most:
         last = len(curve) - 1
-        curve = [curve[round(i * last / (POINTS - 1))] for i in range(POINTS)]
+        curve = [curve[round(i * last / (most - 1))] for i in range(most)]
     return [[step, round(value, 4)] for step, value in curve]
 
 

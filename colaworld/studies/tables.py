@@ -12,6 +12,7 @@ import numpy as np
 
 from colaworld.metrics.bootstrap import Interval
 from colaworld.studies.compare import Told, alike, arm_mean, difference
+from colaworld.studies.curves import Curve, curves_of
 from colaworld.studies.rows import Row
 
 NAMES = {  # key of evaluation.json -> heading, digits
@@ -173,6 +174,28 @@ def budgets_table(arms: dict[str, list[Row]]) -> Table:
     return table
 
 
+def curves_table(arms: dict[str, list[Row]]) -> Table:
+    """Control and probe over training: the mean over seeds at some steps, and the range in brackets."""
+    told = {name: curves_of(arms, name, shared=True) for name in ("control", "probe")}
+    every = [curve for curves in told.values() for curve in curves.values()]
+    steps = sorted({step for curve in every for step in curve.steps})
+    table = [["over training", "arm", "seeds", *(f"step {step:g}" for step in steps)]]
+    for name, curves in told.items():
+        for arm, curve in curves.items():
+            at = {step: i for i, step in enumerate(curve.steps)}
+            cells = ["-" if step not in at else _ranged(curve, at[step]) for step in steps]
+            table.append([name, arm, str(curve.seeds), *cells])
+    return table if len(table) > 1 else []
+
+
+def _ranged(curve: Curve, i: int) -> str:
+    if np.isnan(curve.mean[i]):
+        return "-"
+    values = (line[i] for line in (curve.mean, curve.low, curve.high))
+    mean, low, high = (f"{round(value, 2) + 0.0:.2f}" for value in values)  # no -0.00
+    return f"{mean} [{low}, {high}]" if curve.seeds > 1 else mean
+
+
 def notes_of(arms: dict[str, list[Row]]) -> list[str]:
     """What a reader of the tables of one data set has to know."""
     every = [row for rows in arms.values() for row in rows]
@@ -201,7 +224,10 @@ def markdown(rows: Sequence[Row]) -> str:
     parts = []
     for data, arms in sets_of(rows).items():
         parts.append(f"### {data}")
-        tables = (arms_table, differences_table, adaptations_table, plans_table, budgets_table)
+        tables = (
+            *(arms_table, differences_table, adaptations_table, plans_table),
+            *(curves_table, budgets_table),
+        )
         for table in (make(arms) for make in tables):
             if table:
                 parts.append(_as_markdown(table))

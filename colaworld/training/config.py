@@ -90,6 +90,9 @@ class TrainingConfig(Checked, at="training."):
     tell the video model, which their use does not show. 0: never."""
     control_clips: Annotated[int, Range(ge=2, le=10**6)] = 32
     """Held-out clips that control is measured on, three forward passes each."""
+    probe_clips: Natural = 0
+    """Held-out clips whose codes a linear probe reads for the recorded actions (code_probe.py), as often as control
+    is measured. Only this number reads them, training does not. 0, or data without actions: no probe."""
     spike_factor: Annotated[float, Range(gt=1, le=1e6, off=0)] = 10.0
     """An update whose loss exceeds this many running medians is skipped; 0 turns this off."""
     spike_window: Count = 50

@@ -179,6 +179,8 @@ class ConsoleLogger:
             text += f"  entropy {row['codebook']['entropy_normalised']:.2f}"
         if row.get("control"):
             text += f"  control {row['control']['control']:.2f}"
+        if row.get("probe"):
+            text += f"  probe {row['probe']['score']:.2f}"
         if clips_per_second:
             text += f"  {clips_per_second:.0f} clips/s"
         speed = row.get("speed", {})

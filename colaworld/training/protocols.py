@@ -100,5 +100,8 @@ class Loader(Protocol):
 # -> what the codes tell on held-out clips; "control" is 0 where they tell nothing (control.py)
 Control = Callable[[], Mapping[str, float]]
 
+# -> what the codes mean on held-out clips: "score", and that of "chance" (code_probe.py)
+Probe = Callable[[], Mapping[str, float]]
+
 # (steps done in the phase, phase name) -> uint8 frames [n, T, H, W, 3] to show in TensorBoard
 Preview = Callable[[int, str], Any]

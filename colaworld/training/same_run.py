@@ -33,6 +33,7 @@ FREE = (
     "workers",  # the same clips
     "timeout",
     "recompute",  # the same gradients bit for bit
+    "probe_clips",  # read, never trained on
 )
 # Fields that early configurations do not have, and what they did; by the key, or its last two names.
 _LATER: dict[str, Any] = {

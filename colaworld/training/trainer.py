@@ -37,7 +37,7 @@ from colaworld.training.meters import Pace, Work, memory_gib
 from colaworld.training.optimizer import Moments, moments_of
 from colaworld.training.phase_state import PhaseState, Progress, TrainResult
 from colaworld.training.phases import Phase, check_phases, enter_phase
-from colaworld.training.protocols import ClipSupply, Control, Loader, Objective, Preview
+from colaworld.training.protocols import ClipSupply, Control, Loader, Objective, Preview, Probe
 from colaworld.training.run_folder import RunFolder
 from colaworld.training.same_run import config_sha256
 from colaworld.training.sharding import give_up, is_sharded
@@ -60,6 +60,8 @@ class Trainer:
         config_yaml: the whole resolved configuration, saved and compared when resuming.
         control: () -> paired losses of held-out clips, measured every `control_every` steps of a phase
             that trains the conditioner.
+        probe: () -> how well held-out codes tell recorded actions, as often, in phases that train a part of
+            the latent action model.
         preview: (step, phase name) -> uint8 frames [n, T, H, W, 3] to show every `sample_every`.
         resume: continue what is in `out` (from the start if there is no checkpoint yet).
         device: where to train.
@@ -84,6 +86,7 @@ class Trainer:
         config_yaml: str,
         preview: Preview | None = None,
         control: Control | None = None,
+        probe: Probe | None = None,
         resume: bool = False,
         device: torch.device | str = "cpu",
         resume_command: str = "",
@@ -102,7 +105,7 @@ class Trainer:
         self.out = Path(out)
         self.training = training
         self.config_yaml = config_yaml
-        self.preview, self.control = preview, control
+        self.preview, self.control, self.probe = preview, control, probe
         self.resume = resume
         self.resume_command = resume_command
         self.work = work or Work()
@@ -276,8 +279,7 @@ class Trainer:
             began = time.perf_counter()
             row, clips = self._step(state)
             row["seconds"] = time.perf_counter() - began
-            if (found := self._measure_control(phase)) is not None:
-                row["control"] = found
+            row |= self._looks(phase)
             alarm = state.check_health(progress, row, last=progress.step >= limit)
             if progress.over is None and progress.step >= limit:
                 progress.over = "steps"
@@ -323,18 +325,24 @@ class Trainer:
         self._folder.skip_to(self._steps_behind() + limit - progress.step)
         return None
 
-    def _measure_control(self, phase: Phase) -> dict[str, float] | None:
-        """Where it is due: the same numbers on every process."""
+    def _looks(self, phase: Phase) -> dict[str, dict[str, float]]:
+        """`control` and `probe`, where they are due: the same numbers on every process."""
         every, step = self.training.control_every, self.progress.step
-        if self.control is None or not every or "conditioner" not in phase.train:
-            return None
-        if step % every and step not in (1, phase.steps):
-            return None
-        found = self.control()
-        give_up(self.model)
-        enter_phase(self.model, phase)
-        means = self.distributed.mean(torch.tensor(list(found.values()), device=self.device))
-        return dict(zip(found, means.tolist(), strict=True))
+        if not every or (step % every and step not in (1, phase.steps)):
+            return {}
+        due = {}
+        if self.control is not None and "conditioner" in phase.train:
+            due["control"] = self.control
+        if self.probe is not None and {"idm", "quantizer", "conditioner"} & {*phase.train}:
+            due["probe"] = self.probe
+        looks = {}
+        for name, look in due.items():
+            found = look()
+            give_up(self.model)
+            enter_phase(self.model, phase)
+            means = self.distributed.mean(torch.tensor(list(found.values()), device=self.device))
+            looks[name] = dict(zip(found, means.tolist(), strict=True))
+        return looks
 
     def _tell_speed(self, row: dict[str, Any], clips: int) -> None:
         seconds, speed = row["seconds"], row["speed"]

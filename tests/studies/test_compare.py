@@ -8,9 +8,16 @@ import pytest
 
 from colaworld.files import FileError
 from colaworld.studies.compare import alike, arm_mean, difference
-from colaworld.studies.page import mean_curve
+from colaworld.studies.curves import curves_of, over_seeds
 from colaworld.studies.rows import collapsed_at, number_at, read_rows, write_rows
-from colaworld.studies.tables import arms_table, budgets_table, markdown, notes_of, sets_of
+from colaworld.studies.tables import (
+    arms_table,
+    budgets_table,
+    curves_table,
+    markdown,
+    notes_of,
+    sets_of,
+)
 
 
 def row(arm: str, seed: int, deltas: list[float], probe: float | None = None, **more) -> dict:
@@ -157,6 +164,30 @@ def test_rows_come_back_and_others_are_refused(tmp_path) -> None:
         read_rows(path)
 
 
-def test_the_mean_of_curves_goes_as_far_as_the_longest() -> None:
-    short, long = ([0, 10], [0.0, 1.0]), ([0, 5, 10, 20], [1.0, 1.0, 1.0, 0.5])
-    assert mean_curve([short, long]) == ([0, 5, 10, 20], [0.5, 0.75, 1.0, 0.5])
+def test_curves_over_seeds_go_as_far_as_the_longest() -> None:
+    short, long = [(0, 0.0), (10, 1.0)], [(0, 1.0), (5, 1.0), (10, 1.0), (20, 0.5)]
+    curve = over_seeds([short, long])
+    assert curve.steps == [0, 5, 10, 20] and curve.mean == [0.5, 0.75, 1.0, 0.5]
+    assert curve.low == [0.0, 0.5, 1.0, 0.5] and curve.high == [1.0, 1.0, 1.0, 0.5]
+    before = over_seeds([short], [-1, 5])
+    assert math.isnan(before.mean[0]) and before.mean[1] == 0.5
+
+
+def test_curves_in_a_table() -> None:
+    """Rows from before there was a probe have none; a stage without a world has no control."""
+    probed = {"probe": [[1, 0.2], [100, 0.4], [800, 0.7]]}
+    rows = [
+        row("base", seed, [1] * 4, control=[[401, -0.001], [800, 0.2 * seed]]) for seed in (0, 1)
+    ]
+    rows.append(row("ours", 0, [2] * 4, control=[[1, 0.0], [800, 0.5]]) | probed)
+    (arms,) = sets_of(rows).values()
+    assert list(curves_of(arms, "probe")) == ["ours"]
+    head, *table = curves_table(arms)
+    assert head[3:] == ["step 1", *(f"step {n}" for n in range(100, 801, 100))]
+    assert [line[:3] for line in table] == [
+        *(["control", "base", "2"], ["control", "ours", "1"], ["probe", "ours", "1"])
+    ]
+    assert table[0][3:8] == ["-"] * 5 and table[0][-1] == "0.10 [0.00, 0.20]"
+    assert table[2][3:5] == ["0.20", "0.40"] and table[2][-1] == "0.70"
+    assert "| control | base | 2 | - |" in markdown(rows)
+    assert curves_table({"base": [row("base", 0, [1] * 4)]}) == []

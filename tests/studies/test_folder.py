@@ -38,6 +38,10 @@ def test_a_run_from_before_an_option_goes_on(tmp_path) -> None:
     asked.write_text(text.replace("    nested_dropout: 0.0\n", ""))
     assert asked.read_text() != text
     job.prepare()
+    # What is only looked at changes no result.
+    asked.write_text(text.replace("control_clips: 32\n  probe_clips: 256", "control_clips: 32"))
+    assert asked.read_text() != text
+    job.prepare()
     asked.write_text(text.replace("nested_dropout: 0.0", "nested_dropout: 0.5"))
     with pytest.raises(ConfigError, match=r"now \(model\.conditioner\.nested_dropout\)"):
         job.prepare()

@@ -908,6 +908,27 @@ def test_control_is_measured_when_due_and_kept_by_the_gate(toy, tmp_path):
     assert measured == {1: pytest.approx(0.1), 6: pytest.approx(0.2), 12: pytest.approx(0.6)}
 
 
+def test_looks_change_no_loss_and_a_phase_without_a_world_has_the_probe_alone(toy, tmp_path):
+    lam = dataclasses.replace(toy.PHASES[0], train=("idm", "quantizer"), gate=None, steps=5)
+    frozen = dataclasses.replace(toy.PHASES[1], name="world", train=("backbone",), steps=4)
+    phases = (lam, toy.PHASES[1], frozen)
+    training = dataclasses.replace(toy.TRAINING, control_every=3)
+    looks = {"control": lambda: {"control": 0.5}, "probe": lambda: {"score": 0.25, "chance": 0.0}}
+
+    def rows(name, **more):
+        out = tmp_path / name
+        trainer = toy.trainer(out, phases=phases, **more)
+        assert trainer.run().status == "finished"
+        return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+    plain, looked = rows("plain"), rows("looked", training=training, **looks)
+    assert [row["loss"] for row in looked] == [row["loss"] for row in plain]
+    at = {name: [(r["phase"], r["step"]) for r in looked if name in r] for name in looks}
+    assert at["control"] == [("joint", step) for step in (1, 3, 6, 9, 10)]
+    assert at["probe"] == [*(("warmup", step) for step in (1, 3, 5)), *at["control"]]
+    assert looked[0]["probe"] == {"score": 0.25, "chance": 0.0}
+
+
 def test_after_a_rollback_a_collapsed_codebook_starts_anew_in_a_phase_that_had_begun(toy, tmp_path):
     alarm = AlarmConfig(floor=0.2, checks=2, action="rollback")
     gate = GateConfig(entropy=1.0, window=4, min_steps=9, floor=1.0, missed="reseed")

@@ -23,8 +23,10 @@ from colaworld.metrics.probe import (
     Kind,
     ProbePrediction,
     chance_probe,
+    flat_actions,
     pixel_differences,
     principal_components,
+    rows_of,
     split_by_episode,
 )
 
@@ -181,37 +183,6 @@ def skipping(name: str, measure: Callable[[], dict[str, Any]], *, what: str) -> 
         return {name: None, f"{name}_skipped": str(reason)}
 
 
-def rows_of(codes: Tensor) -> Tensor:
-    """Codes [b, n, N, d] as features [b n, N d] of probes."""
-    return codes.flatten(0, 1).flatten(1).float()
-
-
 def names_of(spec: ActionSpec) -> tuple[str, ...]:
     """A name for each class or dimension."""
     return spec.names or tuple(f"action {i}" for i in range(spec.size))
-
-
-def flat_actions(actions: Tensor, spec: ActionSpec) -> Tensor:
-    """[b, T-1] classes -> [b (T-1)] int64, or [b, T-1, A] -> [b (T-1), A] floats.
-
-    Raises ValueError where they are not what `spec` says.
-    """
-    flat = actions.flatten(0, 1)
-    if spec.kind == "discrete":
-        if flat.ndim != 1 or flat.is_floating_point():
-            raise ValueError(
-                f"actions: column {spec.column!r} is discrete, expected int64 [M, T-1], "
-                f"got {actions.dtype} {tuple(actions.shape)}"
-            )
-        if int(flat.min()) < 0 or int(flat.max()) >= spec.size:
-            raise ValueError(
-                f"actions: column {spec.column!r} has {spec.size} classes, got "
-                f"{int(flat.min())}..{int(flat.max())}"
-            )
-        return flat
-    if flat.ndim != 2 or flat.shape[1] != spec.size:
-        raise ValueError(
-            f"actions: column {spec.column!r} has {spec.size} dimensions, expected "
-            f"[M, T-1, {spec.size}], got {tuple(actions.shape)}"
-        )
-    return flat.float()

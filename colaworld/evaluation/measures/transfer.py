@@ -34,13 +34,17 @@ from colaworld.evaluation.measures.real_actions import (
     KINDS,
     RealActions,
     Skipped,
-    flat_actions,
-    rows_of,
     skipping,
 )
 from colaworld.evaluation.rollouts import Batch, head
 from colaworld.evaluation.settings import RandomStream
-from colaworld.metrics.probe import ProbePrediction, chance_probe, linear_probe
+from colaworld.metrics.probe import (
+    ProbePrediction,
+    chance_probe,
+    flat_actions,
+    linear_probe,
+    rows_of,
+)
 
 
 class ActionTransfer(RealActions):

@@ -244,6 +244,14 @@ def _training(history: History) -> dict[str, Markup]:
     control = Series("1 - inferred / shuffled loss", *history.curve("control", "control"), "c-1")
     if len(control.x) > 1:
         shown[title] = draw([control], title=title, y_label="share")
+    title = "Probe of held-out codes"
+    names = {"score": "accuracy or R²", "chance": "chance"}
+    probe = [
+        Series(name, *history.curve("probe", key), f"c-{i}")
+        for i, (key, name) in enumerate(names.items(), start=1)
+    ]
+    if len(probe[0].x) > 1:
+        shown[title] = draw(probe, title=title, y_label="score")
     norms = []
     for i, key in enumerate(history.keys("grad_norm")[:5], start=1):
         x, y = history.curve("grad_norm", key)
