@@ -106,11 +106,14 @@ def run(argv: list[str]) -> int:
     from colaworld.files import write_json
     from colaworld.runs.planning import plan_run
     from colaworld.runs.planning_costs import check_costs
+    from colaworld.runs.planning_limits import lines as limit_lines
     from colaworld.runs.planning_page import write_plan
+    from colaworld.runs.planning_rows import check_rows
     from colaworld.runs.planning_videos import write_videos
 
     check_costs(options.how, with_world=folder is not None)
     rows = options.how.rows
+    check_rows(rows, None if folder is None else options.space)
     world, steering, size = None, None, frame_size(options.env, options.how.size)
     if kept is not None:
         size = kept[1].frame_size
@@ -146,7 +149,7 @@ def run(argv: list[str]) -> int:
     films = write_videos(options.out / "videos", shown, options.how.videos)
     write_plan(options.out / "plan.html", result, shown)
     print(table(result))
-    print("\n".join(told(result)))
+    print("\n".join([*limit_lines(result["limits"]), *told(result)]))
     print(f"{options.out}/plan.json has every number, {options.out}/plan.html shows it")
     if films:
         print(f"{options.out}/videos: {len(films)} films, real, imagined and goal side by side")
@@ -279,15 +282,16 @@ def _recorded(folder: WorldFolder, named: Path | None) -> DataConfig:
 
 def table(result: Mapping[str, Any]) -> str:
     """A row for each that played."""
+    widest = max(8, *map(len, result["rows"]))
     lines = [
-        f"{'':8} {'success':>9} {'95 % interval':>16} {'steps above fewest':>19} {'calls/decision':>15} "
+        f"{'':{widest}} {'success':>9} {'95 % interval':>16} {'steps above fewest':>19} {'calls/decision':>15} "
         f"{'s/decision':>11}"
     ]
     for name, row in result["rows"].items():
         share = row["success"]
         more = "-" if row["more_than_fewest"] is None else f"{row['more_than_fewest']:.1f}"
         lines.append(
-            f"{name:8} {100 * share['mean']:>7.0f} % "
+            f"{name:{widest}} {100 * share['mean']:>7.0f} % "
             f"{100 * share['low']:>7.0f} .. {100 * share['high']:>3.0f} % {more:>19} "
             f"{row['calls_per_decision']:>15.0f} {row['seconds_per_decision']:>11.3f}"
         )

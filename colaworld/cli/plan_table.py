@@ -37,10 +37,15 @@ def run(argv: list[str]) -> int:
     )
     # Not above: torch takes seconds, and help needs none of it.
     from colaworld.files import write_json
+    from colaworld.runs.planning_limits import lines as limit_lines
     from colaworld.runs.planning_table import joined, read_plans
 
     table = joined(read_plans(options.plans), reference=options.reference)
     print("\n".join(lines(table)))
+    for task, methods in table["limits"].items():
+        for name, lost in methods.items():
+            for number, line in enumerate(limit_lines(lost)):
+                print(line if number else f"{task}: {name}: {line}")
     if options.json is not None:
         write_json(options.json, table)
         print(f"{options.json} has every number")
@@ -70,13 +75,19 @@ def lines(table: Mapping[str, Any]) -> list[str]:
             if (apart := one["difference"]) is not None:
                 told.append(
                     f"{task}: {name} minus {table['reference']}: {_share(apart, sign='+')} points, in pairs of the same "
-                    f"episodes, {apart['seeds']} seed(s)"
+                    f"episodes, {apart['seeds']} seed(s){_left_out(apart['left_out'])}"
                 )
     if table["differing"]:
         told.append(f"not alike in all plans: {', '.join(table['differing'])}")
     for task, missing in table["missing"].items():
         told.append(f"{task}: not played: {', '.join(missing)}; without them this is no result yet")
     return told
+
+
+def _left_out(alone: Mapping[str, int]) -> str:
+    """Whose last seeds have no partner."""
+    told = [f"the last {count} of {name}" for name, count in alone.items()]
+    return f"; left out, without a partner: {' and '.join(told)}" if told else ""
 
 
 def _share(value: Mapping[str, float], sign: str = "") -> str:

@@ -41,6 +41,18 @@ def success(task: str, state: Mapping[str, Any]) -> bool:
     return bool(state["blocks"][block][2] < 0.6 and max(moved.values()) < 0.01)
 
 
+def thing(task: str, state: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """What a task is about: its state [D], metres, and the place [3] where a hand finds it."""
+    if task.startswith("push_"):
+        colour = task.removeprefix("push_")
+        return np.array([state["lights"][colour]]), state["buttons"][colour]
+    if task in ("open_slide", "open_drawer"):
+        name = task.removeprefix("open_")
+        return np.array([state[name]]), state[f"{name}_handle"]
+    place = state["blocks"][task.removesuffix("_off_table")]
+    return place, place
+
+
 class Hand:
     """Carries one task out, step by step, from the state and how far it has come.
 
@@ -64,16 +76,14 @@ class Hand:
         return np.array([*reach, 0.0, -1.0])
 
     def _path(self, state: Mapping[str, Any]) -> list[np.ndarray]:
+        place = thing(self.task, state)[1]
         if self.task.startswith("push_"):
-            place = state["buttons"][self.task.removeprefix("push_")]
             return _beside(place, (0, 0, 0.15), (0, 0, 0.02))
         if self.task == "open_slide":
-            place = state["slide_handle"]
             return _beside(place, (-0.12, -0.15, 0.02), (-0.1, -0.02, 0), (0.1, 0, 0))
         if self.task == "open_drawer":
-            place = state["drawer_handle"]
             return _beside(place, (0, 0.02, 0.2), (0, 0.02, -0.02), (0, -0.1, -0.03))
-        x, y, _ = state["blocks"][self.task.removesuffix("_off_table")]
+        x, y, _ = place
         low = 0.805  # the fingers end 4 cm below the hand, and the table at 0.76
         return _beside((x, y, low), (-0.15, 0, 0.145), (-0.13, 0, 0), (0.15, 0, 0))
 

@@ -228,7 +228,16 @@ class CloningConfig(Checked, at="cloning."):
     """Of Adam."""
 
 
-Row = Literal["world", "oracle", "cloning", "random", "copy"]
+Row = Literal[
+    "world",
+    "oracle",
+    "cloning",
+    "random",
+    "copy",
+    "world-inferred",
+    "oracle-codes",
+    "oracle-state",
+]
 
 
 @dataclass(frozen=True)
@@ -289,7 +298,9 @@ class EpisodesConfig(GoalsConfig, at="--"):
     first. In the space of codes there is none."""
     rows: tuple[Row, ...] = ("world", "oracle", "cloning", "random", "copy")
     """Who plays: the world, the planner in the true simulator, a policy that was trained on recorded actions (needs
-    data), random actions, the planner where nothing ever changes."""
+    data), random actions, the planner where nothing ever changes. To see what limits the world: oracle-state (the oracle
+    with the true distance as its cost), with --space latent oracle-codes (the oracle under the table of codes), with
+    --space real world-inferred (the world under the codes of what truly happens)."""
     shown: Natural = 3
     """Episodes whose frames the page shows, real beside imagined."""
     videos: Natural = 0

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-Reads = Literal["frames", "latents", "states", "nothing"]
+Reads = Literal["frames", "latents", "states", "distances", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Dynamics(Protocol):
         ...
 
     def roll(self, state: Any, actions: Tensor) -> Tensor:
-        """actions [B, n, h, A] -> [B, n, T, ...]: frames [.., 3, H, W] in [0, 1], latents [.., C, h', w'] or
-        states [.., D], T of them, the last one after all h actions. The state stays as it is."""
+        """actions [B, n, h, A] -> [B, n, T, ...]: frames [.., 3, H, W] in [0, 1], latents [.., C, h', w'],
+        states [.., D] or distances from the goal [..], T of them, the last one after all h actions. The state stays as it is."""
         ...
 
     def imagine(self, state: Any, actions: Tensor) -> Tensor | None:

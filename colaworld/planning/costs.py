@@ -79,6 +79,21 @@ class GoalDistance:
             return torch.cat([self._encoder(part) for part in read.split(self._rows)])
 
 
+class TrueDistance:
+    """`scale` times the squared distances that the true simulator tells (`exact.SimulatorDynamics`)."""
+
+    reads: Reads = "distances"
+
+    def __init__(self, *, scale: float = 1.0, over: Over = "last") -> None:
+        self.scale, self.over = scale, over
+
+    def __call__(self, imagined: Tensor, actions: Tensor) -> Tensor:
+        """imagined: [B, n, T]."""
+        if self.over == "last":
+            imagined = imagined[:, :, -1:]
+        return over_steps(self.scale * imagined.square(), self.over)
+
+
 def over_steps(each: Tensor, over: Over) -> Tensor:
     """[B, n] of the costs [B, n, T] of steps; of "last" only the last one is given."""
     return each.amin(-1) if over == "best" else each.sum(-1)

@@ -87,14 +87,33 @@ class CrafterTask:
             return bool(now["position"] == self._target)
         return bool(now["inventory"]["wood"] > self._wood)
 
+    def distance(self) -> float:
+        """The fewest actions that reach it while creatures stay; of more than twice the goal's, that and one."""
+        if self.succeeded():
+            return 0.0
+        front = [self._where()]
+        ways, last = {front[0]: list[int]()}, int(self.task == "collect")  # the last action is `do`
+        for made in range(2 * self.goal_offset + 1 - last):
+            if any(self._reached(where) for where in front):
+                return float(made + last)
+            front = list(self._following(front, ways))
+        return 2.0 * self.goal_offset + 1
+
     def state(self) -> dict[str, Any]:
         return self._env.state()
 
-    def _ways(self) -> list[tuple[list[int], tuple[int, int]]]:
-        """A shortest way to each goal that is `goal_offset` steps away, and the place where it ends."""
+    def _where(self) -> Where:
         now = self._env.state()
         x, y = now["facing"]
-        front: list[Where] = [(now["position"], (int(x), int(y)))]
+        return now["position"], (int(x), int(y))
+
+    def _reached(self, where: Where) -> bool:
+        """Whether it is there; of a tree, before it."""
+        return self._faces_tree(where) if self.task == "collect" else where[0] == self._target
+
+    def _ways(self) -> list[tuple[list[int], tuple[int, int]]]:
+        """A shortest way to each goal that is `goal_offset` steps away, and the place where it ends."""
+        front = [self._where()]
         ways, seen = {front[0]: list[int]()}, set[tuple[int, int]]()
         for made in range(self.goal_offset + 1):
             if self.task == "collect":

@@ -2,12 +2,15 @@
 
 Where the cost reads latents nothing is decoded, unless an adapter looks at the frame. Not here: which codes
 are planned (search.py), what real actions stand for (`World.encode_actions`, action_map.py).
+
+Shape legend: B environments, n candidates, h actions of a plan, r the tokenizer's stride in time, N tokens, d token width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +18,7 @@ from torch import Tensor
 from colaworld.models.rollout import RolloutState
 from colaworld.models.world import World
 from colaworld.planning.contracts import Reads, Seen
+from colaworld.planning.exact import SimulatorDynamics
 from colaworld.planning.spaces import Continuous, Discrete, Space
 
 
@@ -23,7 +27,8 @@ class WorldState:
     """Where candidates fork off."""
 
     rollout: RolloutState
-    frame: Tensor  # [B, 1, 3, H, W], the current one
+    frames: Tensor  # [B, c, 3, H, W], those it began with, the current one last
+    simulated: Sequence[Any] = ()  # the true simulator's, where it is asked
 
 
 class WorldDynamics:
@@ -52,6 +57,7 @@ class WorldDynamics:
         self.space: Space = latent_space(world) if space == "latent" else real_space(world)
         self.world, self.gives, self.stride = world, _reads(gives), world.stride
         self._real, self._among = space == "real", among
+        self._looks = self._real and world.model.adapter.looks
         if among is not None:
             self.space = Discrete(len(among))
 
@@ -65,7 +71,7 @@ class WorldDynamics:
         frames = seen.frames[:, -used:]
         codes = None if used == 1 else self.world.infer_actions(frames).codes
         rollout = self.world.begin(frames, codes, generator=seen.generator)
-        return WorldState(rollout, frames[:, -1:])
+        return WorldState(rollout, frames)
 
     @torch.no_grad()
     def roll(self, state: WorldState, actions: Tensor) -> Tensor:
@@ -88,18 +94,26 @@ class WorldDynamics:
             )
         B, n = actions.shape[:2]
         fork, made = state.rollout.fork(n), []
-        rows = actions.flatten(0, 1)  # [B n, h, A]
-        looks = self._real and self.world.model.adapter.looks
-        latest = state.frame.repeat_interleave(n, dim=0) if looks else None
-        for now in rows.split(self.world.stride, dim=1):
-            latents = fork.advance(self._codes(now, latest))
-            if looks:
+        codes_at, latest = self._coded(state, actions), None
+        if self._looks:
+            latest = state.frames[:, -1:].repeat_interleave(n, dim=0)
+        for at in range(0, actions.shape[2], stride):
+            latents = fork.advance(codes_at(slice(at, at + stride), latest))
+            if self._looks:
                 latest = fork.decode(latents)[:, -1:]
             made.append(latents)
         latents = torch.cat(made, dim=2)
         if gives == "latents":
             return latents.transpose(1, 2).unflatten(0, (B, n))
         return fork.decode(latents).unflatten(0, (B, n))
+
+    def _coded(
+        self, state: WorldState, actions: Tensor
+    ) -> Callable[[slice, Tensor | None], Tensor]:
+        """Of actions [B, n, h, A] what gives codes [B n, r, N, d] of r steps, and of the latest frame [B n, 1, 3, H, W]
+        where an adapter looks at it."""
+        rows = actions.flatten(0, 1)
+        return lambda steps, latest: self._codes(rows[:, steps], latest)
 
     def _codes(self, actions: Tensor, latest: Tensor | None) -> Tensor:
         """Codes [rows, r, N, d] of actions [rows, r, A]."""
@@ -111,6 +125,38 @@ class WorldDynamics:
             actions = actions[..., 0]
         frames = None if latest is None else latest.expand(-1, actions.shape[1], -1, -1, -1)
         return self.world.encode_actions(actions, frames).codes
+
+
+class InferredDynamics(WorldDynamics):
+    """An adapted world under the codes that it reads off what truly happens: each candidate is played in the true
+    simulator as well, and the inverse dynamics model sees those frames. An adapter is trained to say these codes, so
+    this is the world with an adapter that makes no mistake.
+
+    Args:
+        simulator: gives frames of all steps, under the actions of this space.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        simulator: SimulatorDynamics,
+        *,
+        gives: Literal["frames", "latents"] = "frames",
+    ) -> None:
+        super().__init__(world, gives=gives, space="real")
+        self._simulator, self._looks = simulator, False
+
+    def begin(self, seen: Seen) -> WorldState:
+        return replace(super().begin(seen), simulated=self._simulator.begin(seen))
+
+    def _coded(
+        self, state: WorldState, actions: Tensor
+    ) -> Callable[[slice, Tensor | None], Tensor]:
+        films = self._simulator.roll(state.simulated, actions).flatten(0, 1).to(state.frames)
+        before = state.frames.repeat_interleave(actions.shape[1], dim=0)
+        inferred = self.world.infer_actions(torch.cat([before, films], dim=1)).codes
+        codes = inferred[:, before.shape[1] - 1 :]
+        return lambda steps, latest: codes[:, steps]
 
 
 def latent_space(world: World) -> Discrete:

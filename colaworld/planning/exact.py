@@ -7,14 +7,15 @@ the last frame stays from below. Not here: a learned world (dynamics.py).
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from colaworld.planning.contracts import Reads, Seen
+from colaworld.planning.tasks import Act, own
 
 
 class PointMassDynamics:
@@ -41,46 +42,73 @@ class PointMassDynamics:
 
 
 class SimulatorDynamics:
-    """The true simulator: each candidate, actions of `Task.space`, is played in a copy of the environment
-    (the oracle).
+    """The true simulator: each candidate is played in a copy of the environment (the oracle).
 
     Args:
-        device: of the frames it gives.
-        last: draw the frame after the last action alone, where a cost reads no other.
+        device: of what it gives.
+        last: read what there is after the last action alone, where a cost reads no other.
         repeat: times that the environment repeats each step (`MPCConfig.action_repeat`).
+        act: what the environment does of a planned action; `own`: actions are those of `Task.space`.
+        gives: "distances": how far the state is from the goal, nothing once it is reached; of tasks that tell it
+            (`tasks.Located`).
     """
 
-    gives: Reads = "frames"
-
     def __init__(
-        self, *, device: torch.device | str = "cpu", last: bool = False, repeat: int = 1
+        self,
+        *,
+        device: torch.device | str = "cpu",
+        last: bool = False,
+        repeat: int = 1,
+        act: Act = own,
+        gives: Literal["frames", "distances"] = "frames",
     ) -> None:
-        self.device, self.last, self.repeat = device, last, repeat
+        self.device, self.last, self.repeat, self.act = device, last, repeat, act
+        self.gives: Reads = gives
 
     def begin(self, seen: Seen) -> Sequence[Any]:
         return [copy.deepcopy(task) for task in seen.tasks]
 
     def roll(self, state: Sequence[Any], actions: Tensor) -> Tensor:
-        """actions [B, n, h, A] -> frames [B, n, T, 3, H, W], T = 1 with `last`, else h."""
-        return self._roll(state, actions, last=self.last)
+        """actions [B, n, h, A] -> frames [B, n, T, 3, H, W] or distances [B, n, T], T = 1 with `last`, else h."""
+        if self.gives == "frames":
+            return self._film(state, actions, last=self.last)
+        left = [
+            [
+                [0.0 if reached else now.distance() for now, reached in self._played(task, one)]
+                for one in candidates
+            ]
+            for task, candidates in zip(state, actions.cpu(), strict=True)
+        ]
+        made = torch.tensor(left, device=self.device)
+        return made[:, :, -1:] if self.last else made
 
     def imagine(self, state: Sequence[Any], actions: Tensor) -> Tensor | None:
-        return self._roll(state, actions[:, None], last=False)[:, 0]
+        return self._film(state, actions[:, None], last=False)[:, 0]
 
-    def _roll(self, state: Sequence[Any], actions: Tensor, *, last: bool) -> Tensor:
-        films = []
-        for task, candidates in zip(state, actions.cpu(), strict=True):
-            for candidate in candidates:
-                played, frames = copy.deepcopy(task), []
-                for number, action in enumerate(candidate, 1):
-                    for one in played.steps(action):
-                        for _ in range(self.repeat):
-                            played.step(one)
-                    if not last or number == len(candidate):
-                        frames.append(played.frame())
-                films.append(np.stack(frames))
+    def _film(self, state: Sequence[Any], actions: Tensor, *, last: bool) -> Tensor:
+        films = [
+            np.stack(
+                [
+                    now.frame()
+                    for number, (now, _) in enumerate(self._played(task, candidate), 1)
+                    if not last or number == len(candidate)
+                ]
+            )
+            for task, candidates in zip(state, actions.cpu(), strict=True)
+            for candidate in candidates
+        ]
         made = torch.from_numpy(np.stack(films)).to(self.device).movedim(-1, -3).float() / 255
         return made.unflatten(0, actions.shape[:2])
+
+    def _played(self, task: Any, candidate: Tensor) -> Iterator[tuple[Any, bool]]:
+        """A copy after each action, and whether it has reached the goal by then, where that is asked."""
+        now, reached = copy.deepcopy(task), False
+        for action in candidate:
+            for one in self.act(action, now):
+                for _ in range(self.repeat):
+                    now.step(one)
+                    reached = reached or (self.gives == "distances" and now.succeeded())
+            yield now, reached
 
 
 class CopyDynamics:

@@ -23,15 +23,7 @@ from colaworld.planning.goals import Begun
 from colaworld.planning.prior import CodeBigram
 from colaworld.planning.search import search
 from colaworld.planning.spaces import Continuous, Space
-from colaworld.planning.tasks import Task
-
-# One planned action [A] and the environment it is for -> what that is stepped with, one after another.
-Act = Callable[[Tensor, Task], Iterable[Any]]
-
-
-def own(action: Tensor, task: Task) -> Iterable[Any]:
-    """An action of the environment's own space."""
-    return task.steps(action)
+from colaworld.planning.tasks import Act, own
 
 
 @dataclass(frozen=True)

@@ -79,13 +79,20 @@ class PushTTask:
         return self._env.draw()
 
     def succeeded(self) -> bool:
+        away, turned = self._left()
+        return away < _NEAR and turned < _TURNED
+
+    def distance(self) -> float:
+        """Of disc and T, and of the T's angle, each as a multiple of what counts as reached; their norm."""
+        away, turned = self._left()
+        return float(np.hypot(away / _NEAR, turned / _TURNED))
+
+    def _left(self) -> tuple[float, float]:
+        """Pixels, of disc and T as four numbers, and radians."""
         now, goal = self._env.state(), self._goal
         away = [now[body] - goal[body] for body in ("agent", "block")]
         turned = abs(now["angle"] - goal["angle"]) % (2 * np.pi)
-        return bool(
-            np.linalg.norm(np.concatenate(away)) < _NEAR
-            and min(turned, 2 * np.pi - turned) < _TURNED
-        )
+        return float(np.linalg.norm(np.concatenate(away))), float(min(turned, 2 * np.pi - turned))
 
     def state(self) -> dict[str, Any]:
         return self._env.state()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from colaworld.config import ConfigError
 from colaworld.envs.robodesk import ACTION_REPEAT, RoboDesk
-from colaworld.envs.robodesk_tasks import TASKS, Hand, success
+from colaworld.envs.robodesk_tasks import TASKS, Hand, success, thing
 from colaworld.planning.spaces import Continuous, Space
 from colaworld.planning.tasks import in_turn
 
@@ -81,6 +81,7 @@ class RoboDeskTask:
         else:
             raise RuntimeError(f"robodesk: the script did not carry out {self.task} in 20 episodes")
         self._env = passed[max(0, len(passed) - 1 - self.goal_offset)]
+        self._start, self._goal = (thing(self.task, one.state())[0] for one in (self._env, script))
         return self.frame(), script.draw()
 
     def steps(self, action: Tensor) -> Iterable[Any]:
@@ -96,6 +97,13 @@ class RoboDeskTask:
 
     def succeeded(self) -> bool:
         return success(self.task, self._env.state())
+
+    def distance(self) -> float:
+        """The share of its way that the thing of the task has before it, and metres from the hand to it."""
+        state = self._env.state()
+        now, place = thing(self.task, state)
+        left, whole = (float(np.linalg.norm(one - self._goal)) for one in (now, self._start))
+        return left / max(whole, 1e-9) + float(np.linalg.norm(state["hand"] - place))
 
     def state(self) -> dict[str, Any]:
         return self._env.state()

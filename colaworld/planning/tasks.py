@@ -6,8 +6,8 @@ Not here: the simulators (envs), the loop (mpc.py), which plan is good (costs.py
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -71,6 +71,24 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class Located(Protocol):
+    """What a `Task` may have besides: it knows from its state how far the goal is."""
+
+    def distance(self) -> float:
+        """What is left to the goal, >= 0, in a unit of its own; lower is nearer."""
+        ...
+
+
+# One planned action [A] and the environment it is for -> what that is stepped with, one after another.
+Act = Callable[[Tensor, Task], Iterable[Any]]
+
+
+def own(action: Tensor, task: Task) -> Iterable[Any]:
+    """An action of the environment's own space."""
+    return task.steps(action)
+
+
 def in_turn(action: Tensor, low: float, high: float, size: int) -> list[np.ndarray]:
     """Steps of `size` numbers each, within their bounds, of one action after another [k size]."""
     return list(action.detach().cpu().float().clamp(low, high).view(-1, size).numpy())
@@ -102,8 +120,8 @@ class SceneTask:
         down = (self.goal_offset - abs(across)) * int(rng.choice((-1, 1)))
         state = self._env.state()
         self._part = "camera" if self._env.moves == "camera" else "square"
-        size = (64, 64) if self._part == "camera" else self.frame_size[::-1]
-        self._goal = (state[self._part] + self._env.speed * np.array([across, down])) % size
+        self._size = np.array((64, 64) if self._part == "camera" else self.frame_size[::-1])
+        self._goal = (state[self._part] + self._env.speed * np.array([across, down])) % self._size
         return frame, self._env.draw(**_drawn(state | {self._part: self._goal}))
 
     def steps(self, action: Tensor) -> Iterable[Any]:
@@ -119,7 +137,12 @@ class SceneTask:
         return self._frame
 
     def succeeded(self) -> bool:
-        return bool((self._env.state()[self._part] == self._goal).all())
+        return self.distance() == 0
+
+    def distance(self) -> float:
+        """In moves; positions wrap."""
+        way = np.abs(self._env.state()[self._part] - self._goal)
+        return float(np.minimum(way, self._size - way).sum() / self._env.speed)
 
     def state(self) -> dict[str, Any]:
         return self._env.state()
@@ -184,8 +207,11 @@ class PointMassTask:
         return self._frame
 
     def succeeded(self) -> bool:
-        way = (self._env.position - self.goal + 0.5) % 1 - 0.5  # the picture wraps
-        return bool(np.linalg.norm(way) <= self.tolerance)
+        return self.distance() <= self.tolerance
+
+    def distance(self) -> float:
+        """In widths of the picture, which wraps."""
+        return float(np.linalg.norm((self._env.position - self.goal + 0.5) % 1 - 0.5))
 
     def state(self) -> dict[str, Any]:
         return self._env.state()

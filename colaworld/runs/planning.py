@@ -1,12 +1,6 @@
-"""Plan with a run: its world, the true simulator, a cloned policy and two bounds from below play the same episodes.
+"""Plan with a run: its world and what stands beside it play the same episodes.
 
-    world      the planner in the run's world
-    oracle     the same planner in the true simulator
-    cloning    a policy that was trained on recorded actions
-    random     acts without looking
-    copy       the same planner where the last frame stays, whatever is done
-
-Not here: planners and the loop (planning), the page (planning_page.py), printing (cli).
+Not here: who plays (planning_rows.py), planners and the loop (planning), the page (planning_page.py), printing (cli).
 """
 
 from __future__ import annotations
@@ -15,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from colaworld import __version__
@@ -22,24 +17,23 @@ from colaworld.config import ConfigError, to_dict
 from colaworld.envs.episodes import episode_seeds
 from colaworld.metrics.proportion import wilson
 from colaworld.models.world import World
-from colaworld.planning.cloning import Cloned, CloningAgent
+from colaworld.planning.cloning import Cloned
 from colaworld.planning.config import (
     OF_TASK,
     EpisodesConfig,
     GoalsConfig,
     MPCConfig,
     PlannerConfig,
-    Row,
 )
-from colaworld.planning.dynamics import WorldDynamics
-from colaworld.planning.exact import CopyDynamics, SimulatorDynamics
 from colaworld.planning.goals import Goals
 from colaworld.planning.goals_file import GoalsFile, facts_of
-from colaworld.planning.mpc import Agent, Episode, PlanningAgent, Played, RandomAgent, play
+from colaworld.planning.mpc import Episode, Played, play
 from colaworld.planning.protocols import PROTOCOLS, episodes_of, protocol_of
 from colaworld.planning.tasks import Task, make_task
 from colaworld.rng import generator_for
 from colaworld.runs.planning_costs import Pricing
+from colaworld.runs.planning_limits import limits
+from colaworld.runs.planning_rows import Cast
 from colaworld.runs.provenance import commit
 from colaworld.runs.steering import Steering, Watch, steering_told
 
@@ -93,7 +87,9 @@ def plan_run(
     if kept is not None:
         file.compare(path, goals)
     pricing = Pricing(task, world, config, size=size, device=device)
-    agents = _agents(world, task, planner, mpc, config, pricing, steering, cloned, device)
+    agents = Cast(
+        *(task, goals, planner, mpc, config, pricing, world, steering, cloned, device)
+    ).agents()
     if not agents:
         raise ConfigError("--rows: nobody is left to play; a world needs --run, cloning --data")
     rows: dict[str, Any] = {}
@@ -112,11 +108,17 @@ def plan_run(
         )
         rows[name] = _row(played)
         shown[name] = played.episodes[: max(config.shown, config.videos)]
+    won = {
+        name: np.array([[int(one["success"]) for one in row["episodes"]]])
+        for name, row in rows.items()
+    }
+    space = None if steering is None else steering.space
     result: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "colaworld": __version__,
         "commit": commit(),
         "rows": rows,
+        "limits": limits(won, space),
         "missing": [row for row in EpisodesConfig.rows if row not in rows],
         "protocol": {
             "env": env,
@@ -132,7 +134,7 @@ def plan_run(
             "protocol": _departing(env, task, protocol, planner, mpc, config),
             "planner": to_dict(planner),
             "mpc": to_dict(mpc),
-            "space": None if steering is None else steering.space,
+            "space": space,
             "codes": "all" if steering is None or steering.among is None else "seen",
             "prior": steering is not None and steering.prior is not None,
             "sampler": None if world is None else to_dict(world.sampler),
@@ -181,51 +183,6 @@ def _departing(
     departs = found.departures(planner, mpc, config, task.frame_size[0], facts_of(task))
     known = next(key for key, one in PROTOCOLS.items() if one is found)
     return {"name": known, "source": found.source, "departs": departs}
-
-
-def _agents(
-    world: World | None,
-    task: Task,
-    planner: PlannerConfig,
-    mpc: MPCConfig,
-    config: EpisodesConfig,
-    pricing: Pricing,
-    steering: Steering | None,
-    cloned: Cloned | None,
-    device: str,
-) -> dict[Row, Agent]:
-    simulator = SimulatorDynamics(
-        device=device, last=config.over == "last", repeat=mpc.action_repeat
-    )
-    made: dict[Row, Agent] = {}
-    for name in config.rows:
-        if name == "random":
-            made[name] = RandomAgent(task.space)
-        elif name == "cloning":
-            if cloned is not None:
-                made[name] = CloningAgent(cloned)
-        elif name == "oracle" or name == "copy":
-            dynamics: Any = simulator if name == "oracle" else CopyDynamics()
-            cost = pricing("frames", task.space)
-            made[name] = PlanningAgent(dynamics, task.space, planner, mpc, cost)
-        elif world is not None:
-            assert steering is not None, "a world is steered"
-            if config.penalty and steering.space == "latent":
-                raise ConfigError(
-                    "--penalty: codes have no size of their own; expected 0, or --space real"
-                )
-            if config.penalty and task.place is not None:
-                raise ConfigError(
-                    "--penalty: actions of this run are places, whose size says nothing of motion; expected 0"
-                )
-            rolled = WorldDynamics(
-                world, gives=config.cost, space=steering.space, among=steering.among
-            )
-            cost = pricing(config.cost, rolled.space)
-            made[name] = PlanningAgent(
-                rolled, rolled.space, planner, mpc, cost, steering.act, steering.prior
-            )
-    return made
 
 
 def _row(played: Played) -> dict[str, Any]:

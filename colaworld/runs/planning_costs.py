@@ -14,11 +14,12 @@ from colaworld.config import ConfigError
 from colaworld.models.world import World
 from colaworld.planning.config import EpisodesConfig
 from colaworld.planning.contracts import Cost, Reads
-from colaworld.planning.costs import ActionPenalty, GoalDistance, WeightedSum
+from colaworld.planning.costs import ActionPenalty, GoalDistance, TrueDistance, WeightedSum
 from colaworld.planning.encoders import load_encoder
 from colaworld.planning.goal_head import GoalHeadCost, check_head, goals_of, load_head
+from colaworld.planning.goals import Goals
 from colaworld.planning.spaces import Continuous, Space
-from colaworld.planning.tasks import Task
+from colaworld.planning.tasks import Located, Task
 
 
 def check_costs(config: EpisodesConfig, *, with_world: bool) -> None:
@@ -33,7 +34,7 @@ def check_costs(config: EpisodesConfig, *, with_world: bool) -> None:
     if reads != config.cost or (reads == "latents" and not with_world):
         where = f"--cost {reads}" + " and a --run" * (reads == "latents")
         raise ConfigError(f"--head {config.head}: it reads {reads}; plan with {where}")
-    lost = [row for row in ("oracle", "copy") if row in config.rows]
+    lost = [row for row in ("oracle", "oracle-codes", "copy") if row in config.rows]
     if reads == "latents" and config.distance_weight == 0 and lost:
         raise ConfigError(
             f"--distance-weight 0: nothing tells the goal in row {' and '.join(lost)}, as the head reads latents; "
@@ -57,7 +58,7 @@ class Pricing:
         size: tuple[int, int],
         device: torch.device | str = "cpu",
     ) -> None:
-        self.config, self.world = config, world
+        self.config, self.world, self.device = config, world, device
         if config.cost == "latents" and world is not None and world.stride > 1:
             raise ConfigError(
                 f"--cost latents: a latent of this world is {world.stride} frames, a goal image is one; "
@@ -92,12 +93,38 @@ class Pricing:
                 parts.append((config.distance_weight, distance))
             if headed and self.head is not None:
                 parts.append((config.head_weight, GoalHeadCost(self.head, goal, over=config.over)))
-            if config.penalty:
-                idle = (0.0,) * space.width if isinstance(space, Continuous) else (0,)
-                parts.append((config.penalty, ActionPenalty(idle)))
-            return WeightedSum(*parts)
+            return WeightedSum(*parts, *self._penalty(space))
 
         return make
+
+    def true(self, space: Space, goals: Goals) -> Callable[[Tensor], Cost]:
+        """What makes the cost that the simulator knows (`TrueDistance`), in the place of distance and head.
+
+        Its scale, one for all episodes, is that of the picture: at their starts both cost alike in the mean. A
+        planner that weighs costs (mppi) needs that.
+        Raises ConfigError where the environment does not tell how far its goals are.
+        """
+        tasks = [goals.begin(seed).task for seed in goals.seeds]
+        away = [task.distance() for task in tasks if isinstance(task, Located)]
+        if len(away) < len(tasks):
+            raise ConfigError(
+                f"--rows oracle-state: {tasks[0].name} does not tell how far a goal is (tasks.Located); leave it out"
+            )
+        first, goal = (
+            torch.from_numpy(part).to(self.device).movedim(-1, 1).float() / 255
+            for part in goals.frames()
+        )
+        seen = GoalDistance(goal, reads="frames", encoder=self.encoder)(first[:, None, None], first)
+        left = sum(one**2 for one in away) / len(away)
+        scale = float(seen.mean()) / left if left else 0.0
+        cost = TrueDistance(scale=scale or 1.0, over=self.config.over)
+        return lambda goals: WeightedSum((1.0, cost), *self._penalty(space))
+
+    def _penalty(self, space: Space) -> list[tuple[float, Cost]]:
+        if not self.config.penalty:
+            return []
+        idle = (0.0,) * space.width if isinstance(space, Continuous) else (0,)
+        return [(self.config.penalty, ActionPenalty(idle))]
 
     def _goal(self, goals: Tensor, reads: Reads) -> Tensor:
         """Goal frames as the cost reads them."""

@@ -17,9 +17,28 @@ from colaworld.evaluation.report.charts import Series, line_chart
 from colaworld.evaluation.report.templates import write_page
 from colaworld.evaluation.report.tiles import tile
 from colaworld.planning.mpc import Episode
+from colaworld.runs.planning_limits import SWAPPED, points
 
 _COLUMNS = 10  # frames of an episode that are shown
-_STYLES = {"world": "c-1", "oracle": "c-6", "cloning": "c-3", "random": "c-2", "copy": "c-copy"}
+_STYLES = {
+    "world": "c-1",
+    "oracle": "c-6",
+    "copy": "c-copy",
+    "world-inferred": "c-3",
+    "oracle-codes": "c-4",
+    "oracle-state": "c-7",
+}
+# What each row is, in the words of the page.
+_WORDS = {
+    "world": "the planner in the run’s world",
+    "oracle": "the same planner in the true simulator",
+    "cloning": "a policy trained on recorded actions",
+    "random": "acts without looking",
+    "copy": "the same planner where the last frame stays",
+    "world-inferred": "the world under the codes that it infers from what truly happens",
+    "oracle-codes": "codes planned in the true simulator, which does what their table says",
+    "oracle-state": "the true simulator, whose plans cost the true distance",
+}
 
 
 def write_plan(
@@ -33,6 +52,11 @@ def write_plan(
         title=f"Planning in {said['env']} with {said['planner']['kind']}",
         result=result,
         rows=[_row(name, row) for name, row in result["rows"].items()],
+        words=[f"{name}: {_WORDS[name]}." for name in result["rows"]],
+        limits=[
+            {**one, "parts": " and ".join(one["parts"]), "lost": points(one["lost"])}
+            for one in result["limits"]
+        ],
         chart=_chart(result["rows"], "mean of episodes under way"),
         strips=list(_strips(shown, said["shown"], said["videos"])),
         protocol=[(k, v) for k, v in leaves(said) if k != "episode_seeds"],
@@ -71,7 +95,7 @@ def _strips(
     """A section for each of `count` episodes of those that plan: real frames above imagined ones, and what its
     plans cost."""
     for name, episodes in shown.items():
-        if name not in ("world", "oracle"):
+        if name not in SWAPPED:
             continue
         for number, one in enumerate(episodes[:count], 1):
             if one.goal is None:

@@ -2,7 +2,8 @@
 
 A method is a name that was given to one or more plans: runs of several seeds, in order; and each bound that they played. Its
 success is the mean over seeds, with an interval that resamples seeds and episodes; a difference pairs the k-th seed of both,
-episode by episode. Not here: playing (planning.py), printing (cli).
+episode by episode, and says which had no partner. Rows of a method's own worlds beside its plans are called
+method/row. Not here: playing (planning.py), printing (cli).
 """
 
 from __future__ import annotations
@@ -10,22 +11,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from colaworld.config import ConfigError, leaves
 from colaworld.files import read_json
-from colaworld.metrics.bootstrap import Interval, bootstrap_seeds
-from colaworld.metrics.proportion import wilson
-from colaworld.planning.config import EpisodesConfig
+from colaworld.planning.config import EpisodesConfig, Row
 from colaworld.runs.planning import FORMAT_VERSION as PLAN_VERSION
+from colaworld.runs.planning_limits import CHAINS, limits
+from colaworld.runs.planning_rows import NEEDS
+from colaworld.runs.planning_success import Won, gained, success
 
 FORMAT_VERSION = 1
-SAMPLES = 2000
 _SAME = ("env", "task", "quality", "goals", "steps of the environment")
 _ELSE = ("episode_seeds", "goals_file", "device", "threads", "batch", "shown", "protocol", "seed")
-Won = np.ndarray  # [seeds, episodes] 0 or 1
+BOUNDS = tuple(row for row in get_args(Row) if row != "world" and row not in NEEDS)
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,9 @@ def read_plans(named: Sequence[str]) -> list[Planned]:
     plans = []
     for one in named:
         name, equals, where = one.partition("=")
-        bounds = [row for row in EpisodesConfig.rows if row != "world"]
-        if not equals or not name or name in bounds:
+        if not equals or not name or name in BOUNDS:
             raise ConfigError(
-                f"{one!r:.80}: expected NAME=FOLDER of a plan, and a name other than {', '.join(bounds)}"
+                f"{one!r:.80}: expected NAME=FOLDER of a plan, and a name other than {', '.join(BOUNDS)}"
             )
         path = Path(where) / "plan.json" if Path(where).is_dir() else Path(where)
         result = read_json(path, made_by="colaworld plan")
@@ -86,17 +86,20 @@ def joined(plans: Sequence[Planned], *, reference: str | None = None) -> dict[st
     if reference not in names:
         raise ConfigError(f"--reference {reference}: expected one of {', '.join(names)}")
     won: dict[str, dict[str, Won]] = {}
+    lost: dict[str, dict[str, list[dict[str, Any]]]] = {}
     differs: set[str] = set()
     for task in dict.fromkeys(one.task for one in plans):
         of_task = [one for one in plans if one.task == task]
         differs |= _checked(of_task)
         won[task] = _won(of_task)
+        lost[task] = {name: _limits(won[task], of_task, name) for name in names}
     tasks = {task: _compared(methods, reference) for task, methods in won.items()}
     return {
         "format_version": FORMAT_VERSION,
         "reference": reference,
         "tasks": tasks,
         "mean": _compared(_over_tasks(won), reference) if len(won) > 1 else None,
+        "limits": lost,
         "differing": sorted(differs),
         "missing": {
             task: missing for task, one in won.items() if (missing := _missing(one, names))
@@ -125,47 +128,57 @@ def _checked(plans: Sequence[Planned]) -> set[str]:
 
 
 def _won(plans: Sequence[Planned]) -> dict[str, Won]:
-    """Of each method [seeds, episodes]; a bound that several played alike is one."""
+    """Of each method; a bound that several played alike is one."""
     found: dict[str, list[list[int]]] = {}
     for one in plans:
         for row, played in one.result["rows"].items():
             episodes = [int(episode["success"]) for episode in played["episodes"]]
-            name = one.name if row == "world" else row
-            rows = found.setdefault(name, [])
-            if row == "world" or episodes not in rows:
+            rows = found.setdefault(_called(one.name, row), [])
+            if row not in BOUNDS or episodes not in rows:
                 rows.append(episodes)
     return {name: np.array(rows) for name, rows in found.items()}
+
+
+def _called(method: str, row: str) -> str:
+    """A bound is the same for all methods, a row with a run's world is of one."""
+    return row if row in BOUNDS else method if row == "world" else f"{method}/{row}"
+
+
+def _limits(won: Mapping[str, Won], plans: Sequence[Planned], method: str) -> list[dict[str, Any]]:
+    """What the parts of a method lose, of the rows that as many of its seeds played as there are; nothing where its
+    plans are of two spaces."""
+    spaces = {one.settings().get("space") for one in plans if one.name == method}
+    if len(spaces) != 1 or method not in won:
+        return []
+    (space,) = spaces
+    seeds = len(won[method])
+    played = {}
+    for row in CHAINS[space or "latent"]:
+        found = won.get(_called(method, row))
+        if found is not None and (len(found) == seeds or (row in BOUNDS and len(found) == 1)):
+            played[row] = found
+    return limits(played, space)
 
 
 def _compared(methods: Mapping[str, Won], reference: str) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for name, won in methods.items():
-        interval = _interval(won)
-        told[name] = {"seeds": len(won), "success": interval.as_dict(), "difference": None}
-        theirs = methods.get(reference)
-        if name != reference and theirs is not None:
-            # One result, as a bound is, stands beside every seed.
-            shared = len(theirs) if len(won) == 1 else min(len(won), len(theirs))
-            apart = won[:shared] - theirs[:shared]
-            told[name]["difference"] = _bootstrap(apart).as_dict() | {"seeds": len(apart)}
+        told[name] = {"seeds": len(won), "success": success(won).as_dict(), "difference": None}
+        if name != reference and reference in methods:
+            told[name]["difference"] = _apart(name, won, reference, methods[reference])
     return told
 
 
-def _interval(won: Won) -> Interval:
-    """Wilson's of one seed, and where all or none succeeded; else over seeds and episodes."""
-    if len(won) == 1 or won.min() == won.max():
-        return wilson(int(won[0].sum()), won.shape[1])
-    return _bootstrap(won)
-
-
-def _bootstrap(values: np.ndarray) -> Interval:
-    return bootstrap_seeds(
-        lambda seed, rows: float(values[seed, rows].mean()),
-        np.arange(values.shape[1]),
-        seeds=len(values),
-        samples=SAMPLES,
-        generator=np.random.default_rng(0),
-    )
+def _apart(name: str, won: Won, reference: str, theirs: Won) -> dict[str, Any]:
+    """The difference from the reference in pairs of the k-th seeds, how many these are, and of whom how many last seeds
+    have no partner. A bound that was played once stands beside every seed."""
+    every = name in BOUNDS and len(won) == 1
+    pairs = len(theirs) if every else min(len(won), len(theirs))
+    alone = {} if every else {name: len(won) - pairs, reference: len(theirs) - pairs}
+    return gained(won[:pairs], theirs[:pairs]).as_dict() | {
+        "seeds": pairs,
+        "left_out": {who: count for who, count in alone.items() if count},
+    }
 
 
 def _over_tasks(won: Mapping[str, Mapping[str, Won]]) -> dict[str, Won]:

@@ -20,10 +20,9 @@ from colaworld.data.loader import iterate_once
 from colaworld.models.world import World
 from colaworld.planning.action_map import ActionMap, from_last_place
 from colaworld.planning.dynamics import WorldDynamics, latent_space
-from colaworld.planning.mpc import Act
 from colaworld.planning.prior import CodeBigram
 from colaworld.planning.spaces import Discrete
-from colaworld.planning.tasks import Task
+from colaworld.planning.tasks import Act, Task
 
 Watch = Callable[[int, int, str], None]
 
@@ -44,6 +43,14 @@ class Steering:
     """[M, N]: the combinations of codes that are planned alone."""
     acted: dict[str, int] = field(default_factory=lambda: {"codes": 0, "unseen": 0})
     """Codes that were carried out, and those of them that no recorded step had."""
+
+    def carry_out(self, action: Tensor, task: Task) -> Iterable[Any]:
+        """`act`, with codes counted."""
+        if self.action_map is not None:
+            known = self.among is not None or bool(self.action_map.nearest(action[None])[1])
+            self.acted["codes"] += 1
+            self.acted["unseen"] += not known
+        return self.act(action, task)
 
 
 def steer(
@@ -107,19 +114,15 @@ def steer(
         space = Discrete(len(table.codes))
         indices = [table.nearest(clip)[0][:, None] for clip in indices]
     prior = CodeBigram.from_indices(indices, space).to(device) if with_prior else None
-    acted = {"codes": 0, "unseen": 0}
 
     def act(codes: Tensor, task: Task) -> Iterable[Any]:
-        chosen, known = table(table.codes[codes.cpu()] if seen_alone else codes[None])
-        acted["codes"] += 1
-        acted["unseen"] += int(not known)
-        action = chosen[0]
+        action = table(table.codes[codes.cpu()] if seen_alone else codes[None])[0][0]
         if places:
             action = action + torch.tensor(task.place, dtype=torch.float32).repeat(task.block)
         return task.recorded(action)
 
     among = table.codes if seen_alone else None
-    return Steering("latent", act, table, prior, int(table.counts.sum()), places, among, acted)
+    return Steering("latent", act, table, prior, int(table.counts.sum()), places, among)
 
 
 def steer_real(world: World, task: Task) -> Steering:

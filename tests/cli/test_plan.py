@@ -92,6 +92,28 @@ def test_the_page_shows_real_beside_imagined_frames(planned) -> None:
     assert "planner.candidates" in page
 
 
+def test_parts_are_replaced_by_the_truth_one_after_another(
+    colaworld, trained, scene, tmp_path
+) -> None:
+    asked = ("--run", trained, "--data", scene, "--out", tmp_path, *FEW)
+    rows = ("world", "oracle-codes", "oracle", "oracle-state")
+    said = colaworld("plan", "scene", *asked, "--rows", *rows)
+    assert said.status == 0
+    result = json.loads((tmp_path / "plan.json").read_text())
+    assert list(result["rows"]) == list(rows)
+    parts = [one["parts"] for one in result["limits"]]
+    assert parts == [["generator"], ["action map"], ["cost"], ["planner"]]
+    total = sum(one["lost"]["mean"] for one in result["limits"])
+    assert total + result["rows"]["world"]["success"]["mean"] == pytest.approx(1)
+    assert "  generator: 0 (-" in said.out and ", world to oracle-codes" in said.out
+    page = (tmp_path / "plan.html").read_text()
+    assert "What limits it" in page and "oracle-state, episode 1" in page
+    calls = {row["calls_per_decision"] for row in result["rows"].values()}
+    assert len(calls) == 1  # the same planner throughout
+    said = colaworld("plan", "scene", *asked, "--rows", "world-inferred")
+    assert said.status == 2 and "an adapted run whose world plans real actions" in said.plain
+
+
 def test_films_are_written_for_each_row_and_linked(colaworld, tmp_path) -> None:
     asked = ("--size", 16, "--videos", 2, "--rows", "oracle", "random", "--out", tmp_path)
     said = colaworld("plan", "scene", *asked, *FEW)
@@ -118,13 +140,15 @@ def adapted(trained, scene, tmp_path_factory):
 
 
 def test_an_adapted_run_plans_the_moves_themselves(adapted, colaworld, tmp_path) -> None:
-    asked = ("--space", "real", "--rows", "world", "--penalty", 0.1, "--out", tmp_path)
+    rows = ("--rows", "world", "world-inferred")
+    asked = ("--space", "real", *rows, "--penalty", 0.1, "--out", tmp_path)
     said = colaworld("plan", "scene", "--run", adapted, *asked, *FEW, "--planner.iterations", 1)
     assert said.status == 0
     result = json.loads((tmp_path / "plan.json").read_text())
     assert result["protocol"]["space"] == "real" and result["action_map"] is None
     assert result["missing"] == ["oracle", "cloning", "random", "copy"]
     assert result["rows"]["world"]["calls_per_decision"] == 4 * 2
+    assert [one["parts"][0] for one in result["limits"]] == ["adapter", "generator"]
     said = colaworld("plan", "point-mass", "--run", adapted, "--space", "real", "--out", tmp_path)
     assert "this run: its actions are 5 classes, point-mass takes 2 numbers" in said.plain
 

@@ -37,6 +37,35 @@ def test_no_way_is_shorter(kind) -> None:
         assert _fewest(task, 3) == 2
 
 
+@pytest.mark.parametrize("kind", ["reach", "collect"])
+def test_the_distance_is_that_of_the_fewest_actions(kind) -> None:
+    task = CrafterTask(height=28, width=36, task=kind, goal_offset=3)
+    for seed in (0, 1):
+        task.reset(seed)
+        assert task.distance() == 3 and not task.succeeded()
+        after = {}
+        for action in range(1, task.space.size):
+            played = copy.deepcopy(task)
+            played.step(action)
+            after[action] = played.distance()
+        nearer = min(after, key=after.__getitem__)
+        assert after[nearer] == 2 and max(after.values()) >= 3
+        played = copy.deepcopy(task)
+        for left in (2, 1, 0):
+            ahead = {a: copy.deepcopy(played) for a in range(1, task.space.size)}
+            for action, one in ahead.items():
+                one.step(action)
+            played = min(ahead.values(), key=CrafterTask.distance)
+            assert played.distance() == left and played.succeeded() == (left == 0)
+
+
+def test_a_goal_that_is_far_away_or_walled_in_is_at_most_so_far(monkeypatch) -> None:
+    task = CrafterTask(height=28, width=36, goal_offset=2)
+    task.reset(0)
+    monkeypatch.setattr(task, "_target", (-9, -9))
+    assert task.distance() == 5
+
+
 def test_a_copy_plays_on_alike_and_leaves_the_other_alone() -> None:
     task = CrafterTask(height=14, width=18)
     task.reset(3)

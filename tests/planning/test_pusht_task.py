@@ -19,9 +19,8 @@ from colaworld.envs import behaviours
 from colaworld.envs.pusht import PushT
 from colaworld.planning import pusht_task
 from colaworld.planning.config import EpisodesConfig, MPCConfig, ShootingConfig
-from colaworld.planning.mpc import own
 from colaworld.planning.pusht_task import PushTTask
-from colaworld.planning.tasks import make_task
+from colaworld.planning.tasks import make_task, own
 from colaworld.runs import steering
 from colaworld.runs.planning import plan_run
 from colaworld.runs.steering import check_spec
@@ -110,6 +109,9 @@ def test_success_is_that_of_the_protocol(task, moved, turned, reached) -> None:
         "angle": now["angle"] + turned,
     }
     assert task.succeeded() == reached
+    short = min(turned, 2 * np.pi - turned)
+    wanted = np.hypot(np.linalg.norm(moved) / 20, np.degrees(short) / 20)
+    assert task.distance() == pytest.approx(wanted)
 
 
 def test_a_step_is_a_displacement_from_where_the_disc_is_when_it_is_due(task) -> None:
@@ -137,13 +139,15 @@ def test_a_code_leads_on_from_the_last_place_also_where_a_set_does_not_say_place
     task.reset(0)
     spec = replace(task.action_spec, mode=mode).every(5)
     places = (100 + 10 * torch.arange(20.0)).repeat_interleave(2).view(1, 4, 10)
-    found = SimpleNamespace(action_spec=spec, require_actions=lambda: None)
+    found = SimpleNamespace(action_spec=spec, require_actions=lambda: None, height=8, width=8)
     frames, first = torch.zeros(1, 5, 3, 8, 8, dtype=torch.uint8), torch.zeros(1).long()
     batch = ClipBatch(frames, first, first, places)
     monkeypatch.setattr(steering, "ClipSet", lambda config: found)
     monkeypatch.setattr(steering, "iterate_once", lambda *args, **named: [batch])
     codes = SimpleNamespace(indices=torch.zeros(1, 4, 1, dtype=torch.int64))
-    world = SimpleNamespace(codebook_size=1, tokens=1, infer_actions=lambda frames: codes)
+    world = SimpleNamespace(
+        codebook_size=1, tokens=1, frame_size=(8, 8), infer_actions=lambda frames: codes
+    )
     steered = steering.steer(world, task, DataConfig(), clips=1)
     assert steered.places and steered.steps == 3
     task.place = np.array([200.0, 300.0])

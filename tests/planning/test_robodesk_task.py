@@ -40,6 +40,19 @@ def test_the_start_is_so_many_steps_before_the_script_was_done(pushing) -> None:
     assert task.told == {"task": "push_green", "quality": "fast", "control_steps": 50}
 
 
+def test_the_distance_falls_as_the_thing_is_brought_to_where_it_counts(pushing) -> None:
+    task = copy.deepcopy(pushing[0])
+    hand = Hand("push_green")
+    hand._stage = 2  # on its way down
+    left = [task.distance()]
+    reach = float(np.linalg.norm(task.state()["hand"] - task.state()["buttons"]["green"]))
+    assert left[0] == pytest.approx(1 + reach)
+    while not task.succeeded():
+        task.step(hand.act(task.state()))
+        left.append(task.distance())
+    assert left == sorted(left, reverse=True) and left[-1] < 0.5
+
+
 def test_a_copy_goes_the_same_way_to_the_last_bit(pushing) -> None:
     one, other = copy.deepcopy(pushing[0]), copy.deepcopy(pushing[0])
     for action in np.random.default_rng(0).uniform(-1, 1, (3, 5)):

@@ -100,3 +100,43 @@ def test_what_is_not_of_the_same_episodes_is_refused(planned, tmp_path) -> None:
     Path(tmp_path / "plan.json").write_text('{"format_version": 9}')
     with pytest.raises(ConfigError, match=r"expected a plan.json of version 1"):
         read_plans([f"a={tmp_path}"])
+
+
+def test_seeds_without_a_partner_are_left_out_and_told(planned) -> None:
+    """One seed of a method is no bound: it stands beside the first of the other alone."""
+    named = (
+        planned("joint", {"world": "xx.."}),
+        planned("joint", {"world": "xxxx"}),
+        planned("joint", {"world": "xxxx"}),
+        planned("two", {"world": "x...", "copy": "...."}),
+    )
+    table = joined(read_plans(named), reference="joint")
+    row = table["tasks"]["robodesk/push_red"]
+    apart = row["two"]["difference"]
+    assert (apart["mean"], apart["seeds"], apart["left_out"]) == (-0.25, 1, {"joint": 2})
+    assert row["copy"]["difference"]["seeds"] == 3 and not row["copy"]["difference"]["left_out"]
+    said = "\n".join(lines(table))
+    assert "1 seed(s); left out, without a partner: the last 2 of joint" in said
+    other = joined(read_plans(named), reference="two")["tasks"]["robodesk/push_red"]
+    assert other["joint"]["difference"]["mean"] == 0.25
+    assert other["joint"]["difference"]["left_out"] == {"joint": 2}
+
+
+def test_what_limits_each_method_is_taken_from_its_own_worlds(planned) -> None:
+    bounds = {"oracle": "xxx.", "oracle-state": "xxxx"}
+    named = (
+        planned("joint", {"world": "x...", "oracle-codes": "xx..", **bounds}, space="latent"),
+        planned("joint", {"world": "x...", "oracle-codes": "xxx."}, space="latent"),
+        planned("two", {"world": "....", "oracle-codes": "xx.."}, space="latent"),
+        planned("two", {"world": "...."}, space="latent"),
+    )
+    table = joined(read_plans(named))
+    row = table["tasks"]["robodesk/push_red"]
+    assert row["joint/oracle-codes"]["seeds"] == 2 and row["oracle-state"]["seeds"] == 1
+    limits = table["limits"]["robodesk/push_red"]
+    parts = [(*one["parts"], one["lost"]["mean"]) for one in limits["joint"]]
+    assert parts == [("generator", 0.375), ("action map", 0.125), ("cost", 0.25), ("planner", 0)]
+    # One of two seeds played oracle-codes: the parts are told together.
+    assert limits["two"][0]["parts"] == ["generator", "action map"]
+    with pytest.raises(ConfigError, match="a name other than oracle, cloning, random, copy, orac"):
+        read_plans(["oracle-state=runs/plan"])
