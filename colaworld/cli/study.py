@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -51,6 +52,9 @@ class StudyOptions(Checked, at="--"):
     tried again."""
     status: bool = False
     """Only show how each run stands."""
+    share: Path | None = None
+    """A folder where recorded sets and generators are, or shall be, so that studies need not make the same twice: that
+    of another study, or one for all. What is there has to be made as this study asks."""
     rows: Path | None = None
     """Also write the rows to this file."""
     device: str = "auto"
@@ -77,11 +81,13 @@ def run(argv: list[str]) -> int:
         if not (out / "study.json").is_file():
             raise ConfigError(f"--status: {out} holds no study yet")
         there = begun(out, study)
-        jobs = jobs_of(study, out, seeds=there["seeds"], max_steps=there["max_steps"])
+        jobs = jobs_of(study, out, **{k: there[k] for k in ("seeds", "max_steps", "share")})
         print(status(chosen(jobs, **wanted)))
         return 0
     # Before anything is written, so that a wrong call leaves nothing behind.
     chosen(jobs_of(study, out, seeds=1, max_steps=options.max_steps), **wanted)
+    if options.share is not None and not _makeable(options.share):
+        raise ConfigError(f"--share: expected a folder, there or to be made, got {options.share}")
     if options.rows is not None and (options.rows.is_dir() or not _makeable(options.rows.parent)):
         raise ConfigError(f"--rows: expected a file to be written, got {options.rows}")
     if not _makeable(out):
@@ -96,9 +102,16 @@ def run(argv: list[str]) -> int:
         ) from None
     try:
         most = options.max_steps
-        seeds = open_folder(out, study, seeds=options.seeds, max_steps=most, resume=options.resume)
-        jobs = jobs_of(study, out, seeds=seeds, max_steps=most)
+        share = options.share
+        if not (out / "study.json").is_file():  # what does not fit leaves a new folder empty
+            _check_first(
+                chosen(jobs_of(study, out, seeds=1, max_steps=most, share=share), **wanted)
+            )
+        asked = {"seeds": options.seeds, "max_steps": most, "resume": options.resume}
+        seeds, share = open_folder(out, study, share=share, **asked)
+        jobs = jobs_of(study, out, seeds=seeds, max_steps=most, share=share)
         finished_rows(jobs)  # a broken file is said now, not after hours
+        _check_first(chosen(jobs, **wanted))
         return _run(study, jobs, chosen(jobs, **wanted), options, budget, argv)
     finally:
         lock.close()
@@ -164,6 +177,13 @@ def _run(
     elif outcome.failed:
         say(f"When that is mended, try again with:\n  {resume}")
     return 1 if outcome.failed else 0
+
+
+def _check_first(jobs: Sequence[Job]) -> None:
+    """ConfigError where a recording or a generator that is there was made otherwise than the study asks."""
+    for job in jobs:
+        if job.of is None:
+            job.check()
 
 
 def _makeable(folder: Path) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from colaworld.studies import nano
+from colaworld.studies.remedies import REMEDIES
 from colaworld.studies.study import STUDIES, Arm, DataSet, Study, register_study
 
 __all__ = ["STUDIES", "Arm", "DataSet", "Study", "register_study"]
 
-for _study in nano.ALL:
+for _study in (*nano.ALL, REMEDIES):
     register_study(_study)

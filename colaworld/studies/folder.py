@@ -1,7 +1,8 @@
 """The folder of a study: where each run lies, what is known of it, and the commands that are left to do.
 
-    OUT/study.json                     the name, seeds and cap of steps that it began with
-    OUT/DATA/data                      the recorded set; OUT/DATA/generator: a run of nano.pretrain
+    OUT/study.json                     the name, seeds, cap of steps and shared folder that it began with
+    OUT/DATA/data                      the recorded set; OUT/DATA/generator: a run of nano.pretrain. What runs need first
+                                       (these, generator-data, labelled) may lie in a folder that studies share
     OUT/DATA/ARM/seed-N/               an ordinary run folder
     OUT/DATA/ARM/seed-N.yaml           the configuration that was asked for
     OUT/DATA/ARM/seed-N.log, .json     what its commands said; how it stands, and its row
@@ -17,7 +18,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from colaworld.studies.after import Following, adaptations, bounds_call, plans
 from colaworld.studies.flops import scales
 from colaworld.studies.rows import Row, missing_in, row_of, writing
 from colaworld.studies.study import Arm, DataSet, Study, changed, config_of
+from colaworld.training.same_run import config_sha256
 
 STOPPED = re.compile(r"^stopped: (.*)$", re.MULTILINE)  # as the trainer says it
 
@@ -54,6 +56,10 @@ class Job:
     """Of a run: the set with actions that it is adapted on and plans with."""
     bounds: Path | None = None
     """Of a run that plans: the plan.json of what its plans are held against."""
+    made: dict[str, str] = field(default_factory=dict)
+    """Of a run: how what it needs first is made, by name: the command, or the hash of what the generator is trained by."""
+    shared: bool = False
+    """Whether other studies may have made it: then it has to be known how."""
 
     def command(self, *, device: str) -> list[str] | None:
         """The next command, as arguments of colaworld; None where all is done."""
@@ -63,9 +69,9 @@ class Job:
         state = self.state()
         trained = (self.base / "weights" / "model.safetensors").is_file()
         if not trained and "stopped" not in state:
-            asked = self.base.with_name(self.base.name + ".yaml")
             resume = ["--resume"] if (self.base / "config.yaml").is_file() else []
-            call = ["train", self.config.recipe, "--config", str(asked), "--out", str(self.base)]
+            call = ["train", self.config.recipe, "--config", str(self._asked)]
+            call += ["--out", str(self.base)]
             return [*call, "--device", device, *resume]
         if self.of is not None and not (self.base / "evaluation.json").is_file():
             return ["evaluate", str(self.base), "--device", device]
@@ -135,32 +141,54 @@ class Job:
     def _state(self) -> Path:
         return self.base.with_name(self.base.name + ".json")
 
-    def prepare(self) -> None:
-        """Write the configuration. ConfigError where what is there was made by another one or another call."""
-        known = self.state().get("calls", {})
-        asked = {one.key: (one.out, [*one.call]) for one in self.after}
-        if self.config is None:
-            asked = {self.name: (self.base, [*self.call])}
-        for key, (folder, call) in asked.items():
-            if folder.exists() and known.get(key, call) != call:
+    def check(self) -> None:
+        """ConfigError where what is there was made by another configuration or another call."""
+        known, option = self.state().get("calls", {}), "--share" if self.shared else "--out"
+        for key, (folder, call) in self._calls().items():
+            if not folder.exists():
+                continue
+            if self.shared and key not in known:
+                raise ConfigError(
+                    f"{folder}: it is not known how it was made, the study asks for {shlex.join(call)!r}; "
+                    "name another --share"
+                )
+            if known.get(key, call) != call:
                 raise ConfigError(
                     f"{folder}: made by {shlex.join(known[key])!r}, the study asks for {shlex.join(call)!r} "
-                    "now; name another --out, or delete it"
+                    f"now; name another {option}, or delete it"
                 )
-        calls = {**known, **{key: call for key, (_, call) in asked.items()}}
+        asked = self._asked
+        if self.config is not None and self.shared and self.base.exists() and not asked.is_file():
+            raise ConfigError(
+                f"{self.base}: it is not known how it was trained (no {asked.name} beside it); name another "
+                "--share"
+            )
+        if self.config is not None and asked.is_file() and (keys := _differing(asked, self.config)):
+            raise ConfigError(
+                f"{asked}: holds another configuration than the study asks for now ({keys}); name "
+                f"another {option}, or delete {self.base} and {asked}"
+            )
+
+    def prepare(self) -> None:
+        """Write what is asked for. ConfigError as `check`."""
+        self.check()
+        known = self.state().get("calls", {})
+        calls = {**known, **{key: call for key, (_, call) in self._calls().items()}}
         if calls != known:
             self.note(calls=calls)
+        if self.config is not None and not self._asked.is_file():
+            with writing(self._asked):
+                write_atomically(self._asked, to_yaml(self.config))
+
+    def _calls(self) -> dict[str, tuple[Path, list[str]]]:
+        """Commands besides training and evaluation, by what they are noted as, and the folder that each makes."""
         if self.config is None:
-            return
-        path = self.base.with_name(self.base.name + ".yaml")
-        if not path.is_file():
-            with writing(path):
-                write_atomically(path, to_yaml(self.config))
-        elif keys := _differing(path, self.config):
-            raise ConfigError(
-                f"{path}: holds another configuration than the study asks for now ({keys}); name "
-                f"another --out, or delete {self.base} and {path}"
-            )
+            return {self.name: (self.base, [*self.call])}
+        return {one.key: (one.out, [*one.call]) for one in self.after}
+
+    @property
+    def _asked(self) -> Path:
+        return self.base.with_name(self.base.name + ".yaml")
 
     # -- how it ended ------------------------------------------------------------------------
 
@@ -193,16 +221,25 @@ class Job:
                 why=why,
                 after=after,
                 bounds=self.bounds,
+                made=self.made,
             )
             self.note(row=row, failed=None)
             return row
         return self.row
 
 
-def jobs_of(study: Study, out: Path, *, seeds: int, max_steps: int | None = None) -> list[Job]:
+def jobs_of(
+    study: Study,
+    out: Path,
+    *,
+    seeds: int,
+    max_steps: int | None = None,
+    share: Path | None = None,
+) -> list[Job]:
     """Everything that has to be done, in the order in which it should: seed by seed, so that a study
     that is cut short has all arms.
 
+    share: where recordings and generators are, or shall be, for other studies too; None: in `out`.
     Raises ConfigError on arms that do not fit, before anything is run.
     """
     out = out.resolve()
@@ -214,15 +251,18 @@ def jobs_of(study: Study, out: Path, *, seeds: int, max_steps: int | None = None
     first: list[Job] = []
     runs: list[Job] = []
     for data in study.data:
-        path, needs, jobs = _before(data, out / data.name, max_steps)
-        first += jobs
+        home = (share or out).resolve() / data.name
+        path, needs, jobs = _before(data, home, max_steps)
         by = scales(study, data)
         labelled = path
         planned = data.plan if study.plan else None
         if (study.adapt or planned) and data.labelled:
-            labelled = out / data.name / "labelled"
-            first.append(_recorded(labelled, f"{data.name}/labelled", data.labelled))
+            labelled = home / "labelled"
+            jobs.append(_recorded(labelled, f"{data.name}/labelled", data.labelled))
             needs = (*needs, f"{data.name}/labelled")
+        jobs = [replace(job, shared=share is not None) for job in jobs]
+        first += jobs
+        made = {job.base.name: _made(job) for job in jobs}
         bounds = None
         if planned is not None:
             call, folder = bounds_call(planned, labelled), out / data.name / "bounds"
@@ -236,12 +276,20 @@ def jobs_of(study: Study, out: Path, *, seeds: int, max_steps: int | None = None
                 config = replace(config, data=replace(config.data, path=path))
                 # An arm that says where its generator comes from keeps it: random weights, say.
                 if data.pretrain and "backbone_weights" not in arm.changes:
-                    config = replace(config, backbone_weights=str(out / data.name / "generator"))
+                    config = replace(config, backbone_weights=str(home / "generator"))
                 base = out / data.name / arm.name / f"seed-{seed}"
                 name = f"{data.name}/{arm.name}/seed-{seed}"
-                of = (study, data, arm, seed)
                 runs.append(
-                    Job(base, name, config, needs=needs, of=of, labelled=labelled, bounds=bounds)
+                    Job(
+                        base,
+                        name,
+                        config,
+                        needs=needs,
+                        of=(study, data, arm, seed),
+                        labelled=labelled,
+                        bounds=bounds,
+                        made=made,
+                    )
                 )
     runs.sort(key=lambda job: job.of[3] if job.of else 0)
     return [*first, *runs]
@@ -291,11 +339,27 @@ def _recorded(path: Path, name: str, arguments: tuple[str, ...]) -> Job:
     return Job(path, name, None, ("record", *arguments), "meta/info.json")
 
 
+def _made(job: Job) -> str:
+    """How it is made, in a line that says the same wherever it lies."""
+    if job.config is None:
+        return shlex.join(job.call)
+    anywhere = replace(job.config, data=replace(job.config.data, path=None))
+    return f"{job.config.recipe} {config_sha256(to_yaml(anywhere))[:16]}"
+
+
 def open_folder(
-    out: Path, study: Study, *, seeds: int | None, max_steps: int | None, resume: bool
-) -> int:
-    """Begin a study's folder, or go on with it. Returns the number of seeds: those asked for, or those it
-    has, or 3. ConfigError where it holds another study."""
+    out: Path,
+    study: Study,
+    *,
+    seeds: int | None,
+    max_steps: int | None,
+    resume: bool,
+    share: Path | None = None,
+) -> tuple[int, Path | None]:
+    """Begin a study's folder, or go on with it. Returns the number of seeds, those asked for, or those it
+    has, or 3; and the folder that it shares, that of before where none is named. ConfigError where it holds
+    another study."""
+    share = share and share.resolve()
     path = out / "study.json"
     if path.is_file():
         if not resume:
@@ -314,16 +378,21 @@ def open_folder(
                 "it out to go on with those"
             )
         seeds = there["seeds"] if seeds is None else seeds
+        if share is not None and share != there["share"]:
+            where = f"shares {there['share']}" if there["share"] else "has data of its own"
+            raise ConfigError(f"--share: the study in {out} {where}, got {share}; leave it out")
+        share = there["share"]
     elif out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"{out}: is not empty and holds no study; name another --out")
     seeds = 3 if seeds is None else seeds
     with writing(path):
-        write_json(path, {"study": study.name, "max_steps": max_steps, "seeds": seeds})
-    return seeds
+        told = {"study": study.name, "max_steps": max_steps, "seeds": seeds}
+        write_json(path, told if share is None else {**told, "share": str(share)})
+    return seeds, share
 
 
 def begun(out: Path, study: Study) -> dict[str, Any]:
-    """What the study in a folder began with: {study, max_steps, seeds}.
+    """What the study in a folder began with: {study, max_steps, seeds, share}.
 
     Raises FileError where study.json does not say that, ConfigError where it is of another study.
     """
@@ -331,16 +400,18 @@ def begun(out: Path, study: Study) -> dict[str, Any]:
     there = read_json(path)
     counts = [there.get(key) for key in ("seeds", "max_steps")] if isinstance(there, dict) else []
     whole = [type(n) is int and n > 0 for n in counts]
-    if not counts or not whole[0] or not (whole[1] or ("max_steps" in there and counts[1] is None)):
+    capped = bool(counts) and (whole[1] or ("max_steps" in there and counts[1] is None))
+    if not capped or not whole[0] or not isinstance(there.get("share", ""), str):
         raise FileError(
-            f"{path}: expected study, seeds and max_steps, as colaworld study writes them, got {there!r:.80}"
+            f"{path}: expected study, seeds, max_steps and perhaps share, as colaworld study writes them, got "
+            f"{there!r:.80}"
         )
     if there.get("study") != study.name:
         raise ConfigError(
             f"{out}: holds a study with study {there.get('study')!r}, asked for {study.name!r}; name "
             "another --out"
         )
-    return dict(there)
+    return {**there, "share": Path(there["share"]) if "share" in there else None}
 
 
 def finished_rows(jobs: Sequence[Job]) -> list[Row]:

@@ -36,11 +36,13 @@ def row_of(
     why: str = "",
     after: Sequence[Following] = (),
     bounds: Path | None = None,
+    made: Mapping[str, str] | None = None,
 ) -> Row:
     """The row of a run that was trained and evaluated in `folder`.
 
     status: "finished", or how its training stopped; why: in its own words; after: what followed it;
-    bounds: the plan.json of what planning is held against.
+    bounds: the plan.json of what planning is held against;
+    made: how its data and its generator were.
     Raises FileError or ConfigError where the folder lacks a file, or evaluation.json a measure.
     """
     followed = [(one, one.read()) for one in after]
@@ -51,7 +53,7 @@ def row_of(
     for row in rows:
         steps[row["phase"]] = steps.get(row["phase"], 0) + 1
     entropy = _curve(rows, "codebook", "entropy_normalised")
-    made, counts = found.get("run") or {}, found["counts"]
+    ran, counts = found.get("run") or {}, found["counts"]
     return plain(
         {
             "study": study.name,
@@ -80,8 +82,9 @@ def row_of(
             "clips": _clips(found),
             "after": {one.key: more["clips"] for one, more in followed},
             "bounds": {} if bounds is None else bounds_of(bounds),
-            "commit": made.get("commit"),
-            "config_sha256": made.get("config_sha256"),
+            "made": dict(made or {}),
+            "commit": ran.get("commit"),
+            "config_sha256": ran.get("config_sha256"),
         }
     )
 

@@ -6,7 +6,10 @@ more, and named. Not here: which jobs there are (folder.py).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -16,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from colaworld.files import FolderLock, printable
 from colaworld.studies.folder import Job
@@ -42,7 +45,7 @@ class _Running:
     process: subprocess.Popen[bytes]
     verb: str
     aim: tuple[str, str]
-    began: float
+    log: BinaryIO
     from_byte: int  # of the log, where this command's output begins
 
 
@@ -124,50 +127,58 @@ class Scheduler:
                 self.say(self._line(f"{job.name}: left out, since {lost[0]} failed"))
                 return True
             if all(name in self._outcome.done for name in job.needs):
-                if _held(job.base):  # as by a run that still saves, after its study was killed
+                # As by a run that still saves, after its study was killed, or by a study that shares the data.
+                try:
+                    log = None if _held(job.base) else _hold(job.log)
+                except OSError as error:
+                    self.waiting.remove(job)
+                    self._failed(job, str(error))
+                    return True
+                if log is None:
                     if job.name not in self._told_held:
                         self._told_held.add(job.name)
                         self.say(self._line(f"{job.name}: another process works in {job.base}"))
                     continue
                 self.waiting.remove(job)
-                self._begin(job)
+                self._begin(job, log)
                 return True
         return False
 
-    def _begin(self, job: Job) -> None:
-        """Start its next command, or take note that there is none."""
-        try:
-            job.prepare()
-            command = job.command(device=self.device)
-            if command is None:
-                self._finish(job)
+    def _begin(self, job: Job, log: BinaryIO) -> None:
+        """Start its next command, or take note that there is none. Its log is held as long as it runs."""
+        with contextlib.ExitStack() as ending:
+            ending.callback(log.close)
+            try:
+                job.prepare()
+                command = job.command(device=self.device)
+                if command is None:
+                    self._finish(job)
+                    return
+                process, from_byte = self._started(command, log)
+            except (ValueError, OSError) as error:
+                self._failed(job, str(error))
                 return
-            process, from_byte = self._started(job, command)
-        except (ValueError, OSError) as error:
-            self._failed(job, str(error))
-            return
+            ending.pop_all()
         if command[0] != "evaluate":
             goes_on = " (goes on)" if "--resume" in command else ""
             self.say(self._line(f"{job.name}: {command[0]}{goes_on}"))
-        self._running.append(
-            _Running(job, process, command[0], _aim(command), time.monotonic(), from_byte)
-        )
+        self._running.append(_Running(job, process, command[0], _aim(command), log, from_byte))
 
-    def _started(self, job: Job, command: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
+    def _started(
+        self, command: Sequence[str], log: BinaryIO
+    ) -> tuple[subprocess.Popen[bytes], int]:
         """The process, and where in the log its output begins."""
-        job.log.parent.mkdir(parents=True, exist_ok=True)
         threads = str(self.threads)
-        with job.log.open("ab") as log:
-            from_byte = log.seek(0, os.SEEK_END)
-            process = subprocess.Popen(
-                [*self.program, *command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-                start_new_session=True,  # Ctrl-C is ours to pass on
-                preexec_fn=_end_with_parent,
-            )
+        from_byte = log.seek(0, os.SEEK_END)
+        process = subprocess.Popen(
+            [*self.program, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+            start_new_session=True,  # Ctrl-C is ours to pass on
+            preexec_fn=_end_with_parent,
+        )
         return process, from_byte
 
     # -- ending ------------------------------------------------------------------------------
@@ -181,13 +192,15 @@ class Scheduler:
             said = _text(run.job.log, run.from_byte)
             run.job.ended(run.verb, status, said)
             if self._stop is not None:
+                run.log.close()
                 self.waiting.insert(0, run.job)
                 continue
             following = run.job.command(device=self.device)
             moved_on = following is None or _aim(following) != run.aim
             if moved_on:
-                self._begin(run.job)
+                self._begin(run.job, run.log)
             else:
+                run.log.close()
                 self._failed(run.job, _why(status, said))
         return bool(ended)
 
@@ -287,6 +300,23 @@ def _held(folder: Path) -> bool:
     except OSError:  # it is not there yet, say
         pass
     return False
+
+
+def _hold(log: Path) -> BinaryIO | None:
+    """A job's log, to be written, and held by whoever has it open: us, and the command that writes it. None where
+    another process holds it, which does the same job."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = log.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            file.close()
+            raise
+    return file
 
 
 def _why(status: int, said: str) -> str:

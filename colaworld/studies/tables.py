@@ -200,6 +200,10 @@ def notes_of(arms: dict[str, list[Row]]) -> list[str]:
     """What a reader of the tables of one data set has to know."""
     every = [row for rows in arms.values() for row in rows]
     notes = []
+    made = [tuple(row.get("made", {}).items()) for row in every]
+    if len(set(made)) > 1:
+        notes.append("Not all runs had data and generator made by the same calls.")
+    notes += [f"{name}: `{how}`." for name, how in (made[0] if len(set(made)) == 1 else ())]
     if not alike(every):
         notes.append(
             "Not all runs were measured on the same clips: their differences are over seeds alone."

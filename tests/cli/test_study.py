@@ -243,6 +243,55 @@ def test_what_cannot_be_written_or_is_another_study_is_said_first(
     assert "delete it: --resume makes it again" in broken.plain and "train" not in broken.out
 
 
+RECORDED = """
+from colaworld.studies import Arm, DataSet, Study, register_study
+
+record = ("scene", "--episodes", "6", "--steps", "8", "--size", "24")
+register_study(Study("tiny", "Is it shared?", arms=(Arm("naive", "nano.naive_joint"),),
+                     data=(DataSet("scene", record=record),), reference="naive"))
+"""
+
+
+def test_data_of_another_study_are_taken_or_refused_before_anything_begins(
+    tmp_path, from_outside, colaworld
+) -> None:
+    file = tmp_path / "plugin_tiny.py"
+    file.write_text(RECORDED)
+    from_outside(file)
+    share, out = tmp_path / "share", tmp_path / "out"
+    call = [
+        "study",
+        "tiny",
+        "--seeds",
+        1,
+        "--budget",
+        "0.000000001s",
+        "--out",
+        out,
+        "--share",
+        share,
+    ]
+    unknown = share / "scene/data"
+    unknown.mkdir(parents=True)
+    refused = colaworld(*call)
+    assert refused.status == 2 and not list(out.iterdir())
+    assert "it is not known how it was made" in refused.plain and "--share" in refused.plain
+    file_in_place = tmp_path / "file"
+    file_in_place.write_text("")
+    wrong = colaworld(*call[:-1], file_in_place)
+    assert wrong.status == 2 and "--share: expected a folder, there or to be made" in wrong.plain
+    unknown.rmdir()
+    assert colaworld(*call).status == 0
+    made = {"scene/data": ["record", "scene", "--episodes", "6", "--steps", "8", "--size", "25"]}
+    unknown.mkdir()
+    (share / "scene/data.json").write_text(json.dumps({"calls": made}))
+    resumed = colaworld(*call[:-2], "--resume")  # it is remembered
+    assert (
+        resumed.status == 2
+        and "made by 'record scene --episodes 6 --steps 8 --size 25'" in resumed.plain
+    )
+
+
 def test_factors_of_equal_flops_are_told(study, colaworld, monkeypatch) -> None:
     told = {"warmup": 1.0, "joint": 2.0}  # of a clip, in place of traced steps
     monkeypatch.setattr("colaworld.studies.flops._of_clip", lambda text, height, width: told)

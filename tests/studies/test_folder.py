@@ -112,6 +112,96 @@ def test_names_of_other_files_are_refused(name) -> None:
             DataSet(taken, path=Path("."))
 
 
+# -- what studies share ---------------------------------------------------------------------------
+
+
+def pretrained(name: str = "s", *arguments: str) -> Study:
+    data = DataSet(
+        "d",
+        record=("scene", "--seed", "1"),
+        pretrain=("scene", *arguments),
+        pretrain_changes={"phases.pretrain.steps": 2000},
+    )
+    return study(name=name, data=(data,))
+
+
+def made(of: Study, out: Path, share: Path) -> dict:
+    """Jobs by name, those of data and generator as if they had been done."""
+    jobs = {job.name: job for job in jobs_of(of, out, seeds=1, share=share)}
+    for job in jobs.values():
+        if job.of is None:
+            job.prepare()
+            job.base.mkdir()
+    return jobs
+
+
+def test_a_second_study_takes_data_and_generator_from_where_the_first_made_them(tmp_path) -> None:
+    share = tmp_path / "first"
+    jobs = made(pretrained("one"), share, share)  # the folder of a study, or one for all
+    again = {
+        job.name: job for job in jobs_of(pretrained("two"), tmp_path / "b", seeds=1, share=share)
+    }
+    for name in ("d/data", "d/generator-data", "d/generator"):
+        again[name].check()
+        assert again[name].base == jobs[name].base == share / name
+    run = again["d/a/seed-0"]
+    assert run.base == tmp_path / "b/d/a/seed-0"
+    assert run.config.data.path == share / "d/data"
+    assert run.config.backbone_weights == str(share / "d/generator")
+    # Rows say how it was made, the same wherever it lies.
+    alone = {job.name: job for job in jobs_of(pretrained(), tmp_path / "c", seeds=1)}
+    assert run.made == alone["d/a/seed-0"].made
+    assert run.made["data"] == "record scene --seed 1"
+    assert run.made["generator"].startswith("nano.pretrain ")
+    other = jobs_of(pretrained("s", "--seed", "3"), tmp_path / "c", seeds=1)[-1]
+    assert other.made["generator-data"] == "record scene --seed 3"
+
+
+def test_what_was_made_otherwise_or_nobody_knows_how_is_refused(tmp_path) -> None:
+    share = tmp_path / "share"
+    made(pretrained(), tmp_path / "a", share)
+
+    def of(one: Study, name: str) -> None:
+        jobs = {job.name: job for job in jobs_of(one, tmp_path / "b", seeds=1, share=share)}
+        jobs[name].check()
+
+    with pytest.raises(
+        ConfigError, match=r"made by 'record scene', .* --seed 2' now; name another --share"
+    ):
+        of(pretrained("s", "--seed", "2"), "d/generator-data")
+    longer = replace(pretrained().data[0], pretrain_changes={"phases.pretrain.steps": 3000})
+    with pytest.raises(
+        ConfigError, match=r"generator\.yaml: .*\(phases\.pretrain.*another --share"
+    ):
+        of(study(data=(longer,)), "d/generator")
+    (share / "d/generator.yaml").unlink()
+    with pytest.raises(
+        ConfigError, match=r"generator: it is not known how it was trained .* another --share"
+    ):
+        of(pretrained(), "d/generator")
+    (share / "d/data.json").unlink()
+    with pytest.raises(
+        ConfigError, match=r"data: it is not known how it was made, .* 'record scene --seed 1'"
+    ):
+        of(pretrained(), "d/data")
+
+
+def test_the_folder_that_is_shared_is_remembered(tmp_path) -> None:
+    share, other = tmp_path / "share", tmp_path / "other"
+    call = {"seeds": 2, "max_steps": None}
+    out = tmp_path / "out"
+    assert open_folder(out, study(), resume=False, share=share, **call) == (2, share)
+    assert begun(out, study())["share"] == share
+    assert open_folder(out, study(), resume=True, **call) == (2, share)
+    with pytest.raises(
+        ConfigError, match=r"--share: the study in .* shares .*share, got .*other; leave"
+    ):
+        open_folder(out, study(), resume=True, share=other, **call)
+    open_folder(tmp_path / "own", study(), resume=False, **call)
+    with pytest.raises(ConfigError, match=r"--share: the study in .* has data of its own, got"):
+        open_folder(tmp_path / "own", study(), resume=True, share=other, **call)
+
+
 # -- files that are broken -----------------------------------------------------------------------
 
 
@@ -126,7 +216,11 @@ def test_a_broken_state_is_named_with_what_to_do(text, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{}", "[1]", '{"study": "s", "max_steps": null, "seeds": "3"}', '{"study": "s"}', "{"]
+    "text",
+    [
+        *("{}", "[1]", '{"study": "s", "max_steps": null, "seeds": "3"}', '{"study": "s"}', "{"),
+        '{"study": "s", "max_steps": null, "seeds": 3, "share": 4}',
+    ],
 )
 def test_a_broken_study_file_is_named(text, tmp_path) -> None:
     (tmp_path / "study.json").write_text(text)
@@ -137,13 +231,14 @@ def test_a_broken_study_file_is_named(text, tmp_path) -> None:
 
 
 def test_a_folder_is_of_one_study_and_its_seeds_may_only_grow(tmp_path) -> None:
-    assert open_folder(tmp_path, study(), seeds=2, max_steps=None, resume=False) == 2
-    assert begun(tmp_path, study()) == {"study": "s", "max_steps": None, "seeds": 2}
+    assert open_folder(tmp_path, study(), seeds=2, max_steps=None, resume=False) == (2, None)
+    there = {"study": "s", "max_steps": None, "seeds": 2, "share": None}
+    assert begun(tmp_path, study()) == there
     with pytest.raises(ConfigError, match=r"holds a study with study 's', asked for 'other'"):
         begun(tmp_path, study(name="other"))
     with pytest.raises(ConfigError, match=r"--seeds: .* has 2, which may only grow, got 1"):
         open_folder(tmp_path, study(), seeds=1, max_steps=None, resume=True)
-    assert open_folder(tmp_path, study(), seeds=3, max_steps=None, resume=True) == 3
+    assert open_folder(tmp_path, study(), seeds=3, max_steps=None, resume=True) == (3, None)
 
 
 def test_a_full_disk_is_said_with_the_file(tmp_path, monkeypatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from colaworld.files import FileError, FolderLock
 from colaworld.studies.folder import Job
-from colaworld.studies.schedule import Scheduler
+from colaworld.studies.schedule import Scheduler, _hold
 
 # Makes the file that a job waits for, does what its name says, and writes down that it began.
 PROGRAM = """
@@ -82,6 +83,46 @@ def test_a_folder_that_another_process_holds_is_waited_for(tmp_path) -> None:
     helper.join()
     assert outcome.done == ["free", "held"] and not outcome.failed
     assert sum("another process works in" in line for line in said) == 1
+
+
+def test_two_studies_never_make_the_same_at_once(tmp_path) -> None:
+    """Who comes second waits while the first one's command runs, also when nobody watches it, and finds it done."""
+    shared = job(tmp_path, "shared")
+    program = tmp_path / "holds.py"
+    program.write_text("import sys; print('holding', flush=True); sys.stdin.read()")
+    with shared.log.open("ab") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        other = subprocess.Popen(
+            [sys.executable, "-S", str(program)], stdin=subprocess.PIPE, stdout=log
+        )
+    said: list[str] = []
+
+    def ends() -> None:
+        until = time.monotonic() + 30
+        while "another process works" not in " ".join(said) and time.monotonic() < until:
+            time.sleep(0.01)
+        shared.base.mkdir()
+        (shared.base / "done").touch()
+        other.communicate()
+
+    helper = threading.Thread(target=ends)
+    helper.start()
+    outcome = scheduler(tmp_path, [shared], said).run()
+    helper.join()
+    assert outcome.done == ["shared"] and not (tmp_path / "began").exists()
+    assert "another process works in" in said[0]
+    # While a command runs, its study holds it as well, and lets it go at the end.
+    second, held = job(tmp_path, "second"), []
+
+    def look(line: str) -> None:
+        if line.endswith("record"):
+            held.append(_hold(second.log) is None)
+
+    assert scheduler(tmp_path, [second], said, say=look).run().done == ["second"]
+    assert held == [True]
+    free = _hold(second.log)
+    assert free is not None
+    free.close()
 
 
 def test_what_cannot_be_started_is_a_failure_like_any_other(tmp_path) -> None:
