@@ -5,14 +5,17 @@ Not here: what a value may be (config.py), or the verbs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import sys
+import io
+import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from colaworld.cli.help import USUAL, usual_help
+from colaworld.cli.wrong_call import unknown, unreadable
 from colaworld.config import RENAMED_KEYS, ConfigError, in_common, kinds_of, of_kind
 
 T = TypeVar("T")
@@ -34,6 +37,8 @@ def from_command_line(
     several dataclasses may stand, `--a.kind NAME` takes the one of that kind, with its defaults and
     what it has in common with the one that stood there. Given `usual` (options that the verb takes
     itself), --help shows the usual options (help.py), in `groups`, and --help-all all.
+
+    Raises ConfigError, one line, where the call cannot be read; SystemExit once help is shown.
     """
     import tyro
 
@@ -51,22 +56,46 @@ def from_command_line(
     given: dict[str, Any] = {}
     if not isinstance(default, type):
         given["default"], arguments = _choose_kinds(default, arguments)
+    asked_help = bool({"-h", "--help"} & set(arguments))
+    flags = [flag.split()[0] for flag in usual or ()]
+    listed = f"({'--help' if usual is None else '--help-all'} lists every option)"
+    said = io.StringIO()
     try:
-        return tyro.cli(
-            default if isinstance(default, type) else type(default),
-            args=arguments,
-            prog=program,
-            description=description,
-            config=(tyro.conf.AvoidSubcommands,),
-            registry=_numbers(),
-            add_help=bool({"-h", "--help"} & set(arguments)),  # its hint knows no --help-all
-            **given,
-        )
+        with contextlib.nullcontext() if asked_help else _caught(said):
+            made, left = tyro.cli(
+                default if isinstance(default, type) else type(default),
+                args=arguments,
+                prog=program,
+                description=description,
+                config=(tyro.conf.AvoidSubcommands,),
+                registry=_numbers(),
+                add_help=asked_help,  # its hint knows no --help-all
+                return_unknown_args=True,
+                **given,
+            )
     except SystemExit as stop:
-        if stop.code:
-            which = "--help" if usual is None else "--help-all"
-            print(f"{program}: {which} lists every option.", file=sys.stderr)
-        raise
+        if not stop.code:
+            raise
+        raise ConfigError(
+            f"{unreadable(default, arguments, said.getvalue(), also=flags)} {listed}"
+        ) from None
+    if left:
+        raise ConfigError(f"{unknown(default, left, also=flags)} {listed}")
+    return made
+
+
+@contextlib.contextmanager
+def _caught(said: io.StringIO) -> Iterator[None]:
+    """What is printed of a wrong call: plain, in lines that are not broken."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "100000"
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            yield
+    finally:
+        del os.environ["COLUMNS"]
+        if before is not None:
+            os.environ["COLUMNS"] = before
 
 
 def _numbers() -> Any:

@@ -5,7 +5,6 @@ Reads facts and prints them; changes nothing. torch is imported where it is aske
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
 import json
@@ -13,13 +12,15 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
 
 import colaworld
+from colaworld.cli.command_line import from_command_line
 
 PACKAGES = ("torch", "triton", "numpy", "av", "pyarrow", "safetensors", "tensorboard", "crafter")
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+
 VARIABLES = (
     "COLAWORLD_OPS",
     "COLAWORLD_NO_EXTENSION",
@@ -181,35 +182,37 @@ def _print_kernels() -> None:
         print(f"no CUDA kernels: {built['cuda_note'] if built else ops.why_not_compiled()}")
 
 
+@dataclass(frozen=True)
+class InfoOptions:
+    """Options of `colaworld info`."""
+
+    json: bool = False
+    """Print one JSON object instead."""
+    device: Literal["cpu", "cuda"] | None = None
+    """Ask about this device, whether or not it is here."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Of the tensors asked about."""
+    explain: bool = False
+    """A line for each implementation, in full."""
+    kernels: bool = False
+    """List the CUDA kernels alone: what a launch takes."""
+
+
 def run(argv: Sequence[str]) -> int:
     """Entry of the verb. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="colaworld info",
+    options: InfoOptions = from_command_line(
+        InfoOptions(),
+        argv,
+        program="colaworld info",
         description="Versions, devices, what was compiled, and what each op would run.",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), help="ask about this device, whether or not it is here"
-    )
-    parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="of the tensors asked about"
-    )
-    parser.add_argument(
-        "--explain", action="store_true", help="a line for each implementation, in full"
-    )
-    parser.add_argument(
-        "--kernels",
-        action="store_true",
-        help="list the CUDA kernels alone: what a launch takes",
-    )
-    arguments = parser.parse_args(list(argv))
-    if arguments.kernels:
+    if options.kernels:
         _print_kernels()
         return 0
-    info = collect(arguments.device, arguments.dtype)
-    if arguments.json:
+    info = collect(options.device, options.dtype)
+    if options.json:
         json.dump(info, sys.stdout, indent=2)
         print()
     else:
-        _print(info, explain=arguments.explain)
+        _print(info, explain=options.explain)
     return 0

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+import tyro
 
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.help import USUAL, usual_help
+from colaworld.cli.main import VERBS
 from colaworld.config import ConfigError, Range
 from colaworld.recipes import recipe
 from colaworld.runs.config import RunConfig
@@ -45,6 +47,7 @@ class Page:
     paper: Literal["a4", "a5"] = "a4"
     path: Path | None = None
     margins: tuple[tuple[str, float], ...] = ()
+    crop: Literal["none"] | tuple[int, int, int] = "none"
 
 
 def line(arguments: list[str], default: Page | None = None, **more) -> Page:
@@ -63,23 +66,65 @@ def test_command_line_reaches_every_depth_and_keeps_the_default():
     assert line([], base) == base
 
 
+@dataclass(frozen=True)
+class Sheet:
+    name: Annotated[str, tyro.conf.Positional]
+    out: Path
+    page: Page = field(default_factory=Page)
+    plain: bool = False
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--drawing.shape.raduis", "1"], "--drawing.shape.radius"),
-        (["--pages", "x"], "Error parsing --pages: expected a whole number, got 'x'"),
-        (["--pages", "1.5"], "expected a whole number, got '1.5'"),
-        (["--dpi", "many"], "Error parsing --dpi: expected a whole number or None, got 'many'"),
+        (["--drawing.shape.raduis", "1"], "no option --drawing.shape.raduis, did you mean --drawing.shape.radius?"),
+        (["--radius=1"], "no option --radius, did you mean --drawing.shape.radius?"),
+        (["--page", "1"], "no option --page, did you mean --pages?"),
+        (["--zoom", "1", "--pges", "2"], "no option --zoom; no option --pges, did you mean --pages?"),
+        (["a b", "7"], "expected no more arguments, got 'a b' '7'"),
+        (["--pages"], "--pages: expected a value, got none"),
+        (["--pages", "x"], "--pages: expected a whole number, got 'x'"),
+        (["--pages", "1.5"], "--pages: expected a whole number, got '1.5'"),
+        (["--dpi", "many"], "--dpi: expected a whole number or None, got 'many'"),
+        (["--paper", "a6 " + 60 * "long"], f"--paper: expected one of 'a4', 'a5', got 'a6 {60 * 'long'}'"),
+        (["--drawing.shape.centre", "1"], "--drawing.shape.centre: expected 2 values, got fewer"),
+        (["--crop", "1", "2"], "--crop: expected {none}|{INT INT INT}, got '1', '2'"),
     ],
-)
-def test_a_wrong_value_is_told_in_words_and_where_options_are_listed(arguments, message, capsys):
-    for more, listed in (({}, "p: --help lists"), ({"usual": {}}, "p: --help-all lists")):
-        with pytest.raises(SystemExit) as stop:
+)  # fmt: skip
+def test_a_wrong_call_is_told_in_one_line(arguments, message, capsys):
+    for more, listed in (({}, "--help"), ({"usual": {"--zom N": ""}}, "--help-all")):
+        said = message.replace("--zoom;", "--zoom, did you mean --zom?;") if more else message
+        with pytest.raises(ConfigError) as wrong:
             line(arguments, **more)
-        assert stop.value.code == 2
-        said = " ".join(capsys.readouterr().err.replace("│", " ").split())
-        assert message in said and said.endswith(f"{listed} every option."), said
-        assert "invalid literal" not in said and "p --help" not in said
+        assert str(wrong.value) == f"{said} ({listed} lists every option)"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_wrong_call_is_told_also_where_an_argument_is_missing():
+    def said(*arguments: str) -> str:
+        with pytest.raises(ConfigError) as wrong:
+            from_command_line(Sheet, arguments, program="p", description="d")
+        return str(wrong.value).removesuffix(" (--help lists every option)")
+
+    assert said() == "missing: NAME, --out PATH"
+    assert said("a") == "missing: --out PATH"
+    assert said("a", "--otu", "b") == "no option --otu, did you mean --out?; missing: --out PATH"
+    assert said("--out") == "--out: expected a value, got none"
+    assert said("a", "--out", "b", "--no-plan") == "no option --no-plan, did you mean --no-plain?"
+
+
+def test_every_verb_tells_an_unknown_option_in_one_line(colaworld):
+    for verb in VERBS:
+        more = (
+            ["stats"]
+            if verb == "data"
+            else ["nano.cola"]
+            if "plan-" in verb or verb == "train"
+            else []
+        )
+        said = colaworld(verb, *more, "--evrything")
+        assert said.status == 2 and said.out == "" and "--evrything" in said.err
+        assert said.err.startswith(f"colaworld {verb}: ") and said.err.count("\n") == 1
 
 
 def test_help_shows_the_documentation_of_fields(capsys):

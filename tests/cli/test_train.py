@@ -336,7 +336,7 @@ def test_a_wrong_file_names_file_and_key(text, says, tmp_path, scene, tiny, cola
     ("arguments", "says"),
     [
         (["nano.colaa"], "did you mean 'nano.cola'?"),
-        (["nano.cola", "--training.bach-size", "3"], "--training.batch-size INT"),
+        (["nano.cola", "--training.bach-size", "3"], "did you mean --training.batch-size?"),
         (["nano.cola", "--training.batch-size", "0"], "training.batch_size: expected >= 1, got 0"),
         (["nano.cola", "--training.batch-size", "x"], "--training.batch-size"),
         (["nano.cola", "--data"], "--data: expected a value after it"),
