@@ -31,14 +31,25 @@ class Behaviour(Protocol):
 
 
 def _draw(spec: ActionSpec, env: Env, rng: np.random.Generator) -> Action:
+    """Uniform: a class, numbers in their range, or, where actions are places, a way from where it is."""
     if spec.kind == "discrete":
         return int(rng.integers(spec.size))
     low, high = env.action_range  # type: ignore[attr-defined]  # continuous envs state theirs
+    if spec.mode == "absolute":
+        low, high = -env.pace, env.pace  # type: ignore[attr-defined]  # and what a hand does in a step
     return rng.uniform(low, high, spec.size).astype(np.float32)
 
 
+def _taken(env: Env, drawn: Action) -> Action:
+    """What was drawn, as the env's `step` takes it."""
+    if env.action_spec.mode != "absolute":
+        return drawn
+    low, high = env.action_range  # type: ignore[attr-defined]
+    return np.clip(env.state()["agent"] + drawn, low, high).astype(np.float32)
+
+
 class Random:
-    """Every action uniform and independent of the last."""
+    """Every action uniform and independent of the last. Places are drawn around where it is."""
 
     name = "random"
 
@@ -46,11 +57,11 @@ class Random:
         self._rng = rng
 
     def act(self, env: Env) -> Action:
-        return _draw(env.action_spec, env, self._rng)
+        return _taken(env, _draw(env.action_spec, env, self._rng))
 
 
 class StickyRandom:
-    """Repeats the last action with probability `repeat`, else draws a new one uniformly.
+    """Repeats the last action (of places: the way there) with probability `repeat`, else draws a new one uniformly.
 
     Goes further than `random` in the same number of steps, so that more of a world is seen.
     """
@@ -68,7 +79,7 @@ class StickyRandom:
     def act(self, env: Env) -> Action:
         if self._last is None or self._rng.uniform() >= self.repeat:
             self._last = _draw(env.action_spec, env, self._rng)
-        return self._last
+        return _taken(env, self._last)
 
 
 class Explore:
@@ -108,7 +119,7 @@ class Push:
         state = env.state()
         agent, block = np.asarray(state["agent"]), np.asarray(state["block"])
         if self._left == 0 or np.linalg.norm(self._aim - block) < 30:
-            self._aim, self._left = self._rng.uniform(100, 412, 2), 30  # away from the walls
+            self._aim, self._left = self._rng.uniform(100, 412, 2), 60  # away from the walls
         self._left -= 1
         way = (self._aim - block) / max(float(np.linalg.norm(self._aim - block)), 1.0)
         side = np.array([-way[1], way[0]])
@@ -120,7 +131,8 @@ class Push:
         else:
             target = agent + (50 if beside >= 0 else -50) * side - 20 * way  # beside it: make room
         low, high = env.action_range  # type: ignore[attr-defined]
-        step = np.clip(target - agent, -60, 60)  # px per step: a hand's pace, not a jump
+        pace = env.pace  # type: ignore[attr-defined]
+        step = np.clip(target - agent, -pace, pace)
         return np.clip(agent + step, low, high).astype(np.float32)
 
 
@@ -143,8 +155,8 @@ class Desk:
 class Noisy:
     """Another behaviour with noise on what it does.
 
-    Continuous actions get normal noise of standard deviation `noise`, as a share of half their range, and stay in that
-    range; a discrete action is drawn anew with probability `noise`.
+    Continuous actions get normal noise of standard deviation `noise`, as a share of half their range or, where they
+    are places, of the env's pace, and stay in their range; a discrete action is drawn anew with probability `noise`.
     """
 
     name = "noisy-scripted"
@@ -164,7 +176,9 @@ class Noisy:
             redraw = self._rng.uniform() < self.noise
             return _draw(env.action_spec, env, self._rng) if redraw else action
         low, high = env.action_range  # type: ignore[attr-defined]
-        shift = self._rng.normal(0, self.noise * (high - low) / 2, env.action_spec.size)
+        places = env.action_spec.mode == "absolute"
+        most = env.pace if places else (high - low) / 2  # type: ignore[attr-defined]
+        shift = self._rng.normal(0, self.noise * most, env.action_spec.size)
         return np.clip(action + shift, low, high).astype(np.float32)
 
 

@@ -28,6 +28,7 @@ class PushT:
         "layout": "the goal lies at (150, 380), turned by -60 degrees, not at (256, 256) by 45",
     }
     action_range = (0.0, 512.0)  # the board's side in the env's own pixels
+    pace = 30.0  # of them: how far ahead a behaviour sends the disc in a step; a hand's way, not a jump
 
     def __init__(self, *, size: int = 96, vary: Literal["texture", "layout"] | None = None) -> None:
         try:

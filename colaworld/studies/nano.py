@@ -36,18 +36,13 @@ CRAFTER = DataSet(
     ),
 )
 # A small thing moves in a still view, and actions are continuous. 32 px: the nano models' cells are of 4.
-# Five steps between two frames, as those who plan in this world have it; one moves hardly a pixel.
+# Five steps between two frames, as those who plan in this world have it: in one, it moves hardly a pixel.
 _EVERY_FIFTH = {"data.stride": 5}
+_PUSHED = ("pusht", "--size", "32", "--steps", "200", "--behaviour", "mixture", "--repeat", "0.9")
 PUSHT = DataSet(
     "pusht",
-    record=(
-        *("pusht", "--size", "32", "--episodes", "160", "--steps", "200", "--seed", "7"),
-        *("--behaviour", "mixture"),
-    ),
-    pretrain=(
-        *("pusht", "--size", "32", "--episodes", "600", "--steps", "200", "--seed", "1000"),
-        *("--behaviour", "mixture"),
-    ),
+    record=(*_PUSHED, "--episodes", "160", "--seed", "7"),
+    pretrain=(*_PUSHED, "--episodes", "400", "--seed", "1000"),
     pretrain_changes={
         **_EVERY_FIFTH,
         "phases.pretrain.steps": 2000,
@@ -123,15 +118,19 @@ _KINDS: dict[str, tuple[dict[str, Any], str]] = {
         "continuous latents",
     ),
 }
-_WAYS = {"naive": "nano.naive_joint", "cola": "nano.cola"}
+# A bare codebook has collapsed by step 200; what does not collapse has the time to find most moves.
+_WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "naive": ("nano.naive_joint", {"phases.joint.steps": 1000}),
+    "cola": ("nano.cola", {"phases.warmup.steps": 400, "phases.joint.steps": 600}),
+}
 
 COLLAPSE = Study(
     "collapse",
     "Does naive joint training collapse under the paper's own quantizer, does warm-up cure it, and which "
     "stabiliser alone does?",
     arms=tuple(
-        Arm(f"{way}-{name}", recipe, changes, note)
-        for way, recipe in _WAYS.items()
+        Arm(f"{way}-{name}", recipe, {**length, **changes}, note)
+        for way, (recipe, length) in _WAYS.items()
         for name, (changes, note) in {
             **{name: ({**BARE, **added}, note) for name, (added, note) in _ADDED.items()},
             **_KINDS,

@@ -52,9 +52,26 @@ def test_the_scripted_pusher_keeps_the_block_moving() -> None:
         seed, rng = envs.episodes.episode_seeds(0, episode)
         env.reset(seed)
         behaviour.reset(env, rng)
-        for _ in range(6):  # six clips of 10 steps
+        for _ in range(6):  # six clips of 20 steps
             before = env.state()["block"]
-            for _ in range(10):
+            for _ in range(20):
                 env.step(behaviour.act(env))
             moved.append(np.linalg.norm(env.state()["block"] - before) > 5)
     assert np.mean(moved) > 0.6  # random: about a third
+
+
+@pytest.mark.parametrize("name", behaviours.NAMES)
+def test_no_behaviour_makes_the_disc_jump(name: str) -> None:
+    """Over the whole board in a step, as places drawn anywhere would: no code could tell such a move."""
+    env = PushT(size=32)
+    behaviour = behaviours.make(name, env, repeat=0.9, noise=0.2)
+    env.reset(3)
+    behaviour.reset(env, np.random.default_rng(3))
+    ahead = []
+    for _ in range(40):
+        before = env.state()["agent"]
+        action = behaviour.act(env)
+        ahead.append(np.abs(action - before).max())
+        env.step(action)
+    noise = 5 * 0.2 * PushT.pace if name in ("noisy-scripted", "mixture") else 0.1
+    assert 0.2 * PushT.pace < np.median(ahead) and max(ahead) <= PushT.pace + noise
