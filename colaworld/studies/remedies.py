@@ -24,19 +24,6 @@ REMEDIES = Study(
     "which remedy cures it?",
     arms=(
         Arm("stop", "nano.cola", _BARE, "the gate's default: the run stops"),
-        Arm(
-            "extend",
-            "nano.cola",
-            {**_BARE, "phases.warmup.steps": 400},
-            "the same warm-up for twice as long, as by --phases.warmup.steps 400 --resume",
-        ),
-        Arm(
-            "reseed",
-            "nano.cola",
-            {**_BARE, "phases.warmup.gate.missed": "reseed"},
-            "joint training begins with a codebook from its latents",
-        ),
-        Arm("go_on", "nano.cola", {**_BARE, **GO_ON}, "joint training with what there is"),
         # A warm-up that ends before the collapse, so that a healthy checkpoint is there.
         Arm(
             "alarm",
@@ -50,6 +37,19 @@ REMEDIES = Study(
                 "phases.joint.alarm.checks": 3,
             },
             "joint training collapses: the alarm rolls back once, and warms up again",
+        ),
+        Arm(
+            "reseed",
+            "nano.cola",
+            {**_BARE, "phases.warmup.gate.missed": "reseed"},
+            "joint training begins with a codebook from its latents",
+        ),
+        Arm("go_on", "nano.cola", {**_BARE, **GO_ON}, "joint training with what there is"),
+        Arm(
+            "extend",
+            "nano.cola",
+            {**_BARE, "phases.warmup.steps": 400},
+            "the same warm-up for twice as long, as by --phases.warmup.steps 400 --resume",
         ),
         # Codes that are moved are in use, whatever they mean: a rule on entropy is deceived.
         Arm(

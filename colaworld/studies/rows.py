@@ -67,6 +67,7 @@ def row_of(
             "changes": {**study.changes, **data.changes, **arm.changes},
             "steps": sum(steps.values()),
             "steps_by_phase": steps,
+            "rollbacks": max(int(row.get("round") or 0) for row in rows),
             "clips_trained": sum(steps.values())
             * config.training.batch_size
             * config.training.accumulate,

@@ -158,7 +158,7 @@ def budgets_table(arms: dict[str, list[Row]]) -> Table:
     for arm, rows in arms.items():
         flops = [row["flops"] for row in rows]
         at = [row["collapsed_at"] for row in rows]
-        ended = dict.fromkeys(row["status"] for row in rows)
+        ended = dict.fromkeys(_ended(row) for row in rows)
         table.append(
             [
                 arm,
@@ -196,6 +196,12 @@ def _ranged(curve: Curve, i: int) -> str:
     return f"{mean} [{low}, {high}]" if curve.seeds > 1 else mean
 
 
+def _ended(row: Row) -> str:
+    """ "finished", "collapsed after 1 rollback"."""
+    count = row.get("rollbacks", 0)
+    return row["status"] + (f" after {count} rollback{'s' if count > 1 else ''}" if count else "")
+
+
 def notes_of(arms: dict[str, list[Row]]) -> list[str]:
     """What a reader of the tables of one data set has to know."""
     every = [row for rows in arms.values() for row in rows]
@@ -219,7 +225,8 @@ def notes_of(arms: dict[str, list[Row]]) -> list[str]:
         notes.append(f"To compare the probe with: {', '.join(held)}.")
     for row in every:
         if row["status"] != "finished":
-            notes.append(f"{row['arm']}, seed {row['seed']}: {row['status']}: {row['why']}")
+            why = row["why"].partition(". ")[0]  # what to do about it is in the run's own words
+            notes.append(f"{row['arm']}, seed {row['seed']}: {row['status']}: {why}.")
     return notes
 
 

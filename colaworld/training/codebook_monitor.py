@@ -41,6 +41,17 @@ def under(control: float | None, floor: float) -> bool:
     return control is not None and floor > 0 and not control >= floor
 
 
+def _collapsed(
+    rule: str, config: GateConfig | AlarmConfig, entropy: float, control: float | None
+) -> str | None:
+    """Which of a rule's floors is missed, in words."""
+    if entropy < config.floor:
+        return f"normalised entropy {entropy:.3f} is under {rule}.floor {config.floor:g}"
+    if under(control, config.control_floor):
+        return f"control {control:.4f} is under {rule}.control_floor {config.control_floor:g}"
+    return None
+
+
 class WarmupGate:
     """Says when entropy is high and level. Its state is plain JSON."""
 
@@ -71,12 +82,7 @@ class WarmupGate:
 
     def collapsed(self, entropy: float, control: float | None = None) -> str | None:
         """Why a phase that ended by its steps has nothing to hand on; None where it has."""
-        config = self.config
-        if entropy < config.floor:
-            return f"normalised entropy {entropy:.3f} is under gate.floor {config.floor:g}"
-        if under(control, config.control_floor):
-            return f"control {control:.4f} is under gate.control_floor {config.control_floor:g}"
-        return None
+        return _collapsed("gate", self.config, entropy, control)
 
     def state_dict(self) -> dict[str, Any]:
         return {"points": [list(p) for p in self._points], "passed": self.passed}
@@ -104,6 +110,10 @@ class CollapseAlarm:
             return None
         self._recent.clear()
         return self.config.action
+
+    def collapsed(self, entropy: float, control: float | None = None) -> str | None:
+        """Why a phase that ends now ends with a collapsed codebook; None where it does not."""
+        return _collapsed("alarm", self.config, entropy, control)
 
     def state_dict(self) -> dict[str, Any]:
         return {"recent": list(self._recent)}

@@ -156,6 +156,8 @@ class PhaseState:
             progress.over = "gate"
         elif self.gate is not None and last:
             progress.collapsed = self.gate.collapsed(entropy, steers)
+        elif self.alarm is not None and last:
+            progress.collapsed = self.alarm.collapsed(entropy, steers)
         action = self.alarm.update(entropy, steers) if self.alarm is not None else None
         if action is not None and self.phase.alarm is not None:
             log.warning(

@@ -217,7 +217,7 @@ class Trainer:
                 progress.ended.pop()
             return False
         missed = phase.gate.missed if progress.collapsed and phase.gate else None
-        if missed:
+        if progress.collapsed:
             log.warning(
                 "phase %s ends with a collapsed codebook: %s", phase.name, progress.collapsed
             )

@@ -136,6 +136,25 @@ def test_tables_say_what_they_are_made_of() -> None:
     assert "Fewer than three seeds" in text and "probe.chance 0.20" in text
 
 
+def test_rollbacks_and_what_runs_were_made_from_are_told() -> None:
+    """Of a stopped run the reason, not all that could be done about it; rows from before have none of this."""
+    made = {"data": "record scene --seed 1", "generator": "nano.pretrain 0123"}
+    why = "the codebook collapsed in phase joint. Train it longer"
+    rows = [row("base", seed, [1] * 4, made=made) for seed in (0, 1)]
+    rows.append(row("ours", 0, [2] * 4, status="collapsed", why=why, rollbacks=1, made=made))
+    (arms,) = sets_of(rows).values()
+    assert [line[-1] for line in budgets_table(arms)[1:]] == [
+        "finished",
+        "collapsed after 1 rollback",
+    ]
+    notes = notes_of(arms)
+    assert "data: `record scene --seed 1`." in notes and "generator: `nano.pretrain 0123`." in notes
+    assert "ours, seed 0: collapsed: the codebook collapsed in phase joint." in notes
+    other = row("ours", 1, [2] * 4, made=made | {"data": "record scene --seed 2"})
+    arms["ours"].append(other)
+    assert "Not all runs had data and generator made by the same calls." in notes_of(arms)
+
+
 def test_a_codebook_has_collapsed_where_it_stays_down() -> None:
     assert collapsed_at([(1, 0.8), (20, 0.2), (40, 0.4), (60, 0.1), (80, 0.0)], floor=0.3) == 60
     assert collapsed_at([(1, 0.1), (20, 0.3)], floor=0.3) is None

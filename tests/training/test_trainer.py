@@ -446,6 +446,9 @@ def test_alarm_warns(toy, tmp_path, caplog):
     # the window (36 codes, 12 a step) is full from the check at step 4 on; every second check warns
     warned = [r.getMessage() for r in caplog.records if "collapsing" in r.getMessage()]
     assert [text.split(":")[0] for text in warned] == [f"joint step {n}" for n in (6, 10, 14, 18)]
+    # and it does not end as if nothing were wrong
+    ends = "phase joint ends with a collapsed codebook: normalised entropy 0.000 is under alarm.floor 0.2"
+    assert ends in caplog.text
 
 
 def test_alarm_stops(toy, tmp_path, read_run):
