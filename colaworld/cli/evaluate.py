@@ -29,7 +29,10 @@ class EvaluateOptions(Checked, at="--"):
     """Options of `colaworld evaluate`. Defaults are the run's own settings."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """The run folder. evaluation.json, evaluation.npz and report.html are written into it."""
+    """The run folder."""
+    out: Path | None = None
+    """Where evaluation.json, evaluation.npz and report.html are written. Default: the run folder, which
+    keeps those of the run's own data."""
     data: DataConfig = field(default_factory=DataConfig)
     """The data set. Its held-out episodes are used: of the run's own set those the run held out."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -41,8 +44,8 @@ class EvaluateOptions(Checked, at="--"):
     episodes, and shown beside it; evaluation-NAME.json. What else they share (a colour, a texture, another
     simulator) is for the name to say."""
     compare: tuple[Path, ...] = ()
-    """Other evaluated run folders, shown beside this one. Their curves are drawn together, too, where
-    they were watched."""
+    """Other evaluated run folders, or what --out of theirs wrote, shown beside this one. Their curves are
+    drawn together, too, where they were watched."""
     watch: bool = False
     """Evaluate the run's checkpoints, oldest first, and those that are yet to come, until the run is over:
     a row each in evaluations.jsonl, which the report draws. Let the run keep them
@@ -74,6 +77,7 @@ def run(argv: list[str]) -> int:
     for other in options.compare:  # before the long work, so that a wrong path costs nothing
         others[other] = read_evaluation(other / "evaluation.json")
     check_there(config.data.path)
+    out = _out(options, stored)
     also = _also(options.also, config.data, stored)
     config.evaluation.check_weights()
     device = choose_device(options.device)
@@ -104,19 +108,19 @@ def run(argv: list[str]) -> int:
     name = _data_name(config.data.path)
     result = {**evaluation.result, "data": {"name": name}}
     evaluation = replace(evaluation, result=result)
-    evaluation.save(options.run)
+    evaluation.save(out)
     for label, found in elsewhere.items():
-        write_json(options.run / f"evaluation-{label}.json", found)
+        write_json(out / f"evaluation-{label}.json", found)
     sets = {name: evaluation.result, **elsewhere}
     counts = evaluation.result["counts"]
-    results = _named({options.run: evaluation.result, **others})
+    results = _named({out: evaluation.result, **others})
     again = " ".join(["colaworld evaluate", *map(shlex.quote, argv)])
     train = f"colaworld train {config.recipe} --config {options.run}/config.yaml --out NEW"
     if config.recipe == "adapt":
         start, path = stored.phases["adapter"].init_from, stored.data.path
         train = shlex.join(["colaworld", "adapt", str(start), "--data", str(path), "--out", "NEW"])
     report = write_report(
-        options.run / "report.html",
+        out / "report.html",
         title=f"{config.recipe} on {name}, {counts['height']} × {counts['width']} pixels",
         evaluation=evaluation.result,
         artefacts=evaluation.artefacts,
@@ -136,6 +140,39 @@ def run(argv: list[str]) -> int:
         print(f"\n{beside(sets)}")
     print(f"report: {report}")
     return 0
+
+
+def _out(options: EvaluateOptions, stored: RunConfig) -> Path:
+    """The folder to write into. Raises ConfigError where that would put an evaluation of other data in
+    place of that of the run's own, or files among others'."""
+    run, path = options.run, options.data.path
+    out = options.out or run
+    if out.resolve() == run.resolve():
+        if _is_own(path, stored):
+            return run
+        own = ", ".join(str(one.path) for one in stored.data.sets().values())
+        raise ConfigError(
+            f"--data {path}: no data of the run, which has {own}: {run} keeps the evaluation of its own, "
+            f"which others read; --out DIR writes this one elsewhere, --also NAME={path} measures both "
+            "side by side"
+        )
+    if options.watch:
+        raise ConfigError(f"--out {out}: --watch writes into the run's folder; leave it out")
+    if (out / "config.yaml").is_file():
+        raise ConfigError(f"--out {out}: holds a run; name another folder")
+    if (out / "meta").is_dir() or (path is not None and out.resolve() == path.resolve()):
+        raise ConfigError(f"--out {out}: holds data; name another folder")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: expected a folder, it is a file")
+    return out
+
+
+def _is_own(path: Path | None, stored: RunConfig) -> bool:
+    """Whether a data set is one of the run's: by its path, by its name where those were moved."""
+    own = [one.path for one in stored.data.sets().values() if one.path is not None]
+    if path is None or not own or path.resolve() in [one.resolve() for one in own]:
+        return True
+    return any(not one.exists() and one.name == path.resolve().name for one in own)
 
 
 def _also(asked: tuple[str, ...], data: DataConfig, stored: RunConfig) -> dict[str, DataConfig]:
@@ -225,7 +262,7 @@ def _parse(
 
 def _named(results: dict[Path, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """By recipe; runs of the same recipe by recipe and folder, where that is the same by its path."""
-    recipes = {folder: read_config(folder).recipe for folder in results}
+    recipes = {folder: _recipe(folder, found) for folder, found in results.items()}
     names = list(recipes.values())
     for tell in (lambda folder: folder.name, str):
         shared = {name for name, n in Counter(names).items() if n > 1}
@@ -234,6 +271,12 @@ def _named(results: dict[Path, dict[str, Any]]) -> dict[str, dict[str, Any]]:
             for folder, name in zip(recipes, names, strict=True)
         ]
     return dict(zip(names, results.values(), strict=True))
+
+
+def _recipe(folder: Path, found: dict[str, Any]) -> str:
+    """Of the run that an evaluation is of, which may lie elsewhere (--out)."""
+    said = (found.get("run") or {}).get("recipe")
+    return said if isinstance(said, str) else read_config(folder).recipe
 
 
 if __name__ == "__main__":

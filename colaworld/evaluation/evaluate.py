@@ -45,6 +45,7 @@ class Evaluation:
         What is there of an earlier evaluation goes first, its page too, and the numbers are written
         before what shows them: a kill leaves files missing, never files of two evaluations.
         """
+        Path(folder).mkdir(parents=True, exist_ok=True)
         beside = Path(folder).glob("evaluation-*.json")  # of other data sets
         for path in (*beside, Path(folder) / "report.html", Path(folder) / "evaluation.npz"):
             path.unlink(missing_ok=True)

@@ -12,9 +12,10 @@ import torch
 
 from colaworld.cli import evaluate
 from colaworld.config import ConfigError, to_yaml
+from colaworld.data.config import DataConfig, MixtureSource
 from colaworld.metrics.lpips import LPIPS
 from colaworld.recipes import recipe
-from colaworld.runs.config import read_config
+from colaworld.runs.config import RunConfig, read_config
 from colaworld.runs.evaluation import evaluate_run
 
 
@@ -115,14 +116,63 @@ def test_an_unfinished_run_is_evaluated_from_its_last_checkpoint(run, quick, col
 def test_other_data(run, film, quick, tmp_path, colaworld) -> None:
     for number in range(20):
         film(tmp_path / "films" / f"{number}.mp4", height=24, width=28, seed=number)
-    said = colaworld("evaluate", run, *quick, f"--data={tmp_path / 'films'}")
+    out = tmp_path / "found"
+    said = colaworld("evaluate", run, *quick, f"--data={tmp_path / 'films'}", "--out", out)
     assert said.status == 0
-    counts = json.loads((run / "evaluation.json").read_text())["counts"]
+    counts = json.loads((out / "evaluation.json").read_text())["counts"]
     assert (counts["height"], counts["width"]) == (24, 28)
     film(tmp_path / "odd" / "a.mp4", height=38)
     film(tmp_path / "odd" / "b.mp4", height=38)
-    said = colaworld("evaluate", run, *quick, "--data", tmp_path / "odd")
+    said = colaworld("evaluate", run, *quick, "--data", tmp_path / "odd", "--out", out)
     assert said.status == 2 and "38x32 px" in said.err and "--data.height 40" in said.err
+
+
+def test_the_evaluation_of_the_own_data_is_not_replaced_by_one_of_others(
+    run, quick, tmp_path, colaworld
+) -> None:
+    other, out = tmp_path / "other", tmp_path / "on-other"
+    recorded = ("record", "scene", "--out", other, "--episodes", 20, "--steps", 6, "--seed", 9)
+    assert colaworld(*recorded).status == 0
+    assert colaworld("evaluate", run, *quick).status == 0
+    kept = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    elsewhere = ["evaluate", run, *quick, "--data", other]
+    for more in ([], ["--out", run], ["--watch"]):
+        said = colaworld(*elsewhere, *more)
+        assert said.status == 2 and f"--data {other}: no data of the run, which has" in said.err
+        assert "--out DIR" in said.err and f"--also NAME={other}" in said.err
+    for more, told in (
+        (["--watch", "--out", out], "--watch writes into the run's folder"),
+        (["--out", other], "other: holds data"),
+        (["--out", shutil.copytree(run, tmp_path / "second")], "second: holds a run"),
+    ):
+        said = colaworld(*elsewhere, *more)
+        assert said.status == 2 and told in said.err and not out.exists()
+    said = colaworld(*elsewhere, "--out", out)
+    assert said.status == 0 and f"report: {out / 'report.html'}" in said.out
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == kept
+    names = {"evaluation.json", "evaluation.npz", "report.html"}
+    assert {path.name for path in out.iterdir()} == names
+    found = json.loads((out / "evaluation.json").read_text())
+    assert found["data"] == {"name": "other"} and found["run"]["recipe"] == "nano.cola"
+    said = colaworld(*elsewhere, "--out", tmp_path / "again", "--compare", out, run)
+    assert said.status == 0 and "nano.cola (on-other)" in said.out
+    assert "nano.cola (run): not compared: data set scene, not other" in said.out
+
+
+def test_data_that_was_moved_are_the_runs_own_by_their_name(tmp_path) -> None:
+    def stored(**more) -> RunConfig:
+        return RunConfig(data=DataConfig(**more))
+
+    here = tmp_path / "here" / "robot"
+    here.mkdir(parents=True)
+    assert evaluate._is_own(here, stored(path=tmp_path / "there" / "robot"))
+    assert evaluate._is_own(here, stored(path=here.parent / "." / "robot"))
+    assert not evaluate._is_own(here, stored(path=tmp_path / "there" / "robots"))
+    (tmp_path / "there" / "robot").mkdir(parents=True)
+    assert not evaluate._is_own(here, stored(path=tmp_path / "there" / "robot"))
+    both = {"a": MixtureSource(path=tmp_path / "there" / "robot"), "b": MixtureSource(path=here)}
+    assert evaluate._is_own(here, stored(mixture=both))
+    assert not evaluate._is_own(tmp_path, stored(mixture=both))
 
 
 def test_actions_between_frames_of_a_stride(run, quick, tmp_path, colaworld, caplog) -> None:
@@ -131,9 +181,10 @@ def test_actions_between_frames_of_a_stride(run, quick, tmp_path, colaworld, cap
         recorded = ("record", env, "--out", tmp_path / env, "--episodes", 12, "--steps", 40)
         assert colaworld(*recorded).status == 0
         data = (f"--data={tmp_path / env}", "--data.stride", 3, "--data.holdout", 0.5)
-        said = colaworld("evaluate", run, *quick, *data, "--evaluation.probe-clips", 40)
+        out = ("--out", tmp_path / "found")
+        said = colaworld("evaluate", run, *quick, *data, *out, "--evaluation.probe-clips", 40)
         assert said.status == 0, said.err
-        found = json.loads((run / "evaluation.json").read_text())
+        found = json.loads((tmp_path / "found" / "evaluation.json").read_text())
         if env == "point-mass":
             assert found["action"]["size"] == 3 * 2 and found["probe"] is not None
         else:
@@ -229,11 +280,12 @@ def test_no_run_hides_another_of_the_same_name(tmp_path) -> None:
 
 
 def test_wrong_calls(run, tmp_path, colaworld) -> None:
-    assert "required" in colaworld("evaluate").plain and colaworld("evaluate").status == 2
+    said = colaworld("evaluate")
+    assert said.status == 2 and "missing: RUN" in said.err
     said = colaworld("evaluate", tmp_path / "absent")
     assert said.status == 2 and "absent is not a run folder: it has no config.yaml" in said.err
     said = colaworld("evaluate", run, "--evaluation.clps", 3)
-    assert said.status == 2 and "--evaluation.clips INT" in said.plain
+    assert said.status == 2 and "did you mean --evaluation.clips?" in said.err
     said = colaworld("evaluate", run, "--watch", "--poll", 0)
     assert said.status == 2 and "--poll: expected >= 0.1, got 0.0" in said.plain
     (run / "weights" / "model.safetensors").write_bytes(b"broken")
@@ -267,7 +319,8 @@ def test_other_data_sets_beside_the_first(run, quick, colaworld, tmp_path) -> No
         said = colaworld("evaluate", run, *quick, "--also", wrong)
         assert said.status == 2 and told in said.plain
     own = read_config(run).data.path
-    said = colaworld("evaluate", run, *quick, "--data", other, "--also", f"own={own}")
+    elsewhere = ("--data", other, "--out", tmp_path / "found")
+    said = colaworld("evaluate", run, *quick, *elsewhere, "--also", f"own={own}")
     assert said.status == 2 and "the run was trained on this set" in said.plain
     with pytest.raises(ConfigError, match="was trained on this set, so not all"):
         evaluate_run(run, unseen=True)
