@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,26 @@ def bounds_call(how: Planning, labelled: Path) -> tuple[str, ...]:
     return ("plan", how.env, "--data", str(labelled), "--rows", *BOUNDS, *how.arguments)
 
 
-def bounds_of(path: Path) -> dict[str, Any]:
-    """Success of each row of a plan.json but the world's: {row: {mean, low, high}}."""
-    rows = read_json(path, made_by="colaworld plan")["rows"]
+def bounds_of(path: Path, plans: Sequence[Path] = ()) -> dict[str, Any]:
+    """Success of each row of a plan.json but the world's: {row: {mean, low, high}}.
+
+    plans: what they are to bound. Raises FileError where one of them is of other episodes.
+    """
+    held = read_json(path, made_by="colaworld plan")
+    for plan in plans:
+        goals = [_goals(of) for of in (read_json(plan, made_by="colaworld plan"), held)]
+        if goals[0] != goals[1]:
+            raise FileError(
+                f"{plan}: expected the episodes of {path}, {goals[1]}, got {goals[0]} (protocol.goals); delete the "
+                "folder of the one that is out of date, and --resume makes it again"
+            )
+    rows = held["rows"]
     return {name: dict(rows[name]["success"]) for name in BOUNDS if name in rows}
+
+
+def _goals(found: Mapping[str, Any]) -> str | None:
+    """The hash of the episodes of a plan.json."""
+    return found.get("protocol", {}).get("goals")
 
 
 def _beside(base: Path, name: str) -> Path:

@@ -43,9 +43,12 @@ def row_of(
     status: "finished", or how its training stopped; why: in its own words; after: what followed it;
     bounds: the plan.json of what planning is held against;
     made: how its data and its generator were.
-    Raises FileError or ConfigError where the folder lacks a file, or evaluation.json a measure.
+    Raises FileError or ConfigError where the folder lacks a file, or evaluation.json a measure, or a plan is of other
+    episodes than its bounds.
     """
     followed = [(one, one.read()) for one in after]
+    planned = [one.file for one in after if one.call[0] == "plan"]
+    held = {} if bounds is None else bounds_of(bounds, planned)
     config = read_config(folder)
     found = read_evaluation(folder / "evaluation.json")
     rows = _metrics(folder / "metrics.jsonl")
@@ -82,7 +85,7 @@ def row_of(
             "probe": _thinned(_curve(rows, "probe", "score"), LOOKS),
             "clips": _clips(found),
             "after": {one.key: more["clips"] for one, more in followed},
-            "bounds": {} if bounds is None else bounds_of(bounds),
+            "bounds": held,
             "made": dict(made or {}),
             "commit": ran.get("commit"),
             "config_sha256": ran.get("config_sha256"),

@@ -141,6 +141,42 @@ def test_the_table_of_plans_has_what_they_are_held_against(tmp_path):
     assert found is not None and found.over == "seeds and episodes"
 
 
+def test_plans_of_other_episodes_than_their_bounds_are_refused(tmp_path):
+    """Both hashes and both files are named; a row is not made of them."""
+
+    def plan(name: str, goals: str) -> Path:
+        success = {"mean": 0.5, "low": 0.0, "high": 1.0}
+        path = tmp_path / name / "plan.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps({"rows": {"copy": {"success": success}}, "protocol": goals}))
+        return path
+
+    bounds, same, other = (
+        plan(name, {"goals": goals} if goals else {})
+        for name, goals in (("bounds", "aa11"), ("same", "aa11"), ("other", "bb22"))
+    )
+    assert list(bounds_of(bounds, [same])) == ["copy"]
+    with pytest.raises(FileError, match=r"other/plan\.json: .*bounds/plan\.json, aa11, got bb22"):
+        bounds_of(bounds, [same, other])
+    with pytest.raises(FileError, match=r"old/plan\.json: .* got None"):
+        bounds_of(bounds, [plan("old", {})])
+
+
+def test_a_run_whose_plans_are_of_other_episodes_makes_no_row(tmp_path):
+    crafter = replace(JOINT_OR_TWO_STAGE.data[0], plan=Planning("crafter"))
+    study = replace(JOINT_OR_TWO_STAGE, data=(crafter,), adapt=None, plan=True)
+    job = next(job for job in jobs_of(study, tmp_path, seeds=1) if job.of)
+    (latent,) = job.after
+    world = {"success": {"mean": 0.0, "low": 0.0, "high": 1.0}, "seconds_per_decision": 1.0}
+    for path, goals in ((latent.file, "aa11"), (job.bounds, "bb22")):
+        path.parent.mkdir(parents=True)
+        rows = {"world": world | {"episodes": []}}
+        path.write_text(json.dumps({"rows": rows, "protocol": {"goals": goals}}))
+    with pytest.raises(FileError, match=r"plan-latent/plan\.json: .*, bb22, got aa11"):
+        job.finish()
+    assert job.row is None
+
+
 @pytest.mark.parametrize("labels", [(), (0,), (100, 100)])
 def test_labels_that_make_no_sense_are_refused(labels):
     with pytest.raises(ConfigError, match=r"adaptation\.labels.*(different numbers|>= 1)"):
