@@ -345,7 +345,7 @@ def told(result: Mapping[str, Any]) -> list[str]:
         )
         if found["places"]:
             lines.append(
-                "actions are places, counted and carried out from the last place before them"
+                "actions are places, planned and carried out as ways from each to the next"
             )
         if found["absent"]:
             lines.append(

@@ -48,7 +48,11 @@ def contract_of(clips: ClipSet) -> ActionContract:
     as long as no file changes; with a stride, all that lie in a step. Raises DataError where there are
     none, or the file is not of this set."""
     clips.require_actions()
-    recorded = read_contract(clips.source) or _measured(clips.source)
+    recorded = read_contract(clips.source)
+    if clips.config.actions == "relative":
+        recorded = _relative(_measured(clips.acting), recorded)
+    elif recorded is None:
+        recorded = _measured(clips.source)
     return recorded.every(clips.stride(clips.segments[0].episode))
 
 
@@ -115,6 +119,18 @@ def _measured(source: Source) -> ActionContract:
     )
     index.save(whole=False)
     return replace(from_dict(ActionContract, kept, where=f"{index.path}"), rate=rate_of(source))
+
+
+def _relative(measured: ActionContract, written: ActionContract | None) -> ActionContract:
+    """What was measured of relative actions, with the names, units and frame that were written of the places."""
+    if written is None:
+        return measured
+    if written.mode == "relative":
+        raise DataError(
+            f"column {written.column!r}: data.actions: relative is for places, and its contract says that they are "
+            "relative as they are; leave it out"
+        )
+    return replace(measured, names=written.names, units=written.units, frame=written.frame)
 
 
 class _Sample:

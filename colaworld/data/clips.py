@@ -24,8 +24,9 @@ from colaworld.data import cuts, transforms, windows
 from colaworld.data.cache import ByteCache
 from colaworld.data.config import DataConfig, check_there
 from colaworld.data.errors import BrokenFileError, DataError
+from colaworld.data.relative_actions import RelativeActions
 from colaworld.data.sources import open_source
-from colaworld.data.sources.source import BrokenFile, EpisodeInfo, tell_once
+from colaworld.data.sources.source import BrokenFile, EpisodeInfo, Source, tell_once
 
 log = logging.getLogger(__name__)
 _BLOCK = 32  # frames decoded at full size at a time
@@ -62,6 +63,9 @@ class ClipSet:
             action_column=config.action_column,
             recorded_fps=config.recorded_fps,
         )
+        relative = config.actions == "relative"
+        self.acting: Source = RelativeActions(self.source) if relative else self.source
+        self._begin = int(relative)  # steps of an episode before its first clip
         self.episodes: list[EpisodeInfo] = select_split(
             self.source.episodes, split=config.split, holdout=config.holdout, path=config.path
         )
@@ -112,6 +116,7 @@ class ClipSet:
                 self._timing[episode.index].length,
                 clip_span=self.span(episode.index),
                 most_frames=most,
+                begin=self._begin,
             )
         ]
         self.count = sum(segment.starts for segment in self.segments)  # clips, before cuts
@@ -128,7 +133,9 @@ class ClipSet:
             if not timing.resampled:
                 self._timing[episode.index] = replace(timing, length=most)
         self.episodes = [
-            e for e in self.episodes if self._timing[e.index].length >= self.span(e.index)
+            e
+            for e in self.episodes
+            if self._timing[e.index].length >= self._begin + self.span(e.index)
         ]
         self.labels = sum(lengths[e.index] - 1 for e in self.episodes)
         if not self.episodes:
@@ -138,12 +145,16 @@ class ClipSet:
             )
 
     def _too_short(self) -> list[EpisodeInfo]:
-        return [e for e in self.episodes if self._timing[e.index].length < self.span(e.index)]
+        return [
+            e
+            for e in self.episodes
+            if self._timing[e.index].length < self._begin + self.span(e.index)
+        ]
 
     @property
     def action_spec(self) -> ActionSpec | None:
         """What `actions` of a clip hold: the column's spec; one entry per step of a stride."""
-        spec = self.source.action_spec
+        spec = self.acting.action_spec
         return spec and spec.every(self._timing[self.segments[0].episode].stride)
 
     def span(self, episode: int) -> int:
@@ -238,7 +249,7 @@ class ClipSet:
             values = self._actions.get(episode)
         if values is None:
             with self._timed(f"actions of {self.source.episodes[episode].name}"):
-                values = self.source.actions(episode)
+                values = self.acting.actions(episode)
             assert values is not None
             with self._lock:
                 if len(self._actions) >= 4096:  # episodes; a few MB

@@ -91,6 +91,9 @@ class DataConfig(Checked, at="data."):
     """HDF5: frames per second as recorded, where the files do not say (or say it wrong)."""
     action_column: str | None = "action"
     """Column of the real actions: read by evaluation, and by phases whose objective asks for them."""
+    actions: Literal["as_recorded", "relative"] = "as_recorded"
+    """relative: recorded places (mode absolute, or not said), told from the place before; clips begin with the
+    second frame of an episode, since the first has none before it."""
     unlike_actions: Literal["refuse", "warn"] = "refuse"
     """Recorded actions whose numbers are unlike those that the run learned from: another scale, place or
     order of columns. warn takes them. Stated facts that contradict are refused in any case."""

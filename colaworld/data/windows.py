@@ -34,15 +34,17 @@ def span(frames_per_clip: int, stride: int) -> int:
     return (frames_per_clip - 1) * stride + 1
 
 
-def segments(episode: int, frames: int, *, clip_span: int, most_frames: int) -> list[Segment]:
+def segments(
+    episode: int, frames: int, *, clip_span: int, most_frames: int, begin: int = 0
+) -> list[Segment]:
     """Cut an episode of `frames` frames into segments of at most `most_frames` (but one clip) each.
 
-    Empty if the episode is shorter than a clip.
+    The first clip starts at `begin`. Empty if what is behind it is shorter than a clip.
     """
     most_starts = max(1, most_frames - clip_span + 1)
     total = frames - clip_span + 1
     made = []
-    for first in range(0, max(0, total), most_starts):
+    for first in range(begin, max(begin, total), most_starts):
         starts = min(most_starts, total - first)
         made.append(Segment(episode, first, first + starts + clip_span - 1, starts))
     return made

@@ -2,8 +2,7 @@
 
 A world that was never told real actions plans codes; this is how it acts. Each code becomes the action
 seen most under it (classes), or the mean one (numbers). What an action does may depend on where one is,
-which a table does not know: `agreement` says how much it gets right. Actions that are places are told from the
-place before (`from_last_place`). Not here: adapters, which learn it.
+which a table does not know: `agreement` says how much it gets right. Not here: adapters, which learn it.
 """
 
 from __future__ import annotations
@@ -88,13 +87,3 @@ class ActionMap:
         """Rows [B] of codes [B, N], and which were seen, bool [B]; see `__call__`."""
         shared = (indices.cpu()[:, None] == self.codes).sum(-1)  # [B, M]
         return shared.argmax(dim=1), shared.amax(dim=1) == self.codes.shape[1]  # the first
-
-
-def from_last_place(actions: Tensor, size: int) -> Tensor:
-    """Places [B, T, k size] as their distance from the last place before them, [B, T - 1, k size].
-
-    Where a robot is sent says what moves only beside where it was sent before. The first of each clip has none
-    before it and is left out.
-    """
-    before = actions[:, :-1, -size:]
-    return actions[:, 1:] - before.repeat(1, 1, actions.shape[-1] // size)

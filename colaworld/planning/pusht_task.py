@@ -43,7 +43,7 @@ class PushTTask:
             raise ConfigError(
                 f"pusht: its frames are square; expected a run of such, got {height}x{width}"
             )
-        self._env = PushT(size=height, **options)
+        self._env, self.place = PushT(size=height, **options), np.zeros(2)
         self.goal_offset, self.block, self.frame_size = goal_offset, block, (height, width)
         self.action_spec = self._env.action_spec
         self.space: Space = Continuous((-1.0,) * 2 * block, (1.0,) * 2 * block)

@@ -34,7 +34,7 @@ def cloned_from(
     clips that reach as far.
     """
     ahead = -(-task.goal_offset // task.block)
-    data = replace(data, split="train", frames_per_clip=1 + max(ahead, 1))
+    data = replace(data, split="train", actions="as_recorded", frames_per_clip=1 + max(ahead, 1))
     found = ClipSet(data)
     found.require_actions()
     spec = found.action_spec

@@ -83,7 +83,7 @@ class Cast:
             raise ConfigError(
                 "--penalty: codes have no size of their own; expected 0, or --space real"
             )
-        if self.config.penalty and self.task.place is not None:
+        if self.config.penalty and self.task.place is not None and not steering.places:
             raise ConfigError(
                 "--penalty: actions of this run are places, whose size says nothing of motion; expected 0"
             )

@@ -18,7 +18,7 @@ from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
 from colaworld.data.loader import iterate_once
 from colaworld.models.world import World
-from colaworld.planning.action_map import ActionMap, from_last_place
+from colaworld.planning.action_map import ActionMap
 from colaworld.planning.dynamics import WorldDynamics, latent_space
 from colaworld.planning.prior import CodeBigram
 from colaworld.planning.spaces import Discrete
@@ -38,7 +38,7 @@ class Steering:
     steps: int = 0
     """Recorded steps that the table was counted from."""
     places: bool = False
-    """Whether actions are places, and the table holds their distance from the one before."""
+    """Whether the environment takes places, and what is planned is the way from each to the next."""
     among: Tensor | None = None
     """[M, N]: the combinations of codes that are planned alone."""
     acted: dict[str, int] = field(default_factory=lambda: {"codes": 0, "unseen": 0})
@@ -75,11 +75,14 @@ def steer(
     Raises ConfigError where the set's actions are not those of the environment, DataError where it has none.
     """
     space = latent_space(world)
+    places = task.place is not None
+    if places:  # a code leads on from where it is
+        data = replace(data, actions="relative")
     found = ClipSet(replace(data, split="train"))
     found.require_actions()
     spec = found.action_spec
     assert spec is not None, "a set with actions says which"
-    check_spec(spec, task, where=str(data.path))
+    check_spec(spec, task, where=str(data.path), led_on=True)
     size = (found.height, found.width)
     if world.frame_size not in (None, size):
         wanted, got = (f"{h}x{w}" for h, w in (world.frame_size, size))
@@ -87,7 +90,6 @@ def steer(
             f"{data.path}: expected frames of {wanted} px (height x width), as the run was trained on, got {got}; "
             "name a set of that size with --data"
         )
-    places = task.place is not None
     indices: list[Tensor] = []  # of each clip
     counted: list[Tensor] = []
     actions: list[Tensor] = []
@@ -95,20 +97,13 @@ def steer(
     for batch in iterate_once(data, batch_size=16, limit=clips, with_actions=True, split="train"):
         inferred = world.infer_actions(to_float(batch.frames, device))
         assert inferred.indices is not None and batch.actions is not None
-        read, then = inferred.indices.cpu(), batch.actions
+        read = inferred.indices.cpu()
         indices += read.unbind(0)
-        if places:
-            read, then = read[:, 1:], from_last_place(then, task.action_spec.size)
         counted.append(read.flatten(0, 1))
-        actions.append(then.flatten(0, 1))
+        actions.append(batch.actions.flatten(0, 1))
         done += len(batch)
         if watch is not None:
             watch(done, clips, "reading codes off recorded clips")
-    if places and not sum(map(len, counted)):
-        raise ConfigError(
-            f"{data.path}: clips of {data.frames_per_clip} frames, and an action that is a place is told from "
-            "the one before; expected 3 or more (data.frames-per-clip)"
-        )
     table = ActionMap.fit(torch.cat(counted), torch.cat(actions), space=space, spec=spec)
     if seen_alone:
         space = Discrete(len(table.codes))
@@ -117,9 +112,7 @@ def steer(
 
     def act(codes: Tensor, task: Task) -> Iterable[Any]:
         action = table(table.codes[codes.cpu()] if seen_alone else codes[None])[0][0]
-        if places:
-            action = action + torch.tensor(task.place, dtype=torch.float32).repeat(task.block)
-        return task.recorded(action)
+        return task.recorded(_from_place(action, task) if places else action)
 
     among = table.codes if seen_alone else None
     return Steering("latent", act, table, prior, int(table.counts.sum()), places, among)
@@ -132,18 +125,30 @@ def steer_real(world: World, task: Task) -> Steering:
     """
     dynamics = WorldDynamics(world, space="real")
     assert world.actions is not None
-    check_spec(world.actions, task, where="this run")
+    check_spec(world.actions, task, where="this run", led_on=True)
+    places = task.place is not None and world.actions.mode == "relative"
 
     def act(action: Tensor, task: Task) -> Iterable[Any]:
+        if places:
+            return task.recorded(_from_place(action, task))
         return task.recorded(action[0] if isinstance(dynamics.space, Discrete) else action)
 
-    return Steering("real", act)
+    return Steering("real", act, places=places)
 
 
-def check_spec(spec: ActionSpec, task: Task, *, where: str) -> None:
+def _from_place(action: Tensor, task: Task) -> Tensor:
+    """The places [k A] that ways [k A] lead to, one from the other, the first from where the task was sent last."""
+    ways = action.view(task.block, task.action_spec.size).cumsum(0)
+    return (ways + torch.tensor(task.place, dtype=ways.dtype, device=ways.device)).flatten()
+
+
+def check_spec(spec: ActionSpec, task: Task, *, where: str, led_on: bool = False) -> None:
     """ConfigError unless actions of a set or a run are those of the environment: classes alike, or the
     numbers of as many steps as it takes at once, places where it takes places. A mode that is not said is
-    taken for the environment's."""
+    taken for the environment's.
+
+    led_on: where it takes places, ways from one to the next will do as well.
+    """
     wanted = task.action_spec
     words = {"discrete": "classes", "continuous": "numbers"}
     size = wanted.size * task.block
@@ -153,7 +158,8 @@ def check_spec(spec: ActionSpec, task: Task, *, where: str) -> None:
             f"{where}: its actions are {', '.join(names[0])}; {task.name} takes {', '.join(names[1])}, in this "
             "order"
         )
-    if spec.mode and wanted.mode and spec.mode != wanted.mode:
+    led_on &= task.place is not None and spec.mode == "relative"
+    if spec.mode and wanted.mode and spec.mode != wanted.mode and not led_on:
         raise ConfigError(
             f"{where}: its actions are {spec.mode}, {task.name} takes {wanted.mode} ones; use data, or a run, of "
             f"{task.name}"

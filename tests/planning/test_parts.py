@@ -9,7 +9,7 @@ import torch
 from colaworld.contracts import ActionSpec
 from colaworld.envs.point_mass import PointMass
 from colaworld.planning import Continuous, Discrete
-from colaworld.planning.action_map import ActionMap, from_last_place
+from colaworld.planning.action_map import ActionMap
 from colaworld.planning.contracts import Seen
 from colaworld.planning.costs import ActionPenalty, GoalDistance, WeightedSum
 from colaworld.planning.exact import PointMassDynamics
@@ -147,13 +147,6 @@ def test_codes_stand_for_the_mean_of_numbers() -> None:
     assert found.agreement == pytest.approx(0.75)
     with pytest.raises(ValueError, match=r"actions: expected \[3, 1\], .* got \[2, 1\]"):
         ActionMap.fit(indices, actions[:2], space=Discrete(2), spec=spec)
-
-
-def test_places_are_told_from_the_last_place_before_them() -> None:
-    """Two steps of (x, y) an action."""
-    clip = torch.tensor([[[9.0, 9, 1, 2], [3, 3, 4, 5], [4, 6, 9, 5]]])
-    told = from_last_place(clip, 2)
-    assert told.tolist() == [[[2, 1, 3, 3], [0, 1, 5, 0]]]
 
 
 def test_the_point_mass_moves_as_its_dynamics_say() -> None:

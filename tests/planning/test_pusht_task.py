@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ import torch
 
 pytest.importorskip("gym_pusht", reason="needs gym-pusht: pip install 'colaworld[pusht]'")
 
+from colaworld.action_contract import ActionContract, Normaliser
 from colaworld.config import ConfigError
-from colaworld.contracts import ActionSpec, ClipBatch
+from colaworld.contracts import ActionSpec
 from colaworld.data.config import DataConfig
+from colaworld.data.sources.lerobot_writer import LeRobotWriter
 from colaworld.envs import behaviours
 from colaworld.envs.pusht import PushT
 from colaworld.planning import pusht_task
@@ -133,26 +136,43 @@ def test_a_step_is_a_displacement_from_where_the_disc_is_when_it_is_due(task) ->
 
 @pytest.mark.parametrize("mode", ["absolute", ""])
 def test_a_code_leads_on_from_the_last_place_also_where_a_set_does_not_say_places(
-    task, monkeypatch, mode
+    task, tmp_path, mode
 ) -> None:
     """As the set of the hub, whose file says nothing of modes. Each step of the recorded ones goes 10 px on."""
-    task.reset(0)
-    spec = replace(task.action_spec, mode=mode).every(5)
-    places = (100 + 10 * torch.arange(20.0)).repeat_interleave(2).view(1, 4, 10)
-    found = SimpleNamespace(action_spec=spec, require_actions=lambda: None, height=8, width=8)
-    frames, first = torch.zeros(1, 5, 3, 8, 8, dtype=torch.uint8), torch.zeros(1).long()
-    batch = ClipBatch(frames, first, first, places)
-    monkeypatch.setattr(steering, "ClipSet", lambda config: found)
-    monkeypatch.setattr(steering, "iterate_once", lambda *args, **named: [batch])
-    codes = SimpleNamespace(indices=torch.zeros(1, 4, 1, dtype=torch.int64))
-    world = SimpleNamespace(
-        codebook_size=1, tokens=1, frame_size=(8, 8), infer_actions=lambda frames: codes
+    spec = replace(task.action_spec, mode=mode, frame="", units=())
+    writer = LeRobotWriter(tmp_path / "set", fps=10, height=32, width=32, action=spec)
+    frames = np.random.default_rng(0).integers(0, 256, (22, 32, 32, 3), np.uint8)
+    places = (100 + 10 * np.arange(22, dtype=np.float32)).repeat(2).reshape(22, 2)
+    for _ in range(2):
+        writer.add(frames, places)
+    data = DataConfig(
+        path=writer.finish(), frames_per_clip=3, stride=5, holdout=0.0, scene_cut_threshold=0
     )
-    steered = steering.steer(world, task, DataConfig(), clips=1)
-    assert steered.places and steered.steps == 3
+
+    def infer(frames: Any) -> Any:
+        return SimpleNamespace(indices=torch.zeros(len(frames), 2, 1, dtype=torch.int64))
+
+    world = SimpleNamespace(codebook_size=1, tokens=1, frame_size=(32, 32), infer_actions=infer)
+    steered = steering.steer(world, task, data, clips=4)
+    assert steered.places and steered.steps == 4 and steered.action_map is not None
+    assert steered.action_map.actions.tolist() == [[10.0] * 10]
+    task.reset(0)
     task.place = np.array([200.0, 300.0])
     sent = np.stack(list(steered.act(torch.zeros(1, dtype=torch.int64), task)))
     np.testing.assert_allclose(sent, [200, 300] + 10.0 * np.arange(1, 6)[:, None])
+
+
+def test_a_run_that_knows_ways_plans_from_the_last_place(task) -> None:
+    task.reset(0)
+    ways = replace(task.action_spec, mode="relative").every(5)
+    world = SimpleNamespace(actions=ActionContract.of(ways, rate=2.0, normaliser=Normaliser()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steering, "WorldDynamics", lambda *args, **named: SimpleNamespace(space=None))
+        steered = steering.steer_real(world, task)
+    task.place = np.array([200.0, 300.0])
+    sent = np.stack(list(steered.act(torch.tensor([10.0, 0] * 4 + [0, -20]), task)))
+    assert steered.places
+    np.testing.assert_allclose(sent, [[210, 300], [220, 300], [230, 300], [240, 300], [240, 280]])
 
 
 def test_places_have_no_size_that_a_penalty_could_weigh() -> None:
