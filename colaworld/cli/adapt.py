@@ -85,7 +85,9 @@ def _adapt(argv: list[str], processes: Processes) -> int:
         f"{counts['horizon']} frames each; learned from {counts['labels']} recorded transitions"
     )
     print(table(found))
-    print("\n".join(told(found)))
+    print(
+        "\n".join(told(found, names=config.action_contract.names if config.action_contract else ()))
+    )
     called = shlex.join([*program(), "sample", str(options.out), "--actions", "FILE"])
     print(f"adaptation.json has every number; roll it out: {called}")
     return 0

@@ -174,7 +174,9 @@ def _of_world(
         )
     _tell_rate(options.latents, folder.trained_rate(), clips)
     world = replace(world, frame_size=(clips.height, clips.width))
-    estimator = Estimator(world, head_error_at(folder.path)) if options.real else None
+    estimator = None
+    if options.real:
+        estimator = Estimator(world, head_error_at(folder.path), options.latents)
     if estimator is not None and estimator.error is None:
         log.warning(
             "%s: how wrong its estimates of real actions are was not measured", options.latents
@@ -209,10 +211,13 @@ def _tell_rate(named: str, trained: float | None, clips: ClipSet) -> None:
         return
     for fps in sorted({round(clips.fps(episode.index), 3) for episode in clips.episodes}):
         if abs(fps / trained - 1) > RATE:
+            way = (
+                f"; --data.stride 1 --data.fps {trained:g} takes that rate" if fps > trained else ""
+            )
             log.warning(
                 "%s: its rows lead over 1/%g s, and %s was trained on steps of 1/%g s: an action then means "
-                "another movement; --data.stride 1 --data.fps %g takes that rate",
-                *(clips.config.path, fps, named, trained, trained),
+                "another movement%s",
+                *(clips.config.path, fps, named, trained, way),
             )
 
 

@@ -257,7 +257,7 @@ class ClipSet:
                 self._actions[episode] = values
         steps = self.config.frames_per_clip - 1
         part = values[start : start + steps * timing.stride]
-        return part if spec.kind == "discrete" else part.reshape(steps, -1)
+        return part if spec.kind == "discrete" else part.reshape(steps, timing.stride * spec.size)
 
     def require_actions(self) -> None:
         """Raises DataError, naming file and column, if clips cannot come with actions."""

@@ -150,8 +150,9 @@ def codebook_path(out: Path) -> dict[str, Any]:
     return path
 
 
-def told(result: dict[str, Any]) -> list[str]:
-    """Lines beside the table: use of the codebook, what fine-tuning gained, the way back."""
+def told(result: dict[str, Any], *, names: tuple[str, ...] = ()) -> list[str]:
+    """Lines beside the table: use of the codebook, what fine-tuning gained, the way back; `names`: of the
+    channels."""
     lines = []
     for phase, of in result["codebook"].items():
         first, last = of["utilisation"][0], of["utilisation"][-1]
@@ -161,7 +162,7 @@ def told(result: dict[str, Any]) -> list[str]:
         )
     if "gain" in result:
         lines += _gained(result["gain"]["psnr"])
-    lines.append(f"the way back, latent to real: {error_told(result['head'])}")
+    lines.append(f"the way back, latent to real: {error_told(result['head'], names)}")
     return lines
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ import numpy as np
 import torch
 
 from colaworld.action_contract import ActionContract
-from colaworld.action_differences import RATE, ActionMismatch
+from colaworld.action_differences import RATE, ActionMismatch, differences
 from colaworld.config import to_dict
+from colaworld.data.action_statistics import contract_of
 from colaworld.data.clips import ClipSet
+from colaworld.data.errors import DataError
 from colaworld.data.labels import CONFIDENCE, ESTIMATE
 from colaworld.evaluation.labelling import repeated
 from colaworld.files import read_json
@@ -82,6 +84,8 @@ class Estimator:
     world: World
     error: Mapping[str, Any] | None
     """See `head_error_at`."""
+    named: str = "the model"
+    """What the world is called in messages: its folder."""
 
     def __post_init__(self) -> None:
         if self.world.actions is None or not hasattr(self.world.model, "action_head"):
@@ -101,25 +105,60 @@ class Estimator:
         """That of the head."""
         return action_head_hash(self.world.model)
 
-    def check_rate(self, clips: ClipSet, episodes: list[int], *, where: str) -> None:
+    def check_rate(self, clips: ClipSet, episodes: list[int]) -> None:
         """ActionMismatch where rows of a set lead over another time than the model's steps: what is done
-        within it is another action. `where`: what the model is called."""
+        within it is another action."""
         rate, path = self.contract.rate, clips.config.path
         if rate is None:
             log.warning(
                 "%s: the actions of %s have no known rate, so nobody can tell whether a row of this set "
                 "is as long as one of them",
                 path,
-                where,
+                self.named,
             )
             return
         for fps in sorted({clips.fps(episode) for episode in episodes}):
             if abs(fps / rate - 1) > RATE:
+                way = f"--data.stride 1 --data.fps {rate:g} takes that rate"
+                if fps < rate:
+                    way = "the frames in between were not recorded"
                 raise ActionMismatch(
-                    f"{path}: its rows lead over 1/{fps:g} s, but the real actions of {where} fill "
-                    f"1/{rate:g} s ({self.contract.told()}); --data.stride 1 "
-                    f"--data.fps {rate:g} takes that rate"
+                    f"{path}: its rows lead over 1/{fps:g} s, but the real actions of {self.named} fill "
+                    f"1/{rate:g} s ({self.contract.told()}); {way}"
                 )
+
+    def against(self, clips: ClipSet) -> dict[str, Any] | None:
+        """The actions that a set has recorded, against those of the estimates; None: it has none. Warns,
+        once, where they differ: the estimates are of the model's robot, whatever moves in the films.
+
+        Returns:
+            "contract": the hash of the set's, null where they cannot be compared; "differences": of each
+            what, model and data in words, kind and note (action_differences.Difference).
+        """
+        spec = clips.source.action_spec
+        if spec is None:
+            return None
+        ours = f"those of {self.named} (column {self.contract.column!r}, contract {self.contract.hash})"
+        of = "estimated_action means the actions of that model's robot"
+        try:
+            data = contract_of(clips)
+        except DataError as error:
+            log.warning(
+                "%s: its recorded actions cannot be compared with %s, and %s: %s",
+                *(clips.config.path, ours, of, error),
+            )
+            return {"contract": None, "differences": []}
+        found = differences(self.contract, data)
+        if found:
+            verb = "cannot all be compared with"
+            if any(one.kind != "unknown" for one in found):
+                verb = "are not"
+            log.warning(
+                "%s: its recorded actions (column %r, contract %s) %s %s, and %s:%s",
+                *(clips.config.path, data.column, data.hash, verb, ours, of),
+                "".join(f"\n  {one}" for one in found),
+            )
+        return {"contract": data.hash, "differences": [asdict(one) for one in found]}
 
     def columns(
         self, vectors: np.ndarray, valid: np.ndarray, *, device: torch.device | str = "cpu"
@@ -169,8 +208,8 @@ class Estimator:
             about[CONFIDENCE] = {"description": "The head's own probability of estimated_action."}
         return ({ESTIMATE: names} if names else {}), about
 
-    def provenance(self) -> dict[str, Any]:
-        """For meta/latent_actions.json."""
+    def provenance(self, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
+        """For meta/latent_actions.json; `recorded`: what `against` said of the set."""
         contract = self.contract
         return {
             "what": "estimates, not recorded: made of latent_action.vector by a learned head",
@@ -178,5 +217,6 @@ class Estimator:
             "from frame t on",
             "contract": {"hash": contract.hash, **to_dict(contract)},
             "head": {"hash": self.hash, **to_dict(self.world.model.config.of("action_head"))},
+            "recorded": recorded,
             "heldout_error": None if self.error is None else dict(self.error),
         }

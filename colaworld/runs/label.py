@@ -123,15 +123,18 @@ def label_set(
     if is_v3(clips):
         check_ours(str(clips.config.path), clips.source.info["features"])  # type: ignore[attr-defined]
     if estimator is not None:
-        estimator.check_rate(clips, chosen, where=f"the model, {labeller.named}")
+        estimator.check_rate(clips, chosen)
     if in_place and not is_v3(clips):
         raise DataError(
             f"{clips.config.path}: columns are added in place to LeRobot sets of layout v3.0 alone, "
             f"this is {clips.source.describe().format}; name a new set with --out"
         )
     check_counted(clips) if is_v3(clips) else check_alike(clips, chosen)
-    job = _Job(labeller, clips, chosen, batch_size, torch.device(device), in_place, estimator)
-    work, main = Work(out), together.rank == 0
+    main = together.rank == 0
+    recorded = estimator.against(clips) if main and estimator is not None else None
+    placed = (batch_size, torch.device(device), in_place)
+    job = _Job(labeller, clips, chosen, *placed, estimator, recorded)
+    work = Work(out)
     for line in left_out(clips):
         log.warning("%s: %s", clips.config.path, line)
     try:
@@ -249,6 +252,8 @@ class _Job:
     device: torch.device
     in_place: bool
     estimator: Estimator | None
+    recorded: Mapping[str, Any] | None
+    """On the main process: see `Estimator.against`."""
 
     @property
     def hash(self) -> str:
@@ -355,7 +360,11 @@ class _Job:
         ahead = f"frame t + {' or '.join(map(str, strides))}"
         if resampled:
             ahead = f"the frame shown 1/{config.fps:g} s later"
-        real = {} if self.estimator is None else {"real_actions": self.estimator.provenance()}
+        real = (
+            {}
+            if self.estimator is None
+            else {"real_actions": self.estimator.provenance(self.recorded)}
+        )
         return {
             "format": FORMAT,
             "columns": list(columns),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,6 +148,21 @@ def trained(tmp_path_factory, scene) -> Path:
     """A finished tiny run of nano.cola. Do not write into it."""
     out = tmp_path_factory.mktemp("runs") / "cola"
     assert call("train", "nano.cola", "--data", scene, "--out", out, *TINY) == 0
+    return out
+
+
+@pytest.fixture
+def few(scene, tmp_path) -> Path:
+    """A set of its own to label in place."""
+    return Path(shutil.copytree(scene, tmp_path / "few"))
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory, scene) -> Path:
+    """As `trained`, another model of the same sizes."""
+    out = tmp_path_factory.mktemp("runs") / "other"
+    more = (*TINY, "--training.seed", 1)
+    assert call("train", "nano.cola", "--data", scene, "--out", out, *more) == 0
     return out
 
 

@@ -1,4 +1,4 @@
-"""Run by test_label.py: `label_deaths.py '[[[WHEN, ...], WHOLE, CALL], ...]'`. Every call is one of the
+"""Run by test_label_stopped.py: `label_deaths.py '[[[WHEN, ...], WHOLE, CALL], ...]'`. Every call is one of the
 command in a forked process. WHOLE is left alone, and its changes of file names, syncs and deletions are
 counted. Then CALL is made once for each WHEN, a share of that count, at which it gets signal 9 (just
 before the change or just after it), and once more. Printed: how each ended. Not here: any assertion."""

@@ -110,6 +110,12 @@ def test_a_fine_tuning_that_loses_says_what_to_do_instead() -> None:
         assert any("--steps 0" in line for line in lines) is says
 
 
+def test_errors_of_the_way_back_are_told_by_channel() -> None:
+    result = {"codebook": {}, "head": {"mae": [1.0, 2.0], "std": [3.0, 4.0]}}
+    (line,) = told(result, names=("x", "grip"))
+    assert line.endswith("latent to real: mean error (standard deviation) x 1 (3), grip 2 (4)")
+
+
 def test_the_latent_action_model_stays_and_the_rest_moves(adapted, trained) -> None:
     before, after = (load_world(folder)[0].model for folder in (trained, adapted))
     for part, stays in (("idm", True), ("quantizer", True), ("backbone", False)):

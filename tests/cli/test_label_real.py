@@ -184,6 +184,53 @@ def test_numbers_come_in_the_units_of_the_robot(
     np.testing.assert_array_equal(rows(tmp_path / "rate")[ESTIMATE], rows(more)[ESTIMATE])
 
 
+def test_a_set_of_another_robot_is_told_with_both_sides(
+    adapted_arm, adapted, arm, scene, film, tmp_path, colaworld, caplog
+) -> None:
+    def label(run: Path, data: Path, name: str, *more: object) -> tuple[list[str], dict]:
+        caplog.clear()
+        said = colaworld(
+            "label", run, "--data", data, "--out", tmp_path / name, "--real", *FEW, *more
+        )
+        assert said.status == 0, said.err
+        warned = [r.getMessage() for r in caplog.records if "recorded actions" in r.getMessage()]
+        return warned, read_labels(tmp_path / name)["real_actions"]["recorded"]
+
+    warned, said = label(adapted_arm, arm, "own")
+    assert warned == [] and said["differences"] == []
+    model, data = load_world(adapted_arm)[0].actions.hash, load_world(adapted)[0].actions.hash
+    assert said["contract"] == model
+    warned, said = label(adapted, scene, "scene")
+    assert warned == [] and said == {"contract": data, "differences": []}
+    # Numbers for degrees, in another order: the films of the arm itself.
+    spec = replace(ARM, names=("y", "x"), units=("deg", "m"))
+    other, films = tmp_path / "other", open_source(arm)
+    with LeRobotWriter(other, fps=10, height=32, width=32, action=spec) as writer:
+        for episode in films.episodes[:3]:
+            writer.add(
+                films.read(episode.index, range(12)), films.actions(episode.index)[:12, ::-1]
+            )
+        writer.finish()
+    (warned,), said = label(adapted_arm, other, "labelled")
+    assert warned.startswith(f"{other}: its recorded actions (column 'action', contract ")
+    assert (
+        f"those of {adapted_arm} (column 'action', contract {model}), and estimated_action"
+        in warned
+    )
+    wrong = "names of channels: model x+0, y+0, x+1, y+1; data y+0, x+0, y+1, x+1 (another order: "
+    assert wrong in warned
+    (one,) = said["differences"]
+    assert one["what"] == "names of channels" and one["kind"] == "wrong"
+    assert one["model"] == "x+0, y+0, x+1, y+1" and one["data"] == "y+0, x+0, y+1, x+1"
+    # Classes for numbers, which no step of two frames can hold.
+    (warned,), said = label(adapted_arm, scene, "classes")
+    assert (
+        "recorded actions cannot be compared with those of" in warned and said["contract"] is None
+    )
+    film(tmp_path / "films/a.mp4", frames=8)
+    assert label(adapted_arm, tmp_path / "films", "film") == ([], None)
+
+
 def test_what_cannot_be_is_refused(adapted, trained, scene, film, tmp_path, colaworld) -> None:
     out = tmp_path / "out"
     call = ("--data", scene, "--out", out, "--real")

@@ -194,6 +194,9 @@ def test_continuous_actions_of_a_stride_stand_side_by_side(tmp_path) -> None:
     writer.add(frames, np.arange(24, dtype=np.float32).reshape(12, 2))
     clips = ClipSet(_config(writer.finish(), frames_per_clip=3, stride=2))
     assert clips.clip_actions(0, 1).tolist() == [[2, 3, 4, 5], [6, 7, 8, 9]]
+    one = ClipSet(_config(tmp_path / "set", frames_per_clip=1, stride=2))  # no frame is led to
+    one.require_actions()
+    assert one.clip_actions(0, 1).shape == (0, 4)
     assert clips.action_spec == ActionSpec("action", "continuous", 4, ("x+0", "y+0", "x+1", "y+1"))
 
 
