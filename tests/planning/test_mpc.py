@@ -69,6 +69,32 @@ def test_in_the_true_simulator_every_planner_takes_the_fewest_moves(planner) -> 
     assert played.calls >= played.decided * 2  # two steps at least for each plan
 
 
+@pytest.mark.parametrize(
+    "planner",
+    [
+        ShootingConfig(candidates=200),
+        CategoricalConfig(candidates=60, iterations=4, bins=9),
+        BeamConfig(width=4, branch=81, bins=9),
+        CEMConfig(candidates=60, iterations=5),
+        ICEMConfig(candidates=60, iterations=5, colour=0.5),
+        MPPIConfig(candidates=60, iterations=6, gamma=20.0, beta=0.0),
+    ],
+    ids=lambda c: c.kind,
+)
+def test_at_the_true_cost_every_planner_brings_the_point_mass_to_its_goal(planner) -> None:
+    """In the fewest steps, full pushes of one axis, and to within 3 % of the picture: none is left over."""
+    result, _ = plan_run(
+        "point-mass",
+        None,
+        size=(8, 8),
+        planner=planner,
+        mpc=MPCConfig(horizon=2, steps=2),
+        config=EpisodesConfig(episodes=2, goal_offset=2, rows=("oracle-state",), shown=0),
+    )
+    row = result["rows"]["oracle-state"]
+    assert row["successes"] == 2 and row["more_than_fewest"] == 0
+
+
 def test_a_dynamics_in_which_nothing_happens_reaches_nothing_and_a_random_agent_little() -> None:
     config = MPCConfig(horizon=3, steps=4)
     agent = scene_agent(CopyDynamics(), CategoricalConfig(candidates=20, iterations=2), config)
