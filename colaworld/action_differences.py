@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from colaworld.action_contract import ActionContract
+from colaworld.contracts import ActionSpec
 
 log = logging.getLogger(__name__)
 
@@ -113,10 +114,10 @@ def differences(model: ActionContract, data: ActionContract) -> list[Difference]
     rate = list(_rate(model, data))
     named = list(_names(model, data))
     if any(one.kind == "wrong" for one in named):  # channels are not those of the same place
-        return [*rate, *named, *_stated(model, data, units=False)]
+        return [*rate, *named, *stated(model, data, units=False)]
     if model.kind == "discrete":
         return [*rate, *named, *_unseen(model, data)]
-    return [*rate, *named, *_stated(model, data, units=True), *_statistics(model, data)]
+    return [*rate, *named, *stated(model, data, units=True), *_statistics(model, data)]
 
 
 def _rate(model: ActionContract, data: ActionContract) -> Iterator[Difference]:
@@ -190,8 +191,9 @@ def _missing(model: Sequence[str], data: Sequence[str]) -> str:
     return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts if names)
 
 
-def _stated(model: ActionContract, data: ActionContract, *, units: bool) -> Iterator[Difference]:
-    """Units of each channel (where the channels are the same), mode and frame."""
+def stated(model: ActionSpec, data: ActionSpec, *, units: bool = True) -> Iterator[Difference]:
+    """Units of each channel (where the channels are the same, and as many), mode and frame: "wrong" where both sides state
+    one and contradict each other, else "unknown"."""
     if model.kind == "discrete":
         return
     if units:
@@ -224,7 +226,7 @@ def _unseen(model: ActionContract, data: ActionContract) -> Iterator[Difference]
             yield Difference(f"class {channel(model, data, at)}", *shown, kind="unknown", note=note)
 
 
-def channel(model: ActionContract, data: ActionContract, at: int) -> str:
+def channel(model: ActionSpec, data: ActionSpec, at: int) -> str:
     """What a channel is called by the side that has names."""
     names = telling(model.names) or telling(data.names)
     return names[at] if names else str(at)

@@ -353,7 +353,11 @@ def told(result: Mapping[str, Any]) -> list[str]:
             )
     cloned = result["cloning"]
     if cloned is not None:
-        what = "wrong actions" if cloned["classes"] else "untold variance of actions"
+        what = (
+            "wrong actions"
+            if cloned["classes"]
+            else "untold variance of actions, in the mean of their numbers,"
+        )
         lines.append(
             f"cloning: share of {what} {cloned['error']:.2f} on {cloned['clips']['test']} clips set aside "
             f"({'the most frequent' if cloned['classes'] else 'their mean'}: {cloned['baseline']:.2f}), trained on "

@@ -56,7 +56,8 @@ class Cloned:
     choose: Callable[[Tensor, Tensor], Tensor]
     """frames and goals [B, 3, H, W] -> classes [B] or recorded numbers [B, A]."""
     error: float
-    """Classes: share that is wrong. Numbers: share of their variance that is not told."""
+    """Classes: share that is wrong. Numbers: share of the variance of each that is not told, in the mean over those
+    that vary: one in px counts as much as one in radians."""
     baseline: float
     """The same of the most frequent class, or of the mean."""
     clips: tuple[int, int, int]
@@ -64,12 +65,15 @@ class Cloned:
     best_step: int
     classes: bool
     """What actions are: classes, or numbers."""
+    by_number: tuple[float | None, ...] = ()
+    """Numbers: the error of each; None of one that does not vary."""
 
     def told(self) -> dict[str, Any]:
         """For plan.json."""
         names = ("train", "chosen_by", "test")
         return {
             "error": self.error,
+            "by_number": list(self.by_number),
             "baseline": self.baseline,
             "clips": dict(zip(names, self.clips, strict=True)),
             "best_step": self.best_step,
@@ -154,9 +158,15 @@ def clone(
     said = torch.cat(
         [choose(to_float(one, device), to_float(to, device)).cpu() for one, to, _ in batches(test)]
     )
-    error, baseline = _errors(said, test[2], known, discrete)
     counts = (len(parts[0]), len(parts[1]), len(parts[2]))
-    return Cloned(choose, error, baseline, counts, best_step, discrete)
+    if discrete:
+        usual = known.bincount().argmax()
+        error, baseline = (float((one != test[2]).double().mean()) for one in (said, usual))
+        return Cloned(choose, error, baseline, counts, best_step, True)
+    each = untold(said, test[2], known.double().mean(0))
+    varying = [one for one in each if one is not None]
+    error = sum(varying) / len(varying) if varying else 0.0
+    return Cloned(choose, error, 1.0, counts, best_step, False, each)
 
 
 @dataclass
@@ -192,9 +202,9 @@ def _split(episodes: Tensor, seed: int) -> list[Tensor]:
     return [torch.isin(episodes, one).nonzero().flatten() for one in held]
 
 
-def _errors(said: Tensor, done: Tensor, known: Tensor, discrete: bool) -> tuple[float, float]:
-    if discrete:
-        usual = known.bincount().argmax()
-        return float((said != done).double().mean()), float((done != usual).double().mean())
-    spread = (done - known.mean(0)).double().square().mean()
-    return float((said - done).double().square().mean() / spread.clamp_min(1e-12)), 1.0
+def untold(said: Tensor, done: Tensor, mean: Tensor) -> tuple[float | None, ...]:
+    """Of each of A numbers the squared error of what was said [R, A] of what was done [R, A], as a share of its squared
+    distance from `mean` [A]; None where that is nothing."""
+    left = (said - done).double().square().mean(0)
+    spread = (done.double() - mean).square().mean(0)
+    return tuple(float(a / b) if b > 1e-12 else None for a, b in zip(left, spread, strict=True))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from colaworld.action_differences import stated
 from colaworld.config import ConfigError
 from colaworld.contracts import ActionSpec, to_float
 from colaworld.data.clips import ClipSet
@@ -144,8 +145,8 @@ def _from_place(action: Tensor, task: Task) -> Tensor:
 
 def check_spec(spec: ActionSpec, task: Task, *, where: str, led_on: bool = False) -> None:
     """ConfigError unless actions of a set or a run are those of the environment: classes alike, or the
-    numbers of as many steps as it takes at once, places where it takes places. A mode that is not said is
-    taken for the environment's.
+    numbers of as many steps as it takes at once, in its units and frame of reference, places where it takes places. What
+    is not said is taken for the environment's.
 
     led_on: where it takes places, ways from one to the next will do as well.
     """
@@ -165,6 +166,12 @@ def check_spec(spec: ActionSpec, task: Task, *, where: str, led_on: bool = False
             f"{task.name}"
         )
     if spec.kind == wanted.kind and spec.size == size:
+        for one in stated(wanted.every(task.block), spec):
+            if one.kind == "wrong" and one.what != "mode":  # above
+                raise ConfigError(
+                    f"{where}: {one.what}: its actions are in {one.data!r}, those of {task.name} in {one.model!r}; use "
+                    f"data, or a run, of {task.name}"
+                )
         return
     if spec.kind == wanted.kind == "continuous" and spec.size % wanted.size == 0:
         at_once = spec.size // wanted.size

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from colaworld.contracts import ActionSpec
-from colaworld.planning.cloning import Cloned, CloningAgent, Policy, clone
+from colaworld.planning.cloning import Cloned, CloningAgent, Policy, clone, untold
 from colaworld.planning.config import CloningConfig
 from colaworld.planning.contracts import Seen
 
@@ -86,10 +86,22 @@ def test_numbers_come_out_in_their_own_units(films) -> None:
     numbers = torch.stack([sideways, torch.full_like(sideways, 7.0)], dim=-1)
     cloned = _cloned(frames, NUMBERS, numbers)
     assert cloned.error < 0.4 and cloned.baseline == 1.0
+    assert cloned.by_number == (cloned.error, None)
     said = cloned.choose(frames[:30, 0].float() / 255, frames[:30, 1].float() / 255)
     assert said.shape == (30, 2)
     torch.testing.assert_close(said[:, 1], torch.full((30,), 7.0), atol=1e-3, rtol=0)
     assert (said[:, 0] > 300).eq(numbers[:30, 0, 0] > 300).double().mean() > 0.8
+
+
+def test_the_error_of_numbers_counts_each_alike_whatever_its_unit() -> None:
+    """One in px is told, one in radians is not; pooled, px alone would count. One that stays has no error."""
+    rng = torch.Generator().manual_seed(0)
+    done = torch.randn(500, 3, generator=rng) * torch.tensor([100.0, 0.1, 0.0])
+    done[:, 2] += 100.3
+    said = done.clone()
+    said[:, 1] = 0
+    told, untold_, stays = untold(said, done, done.double().mean(0))
+    assert told == 0 and untold_ == pytest.approx(1, abs=0.01) and stays is None
 
 
 def test_equal_seeds_train_equally_and_no_global_state_is_touched(films) -> None:

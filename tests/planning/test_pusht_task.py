@@ -194,6 +194,14 @@ def test_what_does_not_fit_is_said(task) -> None:
     check_spec(spec.every(5), task, where="a set")
     with pytest.raises(ConfigError, match="a set: its actions are relative, pusht takes absolute"):
         check_spec(replace(spec, mode="relative").every(5), task, where="a set")
+    check_spec(ActionSpec("action", "continuous", 10, units=("",) * 10), task, where="a set")
+    metres = replace(spec, units=("px of 512", "m")).every(5)
+    with pytest.raises(
+        ConfigError, match=r"unit of y\+0, .*are in 'm', those of pusht in 'px of 512'"
+    ):
+        check_spec(metres, task, where="a set")
+    with pytest.raises(ConfigError, match="a set: frame of reference: its actions are in 'base'"):
+        check_spec(replace(spec, frame="base").every(5), task, where="a set")
     with pytest.raises(ConfigError, match=r"a set: an action is 1 steps of pusht .* --block 1"):
         check_spec(spec, task, where="a set")
     with pytest.raises(ConfigError, match=r"its actions are 7 numbers, pusht takes 10 numbers"):
