@@ -103,7 +103,7 @@ def _nano(recipe: str, schedule: tuple[str, ...], **changes: object) -> RunConfi
             health_window=1024,
             checkpoint_every=250,
             sample_every=500,
-            control_every=100,  # a look takes about as long as four steps
+            control_every=100,  # a look takes about as long as eight steps, half of it the probe
             probe_clips=256,
         ),
         "sampler": SamplerConfig(steps=6, shift=4.0),

@@ -14,6 +14,8 @@ from colaworld.studies.study import Arm, Study
 # named, so that the arms that follow the same warm-up have the same steps in it, bit for bit.
 _SHORT_RAMP = {
     "phases.warmup.lr_warmup_steps": 25,
+    "phases.joint.lr_warmup_steps": 7,
+    "phases.joint.cooldown_steps": 46,
     "phases.warmup.gate.min_steps": 150,
     "phases.warmup.gate.window": 40,
 }

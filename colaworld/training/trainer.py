@@ -398,9 +398,10 @@ class Trainer:
         assert phase.alarm is not None
         if self.progress.round >= phase.alarm.max_rollbacks:
             self._save(state)
+            rounds = self.progress.round
             return self._stopped(
-                f"the codebook collapsed in phase {phase.name} after "
-                f"{self.progress.round} rollbacks"
+                f"the codebook collapsed in phase {phase.name} after {rounds} "
+                f"rollback{'' if rounds == 1 else 's'}"
             )
         healthy = self._folder.healthy()
         if healthy is None:

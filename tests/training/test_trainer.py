@@ -501,7 +501,7 @@ def test_rollbacks_end(toy, tmp_path):
     trainer = toy.trainer(tmp_path, phases=collapsing(toy, "rollback", max_rollbacks=1))
     result = collapse(trainer, rounds=(0, 1)).run()
     assert (result.status, result.phase, result.step) == ("stopped", "joint", 6)
-    assert "after 1 rollbacks" in result.message
+    assert "after 1 rollback" in result.message
 
 
 def test_a_rolled_back_run_resumes_exactly(toy, tmp_path, read_run):
