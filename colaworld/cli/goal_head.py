@@ -11,18 +11,17 @@ from typing import Annotated, Any
 import tyro
 
 from colaworld.cli.command_line import from_command_line
-from colaworld.cli.plan import named_planner
+from colaworld.cli.plan_options import check_env, named_planner, preset_of, trained_size
 from colaworld.cli.progress import bar
 from colaworld.cli.train import choose_device
 from colaworld.config import ConfigError
-from colaworld.planning import TASKS
 from colaworld.planning.config import (
     CategoricalConfig,
     GoalHeadConfig,
     MPCConfig,
     PlannerConfig,
 )
-from colaworld.planning.protocols import frame_size, protocol_of
+from colaworld.planning.protocols import frame_size
 from colaworld.runs.worlds import WorldFolder
 
 
@@ -55,9 +54,7 @@ def run(argv: list[str]) -> int:
         description="Learn from episodes whether a goal is reached, or how near it is: a cost for colaworld plan "
         "--head. Half of them are played by a planner in the true simulator, half at random.",
     )
-    TASKS[options.env]  # raises where there is none of this name
-    if argv[0] != options.env:
-        raise ConfigError(f"name the environment first: colaworld goal-head {options.env} ...")
+    check_env(argv, options.env, "goal-head")
     folder = None if options.run is None else WorldFolder.of(options.run)
     if options.out.is_dir():
         raise ConfigError(f"--out {options.out}: expected a file, found a folder")
@@ -74,12 +71,7 @@ def run(argv: list[str]) -> int:
                 f"--run {folder.path}: a latent of this world is {world.stride} frames, a goal image is one; "
                 "leave it out, and plan with --cost frames"
             )
-        found = world.frame_size or folder.trained_size()
-        if found is None:
-            raise ConfigError(
-                f"{folder.path}: the size of the frames it was trained on is not known"
-            )
-        size = found
+        size = trained_size(folder, world)
     with bar("playing", stages=True) as progress:
         head, told = train_goal_head(
             options.env,
@@ -98,10 +90,11 @@ def run(argv: list[str]) -> int:
 
 
 def _preset(argv: list[str]) -> GoalHeadOptions:
-    """The options before those that were given: an environment's protocol decides the loop."""
-    found = protocol_of(argv[0], None) if argv and argv[0] in TASKS else None
-    options = GoalHeadOptions(env=tyro.MISSING)
-    return options if found is None else replace(options, mpc=found.mpc)
+    """The options before those that were given: an environment's protocol decides the loop, as that of plan."""
+    options, found = GoalHeadOptions(env=tyro.MISSING), preset_of(argv)
+    if not found:
+        return options
+    return replace(options, mpc=found["mpc"], how=replace(options.how, over=found["how"].over))
 
 
 def said(found: Mapping[str, Any], discount: float) -> list[str]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from colaworld.cli.command_line import from_command_line
+from colaworld.cli.plan_options import check_env, named_planner, preset_of, trained_size
 from colaworld.cli.progress import bar
 from colaworld.cli.train import choose_device
 from colaworld.config import ConfigError
 from colaworld.flow.config import SamplerConfig
-from colaworld.planning import TASKS
 from colaworld.planning.config import (
     CategoricalConfig,
     CloningConfig,
@@ -23,7 +23,7 @@ from colaworld.planning.config import (
     MPCConfig,
     PlannerConfig,
 )
-from colaworld.planning.protocols import frame_size, preset
+from colaworld.planning.protocols import frame_size
 from colaworld.runs.worlds import WorldFolder
 
 if TYPE_CHECKING:
@@ -76,15 +76,13 @@ class PlanOptions:
 def run(argv: list[str]) -> int:
     """Play, print the table, write plan.json and plan.html."""
     options: PlanOptions = from_command_line(
-        _preset(argv),
+        replace(PlanOptions(env=tyro.MISSING), **preset_of(argv)),
         named_planner(argv),
         program="colaworld plan",
         description="Reach goal images by planning: with a run's world, and beside it in the true simulator, by a "
         "cloned policy, at random, and where nothing ever changes. --planner NAME is short for --planner.kind NAME.",
     )
-    TASKS[options.env]  # raises where there is none of this name
-    if argv[0] != options.env:
-        raise ConfigError(f"name the environment first: colaworld plan {options.env} ...")
+    check_env(argv, options.env, "plan")
     folder = None if options.run is None else WorldFolder.of(options.run)
     if folder is None and options.prior == "data":
         raise ConfigError("--prior: it belongs to a world; name it with --run")
@@ -204,34 +202,6 @@ def _of_run(folder: WorldFolder) -> dict[str, Any]:
     return said if folder.exported else said | provenance(folder.path, read_config(folder.path))
 
 
-def _preset(argv: list[str]) -> PlanOptions:
-    """The options before those that were given: an environment's protocol decides."""
-
-    def said(flag: str, default: str | None) -> str | None:
-        for at, word in enumerate(argv):
-            if word == flag:
-                return argv[at + 1] if at + 1 < len(argv) else default
-            if word.startswith(f"{flag}="):
-                return word.removeprefix(f"{flag}=")
-        return default
-
-    options = PlanOptions(env=tyro.MISSING)
-    env = argv[0] if argv else ""
-    if env not in TASKS:
-        return options
-    space = said("--space", options.space)
-    return replace(options, **preset(env, said("--protocol", None), space=space or options.space))
-
-
-def named_planner(argv: list[str]) -> list[str]:
-    """--planner NAME spelled out as --planner.kind NAME."""
-    spelled: list[str] = []
-    for argument in argv:
-        flag, equals, value = argument.partition("=")
-        spelled.append(f"--planner.kind{equals}{value}" if flag == "--planner" else argument)
-    return spelled
-
-
 def _loaded(
     options: PlanOptions,
     folder: WorldFolder,
@@ -244,11 +214,7 @@ def _loaded(
     from colaworld.runs.steering import steer, steer_real
 
     world = replace(folder.load(device=device), sampler=options.sampler)
-    size = world.frame_size or folder.trained_size()
-    if size is None:
-        raise ConfigError(
-            f"{folder.path}: the size of the frames it was trained on is not known; evaluate it first"
-        )
+    size = trained_size(folder, world)
     world = replace(world, frame_size=size)
     if kept is not None:
         kept[1].check(kept[0], options.env, options.how, size)

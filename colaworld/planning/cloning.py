@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from colaworld.contracts import ActionSpec, to_float
 from colaworld.planning.config import CloningConfig
-from colaworld.planning.contracts import Plan, Seen
-from colaworld.planning.mpc import Decision
+from colaworld.planning.mpc import Asked, Decision
 from colaworld.planning.tasks import Task
 from colaworld.rng import generator_for, seed_for
 
@@ -179,16 +178,8 @@ class CloningAgent:
     def act(action: Tensor, task: Task) -> Iterable[Any]:
         return task.recorded(action)
 
-    def decide(
-        self,
-        seen: Seen,
-        goals: Tensor,
-        before: Plan | None,
-        *,
-        steps: int,
-        generator: torch.Generator,
-    ) -> Decision:
-        return Decision(self.cloned.choose(seen.frames[:, -1], goals)[:, None])
+    def decide(self, asked: Asked) -> Decision:
+        return Decision(self.cloned.choose(asked.seen.frames[:, -1], asked.goals)[:, None])
 
 
 def _split(episodes: Tensor, seed: int) -> list[Tensor]:

@@ -27,6 +27,8 @@ from colaworld.config import (
 )
 from colaworld.registry import Registry
 
+Over = Literal["last", "all", "best"]
+"""Which steps of a plan count, see costs.py."""
 Fraction = Annotated[float, Range(gt=0, le=1)]
 Steps = Annotated[int, Range(ge=1, le=10_000)]
 
@@ -281,7 +283,7 @@ class EpisodesConfig(GoalsConfig, at="--"):
     cost: Literal["frames", "latents"] = "frames"
     """Where the distance from the goal image is measured in the world: in pixels, or in latents, which are
     not decoded then. The other rows measure in pixels."""
-    over: Literal["last", "all", "best"] = "all"
+    over: Over = "all"
     """Which steps of a plan count: the last, the sum of all (VP2), or the nearest."""
     encoder: Path | None = None
     """Measure the distance between features, those of the frozen encoder in this folder (DINOv2 and others of
@@ -316,6 +318,8 @@ class GoalHeadConfig(GoalsConfig, at="--"):
 
     batch: Count = 16
     """Episodes that are played side by side."""
+    over: Over = "all"
+    """As that of plan, of the planner that plays."""
     discount: Annotated[float, Range(ge=0, lt=1)] = 0.0
     """0: learn whether the goal is reached. Above: learn its value, this to the power of the actions that are
     left."""

@@ -18,9 +18,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from colaworld.planning.config import Over
 from colaworld.planning.contracts import Cost, Reads
 
-Over = Literal["last", "all", "best"]
 Reduce = Literal["sum", "mean"]
 
 

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from colaworld.config import Checked, Share, Size
 from colaworld.files import FileError, write_atomically
 from colaworld.metrics.published import fill, read_tensors
+from colaworld.planning.config import Over
 from colaworld.planning.contracts import Reads
-from colaworld.planning.costs import Over, over_steps
+from colaworld.planning.costs import over_steps
 from colaworld.planning.tasks import Task
 from colaworld.rng import generator_for
 

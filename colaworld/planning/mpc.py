@@ -38,21 +38,24 @@ class Decision:
     plan: Plan | None = None
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What an agent decides by, in B environments."""
+
+    seen: Seen
+    goals: Tensor  # [B, 3, H, W] in [0, 1]
+    steps: int  # the most actions that are carried out
+    generator: torch.Generator  # of whatever is drawn
+    before: Plan | None = None  # the last plan
+
+
 class Agent(Protocol):
     """Chooses actions."""
 
     act: Act
 
-    def decide(
-        self,
-        seen: Seen,
-        goals: Tensor,
-        before: Plan | None,
-        *,
-        steps: int,
-        generator: torch.Generator,
-    ) -> Decision:
-        """The next actions, 1 .. `steps` of them, given goals [B, 3, H, W] and the last plan."""
+    def decide(self, asked: Asked) -> Decision:
+        """The next actions, 1 .. `asked.steps` of them."""
         ...
 
 
@@ -72,18 +75,10 @@ class PlanningAgent:
     act: Act = own
     prior: CodeBigram | None = None
 
-    def decide(
-        self,
-        seen: Seen,
-        goals: Tensor,
-        before: Plan | None,
-        *,
-        steps: int,
-        generator: torch.Generator,
-    ) -> Decision:
-        state = self.dynamics.begin(seen)
-        objective = Objective.of(self.dynamics, self.cost(goals), state, budget=self.config.calls)
-        start = Start() if before is None else before.after(self.config.replan)
+    def decide(self, asked: Asked) -> Decision:
+        state, cost = self.dynamics.begin(asked.seen), self.cost(asked.goals)
+        objective = Objective.of(self.dynamics, cost, state, budget=self.config.calls)
+        start = Start() if asked.before is None else asked.before.after(self.config.replan)
         if not self.config.warm_start:
             start = Start(last=start.last)
         plan = search(
@@ -91,17 +86,17 @@ class PlanningAgent:
             self.space,
             self.planner,
             horizon=self.config.horizon,
-            batch=len(goals),
-            generator=generator,
+            batch=len(asked.goals),
+            generator=asked.generator,
             start=start,
             prior=self.prior,
         )
 
         def imagine() -> Tensor | None:
             expected = self.dynamics.imagine(state, plan.actions)
-            return None if expected is None else expected[:, :steps]
+            return None if expected is None else expected[:, : asked.steps]
 
-        return Decision(plan.actions[:, :steps], plan.cost, plan.calls, imagine, plan)
+        return Decision(plan.actions[:, : asked.steps], plan.cost, plan.calls, imagine, plan)
 
 
 @dataclass
@@ -111,17 +106,9 @@ class RandomAgent:
     space: Space
     act: Act = own
 
-    def decide(
-        self,
-        seen: Seen,
-        goals: Tensor,
-        before: Plan | None,
-        *,
-        steps: int,
-        generator: torch.Generator,
-    ) -> Decision:
-        shape = (len(goals), steps, self.space.width)
-        device = generator.device
+    def decide(self, asked: Asked) -> Decision:
+        shape = (len(asked.goals), asked.steps, self.space.width)
+        generator, device = asked.generator, asked.generator.device
         if isinstance(self.space, Continuous):
             low, high = self.space.bounds(device)
             drawn = low + (high - low) * torch.rand(shape, generator=generator, device=device)
@@ -193,7 +180,7 @@ def play(
             seen = _seen([group[i] for i in running], config.context, generator)
             goals = _frames([group[i].goal for i in running], generator.device)
             began = time.perf_counter()
-            decision = agent.decide(seen, goals, plans, steps=steps, generator=generator)
+            decision = agent.decide(Asked(seen, goals, steps, generator, plans))
             if generator.device.type == "cuda":
                 torch.cuda.synchronize(generator.device)
             seconds += time.perf_counter() - began

@@ -53,11 +53,11 @@ def train_goal_head(
     count = config.episodes or 200
     seeds = [episode_seeds(seed_for("goal head", config.seed), i)[0] for i in range(count)]
     planned = PlanningAgent(
-        SimulatorDynamics(device=device, repeat=mpc.action_repeat),
+        SimulatorDynamics(device=device, last=config.over == "last", repeat=mpc.action_repeat),
         task.space,
         planner,
         mpc,
-        lambda goals: GoalDistance(goals, reads="frames", over="all"),
+        lambda goals: GoalDistance(goals, reads="frames", over=config.over),
     )
     played: list[Episode] = []
     for name, agent, part in (

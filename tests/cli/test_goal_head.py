@@ -7,6 +7,7 @@ import json
 import pytest
 
 from colaworld.cli.goal_head import _preset
+from colaworld.cli.plan_options import preset_of
 from colaworld.planning.config import MPCConfig
 from colaworld.planning.goal_head import load_head
 
@@ -33,10 +34,12 @@ def test_the_file_tells_how_right_it_is_and_what_it_saw(head, colaworld, tmp_pat
     found = described["held_out"]
     assert found["episodes"] == 5 and 0 <= found["accuracy"] <= 1
     out = tmp_path / "value.safetensors"
-    said = colaworld("goal-head", "scene", "--size", 16, "--out", out, "--discount", 0.8, *LEARNT)
+    asked = ("--size", 16, "--out", out, "--discount", 0.8, "--over", "last")
+    said = colaworld("goal-head", "scene", *asked, *LEARNT)
     assert said.status == 0 and "held out: 5 episodes, " in said.out
     assert "mean distance from the target" in said.out and "right in" not in said.out
-    assert load_head(out)[0].config.discount == 0.8
+    head, described = load_head(out)
+    assert head.config.discount == 0.8 and described["training"]["over"] == "last"
 
 
 def test_a_head_alone_is_a_cost(head, colaworld, tmp_path) -> None:
@@ -96,5 +99,9 @@ def test_what_does_not_fit_is_said(head, colaworld, tmp_path) -> None:
 
 
 def test_the_loop_is_that_of_the_environments_protocol() -> None:
-    assert _preset(["pusht", "--seed", "1"]).mpc.replan == 5
+    """As plan plays it, and by the same steps of a plan."""
+    for env in ("pusht", "robodesk"):
+        head, plan = _preset([env, "--seed", "1"]), preset_of([env])
+        assert head.mpc == plan["mpc"] != MPCConfig() and head.how.over == plan["how"].over
+    assert _preset(["pusht"]).how.over == "last" != _preset(["scene"]).how.over
     assert _preset(["scene"]).mpc == _preset([]).mpc == MPCConfig()

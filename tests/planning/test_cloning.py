@@ -11,6 +11,7 @@ from colaworld.contracts import ActionSpec
 from colaworld.planning.cloning import Cloned, CloningAgent, Policy, clone, untold
 from colaworld.planning.config import CloningConfig
 from colaworld.planning.contracts import Seen
+from colaworld.planning.mpc import Asked
 
 CLASSES = ActionSpec("action", "discrete", 3)
 NUMBERS = ActionSpec("action", "continuous", 2)
@@ -48,7 +49,7 @@ def test_classes_are_chosen_by_where_the_goal_lies(films) -> None:
     goals = frames[:4, 2].float() / 255
     agent = CloningAgent(cloned)
     rng = torch.Generator()
-    decided = agent.decide(Seen(seen[:, None], rng), goals, None, steps=5, generator=rng)
+    decided = agent.decide(Asked(Seen(seen[:, None], rng), goals, 5, rng))
     assert decided.actions.shape == (4, 1) and decided.calls == 0 and decided.plan is None
     assert (decided.actions[:, 0] == actions[:4, 0]).double().mean() >= 0.75
 

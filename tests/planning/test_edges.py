@@ -21,7 +21,7 @@ from colaworld.planning import (
 )
 from colaworld.planning.contracts import BudgetError, Seen
 from colaworld.planning.goals import begin
-from colaworld.planning.mpc import Decision, RandomAgent, play
+from colaworld.planning.mpc import Asked, Decision, RandomAgent, play
 from colaworld.planning.prior import CodeBigram
 from colaworld.planning.search import search
 from colaworld.planning.tasks import SceneTask
@@ -33,7 +33,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-DECIDED = (Seen(torch.zeros(2, 1, 3, 8, 8), seeded()), torch.zeros(2, 3, 8, 8), None)
+ASKED = Asked(Seen(torch.zeros(2, 1, 3, 8, 8), seeded()), torch.zeros(2, 3, 8, 8), 2, seeded())
 
 
 def squares(actions: torch.Tensor) -> torch.Tensor:
@@ -109,9 +109,7 @@ def test_a_number_that_was_always_the_same_stays_so(kind) -> None:
     found = search(Objective(squares), space, PLANNERS[kind].config(), **options)
     torch.testing.assert_close(found.actions[..., 1], torch.full((2, 2), -0.7))
     assert (found.actions[..., 0] > -0.3).all()
-    assert (
-        RandomAgent(space).decide(*DECIDED, steps=2, generator=seeded()).actions[..., 1] == -0.7
-    ).all()
+    assert (RandomAgent(space).decide(ASKED).actions[..., 1] == -0.7).all()
 
 
 def test_the_next_plan_begins_within_this_one() -> None:
@@ -157,8 +155,8 @@ def test_an_agent_that_does_nothing_or_too_much_is_refused(count) -> None:
     """The loop would go on for ever, or beyond the steps of an episode."""
 
     class Other(RandomAgent):
-        def decide(self, seen, goals, before, *, steps, generator) -> Decision:
-            return Decision(torch.zeros(len(goals), count, 1, dtype=torch.int64))
+        def decide(self, asked: Asked) -> Decision:
+            return Decision(torch.zeros(len(asked.goals), count, 1, dtype=torch.int64))
 
     config = MPCConfig(horizon=2, replan=2, steps=4)
     start = lambda seed: begin(SceneTask(height=16, width=16, goal_offset=3), seed)  # noqa: E731
