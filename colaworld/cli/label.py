@@ -209,11 +209,12 @@ def _tell_rate(named: str, trained: float | None, clips: ClipSet) -> None:
 
     if trained is None:
         return
+    recorded = max(episode.fps for episode in clips.episodes)
+    way = ""
+    if recorded > trained * (1 - RATE):
+        way = f"; --data.stride 1 --data.fps {trained:g} takes that rate"
     for fps in sorted({round(clips.fps(episode.index), 3) for episode in clips.episodes}):
         if abs(fps / trained - 1) > RATE:
-            way = (
-                f"; --data.stride 1 --data.fps {trained:g} takes that rate" if fps > trained else ""
-            )
             log.warning(
                 "%s: its rows lead over 1/%g s, and %s was trained on steps of 1/%g s: an action then means "
                 "another movement%s",

@@ -1,19 +1,17 @@
 """A data set as clips: which episodes, which segments, and the frames of a segment at their resolution.
 
-Not here: the order of clips, batches or threads (loader.py). `ClipSet` is the same for training
-and evaluation; it counts what it leaves out and why.
+Not here: the choice of episodes (split.py), the order of clips, batches or threads (loader.py).
+`ClipSet` is the same for training and evaluation; it counts what it leaves out and why.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import mode
 
 import numpy as np
@@ -27,6 +25,7 @@ from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.data.relative_actions import RelativeActions
 from colaworld.data.sources import open_source
 from colaworld.data.sources.source import BrokenFile, EpisodeInfo, Source, tell_once
+from colaworld.data.split import labelled, select_split
 
 log = logging.getLogger(__name__)
 _BLOCK = 32  # frames decoded at full size at a time
@@ -445,56 +444,3 @@ class ClipSet:
             f"frames with stride {timing.stride} needs {self.span(longest.index)}; lower "
             "frames_per_clip or stride"
         )
-
-
-def select_split(
-    episodes: Sequence[EpisodeInfo], *, split: str, holdout: float, path: Path | str
-) -> list[EpisodeInfo]:
-    """The episodes of one share. Held out are those whose names have the lowest hashes.
-
-    So the choice depends on neither order nor seed, hardly moves when a set grows, and holds out
-    at least one episode and leaves at least one.
-    """
-    if split == "all":
-        return list(episodes)
-    count = min(max(1, round(holdout * len(episodes))), len(episodes) - 1) if holdout > 0 else 0
-    ranked = sorted(
-        episodes, key=lambda e: hashlib.sha256(e.name.encode(errors="surrogateescape")).digest()
-    )
-    held = {e.index for e in ranked[:count]}
-    if split == "heldout" and not held:
-        raise DataError(
-            f"{path}: nothing is held out ({len(episodes)} episodes, holdout = {holdout:g}); "
-            "evaluation needs at least two episodes and holdout > 0, or split = all"
-        )
-    return [e for e in episodes if (e.index in held) == (split == "heldout")]
-
-
-def labelled(
-    episodes: Sequence[EpisodeInfo], labels: int, *, seed: int, path: Path | str | None
-) -> dict[int, int]:
-    """Recorded frames to use of each of some episodes, by index: `labels` transitions in all.
-
-    Whole episodes in the order of a hash of seed and name, the last one cut, so that those of a
-    smaller number are a part of those of a larger one. Raises DataError where there are fewer.
-    """
-    there = sum(e.frames - 1 for e in episodes)
-    if labels > there:
-        raise DataError(
-            f"{path}: data.labels: expected at most the {there} recorded transitions of its "
-            f"{len(episodes)} training episodes, got {labels}"
-        )
-
-    def place(episode: EpisodeInfo) -> bytes:
-        name = f"{seed}/{episode.name}".encode(errors="surrogateescape")
-        return hashlib.sha256(name).digest()
-
-    kept: dict[int, int] = {}
-    for episode in sorted(episodes, key=place):
-        if not labels:
-            break
-        taken = min(labels, episode.frames - 1)
-        if taken:
-            kept[episode.index] = taken + 1
-        labels -= taken
-    return kept

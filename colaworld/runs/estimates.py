@@ -120,7 +120,7 @@ class Estimator:
         for fps in sorted({clips.fps(episode) for episode in episodes}):
             if abs(fps / rate - 1) > RATE:
                 way = f"--data.stride 1 --data.fps {rate:g} takes that rate"
-                if fps < rate:
+                if max(clips.source.episodes[e].fps for e in episodes) < rate * (1 - RATE):
                     way = "the frames in between were not recorded"
                 raise ActionMismatch(
                     f"{path}: its rows lead over 1/{fps:g} s, but the real actions of {self.named} fill "

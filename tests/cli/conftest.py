@@ -168,14 +168,22 @@ def other(tmp_path_factory, scene) -> Path:
 
 @pytest.fixture(scope="session")
 def film():
-    """Writes an mp4 of the scene: film(path, frames=20, height=32, width=32, seed=0)."""
+    """Writes an mp4 of the scene: film(path, frames=20, height=32, width=32, seed=0, fps=10)."""
 
-    def write(path: Path, *, frames: int = 20, height: int = 32, width: int = 32, seed: int = 0):
+    def write(
+        path: Path,
+        *,
+        frames: int = 20,
+        height: int = 32,
+        width: int = 32,
+        seed: int = 0,
+        fps: float = 10,
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         world, rng = Scene(height=height, width=width), np.random.default_rng(seed)
         frame = world.reset(seed)
         encoding = EncodingConfig(pixel_format="yuv420p")
-        with VideoWriter(path, fps=10, height=height, width=width, encoding=encoding) as video:
+        with VideoWriter(path, fps=fps, height=height, width=width, encoding=encoding) as video:
             for _ in range(frames):
                 video.write(frame)
                 frame, _ = world.step(int(rng.integers(5)))

@@ -154,6 +154,11 @@ def test_frames_are_shown_as_in_training(trained, film, tmp_path, colaworld, cap
     assert colaworld(*call, "--data.stride", 3).status == 0
     assert "its rows lead over 1/3.333 s" in caplog.text  # of 10 frames/s
     assert "was trained on steps of 1/10 s" in caplog.text and "--data.fps 10" in caplog.text
+    caplog.clear()
+    film(tmp_path / "slow" / "a.mp4", frames=20, fps=5)
+    slow = ("label", trained, "--data", tmp_path / "slow", "--out", tmp_path / "slow-out")
+    assert colaworld(*slow).status == 0 and "its rows lead over 1/5 s" in caplog.text
+    assert "--data.fps" not in caplog.text  # it has no frames in between
     said = read_labels(out)
     assert said["alignment"] == "row t leads from frame t to frame t + 3"
     frames = said["key"]["frames"]

@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from colaworld.cli import train
+from colaworld.cli.train_summary import ending, same_frames
 from colaworld.config import ConfigError
 from colaworld.data.config import MixtureSource
 from colaworld.recipes import recipe
@@ -154,7 +155,7 @@ def test_behind_a_mixture_the_commands_name_one_set(tmp_path) -> None:
     model = SimpleNamespace(quantizer=SimpleNamespace(continuous=False))
     for mixture, end in (({}, str(tmp_path)), (both, f"{tmp_path} --data b")):
         told = replace(config, data=replace(config.data, mixture=mixture))
-        said = train.ending(told, SimpleNamespace(out=tmp_path, model=model)).splitlines()
+        said = ending(told, SimpleNamespace(out=tmp_path, model=model)).splitlines()
         assert [line.split("colaworld ")[-1] for line in said[2:]] == [
             f"evaluate {end}",
             f"sample {end}",
@@ -166,7 +167,7 @@ def test_a_mixture_is_named_again_by_its_sets_or_by_its_file(tmp_path) -> None:
     one = {name: MixtureSource(tmp_path / name, weight) for name, weight in (("a", 1), ("b", 2.5))}
 
     def flags(mixture) -> list[str]:
-        return train.same_frames(replace(base, data=replace(base.data, mixture=mixture)), base)
+        return same_frames(replace(base, data=replace(base.data, mixture=mixture)), base)
 
     assert flags(one) == ["--data", f"a={tmp_path}/a:1", "--data", f"b={tmp_path}/b:2.5"]
     assert flags(one | {"c": MixtureSource(tmp_path / "c", 1, stride=2)}) == [
@@ -179,7 +180,7 @@ def test_what_comes_next_fits_the_run(generator, scene, tiny, tmp_path, colaworl
     """The command to use a video model trains on the same frames; no codes: nothing to evaluate."""
     config = read_config(generator)
     data = replace(config.data, height=32, width=64, fps=5.0)
-    flags = train.same_frames(replace(config, data=data), recipe("nano.cola"))
+    flags = same_frames(replace(config, data=data), recipe("nano.cola"))
     text = " ".join(flags)
     assert text.startswith(f"--data {scene} --data.fps 5.0 --data.height 32 --data.width 64")
     assert "--data.holdout 0.1" in text and "--model.backbone.width 32" in text

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from colaworld.config import from_dict, to_dict
-from colaworld.data.clips import ClipSet, select_split
+from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
 from colaworld.data.sources.source import EpisodeInfo
+from colaworld.data.split import select_split
 
 
 def _clip(clips: ClipSet, segment, start: int) -> np.ndarray:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from colaworld.data.clips import ClipSet, labelled
+from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
 from colaworld.data.loader import ClipLoader
 from colaworld.data.sources.source import EpisodeInfo
+from colaworld.data.split import labelled
 
 
 def episodes(*frames: int) -> list[EpisodeInfo]:
