@@ -36,15 +36,16 @@ CRAFTER = DataSet(
     ),
 )
 # A small thing moves in a still view, and actions are continuous. 32 px: the nano models' cells are of 4.
-# Five steps between two frames, as those who plan in this world have it: in one, it moves hardly a pixel.
-_EVERY_FIFTH = {"data.stride": 5}
+# Five steps between two frames, as those who plan in this world have it: in one, it moves hardly a pixel. Where
+# the disc is sent is told from where it was sent before.
+_EVERY_FIFTH = {"data.stride": 5, "data.actions": "relative"}
 _PUSHED = ("pusht", "--size", "32", "--steps", "200", "--behaviour", "mixture", "--repeat", "0.9")
 PUSHT = DataSet(
     "pusht",
     record=(*_PUSHED, "--episodes", "160", "--seed", "7"),
     pretrain=(*_PUSHED, "--episodes", "400", "--seed", "1000"),
     pretrain_changes={
-        **_EVERY_FIFTH,
+        "data.stride": 5,
         "phases.pretrain.steps": 2000,
         "phases.pretrain.cooldown_steps": 600,
     },

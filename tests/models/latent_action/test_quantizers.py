@@ -244,6 +244,35 @@ def test_standardise_passes_gradients_through_the_statistics():
     torch.testing.assert_close(along, torch.zeros(DIM), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("scale, held", [(1.0, False), (0.2, False), (0.02, True)])
+def test_latents_are_kept_from_shrinking(scale, held):
+    """Which nothing else would: where little moves they shrank below what standardisation can tell from nothing."""
+    z = scale * latents(64, 1)
+    losses = {}
+    for floor in (0.0, 0.1):
+        quantizer = build("vq", scale_floor=floor)
+        quantizer.start(z, generator=seeded())
+        given = z.clone().requires_grad_()
+        losses[floor] = quantizer.train()(given).loss
+        (grad,) = torch.autograd.grad(losses[floor], given)
+        grows = (grad * (z - z.mean((0, 1)))).sum()
+        assert (grows < -1e-3) == (held and floor > 0)
+    assert (losses[0.1] > losses[0.0]) == held
+    if held:
+        spread = z.std((0, 1), unbiased=False)
+        missing = (0.1 / (spread.square() + 1e-5).sqrt()).log().square().mean()
+        torch.testing.assert_close(losses[0.1] - losses[0.0], missing)
+
+
+def test_running_statistics_follow_latents_that_wander():
+    """A tenth of the deviation a step, as where little moves: within half a deviation of where they are."""
+    layer = Standardise(DIM)
+    for step in range(50):
+        z = latents(64, 1) + 0.1 * step
+        layer.update(*layer.with_moments(z)[1])
+    assert ((layer.mean - z.mean((0, 1))).abs() < 0.5).all()
+
+
 # -- codebooks ---------------------------------------------------------------------------------
 
 

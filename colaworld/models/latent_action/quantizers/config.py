@@ -42,6 +42,8 @@ class QuantizerConfig(Checked, at="model.quantizer."):
     """Its name, a `Literal` field; saved configurations carry it."""
     normalise: bool
     """Standardise z per channel over the batch (running statistics in evaluation)."""
+    scale_floor: float
+    """The deviation of z that is held up meanwhile."""
 
     @staticmethod
     def kinds() -> tuple[type[QuantizerConfig], ...]:
@@ -77,6 +79,10 @@ class CommonConfig(QuantizerConfig):
 
     normalise: bool = True
     """Standardise z per channel over the batch (running statistics in evaluation)."""
+    scale_floor: Weight = 0.1
+    """With normalise: below this deviation of z, the squared logarithm of what is missing is added to the loss (0: off).
+    Standardised latents do not see how small z is. Where little moves it shrinks, until a step of the optimiser moves
+    all latents by more than they differ, and running statistics cannot follow."""
 
 
 @dataclass(frozen=True)

@@ -51,13 +51,14 @@ class Standardise(nn.Module):
     Statistics are those of the batch, of all processes, in training and running ones in evaluation. Each channel has
     its own scale, so that one large distinction cannot fill the whole space: measured better than
     one scale for all, on one seed (recipes/EXPERIMENTS.md). `forward` changes nothing; running
-    statistics move by `update`, once per optimiser step.
+    statistics move by `update`, once per optimiser step. They follow within a few steps: the mean of latents
+    is of no concern to any loss, and wanders.
     """
 
     mean: Tensor  # [d]
     scale: Tensor  # [d]
 
-    def __init__(self, dim: int, *, momentum: float = 0.05, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, *, momentum: float = 0.3, eps: float = 1e-5) -> None:
         super().__init__()
         self.momentum, self.eps = momentum, eps
         self.register_buffer("mean", torch.zeros(dim))
@@ -69,11 +70,11 @@ class Standardise(nn.Module):
         return self.with_moments(z)[0]
 
     def with_moments(self, z: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """z [..., d] standardised and, in training, the batch's mean and scale without a graph."""
+        """z [..., d] standardised and, in training, the batch's mean and scale, with their graph."""
         if not self.training:
             return (z - self.mean) / self.scale, None
         mean, scale = self._statistics(z.reshape(-1, z.shape[-1]), self.process_group)
-        return (z - mean) / scale, (mean.detach(), scale.detach())
+        return (z - mean) / scale, (mean, scale)
 
     @torch.no_grad()
     def update(self, mean: Tensor, scale: Tensor) -> None:
@@ -126,6 +127,12 @@ class Quantizer(nn.Module):
             made = self._quantize(z, generator)
         if not self.training:
             return made
+        if moments is not None:
+            mean, scale = moments
+            if floor := self.config.scale_floor:
+                missing = (floor / scale).log().clamp_min(0)
+                made = replace(made, loss=made.loss + missing.square().mean())
+            moments = mean.detach(), scale.detach()
         return replace(made, seen=replace(made.seen or BatchStats(), moments=moments))
 
     def _quantize(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
