@@ -40,10 +40,15 @@ def test_every_arm_builds_and_takes_a_step(name, tmp_path) -> None:
 
 def test_budgets() -> None:
     """Steps x 8 clips, counted by hand; only `prior` has arms that cost more."""
-    for name in ("collapse", "mismatch", "joint_or_two_stage", "warmup"):
+    for name, steps in {
+        "collapse": 1000,
+        "mismatch": 1700,
+        "joint_or_two_stage": 1700,
+        "warmup": 1700,
+    }.items():
         study = STUDIES[name]
         asked = {clips_of(config_of(study, study.data[0], arm)) for arm in study.arms}
-        assert asked == {1700 * 8}, name
+        assert asked == {steps * 8}, name
     study = STUDIES["prior"]
     asked = {arm.name: clips_of(config_of(study, study.data[0], arm)) for arm in study.arms}
     assert asked["longer"] == 7400 * 8 and asked["batch_32"] == 1700 * 32
