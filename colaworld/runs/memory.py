@@ -127,7 +127,8 @@ def _phase_memory(config: RunConfig, phase: Phase, device: str) -> PhaseMemory:
         if device == "cuda":
             _keep_what_gpus_keep(model)
         objective = OBJECTIVES[phase.objective](model, _uncropped(config.objective))
-        check_phases([phase], model, [phase.objective])
+        # Alone: the phase that an alarm goes back to is another one.
+        check_phases([replace(phase, alarm=None)], model, [phase.objective])
         if training.recompute == "blocks":
             recompute_blocks(model)
         clips = training.batch_size

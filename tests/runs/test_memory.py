@@ -110,6 +110,16 @@ def test_what_changes_the_numbers(sized) -> None:
     assert vae.parameters == cached.parameters
 
 
+def test_an_alarm_that_goes_back_to_another_phase_takes_no_memory(sized) -> None:
+    """Each phase is planned by itself, where the one to warm up in again is not there."""
+    config = sized()
+    alarm = replace(config.phases["joint"].alarm, action="rollback")
+    (plain,) = plan_memory(config, phases=("joint",), device="cpu")
+    assert plan_memory(
+        config.with_phase("joint", alarm=alarm), phases=("joint",), device="cpu"
+    ) == (plain,)
+
+
 def test_it_stops_at_what_a_run_would_stop_at(sized) -> None:
     config = sized()
     with pytest.raises(

@@ -173,6 +173,21 @@ def test_bare_is_the_papers_quantizer() -> None:
     )
 
 
+def test_remedies_follow_the_same_warmup() -> None:
+    """So that arms which change what comes after it have the same steps in it, and `extend` goes on from `stop`."""
+    study = STUDIES["remedies"]
+    arms = {arm.name: config_of(study, study.data[0], arm) for arm in study.arms}
+    stop = arms["stop"].phases["warmup"]
+    assert stop.gate.missed == "stop" and stop.steps == 200
+    for name, missed in (("reseed", "reseed"), ("go_on", "go_on")):
+        same = replace(stop, gate=replace(stop.gate, missed=missed))
+        assert arms[name].phases["warmup"] == same and arms[name].model == arms["stop"].model
+        assert arms[name].phases["joint"] == arms["stop"].phases["joint"]
+    assert arms["extend"].phases["warmup"] == replace(stop, steps=400)
+    assert arms["alarm"].phases["joint"].alarm.action == "rollback"
+    assert arms["moved"].phases["warmup"].gate.control_floor > 0
+
+
 def test_ramps_shrink_with_a_phase_unless_they_are_named() -> None:
     short = changed("nano.cola", {"phases.joint.steps": 130})
     assert short.phases["joint"].cooldown_steps == 30 and short.phases["joint"].lr_warmup_steps == 5
