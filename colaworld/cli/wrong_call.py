@@ -56,12 +56,16 @@ def _told(default: Any, lines: Sequence[str]) -> str:
     if found := re.fullmatch(
         r"invalid choice '(.*)' for argument '(\S+)'. Expected one of \((.*?),?\).", text
     ):
-        return f"{found[2]}: expected one of {found[3]}, got {found[1]!r}"
+        return f"{_shown(found[2])}: expected one of {found[3]}, got {found[1]!r}"
     if found := re.fullmatch(r"Missing value for argument '(\S+)'. Expected (\d+) values.", text):
         count = "a value, got none" if found[2] == "1" else f"{found[2]} values, got fewer"
-        name = found[1] if found[1].startswith("-") else found[1].upper()
-        return f"{name}: expected {count}"
+        return f"{_shown(found[1])}: expected {count}"
     return text
+
+
+def _shown(name: str) -> str:
+    """As help shows it: an argument without a flag in capitals."""
+    return name if name.startswith("-") else name.upper()
 
 
 def _flags(tokens: Sequence[str]) -> list[str]:

@@ -75,7 +75,7 @@ def test_wrong_calls_cost_nothing(colaworld, untimed, tmp_path) -> None:
     foreign.write_text('[{"op": "adaln"}]')
     blocked.write_text("")
     for arguments, message in [
-        (["oops"], "invalid choice"),
+        (["oops"], "SUITES: expected one of 'ops', "),
         (["ops", "--compare", tmp_path / "none.json"], "no such file"),
         (["ops", "--compare", foreign], "row 1 has no impl"),
         (["ops", "--json", blocked / "rows.json"], "cannot be written"),
