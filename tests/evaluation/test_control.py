@@ -244,7 +244,7 @@ def test_actions_that_were_shuffled_score_chance_everywhere():
     assert abs(transferred["generated"]["mean"] - transferred["chance"]) < 0.15
 
 
-def test_what_cannot_be_measured_says_why():
+def test_what_cannot_be_measured_says_why(caplog):
     bare = run_evaluation(ScrollWorld(), batches(actions=False), SPEC, SMALL).result
     for name in ("mlp_probe", "information"):
         assert bare[name] is None and bare[f"{name}_skipped"] == "the data set has no real actions"
@@ -254,6 +254,7 @@ def test_what_cannot_be_measured_says_why():
     off = dataclasses.replace(SMALL, leakage_clips=0, sensitivity_clips=0)
     less = run_evaluation(ScrollWorld(), batches(), SPEC, off).result
     assert less["leakage"] is less["sensitivity"] is None
+    assert "leakage over a scene cut" not in caplog.text  # nobody asked
     whole = copy.deepcopy(measured())
     for name in ("leakage", "sensitivity", "config"):
         whole.pop(name), less.pop(name)
@@ -261,6 +262,8 @@ def test_what_cannot_be_measured_says_why():
     for few in (1, 2):  # no cut, or none that leads to a third episode
         two = run_evaluation(ScrollWorld(), batches(episodes=few), SPEC, SMALL).result
         assert two["leakage"] is None
+        assert "leakage over a scene cut skipped: it needs clips of 3 episodes" in caplog.text
+        caplog.clear()
         check(two, source="result")
     three = run_evaluation(ScrollWorld(), batches(episodes=3), SPEC, SMALL).result
     shown = {h.name: h for h in headlines(three)}["leakage over a scene cut"]

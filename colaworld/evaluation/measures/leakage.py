@@ -19,6 +19,7 @@ Cost: three single steps a clip, of the first `evaluation.leakage_clips`; the re
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ from colaworld.evaluation.rollouts import Batch, Donors
 from colaworld.evaluation.settings import RandomStream
 from colaworld.metrics.image import psnr
 
+log = logging.getLogger(__name__)
 WAYS = ("cut", "other", "own")
 
 
@@ -71,7 +73,13 @@ class Leakage(Measure):
         return to_float(cut, batch.truth.device)
 
     def result(self) -> dict[str, Any]:
-        if not self._rows or not len(self.kept("episodes")):
+        if not self._rows:
+            return {"leakage": None}
+        if not len(self.kept("episodes")):
+            log.warning(
+                "leakage over a scene cut skipped: it needs clips of 3 episodes, got fewer; evaluate on more "
+                "held-out episodes"
+            )
             return {"leakage": None}
         episodes = self.kept("episodes")
         cut, other, own = (self.kept(name) for name in WAYS)
