@@ -23,7 +23,8 @@ def preset_of(argv: Sequence[str]) -> dict[str, Any]:
     env = argv[0] if argv else ""
     if env not in TASKS:
         return {}
-    return preset(env, _said(argv, "--protocol"), space=_said(argv, "--space") or "latent")
+    space = "real" if _said(argv, "--run") is None else _said(argv, "--space") or "latent"
+    return preset(env, _said(argv, "--protocol"), space=space)
 
 
 def _said(argv: Sequence[str], flag: str) -> str | None:

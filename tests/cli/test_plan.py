@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from colaworld.cli.plan import told
+from colaworld.cli.plan_options import preset_of
 from colaworld.planning import TASKS
 from colaworld.planning.protocols import episodes_of, frame_size, preset, protocol_of
 from colaworld.planning.tasks import SceneTask
@@ -294,6 +295,14 @@ def test_vp2_is_played_as_it_stands() -> None:
     assert "planner" not in preset("robodesk", None, space="real") and not preset(
         "scene", None, space="real"
     )
+
+
+def test_bounds_alone_plan_real_actions_as_the_protocol_does() -> None:
+    """Without a world there are no codes, which have no dimensions to name."""
+    asked = ["robodesk", "--protocol", "vp2"]
+    assert preset_of(asked)["planner"].std == (0.5, 0.5, 0.5, 0.1, 0.1)
+    assert preset_of([*asked, "--run", "runs/a"])["planner"].std == (0.5,)
+    assert len(preset_of([*asked, "--run=runs/a", "--space=real"])["planner"].std) == 5
 
 
 def test_what_does_not_fit_is_said(colaworld, trained, scene, tmp_path) -> None:
