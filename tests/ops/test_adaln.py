@@ -136,20 +136,27 @@ def all_of(name, tensors, grads, *, wide=False, **kwargs):
     return [*(o.detach() for o in outputs), *found]
 
 
-def distance(got, wanted) -> float:
-    return float((got.double() - wanted).norm() / wanted.norm().clamp_min(1e-300))
+def distance(got, wanted, *, least=1e-300) -> float:
+    return float((got.double() - wanted).norm() / wanted.norm().clamp_min(least))
 
 
-def assert_close(tensors, grads, **kwargs) -> None:
+def assert_close(tensors, grads, *, eps) -> None:
     """The cpu implementation errs at most twice as much as plain torch in the same dtype."""
+    kwargs = {"eps": eps}
+    least = dict.fromkeys(NAMES, 1e-300)
+    if (
+        grads[1].shape[-1] <= 2
+    ):  # of so few channels the norm leaves next to nothing: its terms cancel
+        terms = float((grads[1].double() * (1 + tensors[4].double()[:, :, None])).norm())
+        least["dx"] = least["dy"] = max(terms * eps**-0.5, 1e-300)
     exact = all_of("reference", tensors, grads, wide=True, **kwargs)
     plain = all_of("reference", tensors, grads, **kwargs)
     ours = all_of("cpu", tensors, grads, **kwargs)
     for name, e, p, o in zip(NAMES, exact, plain, ours, strict=True):
         assert o.shape == p.shape and o.dtype == p.dtype and o.is_contiguous(), name
         if o.numel():
-            bound = max(2 * distance(p, e), FLOOR[o.dtype])
-            assert distance(o, e) <= bound, (name, distance(o, e), distance(p, e))
+            far, usual = (distance(one, e, least=least[name]) for one in (o, p))
+            assert far <= max(2 * usual, FLOOR[o.dtype]), (name, far, usual)
 
 
 @needs_cpu

@@ -76,6 +76,8 @@ class CommonConfig(QuantizerConfig):
     """What every quantizer here has."""
 
     FORMER_KEYS: ClassVar[dict[str, Any]] = FORMER_KEYS
+    # Younger than labelled sets, and of training alone: it moves no hash (identity.py).
+    ADDED_KEYS: ClassVar[dict[str, Any]] = {"scale_floor": 0.1}
 
     normalise: bool = True
     """Standardise z per channel over the batch (running statistics in evaluation)."""
