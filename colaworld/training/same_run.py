@@ -47,6 +47,7 @@ _LATER: dict[str, Any] = {
     "data.streams": None,
     "data.mixture": {},
     "action_contract": None,
+    "data.actions": "as_recorded",
     "data.labels": None,
     "data.labels_seed": 0,
     "model.backbone.clip_fps": False,
@@ -57,6 +58,7 @@ _LATER: dict[str, Any] = {
     "objective.idm_view": "same",
     "objective.idm_shift": 2,
     "idm.input": "frame",
+    "quantizer.scale_floor": 0.0,
     "conditioner.nested_dropout": 0.0,
 }
 # Free too, by the whole key: how long a phase is, what previews and evaluations alone read, and how data that

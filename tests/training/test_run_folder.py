@@ -100,14 +100,19 @@ def test_what_differs_is_named_with_both_values():
 
 def test_fields_that_came_later_say_what_was_done_before():
     early = SAVED + "model: {backbone: {fps: 24.0}}\nobjective: {augment: true}\n"
-    later = SAVED + (
-        "model: {backbone: {fps: 24.0, clip_fps: false, round_times: false}}\n"
+    later = SAVED.replace("path: videos", "path: videos, actions: as_recorded") + (
+        "model: {backbone: {fps: 24.0, clip_fps: false, round_times: false}, quantizer: {scale_floor: 0.0}}\n"
         "objective: {augment: true, average: frames, frozen_history: null}\n"
     )
+    assert "as_recorded" in later
     check_same_config(early, later, where="x")
     assert config_sha256(early) == config_sha256(later)
     with pytest.raises(ResumeError, match=r"objective\.average: saved '\(absent\)', given 'clips'"):
         check_same_config(early, later.replace("frames", "clips"), where="x")
+    with pytest.raises(ResumeError, match=r"data\.actions: saved '\(absent\)', given 'relative'"):
+        check_same_config(early, later.replace("as_recorded", "relative"), where="x")
+    with pytest.raises(ResumeError, match=r"scale_floor: saved '\(absent\)', given 0\.1"):
+        check_same_config(early, later.replace("floor: 0.0", "floor: 0.1"), where="x")
 
 
 def test_values_of_older_configurations_mean_what_they_meant():
