@@ -9,6 +9,7 @@ measured (trainer.py), evaluation's probe with intervals and baselines.
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 import torch
@@ -67,7 +68,8 @@ class CodeProbe:
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
-        """`score`, accuracy or R^2 on episodes that the fit did not see, and that of `chance`."""
+        """`score`, accuracy or R^2 on episodes that the fit did not see, and that of `chance`. Codes that are not finite
+        have no score (NaN)."""
         device = next(self.model.parameters()).device
         bf16 = uses_bf16(self.training.autocast, device)
         with evaluating(self.model), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -76,6 +78,8 @@ class CodeProbe:
                 for part in self.frames.split(self.training.batch_size)
             ]
         features = rows_of(torch.cat(codes))
+        if not bool(features.isfinite().all()):
+            return {"score": math.nan, "chance": self.chance}
         fit = functools.partial(
             linear_probe, features, self.actions, kind=self.kind, config=self.config
         )

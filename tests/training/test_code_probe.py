@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -66,6 +68,14 @@ def test_it_tells_meaning_from_chance_and_touches_nothing(world) -> None:
 
 def test_how_many_clips_a_pass_takes_changes_nothing(world) -> None:
     assert probe(world, clips(), size=1)() == pytest.approx(probe(world, clips(), size=16)())
+
+
+def test_codes_that_are_not_finite_have_no_score_and_stop_no_run(world) -> None:
+    broken = copy.deepcopy(world)
+    with torch.no_grad():
+        next(broken.idm.parameters()).fill_(math.nan)
+    found = probe(broken, clips())()
+    assert math.isnan(found["score"]) and found["chance"] == probe(world, clips()).chance
 
 
 def test_what_cannot_be_probed_is_refused(world) -> None:
