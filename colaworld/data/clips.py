@@ -441,6 +441,6 @@ class ClipSet:
         raise DataError(
             f"{self.config.path}: every episode is shorter than a clip: the longest, "
             f"{longest.name}, has {timing.length} frames, a clip of {self.config.frames_per_clip} "
-            f"frames with stride {timing.stride} needs {self.span(longest.index)}; lower "
-            "frames_per_clip or stride"
+            f"frames with stride {timing.stride} needs {self._begin + self.span(longest.index)}"
+            f"{', with one before it for data.actions relative' * self._begin}; lower frames_per_clip or stride"
         )

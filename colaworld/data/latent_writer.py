@@ -15,7 +15,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +99,14 @@ def write_latents(
             f">= 1 and shard_mb > 0, got rank={rank}, world_size={world_size}, batch_size="
             f"{batch_size}, every={every}, temporal_stride={temporal_stride}, shard_mb={shard_mb}"
         )
-    per_clip = temporal_stride > 1
+    root, per_clip = Path(root), temporal_stride > 1
     if every > 1 and not per_clip:
         raise ValueError(
             "write_latents: every: a tokenizer without temporal stride has one latent per frame, "
             f"and clips of any start share them; expected 1, got {every}"
         )
-    root = Path(root)
+    if clips.config.actions == "relative":  # its clips leave first frames out
+        clips = ClipSet(replace(clips.config, actions="as_recorded"))
     work = _Work(root, clips, encode, per_clip, every, batch_size, torch.device(device), rank)
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from colaworld.contracts import ActionSpec
 from colaworld.data.action_statistics import contract_of, measure, write_contract
 from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
+from colaworld.data.latent_cache import LatentCache
+from colaworld.data.latent_writer import write_latents
 from colaworld.data.loader import iterate_once
 from colaworld.data.sources import open_source
 from colaworld.data.sources.lerobot_writer import LeRobotWriter
@@ -114,3 +118,27 @@ def test_what_is_no_place_is_refused(tmp_path, changes, found) -> None:
 def test_films_without_actions_are_read_as_they_are(arm) -> None:
     clips = ClipSet(config(arm, action_column=None))
     assert clips.action_spec is None and clips.segments[0].first == 1
+
+
+def test_an_episode_that_is_too_short_by_its_first_frame_is_told_so(arm) -> None:
+    with pytest.raises(
+        DataError, match=r"has 12 frames, .* needs 13, with one before it for data.actions relative"
+    ):
+        ClipSet(replace(config(arm), frames_per_clip=12))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_latents_are_stored_of_every_frame(arm, tmp_path, stride) -> None:
+    """Whatever actions are read as: the key does not tell, and who reads them as recorded would miss some."""
+
+    def encode(frames: torch.Tensor) -> torch.Tensor:
+        return frames.mean((3, 4))[:, ::stride, :, None, None].transpose(1, 2)
+
+    clips = ClipSet(config(arm))
+    write_latents(tmp_path / "latents", clips, encode, tokenizer="toy", temporal_stride=stride)
+    recorded = ClipSet(replace(config(arm), actions="as_recorded"))
+    for one in (clips, recorded):
+        stored = LatentCache.open(tmp_path / "latents", one, tokenizer="toy")
+        assert all(
+            stored.has(s.episode, s.first + k) for s in one.segments for k in range(s.starts)
+        )
