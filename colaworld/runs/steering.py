@@ -77,13 +77,11 @@ def steer(
     """
     space = latent_space(world)
     places = task.place is not None
-    if places:  # a code leads on from where it is
-        data = replace(data, actions="relative")
-    found = ClipSet(replace(data, split="train"))
+    found = ClipSet(replace(data, split="train", actions="as_recorded"))
     found.require_actions()
     spec = found.action_spec
     assert spec is not None, "a set with actions says which"
-    check_spec(spec, task, where=str(data.path), led_on=True)
+    check_spec(spec, task, where=str(data.path))
     size = (found.height, found.width)
     if world.frame_size not in (None, size):
         wanted, got = (f"{h}x{w}" for h, w in (world.frame_size, size))
@@ -95,6 +93,8 @@ def steer(
     counted: list[Tensor] = []
     actions: list[Tensor] = []
     done = 0
+    # Of places the ways: a code leads on from where it is.
+    data = replace(data, actions="relative" if places else "as_recorded")
     for batch in iterate_once(data, batch_size=16, limit=clips, with_actions=True, split="train"):
         inferred = world.infer_actions(to_float(batch.frames, device))
         assert inferred.indices is not None and batch.actions is not None

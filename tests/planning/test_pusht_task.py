@@ -162,6 +162,20 @@ def test_a_code_leads_on_from_the_last_place_also_where_a_set_does_not_say_place
     np.testing.assert_allclose(sent, [200, 300] + 10.0 * np.arange(1, 6)[:, None])
 
 
+@pytest.mark.parametrize("mode", ["as_recorded", "relative"])
+def test_a_set_of_ways_is_refused_as_what_the_environment_does_not_take(
+    task, tmp_path, mode
+) -> None:
+    """Whatever the run learned from: nobody is told to leave out an option that was not given."""
+    spec = replace(task.action_spec, mode="relative")
+    writer = LeRobotWriter(tmp_path / "set", fps=10, height=32, width=32, action=spec)
+    writer.add(np.zeros((22, 32, 32, 3), np.uint8), np.ones((22, 2), np.float32))
+    data = DataConfig(path=writer.finish(), frames_per_clip=3, stride=5, holdout=0.0, actions=mode)
+    world = SimpleNamespace(codebook_size=1, tokens=1, frame_size=(32, 32))
+    with pytest.raises(ConfigError, match="set: its actions are relative, pusht takes absolute"):
+        steering.steer(world, task, data, clips=4)
+
+
 def test_a_run_that_knows_ways_plans_from_the_last_place(task) -> None:
     task.reset(0)
     ways = replace(task.action_spec, mode="relative").every(5)
