@@ -144,9 +144,15 @@ def run(argv: list[str]) -> int:
 
 def _out(options: EvaluateOptions, stored: RunConfig) -> Path:
     """The folder to write into. Raises ConfigError where that would put an evaluation of other data in
-    place of that of the run's own, or files among others'."""
+    place of that of the run's own or of one that it is compared with, or files among others'."""
     run, path = options.run, options.data.path
     out = options.out or run
+    for compared in options.compare:
+        if compared.resolve() == out.resolve():
+            raise ConfigError(
+                f"--compare {compared}: this evaluation is written there, in place of that one; name another "
+                "folder, or write to another --out"
+            )
     if out.resolve() == run.resolve():
         if _is_own(path, stored):
             return run

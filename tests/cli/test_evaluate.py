@@ -6,6 +6,8 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -277,6 +279,18 @@ def test_no_run_hides_another_of_the_same_name(tmp_path) -> None:
         f"nano.cola ({tmp_path}/b/run)": {"of": "b/run"},
         "nano.two_stage": {"of": "c"},
     }
+
+
+@pytest.mark.parametrize("out", [None, Path("found")])
+def test_what_is_compared_with_is_not_written_over(tmp_path, monkeypatch, out) -> None:
+    """The page would show the evaluation of before as the new one."""
+    monkeypatch.chdir(tmp_path)
+    compared = tmp_path / (out or "run")
+    asked = evaluate.EvaluateOptions(run=Path("run"), out=out, compare=(compared,))
+    with pytest.raises(ConfigError, match=rf"--compare {compared}: .* written there"):
+        evaluate._out(asked, RunConfig())
+    other = replace(asked, compare=(tmp_path / "other",))
+    assert evaluate._out(other, RunConfig()) == (out or Path("run"))
 
 
 def test_wrong_calls(run, tmp_path, colaworld) -> None:
