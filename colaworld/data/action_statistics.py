@@ -29,6 +29,7 @@ from colaworld.config import from_dict, to_dict
 from colaworld.contracts import ActionSpec
 from colaworld.data.errors import DataError
 from colaworld.data.index_cache import IndexCache
+from colaworld.data.relative_actions import RelativeActions
 from colaworld.data.sources.lerobot_statistics import Statistics
 from colaworld.data.sources.source import Source, TellsActionFiles, TellsStatistics
 from colaworld.data.video_file import file_stamp
@@ -78,6 +79,8 @@ def measure(
     for number, episode in enumerate(source.episodes, 1):
         values = source.actions(episode.index)
         assert values is not None, "a source with a spec has actions"
+        if isinstance(source, RelativeActions) and len(values) > 1:
+            values = values[1:]  # no way leads to the first place
         if discrete:
             counts += np.bincount(values, minlength=spec.size)
         else:
@@ -101,7 +104,8 @@ def _measured(source: Source) -> ActionContract:
     changed; a source that does not tell its files is measured each time."""
     if source.action_spec is None or not isinstance(source, TellsActionFiles):
         return measure(source)
-    said = json.dumps([to_dict(source.action_spec), SAMPLE], sort_keys=True)
+    ways = ["ways"] if isinstance(source, RelativeActions) else []
+    said = json.dumps([to_dict(source.action_spec), SAMPLE, *ways], sort_keys=True)
 
     def stamp() -> tuple[int, ...]:
         digest = hashlib.blake2b(digest_size=7)  # a whole number that JSON holds exactly

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,7 +87,8 @@ def test_no_clip_begins_where_nothing_lies_before(arm) -> None:
 def test_the_contract_is_of_the_ways(arm) -> None:
     recorded = contract_of(ClipSet(DataConfig(path=arm, frames_per_clip=3, holdout=0.0)))
     made = contract_of(ClipSet(config(arm)))
-    ways = np.concatenate([np.diff(r, axis=0, prepend=r[:1]) for r in _rows()])
+    ways = np.concatenate([np.diff(r, axis=0) for r in _rows()])
+    assert made.normaliser.count == len(ways) == sum(LENGTHS) - len(LENGTHS)
     assert (recorded.mode, made.mode) == ("absolute", "relative") and made.hash != recorded.hash
     np.testing.assert_allclose(made.normaliser.std, ways.std(axis=0), rtol=1e-5)
     np.testing.assert_allclose(made.normaliser.mean, ways.mean(axis=0), atol=1e-4)
@@ -99,6 +101,19 @@ def test_the_contract_is_of_the_ways(arm) -> None:
     )
     told = contract_of(ClipSet(config(arm)))
     assert (told.names, told.units, told.mode) == (("x", "y"), ("m", "m"), "relative")
+
+
+def test_ways_are_not_kept_for_actions_that_are_relative_as_recorded(tmp_path) -> None:
+    """A set that says only later that its actions are relative: what was measured of their differences is no
+    longer taken for them."""
+    path = _written(tmp_path / "other", mode="")
+    contract_of(ClipSet(config(path)))
+    info = json.loads((path / "meta/info.json").read_text())
+    info["features"]["action"]["mode"] = "relative"
+    (path / "meta/info.json").write_text(json.dumps(info))
+    made = contract_of(ClipSet(replace(config(path), actions="as_recorded")))
+    assert made.mode == "relative"
+    np.testing.assert_allclose(made.normaliser.mean, np.concatenate(_rows()).mean(0), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
