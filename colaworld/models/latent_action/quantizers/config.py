@@ -76,7 +76,7 @@ class CommonConfig(QuantizerConfig):
     """What every quantizer here has."""
 
     FORMER_KEYS: ClassVar[dict[str, Any]] = FORMER_KEYS
-    # Younger than labelled sets, and of training alone: it moves no hash (identity.py).
+    # Younger than labelled sets: at this value it moves no hash (identity.py).
     ADDED_KEYS: ClassVar[dict[str, Any]] = {"scale_floor": 0.1}
 
     normalise: bool = True
