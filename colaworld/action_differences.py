@@ -96,6 +96,8 @@ def check_contract(
             way_out = (
                 "\nIf these are the same actions, --data.unlike-actions warn takes them as they are"
             )
+        elif (model.mode, data.mode) == ("relative", "absolute"):
+            way_out = "\n--data.actions relative tells places as the way from the place before"
         raise ActionMismatch(
             f"{data_where}: its actions (column {data.column!r}, contract {data.hash}) are not those "
             f"of {where} (column {model.column!r}, contract {model.hash}):"

@@ -51,6 +51,16 @@ def test_another_recording_of_the_same_arm_agrees_in_all() -> None:
     assert differences(ARM, contract(moved_less)) == []
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_places_for_a_model_of_ways_are_refused_with_the_way_out(swapped) -> None:
+    model, data = contract(np.diff(rows(), axis=0), mode="relative"), ARM
+    if swapped:  # which nothing turns into places again
+        model, data = data, model
+    with pytest.raises(ActionMismatch) as caught:
+        check_contract(model, data, where="run", data_where="set")
+    assert ("--data.actions relative" in str(caught.value)) == (not swapped)
+
+
 def test_columns_in_another_order_are_known_by_name() -> None:
     permuted = contract(rows(1)[:, [1, 0, 2]], names=("elbow", "shoulder", "grip"))
     (found,) = differences(ARM, permuted)
