@@ -64,7 +64,7 @@ def test_one_codebook_that_collapses_rolls_both_back_and_stops_both(played):
     out, (main, other) = played("alarm")
     assert main == other
     assert (
-        main["status"] == "stopped" and "collapsed in phase joint after 1 rollbacks" in main["said"]
+        main["status"] == "stopped" and "collapsed in phase joint after 1 rollback;" in main["said"]
     )
     rows = rows_of(out / "run")
     assert [(row["round"], row["step"]) for row in rows] == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 1)]

@@ -77,14 +77,14 @@ class CommonConfig(QuantizerConfig):
 
     FORMER_KEYS: ClassVar[dict[str, Any]] = FORMER_KEYS
     # Younger than labelled sets: at this value it moves no hash (identity.py).
-    ADDED_KEYS: ClassVar[dict[str, Any]] = {"scale_floor": 0.1}
+    ADDED_KEYS: ClassVar[dict[str, Any]] = {"scale_floor": 0.0}
 
     normalise: bool = True
     """Standardise z per channel over the batch (running statistics in evaluation)."""
-    scale_floor: Weight = 0.1
+    scale_floor: Weight = 0.0
     """With normalise: below this deviation of z, the squared logarithm of what is missing is added to the loss (0: off).
-    Standardised latents do not see how small z is. Where little moves it shrinks, until a step of the optimiser moves
-    all latents by more than they differ, and running statistics cannot follow."""
+    Standardised latents do not see how small z is. Where little moves (PushT) it may shrink, until a step of the
+    optimiser moves all latents by more than they differ, and running statistics cannot follow. 0.1 keeps it from that."""
 
 
 @dataclass(frozen=True)
