@@ -192,7 +192,7 @@ PLANNING = Study(
         Arm("cola", "nano.cola", GO_ON, "warm-up, then joint"),
         Arm("two_stage", "nano.two_stage", note="a latent action model first, then the world"),
     ),
-    data=(SCENE, CRAFTER),
+    data=(SCENE, CRAFTER, ROBODESK),  # RoboDesk's seven tasks are planned by hand, docs/planning.md
     reference="two_stage",
     adapt=Adaptation(labels=(1000,)),
     plan=True,
