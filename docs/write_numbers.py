@@ -10,9 +10,13 @@ A number in a document stands between marks that name its source:
     <!-- n:training_cpu#step/nano.cola.joint/fwd_bwd/eager -->280<!-- /n -->
     <!-- n:ops_cpu#adaln/nano.block/fwd/eager over .../cpu -->1.5<!-- /n -->
 
-The tables of a study stand between marks that name its rows and one of its data sets:
+The tables of a study stand between marks that name its rows and one of its data sets, those of
+`colaworld plan-table --json` between marks that name the file:
 
     <!-- table:study_joint_or_two_stage#crafter -->
+    ...
+    <!-- /table -->
+    <!-- table:plans_pusht -->
     ...
     <!-- /table -->
 
@@ -35,7 +39,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("docs/results", "benchmarks/results")
 TABLES = re.compile(
-    r"<!-- table:(?P<file>\w+)#(?P<data>[\w.+-]+) -->\n.*?<!-- /table -->", re.DOTALL
+    r"<!-- table:(?P<file>\w+)(?:#(?P<data>[\w.+-]+))? -->\n.*?<!-- /table -->", re.DOTALL
 )
 MARK = re.compile(r"<!-- n:(?P<file>\w+)#(?P<key>.+?) -->(?P<shown>.*?)<!-- /n -->")
 
@@ -83,15 +87,20 @@ def written(text: str) -> str:
         return f"<!-- n:{mark['file']}#{mark['key']} -->{shown}<!-- /n -->"
 
     def put_tables(mark: re.Match[str]) -> str:
-        name = f"{mark['file']}#{mark['data']}"
+        name = mark["file"] + (f"#{mark['data']}" if mark["data"] else "")
         return f"<!-- table:{name} -->\n{tables(mark['file'], mark['data'])}\n<!-- /table -->"
 
     return TABLES.sub(put_tables, MARK.sub(put, text))
 
 
 @cache
-def tables(file: str, data: str) -> str:
-    """The tables of one data set of a study's rows, as Markdown. Raises ValueError where there are none."""
+def tables(file: str, data: str | None) -> str:
+    """The tables of one data set of a study's rows, or the table of plans, as Markdown. Raises ValueError where there
+    are none."""
+    if data is None:
+        from colaworld.cli.plan_table import markdown as of_plans
+
+        return of_plans(_content(file))
     from colaworld.studies.rows import read_rows
     from colaworld.studies.tables import markdown
 

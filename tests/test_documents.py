@@ -74,6 +74,17 @@ def test_a_table_that_differs_is_written_anew(tmp_path: Path, monkeypatch) -> No
         numbers.written(before.replace("#d", "#e"))
 
 
+def test_a_table_of_plans_that_differs_is_written_anew(tmp_path: Path, monkeypatch) -> None:
+    one = {"seeds": 3, "success": {"mean": 0.5, "low": 0.25, "high": 0.75}, "difference": None}
+    table = {"tasks": {"pusht": {"joint": one}}, "mean": None, "reference": "joint"}
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    (tmp_path / "benchmarks" / "results" / "plans_p.json").write_text(json.dumps(table))
+    monkeypatch.setattr(numbers, "ROOT", tmp_path)
+    text = numbers.written("<!-- table:plans_p -->\n| old |\n<!-- /table -->\nbelow")
+    assert "| joint | 3 | 50.0 (25 .. 75) | - |" in text and "old" not in text
+    assert text.endswith("<!-- /table -->\nbelow") and numbers.written(text) == text
+
+
 @pytest.mark.parametrize(
     "key", ["demo#probe.absent", "absent#probe", "ops_cpu#adaln/absent/fwd/cpu"]
 )

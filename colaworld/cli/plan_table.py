@@ -84,6 +84,24 @@ def lines(table: Mapping[str, Any]) -> list[str]:
     return told
 
 
+def markdown(table: Mapping[str, Any]) -> str:
+    """The same for a document: a row for each method, a column for each task."""
+    from colaworld.studies.tables import as_markdown
+
+    tasks = {task.rpartition("/")[2]: row for task, row in table["tasks"].items()}
+    if table["mean"] is not None:
+        tasks["mean"] = table["mean"]
+    last = list(tasks)[-1]
+    methods = list(dict.fromkeys(name for row in tasks.values() for name in row))
+    cells = [["success, %", "seeds", *tasks, f"{last}, minus {table['reference']}"]]
+    for name in methods:
+        seeds = max(row[name]["seeds"] for row in tasks.values() if name in row)
+        shares = [_share(row[name]["success"]) if name in row else "-" for row in tasks.values()]
+        apart = tasks[last].get(name, {}).get("difference")
+        cells.append([name, str(seeds), *shares, _share(apart, sign="+") if apart else "-"])
+    return as_markdown(cells)
+
+
 def _left_out(alone: Mapping[str, int]) -> str:
     """Whose last seeds have no partner."""
     told = [f"the last {count} of {name}" for name, count in alone.items()]

@@ -19,15 +19,16 @@ def bar(title: str, *, stages: bool = False) -> Iterator[Callable[[int, int, str
     console = Console(stderr=True)
     if not console.is_terminal:
         began = earlier = printed = time.monotonic()
-        before = passed = 0
+        before = passed = whole = 0
         stage = ""
 
         def say(done: int, total: int, what: str) -> None:
-            nonlocal began, before, earlier, passed, printed, stage
+            nonlocal began, before, earlier, passed, printed, stage, whole
             now, new = time.monotonic(), stages and what != stage
             if new:
-                stage, began, before = what, earlier, passed
-            earlier, passed = now, done
+                # Parts of one total count on; one with a total of its own counts from nothing.
+                stage, began, before = what, earlier, passed if total == whole else 0
+            earlier, passed, whole = now, done, total
             if new or now - printed >= 10 or done == total:
                 printed = now
                 left = (now - began) / max(done - before, 1) * (total - done)

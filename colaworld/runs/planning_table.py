@@ -87,12 +87,14 @@ def joined(plans: Sequence[Planned], *, reference: str | None = None) -> dict[st
         raise ConfigError(f"--reference {reference}: expected one of {', '.join(names)}")
     won: dict[str, dict[str, Won]] = {}
     lost: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    said: dict[str, dict[str, Any]] = {}
     differs: set[str] = set()
     for task in dict.fromkeys(one.task for one in plans):
         of_task = [one for one in plans if one.task == task]
         differs |= _checked(of_task)
         won[task] = _won(of_task)
         lost[task] = {name: _limits(won[task], of_task, name) for name in names}
+        said[task] = _shared(of_task)
     tasks = {task: _compared(methods, reference) for task, methods in won.items()}
     return {
         "format_version": FORMAT_VERSION,
@@ -104,6 +106,8 @@ def joined(plans: Sequence[Planned], *, reference: str | None = None) -> dict[st
         "missing": {
             task: missing for task, one in won.items() if (missing := _missing(one, names))
         },
+        "protocol": said,
+        "commits": sorted({str(one.result.get("commit")) for one in plans}),
         "plans": [{"name": one.name, "task": one.task, "path": str(one.path)} for one in plans],
     }
 
@@ -125,6 +129,18 @@ def _checked(plans: Sequence[Planned]) -> set[str]:
             if here.get(key) != first.get(key) and key.split(".")[0] not in _ELSE
         }
     return differs
+
+
+def _shared(plans: Sequence[Planned]) -> dict[str, Any]:
+    """The settings that are alike in all plans of a task, in flat keys."""
+    every = [one.settings() for one in plans]
+    skipped = ("device", "threads", "batch", "shown", "episode_seeds", "goals_file")
+    return {
+        key: value
+        for key, value in every[0].items()
+        if key.split(".")[0] not in skipped
+        and all(key in said and said[key] == value for said in every)
+    }
 
 
 def _won(plans: Sequence[Planned]) -> dict[str, Won]:

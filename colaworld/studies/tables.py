@@ -241,7 +241,7 @@ def markdown(rows: Sequence[Row]) -> str:
         )
         for table in (make(arms) for make in tables):
             if table:
-                parts.append(_as_markdown(table))
+                parts.append(as_markdown(table))
         parts += notes_of(arms)
     return "\n\n".join(parts) + "\n"
 
@@ -260,7 +260,8 @@ def _interval(found: Interval, form: str) -> str:
     return shown
 
 
-def _as_markdown(table: Table) -> str:
+def as_markdown(table: Table) -> str:
+    """A table whose first row is its header."""
     lines = ["| " + " | ".join(row) + " |" for row in table]
     lines.insert(1, "|" + "---|" * len(table[0]))
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from colaworld.cli.plan_table import lines
+from colaworld.cli.plan_table import lines, markdown
 from colaworld.config import ConfigError
 from colaworld.files import FileError
 from colaworld.runs.planning_table import joined, read_plans
@@ -74,6 +74,18 @@ def test_tasks_are_rows_and_their_mean_is_the_last(planned) -> None:
     assert table["mean"]["joint"]["success"]["mean"] == 0.5
     assert table["mean"]["two"]["difference"]["mean"] == 0.0
     assert lines(table)[3].split()[0] == "mean"
+    told = [line.split(" | ") for line in markdown(table).splitlines()]
+    assert told[0] == [
+        "| success, %",
+        "seeds",
+        "push_red",
+        "open_slide",
+        "mean",
+        "mean, minus joint |",
+    ]
+    assert told[2][:2] == ["| joint", "1"] and told[2][-1] == "- |"
+    assert told[3][0] == "| two" and told[3][-1].startswith("+0.0 (")
+    assert told[3][3].startswith("50.0 (")
 
 
 def test_what_is_not_of_the_same_episodes_is_refused(planned, tmp_path) -> None:
@@ -89,7 +101,10 @@ def test_what_is_not_of_the_same_episodes_is_refused(planned, tmp_path) -> None:
     another = planned("two", {"world": "x."}, planner={"kind": "cem"}, device="cuda")
     assert joined(read_plans([first, another]))["differing"] == ["planner.kind"]
     larger = planned("two", {"world": "x."}, block=5, mpc={"steps": 3})
-    assert joined(read_plans([first, larger]))["differing"] == ["block", "mpc.steps"]
+    found = joined(read_plans([first, larger]))
+    assert found["differing"] == ["block", "mpc.steps"]
+    said = found["protocol"]["robodesk/push_red"]
+    assert said["steps of the environment"] == 15 and not {"mpc.steps", "block"} & said.keys()
     with pytest.raises(ConfigError, match="--reference none: expected one of joint"):
         joined(read_plans([first]), reference="none")
     for wrong in ("runs/plan", "oracle=runs/plan", "=runs/plan"):
