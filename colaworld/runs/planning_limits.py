@@ -40,7 +40,7 @@ SWAPPED = tuple(dict.fromkeys(name for chain in CHAINS.values() for name in chai
 
 
 def limits(won: Mapping[str, Won], space: Literal["latent", "real"] | None) -> list[dict[str, Any]]:
-    """What the parts lose, in shares of the episodes; empty where nobody plans.
+    """What the parts lose, in shares of the episodes; empty where nobody plans, or the world alone.
 
     Args:
         won: of each row who reached the goal, [seeds, episodes].
@@ -52,6 +52,8 @@ def limits(won: Mapping[str, Won], space: Literal["latent", "real"] | None) -> l
     chain = CHAINS[space or "latent"]
     names = list(chain)
     played = [name for name in names if name in won]
+    if played == ["world"]:  # all parts together say what its success says
+        return []
     told = []
     for row, better in zip_longest(played, played[1:]):
         end = len(names) if better is None else names.index(better)

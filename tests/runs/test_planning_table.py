@@ -153,5 +153,7 @@ def test_what_limits_each_method_is_taken_from_its_own_worlds(planned) -> None:
     assert parts == [("generator", 0.375), ("action map", 0.125), ("cost", 0.25), ("planner", 0)]
     # One of two seeds played oracle-codes: the parts are told together.
     assert limits["two"][0]["parts"] == ["generator", "action map"]
+    alone = joined(read_plans([planned("joint", {"world": "x..."}, space="latent")]))
+    assert alone["limits"]["robodesk/push_red"]["joint"] == []  # its success says it
     with pytest.raises(ConfigError, match="a name other than oracle, cloning, random, copy, orac"):
         read_plans(["oracle-state=runs/plan"])
