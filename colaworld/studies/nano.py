@@ -139,6 +139,69 @@ COLLAPSE = Study(
     changes=GO_ON,
 )
 
+CONDITIONS = Study(
+    "conditions",
+    "Under which conditions does a warm-up through the frozen generator keep the paper's own codebook alive?",
+    # Warm-up alone: it is there that the codebook collapses, by step 200.
+    arms=(
+        Arm("bare", "nano.frozen_world", note="as in `collapse`"),
+        Arm("longer", "nano.frozen_world", {"phases.warmup.steps": 1600}, "four times the steps"),
+        Arm(
+            "batch_32",
+            "nano.frozen_world",
+            {"training.batch_size": 32},
+            "four times the clips a step",
+        ),
+        Arm(
+            "slower",
+            "nano.frozen_world",
+            {"phases.warmup.learning_rate": 2.5e-4},
+            "a quarter of the rate",
+        ),
+        Arm(
+            "faster",
+            "nano.frozen_world",
+            {"phases.warmup.learning_rate": 4e-3},
+            "four times the rate",
+        ),
+        Arm(
+            "nearer_noise",
+            "nano.frozen_world",
+            {"objective.times.shift": 64.0},
+            "times nearer noise",
+        ),
+        Arm("unshifted", "nano.frozen_world", {"objective.times.shift": 1.0}, "times not shifted"),
+        Arm(
+            "commitment_1",
+            "nano.frozen_world",
+            {"objective.quantizer_weight": 1.0},
+            "ten times the quantizer's loss",
+        ),
+        Arm(
+            "commitment_0.01",
+            "nano.frozen_world",
+            {"objective.quantizer_weight": 0.01},
+            "a tenth of it",
+        ),
+        Arm(
+            "random_generator",
+            "nano.frozen_world",
+            {"backbone_weights": None},
+            "a generator that was not trained",
+        ),
+        Arm(
+            "standardise",
+            "nano.frozen_world",
+            {"model.quantizer.normalise": True},
+            "latents standardised, which the paper does not",
+        ),
+    ),
+    data=_WORLDS,
+    reference="bare",
+    budget="own",  # longer and batch_32 cost more, which is what they ask
+    changes={**BARE, "phases.warmup.steps": 400, "phases.warmup.gate": None},
+)
+
 _UNPRIMED = {**NO_MOTION, "model.quantizer.unquantized_steps": 0}
 MISMATCH = Study(
     "mismatch",
@@ -244,6 +307,18 @@ WARMUP = Study(
             "nano.cola",
             {"phases.warmup.gate.min_steps": 100, **GO_ON},
             "until the gate opens",
+        ),
+        # The reached entropy then says nothing, what codes do says all.
+        Arm(
+            "gate_control",
+            "nano.cola",
+            {
+                "phases.warmup.gate.min_steps": 100,
+                "phases.warmup.gate.entropy": 0.0,
+                "phases.warmup.gate.control": 0.3,
+                **GO_ON,
+            },
+            "until codes have control",
         ),
     ),
     data=_WORLDS,
@@ -392,6 +467,6 @@ GPU = Study(
 )
 
 ALL = (
-    *(COLLAPSE, MISMATCH, JOINT_OR_TWO_STAGE, EQUAL_FLOPS, PLANNING, WARMUP, PRIOR),
+    *(COLLAPSE, CONDITIONS, MISMATCH, JOINT_OR_TWO_STAGE, EQUAL_FLOPS, PLANNING, WARMUP, PRIOR),
     *(QUICK, GPU),
 )
