@@ -62,7 +62,7 @@ def run(argv: list[str]) -> int:
 
     # Not above: torch takes seconds, and help and wrong calls need none of it.
     from colaworld.data.clips import ClipSet
-    from colaworld.data.loader import iterate_once
+    from colaworld.data.once import iterate_once
     from colaworld.evaluation.atlas import draw_atlas
     from colaworld.evaluation.evaluate import collect
     from colaworld.evaluation.report.atlas_page import write_atlas

@@ -17,7 +17,7 @@ from torch import nn
 from colaworld.config import ConfigError, to_dict
 from colaworld.contracts import ClipBatch
 from colaworld.data.clips import ClipSet
-from colaworld.data.loader import iterate_once
+from colaworld.data.once import iterate_once
 from colaworld.evaluation.adaptation import WAYS, head_error, scores, summary
 from colaworld.evaluation.evaluate import collect
 from colaworld.files import plain, write_atomically, write_json

@@ -12,7 +12,7 @@ import torch
 from colaworld.config import ConfigError
 from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
-from colaworld.data.loader import iterate_once
+from colaworld.data.once import iterate_once
 from colaworld.planning.cloning import Cloned, clone
 from colaworld.planning.config import CloningConfig
 from colaworld.planning.tasks import Task

@@ -19,7 +19,7 @@ from colaworld.contracts import ClipBatch, to_float
 from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
-from colaworld.data.loader import iterate_once
+from colaworld.data.once import iterate_once
 from colaworld.evaluation.evaluate import Evaluation, collect, run_evaluation
 from colaworld.evaluation.settings import EvaluationConfig
 from colaworld.evaluation.text_effect import text_effect

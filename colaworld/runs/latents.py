@@ -21,7 +21,7 @@ from colaworld.config import ConfigError
 from colaworld.contracts import LatentActionModel
 from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
-from colaworld.data.loader import iterate_once
+from colaworld.data.once import iterate_once
 from colaworld.evaluation.latents import measure_latents
 from colaworld.evaluation.settings import EvaluationConfig
 from colaworld.models.latent_action.published import load_published

@@ -12,7 +12,7 @@ from colaworld.config import ConfigError
 from colaworld.contracts import ActionSpec, ClipBatch
 from colaworld.data.clips import ClipSet
 from colaworld.data.errors import DataError
-from colaworld.data.loader import iterate_once
+from colaworld.data.once import iterate_once
 from colaworld.models.world_model import WorldModel
 from colaworld.runs.config import RunConfig
 from colaworld.runs.preview import first_clips

@@ -17,7 +17,7 @@ from torch import Tensor
 from colaworld.contracts import ClipBatch
 from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
-from colaworld.data.loader import iterate_once
+from colaworld.data.once import iterate_once
 from colaworld.models.world import World
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from colaworld.config import ConfigError
 from colaworld.contracts import ActionSpec, to_float
 from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
-from colaworld.data.loader import iterate_once
+from colaworld.data.once import iterate_once
 from colaworld.models.world import World
 from colaworld.planning.action_map import ActionMap
 from colaworld.planning.dynamics import WorldDynamics, latent_space

@@ -13,7 +13,8 @@ import torch
 
 from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
-from colaworld.data.loader import ClipLoader, iterate_once
+from colaworld.data.loader import ClipLoader
+from colaworld.data.once import iterate_once
 
 
 @pytest.fixture(scope="module")

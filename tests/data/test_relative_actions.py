@@ -17,7 +17,7 @@ from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
 from colaworld.data.latent_cache import LatentCache
 from colaworld.data.latent_writer import write_latents
-from colaworld.data.loader import iterate_once
+from colaworld.data.once import iterate_once
 from colaworld.data.sources import open_source
 from colaworld.data.sources.lerobot_writer import LeRobotWriter
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from colaworld.cli.bench import suite
+from colaworld.contracts import ClipBatch
 from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
-from colaworld.data.loader import ClipBatch, ClipLoader
+from colaworld.data.loader import ClipLoader
 from colaworld.data.sources import open_source
 
 LENGTHS = [12, 9, 15, 11]

@@ -1,0 +1,78 @@
+"""One pass over clips that share no frame, for evaluation: always in the same order, as many episodes as it can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from colaworld.contracts import ClipBatch
+from colaworld.data.batches import Chosen, batch_of
+from colaworld.data.clips import ClipSet
+from colaworld.data.config import DataConfig
+from colaworld.data.windows import Segment, disjoint_starts
+
+
+def iterate_once(
+    config: DataConfig,
+    *,
+    batch_size: int,
+    limit: int | None = None,
+    with_actions: bool = False,
+    split: Literal["train", "heldout", "all"] = "heldout",
+) -> Iterator[ClipBatch]:
+    """Clips that share no frame, once each, always in the same order; for evaluation.
+
+    The first clip of every episode, then the second of every one, and so on, so that a `limit`
+    (in clips) still sees as many episodes as it can. The last batch may be smaller.
+    Raises DataError at the call, not at the first batch, where a set or its actions cannot be used.
+    """
+    clips = ClipSet(replace(config, split=split))
+    if with_actions:
+        clips.require_actions()
+    return _iterate(clips, batch_size, limit, with_actions)
+
+
+def _iterate(
+    clips: ClipSet, batch_size: int, limit: int | None, with_actions: bool
+) -> Iterator[ClipBatch]:
+    shape = (clips.config.frames_per_clip, 3, clips.height, clips.width)
+    chosen: list[Chosen] = []
+    frames = np.empty((batch_size, *shape), np.uint8)
+    given = 0
+    for segment, start in _rounds(clips):
+        if limit is not None and given + len(chosen) >= limit:
+            break
+        if clips.clip(clips.decoded(segment), segment, start, frames[len(chosen)]):
+            chosen.append(Chosen(clips, segment, start))
+        if len(chosen) == batch_size:
+            yield batch_of(frames, chosen, with_actions)
+            given += len(chosen)
+            frames, chosen = np.empty((batch_size, *shape), np.uint8), []
+    if chosen:
+        yield batch_of(frames[: len(chosen)], chosen, with_actions)
+
+
+def _rounds(clips: ClipSet) -> Iterator[tuple[Segment, int]]:
+    """Round k: the k-th disjoint clip of every segment, first segments of all episodes first."""
+    segments = sorted(clips.segments, key=lambda p: (p.first, p.episode))
+    last = {p.episode: p.first for p in clips.segments}  # segments come in order
+    starts: dict[Segment, list[int]] = {}
+    number = 0
+    while segments:
+        left = []
+        for segment in segments:
+            if segment not in starts:
+                decoded = clips.decoded(segment)
+                own = segment.stop - segment.first
+                if segment.first != last[segment.episode]:
+                    own = segment.starts  # what follows belongs to the next segment
+                reach, cuts = clips.span(segment.episode), decoded.cuts[decoded.cuts < own]
+                starts[segment] = disjoint_starts(own, reach, cuts) if decoded.usable else []
+            if number < len(starts[segment]):
+                yield segment, segment.first + starts[segment][number]
+            if number + 1 < len(starts[segment]):
+                left.append(segment)
+        segments, number = left, number + 1
