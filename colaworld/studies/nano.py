@@ -8,74 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from colaworld.studies.study import Adaptation, Arm, DataSet, Planning, Study
-
-_STICKY = ("--behaviour", "sticky-random", "--repeat", "0.3")
-# As the demo records; the shipped generator saw other episodes of the same world.
-CRAFTER = DataSet(
-    "crafter",
-    record=(
-        *("crafter", "--episodes", "80", "--steps", "100", "--seed", "7", *_STICKY),
-        *("--start", "varied"),
-    ),
-    # Other episodes, and enough for 10 000 labels beside those held out.
-    labelled=(
-        *("crafter", "--episodes", "150", "--steps", "100", "--seed", "8", *_STICKY),
-        *("--start", "varied"),
-    ),
-    # Where two moves lead, with up to six to get there. 96 model calls a decision. Combinations of codes
-    # that no frame has are no plan: the world was not trained on them, and no action is known for them.
-    plan=Planning(
-        "crafter",
-        (
-            *("--task", "reach", "--goal-offset", "2", "--episodes", "20"),
-            *("--mpc.horizon", "3", "--mpc.steps", "6"),
-            *("--planner.kind", "shooting", "--planner.candidates", "32"),
-        ),
-        codes=("--codes", "seen"),
-    ),
-)
-# A small thing moves in a still view, and actions are continuous. 32 px: the nano models' cells are of 4.
-# Five steps between two frames, as those who plan in this world have it: in one, it moves hardly a pixel. Where
-# the disc is sent is told from where it was sent before.
-_EVERY_FIFTH = {"data.stride": 5, "data.actions": "relative"}
-_PUSHED = ("pusht", "--size", "32", "--steps", "200", "--behaviour", "mixture", "--repeat", "0.9")
-PUSHT = DataSet(
-    "pusht",
-    record=(*_PUSHED, "--episodes", "160", "--seed", "7"),
-    pretrain=(*_PUSHED, "--episodes", "400", "--seed", "1000"),
-    pretrain_changes={
-        "data.stride": 5,
-        "phases.pretrain.steps": 2000,
-        "phases.pretrain.cooldown_steps": 600,
-    },
-    # Latents of so small a thing shrink to nothing otherwise.
-    changes={**_EVERY_FIFTH, "model.quantizer.scale_floor": 0.1},
-)
-# An arm moves before a table, and actions are continuous. A recorded step takes about 80 ms.
-_ARM = ("robodesk", "--size", "32", "--steps", "60", "--behaviour", "mixture")
-ROBODESK = DataSet(
-    "robodesk",
-    record=(*_ARM, "--episodes", "80", "--seed", "7"),
-    pretrain=(*_ARM, "--episodes", "160", "--seed", "1000"),
-    pretrain_changes={"phases.pretrain.steps": 2000, "phases.pretrain.cooldown_steps": 600},
-)
-# The own scene: a floor that scrolls under a square, with known fewest moves to each goal.
-SCENE = DataSet(
-    "scene",
-    record=("scene", "--size", "32", "--episodes", "80", "--steps", "100", "--seed", "7"),
-    pretrain=("scene", "--size", "32", "--episodes", "300", "--steps", "100", "--seed", "1000"),
-    pretrain_changes={"phases.pretrain.steps": 1500, "phases.pretrain.cooldown_steps": 500},
-    # As far as the goal is away, and twice as many moves to get there. 288 model calls a decision.
-    plan=Planning(
-        "scene",
-        (
-            *("--episodes", "20", "--mpc.horizon", "3", "--mpc.steps", "6"),
-            *("--planner.candidates", "32", "--planner.iterations", "3"),
-        ),
-    ),
-)
-_WORLDS = (CRAFTER, PUSHT, ROBODESK)
+from colaworld.studies.study import Adaptation, Arm, DataSet, Study
+from colaworld.studies.worlds import CRAFTER, ROBODESK, SCENE, STICKY, WORLDS
 
 NO_MOTION = {"model.idm.motion": False}
 # A warm-up that ends with a collapsed codebook would stop the run; here what follows is the question.
@@ -134,7 +68,7 @@ COLLAPSE = Study(
             **_KINDS,
         }.items()
     ),
-    data=_WORLDS,
+    data=WORLDS,
     reference="naive-bare",
     changes=GO_ON,
 )
@@ -196,7 +130,7 @@ CONDITIONS = Study(
             "latents standardised, which the paper does not",
         ),
     ),
-    data=_WORLDS,
+    data=WORLDS,
     reference="bare",
     budget="own",  # longer and batch_32 cost more, which is what they ask
     changes={**BARE, "phases.warmup.steps": 400, "phases.warmup.gate": None},
@@ -229,7 +163,7 @@ MISMATCH = Study(
         ),
         Arm("cola", "nano.cola", note="warm-up through the frozen generator, the paper's answer"),
     ),
-    data=_WORLDS,
+    data=WORLDS,
     reference="random_idm-pretrained_generator",
     changes={**_UNPRIMED, **GO_ON},
 )
@@ -243,7 +177,7 @@ JOINT_OR_TWO_STAGE = Study(
         Arm("frozen_world", "nano.frozen_world", note="warm-up alone"),
         Arm("naive_joint", "nano.naive_joint", note="joint alone"),
     ),
-    data=_WORLDS,
+    data=WORLDS,
     reference="two_stage",
     adapt=Adaptation(),
 )
@@ -276,7 +210,7 @@ EQUAL_FLOPS = replace(
                 "data.width": _SIZES[data.name][1],
             },
         )
-        for data in _WORLDS
+        for data in WORLDS
     ),
     budget="flops",
     adapt=None,
@@ -321,7 +255,7 @@ WARMUP = Study(
             "until codes have control",
         ),
     ),
-    data=_WORLDS,
+    data=WORLDS,
     reference="steps_0",
     changes=_UNPRIMED,
 )
@@ -382,7 +316,7 @@ PRIOR = Study(
             "the second token left out half of the time",
         ),
     ),
-    data=_WORLDS,
+    data=WORLDS,
     reference="plain",
     budget="own",  # longer and batch_32 cost more, which is what they ask
     changes={**NO_MOTION, **GO_ON},
@@ -431,7 +365,7 @@ _TINY_LAM: dict[str, Any] = {
     "model.fdm.width": 128,
     "model.fdm.heads": 4,
 }
-_CELLS_OF_8 = ("crafter", "--size", "8", "--steps", "100", *_STICKY, "--start", "varied")
+_CELLS_OF_8 = ("crafter", "--size", "8", "--steps", "100", *STICKY, "--start", "varied")
 _RATES = {"warmup": 5e-4, "joint": 2.5e-4, "lam": 5e-4, "world": 2.5e-4}
 GPU = Study(
     "gpu",

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from colaworld.studies.nano import BARE, CRAFTER, GO_ON, NO_MOTION
+from colaworld.studies.nano import BARE, GO_ON, NO_MOTION
 from colaworld.studies.study import Arm, Study
+from colaworld.studies.worlds import CRAFTER
 
 # A bare codebook has collapsed by step 200 of a warm-up, and its gate has no chance to open. What is timed in steps is
 # named, so that the arms that follow the same warm-up have the same steps in it, bit for bit.
