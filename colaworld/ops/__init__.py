@@ -24,6 +24,7 @@ from colaworld.ops.attention_backends import BackendUnavailableError
 from colaworld.ops.attention_backends import missing as attention_backend_missing
 from colaworld.ops.block_causal import block_causal_attention
 from colaworld.ops.code_statistics import code_statistics
+from colaworld.ops.gelu import gelu
 from colaworld.ops.qk_norm_rope import qk_norm_rope
 from colaworld.ops.qkv_norm_rope import qkv_norm_rope
 from colaworld.ops.st_attention import st_attention
@@ -45,6 +46,7 @@ __all__ = [
     "examples",
     "explain",
     "force",
+    "gelu",
     "implementations",
     "names",
     "qk_norm_rope",

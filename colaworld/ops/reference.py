@@ -81,6 +81,11 @@ def st_attention(
     return out.permute((0, 3, 1, 2, 4) if temporal else (0, 1, 3, 2, 4)).contiguous()
 
 
+def gelu(x: Tensor) -> Tensor:
+    """x * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2."""
+    return F.gelu(x, approximate="tanh")
+
+
 def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest code of each row, [N] int64.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from colaworld.models.backbones.wan.attention import Rotation, WanCrossAttention, WanSelfAttention
 from colaworld.models.layers.kv_cache import CacheView
-from colaworld.ops import adaln
+from colaworld.ops import adaln, gelu
 from colaworld.ops.reference import compute_dtype
 
 
@@ -26,7 +26,7 @@ class GELULinear(nn.Module):
         self.proj = nn.Linear(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.gelu(self.proj(x), approximate="tanh")
+        return gelu(self.proj(x))
 
 
 class FeedForward(nn.Module):
