@@ -33,7 +33,10 @@ def sigmoid_of(x: torch.Tensor) -> torch.Tensor:
 
 
 def error(out: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((out.detach().double() - expected.detach()).norm() / expected.detach().norm().clamp(min=1e-300))
+    return float(
+        (out.detach().double() - expected.detach()).norm()
+        / expected.detach().norm().clamp(min=1e-300)
+    )
 
 
 @each
