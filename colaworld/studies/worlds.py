@@ -67,6 +67,7 @@ SCENE = DataSet(
             *("--episodes", "20", "--mpc.horizon", "3", "--mpc.steps", "6"),
             *("--planner.candidates", "32", "--planner.iterations", "3"),
         ),
+        codes=("--codes", "seen"),  # most combinations of codes stand for no move
     ),
 )
 WORLDS = (CRAFTER, PUSHT, ROBODESK)
