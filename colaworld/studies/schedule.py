@@ -154,6 +154,7 @@ class Scheduler:
                 if command is None:
                     self._finish(job)
                     return
+                job.note(row=None)  # of what was there before: what is made anew is not in it
                 process, from_byte = self._started(command, log)
             except (ValueError, OSError) as error:
                 self._failed(job, str(error))

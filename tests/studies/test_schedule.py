@@ -64,6 +64,21 @@ def test_who_fails_is_tried_again_behind_the_others_and_named(tmp_path) -> None:
     }
 
 
+def test_a_row_does_not_outlive_what_is_made_anew(tmp_path) -> None:
+    """As when a plan was deleted, to be made another way."""
+    again, whole = job(tmp_path, "again"), job(tmp_path, "whole")
+    row = {"study": "s", "arm": "a", "data": "d", "seed": 0, "reference": "a", "status": "finished"}
+    row |= {"why": "", "steps": 1, "numbers": {}, "entropy": [], "collapsed_at": None, "clips": {}}
+    row |= {"beside": {}, "recipe": "r", "clips_trained": 1, "seconds": 1.0, "flops": None}
+    for one in (again, whole):
+        one.note(row=row)
+    whole.base.mkdir()
+    (whole.base / "done").touch()
+    scheduler(tmp_path, [again, whole], []).run()
+    assert began(tmp_path) == ["again"]
+    assert "row" not in again.state() and whole.state()["row"] == row
+
+
 def test_a_folder_that_another_process_holds_is_waited_for(tmp_path) -> None:
     """As that of a run whose study was killed, and which still saves."""
     held, free = job(tmp_path, "held"), job(tmp_path, "free")
