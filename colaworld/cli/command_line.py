@@ -56,6 +56,7 @@ def from_command_line(
     given: dict[str, Any] = {}
     if not isinstance(default, type):
         given["default"], arguments = _choose_kinds(default, arguments)
+    chosen = given.get("default", default)
     asked_help = bool({"-h", "--help"} & set(arguments))
     flags = [flag.split()[0] for flag in usual or ()]
     listed = f"({'--help' if usual is None else '--help-all'} lists every option)"
@@ -77,10 +78,10 @@ def from_command_line(
         if not stop.code:
             raise
         raise ConfigError(
-            f"{unreadable(default, arguments, said.getvalue(), also=flags)} {listed}"
+            f"{unreadable(chosen, arguments, said.getvalue(), also=flags)} {listed}"
         ) from None
     if left:
-        raise ConfigError(f"{unknown(default, left, also=flags)} {listed}")
+        raise ConfigError(f"{unknown(chosen, left, also=flags)} {listed}")
     return made
 
 

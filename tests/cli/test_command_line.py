@@ -147,6 +147,11 @@ def test_a_kind_on_the_command_line_takes_that_dataclass():
     assert parse("--drawing.shape.kind", "round") == given
     with pytest.raises(ConfigError, match=r"drawing.shape.kind: expected one of 'round', 'square'"):
         parse("--drawing.shape.kind", "oval")
+    square = ("--drawing.shape.kind", "square")  # whose options are known then
+    with pytest.raises(ConfigError, match=r"^--drawing.shape.side: expected a number, got 'x' \("):
+        parse(*square, "--drawing.shape.side", "x")
+    with pytest.raises(ConfigError, match=r"^no option --drawing.shape.sde, did .*shape.side\? \("):
+        parse(*square, "--drawing.shape.sde", "3")
 
 
 def test_an_earlier_name_of_a_flag_says_what_it_is_called_now():
