@@ -87,7 +87,29 @@ class GoalsFile:
             )
         if not fits:
             raise FileError(f"{path}: its seeds and frames do not match the recorded hash")
+        if not made.whole:
+            raise FileError(
+                f"{path}: no file of `colaworld goals` (its seeds, frames or settings are not as it writes them)"
+            )
         return made
+
+    @property
+    def whole(self) -> bool:
+        """Whether its parts are as `of` makes them."""
+        frames = (len(self.seeds), *self.first.shape[1:3], 3)
+        said = [one for one in (self.said, self.is_of) if isinstance(one, dict)]
+        return (
+            isinstance(self.env, str)
+            and len(said) == 2
+            and all(one.keys() <= {*OF_TASK} for one in said)
+            and self.seeds.dtype == np.int64
+            and self.seeds.ndim == 1
+            and len(self.seeds) > 0
+            and int(self.seeds.min()) >= 0
+            and all(
+                one.dtype == np.uint8 and one.shape == frames for one in (self.first, self.goals)
+            )
+        )
 
     def check(
         self, path: Path, env: str, config: GoalsConfig, size: tuple[int, int] | None

@@ -11,7 +11,7 @@ import pytest
 from colaworld.config import ConfigError
 from colaworld.files import FileError
 from colaworld.planning.config import GoalsConfig
-from colaworld.planning.goals import Goals
+from colaworld.planning.goals import Goals, hash_of
 from colaworld.planning.goals_file import GoalsFile
 from colaworld.planning.tasks import SceneTask
 from colaworld.runs.planning import make_goals
@@ -86,4 +86,27 @@ def test_a_damaged_file_is_refused(made, kept) -> None:
         GoalsFile.load(kept)
     kept.write_bytes(b"{}")
     with pytest.raises(FileError, match="no file of `colaworld goals`"):
+        GoalsFile.load(kept)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"said": {"goal_offset": 2, "height": 16}},
+        {"said": [2]},
+        {"is_of": None},
+        {"env": 3},
+        {"seeds": np.array([1.0, 2.0, 3.0])},
+        {"seeds": np.array([1, 2, -3])},
+        {"seeds": np.array([[1, 2, 3]])},
+        {"first": np.zeros((3, 16, 16, 1), np.uint8)},
+        {"goals": np.zeros((2, 16, 16, 3), np.uint8)},
+        {"seeds": np.zeros(0, np.int64)},
+    ],
+    ids=lambda changed: "-".join(f"{key}-{value!r:.20}" for key, value in changed.items()),
+)
+def test_a_file_with_other_parts_than_are_written_is_refused(made, kept, changed) -> None:
+    other = replace(made, **changed)
+    replace(other, hash=hash_of(other.seeds, other.first, other.goals)).save(kept)
+    with pytest.raises(FileError, match=r"no file of `colaworld goals` \(its seeds, frames or set"):
         GoalsFile.load(kept)
