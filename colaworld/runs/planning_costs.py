@@ -29,7 +29,11 @@ def check_costs(config: EpisodesConfig, *, with_world: bool) -> None:
     if config.head is None:
         if config.distance_weight == 0:
             raise ConfigError("--distance-weight 0: nothing tells the goal then; name a --head")
+        if config.head_weight != 1:
+            raise ConfigError("--head-weight: there is no head; name a --head, or leave it out")
         return
+    if config.distance_weight == config.head_weight == 0:
+        raise ConfigError("--distance-weight 0, --head-weight 0: nothing tells the goal then")
     reads = load_head(config.head)[0].config.reads
     if reads != config.cost or (reads == "latents" and not with_world):
         where = f"--cost {reads}" + " and a --run" * (reads == "latents")

@@ -85,6 +85,10 @@ def test_what_does_not_fit_is_said(head, colaworld, tmp_path) -> None:
     assert "--distance-weight 0: nothing tells the goal" in refused(
         "plan", "scene", "--distance-weight", 0
     )
+    assert "--distance-weight 0, --head-weight 0: nothing tells the goal" in refused(
+        "plan", "scene", "--size", 16, "--head", head, "--distance-weight", 0, "--head-weight", 0
+    )
+    assert "--head-weight: there is no head" in refused("plan", "scene", "--head-weight", 2)
     assert "with config.json, found none" in refused("plan", "scene", "--encoder", tmp_path)
     assert "--encoder: it sees frames" in refused(
         "plan", "scene", "--encoder", tmp_path, "--cost", "latents"
