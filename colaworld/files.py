@@ -51,9 +51,17 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
             os.fsync(file.fileno())
         share(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(path)  # of a full disk the system names none
         raise
+
+
+def makeable(folder: Path) -> bool:
+    """Whether a folder is there, or its nearest parent that is one could hold it."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return there.is_dir() and os.access(there, os.W_OK)
 
 
 def printable(text: object, *, keep: str = "") -> str:

@@ -33,7 +33,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=rf"No space left on device: '{path}'"):
         write_atomically(path, "half")
     assert json.loads(path.read_text())["a"][0] == 1.0
     assert [p.name for p in tmp_path.iterdir()] == ["evaluation.json"]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from colaworld.cli.command_line import from_command_line
-from colaworld.cli.plan_options import check_env, named_planner, preset_of, trained_size
+from colaworld.cli.plan_options import check_env, check_file, named_planner, preset_of, trained_size
 from colaworld.cli.progress import bar
 from colaworld.cli.train import choose_device
 from colaworld.config import ConfigError
@@ -56,8 +56,7 @@ def run(argv: list[str]) -> int:
     )
     check_env(argv, options.env, "goal-head")
     folder = None if options.run is None else WorldFolder.of(options.run)
-    if options.out.is_dir():
-        raise ConfigError(f"--out {options.out}: expected a file, found a folder")
+    check_file("--out", options.out)
     device = choose_device(options.device)
 
     from colaworld.planning.goal_head import save_head

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from colaworld.cli.command_line import from_command_line
+from colaworld.cli.plan_options import check_file
 from colaworld.cli.progress import bar
 from colaworld.planning import TASKS
 from colaworld.planning.config import GoalsConfig
@@ -37,6 +38,7 @@ def run(argv: list[str]) -> int:
         description="Make starts and goals of an environment's episodes once: colaworld plan --goals FILE plays them.",
     )
     TASKS[options.env]  # raises where there is none of this name
+    check_file("--out", options.out)
 
     # Not above: torch takes seconds, and help and wrong calls need none of it.
     from colaworld.runs.planning import make_goals

@@ -15,6 +15,7 @@ from colaworld.cli.plan_options import check_env, named_planner, preset_of, trai
 from colaworld.cli.progress import bar
 from colaworld.cli.train import choose_device
 from colaworld.config import ConfigError
+from colaworld.files import makeable, write_json
 from colaworld.flow.config import SamplerConfig
 from colaworld.planning.config import (
     CategoricalConfig,
@@ -94,6 +95,8 @@ def run(argv: list[str]) -> int:
         )
     if options.out.exists() and not options.out.is_dir():
         raise ConfigError(f"--out {options.out}: expected a folder, found a file")
+    if not makeable(options.out):
+        raise ConfigError(f"--out: expected a folder, there or to be made, got {options.out}")
     for flag, path in (("--head", options.how.head), ("--encoder", options.how.encoder)):
         if path is not None and not path.exists():
             raise ConfigError(f"{flag} {path}: there is nothing of this name")
@@ -101,7 +104,6 @@ def run(argv: list[str]) -> int:
     kept = None if options.goals is None else _goals(options, options.goals)
 
     # Not above: torch takes seconds, and help and wrong calls need none of it.
-    from colaworld.files import write_json
     from colaworld.runs.planning import plan_run
     from colaworld.runs.planning_costs import check_costs
     from colaworld.runs.planning_limits import lines as limit_lines
@@ -142,12 +144,12 @@ def run(argv: list[str]) -> int:
     used = cloned is not None or (folder is not None and options.space == "latent")
     own = None if folder is None else folder.data.path
     result["data"] = str(options.data or own) if used else None
+    print(table(result))  # first: a full disk may keep the rest from being written
+    print("\n".join([*limit_lines(result["limits"]), *told(result)]))
     (options.out / "plan.html").unlink(missing_ok=True)  # never a page of other numbers
     write_json(options.out / "plan.json", result)
     films = write_videos(options.out / "videos", shown, options.how.videos)
     write_plan(options.out / "plan.html", result, shown)
-    print(table(result))
-    print("\n".join([*limit_lines(result["limits"]), *told(result)]))
     print(f"{options.out}/plan.json has every number, {options.out}/plan.html shows it")
     if films:
         print(f"{options.out}/videos: {len(films)} films, real, imagined and goal side by side")

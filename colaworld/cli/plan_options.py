@@ -6,9 +6,11 @@ Not here: their own options (plan.py, goal_head.py), the protocols (planning/pro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colaworld.config import ConfigError
+from colaworld.files import makeable
 from colaworld.planning import TASKS
 from colaworld.planning.protocols import preset
 from colaworld.runs.worlds import WorldFolder
@@ -41,6 +43,14 @@ def check_env(argv: Sequence[str], env: str, verb: str) -> None:
     TASKS[env]
     if argv[0] != env:
         raise ConfigError(f"name the environment first: colaworld {verb} {env} ...")
+
+
+def check_file(flag: str, path: Path) -> None:
+    """ConfigError where no file can be written there: said before anything is played."""
+    if path.is_dir():
+        raise ConfigError(f"{flag} {path}: expected a file, found a folder")
+    if not makeable(path.parent):
+        raise ConfigError(f"{flag}: expected a file to be written, got {path}")
 
 
 def named_planner(argv: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from colaworld.cli.command_line import from_command_line
+from colaworld.cli.plan_options import check_file
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ def run(argv: list[str]) -> int:
         description="Join plans of the same episodes: methods and bounds by task, seeds of each method, differences "
         "in pairs.",
     )
+    if options.json is not None:
+        check_file("--json", options.json)
     # Not above: torch takes seconds, and help needs none of it.
     from colaworld.files import write_json
     from colaworld.runs.planning_limits import lines as limit_lines

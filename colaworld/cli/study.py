@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import tyro
 from colaworld.cli.command_line import from_command_line
 from colaworld.cli.launch import program
 from colaworld.config import Checked, ConfigError, Count, Range
-from colaworld.files import FolderLock
+from colaworld.files import FolderLock, makeable
 from colaworld.studies import STUDIES, Study
 from colaworld.studies.flops import scales
 from colaworld.studies.folder import Job, begun, chosen, finished_rows, jobs_of, open_folder
@@ -86,11 +85,11 @@ def run(argv: list[str]) -> int:
         return 0
     # Before anything is written, so that a wrong call leaves nothing behind.
     chosen(jobs_of(study, out, seeds=1, max_steps=options.max_steps), **wanted)
-    if options.share is not None and not _makeable(options.share):
+    if options.share is not None and not makeable(options.share):
         raise ConfigError(f"--share: expected a folder, there or to be made, got {options.share}")
-    if options.rows is not None and (options.rows.is_dir() or not _makeable(options.rows.parent)):
+    if options.rows is not None and (options.rows.is_dir() or not makeable(options.rows.parent)):
         raise ConfigError(f"--rows: expected a file to be written, got {options.rows}")
-    if not _makeable(out):
+    if not makeable(out):
         raise ConfigError(f"--out: expected a folder, there or to be made, got {out}")
     out.mkdir(parents=True, exist_ok=True)
     try:
@@ -184,12 +183,6 @@ def _check_first(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if job.of is None:
             job.check()
-
-
-def _makeable(folder: Path) -> bool:
-    """Whether a folder is there, or its nearest parent that is one could hold it."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return there.is_dir() and os.access(there, os.W_OK)
 
 
 def _out(options: StudyOptions) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -344,6 +346,38 @@ def test_what_does_not_fit_is_said(colaworld, trained, scene, tmp_path) -> None:
     assert "a data prior is of codes" in refused(
         "scene", *run, "--prior", "data", "--planner", "cem"
     )
+
+
+@pytest.mark.parametrize(
+    ("call", "where", "said"),
+    [
+        (
+            "plan scene --size 16 --out",
+            "file/in",
+            "--out: expected a folder, there or to be made, got",
+        ),
+        ("goals scene --out", "file/in", "--out: expected a file to be written, got"),
+        ("goals scene --out", "", "expected a file, found a folder"),
+        ("goal-head scene --size 16 --out", "file/in", "--out: expected a file to be written, got"),
+        ("plan-table a=none --json", "file/in", "--json: expected a file to be written, got"),
+    ],
+)
+def test_where_nothing_can_be_written_is_said_before_anything_is_played(
+    call, where, said, colaworld, tmp_path
+) -> None:
+    (tmp_path / "file").write_text("")
+    found = colaworld(*call.split(), tmp_path / where)
+    assert found.status == 2 and said in found.plain and not found.out
+
+
+def test_what_was_played_is_told_where_the_disk_is_full(colaworld, monkeypatch, tmp_path) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    said = colaworld("plan", "scene", "--size", 16, "--rows", "random", "--out", tmp_path, *FEW)
+    assert said.status == 1 and "random " in said.out and not list(tmp_path.iterdir())
+    assert f"No space left on device: '{tmp_path}/plan.json'" in said.err
 
 
 @pytest.mark.parametrize(
