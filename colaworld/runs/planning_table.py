@@ -53,9 +53,10 @@ class Planned:
 def read_plans(named: Sequence[str]) -> list[Planned]:
     """Those of NAME=FOLDER, or NAME=FILE.
 
-    Raises ConfigError where one has no name or that of a bound, FileError where there is none, or no plan.json.
+    Raises ConfigError where one has no name or that of a bound, or is given to a name twice, FileError where there is
+    none, or no plan.json.
     """
-    plans = []
+    plans: list[Planned] = []
     for one in named:
         name, equals, where = one.partition("=")
         if not equals or not name or name in BOUNDS:
@@ -67,8 +68,33 @@ def read_plans(named: Sequence[str]) -> list[Planned]:
         version = result.get("format_version") if isinstance(result, dict) else None
         if version != PLAN_VERSION or not {"rows", "protocol"} <= result.keys():
             raise ConfigError(f"{path}: expected a plan.json of version {PLAN_VERSION}")
+        if not _whole(result):
+            raise ConfigError(
+                f"{path}: expected rows of the protocol's episodes, as `colaworld plan` writes them: it was changed"
+            )
+        if any(name == two.name and path.samefile(two.path) for two in plans):
+            raise ConfigError(f"{one!r:.80}: given twice, and one plan is no second training seed")
         plans.append(Planned(name, path, result))
     return plans
+
+
+def _whole(result: Mapping[str, Any]) -> bool:
+    """Whether a plan.json has what a table is made of: every row each episode of the protocol, in order."""
+    said, rows = result["protocol"], result["rows"]
+    try:
+        played = [[(one["seed"], one["success"]) for one in rows[row]["episodes"]] for row in rows]
+        return (
+            isinstance(said["env"], str)
+            and isinstance(said["mpc"], dict)
+            and said["space"] in (None, *CHAINS)
+            and isinstance(rows, dict)
+            and 0 < len(rows.keys() & {*get_args(Row)}) == len(rows)
+            and len(said["episode_seeds"]) > 0
+            and all([seed for seed, _ in row] == said["episode_seeds"] for row in played)
+            and all(isinstance(success, bool) for row in played for _, success in row)
+        )
+    except (KeyError, TypeError, IndexError):
+        return False
 
 
 def joined(plans: Sequence[Planned], *, reference: str | None = None) -> dict[str, Any]:

@@ -27,9 +27,11 @@ def planned(tmp_path):
             "task": "push_red",
             "goals": "ab",
             "mpc": {"steps": 15},
+            "space": None,
+            "episode_seeds": list(range(max(map(len, rows.values())))),
         } | protocol
         won = {
-            row: {"episodes": [{"success": mark == "x"} for mark in marks]}
+            row: {"episodes": [{"seed": i, "success": c == "x"} for i, c in enumerate(marks)]}
             for row, marks in rows.items()
         }
         (tmp_path / str(count)).mkdir()
@@ -115,6 +117,42 @@ def test_what_is_not_of_the_same_episodes_is_refused(planned, tmp_path) -> None:
     Path(tmp_path / "plan.json").write_text('{"format_version": 9}')
     with pytest.raises(ConfigError, match=r"expected a plan.json of version 1"):
         read_plans([f"a={tmp_path}"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("rows",), [1]),
+        (("rows",), {}),
+        (("rows", "world"), None),
+        (("rows", "world", "episodes"), [{"seed": 0, "success": True}]),
+        (("rows", "world", "episodes", 0, "success"), 7),
+        (("rows", "world", "episodes", 0, "seed"), 1),
+        (("rows", "other"), {"episodes": []}),
+        (("protocol",), [1]),
+        (("protocol", "env"), None),
+        (("protocol", "mpc"), [1]),
+        (("protocol", "space"), "x"),
+    ],
+    ids=lambda one: ".".join(map(str, one)) if isinstance(one, tuple) else f"{one!r}",
+)
+def test_a_plan_that_was_changed_is_refused(planned, keys, value) -> None:
+    named = planned("joint", {"world": "x."})
+    path = Path(named.partition("=")[2]) / "plan.json"
+    inside = result = json.loads(path.read_text())
+    for key in keys[:-1]:
+        inside = inside[key]
+    inside[keys[-1]] = value
+    path.write_text(json.dumps(result))
+    with pytest.raises(ConfigError, match=r"plan\.json: expected rows of the protocol's episodes"):
+        read_plans([named])
+
+
+def test_one_plan_is_no_second_seed(planned) -> None:
+    named = planned("joint", {"world": "x."})
+    with pytest.raises(ConfigError, match="given twice, and one plan is no second training seed"):
+        read_plans([named, f"{named}/plan.json"])
+    assert len(read_plans([named, named.replace("joint", "two")])) == 2
 
 
 def test_seeds_without_a_partner_are_left_out_and_told(planned) -> None:
