@@ -75,6 +75,18 @@ class PlanningAgent:
     act: Act = own
     prior: CodeBigram | None = None
 
+    def check(self, device: str) -> None:
+        """Plan once where nothing costs anything. ValueError where planner, actions, prior, horizon and budget do
+        not fit together."""
+        free = Objective(
+            lambda actions: torch.zeros(actions.shape[:2], device=device),
+            budget=self.config.calls,
+            stride=getattr(self.dynamics, "stride", 1),
+        )
+        drawn = torch.Generator(device=device).manual_seed(0)
+        how: dict[str, Any] = {"horizon": self.config.horizon, "batch": 1, "generator": drawn}
+        search(free, self.space, self.planner, prior=self.prior, **how)
+
     def decide(self, asked: Asked) -> Decision:
         state, cost = self.dynamics.begin(asked.seen), self.cost(asked.goals)
         objective = Objective.of(self.dynamics, cost, state, budget=self.config.calls)

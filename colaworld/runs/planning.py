@@ -27,7 +27,7 @@ from colaworld.planning.config import (
 )
 from colaworld.planning.goals import Goals
 from colaworld.planning.goals_file import GoalsFile, facts_of
-from colaworld.planning.mpc import Episode, Played, play
+from colaworld.planning.mpc import Episode, PlanningAgent, Played, play
 from colaworld.planning.protocols import PROTOCOLS, episodes_of, protocol_of
 from colaworld.planning.tasks import Task, make_task
 from colaworld.rng import generator_for
@@ -92,6 +92,12 @@ def plan_run(
     ).agents()
     if not agents:
         raise ConfigError("--rows: nobody is left to play; a world needs --run, cloning --data")
+    for name, agent in agents.items():  # before the first row plays for hours
+        if isinstance(agent, PlanningAgent):
+            try:
+                agent.check(device)
+            except ValueError as error:
+                raise ConfigError(f"row {name}: {error}") from None
     rows: dict[str, Any] = {}
     shown: dict[str, list[Episode]] = {}
     for name, agent in agents.items():

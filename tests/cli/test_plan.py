@@ -370,6 +370,15 @@ def test_where_nothing_can_be_written_is_said_before_anything_is_played(
     assert found.status == 2 and said in found.plain and not found.out
 
 
+def test_a_planner_that_one_row_cannot_use_is_refused_before_any_row_plays(
+    colaworld, tmp_path
+) -> None:
+    asked = ("--size", 16, "--block", 20, "--planner", "beam", "--rows", "random", "oracle")
+    said = colaworld("plan", "point-mass", *asked, "--episodes", 1, "--out", tmp_path)
+    assert said.status == 2 and not said.out
+    assert "row oracle: beam: expected at most 65536 actions a step" in said.plain
+
+
 def test_what_was_played_is_told_where_the_disk_is_full(colaworld, monkeypatch, tmp_path) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
