@@ -253,7 +253,7 @@ class GoalsConfig(Checked, at="--"):
     task: str | None = None
     """What is to be done. crafter: reach or collect; robodesk: push_red, push_green, push_blue, open_slide,
     open_drawer, flat_block_off_table, upright_block_off_table. None: the first."""
-    goal_offset: Count | None = None
+    goal_offset: Annotated[int, Range(ge=1, le=1000)] | None = None
     """Steps from start to goal: in scene, point-mass and crafter the fewest that reach it, in pusht and robodesk those
     of a script. None: the environment's own (scene 3, point-mass and crafter 4, pusht 25, robodesk 10)."""
     block: Count | None = None

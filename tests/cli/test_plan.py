@@ -322,6 +322,7 @@ def test_what_does_not_fit_is_said(colaworld, trained, scene, tmp_path) -> None:
         "scene", "--mpc.calls", 3
     )
     assert "--goal-offset: expected 1 .. 10 moves" in refused("scene", "--goal-offset", 30)
+    assert "--goal-offset: expected <= 1000" in refused("pusht", "--goal-offset", 100_000)
     assert "--rows: nobody is left to play" in refused("scene", "--rows", "world")
     assert "--prior: it belongs to a world; name it with --run" in refused(
         "scene", "--prior", "data"
