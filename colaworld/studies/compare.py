@@ -9,13 +9,14 @@ tables (tables.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from colaworld.evaluation.settings import RandomStream
 from colaworld.metrics.bootstrap import Interval, bootstrap_seeds
+from colaworld.runs.planning_success import gained
 from colaworld.studies.rows import Row
 
 SAMPLES = 1000
@@ -63,11 +64,19 @@ def arm_mean(rows: Sequence[Row], key: str) -> Told | None:
 def difference(rows: Sequence[Row], reference: Sequence[Row], key: str) -> Told | None:
     """The number under `key` of an arm minus that of the reference arm, paired by seed.
 
-    None where no seed has both.
+    None where no seed has both. Of plans the interval is that of `colaworld plan-table`: no point where all agree.
     """
     theirs = {row["seed"]: row for row in _with_number(reference, key)}
     pairs = [(row, theirs[row["seed"]]) for row in _with_number(rows, key) if row["seed"] in theirs]
-    return _told(pairs, key) if pairs else None
+    if not pairs:
+        return None
+    told = _told(pairs, key)
+    if key.endswith(".success") and told.over.endswith("episodes"):
+        won = np.array(
+            [[clips_of(row, key)["values"]["success"] for row in pair] for pair in pairs]
+        )
+        told = replace(told, interval=gained(won[:, 0], won[:, 1]))
+    return told
 
 
 def alike(rows: Sequence[Row], key: str = "rollout.psnr") -> bool:

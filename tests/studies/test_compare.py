@@ -67,6 +67,23 @@ def test_where_no_plan_of_any_seed_succeeds_the_interval_is_that_of_one_seed() -
     assert (told.seeds, told.over) == (3, "episodes")
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_plans_that_all_succeed_leave_a_difference_possible(seeds) -> None:
+    """Four episodes alike do not say that no fifth would differ."""
+    key = "planned.latent.success"
+
+    def planned(arm: str, seed: int) -> dict:
+        one = row(arm, seed, [0, 0, 0, 0])
+        one["numbers"][key] = {"mean": 1.0, "low": 0.51, "high": 1.0}
+        clips = {"rolled": "same", "episode": [0, 1, 2, 3], "values": {"success": [1.0] * 4}}
+        return one | {"after": {"planned.latent": clips}}
+
+    base, ours = ([planned(arm, seed) for seed in range(seeds)] for arm in ("base", "ours"))
+    told = difference(ours, base, key)
+    assert told.interval.mean == 0 and told.interval.low < -0.3 and told.interval.high > 0.3
+    assert (told.seeds, told.agree) == (seeds, seeds)
+
+
 def test_seeds_that_do_not_agree_are_counted() -> None:
     base = [row("base", seed, [0, 0, 0, 0]) for seed in range(3)]
     ours = [row("ours", seed, [d] * 4) for seed, d in enumerate((2.0, 3.0, -1.0))]
