@@ -36,8 +36,8 @@ def correlated(
     """Noise [B, n, h, A]: e_0 = u_0, e_t = beta e_(t-1) + (1 - beta) u_t, with u standard normal.
 
     So its variance falls from 1 towards (1 - beta) / (1 + beta), as in VP2 (Tian et al. 2023, arXiv
-    2304.13723: its CorrelatedNoiseSampler) and, with beta for 1 - beta, PDDM (Nagabandi et al. 2019,
-    arXiv 1909.11652, equation 4).
+    2304.13723: its CorrelatedNoiseSampler). PDDM (Nagabandi et al. 2019, arXiv 1909.11652, equation 4) names the other
+    weight beta, and begins with e_0 = (1 - beta) u_0: its variance rises to the same.
     """
     drawn = torch.randn(shape, generator=generator, device=generator.device)
     steps = [drawn[:, :, 0]]
