@@ -104,8 +104,8 @@ class Pricing:
     def true(self, space: Space, goals: Goals) -> Callable[[Tensor], Cost]:
         """What makes the cost that the simulator knows (`TrueDistance`), in the place of distance and head.
 
-        Its scale, one for all episodes, is that of the picture: at their starts both cost alike in the mean. A
-        planner that weighs costs (mppi) needs that.
+        Its scale, one for all episodes, is that of the picture, its weight included: at their starts both cost alike in
+        the mean. A planner that weighs costs (mppi) needs that, and so does what actions cost beside it.
         Raises ConfigError where the environment does not tell how far its goals are.
         """
         tasks = [goals.begin(seed).task for seed in goals.seeds]
@@ -120,7 +120,7 @@ class Pricing:
         )
         seen = GoalDistance(goal, reads="frames", encoder=self.encoder)(first[:, None, None], first)
         left = sum(one**2 for one in away) / len(away)
-        scale = float(seen.mean()) / left if left else 0.0
+        scale = (self.config.distance_weight or 1.0) * float(seen.mean()) / left if left else 0.0
         cost = TrueDistance(scale=scale or 1.0, over=self.config.over)
         return lambda goals: WeightedSum((1.0, cost), *self._penalty(space))
 

@@ -174,9 +174,11 @@ def test_the_true_cost_is_as_large_as_the_pictures_so_that_mppi_weighs_it_alike(
     options = {**QUICK, "planner": MPPIConfig(candidates=8, gamma=0.05), "size": (16, 16)}
     rows = replace(episodes("oracle", "oracle-state"), over="last")
     one = {**options, "mpc": MPCConfig(horizon=1, steps=1)}
-    result, _ = plan_run("scene", None, config=rows, **one)
-    seen, true = (result["rows"][name]["cost_by_decision"][0] for name in rows.rows)
-    assert 0.2 < true / seen < 5
+    for weight in (1.0, 0.01):
+        weighted = replace(rows, distance_weight=weight)
+        result, _ = plan_run("scene", None, config=weighted, **one)
+        seen, true = (result["rows"][name]["cost_by_decision"][0] for name in rows.rows)
+        assert 0.2 < true / seen < 5
 
 
 def test_losses_and_success_add_up_and_rows_that_are_left_out_join_their_parts() -> None:
