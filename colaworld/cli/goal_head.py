@@ -70,7 +70,7 @@ def run(argv: list[str]) -> int:
                 f"--run {folder.path}: a latent of this world is {world.stride} frames, a goal image is one; "
                 "leave it out, and plan with --cost frames"
             )
-        size = trained_size(folder, world)
+        size = trained_size(folder, world, options.env, options.how.size)
     with bar("playing", stages=True) as progress:
         head, told = train_goal_head(
             options.env,

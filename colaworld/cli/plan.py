@@ -216,7 +216,7 @@ def _loaded(
     from colaworld.runs.steering import steer, steer_real
 
     world = replace(folder.load(device=device), sampler=options.sampler)
-    size = trained_size(folder, world)
+    size = trained_size(folder, world, options.env, options.how.size)
     world = replace(world, frame_size=size)
     if kept is not None:
         kept[1].check(kept[0], options.env, options.how, size)
@@ -281,9 +281,10 @@ def told(result: Mapping[str, Any]) -> list[str]:
         where = f"features of {said['encoder']}"
     weight = "" if said["distance_weight"] == 1 else f"{said['distance_weight']:g} "
     logit = "" if said["head"] is None else f" - {said['head_weight']:g} logit of {said['head']}"
+    drawn = "" if said["goals_file"] is None else "the file, planned under "
     lines = [
         f"{said['env']}{task}, {said['height']}x{said['width']} px, goal {said['goal_offset']} steps away, "
-        f"{said['episodes']} episodes of seed {said['seed']}, at most {mpc['steps']} actions of {said['block']} "
+        f"{said['episodes']} episodes of {drawn}seed {said['seed']}, at most {mpc['steps']} actions of {said['block']} "
         "step(s); intervals are over episodes",
         f"{kind}: {how}; {budget}",
         f"horizon {mpc['horizon']}, re-planned every {mpc['replan']}, action repeat {mpc['action_repeat']}, "
@@ -349,11 +350,11 @@ def _hint(said: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 
 def _departures(protocol: Mapping[str, Any]) -> str:
-    """Which protocol, and what is otherwise here."""
+    """Which protocol, and what is otherwise here: as it was set, and always."""
     told = [f"{key} {_short(a)} (there {_short(b)})" for key, (a, b) in protocol["departs"].items()]
-    return f"protocol {protocol['name']}" + (
-        f", departs from it: {', '.join(told)}" if told else ", nothing departs from it"
-    )
+    departs = f"departs from it: {', '.join(told)}" if told else "nothing that is set departs"
+    always = f"; always: {protocol['always']}" if protocol["always"] else ""
+    return f"protocol {protocol['name']}, {departs}{always}"
 
 
 def _short(value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from colaworld.config import ConfigError
 from colaworld.files import makeable
 from colaworld.planning import TASKS
-from colaworld.planning.protocols import preset
+from colaworld.planning.protocols import frame_size, preset
 from colaworld.runs.worlds import WorldFolder
 
 if TYPE_CHECKING:
@@ -62,11 +62,16 @@ def named_planner(argv: Sequence[str]) -> list[str]:
     return spelled
 
 
-def trained_size(folder: WorldFolder, world: World) -> tuple[int, int]:
-    """Height and width of the frames that a world was trained on. ConfigError where they are not known."""
+def trained_size(folder: WorldFolder, world: World, env: str, asked: int | None) -> tuple[int, int]:
+    """Height and width of the frames that a world was trained on. ConfigError where they are not known, or `asked`
+    (--size) is another size."""
     size = world.frame_size or folder.trained_size()
     if size is None:
         raise ConfigError(
             f"{folder.path}: the size of the frames it was trained on is not known; evaluate it first"
+        )
+    if asked is not None and frame_size(env, asked) != size:
+        raise ConfigError(
+            f"--size {asked}: frames are those of the run, {size[0]}x{size[1]} px; leave it out"
         )
     return size

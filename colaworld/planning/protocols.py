@@ -32,10 +32,12 @@ class PlanningProtocol:
     episodes: int
     how: Mapping[str, Any] = field(default_factory=dict)
     """Values of an `EpisodesConfig`; its defaults otherwise."""
-    goals: Mapping[str, int] = field(default_factory=dict)
-    """How far they are, and how many steps an action has: what the environment's own are."""
+    goals: Mapping[str, Any] = field(default_factory=dict)
+    """How far they are, how many steps an action has, how it is drawn: facts of the environment."""
     size: int | None = None
     """Pixels per side; None: nothing compares by it here."""
+    always: str = ""
+    """What is otherwise here whatever is set."""
 
     def departures(
         self,
@@ -75,6 +77,8 @@ PROTOCOLS.add(
         50,
         {"over": "last", "penalty": 0.0},
         {"goal_offset": 25, "block": 5},
+        # Their CEM begins with the deviation of recorded actions, and has the mean among its candidates.
+        always="episodes of our scripted pusher, gym-pusht's smaller T, and a CEM that begins with half of half the range",
     ),
 )
 PROTOCOLS.add(
@@ -86,8 +90,9 @@ PROTOCOLS.add(
         MPPIConfig(candidates=50, gamma=0.05, beta=0.5, std=(0.5, 0.5, 0.5, 0.1, 0.1)),
         100,
         {"over": "all", "penalty": 0.0, "cost": "frames", "encoder": None},
-        {"block": 1},
+        {"block": 1, "quality": "paper"},
         size=64,
+        always="starts and goals of our scripted hand, not VP2's recorded ones",
     ),
 )
 

@@ -188,7 +188,12 @@ def _departing(
         return None
     departs = found.departures(planner, mpc, config, task.frame_size[0], facts_of(task))
     known = next(key for key, one in PROTOCOLS.items() if one is found)
-    return {"name": known, "source": found.source, "departs": departs}
+    return {
+        "name": known,
+        "source": found.source,
+        "departs": departs,
+        "always": found.always,
+    }
 
 
 def _row(played: Played) -> dict[str, Any]:

@@ -199,6 +199,8 @@ def test_an_environment_is_played_by_its_protocol_and_departures_are_said(
     assert (
         "departs from it: episodes 1 (there 50), planner.kind categorical (there cem)" in said.out
     )
+    assert "always: episodes of our scripted pusher" in said.out
+    assert result["protocol"]["always"].startswith("episodes of our scripted pusher")
     named = ("--protocol", "stable-worldmodel", "--planner.candidates", 7)
     nearer = ("--goal-offset", 10, "--block", 1)
     assert colaworld("plan", "pusht", *named, *nearer, *small).status == 0
@@ -224,6 +226,7 @@ def test_a_file_of_goals_is_played(colaworld, tmp_path) -> None:
     assert result["protocol"]["episodes"] == 3 and result["protocol"]["height"] == 16
     said = colaworld(*asked, "--episodes", 1)
     assert said.status == 0 and f"of {file}" in said.out
+    assert "1 episodes of the file, planned under seed 0" in said.out  # they were made of seed 4
     said = colaworld(*asked, "--size", 32)
     assert (
         said.status == 2
@@ -283,7 +286,7 @@ def test_vp2_is_played_as_it_stands() -> None:
     found = protocol_of("robodesk")
     assert found is not None
     made["how"] = replace(made["how"], episodes=episodes_of("robodesk"))
-    facts = {"goal_offset": 10, "block": 1}
+    facts = {"goal_offset": 10, "block": 1, "quality": "paper"}
     assert not found.departures(made["planner"], made["mpc"], made["how"], 64, facts)
     codes = preset("robodesk", "vp2", space="latent")["planner"]
     assert codes.std == (0.5,)
@@ -292,6 +295,11 @@ def test_vp2_is_played_as_it_stands() -> None:
     other = replace(made["how"], encoder=Path("dino"))
     departs = found.departures(made["planner"], made["mpc"], other, 64, facts | {"block": 2})
     assert departs == {"encoder": ["dino", None], "block": [2, 1]}
+    fast = found.departures(
+        made["planner"], made["mpc"], made["how"], 64, facts | {"quality": "fast"}
+    )
+    assert fast == {"quality": ["fast", "paper"]}  # the default here; no number compares
+    assert found.always.startswith("starts and goals of our scripted hand")
     assert frame_size("robodesk", None) == (64, 64) and frame_size("robodesk", 32) == (32, 32)
     assert frame_size("crafter", None) == (28, 36) and frame_size("scene", None) == (32, 32)
     assert "planner" not in preset("robodesk", None, space="real") and not preset(
@@ -340,6 +348,9 @@ def test_what_does_not_fit_is_said(colaworld, trained, scene, tmp_path) -> None:
     assert "no protocol 'vp3' is registered" in refused("robodesk", "--protocol", "vp3")
     assert "name the environment first: colaworld plan scene" in refused("--seed", 1, "scene")
     assert "--task: scene has none; leave it out" in refused("scene", "--task", "reach")
+    assert "--size 16: frames are those of the run, 32x32 px; leave it out" in refused(
+        "scene", *run, "--size", 16
+    )
     assert (
         "no environment with goals 'scen' is registered; known: crafter, point-mass, pusht, robodesk, scene"
         in refused("scen")
