@@ -346,7 +346,7 @@ def told(result: Mapping[str, Any]) -> list[str]:
 def _hint(said: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """Where plans left what was recorded, what keeps them there."""
     strays = found["carried_out_unseen"] > 0.2 * found["carried_out"]
-    return " (--codes seen plans those that were alone)" if strays else ""
+    return " (--codes seen plans only those that were seen)" if strays else ""
 
 
 def _departures(protocol: Mapping[str, Any]) -> str:

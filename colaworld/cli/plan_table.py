@@ -80,6 +80,8 @@ def lines(table: Mapping[str, Any]) -> list[str]:
                     f"{task}: {name} minus {table['reference']}: {_share(apart, sign='+')} points, in pairs of the same "
                     f"episodes, {apart['seeds']} seed(s){_left_out(apart['left_out'])}"
                 )
+    if table["mean"] is None and len(table["tasks"]) > 1:
+        told.append("no mean over tasks: their numbers of episodes differ, or no method played all")
     if table["differing"]:
         told.append(f"not alike in all plans: {', '.join(table['differing'])}")
     for task, missing in table["missing"].items():

@@ -43,6 +43,14 @@ class Planned:
         said = self.result["protocol"]
         return f"{said['env']}/{said['task']}" if said.get("task") else str(said["env"])
 
+    def again(self, other: Planned) -> bool:
+        """Whether both have a row of one run for one task."""
+        mine, theirs = (
+            (one.task, (one.result.get("run") or {}).get("weights_sha256")) for one in (self, other)
+        )
+        rows = {*self.result["rows"]} & {*other.result["rows"]} - {*BOUNDS}
+        return mine[1] is not None and mine == theirs and bool(rows)
+
     def settings(self) -> dict[str, Any]:
         """Its protocol in flat keys, and what an episode has at most."""
         said = dict(leaves(self.result["protocol"]))
@@ -72,9 +80,13 @@ def read_plans(named: Sequence[str]) -> list[Planned]:
             raise ConfigError(
                 f"{path}: expected rows of the protocol's episodes, as `colaworld plan` writes them: it was changed"
             )
-        if any(name == two.name and path.samefile(two.path) for two in plans):
-            raise ConfigError(f"{one!r:.80}: given twice, and one plan is no second training seed")
-        plans.append(Planned(name, path, result))
+        made = Planned(name, path, result)
+        for two in plans:
+            if two.name == name and (path.samefile(two.path) or made.again(two)):
+                raise ConfigError(
+                    f"{one!r:.80}: given twice, as {two.path}, and one run is no second training seed"
+                )
+        plans.append(made)
     return plans
 
 
@@ -122,11 +134,12 @@ def joined(plans: Sequence[Planned], *, reference: str | None = None) -> dict[st
         lost[task] = {name: _limits(won[task], of_task, name) for name in names}
         said[task] = _shared(of_task)
     tasks = {task: _compared(methods, reference) for task, methods in won.items()}
+    over = _over_tasks(won) if len(won) > 1 else {}
     return {
         "format_version": FORMAT_VERSION,
         "reference": reference,
         "tasks": tasks,
-        "mean": _compared(_over_tasks(won), reference) if len(won) > 1 else None,
+        "mean": _compared(over, reference) if over else None,
         "limits": lost,
         "differing": sorted(differs),
         "missing": {
@@ -224,7 +237,10 @@ def _apart(name: str, won: Won, reference: str, theirs: Won) -> dict[str, Any]:
 
 
 def _over_tasks(won: Mapping[str, Mapping[str, Won]]) -> dict[str, Won]:
-    """Those methods that played every task alike often, tasks after one another."""
+    """Those methods that played every task alike often, tasks after one another; none where tasks have other numbers of
+    episodes, which a mean would weigh by them."""
+    if len({played.shape[1] for methods in won.values() for played in methods.values()}) > 1:
+        return {}
     names = [n for n in next(iter(won.values())) if all(n in methods for methods in won.values())]
     made = {}
     for name in names:

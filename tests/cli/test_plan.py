@@ -273,7 +273,8 @@ def test_plans_become_a_table(colaworld, planned, tmp_path) -> None:
     for seed in (0, 1):
         files.append(f"mine={tmp_path / str(seed)}")
         (tmp_path / str(seed)).mkdir()
-        (tmp_path / str(seed) / "plan.json").write_text(json.dumps(planned[0]))
+        another = planned[0] | {"run": planned[0]["run"] | {"weights_sha256": f"of seed {seed}"}}
+        (tmp_path / str(seed) / "plan.json").write_text(json.dumps(another))
     said = colaworld("plan-table", *files, "--json", tmp_path / "table.json")
     assert said.status == 0 and "mine 2, oracle 1, cloning 1, random 1, copy 1" in said.out
     table = json.loads((tmp_path / "table.json").read_text())

@@ -19,7 +19,7 @@ def planned(tmp_path):
     """Writes a plan.json with the given successes of each row; NAME=FOLDER of it."""
     count = 0
 
-    def write(name: str, rows: dict[str, str], **protocol: Any) -> str:
+    def write(name: str, rows: dict[str, str], weights: str = "", **protocol: Any) -> str:
         nonlocal count
         count += 1
         said = {
@@ -36,7 +36,9 @@ def planned(tmp_path):
         }
         (tmp_path / str(count)).mkdir()
         file = tmp_path / str(count) / "plan.json"
-        file.write_text(json.dumps({"format_version": 1, "protocol": said, "rows": won}))
+        made = {"format_version": 1, "protocol": said, "rows": won}
+        made["run"] = {"weights_sha256": weights} if weights else None
+        file.write_text(json.dumps(made))
         return f"{name}={file.parent}"
 
     return write
@@ -150,9 +152,30 @@ def test_a_plan_that_was_changed_is_refused(planned, keys, value) -> None:
 
 def test_one_plan_is_no_second_seed(planned) -> None:
     named = planned("joint", {"world": "x."})
-    with pytest.raises(ConfigError, match="given twice, and one plan is no second training seed"):
+    with pytest.raises(
+        ConfigError, match=r"given twice, as .*, and one run is no second training seed"
+    ):
         read_plans([named, f"{named}/plan.json"])
     assert len(read_plans([named, named.replace("joint", "two")])) == 2
+    first = planned("joint", {"world": "x."}, weights="ab")
+    again = planned("joint", {"world": "xx"}, weights="ab")
+    with pytest.raises(ConfigError, match="given twice"):
+        read_plans([first, again])
+    other = planned("joint", {"world": "xx"}, weights="cd")
+    rest = planned("joint", {"oracle-codes": "xx", "oracle": "xx"}, weights="ab")
+    elsewhere = planned("joint", {"world": "xx"}, weights="ab", task="open_slide")
+    assert len(read_plans([first, other, rest, elsewhere])) == 4
+
+
+def test_there_is_no_mean_over_tasks_of_other_numbers_of_episodes(planned) -> None:
+    named = (
+        planned("joint", {"world": "xx"}),
+        planned("joint", {"world": "..x"}, task="open_slide", goals="cd"),
+    )
+    table = joined(read_plans(named))
+    assert table["mean"] is None
+    assert "no mean over tasks: their numbers of episodes differ" in "\n".join(lines(table))
+    assert "mean" not in markdown(table)
 
 
 def test_seeds_without_a_partner_are_left_out_and_told(planned) -> None:
