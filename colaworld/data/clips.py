@@ -186,6 +186,10 @@ class ClipSet:
         """
         return self._cache.get((segment.episode, segment.first), lambda: self._decode(segment))
 
+    def is_decoded(self, segment: windows.Segment) -> bool:
+        """Whether the frames of a segment are in memory."""
+        return (segment.episode, segment.first) in self._cache
+
     def clip(self, decoded: Decoded, segment: windows.Segment, start: int, out: np.ndarray) -> bool:
         """Copy the clip at `start` (on the episode's clock) into out [T, 3, H, W].
 

@@ -45,7 +45,7 @@ class Fetcher:
             self._put(error)
 
     def _fetch(self, clips: ClipSet, segment: Segment) -> None:
-        if (segment.episode, segment.first) not in clips._cache:
+        if not clips.is_decoded(segment):
             self._wanted.put((clips, segment))
 
     def _decode(self) -> None:

@@ -88,7 +88,16 @@ def plan_run(
         file.compare(path, goals)
     pricing = Pricing(task, world, config, size=size, device=device)
     agents = Cast(
-        *(task, goals, planner, mpc, config, pricing, world, steering, cloned, device)
+        task=task,
+        goals=goals,
+        planner=planner,
+        mpc=mpc,
+        config=config,
+        pricing=pricing,
+        world=world,
+        steering=steering,
+        cloned=cloned,
+        device=device,
     ).agents()
     if not agents:
         raise ConfigError("--rows: nobody is left to play; a world needs --run, cloning --data")
