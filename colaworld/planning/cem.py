@@ -67,7 +67,7 @@ def icem(
 
     As the paper: coloured noise, elites that join the next round and (shifted) the next decision, fewer
     candidates from round to round, the mean among the candidates of the last round. A warm start is
-    the first mean and a candidate, its last step repeated.
+    the first mean and a candidate, its last step repeated: the best plan before, where the paper shifts its mean.
     """
     mean, std, half = begin(space, config.std, start, batch, horizon, generator.device, repeat=True)
     count, lowest = elite_count(config.elites, config.candidates), []

@@ -3,7 +3,7 @@
     w_i = exp(-gamma (cost_i - lowest cost)),  plan = sum w_i actions_i / sum w_i
 
 Sources: Williams et al. 2017, "Information theoretic MPC"; in this form PDDM (Nagabandi et al. 2019, arXiv
-1909.11652, equations 3 and 4) and VP2 (Tian et al. 2023, arXiv 2304.13723), whose settings are the defaults.
+1909.11652, equation 3) and VP2 (Tian et al. 2023, arXiv 2304.13723), whose settings are the defaults.
 """
 
 from __future__ import annotations
