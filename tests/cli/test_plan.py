@@ -252,7 +252,7 @@ def test_plans_of_codes_that_were_never_seen_are_told_how_to_stay(planned) -> No
     assert "--codes seen" not in "\n".join(told(result))
     strays = {**result["action_map"], "carried_out": 10, "carried_out_unseen": 3}
     said = "\n".join(told({**result, "action_map": strays}))
-    assert "3 of 10 codes carried out were not in it (--codes seen plans those" in said
+    assert "3 of 10 codes carried out were not in it (--codes seen plans only those" in said
 
 
 def test_codes_that_were_seen_are_planned_alone(colaworld, trained, scene, tmp_path) -> None:
