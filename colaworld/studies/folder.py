@@ -1,6 +1,6 @@
 """The folder of a study: where each run lies, what is known of it, and the commands that are left to do.
 
-    OUT/study.json                     the name, seeds, cap of steps and shared folder that it began with
+    OUT/study.json                     the name, seeds, cap of steps, shared folder and precision that it began with
     OUT/DATA/data                      the recorded set; OUT/DATA/generator: a run of nano.pretrain. What runs need first
                                        (these, generator-data, labelled) may lie in a folder that studies share
     OUT/DATA/ARM/seed-N/               an ordinary run folder
@@ -235,15 +235,19 @@ def jobs_of(
     seeds: int,
     max_steps: int | None = None,
     share: Path | None = None,
+    autocast: str | None = None,
 ) -> list[Job]:
     """Everything that has to be done, in the order in which it should: seed by seed, so that a study
     that is cut short has all arms.
 
     share: where recordings and generators are, or shall be, for other studies too; None: in `out`.
+    autocast: of the training of its runs, not of generators that others may share; None: as recipes say.
     Raises ConfigError on arms that do not fit, before anything is run.
     """
     out = out.resolve()
     study.check_budget()
+    if autocast is not None:
+        study = replace(study, changes={**study.changes, "training.autocast": autocast})
     if study.adapt is not None and max_steps is not None:
         how = study.adapt
         caps = {name: min(getattr(how, name), max_steps) for name in ("adapter_steps", "steps")}
@@ -355,10 +359,11 @@ def open_folder(
     max_steps: int | None,
     resume: bool,
     share: Path | None = None,
-) -> tuple[int, Path | None]:
-    """Begin a study's folder, or go on with it. Returns the number of seeds, those asked for, or those it
-    has, or 3; and the folder that it shares, that of before where none is named. ConfigError where it holds
-    another study."""
+    autocast: str | None = None,
+) -> dict[str, Any]:
+    """Begin a study's folder, or go on with it. Returns what else `jobs_of` needs: the number of seeds, those asked
+    for, or those it has, or 3; the cap of steps; the folder that it shares and the precision, those of before where
+    none is named. ConfigError where it holds another study."""
     share = share and share.resolve()
     path = out / "study.json"
     if path.is_file():
@@ -382,17 +387,25 @@ def open_folder(
             where = f"shares {there['share']}" if there["share"] else "has data of its own"
             raise ConfigError(f"--share: the study in {out} {where}, got {share}; leave it out")
         share = there["share"]
+        if autocast is not None and autocast != there["autocast"]:
+            how = there["autocast"] or "the precision of its recipes"
+            raise ConfigError(
+                f"--autocast: the study in {out} began with {how}, got {autocast}; leave it out, or name "
+                "another --out"
+            )
+        autocast = there["autocast"]
     elif out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"{out}: is not empty and holds no study; name another --out")
     seeds = 3 if seeds is None else seeds
     with writing(path):
-        told = {"study": study.name, "max_steps": max_steps, "seeds": seeds}
-        write_json(path, told if share is None else {**told, "share": str(share)})
-    return seeds, share
+        told: dict[str, Any] = {"study": study.name, "max_steps": max_steps, "seeds": seeds}
+        told |= {} if share is None else {"share": str(share)}
+        write_json(path, told if autocast is None else {**told, "autocast": autocast})
+    return {"seeds": seeds, "max_steps": max_steps, "share": share, "autocast": autocast}
 
 
 def begun(out: Path, study: Study) -> dict[str, Any]:
-    """What the study in a folder began with: {study, max_steps, seeds, share}.
+    """What the study in a folder began with: {study, max_steps, seeds, share, autocast}.
 
     Raises FileError where study.json does not say that, ConfigError where it is of another study.
     """
@@ -401,17 +414,19 @@ def begun(out: Path, study: Study) -> dict[str, Any]:
     counts = [there.get(key) for key in ("seeds", "max_steps")] if isinstance(there, dict) else []
     whole = [type(n) is int and n > 0 for n in counts]
     capped = bool(counts) and (whole[1] or ("max_steps" in there and counts[1] is None))
-    if not capped or not whole[0] or not isinstance(there.get("share", ""), str):
+    texts = [there.get(key, "") for key in ("share", "autocast")] if capped else []
+    if not capped or not whole[0] or not all(isinstance(text, str) for text in texts):
         raise FileError(
-            f"{path}: expected study, seeds, max_steps and perhaps share, as colaworld study writes them, got "
-            f"{there!r:.80}"
+            f"{path}: expected study, seeds, max_steps and perhaps share and autocast, as colaworld study writes "
+            f"them, got {there!r:.80}"
         )
     if there.get("study") != study.name:
         raise ConfigError(
             f"{out}: holds a study with study {there.get('study')!r}, asked for {study.name!r}; name "
             "another --out"
         )
-    return {**there, "share": Path(there["share"]) if "share" in there else None}
+    share = Path(there["share"]) if "share" in there else None
+    return {**there, "share": share, "autocast": there.get("autocast")}
 
 
 def finished_rows(jobs: Sequence[Job]) -> list[Row]:

@@ -172,6 +172,18 @@ def test_rollbacks_and_what_runs_were_made_from_are_told() -> None:
     assert "Not all runs had data and generator made by the same calls." in notes_of(arms)
 
 
+def test_notes_tell_the_precision_of_training() -> None:
+    half = {"changes": {"training.autocast": "bf16"}}
+    base, ours = [row("base", 0, [1] * 4, **half)], [row("ours", 0, [2] * 4, **half)]
+    assert "Trained in bfloat16 (autocast), measured in float32." in notes_of(
+        {"base": base, "ours": ours}
+    )
+    ours[0]["changes"] = {}
+    assert "Not all runs were trained in the same precision." in notes_of(
+        {"base": base, "ours": ours}
+    )
+
+
 def test_a_codebook_has_collapsed_where_it_stays_down() -> None:
     assert collapsed_at([(1, 0.8), (20, 0.2), (40, 0.4), (60, 0.1), (80, 0.0)], floor=0.3) == 60
     assert collapsed_at([(1, 0.1), (20, 0.3)], floor=0.3) is None

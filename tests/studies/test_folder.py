@@ -190,9 +190,10 @@ def test_the_folder_that_is_shared_is_remembered(tmp_path) -> None:
     share, other = tmp_path / "share", tmp_path / "other"
     call = {"seeds": 2, "max_steps": None}
     out = tmp_path / "out"
-    assert open_folder(out, study(), resume=False, share=share, **call) == (2, share)
+    began = open_folder(out, study(), resume=False, share=share, **call)
+    assert began == {**call, "share": share, "autocast": None}
     assert begun(out, study())["share"] == share
-    assert open_folder(out, study(), resume=True, **call) == (2, share)
+    assert open_folder(out, study(), resume=True, **call) == began
     with pytest.raises(
         ConfigError, match=r"--share: the study in .* shares .*share, got .*other; leave"
     ):
@@ -200,6 +201,24 @@ def test_the_folder_that_is_shared_is_remembered(tmp_path) -> None:
     open_folder(tmp_path / "own", study(), resume=False, **call)
     with pytest.raises(ConfigError, match=r"--share: the study in .* has data of its own, got"):
         open_folder(tmp_path / "own", study(), resume=True, share=other, **call)
+
+
+def test_the_precision_is_remembered_and_reaches_every_run_but_no_generator(tmp_path) -> None:
+    call = {"seeds": 1, "max_steps": None}
+    out = tmp_path / "out"
+    began = open_folder(out, study(), resume=False, autocast="bf16", **call)
+    assert began["autocast"] == "bf16" == begun(out, study())["autocast"]
+    assert open_folder(out, study(), resume=True, **call) == began
+    with pytest.raises(ConfigError, match=r"--autocast: .* began with bf16, got none; leave it"):
+        open_folder(out, study(), resume=True, autocast="none", **call)
+    open_folder(tmp_path / "own", study(), resume=False, **call)
+    with pytest.raises(ConfigError, match=r"--autocast: .* the precision of its recipes, got bf16"):
+        open_folder(tmp_path / "own", study(), resume=True, autocast="bf16", **call)
+    jobs = {job.name: job for job in jobs_of(pretrained(), out, **began)}
+    run = jobs["d/a/seed-0"]
+    assert run.config.training.autocast == "bf16"
+    assert run.of[0].changes["training.autocast"] == "bf16"  # and so in its row
+    assert jobs["d/generator"].config.training.autocast == "auto"
 
 
 # -- files that are broken -----------------------------------------------------------------------
@@ -220,6 +239,7 @@ def test_a_broken_state_is_named_with_what_to_do(text, tmp_path) -> None:
     [
         *("{}", "[1]", '{"study": "s", "max_steps": null, "seeds": "3"}', '{"study": "s"}', "{"),
         '{"study": "s", "max_steps": null, "seeds": 3, "share": 4}',
+        '{"study": "s", "max_steps": null, "seeds": 3, "autocast": 4}',
     ],
 )
 def test_a_broken_study_file_is_named(text, tmp_path) -> None:
@@ -231,14 +251,14 @@ def test_a_broken_study_file_is_named(text, tmp_path) -> None:
 
 
 def test_a_folder_is_of_one_study_and_its_seeds_may_only_grow(tmp_path) -> None:
-    assert open_folder(tmp_path, study(), seeds=2, max_steps=None, resume=False) == (2, None)
-    there = {"study": "s", "max_steps": None, "seeds": 2, "share": None}
+    assert open_folder(tmp_path, study(), seeds=2, max_steps=None, resume=False)["seeds"] == 2
+    there = {"study": "s", "max_steps": None, "seeds": 2, "share": None, "autocast": None}
     assert begun(tmp_path, study()) == there
     with pytest.raises(ConfigError, match=r"holds a study with study 's', asked for 'other'"):
         begun(tmp_path, study(name="other"))
     with pytest.raises(ConfigError, match=r"--seeds: .* has 2, which may only grow, got 1"):
         open_folder(tmp_path, study(), seeds=1, max_steps=None, resume=True)
-    assert open_folder(tmp_path, study(), seeds=3, max_steps=None, resume=True) == (3, None)
+    assert open_folder(tmp_path, study(), seeds=3, max_steps=None, resume=True)["seeds"] == 3
 
 
 def test_a_full_disk_is_said_with_the_file(tmp_path, monkeypatch) -> None:
