@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ class StudyOptions(Checked, at="--"):
     """Runs of each arm on each data set: seeds 0, 1, 2 ... of training, on the same data, under the same
     evaluation. 3 when none is given; as many as it began with where it is resumed."""
     jobs: Annotated[int, Range(ge=1, le=1024)] = 2
-    """Processes at once."""
+    """Processes at once. Several GPUs are shared out among them, one for each process."""
     threads: Annotated[int, Range(ge=1, le=1024)] = 1
     """Threads of each."""
     budget: str | None = None
@@ -127,6 +128,7 @@ def _run(
     out = _out(options)
     # Not above: torch takes seconds, and help and wrong calls need none of it.
     from colaworld.studies.page import write_study
+    from colaworld.studies.rollouts import rollouts_of
     from colaworld.studies.schedule import Scheduler
 
     def say(text: str) -> None:
@@ -137,6 +139,8 @@ def _run(
 
     runs = sum(job.of is not None for job in jobs)
     threads = f"{options.threads} thread{'s' if options.threads > 1 else ''} each"
+    gpus = several_gpus(options.device)
+    threads += f", over {len(gpus)} GPUs" if gpus else ""
     say(f"study {study.name}: {runs} runs, {options.jobs} at once, {threads}; {out}")
     for data in study.data if study.budget == "flops" else ():
         told = ", ".join(f"{arm} {by:.3f}" for arm, by in scales(study, data).items())
@@ -148,6 +152,7 @@ def _run(
         jobs=options.jobs,
         threads=options.threads,
         device=options.device,
+        gpus=gpus,
         budget=budget,
         say=say,
         done=keep,
@@ -164,7 +169,7 @@ def _run(
         page = out / "report.html"
         with writing(page):
             call = shlex.join([*program(), "study", *again])
-            write_study(page, study, rows, made=made, again=call)
+            write_study(page, study, rows, made=made, again=call, rollouts=rollouts_of(every))
         say(f"rows: {out / 'rows.json'}\nreport: {page}")
     elif options.rows is not None:
         say(f"--rows: no run is done yet, so that {options.rows} is not written")
@@ -182,6 +187,19 @@ def _check_first(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if job.of is None:
             job.check()
+
+
+def several_gpus(device: str) -> list[str]:
+    """The GPUs that processes may see, as CUDA_VISIBLE_DEVICES names them; none where there is one at most, or where
+    `device` names one."""
+    import torch
+
+    if device not in ("auto", "cuda") or torch.cuda.device_count() < 2:
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named:
+        return [name.strip() for name in named.split(",")][: torch.cuda.device_count()]
+    return [str(i) for i in range(torch.cuda.device_count())]
 
 
 def _out(options: StudyOptions) -> Path:

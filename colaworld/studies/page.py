@@ -37,8 +37,19 @@ _LABELS = {
 _TOGETHER = 5  # arms in one chart
 
 
-def write_study(path: Path, study: Study, rows: Sequence[Row], *, made: str, again: str) -> Path:
-    """Write the page, atomically. `made`: of how many runs; `again`: the command that makes it again."""
+def write_study(
+    path: Path,
+    study: Study,
+    rows: Sequence[Row],
+    *,
+    made: str,
+    again: str,
+    rollouts: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Path:
+    """Write the page, atomically.
+
+    made: of how many runs; again: the command that makes it again; rollouts: as `rollouts_of` gives them.
+    """
     sets = [
         {
             "name": name,
@@ -48,6 +59,7 @@ def write_study(path: Path, study: Study, rows: Sequence[Row], *, made: str, aga
             "adaptations": adaptations_table(arms),
             "plans": plans_table(arms),
             "budgets": budgets_table(arms),
+            "rollouts": (rollouts or {}).get(name),
             "charts": [
                 (NAMES[name], found)
                 for name, label in _LABELS.items()

@@ -47,6 +47,7 @@ class _Running:
     aim: tuple[str, str]
     log: BinaryIO
     from_byte: int  # of the log, where this command's output begins
+    gpu: str | None  # the one that it sees, where there are several
 
 
 class Scheduler:
@@ -57,6 +58,8 @@ class Scheduler:
         jobs: processes.
         threads: of each.
         device: for train and evaluate.
+        gpus: several GPUs, as CUDA_VISIBLE_DEVICES names them: each command sees one of them, that on which the
+            fewest run. Empty: all commands see what we see.
         budget: seconds after which no job is begun; None: all are.
         say: shows a line to a person.
         done: called with the row of each run that is done, its job's name first.
@@ -70,13 +73,14 @@ class Scheduler:
         jobs: int,
         threads: int = 1,
         device: str = "auto",
+        gpus: Sequence[str] = (),
         budget: float | None = None,
         say: Callable[[str], None] = print,
         done: Callable[[str, Row], None] = lambda name, row: None,
         program: Sequence[str] = (sys.executable, "-m", "colaworld"),
     ) -> None:
         self.waiting = list(waiting)
-        self.jobs, self.threads, self.device = jobs, threads, device
+        self.jobs, self.threads, self.device, self.gpus = jobs, threads, device, tuple(gpus)
         self.budget, self.say, self.done, self.program = budget, say, done, program
         self._running: list[_Running] = []
         self._tries: dict[str, int] = {}
@@ -155,7 +159,8 @@ class Scheduler:
                     self._finish(job)
                     return
                 job.note(row=None)  # of what was there before: what is made anew is not in it
-                process, from_byte = self._started(command, log)
+                gpu = self._free_gpu()
+                process, from_byte = self._started(command, log, gpu)
             except (ValueError, OSError) as error:
                 self._failed(job, str(error))
                 return
@@ -163,20 +168,27 @@ class Scheduler:
         if command[0] != "evaluate":
             goes_on = " (goes on)" if "--resume" in command else ""
             self.say(self._line(f"{job.name}: {command[0]}{goes_on}"))
-        self._running.append(_Running(job, process, command[0], _aim(command), log, from_byte))
+        aim = _aim(command)
+        self._running.append(_Running(job, process, command[0], aim, log, from_byte, gpu))
+
+    def _free_gpu(self) -> str | None:
+        """That on which the fewest commands run; None where there are not several."""
+        taken = [run.gpu for run in self._running]
+        return min(self.gpus, key=taken.count, default=None)
 
     def _started(
-        self, command: Sequence[str], log: BinaryIO
+        self, command: Sequence[str], log: BinaryIO, gpu: str | None
     ) -> tuple[subprocess.Popen[bytes], int]:
         """The process, and where in the log its output begins."""
         threads = str(self.threads)
+        seen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         from_byte = log.seek(0, os.SEEK_END)
         process = subprocess.Popen(
             [*self.program, *command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+            env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **seen},
             start_new_session=True,  # Ctrl-C is ours to pass on
             preexec_fn=_end_with_parent,
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from colaworld.cli.study import several_gpus
 from colaworld.studies import STUDIES
 
 # Two arms as small as the rest of these tests, registered from outside as a user's own study is.
@@ -301,3 +302,21 @@ def test_factors_of_equal_flops_are_told(study, colaworld, monkeypatch) -> None:
     assert said.status == 0, said.plain
     # cola: 850 x 1 + 850 x 2; naive: 1700 x 2
     assert "to take as many FLOPs as cola, times cola 1.000, naive 0.750" in said.plain
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "named", "expected"),
+    [
+        ("auto", 3, None, ["0", "1", "2"]),
+        ("cuda", 2, "GPU-a, 5", ["GPU-a", "5"]),
+        ("auto", 1, "5", []),
+        ("cuda:1", 3, None, []),
+        ("cpu", 3, None, []),
+    ],
+)
+def test_gpus_are_named_as_processes_see_them(device, count, named, expected, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert several_gpus(device) == expected

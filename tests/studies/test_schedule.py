@@ -24,6 +24,10 @@ import os, pathlib, signal, sys, time
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
 with (out.parent / "began").open("a") as file:
     print(out.name, file=file)
+if "together" in out.name:
+    (out.parent / f"{out.name}.gpu").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+    while len(list(out.parent.glob("*.gpu"))) < 3:
+        time.sleep(0.02)
 if "killed" in out.name:
     os.kill(os.getpid(), signal.SIGKILL)
 if "slow" in out.name:
@@ -62,6 +66,15 @@ def test_who_fails_is_tried_again_behind_the_others_and_named(tmp_path) -> None:
         "killed": "ended by SIGKILL",
         "after": "needs fails, which failed",
     }
+
+
+@pytest.mark.parametrize(("gpus", "seen"), [(("4", "7"), "447"), ((), ["all"] * 3)])
+def test_several_gpus_are_shared_out_among_the_processes(gpus, seen, tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    jobs = [job(tmp_path, f"together-{i}") for i in range(3)]
+    outcome = scheduler(tmp_path, jobs, [], jobs=3, gpus=gpus).run()
+    assert len(outcome.done) == 3
+    assert sorted(file.read_text() for file in tmp_path.glob("*.gpu")) == list(seen)
 
 
 def test_a_row_does_not_outlive_what_is_made_anew(tmp_path) -> None:

@@ -110,19 +110,28 @@ def shown_frames(artefacts: Artefacts, *, columns: int = 9) -> list[int]:
 
 def strips(artefacts: Artefacts) -> Iterator[dict[str, Any]]:
     """Rows of tiles, three per clip: the truth, the rollouts under inferred and random actions."""
-    picked, history = shown_frames(artefacts), artefacts.history
-    width = max(60, min(112, 900 // len(picked) - 6))
     kinds = {"truth": "truth", "inferred": "inferred actions", "random": "random actions"}
-    for clip, truth in enumerate(artefacts.truth):
+    for clip in range(len(artefacts.truth)):
         for name, words in kinds.items():
-            video, score = getattr(artefacts, name)[clip], ""
-            if name != "truth":
-                error = np.square((video[history:].astype(float) - truth[history:]) / 255)
-                mean = np.maximum(error.mean(axis=(1, 2, 3)), 1e-6)
-                score = f"{float((-10 * np.log10(mean)).mean()):.1f} dB"
-            tiles = [
-                tile(video[t : t + 1], width=width, alt=f"clip {clip + 1}, {words}, frame {t}")
-                for t in picked
-            ]
-            gap = name == "truth" and clip > 0  # above it
-            yield {"name": name, "words": words, "score": score, "gap": gap, "tiles": tiles}
+            yield strip(artefacts, name, clip, words=words, gap=name == "truth" and clip > 0)
+
+
+def strip(
+    artefacts: Artefacts, name: str, clip: int, *, words: str, gap: bool = False
+) -> dict[str, Any]:
+    """A row of tiles: the truth or a rollout of a clip, with the PSNR of its predicted frames.
+
+    words: what it is called; gap: whether there is one above it.
+    """
+    video, truth, history = getattr(artefacts, name)[clip], artefacts.truth[clip], artefacts.history
+    picked, score = shown_frames(artefacts), ""
+    width = max(60, min(112, 900 // len(picked) - 6))
+    if name != "truth":
+        error = np.square((video[history:].astype(float) - truth[history:]) / 255)
+        mean = np.maximum(error.mean(axis=(1, 2, 3)), 1e-6)
+        score = f"{float((-10 * np.log10(mean)).mean()):.1f} dB"
+    tiles = [
+        tile(video[t : t + 1], width=width, alt=f"clip {clip + 1}, {words}, frame {t}")
+        for t in picked
+    ]
+    return {"name": name, "words": words, "score": score, "gap": gap, "tiles": tiles}
