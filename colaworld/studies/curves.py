@@ -1,4 +1,4 @@
-"""Curves of rows over steps: how entropy, control and the probe went while arms trained.
+"""Curves of rows: how entropy, control and the probe went while arms trained, and rollouts frame by frame.
 
 Of an arm: the mean over seeds, and their range, the lowest and the highest. Between two measurements a curve is a
 straight line. Not here: drawing (page.py), how numbers of arms are compared (compare.py).
@@ -19,6 +19,8 @@ NAMES = {  # field of a row -> heading
     "entropy": "Entropy of the codes in use",
     "control": "Control on held-out clips",
     "probe": "Probe of held-out codes",
+    "psnr_ahead": "PSNR of rollouts, frame by frame",
+    "ssim_ahead": "SSIM of rollouts, frame by frame",
 }
 
 

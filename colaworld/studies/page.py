@@ -33,6 +33,8 @@ _LABELS = {
     "entropy": "entropy / log K",
     "control": "1 - inferred / shuffled loss",
     "probe": "accuracy or R²",
+    "psnr_ahead": "PSNR, dB",
+    "ssim_ahead": "SSIM",
 }
 _TOGETHER = 5  # arms in one chart
 
@@ -90,9 +92,10 @@ def write_study(
 def charts_of(
     arms: Mapping[str, Sequence[Row]], name: str, *, title: str, label: str
 ) -> list[Markup]:
-    """Charts of a curve of rows over steps, a few arms in each; none where no row has it."""
+    """Charts of a curve of rows, a few arms in each; none where no row has it."""
     told = list(curves_of(arms, name).items())
     charts = []
+    x_label = "frames ahead" if name.endswith("_ahead") else "step"
     for first in range(0, len(told), _TOGETHER):
         series: list[Series] = []
         for i, (arm, curve) in enumerate(told[first : first + _TOGETHER], start=1):
@@ -102,7 +105,7 @@ def charts_of(
         margin = 30 + 7 * max(len(arm) for arm, _ in told)
         charts.append(
             line_chart(
-                series, title=title, x_label="step", y_label=label, width=1020, margin=margin
+                series, title=title, x_label=x_label, y_label=label, width=1020, margin=margin
             )
         )
     return charts

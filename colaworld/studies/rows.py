@@ -83,6 +83,7 @@ def row_of(
             "entropy": _thinned(entropy),
             "control": _thinned(_curve(rows, "control", "control"), LOOKS),
             "probe": _thinned(_curve(rows, "probe", "score"), LOOKS),
+            **_ahead(found),
             "clips": _clips(found),
             "after": {one.key: more["clips"] for one, more in followed},
             "bounds": held,
@@ -206,6 +207,20 @@ def _beside(found: Mapping[str, Any]) -> dict[str, float | None]:
     """What numbers are held against: of the probe, chance and pixel differences."""
     probe = found.get("probe") or {}
     return {f"probe.{name}": probe.get(name) for name in ("chance", "pixel_difference")}
+
+
+def _ahead(found: Mapping[str, Any]) -> dict[str, list[list[float]]]:
+    """PSNR (dB) and SSIM of each predicted frame under inferred actions, and of the last given frame held on."""
+    ways = found["rollout"]["variants"]
+    lines = {
+        f"{prefix}{name}_ahead": ways[way].get(f"{name}_by_horizon") or []
+        for prefix, way in (("", "inferred"), ("copy_", "copy"))
+        for name in ("psnr", "ssim")
+    }
+    return {
+        name: [[i, round(value, 4)] for i, value in enumerate(line, start=1) if value is not None]
+        for name, line in lines.items()
+    }
 
 
 def _clips(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -188,11 +188,39 @@ def curves_table(arms: dict[str, list[Row]]) -> Table:
     return table if len(table) > 1 else []
 
 
-def _ranged(curve: Curve, i: int) -> str:
+def ahead_table(arms: dict[str, list[Row]]) -> Table:
+    """Rollouts frame by frame, as `curves_table`; below, what the last given frame would score."""
+    every = [row for rows in arms.values() for row in rows]
+    table: Table = []
+    for name, (heading, digits) in _AHEAD.items():
+        curves = curves_of(arms, f"{name}_ahead")
+        same = every[:1] if alike(every) else []  # whatever was trained
+        held = curves_of({"the last frame": same}, f"copy_{name}_ahead")
+        steps = max((curve.steps for curve in curves.values()), key=len, default=[])
+        shown = _spaced(steps)
+        table = table or [["frames ahead", "arm", "seeds", *(f"{step:g}" for step in shown)]]
+        for arm, curve in (curves | held).items():
+            at = {step: i for i, step in enumerate(curve.steps)}
+            cells = ["-" if s not in at else _ranged(curve, at[s], digits) for s in shown]
+            table.append([heading, arm, str(curve.seeds) if arm in arms else "", *cells])
+    return table if len(table) > 1 else []
+
+
+_AHEAD = {"psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 3)}
+
+
+def _spaced(steps: Sequence[float], most: int = 8) -> list[float]:
+    """At most so many of them, the first and the last among them."""
+    if len(steps) <= most:
+        return list(steps)
+    return [steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)]
+
+
+def _ranged(curve: Curve, i: int, digits: int = 2) -> str:
     if np.isnan(curve.mean[i]):
         return "-"
     values = (line[i] for line in (curve.mean, curve.low, curve.high))
-    mean, low, high = (f"{round(value, 2) + 0.0:.2f}" for value in values)  # no -0.00
+    mean, low, high = (f"{round(value, digits) + 0.0:.{digits}f}" for value in values)  # no -0.00
     return f"{mean} [{low}, {high}]" if curve.seeds > 1 else mean
 
 
@@ -241,8 +269,8 @@ def markdown(rows: Sequence[Row]) -> str:
     for data, arms in sets_of(rows).items():
         parts.append(f"### {data}")
         tables = (
-            *(arms_table, differences_table, adaptations_table, plans_table),
-            *(curves_table, budgets_table),
+            *(arms_table, differences_table, ahead_table, adaptations_table),
+            *(plans_table, curves_table, budgets_table),
         )
         for table in (make(arms) for make in tables):
             if table:

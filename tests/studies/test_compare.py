@@ -11,6 +11,7 @@ from colaworld.studies.compare import alike, arm_mean, difference
 from colaworld.studies.curves import curves_of, over_seeds
 from colaworld.studies.rows import collapsed_at, number_at, read_rows, write_rows
 from colaworld.studies.tables import (
+    ahead_table,
     arms_table,
     budgets_table,
     curves_table,
@@ -239,3 +240,27 @@ def test_curves_in_a_table() -> None:
     assert table[2][3:5] == ["0.20", "0.40"] and table[2][-1] == "0.70"
     assert "| control | base | 2 | - |" in markdown(rows)
     assert curves_table({"base": [row("base", 0, [1] * 4)]}) == []
+
+
+def test_rollouts_frame_by_frame_beside_the_last_frame() -> None:
+    def seen(psnr: list[float]) -> dict:
+        line = [[i, value] for i, value in enumerate(psnr, start=1)]
+        return {"psnr_ahead": line, "copy_psnr_ahead": [[1, 21.0], [2, 19.0], [3, 18.0]]}
+
+    rows = [
+        row("base", 0, [1] * 4, **seen([20, 19, 18])),
+        row("base", 1, [1] * 4, **seen([22, 19])),
+    ]
+    rows.append(row("ours", 0, [1] * 4))
+    (arms,) = sets_of(rows).values()
+    head, *table = ahead_table(arms)
+    assert head == ["frames ahead", "arm", "seeds", "1", "2", "3"]
+    shown = ["21.00 [20.00, 22.00]", "19.00 [19.00, 19.00]", "18.00 [18.00, 18.00]"]
+    assert table[0] == ["PSNR, dB", "base", "2", *shown]
+    assert table[1] == ["PSNR, dB", "the last frame", "", "21.00", "19.00", "18.00"]
+    assert len(table) == 2  # no SSIM is known, and nothing of ours
+    rows[1]["clips"]["rolled"] = "others"
+    assert len(ahead_table(arms)) == 2  # one line for all would be wrong
+    many = row("base", 0, [1] * 4, psnr_ahead=[[i, 20.0] for i in range(1, 33)])
+    shown = ahead_table({"base": [many]})[0][3:]
+    assert shown[0] == "1" and shown[-1] == "32" and len(shown) == 8
