@@ -1,5 +1,7 @@
-"""What follows a run of a study: adaptations to real actions, plans; their commands, and what is read of them.
+"""What follows a run of a study: evaluations on other sets, adaptations to real actions, plans; their commands, and
+what is read of them.
 
+    seed-N-elsewhere-NAME/evaluation.json    numbers under "elsewhere.NAME."
     seed-N-labels-L/adaptation.json      numbers under "adapted.L."
     seed-N-plan-SPACE/plan.json          numbers under "planned.SPACE."
 
@@ -10,13 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from colaworld.evaluation.layout import read_evaluation
 from colaworld.files import FileError, read_json
-from colaworld.studies.study import Adaptation, Planning
+from colaworld.studies.readings import clips_in, number_at
+from colaworld.studies.study import ELSEWHERE, Adaptation, Planning
 
 BOUNDS = ("oracle", "cloning", "random", "copy")
 
@@ -26,7 +30,7 @@ class Following:
     """A command after a run, and the folder that it makes."""
 
     key: str
-    """What its numbers begin with: "adapted.100", "planned.latent"."""
+    """What its numbers begin with: "elsewhere.colour", "adapted.100", "planned.latent"."""
     out: Path
     call: tuple[str, ...]
     """Arguments of colaworld, without --device."""
@@ -35,7 +39,7 @@ class Following:
     @property
     def file(self) -> Path:
         """What is there when it is done."""
-        return self.out / ("adaptation.json" if self.call[0] == "adapt" else "plan.json")
+        return self.out / _KINDS[self.call[0]][0]
 
     def command(self, *, device: str) -> list[str] | None:
         """What is left to do; None where it is done."""
@@ -46,7 +50,7 @@ class Following:
 
     def read(self) -> dict[str, Any]:
         """{numbers, clips}; FileError where its file does not say so."""
-        read = _adaptation if self.call[0] == "adapt" else _plan
+        read = _KINDS[self.call[0]][1]
         try:
             numbers, clips = read(self.file)
         except (KeyError, TypeError, IndexError) as error:
@@ -57,6 +61,18 @@ class Following:
             "numbers": {f"{self.key}.{name}": of for name, of in numbers.items()},
             "clips": clips,
         }
+
+
+def elsewhere(sets: Mapping[str, Path], base: Path) -> list[Following]:
+    """Of a run in `base`: an evaluation on each of these sets, by name."""
+    return [
+        Following(
+            f"elsewhere.{name}",
+            _beside(base, f"{ELSEWHERE}{name}"),
+            ("evaluate", str(base), "--data", str(path)),
+        )
+        for name, path in sets.items()
+    ]
 
 
 def adaptations(how: Adaptation, base: Path, labelled: Path, *, seed: int) -> list[Following]:
@@ -160,3 +176,18 @@ def _plan(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "episode": list(range(len(row["episodes"]))),
         "values": {"success": [float(one["success"]) for one in row["episodes"]]},
     }
+
+
+def _evaluation(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Delta-PSNR over random codes and PSNR (dB) of rollouts, and the probe."""
+    found = read_evaluation(path)
+    keys = {"delta_psnr": "delta_psnr.random", "psnr": "rollout.psnr", "probe": "probe.score"}
+    return {name: number_at(found, key) for name, key in keys.items()}, clips_in(found)
+
+
+# What a verb leaves when it is done, and how that is read.
+_KINDS: dict[str, tuple[str, Callable[[Path], tuple[dict[str, Any], dict[str, Any]]]]] = {
+    "evaluate": ("evaluation.json", _evaluation),
+    "adapt": ("adaptation.json", _adaptation),
+    "plan": ("plan.json", _plan),
+}

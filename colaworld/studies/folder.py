@@ -7,7 +7,9 @@
     OUT/DATA/ARM/seed-N.yaml           the configuration that was asked for
     OUT/DATA/ARM/seed-N.log, .json     what its commands said; how it stands, and its row
     OUT/DATA/labelled, bounds          where a study adapts or plans: its set, what plans are held against
-    OUT/DATA/ARM/seed-N-labels-L/, seed-N-plan-SPACE/    the adapted runs, and the plans
+    OUT/DATA/elsewhere-NAME            sets that no run is trained on
+    OUT/DATA/ARM/seed-N-elsewhere-NAME/, seed-N-labels-L/, seed-N-plan-SPACE/    evaluations there, the adapted runs,
+                                       and the plans
     OUT/rows.json, report.html         of all runs that are done
 
 Not here: starting processes (schedule.py), what is in a row (rows.py).
@@ -25,10 +27,10 @@ from typing import Any
 from colaworld.config import ConfigError, leaves, load_yaml, to_dict, to_yaml
 from colaworld.files import FileError, read_json, write_atomically, write_json
 from colaworld.runs.config import RunConfig
-from colaworld.studies.after import Following, adaptations, bounds_call, plans
+from colaworld.studies.after import Following, adaptations, bounds_call, elsewhere, plans
 from colaworld.studies.flops import scales
 from colaworld.studies.rows import Row, missing_in, row_of, writing
-from colaworld.studies.study import Arm, DataSet, Study, changed, config_of
+from colaworld.studies.study import ELSEWHERE, Arm, DataSet, Study, changed, config_of
 from colaworld.training.same_run import config_sha256
 
 STOPPED = re.compile(r"^stopped: (.*)$", re.MULTILINE)  # as the trainer says it
@@ -56,6 +58,8 @@ class Job:
     """Of a run: the set with actions that it is adapted on and plans with."""
     bounds: Path | None = None
     """Of a run that plans: the plan.json of what its plans are held against."""
+    elsewhere: dict[str, Path] = field(default_factory=dict)
+    """Of a run: sets that it is also measured on, by name."""
     made: dict[str, str] = field(default_factory=dict)
     """Of a run: how what it needs first is made, by name: the command, or the hash of what the generator is trained by."""
     shared: bool = False
@@ -80,11 +84,11 @@ class Job:
 
     @property
     def after(self) -> list[Following]:
-        """What follows the run: adaptations, plans; nothing where it was stopped."""
+        """What follows the run: evaluations elsewhere, adaptations, plans; nothing where it was stopped."""
         if self.of is None or self.labelled is None or "stopped" in self.state():
             return []
         study, data, _, seed = self.of
-        found: list[Following] = []
+        found = elsewhere(self.elsewhere, self.base)
         if study.adapt is not None:
             found += adaptations(study.adapt, self.base, self.labelled, seed=seed)
         if study.plan and data.plan is not None:
@@ -264,6 +268,12 @@ def jobs_of(
             labelled = home / "labelled"
             jobs.append(_recorded(labelled, f"{data.name}/labelled", data.labelled))
             needs = (*needs, f"{data.name}/labelled")
+        others = {} if not study.elsewhere else data.elsewhere
+        sets = {name: home / f"{ELSEWHERE}{name}" for name in others}
+        for other, arguments in others.items():
+            told = f"{data.name}/{ELSEWHERE}{other}"
+            jobs.append(_recorded(sets[other], told, arguments))
+            needs = (*needs, told)
         jobs = [replace(job, shared=share is not None) for job in jobs]
         first += jobs
         made = {job.base.name: _made(job) for job in jobs}
@@ -292,6 +302,7 @@ def jobs_of(
                         of=(study, data, arm, seed),
                         labelled=labelled,
                         bounds=bounds,
+                        elsewhere=sets,
                         made=made,
                     )
                 )

@@ -180,6 +180,7 @@ JOINT_OR_TWO_STAGE = Study(
     data=WORLDS,
     reference="two_stage",
     adapt=Adaptation(),
+    elsewhere=True,
 )
 
 PLANNING = Study(
@@ -214,7 +215,7 @@ EQUAL_FLOPS = replace(
     ),
     budget="flops",
     adapt=None,
-    plan=False,
+    elsewhere=False,
 )
 
 WARMUP = Study(

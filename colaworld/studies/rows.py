@@ -17,6 +17,7 @@ from colaworld.files import FileError, plain, read_json, write_atomically, write
 from colaworld.runs.config import RunConfig, read_config
 from colaworld.studies.after import Following, bounds_of
 from colaworld.studies.flops import flops_of
+from colaworld.studies.readings import ahead_in, beside_in, clips_in, number_at
 from colaworld.studies.study import Arm, DataSet, Study
 
 POINTS = 60  # of a curve, at most
@@ -79,39 +80,18 @@ def row_of(
             "collapsed_at": collapsed_at(entropy, floor=_floor(config)),
             "numbers": {key: number_at(found, key) for key in study.measures}
             | {key: of for _, more in followed for key, of in more["numbers"].items()},
-            "beside": _beside(found),
+            "beside": beside_in(found),
             "entropy": _thinned(entropy),
             "control": _thinned(_curve(rows, "control", "control"), LOOKS),
             "probe": _thinned(_curve(rows, "probe", "score"), LOOKS),
-            **_ahead(found),
-            "clips": _clips(found),
+            **ahead_in(found),
+            "clips": clips_in(found),
             "after": {one.key: more["clips"] for one, more in followed},
             "bounds": held,
             "made": dict(made or {}),
             "commit": ran.get("commit"),
             "config_sha256": ran.get("config_sha256"),
         }
-    )
-
-
-def number_at(found: Mapping[str, Any], key: str) -> dict[str, float | None] | None:
-    """{mean, low, high} of what stands under a key of an evaluation; None where there is no such number.
-
-    Raises FileError where the key leads to something else.
-    """
-    value: Any = found
-    for name in key.split("."):
-        if not isinstance(value, Mapping):
-            return None  # as `codebook` of continuous latents, or `probe` of data without actions
-        value = value.get(name)
-    if value is None:
-        return None
-    if isinstance(value, Mapping) and "mean" in value:
-        return {name: value.get(name) for name in ("mean", "low", "high")}
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return {"mean": float(value), "low": None, "high": None}
-    raise FileError(
-        f"evaluation.json: {key}: expected a number or {{mean, low, high}}, got {value!r:.60}"
     )
 
 
@@ -201,35 +181,3 @@ def _floor(config: RunConfig) -> float:
     """Entropy under which a codebook counts as collapsed, as the run's own gate or alarm says."""
     rules = [rule for phase in config.scheduled() for rule in (phase.gate, phase.alarm) if rule]
     return rules[0].floor if rules else 0.3
-
-
-def _beside(found: Mapping[str, Any]) -> dict[str, float | None]:
-    """What numbers are held against: of the probe, chance and pixel differences."""
-    probe = found.get("probe") or {}
-    return {f"probe.{name}": probe.get(name) for name in ("chance", "pixel_difference")}
-
-
-def _ahead(found: Mapping[str, Any]) -> dict[str, list[list[float]]]:
-    """PSNR (dB) and SSIM of each predicted frame under inferred actions, and of the last given frame held on."""
-    ways = found["rollout"]["variants"]
-    lines = {
-        f"{prefix}{name}_ahead": ways[way].get(f"{name}_by_horizon") or []
-        for prefix, way in (("", "inferred"), ("copy_", "copy"))
-        for name in ("psnr", "ssim")
-    }
-    return {
-        name: [[i, round(value, 4)] for i, value in enumerate(line, start=1) if value is not None]
-        for name, line in lines.items()
-    }
-
-
-def _clips(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Which clips were rolled out and each one's numbers, with five digits; empty where not told."""
-    clips = found.get("clips")
-    if clips is None:
-        return {}
-    values = {
-        name: [None if v is None else float(f"{v:.5g}") for v in of]
-        for name, of in clips["values"].items()
-    }
-    return {"rolled": clips["rolled"], "episode": clips["episode"], "values": values}

@@ -23,6 +23,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_.+-]*")
 
 # What stands beside a folder of that name: OUT/DATA/data and data.json beside arms, OUT/rows.json beside data.
 _BESIDE_ARMS = ("data", "generator", "generator-data", "labelled", "bounds")
+ELSEWHERE = "elsewhere-"  # what folders of other sets begin with
 _BESIDE_DATA = ("study.json", "rows.json", "report.html")
 _OWN = ("training.seed", "data.path")
 
@@ -55,7 +56,8 @@ class Arm(Checked, at="arm."):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_name("arm.name", self.name, taken=self.name.split(".")[0] in _BESIDE_ARMS)
+        taken = self.name.split(".")[0] in _BESIDE_ARMS or self.name.startswith(ELSEWHERE)
+        _check_name("arm.name", self.name, taken=taken)
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,14 @@ class DataSet(Checked, at="data."):
     """Arguments of `colaworld record` for what an adaptation learns from. Empty: the data set itself."""
     plan: Planning | None = None
     """How studies that plan do it on these data; None: they do not."""
+    elsewhere: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name -> arguments of `colaworld record` of other sets, that no run is trained on: studies that measure elsewhere
+    evaluate every run on the held-out episodes of each."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in self.elsewhere:
+            _check_name("data.elsewhere", name)
         _check_name("data.name", self.name, taken=self.name in _BESIDE_DATA)
         if bool(self.record) == (self.path is not None):
             raise ConfigError(
@@ -155,6 +162,8 @@ class Study(Checked, at="study."):
     """What each run is adapted with, and measured after."""
     plan: bool = False
     """Whether each run plans, where its data set says how."""
+    elsewhere: bool = False
+    """Whether each run is also measured on what its data set names as elsewhere."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -67,11 +67,37 @@ def differences_table(arms: dict[str, list[Row]]) -> Table:
             continue
         cells = []
         for key in keys:
-            told = difference(rows, arms[name], key)
-            agree = "" if told is None else f" ({told.agree} of {told.seeds})"
-            cells.append(cell(told, _digits(key), signed=True) + agree)
+            cells.append(signed_cell(difference(rows, arms[name], key), _digits(key)))
         table.append([arm, *cells])
     return table if len(table) > 1 else []
+
+
+def elsewhere_table(arms: dict[str, list[Row]]) -> Table:
+    """Runs measured on sets that they were not trained on, and against the reference arm."""
+    every = [row for rows in arms.values() for row in rows]
+    reference = _reference(arms)
+    columns = {"delta_psnr": "delta-PSNR over random, dB", "psnr": "PSNR, dB", "probe": "probe"}
+    apart = [f"{told}, minus {reference}" for told in columns.values()]
+    table = [["elsewhere", "arm", "seeds", *columns.values(), *apart]]
+    found = (key.split(".")[1] for key in measured(every) if key.startswith("elsewhere."))
+    for name in dict.fromkeys(found):
+        for arm, rows in arms.items():
+            keys = [f"elsewhere.{name}.{column}" for column in columns]
+            means = [arm_mean(rows, key) for key in keys]
+            if means[1] is None:
+                continue
+            cells = [cell(mean, 2) for mean in means]
+            against = ["-"] * len(keys)
+            if reference not in (None, arm):
+                against = [signed_cell(difference(rows, arms[reference], key)) for key in keys]
+            table.append([name, arm, str(means[1].seeds), *cells, *against])
+    return table if len(table) > 1 else []
+
+
+def signed_cell(told: Told | None, digits: int = 2) -> str:
+    """A difference, and in how many seeds it has the mean's sign."""
+    agree = "" if told is None else f" ({told.agree} of {told.seeds})"
+    return cell(told, digits, signed=True) + agree
 
 
 def adaptations_table(arms: dict[str, list[Row]]) -> Table:
@@ -102,9 +128,7 @@ def adaptations_table(arms: dict[str, list[Row]]) -> Table:
             cells = [cell(m, 2, signed=n == "gain") for m, n in zip(means, columns, strict=True)]
             apart = "-"
             if reference not in (None, arm):
-                found = difference(rows, arms[reference], key + "psnr")
-                agree = "" if found is None else f" ({found.agree} of {found.seeds})"
-                apart = cell(found, 2, signed=True) + agree
+                apart = signed_cell(difference(rows, arms[reference], key + "psnr"))
             table.append([labels, arm, str(means[1].seeds), *cells, apart])
     return table if len(table) > 1 else []
 
@@ -143,7 +167,7 @@ _BOUNDS = {
 def _evaluated(arms: dict[str, list[Row]]) -> list[str]:
     """Keys of the numbers of evaluation.json."""
     keys = measured([row for rows in arms.values() for row in rows])
-    return [key for key in keys if not key.startswith(("adapted.", "planned."))]
+    return [key for key in keys if not key.startswith(("elsewhere.", "adapted.", "planned."))]
 
 
 def _reference(arms: dict[str, list[Row]]) -> str | None:
@@ -269,8 +293,8 @@ def markdown(rows: Sequence[Row]) -> str:
     for data, arms in sets_of(rows).items():
         parts.append(f"### {data}")
         tables = (
-            *(arms_table, differences_table, ahead_table, adaptations_table),
-            *(plans_table, curves_table, budgets_table),
+            *(arms_table, differences_table, ahead_table, elsewhere_table),
+            *(adaptations_table, plans_table, curves_table, budgets_table),
         )
         for table in (make(arms) for make in tables):
             if table:

@@ -6,12 +6,15 @@ from colaworld.studies.study import DataSet, Planning
 
 STICKY = ("--behaviour", "sticky-random", "--repeat", "0.3")
 # As the demo records; the shipped generator saw other episodes of the same world.
+_PLAYED = (
+    *("crafter", "--episodes", "80", "--steps", "100", "--seed", "7", *STICKY),
+    *("--start", "varied"),
+)
 CRAFTER = DataSet(
     "crafter",
-    record=(
-        *("crafter", "--episodes", "80", "--steps", "100", "--seed", "7", *STICKY),
-        *("--start", "varied"),
-    ),
+    record=_PLAYED,
+    # The same episodes in another look, and so the same ones held out.
+    elsewhere={look: (*_PLAYED, "--vary", look) for look in ("colour", "texture")},
     # Other episodes, and enough for 10 000 labels beside those held out.
     labelled=(
         *("crafter", "--episodes", "150", "--steps", "100", "--seed", "8", *STICKY),
@@ -34,9 +37,11 @@ CRAFTER = DataSet(
 # the disc is sent is told from where it was sent before.
 _EVERY_FIFTH = {"data.stride": 5, "data.actions": "relative"}
 _PUSHED = ("pusht", "--size", "32", "--steps", "200", "--behaviour", "mixture", "--repeat", "0.9")
+_SHOWN = (*_PUSHED, "--episodes", "160", "--seed", "7")
 PUSHT = DataSet(
     "pusht",
-    record=(*_PUSHED, "--episodes", "160", "--seed", "7"),
+    record=_SHOWN,
+    elsewhere={look: (*_SHOWN, "--vary", look) for look in ("colour", "texture")},
     pretrain=(*_PUSHED, "--episodes", "400", "--seed", "1000"),
     pretrain_changes={
         "data.stride": 5,

@@ -1,4 +1,4 @@
-"""What follows the runs of a study, adaptations and plans: from the commands to the tables."""
+"""What follows the runs of a study, evaluations elsewhere, adaptations, plans: from the commands to the tables."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import pytest
 
 from colaworld.config import ConfigError
 from colaworld.files import FileError
-from colaworld.studies.after import adaptations, bounds_of, plans
+from colaworld.studies.after import adaptations, bounds_of, elsewhere, plans
 from colaworld.studies.compare import difference
 from colaworld.studies.folder import jobs_of
 from colaworld.studies.nano import JOINT_OR_TWO_STAGE
 from colaworld.studies.study import Adaptation, Planning
-from colaworld.studies.tables import adaptations_table, arms_table, plans_table
+from colaworld.studies.tables import adaptations_table, arms_table, elsewhere_table, plans_table
+
+GOLDEN = Path(__file__).parents[1] / "evaluation" / "golden.json"
 
 
 def write(out: Path, psnr: list[float]) -> Path:
@@ -49,10 +51,18 @@ def row(folder: Path, arm: str, seed: int, psnr: list[float]) -> dict:
 
 def test_each_run_is_adapted_with_each_number_of_labels(tmp_path):
     job = next(j for j in jobs_of(JOINT_OR_TWO_STAGE, tmp_path, seeds=1) if j.of)
-    assert job.needs == ("crafter/data", "crafter/labelled")
+    looks = ["colour", "texture"]
+    sets = [f"crafter/elsewhere-{look}" for look in looks]
+    assert job.needs == ("crafter/data", "crafter/labelled", *sets)
     (job.base / "weights").mkdir(parents=True)
     (job.base / "weights" / "model.safetensors").touch()
     (job.base / "evaluation.json").touch()
+    for look, path in zip(looks, sets, strict=True):
+        out = job.base.with_name(f"seed-0-elsewhere-{look}")
+        call = ["evaluate", str(job.base), "--data", str(tmp_path / path), "--out", str(out)]
+        assert job.command(device="cpu") == [*call, "--device", "cpu"]
+        out.mkdir()
+        (out / "evaluation.json").touch()
     asked = []
     while (command := job.command(device="cpu")) is not None:
         assert command[:4] == ["adapt", str(job.base), "--data", str(tmp_path / "crafter/labelled")]
@@ -164,7 +174,7 @@ def test_plans_of_other_episodes_than_their_bounds_are_refused(tmp_path):
 
 def test_a_run_whose_plans_are_of_other_episodes_makes_no_row(tmp_path):
     crafter = replace(JOINT_OR_TWO_STAGE.data[0], plan=Planning("crafter"))
-    study = replace(JOINT_OR_TWO_STAGE, data=(crafter,), adapt=None, plan=True)
+    study = replace(JOINT_OR_TWO_STAGE, data=(crafter,), adapt=None, plan=True, elsewhere=False)
     job = next(job for job in jobs_of(study, tmp_path, seeds=1) if job.of)
     (latent,) = job.after
     world = {"success": {"mean": 0.0, "low": 0.0, "high": 1.0}, "seconds_per_decision": 1.0}
@@ -181,3 +191,35 @@ def test_a_run_whose_plans_are_of_other_episodes_makes_no_row(tmp_path):
 def test_labels_that_make_no_sense_are_refused(labels):
     with pytest.raises(ConfigError, match=r"adaptation\.labels.*(different numbers|>= 1)"):
         replace(JOINT_OR_TWO_STAGE, adapt=Adaptation(labels=labels))
+
+
+def test_what_runs_do_elsewhere_is_compared_clip_by_clip(tmp_path):
+    """Where a run was stopped, or a study does not ask, nothing is measured elsewhere."""
+    found = json.loads(GOLDEN.read_text())["moves"]["result"]
+    rows = []
+    for arm, gain in (("ours", 2.0), ("two_stage", 0.0)):
+        for seed in (0, 1):
+            (one,) = elsewhere({"colour": tmp_path}, tmp_path / arm / f"seed-{seed}")
+            found["rollout"]["psnr"] = {"mean": 20 + gain, "low": 19.0, "high": 23.0}
+            clips = {"rolled": "same", "probed": "same", "episode": [0, 1]}
+            values = {"psnr": [19 + gain, 21 + gain], "delta_psnr": [1.0, 2.0]}
+            one.out.mkdir(parents=True)
+            one.file.write_text(json.dumps(found | {"clips": {**clips, "values": values}}))
+            read = one.read()
+            more = {"data": "d", "arm": arm, "seed": seed, "reference": "two_stage", "entropy": []}
+            more |= {"numbers": read["numbers"], "after": {one.key: read["clips"]}}
+            rows.append(more | {"clips": {}, "collapsed_at": None})
+    arms = {"ours": rows[:2], "two_stage": rows[2:]}
+    head, ours, theirs = elsewhere_table(arms)
+    assert head[:3] == ["elsewhere", "arm", "seeds"] and head[7] == "PSNR, dB, minus two_stage"
+    assert ours[:3] == ["colour", "ours", "2"] and ours[7] == "+2.00 [+2.00, +2.00] (2 of 2)"
+    assert theirs[4].startswith("20.00 [19.00, 21.00]") and theirs[6:] == ["-"] * 3
+    assert arms_table(arms)[0] == [
+        "arm",
+        "seeds",
+        "collapsed",
+    ]  # elsewhere is not among its numbers
+    asks_not = replace(JOINT_OR_TWO_STAGE, elsewhere=False)
+    jobs = jobs_of(asks_not, tmp_path, seeds=1)
+    assert not [job.name for job in jobs if "elsewhere" in job.name]
+    assert not [one.key for one in jobs[-1].after if "elsewhere" in one.key]

@@ -9,7 +9,8 @@ import pytest
 from colaworld.files import FileError
 from colaworld.studies.compare import alike, arm_mean, difference
 from colaworld.studies.curves import curves_of, over_seeds
-from colaworld.studies.rows import collapsed_at, number_at, read_rows, write_rows
+from colaworld.studies.readings import number_at
+from colaworld.studies.rows import collapsed_at, read_rows, write_rows
 from colaworld.studies.tables import (
     ahead_table,
     arms_table,

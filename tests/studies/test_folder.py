@@ -100,7 +100,8 @@ def test_what_a_study_sets_itself_is_refused_as_a_change(key, where) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["data", "generator", "generator-data", "labelled", "bounds", "data.json"]
+    "name",
+    ["data", "generator", "generator-data", "labelled", "bounds", "data.json", "elsewhere-a"],
 )
 def test_names_of_other_files_are_refused(name) -> None:
     with pytest.raises(
