@@ -20,6 +20,7 @@ from colaworld.studies import STUDIES, Study
 from colaworld.studies.flops import scales
 from colaworld.studies.folder import Job, begun, chosen, finished_rows, jobs_of, open_folder
 from colaworld.studies.rows import Row, write_rows, writing
+from colaworld.studies.study import in_precision
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -60,8 +61,9 @@ class StudyOptions(Checked, at="--"):
     device: str = "auto"
     """cpu, cuda, or auto, for every run."""
     autocast: Literal["none", "bf16"] | None = None
-    """Precision of the training of every run: bf16 makes it about twice as fast on a CPU that has AMX. As recipes say
-    (bf16 on a GPU, none on a CPU) when it is not named; measured is in float32 all the same."""
+    """Precision in which each run is trained and adapted; generators keep theirs. bf16 is faster on a CPU that has AMX.
+    As recipes say (bf16 on a GPU, none on a CPU) when it is not named. `colaworld evaluate` measures in float32 all the
+    same; control and probe while a run trains are in the precision of its training."""
 
 
 def run(argv: list[str]) -> int:
@@ -84,11 +86,14 @@ def run(argv: list[str]) -> int:
         if not (out / "study.json").is_file():
             raise ConfigError(f"--status: {out} holds no study yet")
         there = begun(out, study)
-        jobs = jobs_of(study, out, **{k: v for k, v in there.items() if k != "study"})
+        study = in_precision(study, there["autocast"])
+        jobs = jobs_of(study, out, **{k: there[k] for k in ("seeds", "max_steps", "share")})
         print(status(chosen(jobs, **wanted)))
         return 0
     # Before anything is written, so that a wrong call leaves nothing behind.
-    chosen(jobs_of(study, out, seeds=1, max_steps=options.max_steps), **wanted)
+    asked = {name: getattr(options, name) for name in ("max_steps", "share")}
+    first = jobs_of(in_precision(study, options.autocast), out, seeds=1, **asked)
+    chosen(first, **wanted)
     if options.share is not None and not makeable(options.share):
         raise ConfigError(f"--share: expected a folder, there or to be made, got {options.share}")
     if options.rows is not None and (options.rows.is_dir() or not makeable(options.rows.parent)):
@@ -104,10 +109,11 @@ def run(argv: list[str]) -> int:
             "another --out"
         ) from None
     try:
-        asked = {name: getattr(options, name) for name in ("max_steps", "share", "autocast")}
         if not (out / "study.json").is_file():  # what does not fit leaves a new folder empty
-            _check_first(chosen(jobs_of(study, out, seeds=1, **asked), **wanted))
-        began = open_folder(out, study, seeds=options.seeds, resume=options.resume, **asked)
+            _check_first(chosen(first, **wanted))
+        asked |= {name: getattr(options, name) for name in ("seeds", "autocast", "resume")}
+        began = open_folder(out, study, **asked)
+        study = in_precision(study, began.pop("autocast"))
         jobs = jobs_of(study, out, **began)
         finished_rows(jobs)  # a broken file is said now, not after hours
         _check_first(chosen(jobs, **wanted))

@@ -239,19 +239,15 @@ def jobs_of(
     seeds: int,
     max_steps: int | None = None,
     share: Path | None = None,
-    autocast: str | None = None,
 ) -> list[Job]:
     """Everything that has to be done, in the order in which it should: seed by seed, so that a study
     that is cut short has all arms.
 
     share: where recordings and generators are, or shall be, for other studies too; None: in `out`.
-    autocast: of the training of its runs, not of generators that others may share; None: as recipes say.
     Raises ConfigError on arms that do not fit, before anything is run.
     """
     out = out.resolve()
     study.check_budget()
-    if autocast is not None:
-        study = replace(study, changes={**study.changes, "training.autocast": autocast})
     if study.adapt is not None and max_steps is not None:
         how = study.adapt
         caps = {name: min(getattr(how, name), max_steps) for name in ("adapter_steps", "steps")}
@@ -372,9 +368,9 @@ def open_folder(
     share: Path | None = None,
     autocast: str | None = None,
 ) -> dict[str, Any]:
-    """Begin a study's folder, or go on with it. Returns what else `jobs_of` needs: the number of seeds, those asked
-    for, or those it has, or 3; the cap of steps; the folder that it shares and the precision, those of before where
-    none is named. ConfigError where it holds another study."""
+    """Begin a study's folder, or go on with it. Returns {seeds, max_steps, share, autocast}: the number of seeds, those
+    asked for, or those it has, or 3; the folder that it shares and the precision, those of before where none is named.
+    ConfigError where it holds another study."""
     share = share and share.resolve()
     path = out / "study.json"
     if path.is_file():
@@ -425,8 +421,8 @@ def begun(out: Path, study: Study) -> dict[str, Any]:
     counts = [there.get(key) for key in ("seeds", "max_steps")] if isinstance(there, dict) else []
     whole = [type(n) is int and n > 0 for n in counts]
     capped = bool(counts) and (whole[1] or ("max_steps" in there and counts[1] is None))
-    texts = [there.get(key, "") for key in ("share", "autocast")] if capped else []
-    if not capped or not whole[0] or not all(isinstance(text, str) for text in texts):
+    fits = capped and isinstance(there.get("share", ""), str)
+    if not fits or not whole[0] or there.get("autocast", "none") not in ("none", "bf16"):
         raise FileError(
             f"{path}: expected study, seeds, max_steps and perhaps share and autocast, as colaworld study writes "
             f"them, got {there!r:.80}"
@@ -437,7 +433,8 @@ def begun(out: Path, study: Study) -> dict[str, Any]:
             "another --out"
         )
     share = Path(there["share"]) if "share" in there else None
-    return {**there, "share": share, "autocast": there.get("autocast")}
+    known = {key: there[key] for key in ("study", "max_steps", "seeds")}
+    return {**known, "share": share, "autocast": there.get("autocast")}
 
 
 def finished_rows(jobs: Sequence[Job]) -> list[Row]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -203,6 +203,24 @@ class Study(Checked, at="study."):
                 f"study {self.name!r}: expected arms of equal budgets, got clips trained on: {told}; "
                 "make them equal, or say budget='own'"
             )
+
+
+def in_precision(study: Study, autocast: str | None) -> Study:
+    """A study whose runs are trained with this `training.autocast`, and adapted so; None: as recipes say. Generators
+    are not, which studies share.
+
+    Raises ConfigError where the study sets it itself.
+    """
+    key = "training.autocast"
+    if autocast is None:
+        return study
+    parts: tuple[Study | DataSet | Arm, ...] = (study, *study.data, *study.arms)
+    for one in parts:
+        if key in one.changes:
+            raise ConfigError(
+                f"--autocast: the study {study.name!r} sets {key} itself ({one.name!r}); leave it out"
+            )
+    return replace(study, changes={**study.changes, key: autocast})
 
 
 STUDIES: Registry[Study] = Registry("study", ConfigError)

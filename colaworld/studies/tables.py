@@ -266,11 +266,11 @@ def notes_of(arms: dict[str, list[Row]]) -> list[str]:
         notes.append(
             "Not all runs were measured on the same clips: their differences are over seeds alone."
         )
-    trained = {row.get("changes", {}).get("training.autocast") for row in every}
+    trained = {row.get("changes", {}).get("training.autocast", "auto") for row in every}
     if trained == {"bf16"}:
-        notes.append("Trained in bfloat16 (autocast), measured in float32.")
+        notes.append("Trained in bfloat16 (autocast), evaluated in float32.")
     elif len(trained) > 1:
-        notes.append("Not all runs were trained in the same precision.")
+        notes.append(f"Runs differ in training.autocast: {', '.join(sorted(trained))}.")
     seeds = {arm: len(rows) for arm, rows in arms.items()}
     if len(set(seeds.values())) > 1:
         told = ", ".join(f"{arm} {count}" for arm, count in seeds.items())

@@ -293,6 +293,22 @@ def test_data_of_another_study_are_taken_or_refused_before_anything_begins(
     )
 
 
+def test_the_precision_is_told_at_once_and_goes_on(tmp_path, from_outside, colaworld) -> None:
+    file, out = tmp_path / "plugin_tiny.py", tmp_path / "out"
+    file.write_text(RECORDED)
+    from_outside(file)
+    call = ["study", "tiny", "--budget", "0.000000001s", "--out", out]
+    assert colaworld(*call, "--seeds", 1, "--autocast", "bf16").status == 0
+    there = json.loads((out / "study.json").read_text())
+    assert there["autocast"] == "bf16"
+    (out / "study.json").write_text(json.dumps(there | {"note": "of mine"}))
+    assert colaworld("study", "tiny", "--out", out, "--status").status == 0
+    other = colaworld(*call, "--resume", "--autocast", "none")
+    assert other.status == 2 and "--autocast: the study in" in other.plain
+    assert colaworld(*call, "--resume").status == 0
+    assert json.loads((out / "study.json").read_text())["autocast"] == "bf16"
+
+
 def test_factors_of_equal_flops_are_told(study, colaworld, monkeypatch) -> None:
     told = {"warmup": 1.0, "joint": 2.0}  # of a clip, in place of traced steps
     monkeypatch.setattr("colaworld.studies.flops._of_clip", lambda text, height, width: told)

@@ -176,14 +176,10 @@ def test_rollbacks_and_what_runs_were_made_from_are_told() -> None:
 
 def test_notes_tell_the_precision_of_training() -> None:
     half = {"changes": {"training.autocast": "bf16"}}
-    base, ours = [row("base", 0, [1] * 4, **half)], [row("ours", 0, [2] * 4, **half)]
-    assert "Trained in bfloat16 (autocast), measured in float32." in notes_of(
-        {"base": base, "ours": ours}
-    )
-    ours[0]["changes"] = {}
-    assert "Not all runs were trained in the same precision." in notes_of(
-        {"base": base, "ours": ours}
-    )
+    arms = {"base": [row("base", 0, [1] * 4, **half)], "ours": [row("ours", 0, [2] * 4, **half)]}
+    assert "Trained in bfloat16 (autocast), evaluated in float32." in notes_of(arms)
+    arms["ours"][0]["changes"] = {}
+    assert "Runs differ in training.autocast: auto, bf16." in notes_of(arms)
 
 
 def test_a_codebook_has_collapsed_where_it_stays_down() -> None:

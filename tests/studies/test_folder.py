@@ -14,6 +14,7 @@ from colaworld.files import FileError
 from colaworld.studies import Arm, DataSet, Study
 from colaworld.studies.folder import begun, finished_rows, jobs_of, open_folder
 from colaworld.studies.rows import FIELDS, write_rows
+from colaworld.studies.study import in_precision
 
 
 def study(**more) -> Study:
@@ -215,11 +216,18 @@ def test_the_precision_is_remembered_and_reaches_every_run_but_no_generator(tmp_
     open_folder(tmp_path / "own", study(), resume=False, **call)
     with pytest.raises(ConfigError, match=r"--autocast: .* the precision of its recipes, got bf16"):
         open_folder(tmp_path / "own", study(), resume=True, autocast="bf16", **call)
-    jobs = {job.name: job for job in jobs_of(pretrained(), out, **began)}
+    half = in_precision(pretrained(), "bf16")
+    jobs = {job.name: job for job in jobs_of(half, out, seeds=1)}
     run = jobs["d/a/seed-0"]
     assert run.config.training.autocast == "bf16"
     assert run.of[0].changes["training.autocast"] == "bf16"  # and so in its row
     assert jobs["d/generator"].config.training.autocast == "auto"
+    assert in_precision(pretrained(), None) == pretrained()
+    own = study(arms=(Arm("a", "nano.cola", {"training.autocast": "none"}),))
+    with pytest.raises(
+        ConfigError, match=r"--autocast: the study 's' sets training.autocast .*'a'"
+    ):
+        in_precision(own, "bf16")
 
 
 # -- files that are broken -----------------------------------------------------------------------
@@ -240,7 +248,7 @@ def test_a_broken_state_is_named_with_what_to_do(text, tmp_path) -> None:
     [
         *("{}", "[1]", '{"study": "s", "max_steps": null, "seeds": "3"}', '{"study": "s"}', "{"),
         '{"study": "s", "max_steps": null, "seeds": 3, "share": 4}',
-        '{"study": "s", "max_steps": null, "seeds": 3, "autocast": 4}',
+        '{"study": "s", "max_steps": null, "seeds": 3, "autocast": "fp8"}',
     ],
 )
 def test_a_broken_study_file_is_named(text, tmp_path) -> None:
