@@ -93,7 +93,11 @@ def markdown(table: Mapping[str, Any]) -> str:
     """The same for a document: a row for each method, a column for each task."""
     from colaworld.studies.tables import as_markdown
 
-    tasks = {task.rpartition("/")[2]: row for task, row in table["tasks"].items()}
+    short = [task.rpartition("/")[2] for task in table["tasks"]]
+    tasks = {
+        name if short.count(name) == 1 else task: row
+        for name, (task, row) in zip(short, table["tasks"].items(), strict=True)
+    }
     if table["mean"] is not None:
         tasks["mean"] = table["mean"]
     last = list(tasks)[-1]

@@ -25,8 +25,31 @@ from colaworld.runs.planning_success import Won, gained, success
 
 FORMAT_VERSION = 1
 _SAME = ("env", "task", "quality", "goals", "steps of the environment")
-_ELSE = ("episode_seeds", "goals_file", "device", "threads", "batch", "shown", "protocol", "seed")
+_ELSE = (
+    "episode_seeds",
+    "goals_file",
+    "device",
+    "threads",
+    "batch",
+    "shown",
+    "protocol",
+    "seed",
+    "size",
+)
+_OF_WORLD = ("space", "codes", "prior", "sampler")
 BOUNDS = tuple(row for row in get_args(Row) if row != "world" and row not in NEEDS)
+_PLANNING = ("oracle", "copy", "oracle-state")  # bounds that plan, and what they do that by:
+_BY = (
+    "planner",
+    "mpc",
+    "block",
+    "encoder",
+    "distance_weight",
+    "head",
+    "head_weight",
+    "over",
+    "penalty",
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +79,15 @@ class Planned:
         said = dict(leaves(self.result["protocol"]))
         steps = said.get("mpc.steps", 0) * said.get("block", 1) * said.get("mpc.action_repeat", 1)
         return {**said, "steps of the environment": steps}
+
+    @property
+    def rolled(self) -> bool:
+        """Whether a row of it is of a run's world, or played by bounds alone."""
+        return not self.result["rows"].keys() <= {*BOUNDS}
+
+    def states(self, key: str) -> bool:
+        """Whether a setting says anything of it: bounds alone have no world."""
+        return self.rolled or key.split(".")[0] not in _OF_WORLD
 
 
 def read_plans(named: Sequence[str]) -> list[Planned]:
@@ -153,7 +185,7 @@ def joined(plans: Sequence[Planned], *, reference: str | None = None) -> dict[st
 
 def _checked(plans: Sequence[Planned]) -> set[str]:
     """Which settings differ among plans of one task."""
-    first, differs = plans[0].settings(), set()
+    first = plans[0].settings()
     for one in plans[1:]:
         here = one.settings()
         for key in _SAME:
@@ -162,23 +194,52 @@ def _checked(plans: Sequence[Planned]) -> set[str]:
                     f"{one.path}: {key} is {here.get(key)!r:.60}, in {plans[0].path} {first.get(key)!r:.60}; plans of "
                     "one task are compared on the same episodes and budget (colaworld goals)"
                 )
-        differs |= {
-            key
-            for key in here.keys() | first.keys()
-            if here.get(key) != first.get(key) and key.split(".")[0] not in _ELSE
-        }
-    return differs
+    _check_bounds(plans)
+    return {
+        key
+        for key, said in _every(plans).items()
+        if key.split(".")[0] not in _ELSE and any(value != said[0] for value in said)
+    }
+
+
+def _check_bounds(plans: Sequence[Planned]) -> None:
+    """ConfigError where a bound was played by other planners, or under another loop or cost: those are no seeds of it."""
+    for row in _PLANNING:
+        played = [one for one in plans if row in one.result["rows"]]
+        for one in played[1:]:
+            here, there = _of_bound(one), _of_bound(played[0])
+            for key in here | there:
+                if here.get(key) != there.get(key):
+                    raise ConfigError(
+                        f"{one.path}: {row} was played under {key} {here.get(key)!r:.60}, in {played[0].path} "
+                        f"{there.get(key)!r:.60}; a bound of one task has one planner, loop and cost: let one of both "
+                        "play it (--rows)"
+                    )
+
+
+def _of_bound(plan: Planned) -> dict[str, Any]:
+    """The settings that a planner plays bounds by. They see frames: no context of a world, no head that reads latents."""
+    said = plan.settings()
+    out = {"mpc.context"} | ({"head", "head_weight"} if said.get("cost") == "latents" else set())
+    return {
+        key: value for key, value in said.items() if key.split(".")[0] in _BY and key not in out
+    }
+
+
+def _every(plans: Sequence[Planned]) -> dict[str, list[Any]]:
+    """What each setting is in those plans that it says anything of, None where it is not told."""
+    told = [(one, one.settings()) for one in plans]
+    keys = dict.fromkeys(key for one, said in told for key in said if one.states(key))
+    return {key: [said.get(key) for one, said in told if one.states(key)] for key in keys}
 
 
 def _shared(plans: Sequence[Planned]) -> dict[str, Any]:
     """The settings that are alike in all plans of a task, in flat keys."""
-    every = [one.settings() for one in plans]
     skipped = ("device", "threads", "batch", "shown", "episode_seeds", "goals_file")
     return {
-        key: value
-        for key, value in every[0].items()
-        if key.split(".")[0] not in skipped
-        and all(key in said and said[key] == value for said in every)
+        key: said[0]
+        for key, said in _every(plans).items()
+        if key.split(".")[0] not in skipped and all(value == said[0] for value in said)
     }
 
 
@@ -201,8 +262,8 @@ def _called(method: str, row: str) -> str:
 
 def _limits(won: Mapping[str, Won], plans: Sequence[Planned], method: str) -> list[dict[str, Any]]:
     """What the parts of a method lose, of the rows that as many of its seeds played as there are; nothing where its
-    plans are of two spaces."""
-    spaces = {one.settings().get("space") for one in plans if one.name == method}
+    plans are of two spaces. A plan of bounds alone has none."""
+    spaces = {one.settings().get("space") for one in plans if one.name == method and one.rolled}
     if len(spaces) != 1 or method not in won:
         return []
     (space,) = spaces

@@ -218,3 +218,70 @@ def test_what_limits_each_method_is_taken_from_its_own_worlds(planned) -> None:
     assert alone["limits"]["robodesk/push_red"]["joint"] == []  # its success says it
     with pytest.raises(ConfigError, match="a name other than oracle, cloning, random, copy, orac"):
         read_plans(["oracle-state=runs/plan"])
+
+
+def test_a_plan_of_bounds_alone_says_nothing_of_the_world_whose_name_it_bears(planned) -> None:
+    """As docs/study.md plans PushT: the bounds once, under the name of one of the methods."""
+    rolled = {"space": "real", "size": None, "codes": "all", "sampler": {"steps": 3}}
+    free = {"space": None, "size": 32, "codes": "all", "sampler": None}
+    coded = rolled | {"space": "latent", "codes": "seen"}
+    bounds = planned("two", {"oracle": "xxx.", "oracle-state": "xxxx"}, **free)
+    mine, theirs = (
+        planned("two", {"world": "x..."}, **rolled),
+        planned("joint", {"world": "xx.."}, **coded),
+    )
+    for named in ([theirs, mine, bounds], [bounds, theirs, mine]):
+        table = joined(read_plans(named))
+        for name, first in (("two", "adapter"), ("joint", "generator")):
+            told = table["limits"]["robodesk/push_red"][name]
+            assert [one["parts"][0] for one in told] == [first, "cost", "planner"]
+        assert table["differing"] == ["codes", "space"]
+        assert table["protocol"]["robodesk/push_red"]["sampler.steps"] == 3
+    other = planned("two", {"world": "x..."}, **rolled | {"sampler": {"steps": 5}})
+    assert joined(read_plans([bounds, mine, other]))["differing"] == ["sampler.steps"]
+    mixed = joined(read_plans([mine, planned("two", {"world": "x..."}, **coded), bounds]))
+    assert mixed["limits"]["robodesk/push_red"]["two"] == []
+
+
+@pytest.mark.parametrize("row", ["oracle", "copy", "oracle-state"])
+def test_a_bound_under_another_planner_is_no_second_seed(planned, row) -> None:
+    """Nor is it one bound where it was played alike: whose it is could not be said."""
+    kept = {"planner": {"kind": "cem"}, "mpc": {"steps": 15, "horizon": 5, "context": 2}}
+    kept |= {"cost": "frames", "penalty": 0.0, "head": None}
+    first = planned("joint", {"world": "x.", row: "x."}, **kept)
+    for other, words in (
+        ({"planner": {"candidates": 9, "kind": "cem"}}, r"planner\.candidates 9, in .* None"),
+        ({"planner": {"kind": "shooting", "bins": 3}}, r"planner\.kind 'shooting', in .* 'cem'"),
+        ({"mpc": {"steps": 15, "horizon": 2}}, r"mpc\.horizon 2, in .* 5"),
+        ({"penalty": 0.5}, r"penalty 0\.5, in .* 0\.0"),
+        ({"head": "a.safetensors"}, r"head 'a\.safetensors', in .* None"),
+    ):
+        for marks in (".x", "x."):
+            second = planned("two", {"world": "xx", row: marks}, **kept | other)
+            path = second.partition("=")[2]
+            said = rf"plan\.json: {row} was played under {words}"
+            with pytest.raises(ConfigError, match=said) as told:
+                joined(read_plans([first, second]))
+            assert path in str(told.value) and first.partition("=")[2] in str(told.value)
+    # What bounds do not read, and rows that nobody plans, may differ.
+    latents = {"cost": "latents", "head": "a.safetensors", "head_weight": 2.0, "seed": 1}
+    latents["mpc"] = kept["mpc"] | {"context": 4}
+    for named in (
+        [first, planned("two", {"world": "xx", row: ".x"}, **kept | latents)],
+        [
+            first,
+            planned("two", {"world": "xx", "random": ".x"}, **kept | {"planner": {"kind": "mppi"}}),
+        ],
+    ):
+        assert joined(read_plans(named))["tasks"]["robodesk/push_red"][row]["seeds"] in (1, 2)
+
+
+def test_tasks_of_one_name_in_two_environments_are_two_columns(planned) -> None:
+    named = (
+        planned("joint", {"world": "xx"}),
+        planned("joint", {"world": ".."}, env="desk", goals="cd"),
+        planned("joint", {"world": "x."}, task="open_slide", goals="ef"),
+    )
+    head, _, row = markdown(joined(read_plans(named))).splitlines()
+    assert head.split(" | ")[2:5] == ["robodesk/push_red", "desk/push_red", "open_slide"]
+    assert [cell.split()[0] for cell in row.split(" | ")[2:6]] == ["100.0", "0.0", "50.0", "50.0"]
