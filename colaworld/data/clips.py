@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from statistics import mode
 
 import numpy as np
@@ -94,31 +95,32 @@ class ClipSet:
         for found in self.source.broken:  # not before: the error lists them, too
             lost = f" (episodes lost: {found.episodes})" if found.episodes > 1 else ""
             tell_once(logging.WARNING, f"skipped: {found.reason}{lost}")
-        self.segments: list[windows.Segment] = []
-        self._most_frames = 0  # in a segment
+        self._made: tuple[int, list[windows.Segment]] = 0, []  # by the most frames of a segment
         self.cut()
-        self.too_short = self._too_short()
+        self.too_short = [e for e in self.episodes if not self._holds_a_clip(e)]
         self._check_short()
 
     def cut(self, streams: int = 1) -> None:
         """Cut the episodes into `segments` of which each of `streams` streams can hold two at a time."""
+        self.segments = self.segments_for(streams)
+        self.count = sum(segment.starts for segment in self.segments)  # clips, before cuts
+
+    def segments_for(self, streams: int) -> list[windows.Segment]:
+        """The `segments` that `cut(streams)` would make. Changes none."""
         held = int(self.config.cache_mb * 1e6 / max(8, 2 * streams))
         most = max(1, held // (3 * self.height * self.width))
-        if most == self._most_frames:
-            return
-        self._most_frames = most
-        self.segments = [
-            segment
-            for episode in self.episodes
-            for segment in windows.segments(
-                episode.index,
-                self._timing[episode.index].length,
-                clip_span=self.span(episode.index),
-                most_frames=most,
-                begin=self._begin,
-            )
-        ]
-        self.count = sum(segment.starts for segment in self.segments)  # clips, before cuts
+        if most != self._made[0]:
+            made = [
+                windows.segments(
+                    n, self.length(n), clip_span=self.span(n), most_frames=most, begin=self._begin
+                )
+                for n in (episode.index for episode in self.episodes)
+            ]
+            self._made = most, list(chain.from_iterable(made))
+        return self._made[1]
+
+    def _holds_a_clip(self, episode: EpisodeInfo) -> bool:
+        return self.length(episode.index) >= self._begin + self.span(episode.index)
 
     def _shorten(self, lengths: dict[int, int]) -> None:
         """Let each episode end behind so many recorded frames; what is too short for a clip goes."""
@@ -131,24 +133,13 @@ class ClipSet:
                 )
             if not timing.resampled:
                 self._timing[episode.index] = replace(timing, length=most)
-        self.episodes = [
-            e
-            for e in self.episodes
-            if self._timing[e.index].length >= self._begin + self.span(e.index)
-        ]
+        self.episodes = [e for e in self.episodes if self._holds_a_clip(e)]
         self.labels = sum(lengths[e.index] - 1 for e in self.episodes)
         if not self.episodes:
             raise DataError(
                 f"{self.config.path}: data.labels: {self.config.labels} recorded transitions hold no "
                 f"clip of {self.config.frames_per_clip} frames; ask for more"
             )
-
-    def _too_short(self) -> list[EpisodeInfo]:
-        return [
-            e
-            for e in self.episodes
-            if self._timing[e.index].length < self._begin + self.span(e.index)
-        ]
 
     @property
     def action_spec(self) -> ActionSpec | None:
@@ -184,21 +175,27 @@ class ClipSet:
 
         A broken segment is counted and comes back as not usable; DataError when there are too many.
         """
-        return self._cache.get((segment.episode, segment.first), lambda: self._decode(segment))
+        return self._cache.get(segment, lambda: self._decode(segment))
 
     def is_decoded(self, segment: windows.Segment) -> bool:
         """Whether the frames of a segment are in memory."""
-        return (segment.episode, segment.first) in self._cache
+        return segment in self._cache
 
     def clip(self, decoded: Decoded, segment: windows.Segment, start: int, out: np.ndarray) -> bool:
         """Copy the clip at `start` (on the episode's clock) into out [T, 3, H, W].
 
-        False, and nothing copied, if it crosses a scene cut or the segment is broken.
+        False, and nothing copied, if it crosses a scene cut or the segment is broken. Raises ValueError
+        where `decoded`, the frames of the segment, does not hold the clip.
         """
         if not decoded.usable:
             return False
         stride, first = self._timing[segment.episode].stride, start - segment.first
         reach = windows.span(self.config.frames_per_clip, stride)
+        if first < 0 or first + reach > len(decoded.frames):
+            raise ValueError(
+                f"{self.source.episodes[segment.episode].path}: the clip at {start} is not among the "
+                f"{len(decoded.frames)} decoded frames of segment {segment.first}..{segment.stop - 1}"
+            )
         if len(decoded.cuts) and windows.crosses(first, reach, decoded.cuts):
             return False
         out[:] = decoded.frames[first : first + reach : stride]
@@ -288,13 +285,12 @@ class ClipSet:
     def _decode(self, segment: windows.Segment) -> Decoded:
         info = self.source.episodes[segment.episode]
         try:
-            frames_of = f"frames {segment.first}..{segment.stop - 1}"
-            with self._timed(f"{info.path}: {info.name}, {frames_of}"):
+            what = f"{info.path}: {info.name}, frames {segment.first}..{segment.stop - 1}"
+            with self._timed(what):
                 frames = self._read(info, segment)
-            if frames.min() == frames.max():
+            if (value := frames.min()) == frames.max():
                 raise BrokenFileError(
-                    f"{info.path}: {info.name}, frames {segment.first}..{segment.stop - 1}: nothing "
-                    f"but the value {frames.min()} (a renderer or camera that failed?)"
+                    f"{what}: nothing but the value {value} (a renderer or camera that failed?)"
                 )
         except BrokenFileError as error:
             self.leave_out(segment.episode, str(error))

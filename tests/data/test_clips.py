@@ -50,6 +50,38 @@ def test_a_long_film_in_pieces_is_the_same_film(tmp_path, film, number_of) -> No
     assert clips._cache.bytes <= clips.config.cache_mb * 1e6
 
 
+def test_frames_kept_from_before_a_new_cut_are_not_taken_for_others(
+    tmp_path, film, number_of
+) -> None:
+    film(tmp_path / "a.mp4", range(104))
+    clips = ClipSet(_config(tmp_path, cache_mb=8 * 104.5 * 3 * 32 * 80 / 1e6))
+    held = []
+    for streams in (16, 4, 16, 4):  # the first begins at frame 0 in each
+        clips.cut(streams)
+        first = clips.segments[0]
+        held.append(len(clips.decoded(first).frames))
+        assert held[-1] == first.stop - first.first and clips.is_decoded(first)
+        for start in (0, 24, 25, 49, 100):
+            assert _shown(clips, number_of, start) == list(range(start, start + 4))
+    assert held == [26, 104, 26, 104]
+
+
+def test_frames_of_another_segment_are_refused(tmp_path, film) -> None:
+    film(tmp_path / "a.mp4", range(60))
+    clips = ClipSet(_config(tmp_path))
+    clips.cut(10**9)
+    short, second = (clips.decoded(segment) for segment in clips.segments[:2])
+    segment = replace(clips.segments[0], stop=60, starts=57)
+    out = np.full((4, 3, 32, 80), 7, np.uint8)
+    told = r"a\.mp4: the clip at {} is not among the 4 decoded frames of segment {}"
+    for start in (1, 3, 50):
+        with pytest.raises(ValueError, match=told.format(start, r"0\.\.59")):
+            clips.clip(short, segment, start, out)
+    with pytest.raises(ValueError, match=told.format(0, r"1\.\.4")):
+        clips.clip(second, clips.segments[1], 0, out)
+    assert (out == 7).all()
+
+
 def test_fps_picks_frames_by_their_times(tmp_path, film, number_of) -> None:
     film(tmp_path / "even/a.mp4", range(40), fps=20)
     clips = ClipSet(_config(tmp_path / "even", fps=8.0))  # every 2.5th
