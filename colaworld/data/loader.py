@@ -78,9 +78,10 @@ class ClipLoader:
             raise ValueError("ClipLoader: latents are of one data set, these are several")
         episodes = [len(clips.source.episodes) for clips in self.sets.values()]
         self.first_episode = dict(zip(self.sets, accumulate([0, *episodes]), strict=False))
-        self._use_streams(config.streams or self._most_streams())
+        streams = config.streams or self._most_streams()
+        self._use(streams, self._orders_of(streams))
         self._slots = 0  # handed out by all processes
-        self._at: Positions = {k: dict.fromkeys(self.sets, (0, 0)) for k in self._own(0)}
+        self._at: Positions = {k: dict.fromkeys(self.sets, (0, 0)) for k in self._own(streams, 0)}
         self._builder: BatchBuilder | None = None
         self._fetcher: Fetcher | None = None
         if with_actions:
@@ -174,11 +175,9 @@ class ClipLoader:
         is that of the state.
 
         Raises ValueError if the order would not be the same: another seed or data set; or if the
-        streams cannot be shared by this many processes.
+        streams cannot be shared by this many processes. The loader then goes on as if nothing was asked.
         """
         state = _converted(state)
-        if state["streams"] != self.streams:
-            self._use_streams(state["streams"])
         now = self.state_dict()
         for name in ("seed", "clips", "latents", "shares"):
             if state.get(name) != now.get(name):
@@ -186,25 +185,37 @@ class ClipLoader:
                     f"ClipLoader: the state was taken with {name}={state.get(name)}, this loader "
                     f"has {name}={now.get(name)}; resume with the same data and seed"
                 )
-        slots = int(state["slots"])
-        own = self._own(slots)
-        if missing := [stream for stream in own if str(stream) not in state["at"]]:
+        streams, slots = int(state["streams"]), int(state["slots"])
+        orders = self.orders if streams == self.streams else self._orders_of(streams)
+        at = {k: self._places(state["at"], k) for k in self._own(streams, slots)}
+        self.close()  # before the change: threads see one cut and its orders
+        self._use(streams, orders)
+        self._slots, self._at = slots, at
+
+    def _places(self, at: Mapping[str, Any], stream: int) -> dict[str, tuple[int, int]]:
+        """Epoch and position of a stream in each set, out of the `at` of a state."""
+        if str(stream) not in at:
             raise ValueError(
-                f"ClipLoader: the state lacks stream {missing[0]} of rank {self.rank}; merge_states "
+                f"ClipLoader: the state lacks stream {stream} of rank {self.rank}; merge_states "
                 "joins those of all ranks"
             )
-        self.close()
-        self._slots = slots
-        self._at = {}
-        for k in own:
-            at = state["at"][str(k)]
-            places = at if self.config.mixture else {"data": at}
-            self._at[k] = {name: (int(e), int(p)) for name, (e, p) in places.items()}
+        found = at[str(stream)]
+        try:
+            places = found if self.config.mixture else {"data": found}
+            made = {name: (int(e), int(p)) for name, (e, p) in places.items()}
+        except (AttributeError, TypeError, ValueError):
+            made = {}
+        if made.keys() != self.sets.keys():
+            raise ValueError(
+                f"ClipLoader: the place of stream {stream} in the state should be [epoch, position]"
+                f"{' of each set' if self.config.mixture else ''}, got {found!r}"
+            )
+        return made
 
-    def _own(self, slots: int) -> range:
-        """Streams that this rank reads behind `slots` of the run, which another number of processes may
-        have handed out."""
-        return range((self.rank + slots) % self.world_size, self.streams, self.world_size)
+    def _own(self, streams: int, slots: int) -> range:
+        """Those of `streams` that this rank reads behind `slots` of the run, which another number of
+        processes may have handed out."""
+        return range((self.rank + slots) % self.world_size, streams, self.world_size)
 
     def close(self) -> None:
         """Stop the threads. The loader can go on afterwards, from where it was."""
@@ -215,14 +226,20 @@ class ClipLoader:
     def _most_streams(self) -> int:
         for streams in range(self.batch_size, 1, -1):
             if self.batch_size % streams == 0:
-                for clips in self.sets.values():
-                    clips.cut(streams)
-                if all(len(clips.segments) >= streams for clips in self.sets.values()):
+                found = [len(clips.segments_for(streams)) for clips in self.sets.values()]
+                if min(found) >= streams:
                     return streams
         return 1
 
-    def _use_streams(self, streams: int) -> None:
-        """Cut the set for that many streams. Raises ValueError where they cannot be had."""
+    def _use(self, streams: int, orders: dict[str, StreamOrder]) -> None:
+        """Cut the sets for that many streams, read in these orders."""
+        self.streams, self.orders = streams, orders
+        for clips in self.sets.values():
+            clips.cut(streams)
+
+    def _orders_of(self, streams: int) -> dict[str, StreamOrder]:
+        """The order of each set's clips in that many streams. Changes nothing; raises ValueError where
+        they cannot be had."""
         if streams % self.world_size:
             raise ValueError(
                 f"the order of clips has {streams} streams, which {self.world_size} processes "
@@ -230,17 +247,15 @@ class ClipLoader:
                 f"{_choice(n for n in range(1, streams + 1) if streams % n == 0)} processes, or, in a "
                 f"new run, set data.streams to a multiple of {self.world_size}"
             )
-        self.streams = streams
-        self.orders: dict[str, StreamOrder] = {}
+        orders: dict[str, StreamOrder] = {}
         for name, clips in self.sets.items():
-            clips.cut(streams)
-            segments = clips.segments
+            segments = clips.segments_for(streams)
             if len(segments) < streams:
                 raise DataError(
                     f"{clips.config.path}: {len(segments)} episodes cannot fill {streams} streams; "
                     "lower data.streams (and the number of processes), or use more episodes"
                 )
-            self.orders[name] = StreamOrder(
+            orders[name] = StreamOrder(
                 starts=np.array([p.starts for p in segments], np.int64),
                 sizes=np.array([clips.segment_bytes(p) for p in segments], np.int64),
                 streams=streams,
@@ -249,6 +264,7 @@ class ClipLoader:
                 window=self.config.shuffle_window,
                 salt=(zlib.crc32(name.encode()),) if self.config.mixture else (),
             )
+        return orders
 
 
 def _opened(config: DataConfig) -> dict[str, ClipSet]:

@@ -106,6 +106,18 @@ def test_a_state_of_other_shares_or_sets_is_refused(config) -> None:
         ClipLoader(alone, batch_size=4, seed=0).load_state_dict(state)
 
 
+def test_a_state_that_one_of_the_sets_cannot_fill_changes_no_other(config) -> None:
+    config = replace(config, cache_mb=160 * 3 * 20 * 24 / 1e6, streams=4)
+    state = ClipLoader(config, batch_size=4, seed=0).state_dict()
+    loader, alone = (ClipLoader(config, batch_size=4, seed=0) for _ in range(2))
+    next(loader), next(alone)
+    before = [list(clips.segments) for clips in loader.sets.values()]
+    with pytest.raises(DataError, match="cannot fill 40 streams"):
+        loader.load_state_dict({**state, "streams": 40})
+    assert [clips.segments for clips in loader.sets.values()] == before
+    assert _take(loader, 20) == _take(alone, 20)
+
+
 def test_a_set_that_does_not_fit_is_named(config, paths, tmp_path, film) -> None:
     def with_other(path: Path, **more) -> DataConfig:
         return replace(config, mixture={**config.mixture, "other": MixtureSource(path, **more)})
