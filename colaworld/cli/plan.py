@@ -213,6 +213,7 @@ def _loaded(
 ) -> tuple[World, Steering, tuple[int, int]]:
     """The world, how it steers, and the size of its frames."""
     from colaworld.planning.tasks import make_task
+    from colaworld.runs.planning_costs import Pricing
     from colaworld.runs.steering import steer, steer_real
 
     world = replace(folder.load(device=device), sampler=options.sampler)
@@ -221,6 +222,8 @@ def _loaded(
     if kept is not None:
         kept[1].check(kept[0], options.env, options.how, size)
     task = make_task(options.env, height=size[0], width=size[1], **options.how.of_task())
+    if options.how.head is not None:  # of these goals and frames, before codes are read
+        Pricing(task, world, options.how, size=size, device=device)
     if options.space == "real":
         return world, steer_real(world, task), size
     if folder.exported and options.data is None:

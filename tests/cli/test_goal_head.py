@@ -10,6 +10,7 @@ from colaworld.cli.goal_head import _preset
 from colaworld.cli.plan_options import preset_of
 from colaworld.planning.config import MPCConfig
 from colaworld.planning.goal_head import load_head
+from colaworld.runs import steering
 
 PLAYED = ("--mpc.steps", 4, "--mpc.horizon", 3, "--planner.candidates", 24)
 FEW = (*PLAYED, "--planner.iterations", 3)
@@ -109,3 +110,13 @@ def test_the_loop_is_that_of_the_environments_protocol() -> None:
         assert head.mpc == plan["mpc"] != MPCConfig() and head.how.over == plan["how"].over
     assert _preset(["pusht"]).how.over == "last" != _preset(["scene"]).how.over
     assert _preset(["scene"]).mpc == _preset([]).mpc == MPCConfig()
+
+
+def test_a_head_of_another_environment_is_refused_before_codes_are_read(
+    head, colaworld, trained, scene, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setattr(steering, "steer", lambda *_, **__: pytest.fail("codes were read"))
+    run = ("--run", trained, "--data", scene, "--out", tmp_path / "plan")
+    said = colaworld("plan", "point-mass", *run, "--head", head)
+    assert said.status == 2
+    assert "this head is of another environment: expected point-mass, got scene" in said.plain

@@ -92,6 +92,23 @@ def test_the_place_at_the_start_is_where_the_pusher_sent_the_disc_last(task, mon
     np.testing.assert_array_equal(task.place, task.state()["agent"])
 
 
+def test_an_offset_that_leads_nowhere_is_refused_after_some_tries(monkeypatch) -> None:
+    """One step seldom leads away: in the episode of seed 1 none of 300 does."""
+    tried = []
+
+    class Counted(behaviours.Push):
+        def act(self, env):
+            tried.append(env)
+            assert len(tried) < 200, "without end"
+            return super().act(env)
+
+    monkeypatch.setattr(pusht_task, "Push", Counted)
+    with pytest.raises(
+        ConfigError, match=r"--goal-offset 1: in the episode of seed 1 .* 50 .* raise"
+    ):
+        PushTTask(height=32, width=32, goal_offset=1).reset(1)
+
+
 @pytest.mark.parametrize(
     ("moved", "turned", "reached"),
     [
