@@ -30,10 +30,12 @@ def categorical(
 ) -> Plan:
     """The best candidate of all rounds.
 
-    Without a warm start the first round is uniform, or drawn from the data prior as whole sequences.
-    A warm start gets `trust` of the first round's probability at each of its steps and is a candidate
-    itself. Under a prior, smoothing spreads over codes as the prior does, so what it never saw stays at
-    zero.
+    Without a warm start the first round is uniform, or as the data prior has it. A warm start gets `trust` of the
+    first round's probability at each of its steps and is a candidate itself.
+
+    Under a prior each step is drawn after the one before it, from p(code | before) ~ prior(code | before) q(code) /
+    m(code): q the probability that was learnt of that step, m that of the prior. So rounds that learn nothing draw as
+    the prior does, and no round makes a step that it never saw. Smoothing spreads over codes as m does.
     """
     n, K = config.candidates, space.size
     device = generator.device
@@ -50,13 +52,20 @@ def categorical(
     for number in range(config.iterations):
         if number and not objective.affords(n * horizon):
             break
-        if number == 0 and prior is not None and probabilities is base:
-            drawn = prior.sample((batch, n, horizon), last=start.last, generator=generator)
+        begun = given if number == 0 else None
+        if prior is not None:
+            drawn = prior.sample(
+                (batch, n, horizon),
+                last=start.last,
+                generator=generator,
+                weights=probabilities / base.clamp_min(1e-12),  # what was learnt beyond the prior
+                given=begun,
+            )
         else:
             rows = probabilities[:, None].expand(-1, n, -1, -1, -1)
             drawn = draw(rows, generator=generator)
-        if number == 0 and given is not None:
-            drawn[:, 0, : given.shape[1]] = given
+            if begun is not None:
+                drawn[:, 0, : begun.shape[1]] = begun
         cost = objective(drawn)
         lowest.append(cost.min(dim=1).values)
         counts = F.one_hot(elites(drawn, cost, count), K).sum(dim=1)  # [B, h, N, K]

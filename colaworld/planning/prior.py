@@ -68,14 +68,32 @@ class CodeBigram:
         return self.follows[torch.arange(codes.shape[-1], device=codes.device), codes]
 
     def sample(
-        self, shape: tuple[int, int, int], *, last: Tensor | None, generator: torch.Generator
+        self,
+        shape: tuple[int, int, int],
+        *,
+        last: Tensor | None,
+        generator: torch.Generator,
+        weights: Tensor | None = None,
+        given: Tensor | None = None,
     ) -> Tensor:
-        """Sequences int64 [B, n, h, N] for `shape` = (B, n, h), that go on from `last` [B, N]."""
+        """Sequences int64 [B, n, h, N] that go on from `last` [B, N], each code after the one before it.
+
+        Args:
+            shape: B, n, h.
+            weights: [B, h, N, K], by which each step's probabilities are multiplied; where they leave none, they do not count.
+            given: [B, s, N], s <= h: how the first of the n begins, whatever its probability. The rest goes on from there.
+        """
         B, n, h = shape
         before = None if last is None else last[:, None].expand(-1, n, -1)
         steps = []
-        for _ in range(h):
-            before = draw(self.next(before, (B, n)), generator=generator)
+        for step in range(h):
+            likely = self.next(before, (B, n))
+            if weights is not None:
+                weighed = likely * weights[:, None, step]
+                likely = torch.where(weighed.sum(-1, keepdim=True) > 0, weighed, likely)
+            before = draw(likely, generator=generator)
+            if given is not None and step < given.shape[1]:
+                before[:, 0] = given[:, step]
             steps.append(before)
         return torch.stack(steps, dim=2)
 

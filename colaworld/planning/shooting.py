@@ -37,7 +37,7 @@ def shooting(
         uniform = torch.rand((*shape, space.width), generator=generator, device=generator.device)
         drawn = low + (high - low) * uniform
     elif prior is not None:
-        drawn = prior.sample(shape, last=start.last, generator=generator)
+        drawn = prior.sample(shape, last=start.last, generator=generator, given=start.actions)
     else:
         drawn = uniform_codes(shape, space, generator=generator)
     if start.actions is not None:

@@ -307,3 +307,60 @@ def test_a_prior_keeps_plans_on_codes_that_follow_each_other() -> None:
     with pytest.raises(ValueError, match="prior: cem plans continuous actions here"):
         options = {"horizon": 4, "batch": 1, "generator": seeded(), "prior": prior}
         search(Watched(), Discrete(4), CEMConfig(), **options)
+
+
+@pytest.mark.parametrize("given", [None, [1], [1, 1], [2, 2, 2]], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [
+        ShootingConfig(candidates=16),
+        CategoricalConfig(candidates=16, iterations=4),
+        CategoricalConfig(candidates=16, iterations=4, smoothing=0, momentum=0, elites=0.5),
+        BeamConfig(width=4, branch=2),
+    ],
+    ids=lambda c: c.kind,
+)
+def test_no_candidate_makes_a_step_that_the_prior_never_saw(config, given) -> None:
+    """0 -> 1 or 2, which stay what they are; asked for is 1 2 2 of two tokens, cold and from what is left of a plan."""
+    follows = torch.tensor([[0, 0.5, 0.5], [0, 1, 0], [0, 0, 1]]).expand(2, 3, 3)
+    prior = CodeBigram(torch.full((2, 3), 1 / 3), follows)
+    wanted, asked = torch.tensor([1, 2, 2])[:, None], []
+
+    def cost(actions: torch.Tensor) -> torch.Tensor:
+        asked.append(torch.cat([torch.zeros_like(actions[:, :, :1]), actions], dim=2))
+        return (actions != wanted[: actions.shape[2]]).float().sum(dim=(-1, -2))
+
+    begun = None if given is None else torch.tensor(given)[None, :, None].expand(2, -1, 2)
+    start = Start(begun, last=torch.zeros(2, 2, dtype=torch.int64))
+    how = {"horizon": 3, "batch": 2, "start": start, "prior": prior}
+    for seed in range(5):
+        plan = search(Objective(cost), Discrete(3, 2), config, generator=seeded(seed), **how)
+        again = search(Objective(cost), Discrete(3, 2), config, generator=seeded(seed), **how)
+        assert torch.equal(plan.actions, again.actions)
+    seen = 0
+    for part in asked:
+        for token in range(2):
+            assert follows[token][part[:, :, :-1, token], part[:, :, 1:, token]].min() > 0
+        if begun is not None and config.kind != "beam":
+            seen += bool((part[:, 0, 1 : 1 + len(given)] == begun).all())
+    assert begun is None or config.kind == "beam" or seen >= 10  # it was a candidate
+
+
+def test_rounds_that_learn_nothing_draw_as_the_prior_does() -> None:
+    """Of plans that cost the same the last round is as likely as the first: a prior counts once, not in every round."""
+    follows = torch.tensor([[0.9, 0.1], [0.4, 0.6]])
+    prior = CodeBigram(torch.tensor([[0.8, 0.2]]), follows[None])
+    asked: list[torch.Tensor] = []
+
+    def cost(actions: torch.Tensor) -> torch.Tensor:
+        asked.append(actions[0, :, :, 0])
+        return torch.zeros(actions.shape[:2])
+
+    config = CategoricalConfig(candidates=4000, iterations=6, elites=0.5)
+    how = {"horizon": 3, "batch": 1, "generator": seeded(), "prior": prior}
+    search(Objective(cost), Discrete(2), config, **how)
+    for part in (asked[0], asked[-1]):
+        for step in range(2):
+            for code in range(2):
+                after = part[part[:, step] == code, step + 1].float().mean()
+                assert float(after) == pytest.approx(float(follows[code, 1]), abs=0.06)
