@@ -90,7 +90,9 @@ def lines(table: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(table: Mapping[str, Any]) -> str:
-    """The same for a document: a row for each method, a column for each task."""
+    """The same for a document: a row for each method, a column for each task; below, what the parts of each method lose,
+    of the mean over tasks where there is one."""
+    from colaworld.runs.planning_limits import in_a_line
     from colaworld.studies.tables import as_markdown
 
     short = [task.rpartition("/")[2] for task in table["tasks"]]
@@ -108,7 +110,14 @@ def markdown(table: Mapping[str, Any]) -> str:
         shares = [_share(row[name]["success"]) if name in row else "-" for row in tasks.values()]
         apart = tasks[last].get(name, {}).get("difference")
         cells.append([name, str(seeds), *shares, _share(apart, sign="+") if apart else "-"])
-    return as_markdown(cells)
+    lost = table["limits"][list(table["limits"])[-1]]
+    told = [f"- {name}: {in_a_line(parts)}." for name, parts in lost.items() if parts]
+    if told:
+        told = [
+            "\n\nPoints lost to each part, as one after another is replaced by the truth:\n",
+            *told,
+        ]
+    return as_markdown(cells) + "\n".join(told)
 
 
 def _left_out(alone: Mapping[str, int]) -> str:

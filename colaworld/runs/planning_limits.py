@@ -85,6 +85,11 @@ def lines(told: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def in_a_line(told: Sequence[Mapping[str, Any]]) -> str:
+    """The same steps in one line: "generator 20 (5 .. 40), cost and planner 30 (10 .. 50)"."""
+    return ", ".join(f"{' and '.join(one['parts'])} {points(one['lost'])}" for one in told)
+
+
 def points(lost: Mapping[str, float]) -> str:
     """ "30 (10 .. 50)"; the mean alone where there is no interval."""
     ends = [lost["low"], lost["high"]]

@@ -167,6 +167,8 @@ def joined(plans: Sequence[Planned], *, reference: str | None = None) -> dict[st
         said[task] = _shared(of_task)
     tasks = {task: _compared(methods, reference) for task, methods in won.items()}
     over = _over_tasks(won) if len(won) > 1 else {}
+    if over:
+        lost["mean"] = {name: _limits(over, plans, name) for name in names}
     return {
         "format_version": FORMAT_VERSION,
         "reference": reference,

@@ -220,6 +220,21 @@ def test_what_limits_each_method_is_taken_from_its_own_worlds(planned) -> None:
         read_plans(["oracle-state=runs/plan"])
 
 
+def test_what_limits_over_all_tasks_is_told_with_the_table(planned) -> None:
+    named = []
+    for task, world, swapped in (("push_red", "xx..", "xxx."), ("open_slide", "....", "x...")):
+        rows = {"world": world, "oracle-codes": swapped, "oracle": "xxx.", "oracle-state": "xxxx"}
+        named.append(planned("joint", rows, space="latent", task=task))
+    table = joined(read_plans(named))
+    lost = [(*one["parts"], one["lost"]["mean"]) for one in table["limits"]["mean"]["joint"]]
+    assert lost == [("generator", 0.25), ("action map", 0.25), ("cost", 0.25), ("planner", 0)]
+    *_, gap, said, _, told = markdown(table).split("\n")
+    assert gap == "" and said.startswith("Points lost to each part")
+    assert told.startswith("- joint: generator 25 (") and told.endswith(").")
+    alone = joined(read_plans([planned("joint", {"world": "xx.."}, space="latent")]))
+    assert "lost" not in markdown(alone)
+
+
 def test_a_plan_of_bounds_alone_says_nothing_of_the_world_whose_name_it_bears(planned) -> None:
     """As docs/study.md plans PushT: the bounds once, under the name of one of the methods."""
     rolled = {"space": "real", "size": None, "codes": "all", "sampler": {"steps": 3}}
