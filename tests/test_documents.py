@@ -77,6 +77,7 @@ def test_a_table_that_differs_is_written_anew(tmp_path: Path, monkeypatch) -> No
 def test_a_table_of_plans_that_differs_is_written_anew(tmp_path: Path, monkeypatch) -> None:
     one = {"seeds": 3, "success": {"mean": 0.5, "low": 0.25, "high": 0.75}, "difference": None}
     table = {"tasks": {"pusht": {"joint": one}}, "mean": None, "reference": "joint"}
+    table["limits"] = {"pusht": {"joint": []}}
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     (tmp_path / "benchmarks" / "results" / "plans_p.json").write_text(json.dumps(table))
     monkeypatch.setattr(numbers, "ROOT", tmp_path)

@@ -90,8 +90,8 @@ def lines(table: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(table: Mapping[str, Any]) -> str:
-    """The same for a document: a row for each method, a column for each task; below, what the parts of each method lose,
-    of the mean over tasks where there is one."""
+    """The same for a document: a row for each method, a column for each task; below, what the parts of each method lose
+    in the one task, or in the mean over tasks."""
     from colaworld.runs.planning_limits import in_a_line
     from colaworld.studies.tables import as_markdown
 
@@ -110,7 +110,8 @@ def markdown(table: Mapping[str, Any]) -> str:
         shares = [_share(row[name]["success"]) if name in row else "-" for row in tasks.values()]
         apart = tasks[last].get(name, {}).get("difference")
         cells.append([name, str(seeds), *shares, _share(apart, sign="+") if apart else "-"])
-    lost = table["limits"][list(table["limits"])[-1]]
+    of_all = "mean" if table["mean"] is not None else next(iter(table["tasks"]))
+    lost = table["limits"][of_all] if len(table["tasks"]) == 1 or of_all == "mean" else {}
     told = [f"- {name}: {in_a_line(parts)}." for name, parts in lost.items() if parts]
     if told:
         told = [
