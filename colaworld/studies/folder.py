@@ -204,7 +204,8 @@ class Job:
         """
         found = STOPPED.findall(said)
         if verb == "train" and status == 1 and found and self.of is not None:
-            self.note(stopped=found[-1], failed=None)
+            # Rows and pages are read elsewhere: the run's name in place of its folder.
+            self.note(stopped=found[-1].replace(str(self.base), self.name), failed=None)
 
     def finish(self) -> Row | None:
         """The row of a run whose commands are done; made once."""

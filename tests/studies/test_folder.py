@@ -292,5 +292,7 @@ def test_a_generator_that_was_stopped_is_no_generator(tmp_path) -> None:
     jobs = {job.name: job for job in jobs_of(of, tmp_path, seeds=1)}
     for name, ended in (("d/generator", "train"), ("d/a/seed-0", "evaluate")):
         job = jobs[name]
-        job.ended("train", 1, "stopped: diverged; the run is saved in x")
+        job.ended("train", 1, f"stopped: diverged; the run is saved in {job.base}")
         assert job.command(device="cpu")[0] == ended
+    # A row tells no folder of the machine.
+    assert jobs["d/a/seed-0"].state()["stopped"] == "diverged; the run is saved in d/a/seed-0"
