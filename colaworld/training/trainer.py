@@ -195,9 +195,11 @@ class Trainer:
             at = f"phases.{phase.name}"
             return (
                 f"phase {phase.name} ended by its steps with a collapsed codebook: "
-                f"{progress.collapsed}. Train it longer (--{at}.steps and --resume), start the codebook "
-                f"anew (--{at}.gate.missed reseed and --resume) or go on as it is (go_on); what else "
-                "helps: colaworld/training/README.md. No weights are exported"
+                f"{progress.collapsed}. Begin anew with the quantizer's stabilisers on "
+                "(--model.quantizer.normalise first). This run can train longer "
+                f"(--{at}.steps and --resume), go on with a codebook that starts anew "
+                f"(--{at}.gate.missed reseed and --resume) or as it is (go_on), which cured nothing in "
+                "the study `remedies` (docs/study.md). No weights are exported"
             )
         last = phase is self.phases[-1]
         why = self._guard.diverged(progress.step, last=last)
