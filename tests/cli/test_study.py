@@ -37,8 +37,9 @@ register_study(Study(
     "tiny", "Does it run?",
     arms=(Arm("cola", "nano.cola", {{"phases.warmup.steps": 850, "phases.joint.steps": 850}}),
           Arm("naive", "nano.naive_joint"), *{more}),
-    data=(DataSet("scene", path=Path({scene!r})),),
-    reference="cola", changes=SMALL, budget={budget!r},
+    data=(DataSet("scene", path=Path({scene!r}), elsewhere=dict(colour=(
+        "scene", "--episodes", "10", "--steps", "12", "--size", "32", "--vary", "colour"))),),
+    reference="cola", changes=SMALL, budget={budget!r}, elsewhere={elsewhere},
 ))
 """
 
@@ -47,10 +48,11 @@ register_study(Study(
 def study(tmp_path, scene, from_outside):
     """Registers the study here and in processes that are started; returns its folder to be."""
 
-    def register(more: str = "()", budget: str = "own") -> Path:
+    def register(more: str = "()", budget: str = "own", *, elsewhere: bool = False) -> Path:
         assert "tiny" not in STUDIES
         file = tmp_path / "plugin_tiny.py"
-        file.write_text(STUDY.format(scene=str(scene), more=more, budget=budget))
+        told = {"scene": str(scene), "more": more, "budget": budget, "elsewhere": elsewhere}
+        file.write_text(STUDY.format(**told))
         from_outside(file)
         return tmp_path / "out"
 
@@ -100,6 +102,23 @@ def test_two_arms_by_two_seeds(study, colaworld, tmp_path) -> None:
     lost = colaworld(*call[:4], "--max-steps", 2, "--resume")
     assert lost.status == 1 and "holds another configuration" in lost.plain
     assert "training.seed" in lost.plain
+
+
+@pytest.mark.slow
+def test_runs_are_measured_on_a_set_in_another_look(study, colaworld) -> None:
+    out = study(elsewhere=True)
+    call = ["study", "tiny", "--out", out, "--max-steps", 2, "--arms", "naive"]
+    said = colaworld(*call, "--seeds", 1)
+    assert said.status == 0, said.plain
+    (row,) = rows_of(out)
+    there = json.loads((out / "scene/naive/seed-0-elsewhere-colour/evaluation.json").read_text())
+    told = row["numbers"]["elsewhere.colour.psnr"]["mean"]
+    assert told == there["rollout"]["psnr"]["mean"] != row["numbers"]["rollout.psnr"]["mean"]
+    assert row["made"]["elsewhere-colour"].endswith("--vary colour")
+    page = (out / "report.html").read_text()
+    assert "On what no run was trained on" in page and "The same clips, rolled out" in page
+    again = colaworld(*call, "--resume")
+    assert again.status == 0 and "train" not in again.out and rows_of(out) == [row]
 
 
 @pytest.mark.slow
