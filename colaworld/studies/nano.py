@@ -73,6 +73,8 @@ COLLAPSE = Study(
     changes=GO_ON,
 )
 
+# Half the clips of nano's evaluation, which takes as long as 200 steps: studies of many arms.
+_FEWER_CLIPS = {"evaluation.clips": 24}
 CONDITIONS = Study(
     "conditions",
     "Under which conditions does a warm-up through the frozen generator keep the paper's own codebook alive?",
@@ -133,39 +135,50 @@ CONDITIONS = Study(
     data=WORLDS,
     reference="bare",
     budget="own",  # longer and batch_32 cost more, which is what they ask
-    changes={**BARE, "phases.warmup.steps": 400, "phases.warmup.gate": None},
+    changes={**BARE, **_FEWER_CLIPS, "phases.warmup.steps": 400, "phases.warmup.gate": None},
 )
 
 _UNPRIMED = {**NO_MOTION, "model.quantizer.unquantized_steps": 0}
+# As long as the runs of `collapse`, whose cola-bare is the paper's answer under the paper's quantizer.
+_AFTER = {"phases.joint.steps": 600}
+_GRID: dict[str, tuple[str, dict[str, Any], str]] = {
+    "random_idm": ("nano.naive_joint", {"phases.joint.steps": 1000}, "a random IDM"),
+    # Its own forward model pre-trains the IDM; then everything trains jointly.
+    "pretrained_idm": (
+        "nano.two_stage",
+        {**_AFTER, "schedule": ["lam", "joint"]},
+        "an IDM pre-trained for 400 steps",
+    ),
+}
+_GENERATORS: dict[str, tuple[dict[str, Any], str]] = {
+    "pretrained_generator": ({}, "the pre-trained generator"),
+    "random_generator": ({"backbone_weights": None}, "a random one"),
+}
 MISMATCH = Study(
     "mismatch",
     "Is it the meeting of a random inverse dynamics model and a pre-trained generator that goes wrong?",
-    # Its own forward model pre-trains the IDM in the phase `lam`; then everything trains jointly.
     arms=(
-        Arm("random_idm-pretrained_generator", "nano.naive_joint", note="naive joint training"),
-        Arm(
-            "random_idm-random_generator",
-            "nano.naive_joint",
-            {"backbone_weights": None},
-            "nothing is pre-trained",
+        *(
+            Arm(
+                f"{idm}-{generator}{mark}",
+                recipe,
+                {**length, **start, **quantizer},
+                f"{what}, {beside}{note}",
+            )
+            for mark, quantizer, note in (
+                ("", {}, ""),
+                ("-bare", BARE, ", the paper's quantizer"),
+            )
+            for idm, (recipe, length, what) in _GRID.items()
+            for generator, (start, beside) in _GENERATORS.items()
         ),
         Arm(
-            "pretrained_idm-pretrained_generator",
-            "nano.two_stage",
-            {"schedule": ["lam", "joint"]},
-            "both are",
+            "cola", "nano.cola", _AFTER, "warm-up through the frozen generator, the paper's answer"
         ),
-        Arm(
-            "pretrained_idm-random_generator",
-            "nano.two_stage",
-            {"schedule": ["lam", "joint"], "backbone_weights": None},
-            "the IDM is",
-        ),
-        Arm("cola", "nano.cola", note="warm-up through the frozen generator, the paper's answer"),
     ),
     data=WORLDS,
     reference="random_idm-pretrained_generator",
-    changes={**_UNPRIMED, **GO_ON},
+    changes={**_UNPRIMED, **_FEWER_CLIPS, **GO_ON},
 )
 
 JOINT_OR_TWO_STAGE = Study(
@@ -258,7 +271,7 @@ WARMUP = Study(
     ),
     data=WORLDS,
     reference="steps_0",
-    changes=_UNPRIMED,
+    changes={**_UNPRIMED, **_FEWER_CLIPS},
 )
 
 _ALIGNED: dict[str, Any] = {
@@ -320,7 +333,7 @@ PRIOR = Study(
     data=WORLDS,
     reference="plain",
     budget="own",  # longer and batch_32 cost more, which is what they ask
-    changes={**NO_MOTION, **GO_ON},
+    changes={**NO_MOTION, **_FEWER_CLIPS, **GO_ON},
 )
 
 # 600 steps: a bare codebook has collapsed by step 200, and five runs take two cores about a quarter hour.
