@@ -19,7 +19,7 @@ from colaworld.files import FolderLock, makeable
 from colaworld.studies import STUDIES, Study
 from colaworld.studies.flops import scales
 from colaworld.studies.folder import Job, begun, chosen, finished_rows, jobs_of, open_folder
-from colaworld.studies.rows import Row, write_rows, writing
+from colaworld.studies.rows import Row, added_to, write_rows, writing
 from colaworld.studies.study import in_precision
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -57,7 +57,8 @@ class StudyOptions(Checked, at="--"):
     """A folder where recorded sets and generators are, or shall be, so that studies need not make the same twice: that
     of another study, or one for all. What is there has to be made as this study asks."""
     rows: Path | None = None
-    """Also write the rows to this file."""
+    """Also write the rows to this file. Rows that it has of other runs of the study stay: arms or seeds that ran
+    elsewhere."""
     device: str = "auto"
     """cpu, cuda, or auto, for every run."""
     autocast: Literal["none", "bf16"] | None = None
@@ -98,6 +99,8 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"--share: expected a folder, there or to be made, got {options.share}")
     if options.rows is not None and (options.rows.is_dir() or not makeable(options.rows.parent)):
         raise ConfigError(f"--rows: expected a file to be written, got {options.rows}")
+    if options.rows is not None:
+        added_to(options.rows, [], study)
     if not makeable(out):
         raise ConfigError(f"--out: expected a folder, there or to be made, got {out}")
     out.mkdir(parents=True, exist_ok=True)
@@ -170,7 +173,7 @@ def _run(
     if rows:
         write_rows(out / "rows.json", rows)
         if options.rows is not None:
-            write_rows(options.rows, rows)
+            write_rows(options.rows, added_to(options.rows, rows, study))
         made = f"{len(rows)} of {sum(job.of is not None for job in every)} runs"
         page = out / "report.html"
         with writing(page):

@@ -135,6 +135,30 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def added_to(path: Path, rows: Sequence[Row], study: Study) -> list[Row]:
+    """`rows` and those of a file's that are of other runs, as `write_rows` takes them: in the order of the study's data
+    sets and arms, then what it no longer has. All are held against the reference arm of now.
+
+    Raises FileError where the file holds no rows, or rows of another study.
+    """
+    there = read_rows(path) if path.exists() else []
+    for row in there:
+        if row["study"] != study.name:
+            raise FileError(
+                f"{path}: expected rows of the study {study.name!r}, found some of {row['study']!r}"
+            )
+    known = {_run_of(row): row for row in (*there, *rows)}
+    names = [(data.name, arm.name) for data in study.data for arm in study.arms]
+    names += [run[:2] for run in known]
+    order = {name: i for i, name in reversed(list(enumerate(names)))}
+    every = sorted(known.values(), key=lambda row: (order[_run_of(row)[:2]], row["seed"]))
+    return [{**row, "reference": study.reference} for row in every]
+
+
+def _run_of(row: Row) -> tuple[str, str, int]:
+    return row["data"], row["arm"], row["seed"]
+
+
 def missing_in(row: Any) -> list[str]:
     """Fields that a row lacks."""
     return [name for name in FIELDS if not isinstance(row, dict) or name not in row]

@@ -15,6 +15,7 @@ import pytest
 from colaworld.cli.study import several_gpus
 from colaworld.studies import STUDIES
 
+ROOT = Path(__file__).resolve().parents[2]
 # Two arms as small as the rest of these tests, registered from outside as a user's own study is.
 STUDY = """
 from pathlib import Path
@@ -241,6 +242,8 @@ def test_what_cannot_be_written_or_is_another_study_is_said_first(
     out = study()
     file = tmp_path / "file"
     file.write_text("")
+    other_rows = tmp_path / "rows.json"
+    other_rows.write_text((ROOT / "benchmarks/results/study_collapse.json").read_text())
     for more, said in (
         (["--out", file], "--out: expected a folder, there or to be made, got"),
         (["--out", file / "in"], "--out: expected a folder"),
@@ -249,6 +252,7 @@ def test_what_cannot_be_written_or_is_another_study_is_said_first(
             "--rows: expected a file to be written, got",
         ),
         (["--out", out, "--rows", tmp_path], "--rows: expected a file to be written"),
+        (["--out", out, "--rows", other_rows], "found some of 'collapse'"),
     ):
         found = colaworld("study", "tiny", *more)
         assert found.status == 2 and said in found.plain, found.plain
