@@ -18,7 +18,8 @@ from colaworld.config import Checked, ConfigError, Count, Range
 from colaworld.files import FolderLock, makeable
 from colaworld.studies import STUDIES, Study
 from colaworld.studies.flops import scales
-from colaworld.studies.folder import Job, begun, chosen, finished_rows, jobs_of, open_folder
+from colaworld.studies.folder import begun, chosen, finished_rows, jobs_of, open_folder
+from colaworld.studies.job import Job
 from colaworld.studies.rows import Row, added_to, write_rows, writing
 from colaworld.studies.study import in_precision
 

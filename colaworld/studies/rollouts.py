@@ -14,7 +14,7 @@ import numpy as np
 
 from colaworld.evaluation.artefacts import Artefacts
 from colaworld.evaluation.report.tiles import shown_frames, strip
-from colaworld.studies.folder import Job
+from colaworld.studies.job import Job
 
 CLIPS = 2
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from colaworld.files import FolderLock, printable
-from colaworld.studies.folder import Job
+from colaworld.studies.job import Job
 from colaworld.studies.rows import Row
 
 TRIES = 2  # of a job in one call

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from colaworld.evaluation.artefacts import Artefacts
-from colaworld.studies.folder import Job, jobs_of
+from colaworld.studies.folder import jobs_of
+from colaworld.studies.job import Job
 from colaworld.studies.page import write_study
 from colaworld.studies.rollouts import rollouts_of
 from colaworld.studies.study import Arm, DataSet, Study

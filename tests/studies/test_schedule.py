@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from colaworld.files import FileError, FolderLock
-from colaworld.studies.folder import Job
+from colaworld.studies.job import Job
 from colaworld.studies.schedule import Scheduler, _hold
 
 # Makes the file that a job waits for, does what its name says, and writes down that it began.
