@@ -315,6 +315,12 @@ PRIOR = Study(
             "ten times the quantizer's loss",
         ),
         Arm("no_matching", "nano.cola", {"model.idm.matching": 0}, "nor the matching volume"),
+        Arm(
+            "innovation",
+            "nano.cola",
+            {"model.quantizer.innovation": True},
+            "latents without what the frame before foretells of them",
+        ),
         Arm("tubelet", "nano.cola", {"model.idm.input": "tubelet"}, "patches over both frames"),
         Arm("difference", "nano.cola", {"model.idm.input": "difference"}, "and frame differences"),
         Arm(

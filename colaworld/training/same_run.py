@@ -59,6 +59,7 @@ _LATER: dict[str, Any] = {
     "objective.idm_shift": 2,
     "idm.input": "frame",
     "quantizer.scale_floor": 0.0,
+    "quantizer.innovation": False,
     "conditioner.nested_dropout": 0.0,
 }
 # Free too, by the whole key: how long a phase is, what previews and evaluations alone read, and how data that
