@@ -321,6 +321,12 @@ PRIOR = Study(
             {"model.quantizer.innovation": True},
             "latents without what the frame before foretells of them",
         ),
+        Arm(
+            "standardised_frames",
+            "nano.cola",
+            {"model.idm.standardise_frames": True},
+            "frames whose brightness tells nothing",
+        ),
         Arm("tubelet", "nano.cola", {"model.idm.input": "tubelet"}, "patches over both frames"),
         Arm("difference", "nano.cola", {"model.idm.input": "difference"}, "and frame differences"),
         Arm(

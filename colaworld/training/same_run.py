@@ -58,6 +58,7 @@ _LATER: dict[str, Any] = {
     "objective.idm_view": "same",
     "objective.idm_shift": 2,
     "idm.input": "frame",
+    "idm.standardise_frames": False,
     "quantizer.scale_floor": 0.0,
     "quantizer.innovation": False,
     "conditioner.nested_dropout": 0.0,

@@ -46,7 +46,13 @@ class IDMConfig(Checked, at="model.idm."):
     2021, ViViT, 3.2). Frame 0 stands before itself. The last two are one linear map of the same pixels, started
     differently."""
 
-    ADDED_KEYS: ClassVar[dict[str, Any]] = {"input": "frame"}
+    standardise_frames: bool = False
+    """Bring each colour channel of each frame to mean 0 and one spread over its pixels before anything is read, so that
+    no latent can tell how bright the view has become. A view that scrolls changes in brightness with what comes in, a
+    video model that is told how bright the next frame is follows easily, and codes then tell that in place of moves
+    (recipes/EXPERIMENTS.md). Instance normalisation of the input (Ulyanov et al. 2016); the paper has none."""
+
+    ADDED_KEYS: ClassVar[dict[str, Any]] = {"input": "frame", "standardise_frames": False}
     """Fields younger than labels of latent actions, and what holds without them: left out of the hash then."""
 
     @staticmethod

@@ -20,6 +20,13 @@ from colaworld.models.layers.mlp import MLP
 from colaworld.ops import adaln
 
 
+def standardised(frames: Tensor) -> Tensor:
+    """Frames [..., 3, H, W] in [0, 1] with mean 0 and a deviation of .5 over the pixels of each channel of each frame,
+    less where it has hardly any."""
+    deviation, mean = torch.std_mean(frames, dim=(-2, -1), keepdim=True, correction=0)
+    return 0.5 * (frames - mean) / (deviation + 0.05)
+
+
 class IDMBlock(nn.Module):
     """Spatial attention, causal temporal attention, MLP; each with learned shift, scale, gate."""
 
@@ -100,7 +107,8 @@ class InverseDynamicsModel(nn.Module):
             raise ValueError(f"IDM: a latent action needs two frames, got T = {T}")
         if H % patch or W % patch:
             raise ValueError(f"IDM: frames {H}x{W} are not whole patches of {patch} px")
-        x = F.pixel_unshuffle((frames * 2 - 1).flatten(0, 1), patch)  # [B T, 3 p p, h, w]
+        pixels = standardised(frames) if self.config.standardise_frames else frames * 2 - 1
+        x = F.pixel_unshuffle(pixels.flatten(0, 1), patch)  # [B T, 3 p p, h, w]
         x = x.unflatten(0, (B, T))
         read = [x]
         if self.config.input != "frame":
