@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from colaworld.models.latent_action.config import IDMConfig
-from colaworld.models.latent_action.idm import AttentionPooling, InverseDynamicsModel
+from colaworld.models.latent_action.idm import (
+    AttentionPooling,
+    InverseDynamicsModel,
+    standardised,
+)
 
 CONFIG = IDMConfig(depth=2, width=16, heads=2, patch=2, tokens=2, dim=5)
 
@@ -133,3 +137,20 @@ def test_the_frame_before_is_seen_and_no_later_one(kind, randomised):
             other[:, changed] = 1 - other[:, changed]
             moved = (model(other) - z).abs().amax((0, 2, 3)) > 1e-5
             assert moved.tolist() == [changed in (t, t + 1) for t in range(4)]
+
+
+def test_standardised_frames_tell_no_brightness() -> None:
+    """Of each channel of each frame mean and spread are gone; what is flat stays flat."""
+    frames = torch.rand(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    idm = InverseDynamicsModel(IDMConfig(tokens=2, standardise_frames=True)).eval()
+    brighter = frames * torch.tensor([1.0, 0.8, 0.9])[:, None, None, None] + 0.05
+    torch.testing.assert_close(idm(brighter), idm(frames), atol=0.05, rtol=0)
+    plain = InverseDynamicsModel(IDMConfig(tokens=2)).eval()
+    plain.load_state_dict(idm.state_dict())
+    apart = (plain(brighter) - plain(frames)).abs().max()
+    assert (idm(brighter) - idm(frames)).abs().max() < apart / 5
+    even = standardised(frames)
+    torch.testing.assert_close(even.mean((-2, -1)), torch.zeros(2, 3, 3), atol=1e-6, rtol=0)
+    spread = frames.std((-2, -1), correction=0)
+    torch.testing.assert_close(even.std((-2, -1), correction=0), 0.5 * spread / (spread + 0.05))
+    assert not standardised(torch.full((1, 2, 3, 8, 8), 0.7)).any()
