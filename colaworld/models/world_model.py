@@ -89,13 +89,7 @@ class WorldModel(nn.Module):
 
     def quantize(self, frames: Tensor, *, generator: torch.Generator | None = None) -> Quantized:
         """Frames [B, T, 3, H, W] in [0, 1] -> codes [B, T - 1, N, d], indices, loss."""
-        return self.quantizer(self.latents(frames), generator=generator)
-
-    def latents(self, frames: Tensor) -> Tensor:
-        """Frames [B, T, 3, H, W] in [0, 1] -> what the quantizer takes, [B, T - 1, N, d or 2 d]."""
-        return (
-            self.idm(frames, before=True) if self.quantizer.config.innovation else self.idm(frames)
-        )
+        return self.quantizer(self.idm(frames), generator=generator)
 
     @torch.no_grad()
     def infer_actions(self, frames: Tensor) -> LatentActions:

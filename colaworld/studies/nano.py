@@ -316,12 +316,6 @@ PRIOR = Study(
         ),
         Arm("no_matching", "nano.cola", {"model.idm.matching": 0}, "nor the matching volume"),
         Arm(
-            "innovation",
-            "nano.cola",
-            {"model.quantizer.innovation": True},
-            "latents without what the frame before foretells of them",
-        ),
-        Arm(
             "standardised_frames",
             "nano.cola",
             {"model.idm.standardise_frames": True},

@@ -232,7 +232,7 @@ class _LatentActionObjective(BaseObjective):
         latents, clips = [], 0
         while clips < self.config.start_clips:
             batch, own = batches()
-            latents.append(self.model.latents(self._views(batch, own)[1]))
+            latents.append(self.model.idm(self._views(batch, own)[1]))
             clips += own.clips
         quantizer.start(torch.cat(latents), generator=generator)
 

@@ -60,7 +60,6 @@ _LATER: dict[str, Any] = {
     "idm.input": "frame",
     "idm.standardise_frames": False,
     "quantizer.scale_floor": 0.0,
-    "quantizer.innovation": False,
     "conditioner.nested_dropout": 0.0,
 }
 # Free too, by the whole key: how long a phase is, what previews and evaluations alone read, and how data that

@@ -95,12 +95,8 @@ class InverseDynamicsModel(nn.Module):
             nn.Linear(candidates, config.tokens * config.dim, bias=False) if config.motion else None
         )
 
-    def forward(self, frames: Tensor, *, before: bool = False) -> Tensor:
-        """Frames [B, T, 3, H, W] in [0, 1] -> latents [B, T - 1, N, d].
-
-        before: put the same reading of the earlier frame in front of each, [B, T - 1, N, 2 d]. It sees nothing of the
-            later one, so that it can only tell what was known (quantizers/innovation.py).
-        """
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames [B, T, 3, H, W] in [0, 1] -> latents [B, T - 1, N, d]."""
         B, T, _, H, W = frames.shape
         patch = self.config.patch
         if T < 2:
@@ -112,8 +108,8 @@ class InverseDynamicsModel(nn.Module):
         x = x.unflatten(0, (B, T))
         read = [x]
         if self.config.input != "frame":
-            earlier = torch.cat([x[:, :1], x[:, :-1]], dim=1)
-            read.append(earlier if self.config.input == "tubelet" else x - earlier)
+            before = torch.cat([x[:, :1], x[:, :-1]], dim=1)
+            read.append(before if self.config.input == "tubelet" else x - before)
         if self.config.matching:
             volume = matching_volume(x, radius=self.config.matching)
             read.append(volume)
@@ -132,12 +128,9 @@ class InverseDynamicsModel(nn.Module):
         x = F.layer_norm(x, x.shape[-1:], eps=1e-6)
         later = x[:, 1:]  # [B, T - 1, S, C]
         pair = (x[:, :-1] + later) / 2 if self.config.pair == "mean" else later
-        z = self._read(pair)
-        if self.motion is not None:
-            mean = volume[:, 1:].mean((3, 4)).to(self.motion.weight.dtype)  # [B, T - 1, candidates]
-            z = z + self.motion(mean).view_as(z)
-        return torch.cat([self._read(x[:, :-1]), z], dim=-1) if before else z
-
-    def _read(self, x: Tensor) -> Tensor:
-        """[B, T - 1, S, C] -> [B, T - 1, N, d]."""
-        return self.pool(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        z = self.pool(pair.flatten(0, 1))
+        z = z.unflatten(0, (B, T - 1))
+        if self.motion is None:
+            return z
+        mean = volume[:, 1:].mean((3, 4)).to(self.motion.weight.dtype)  # [B, T - 1, candidates]
+        return z + self.motion(mean).view_as(z)

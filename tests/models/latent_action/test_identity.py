@@ -53,12 +53,11 @@ def test_what_no_tensor_tells_counts_too() -> None:
 
 
 def test_labels_from_before_a_field_keep_their_name() -> None:
-    """The hash as it was when IDMs had no `input` or `standardise_frames` and quantizers no `scale_floor` and no `innovation`, spelled out."""
+    """The hash as it was when IDMs had no `input` or `standardise_frames` and quantizers no `scale_floor`, spelled out."""
     model = _model()
     idm, quantizer = (to_dict(part) for part in (model.config.idm, model.config.quantizer))
     assert idm.pop("standardise_frames") is False
     assert idm.pop("input") == "frame" and quantizer.pop("scale_floor") == 0.0
-    assert quantizer.pop("innovation") is False
     said = {"idm": idm, "quantizer": quantizer, "window": 4}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for part in ("idm", "quantizer"):

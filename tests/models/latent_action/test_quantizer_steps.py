@@ -21,13 +21,13 @@ DIM = 4
 TRACKING = ("vq", "ema", "nsvq", "residual")
 
 
-def build(kind: str, *, dim: int = DIM, seed: int = 0, **changes):
+def build(kind: str, *, seed: int = 0, **changes):
     settings = {"codebook_size": 8, "levels": (4, 3, 2, 5), "reseed_every": 2} | changes
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = QUANTIZERS[kind].config
         taken = {k: v for k, v in settings.items() if hasattr(config, k)}
-        return build_quantizer(config(**taken), dim)
+        return build_quantizer(config(**taken), DIM)
 
 
 def latents(count: int, seed: int = 1) -> torch.Tensor:
@@ -244,7 +244,6 @@ LEARN = [
     ("ema", {"decay": 0.9, "reseed_below": 0.95}),
     ("ema", {"unquantized_steps": 2}),
     ("residual", {"decay": 0.9, "reseed_below": 0.95}),
-    ("ema", {"dim": 2, "innovation": True}),  # halves: the readings before, and the latents
 ]
 
 

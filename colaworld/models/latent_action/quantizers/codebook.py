@@ -138,8 +138,7 @@ class CodebookQuantizer(Quantizer):
             self.use.fill_(1 / self.codebook_size)
             was = self.training
             self.eval()
-            z = self.standardise(self.innovation(z.float()))
-            z = gather_rows(z, self.process_group)
+            z = gather_rows(self.standardise(z.float()), self.process_group)
             self.train(was)
             flat = z.reshape(-1, self.dim)
             self._start_from(kmeans_pp(flat, self.codebook.shape[0], generator))

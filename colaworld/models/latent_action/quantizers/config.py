@@ -44,8 +44,6 @@ class QuantizerConfig(Checked, at="model.quantizer."):
     """Standardise z per channel over the batch (running statistics in evaluation)."""
     scale_floor: float
     """The deviation of z that is held up meanwhile."""
-    innovation: bool = False
-    """Take from z what the frame before foretells of it, first."""
 
     @staticmethod
     def kinds() -> tuple[type[QuantizerConfig], ...]:
@@ -79,7 +77,7 @@ class CommonConfig(QuantizerConfig):
 
     FORMER_KEYS: ClassVar[dict[str, Any]] = FORMER_KEYS
     # Younger than labelled sets: at this value it moves no hash (identity.py).
-    ADDED_KEYS: ClassVar[dict[str, Any]] = {"scale_floor": 0.0, "innovation": False}
+    ADDED_KEYS: ClassVar[dict[str, Any]] = {"scale_floor": 0.0}
 
     normalise: bool = True
     """Standardise z per channel over the batch (running statistics in evaluation)."""
@@ -87,9 +85,6 @@ class CommonConfig(QuantizerConfig):
     """With normalise: below this deviation of z, the squared logarithm of what is missing is added to the loss (0: off).
     Standardised latents do not see how small z is. Where little moves (PushT) it may shrink, until a step of the
     optimiser moves all latents by more than they differ, and running statistics cannot follow. 0.1 keeps it from that."""
-    innovation: bool = False
-    """Take from z first what the same reading of the frame before foretells of it, by linear least squares over the latest
-    steps: what a frame shows is no action. Not the paper's (Kailath 1968, innovations)."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The contract of all quantizers, and the standardisation of latents.
 
-Not here: any quantizer (codebook.py, residual.py, finite.py, continuous.py), what the frame before foretells of a latent
-(innovation.py).
+Not here: any quantizer (codebook.py, residual.py, finite.py, continuous.py).
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 
 from colaworld.contracts import ResetRows
 from colaworld.models.latent_action.quantizers.config import QuantizerConfig
-from colaworld.models.latent_action.quantizers.innovation import Foretold
 from colaworld.models.latent_action.quantizers.step_stats import (
     StepStats,
     gather_rows,
@@ -34,9 +32,6 @@ class BatchStats:
     latents: Tensor | None = None  # [M, d] what the codebook was searched with
     indices: Tensor | None = None  # [M] what was found; None while latents pass unquantised
     moments: tuple[Tensor, Tensor] | None = None  # mean [d] and scale [d] of the batch
-    products: Tensor | None = (
-        None  # [2 d + 1, 2 d + 1] second moments of what is given with `innovation`
-    )
     inner: tuple[BatchStats, ...] = ()  # of the codebooks of a residual quantizer
 
 
@@ -108,14 +103,12 @@ class Quantizer(nn.Module):
     codebook_size: int | None = None
     continuous = False  # whether latents pass unquantised for now: it has no codes yet
     standardise: Standardise | nn.Identity
-    foretold: Foretold | None
     started: Tensor  # bool: whether `start` was called
 
     def __init__(self, config: QuantizerConfig, dim: int) -> None:
         super().__init__()
         self.config, self.dim = config, dim
         self.standardise = Standardise(dim) if config.normalise else nn.Identity()
-        self.foretold = Foretold(dim) if config.innovation else None
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self.process_group: ProcessGroup | None = None
         self._pending = StepStats(capacity=0)
@@ -123,16 +116,12 @@ class Quantizer(nn.Module):
     def forward(self, z: Tensor, *, generator: torch.Generator | None = None) -> Quantized:
         """z [..., N, d] -> Quantized. `generator` feeds quantizers that draw noise.
 
-        With `innovation` z is [..., N, 2 d]: before each latent the same reading of the frame before.
         Changes no state, so it may run again (activation checkpointing).
         """
-        if z.shape[-1] != self.given:
-            raise ValueError(f"quantizer: expected z [..., {self.given}], got {tuple(z.shape)}")
+        if z.shape[-1] != self.dim:
+            raise ValueError(f"quantizer: expected z [..., {self.dim}], got {tuple(z.shape)}")
         with torch.autocast(z.device.type, enabled=False):
-            z, moments, products = z.float(), None, None
-            if self.foretold is not None:
-                products = Foretold.moments_of(z) if self.training else None
-                z = self.innovation(z)
+            z, moments = z.float(), None
             if isinstance(self.standardise, Standardise):
                 z, moments = self.standardise.with_moments(z)
             made = self._quantize(z, generator)
@@ -144,21 +133,7 @@ class Quantizer(nn.Module):
                 missing = (floor / scale).log().clamp_min(0)
                 made = replace(made, loss=made.loss + missing.square().mean())
             moments = mean.detach(), scale.detach()
-        seen = replace(made.seen or BatchStats(), moments=moments, products=products)
-        return replace(made, seen=seen)
-
-    @property
-    def given(self) -> int:
-        """Width of what `forward` takes."""
-        return self.dim if self.foretold is None else 2 * self.dim
-
-    def innovation(self, z: Tensor) -> Tensor:
-        """Of latents and the readings before them [..., 2 d] what those do not foretell, [..., d]; z itself where it
-        is not asked for."""
-        if self.foretold is None:
-            return z
-        before, now = z.split(self.dim, dim=-1)
-        return now - self.foretold(before)
+        return replace(made, seen=replace(made.seen or BatchStats(), moments=moments))
 
     def _quantize(self, z: Tensor, generator: torch.Generator | None) -> Quantized:
         raise TypeError(f"{type(self).__name__} must implement _quantize")
@@ -168,17 +143,15 @@ class Quantizer(nn.Module):
         raise TypeError(f"{type(self).__name__} has no codebook to look indices up in")
 
     def start(self, z: Tensor, *, generator: torch.Generator | None = None) -> None:
-        """Take a start from what `forward` takes of real clips, z [B, ..., N, d], before the first step.
+        """Take a start from latents z [B, ..., N, d] of real clips, before the first step.
 
         Over several processes: from the latents of all, which must be equally many, and with a
         `generator` that draws the same on each.
         """
         self.started.fill_(True)
-        every = gather_rows(z.float(), self.process_group)
-        if self.foretold is not None:
-            self.foretold.start(every)
         if isinstance(self.standardise, Standardise):
-            self.standardise.start(self.innovation(every).reshape(-1, self.dim))
+            every = gather_rows(z.float(), self.process_group)
+            self.standardise.start(every.reshape(-1, self.dim))
 
     def restart(self) -> None:
         """Let the next phase `start` it anew, from its latents."""
@@ -222,13 +195,10 @@ class Quantizer(nn.Module):
     def _observe(self, seen: BatchStats, generator: torch.Generator | None) -> None:
         if seen.moments is not None:
             self._pending.add_moments(*seen.moments)
-        if seen.products is not None:
-            self._pending.add_products(seen.products)
 
     def _local_stats(self, generator: torch.Generator | None) -> list[Tensor]:
         """What this process adds to the sum over processes; nothing when nothing was observed."""
-        pending = self._pending
-        return [piece for piece in (pending.moments, pending.products) if piece is not None]
+        return [] if self._pending.moments is None else [self._pending.moments]
 
     def _apply_stats(
         self, pieces: Iterator[Tensor], generator: torch.Generator | None
@@ -238,9 +208,4 @@ class Quantizer(nn.Module):
             moments = next(pieces)
             mean, scale = moments[:, :-1] / moments[:, -1:]
             self.standardise.update(mean, scale)
-        if self.foretold is not None and self._pending.products is not None:
-            products = next(pieces)
-            self.foretold.update(
-                products / products[-1, -1]
-            )  # the number of passes: a mean of ones
         return {}, []

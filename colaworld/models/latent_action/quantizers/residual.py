@@ -54,7 +54,7 @@ class ResidualVQ(Quantizer):
         super().start(z, generator=generator)
         was = self.training
         self.eval()
-        left = self.standardise(self.innovation(z.float()))
+        left = self.standardise(z.float())
         for layer in self.layers:
             layer.start(left, generator=generator)
             left = left - layer(left).codes

@@ -84,23 +84,18 @@ class StepStats:
 
     capacity: int
     moments: Tensor | None = None  # [2, d + 1] means and scales, summed; their number last
-    products: Tensor | None = None  # second moments, summed; the last one is their number
     statistics: Tensor | None = None  # [K, d + 1] packed sums and counts
     latents: Tensor | None = None  # [<= capacity, d]
     _keys: Tensor | None = field(default=None, repr=False)  # [<= capacity] int64, ascending
 
     def clear(self) -> None:
-        self.moments = self.products = self.statistics = self.latents = self._keys = None
+        self.moments = self.statistics = self.latents = self._keys = None
 
     def add_moments(self, mean: Tensor, scale: Tensor) -> None:
         """Another batch's mean [d] and scale [d] of the channels."""
         once = torch.stack([mean, scale])
         once = torch.cat([once, once.new_ones(2, 1)], dim=1)
         self.moments = once if self.moments is None else self.moments + once
-
-    def add_products(self, products: Tensor) -> None:
-        """Another batch's second moments, of rows that end with a 1."""
-        self.products = products if self.products is None else self.products + products
 
     def add_statistics(self, packed: Tensor) -> None:
         """Another batch's packed sums and counts [K, d + 1]."""
