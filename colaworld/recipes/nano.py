@@ -74,9 +74,10 @@ _PRETRAIN = Phase(
 # action say something new, and only there does a gradient reach the latent action model.
 _NEAR_NOISE = TimestepConfig(shift=16.0)
 _QUANTIZER = VQConfig(unquantized_steps=250)
+# Codes of frames as they are tell how much brighter a view has become, not where it went.
 _MODEL = ModelConfig(
     window=4,
-    idm=IDMConfig(tokens=2, motion=True),
+    idm=IDMConfig(tokens=2, standardise_frames=True),
     quantizer=_QUANTIZER,
 )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from colaworld.studies.nano import BARE, GO_ON, NO_MOTION
+from colaworld.studies.nano import BARE, GO_ON, RAW_IDM
 from colaworld.studies.study import Arm, Study
 from colaworld.studies.worlds import CRAFTER
 
@@ -77,7 +77,7 @@ REMEDIES = Study(
         Arm(
             "stabilised",
             "nano.cola",
-            {**NO_MOTION, **_SHORT_RAMP},
+            {**RAW_IDM, **_SHORT_RAMP},
             "begun anew, with all stabilisers",
         ),
     ),

@@ -51,8 +51,8 @@ def test_budgets() -> None:
         assert asked == {steps * 8}, name
     study = STUDIES["prior"]
     asked = {arm.name: clips_of(config_of(study, study.data[0], arm)) for arm in study.arms}
-    assert asked["longer"] == 7400 * 8 and asked["batch_32"] == 1700 * 32
-    assert {v for k, v in asked.items() if k not in ("longer", "batch_32")} == {1700 * 8}
+    assert asked["longer"] == 3200 * 8 and asked["batch_32"] == 800 * 32
+    assert {v for k, v in asked.items() if k not in ("longer", "batch_32")} == {800 * 8}
 
 
 def test_the_gpu_study_is_ten_times_nano(tmp_path) -> None:
@@ -158,7 +158,8 @@ def test_bare_is_the_papers_quantizer() -> None:
         bare = arms[f"{way}-bare"].model
         quantizer = bare.quantizer
         assert not (quantizer.normalise or quantizer.data_start or quantizer.reseed)
-        assert quantizer.unquantized_steps == 0 and not bare.idm.motion
+        assert quantizer.unquantized_steps == 0
+        assert not (bare.idm.motion or bare.idm.standardise_frames)
         assert arms[f"{way}-standardise"].model.quantizer.normalise
         assert not arms[f"{way}-standardise"].model.quantizer.reseed
         assert arms[f"{way}-continuous"].model.quantizer.unquantized_steps == 250
