@@ -71,6 +71,9 @@ _LAYOUT: dict[str, Any] = {
         "not_finite": Maybe(Each(int), absent=True),
         "error_against_copy": _NUMBER,
         "copy_ssim_by_horizon": [float],
+        "by_motion": Maybe(
+            {part: {"frames_by_horizon": [int]} for part in ("still", "moved")}, absent=True
+        ),
         "variants": dict.fromkeys(("inferred", "random", "shuffled", "constant", "copy"), _STEPS),
     },
     "transfer": Maybe(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from colaworld.evaluation.measures import MEASURES
-from colaworld.evaluation.measures.fidelity import error_against_copy
+from colaworld.evaluation.measures.fidelity import by_motion, error_against_copy
 from colaworld.evaluation.measures.measure import Headline, Measure, Setting
 from colaworld.evaluation.rollouts import VARIANTS
 from colaworld.evaluation.settings import EvaluationConfig
@@ -62,6 +62,22 @@ def test_squared_errors_are_pooled_and_nothing_is_said_where_nothing_moves():
     found, copy = np.array([[20.0], [10.0]]), np.array([[10.0], [10.0]])
     assert error_against_copy(found, copy) == pytest.approx(0.11 / 0.2)
     assert np.isnan(error_against_copy(found, np.full((2, 1), PSNR_CAP)))
+
+
+def test_frames_where_the_view_stands_are_told_apart():
+    found = np.array([[20.0, 18.0], [30.0, 19.0], [22.0, 17.0]])
+    copy = np.array([[16.0, 12.0], [40.0, 25.0], [26.0, 14.0]])
+    told = by_motion(found, copy)
+    assert told["still"] == {
+        "frames_by_horizon": [2, 0],
+        "psnr_by_horizon": [26.0, None],
+        "copy_psnr_by_horizon": [33.0, None],
+    }
+    assert told["moved"] == {
+        "frames_by_horizon": [1, 3],
+        "psnr_by_horizon": [20.0, 18.0],
+        "copy_psnr_by_horizon": [16.0, 17.0],
+    }
 
 
 def test_a_headline_as_text():
