@@ -49,10 +49,20 @@ def arms_table(arms: dict[str, list[Row]]) -> Table:
     for arm, rows in arms.items():
         cells = [cell(arm_mean(rows, key), _digits(key)) for key in keys]
         watched = [row for row in rows if row["entropy"]]  # continuous latents have no codes
-        fallen = [row for row in watched if row["collapsed_at"] is not None]
+        fallen = [row for row in watched if collapsed(row)]
         told = f"{len(fallen)} of {len(watched)}" if watched else "-"
         table.append([arm, str(len(rows)), told, *cells])
     return table
+
+
+ONE_CODE = 0.05  # normalised entropy: of eight codes one is used 99 times of 100
+
+
+def collapsed(row: Row) -> bool:
+    """Whether training ended with the codebook under its floor, or held-out clips get hardly more than one code:
+    in training a few codes may flicker while every other clip gets the same one."""
+    held = (row["numbers"] or {}).get("codebook.entropy_normalised") or {}
+    return row["collapsed_at"] is not None or held.get("mean", 1.0) < ONE_CODE
 
 
 def differences_table(arms: dict[str, list[Row]]) -> Table:

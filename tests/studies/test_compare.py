@@ -15,6 +15,7 @@ from colaworld.studies.tables import (
     ahead_table,
     arms_table,
     budgets_table,
+    collapsed,
     curves_table,
     markdown,
     notes_of,
@@ -180,6 +181,15 @@ def test_notes_tell_the_precision_of_training() -> None:
     assert "Trained in bfloat16 (autocast), evaluated in float32." in notes_of(arms)
     arms["ours"][0]["changes"] = {}
     assert "Runs differ in training.autocast: auto, bf16." in notes_of(arms)
+
+
+def test_one_code_on_held_out_clips_is_a_collapse_whatever_flickers_in_training() -> None:
+    runs = [row("base", seed, [1] * 4, entropy=[[1, 0.5]]) for seed in range(3)]
+    for run, entropy in zip(runs, (0.0, 0.3, None), strict=True):
+        told = None if entropy is None else {"mean": entropy, "low": None, "high": None}
+        run["numbers"]["codebook.entropy_normalised"] = told
+    assert [collapsed(run) for run in runs] == [True, False, False]
+    assert arms_table({"base": runs})[1][2] == "1 of 3"
 
 
 def test_a_codebook_has_collapsed_where_it_stays_down() -> None:
