@@ -75,4 +75,4 @@ SCENE = DataSet(
         codes=("--codes", "seen"),  # most combinations of codes stand for no move
     ),
 )
-WORLDS = (CRAFTER, PUSHT, ROBODESK)
+WORLDS = (CRAFTER, SCENE, PUSHT, ROBODESK)
