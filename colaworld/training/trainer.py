@@ -196,7 +196,8 @@ class Trainer:
             return (
                 f"phase {phase.name} ended by its steps with a collapsed codebook: "
                 f"{progress.collapsed}. Begin anew with the quantizer's stabilisers on "
-                "(--model.quantizer.normalise first). This run can train longer "
+                "(--model.quantizer.normalise first), or with more clips a step (--training.batch-size; in the study "
+                "`conditions` 32 kept what 8 lost). This run can train longer "
                 f"(--{at}.steps and --resume), go on with a codebook that starts anew "
                 f"(--{at}.gate.missed reseed and --resume) or as it is (go_on), which cured nothing in "
                 "the study `remedies` (docs/study.md). No weights are exported"
