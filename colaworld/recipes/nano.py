@@ -119,6 +119,8 @@ def pretrain() -> RunConfig:
         "nano.pretrain",
         ("pretrain",),
         backbone_weights=None,
+        # It has no IDM. What it says of one stays as generators that there are say it: they are told apart by it.
+        model=replace(_MODEL, idm=IDMConfig(tokens=2, motion=True)),
         data=DataConfig(frames_per_clip=4),
         objective=ObjectiveConfig(history=(1, 3), times=TimestepConfig(shift=2.0), augment=False),
         training=TrainingConfig(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from colaworld.studies.study import Adaptation, Arm, DataSet, Study
-from colaworld.studies.worlds import CRAFTER, ROBODESK, SCENE, STICKY, WORLDS
+from colaworld.studies.worlds import CRAFTER, PUSHT, ROBODESK, SCENE, STICKY, WORLDS
 
 # An IDM that reads frames as they are, as the paper's does, and the one before nano's present one.
 RAW_IDM = {"model.idm.motion": False, "model.idm.standardise_frames": False}
@@ -193,7 +193,7 @@ JOINT_OR_TWO_STAGE = Study(
         Arm("frozen_world", "nano.frozen_world", note="warm-up alone"),
         Arm("naive_joint", "nano.naive_joint", note="joint alone"),
     ),
-    data=WORLDS,
+    data=(CRAFTER, PUSHT),  # with 10 000 labels to adapt with
     reference="two_stage",
     adapt=Adaptation(),
     elsewhere=True,

@@ -5,6 +5,7 @@ Not here: how arms are compared (compare.py).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 
@@ -272,6 +273,10 @@ def notes_of(arms: dict[str, list[Row]]) -> list[str]:
     if len(set(made)) > 1:
         notes.append("Not all runs had data and generator made by the same calls.")
     notes += [f"{name}: `{how}`." for name, how in (made[0] if len(set(made)) == 1 else ())]
+    for arm, rows in arms.items():
+        ways = {json.dumps([row["recipe"], row.get("changes")], sort_keys=True) for row in rows}
+        if len(ways) > 1:
+            notes.append(f"Runs of {arm} were not all configured alike.")
     if not alike(every):
         notes.append(
             "Not all runs were measured on the same clips: their differences are over seeds alone."

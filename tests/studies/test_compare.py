@@ -183,6 +183,13 @@ def test_notes_tell_the_precision_of_training() -> None:
     assert "Runs differ in training.autocast: auto, bf16." in notes_of(arms)
 
 
+def test_runs_of_one_arm_that_were_configured_otherwise_are_told() -> None:
+    runs = [row("base", seed, [1] * 4, changes={"phases.joint.steps": 400}) for seed in range(2)]
+    assert "configured alike" not in " ".join(notes_of({"base": runs}))
+    runs[1]["changes"] = {"phases.joint.steps": 800}
+    assert "Runs of base were not all configured alike." in notes_of({"base": runs})
+
+
 def test_one_code_on_held_out_clips_is_a_collapse_whatever_flickers_in_training() -> None:
     runs = [row("base", seed, [1] * 4, entropy=[[1, 0.5]]) for seed in range(3)]
     for run, entropy in zip(runs, (0.0, 0.3, None), strict=True):

@@ -47,8 +47,8 @@ class IDMConfig(Checked, at="model.idm."):
     differently."""
 
     standardise_frames: bool = False
-    """Bring each colour channel of each frame to mean 0 and one spread over its pixels before anything is read, so that
-    no latent can tell how bright the view has become. A view that scrolls changes in brightness with what comes in, a
+    """Bring each colour channel of each frame to mean 0 and nearly one spread over its pixels before anything is read, so
+    that latents hardly tell how bright the view has become. A view that scrolls changes in brightness with what comes in, a
     video model that is told how bright the next frame is follows easily, and codes then tell that in place of moves
     (recipes/EXPERIMENTS.md). Instance normalisation of the input (Ulyanov et al. 2016); the paper has none."""
 
