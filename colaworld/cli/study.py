@@ -173,14 +173,16 @@ def _run(
     rows = finished_rows(every)
     if rows:
         write_rows(out / "rows.json", rows)
-        if options.rows is not None:
-            write_rows(options.rows, added_to(options.rows, rows, study))
         made = f"{len(rows)} of {sum(job.of is not None for job in every)} runs"
         page = out / "report.html"
         with writing(page):
             call = shlex.join([*program(), "study", *again])
             write_study(page, study, rows, made=made, again=call, rollouts=rollouts_of(every))
         say(f"rows: {out / 'rows.json'}\nreport: {page}")
+        if (
+            options.rows is not None
+        ):  # last: a file that others changed meanwhile costs nothing else
+            write_rows(options.rows, added_to(options.rows, rows, study))
     elif options.rows is not None:
         say(f"--rows: no run is done yet, so that {options.rows} is not written")
     for name, why in outcome.failed.items():

@@ -22,6 +22,7 @@ from colaworld.studies.study import Arm, DataSet, Study
 
 POINTS = 60  # of a curve, at most
 LOOKS = 20  # of one that is measured now and then
+ONE_CODE = 0.05  # normalised entropy: of eight codes one is used 99 times of 100
 FIELDS = ("study", "data", "arm", "reference", "seed", "status", "why", "steps", "numbers")
 Row = dict[str, Any]
 
@@ -104,6 +105,13 @@ def collapsed_at(entropy: Sequence[tuple[int, float]], *, floor: float) -> int |
         elif step is None:
             step = at
     return step
+
+
+def collapsed(row: Row) -> bool:
+    """Whether training ended with the codebook under its floor, or held-out clips get hardly more than one code:
+    in training a few codes may flicker while every other clip gets the same one."""
+    held = (row["numbers"] or {}).get("codebook.entropy_normalised") or {}
+    return row["collapsed_at"] is not None or held.get("mean", 1.0) < ONE_CODE
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 from colaworld.files import FolderLock, printable
 from colaworld.studies.job import Job
-from colaworld.studies.rows import Row
+from colaworld.studies.rows import Row, collapsed
 
 TRIES = 2  # of a job in one call
 _PATIENCE = 60.0  # seconds that a training has to save when it is asked to stop
@@ -289,6 +289,8 @@ def told(row: Row | None) -> str:
             parts.append(f"{key} {number['mean']:.2f}")
     if row["collapsed_at"] is not None:
         parts.append(f"codebook collapsed at step {row['collapsed_at']}")
+    elif collapsed(row):
+        parts.append("codebook collapsed: one code on held-out clips")
     return ", ".join(parts)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from colaworld.metrics.bootstrap import Interval
 from colaworld.studies.compare import Told, alike, arm_mean, difference
 from colaworld.studies.curves import Curve, curves_of
-from colaworld.studies.rows import Row
+from colaworld.studies.rows import Row, collapsed
 
 NAMES = {  # key of evaluation.json -> heading, digits
     "delta_psnr.random": ("delta-PSNR over random, dB", 2),
@@ -54,16 +54,6 @@ def arms_table(arms: dict[str, list[Row]]) -> Table:
         told = f"{len(fallen)} of {len(watched)}" if watched else "-"
         table.append([arm, str(len(rows)), told, *cells])
     return table
-
-
-ONE_CODE = 0.05  # normalised entropy: of eight codes one is used 99 times of 100
-
-
-def collapsed(row: Row) -> bool:
-    """Whether training ended with the codebook under its floor, or held-out clips get hardly more than one code:
-    in training a few codes may flicker while every other clip gets the same one."""
-    held = (row["numbers"] or {}).get("codebook.entropy_normalised") or {}
-    return row["collapsed_at"] is not None or held.get("mean", 1.0) < ONE_CODE
 
 
 def differences_table(arms: dict[str, list[Row]]) -> Table:

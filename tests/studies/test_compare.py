@@ -10,12 +10,11 @@ from colaworld.files import FileError
 from colaworld.studies.compare import alike, arm_mean, difference
 from colaworld.studies.curves import curves_of, over_seeds
 from colaworld.studies.readings import number_at
-from colaworld.studies.rows import collapsed_at, read_rows, write_rows
+from colaworld.studies.rows import collapsed, collapsed_at, read_rows, write_rows
 from colaworld.studies.tables import (
     ahead_table,
     arms_table,
     budgets_table,
-    collapsed,
     curves_table,
     markdown,
     notes_of,
