@@ -347,7 +347,10 @@ def load_yaml(path: str | Path, cls: type[T], *, base: T | None = None) -> T:
 
 
 def load_given(path: str | Path, cls: type[T], *, base: T | None = None) -> tuple[T, set[str]]:
-    """The same, and the flat keys that the file names. It is read once: it may be a pipe."""
+    """The same, and the flat keys that the file names. It is read once: it may be a pipe.
+
+    Warns of what a whole configuration of an earlier version lacks, where `base` and its default differ.
+    """
     try:
         if Path(path).stat().st_size > 2**20:
             raise OSError("more than 1 MiB, which no configuration has")
@@ -374,7 +377,24 @@ def load_given(path: str | Path, cls: type[T], *, base: T | None = None) -> tupl
         made = from_dict(cls, values, base=base)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    if base is not None:
+        _tell_of_missing(path, cls, values, made)
     return made, {renamed(key) for key, _ in leaves(values)}
+
+
+def _tell_of_missing(path: str | Path, cls: type, values: Mapping[str, Any], made: Any) -> None:
+    """A run's config.yaml names every key of its time. What is newer was as its default says then, and is now as `base`
+    had it, which nobody asked for. A file that names less than half of the keys is one of changes."""
+    given, now = {renamed(key) for key, _ in leaves(values)}, dict(leaves(to_dict(made)))
+    if 2 * len(given) <= len(now):
+        return
+    then = dict(leaves(to_dict(from_dict(cls, values))))
+    for key in now:
+        if key not in given and now[key] != then.get(key):
+            log.warning(
+                "%s: does not name %s, which is now %s, as the recipe has it; a run of this configuration has %s",
+                *(path, key, shown(now[key]), shown(then.get(key))),
+            )
 
 
 def to_yaml(config: Any) -> str:

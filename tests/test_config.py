@@ -423,6 +423,23 @@ def test_a_file_that_is_no_configuration_is_one_short_line(content, message, tmp
     assert "\n" not in said and len(said) < len(str(path)) + 300
 
 
+def test_a_whole_configuration_of_before_a_key_says_what_it_now_is(tmp_path, caplog):
+    base = recipe("nano.cola")
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(base).replace("    standardise_frames: true\n", ""))
+    assert load_yaml(path, RunConfig, base=base) == base
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == (
+        f"{path}: does not name model.idm.standardise_frames, which is now True, as the recipe has it; "
+        "a run of this configuration has False"
+    )
+    caplog.clear()
+    load_yaml(path, RunConfig)  # as --resume reads it
+    path.write_text("model: {idm: {motion: true}}")
+    load_yaml(path, RunConfig, base=base)  # a file of changes
+    assert not caplog.records
+
+
 def test_an_early_quantizer_without_a_codebook_is_read_and_says_what_it_passes_over(caplog):
     made = from_dict(ModelConfig, {"quantizer": {"kind": "fsq", "continuous_steps": 250}})
     assert made.quantizer == FSQConfig()
