@@ -342,6 +342,8 @@ PRIOR = Study(
             {"phases.joint.steps": 800},
             "no warm-up: everything learns from the start",
         ),
+        # naive has it so, too: without it, its warm-up and its quantizer's start would be told apart by nothing.
+        Arm("at_once", "nano.cola", _AT_ONCE, "a warm-up whose codes are codes from the start"),
         Arm("longer", "nano.cola", {"phases.joint.steps": 2800}, "four times the steps"),
         Arm("batch_32", "nano.cola", {"training.batch_size": 32}, "four times the clips a step"),
         Arm(
