@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from colaworld import ops
+from colaworld.models.world_model import WorldModel
 from colaworld.runs.build import build_model
 from colaworld.runs.config import RunConfig
 
@@ -116,6 +117,15 @@ def build(what: str, config: RunConfig, frames: Tensor | None) -> nn.Module:
             latents = model.idm(frames).flatten(0, 1)
         model.quantizer.start(latents, generator=torch.Generator().manual_seed(0))
     return Whole(model)
+
+
+def world_model(config: RunConfig, device: str) -> WorldModel:
+    """The whole world model on a device, with a codebook that has started."""
+    height, width = shapes.frame_size(config)
+    g = torch.Generator().manual_seed(0)
+    frames = torch.rand(2, config.data.frames_per_clip, 3, height, width, generator=g)
+    model: WorldModel = build("world_model", config, frames).model
+    return model.to(device)
 
 
 def draw(what: str, config: RunConfig, shape: Shape, g: torch.Generator) -> Inputs:

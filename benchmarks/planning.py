@@ -13,12 +13,11 @@ here: which planner finds what (tests/planning), rollouts as such (rollout.py).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
-from colaworld.models.world_model import WorldModel
 from colaworld.planning.contracts import Objective, Seen, best
 from colaworld.planning.costs import GoalDistance
 from colaworld.planning.dynamics import WorldDynamics
@@ -48,12 +47,7 @@ def cases(request: Request) -> Iterator[Case | Skipped]:
         yield Skipped(f"decision/{request.recipe}", "a video model without actions plans nothing")
         return
 
-    @cache
-    def model() -> WorldModel:
-        height, width = shapes.frame_size(config)
-        g = torch.Generator().manual_seed(0)
-        frames = torch.rand(2, config.data.frames_per_clip, 3, height, width, generator=g)
-        return models.build("world_model", config, frames).model.to(request.device)
+    model = cache(partial(models.world_model, config, request.device))
 
     for shape in listed(config):
         for dtype in request.dtypes:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
@@ -46,12 +46,7 @@ CANDIDATES, HORIZON = 64, 10  # as in VP2, behind 2 given frames
 def cases(request: Request) -> Iterator[Case]:
     config = shapes.run_config(request.recipe, request.overrides)
 
-    @cache
-    def model() -> WorldModel:
-        height, width = shapes.frame_size(config)
-        g = torch.Generator().manual_seed(0)
-        frames = torch.rand(2, config.data.frames_per_clip, 3, height, width, generator=g)
-        return models.build("world_model", config, frames).model.to(request.device)
+    model = cache(partial(models.world_model, config, request.device))
 
     for make, shape in listed(config):
         for dtype in request.dtypes:

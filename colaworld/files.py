@@ -58,6 +58,15 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
         raise
 
 
+def sync(path: Path) -> None:
+    """Make sure that a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def makeable(folder: Path) -> bool:
     """Whether a folder is there, or its nearest parent that is one could hold it."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())

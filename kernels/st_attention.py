@@ -26,8 +26,6 @@ from colaworld.kernels import arithmetic, launch, tuning
 
 LOG2_E = tl.constexpr(1.4426950408889634)  # the hardware has a power of two, not of e
 
-MAX_FRAMES = 32  # rows of a tile; longer sequences are what flash attention is for
-MAX_CHANNELS = 128
 LARGEST_OFFSET = 2**31 - 1  # of 32 bits, which cost half the registers and additions of 64
 
 
@@ -501,7 +499,7 @@ def temporal_attention(
     eps: float,
     scale: float,
 ) -> Tensor:  # [B, T, S, H, D], contiguous
-    """Attention over T at each location; T <= MAX_FRAMES, D <= MAX_CHANNELS. One launch."""
+    """Attention over T at each location; T <= 32, D <= 128. One launch."""
     B, T, S, _, H, D = qkv.shape
     out = qkv.new_empty((B, T, S, H, D))
     if out.numel() == 0:

@@ -20,7 +20,7 @@ from colaworld.cli.train import data_flag, take
 from colaworld.config import Checked, ConfigError, Positive, load_yaml
 from colaworld.recipes import RECIPES, recipe
 from colaworld.runs.config import RunConfig
-from colaworld.runs.memory import GIB, Advice, PhaseMemory, advise, plan_memory, usable
+from colaworld.runs.memory import Advice, PhaseMemory, advise, gib, plan_memory, usable
 from colaworld.runs.presets import with_preset
 
 _USAGE = """usage: colaworld plan-memory RECIPE [--gpu GB] [--preset GB] [--json FILE] [--FIELD VALUE ...]
@@ -76,7 +76,7 @@ def _plan(options: MemoryOptions) -> int:
         print("\nWhat to switch on, cheapest first, each on top of those above it:", flush=True)
         for change in advise(config, limit):
             advice.append(change)
-            print(f"  {_gib(change.total):>9}  {change.flags}  ({change.cost})", flush=True)
+            print(f"  {gib(change.total):>9}  {change.flags}  ({change.cost})", flush=True)
         print(_verdict(advice, limit))
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -110,13 +110,13 @@ def table(config: RunConfig, memory: tuple[PhaseMemory, ...], gpu: float) -> str
     lines = [
         f"{config.recipe}: {clips} clips an update in passes of {training.batch_size}, "
         f"recompute {training.recompute}",
-        f"card of {gpu:g} GB: {_gib(usable(gpu))} for tensors (of {gpu:g} GiB, less 6 % that drivers "
+        f"card of {gpu:g} GB: {gib(usable(gpu))} for tensors (of {gpu:g} GiB, less 6 % that drivers "
         "do not show, 1 GiB of context and libraries, 5 % split blocks)",
         "",
         "  ".join([f"{'phase':10}", *(f"{name:>11}" for name in _COLUMNS)]),
     ]
     for phase in memory:
-        cells = [_gib(getattr(phase, name)) for name in _COLUMNS]
+        cells = [gib(getattr(phase, name)) for name in _COLUMNS]
         word = "fits" if phase.total <= usable(gpu) else "does not fit"
         lines.append("  ".join([f"{phase.phase:10}", *(f"{c:>11}" for c in cells), word]))
     lines += [
@@ -133,11 +133,11 @@ def _verdict(advice: list[Advice], limit: int) -> str:
     last = advice[-1]
     if last.total > limit:
         return (
-            f"With all of them {_gib(last.total)}, and {_gib(limit)} is there: this run needs a larger "
+            f"With all of them {gib(last.total)}, and {gib(limit)} is there: this run needs a larger "
             "card or smaller sizes"
         )
     whole = plan_memory(last.config)
-    over = [f"{phase.phase} {_gib(phase.total)}" for phase in whole if phase.total > limit]
+    over = [f"{phase.phase} {gib(phase.total)}" for phase in whole if phase.total > limit]
     if over:
         return f"That phase fits then, but not {', '.join(over)}; ask again with these flags"
     return "Fits with: " + " ".join(change.flags for change in _last_of_each(advice))
@@ -163,10 +163,6 @@ def _numbers(
             {"flags": change.flags, "cost": change.cost, "total": change.total} for change in advice
         ],
     }
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
 
 
 __all__ = ["MemoryOptions", "parse", "run", "table"]

@@ -19,7 +19,7 @@ from colaworld.cli.train import data_flag, take
 from colaworld.config import Checked, ConfigError, Count, Positive, Range, load_yaml
 from colaworld.recipes import RECIPES, recipe
 from colaworld.runs.config import RunConfig
-from colaworld.runs.memory import GIB, usable
+from colaworld.runs.memory import gib, usable
 from colaworld.runs.scale import Cluster, PhaseScale, plan_scale
 from colaworld.training.cards import CARDS
 
@@ -138,7 +138,7 @@ def table(
         sent = sum(asdict(phase.traffic).values())
         days = [total + more for total, more in zip(days, phase.days, strict=True)]
         lines.append(
-            f"{phase.phase:10} {_size(phase.memory):>11} {fits:13} {_size(sent):>11} "
+            f"{phase.phase:10} {gib(phase.memory):>11} {fits:13} {gib(sent):>11} "
             f"{_range(phase.compute, 's'):>18} {phase.communication:>7.2f} s "
             f"{_range(phase.step, 's'):>18} {_range(phase.days, ''):>18}"
         )
@@ -156,7 +156,7 @@ def table(
             else ""
         ),
         "  a step   from all traffic hidden behind work to none; loading data hidden, checkpoints left out",
-        f"  memory   {_size(limit)} of {card.memory:g} GB for tensors; see colaworld plan-memory",
+        f"  memory   {gib(limit)} of {card.memory:g} GB for tensors; see colaworld plan-memory",
         "Formulas: docs/scale.md.",
     ]
     return "\n".join(lines)
@@ -165,10 +165,6 @@ def table(
 def _range(values: tuple[float, float], unit: str) -> str:
     low, high = (f"{value:.3g}" for value in values)
     return f"{low} to {high} {unit}".rstrip()
-
-
-def _size(size: float) -> str:
-    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
 
 
 __all__ = ["ScaleOptions", "parse", "run", "table"]

@@ -98,6 +98,11 @@ def run(argv: list[str]) -> int:
     chosen(first, **wanted)
     if options.share is not None and not makeable(options.share):
         raise ConfigError(f"--share: expected a folder, there or to be made, got {options.share}")
+    if options.rows is not None and options.max_steps is not None and options.rows.exists():
+        raise ConfigError(
+            f"--rows: {options.rows} has rows already, and runs of --max-steps are no more than a look; name "
+            "another file"
+        )
     if options.rows is not None and (options.rows.is_dir() or not makeable(options.rows.parent)):
         raise ConfigError(f"--rows: expected a file to be written, got {options.rows}")
     if options.rows is not None:

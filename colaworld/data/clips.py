@@ -330,7 +330,7 @@ class ClipSet:
 
         Each block: index [n] int64 of its frames within the episode, and frames
         [n, 3, height, width] uint8. With `recorded`, steps are its frames, whatever rate is asked.
-        Raises BrokenFileError where they cannot be decoded.
+        Raises BrokenFileError where they cannot be decoded, or the source gives fewer than it says.
         """
         if self._timing[episode].resampled and not recorded:
             wanted = self._resampled(episode, first, stop)
@@ -346,6 +346,12 @@ class ClipSet:
             if len(block) >= _BLOCK or (block and place == len(wanted)):
                 yield wanted[done:place], self._fit(block)
                 block, done = [], place
+        if place < len(wanted):
+            info = self.source.episodes[episode]
+            raise BrokenFileError(
+                f"{info.path}: {info.name}: expected frames up to {wanted[-1]}, the source gave none "
+                f"from {wanted[place]} on"
+            )
 
     def _fit(self, block: list[np.ndarray]) -> np.ndarray:
         """Frames [H, W, 3] -> [n, 3, height, width], cropped and resized."""

@@ -32,7 +32,7 @@ from colaworld.data.clips import ClipSet
 from colaworld.data.errors import DataError
 from colaworld.data.latent_cache import COLUMNS, INDEX, KEY, LatentKey, key_hash, shard_name
 from colaworld.data.windows import Segment
-from colaworld.files import FolderLock, seal, sha256_of, share, verifies, write_refused
+from colaworld.files import FolderLock, seal, sha256_of, share, sync, verifies, write_refused
 
 log = logging.getLogger(__name__)
 _NO_SUM = "0" * 64  # in a shard's header until its tensors are hashed
@@ -410,9 +410,9 @@ def _appear(path: Path, fill: Callable[[Path], None], need: int) -> None:
     try:
         fill(temporary)
         share(temporary)  # safetensors makes its files private
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         why, cause = write_refused(path, error, need)
@@ -422,14 +422,6 @@ def _appear(path: Path, fill: Callable[[Path], None], need: int) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _misplaced(path: Path, parts: list[tuple[Segment, range]]) -> str | None:

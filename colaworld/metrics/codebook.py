@@ -146,10 +146,6 @@ class CodebookMeter:
             [torch.bincount(rows[:, n], minlength=self.codebook_size) for n in range(self.tokens)]
         )
 
-    def reset(self) -> None:
-        """Forget everything (at the start of a phase, say)."""
-        self._next = self._filled = 0
-
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON values. The window travels as base64 of little-endian int32."""
         rows = array("i", self._ring[: self._filled].flatten().tolist())

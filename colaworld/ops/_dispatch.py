@@ -2,8 +2,8 @@
 
 Plain Python, evaluated once per call in eager mode and once per trace under `torch.compile`. Every
 implementation has one predicate that answers both "can it?" and "why not?"; an op may have one more,
-which says by sizes whom it would rather run. Both are pure functions of (device, dtype, shape, strides,
-axis, entries). Nothing is decided by trying and catching.
+which says by sizes whom it would rather run. Both are pure functions of (device, dtype, shape, axis,
+entries). Nothing is decided by trying and catching.
 Not here: the kernels themselves, and loading the compiled library (`_native.py`).
 """
 
@@ -31,7 +31,6 @@ class CallInfo:
     device: str  # "cpu", "cuda", ...
     dtype: torch.dtype
     shape: tuple[int, ...]
-    strides: tuple[int, ...]
     axis: str | None = None  # st_attention: "spatial" or "temporal"; None where none is named
     entries: int | None = None  # K of a codebook; None where none is named
 
@@ -158,7 +157,7 @@ def _in_order(op: str, facts: CallInfo) -> tuple[Sequence[Implementation], Prefe
 
 def facts_of(tensor: Tensor, axis: str | None = None, entries: int | None = None) -> CallInfo:
     """What a choice may know of a call led by `tensor`."""
-    return CallInfo(tensor.device.type, tensor.dtype, tensor.shape, tensor.stride(), axis, entries)
+    return CallInfo(tensor.device.type, tensor.dtype, tensor.shape, axis, entries)
 
 
 def select(

@@ -41,6 +41,11 @@ _CONTEXT = 1 * GIB  # CUDA context, cuBLAS and cuDNN workspaces, compiled kernel
 _SPLIT = 0.05  # of what is left: blocks the allocator holds and cannot use
 
 
+def gib(size: float) -> str:
+    """A number of bytes for people: "1.50 GiB", or "12.0 MiB" where it is little."""
+    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
+
+
 @dataclass(frozen=True)
 class PhaseMemory:
     """Bytes of one phase at the moment of its step when they are most."""

@@ -165,7 +165,8 @@ class Job:
         calls = {**known, **{key: call for key, (_, call) in self._calls().items()}}
         if calls != known:
             self.note(calls=calls)
-        if self.config is not None and not self._asked.is_file():
+        if self.config is not None:
+            # Anew where it is there and says the same: `train` takes keys that an older one lacks from the recipe.
             with writing(self._asked):
                 write_atomically(self._asked, to_yaml(self.config))
 

@@ -6,12 +6,15 @@ comparisons (compare.py).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from colaworld.config import to_yaml
 from colaworld.evaluation.layout import read_evaluation
 from colaworld.files import FileError, plain, read_json, write_atomically, write_refused
 from colaworld.runs.config import RunConfig, read_config
@@ -90,10 +93,23 @@ def row_of(
             "after": {one.key: more["clips"] for one, more in followed},
             "bounds": held,
             "made": dict(made or {}),
+            "asked_sha256": _asked(config),
             "commit": ran.get("commit"),
             "config_sha256": ran.get("config_sha256"),
         }
     )
+
+
+def _asked(config: RunConfig) -> str:
+    """Hash of a run's whole configuration but for its seed, and for where its data and its generator were."""
+    weights = config.backbone_weights
+    anywhere = replace(
+        config,
+        data=replace(config.data, path=None),
+        backbone_weights="own" if weights and Path(weights).is_absolute() else weights,
+        training=replace(config.training, seed=0),
+    )
+    return hashlib.sha256(to_yaml(anywhere).encode()).hexdigest()
 
 
 def collapsed_at(entropy: Sequence[tuple[int, float]], *, floor: float) -> int | None:

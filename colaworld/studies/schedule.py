@@ -36,7 +36,6 @@ class Outcome:
     done: list[str] = field(default_factory=list)  # jobs that are done, those of earlier calls too
     failed: dict[str, str] = field(default_factory=dict)  # job -> the last line that it wrote
     left: list[str] = field(default_factory=list)  # jobs that were not begun or not finished
-    interrupted: bool = False
 
 
 @dataclass
@@ -115,7 +114,6 @@ class Scheduler:
                 for number, handler in before.items():
                     signal.signal(number, handler)
         self._outcome.left = [job.name for job in self.waiting]
-        self._outcome.interrupted = self._stop is not None
         return self._outcome
 
     # -- starting ----------------------------------------------------------------------------

@@ -264,7 +264,9 @@ def notes_of(arms: dict[str, list[Row]]) -> list[str]:
         notes.append("Not all runs had data and generator made by the same calls.")
     notes += [f"{name}: `{how}`." for name, how in (made[0] if len(set(made)) == 1 else ())]
     for arm, rows in arms.items():
-        ways = {json.dumps([row["recipe"], row.get("changes")], sort_keys=True) for row in rows}
+        ways = {row.get("asked_sha256") for row in rows}
+        if None in ways:  # earlier rows do not have it
+            ways = {json.dumps([row["recipe"], row.get("changes")], sort_keys=True) for row in rows}
         if len(ways) > 1:
             notes.append(f"Runs of {arm} were not all configured alike.")
     if not alike(every):

@@ -125,19 +125,8 @@ class AdaptedObjective(_RealActions):
 
     def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Forward:
         frames = to_float(batch.frames)  # no augmentation: the latent action model is fixed
-        noised = self._noised(frames, batch.latents, generator)
         actions = self.model.encode_actions(_real(batch), frames)
-        drop = dropped(actions.codes, self.model.conditioner.config, generator)
-        velocity = self.model.velocity(noised.x_t, noised.times, actions.codes, drop, fps=batch.fps)
-        return Forward(
-            frames=frames,
-            velocity=velocity,
-            target=noised.target,
-            predict=noised.predict,
-            average=self.config.average,
-            usual=noised.usual,
-            indices=actions.indices,
-        )
+        return self._under(actions, frames, batch, generator)
 
 
 @dataclass(frozen=True)

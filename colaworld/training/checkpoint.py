@@ -42,6 +42,7 @@ from colaworld.files import (
     recorded,
     seal,
     share,
+    sync,
     write_refused,
 )
 from colaworld.training import shard_files
@@ -147,7 +148,7 @@ def write_checkpoint(
             save_file(separate(values), file, metadata=(headers or {}).get(name))
             if processes is not None and not processes.is_main:
                 share(file)
-                _sync(file)
+                sync(file)
             files[f"{name}.safetensors"] = recorded(file)
         return files
 
@@ -190,8 +191,8 @@ def write_folder(
         for file in temporary.rglob("*"):
             if file.is_file():
                 share(file)  # safetensors makes its files private
-            _sync(file)
-        _sync(temporary)
+            sync(file)
+        sync(temporary)
         if os.path.lexists(path):
             _remove(replaced)
             os.replace(path, replaced)
@@ -199,7 +200,7 @@ def write_folder(
             _remove(replaced)
         else:
             os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
         return result
 
     def refused(call: Callable[[], Any]) -> Callable[[], Any]:
@@ -413,15 +414,6 @@ def write_sealed(file: Path, values: Mapping[str, Any], path: Path) -> dict[str,
         raise CheckpointError(f"{path}: the state to save is not plain JSON: {error}") from None
     file.write_text(json.dumps(sealed, indent=1))
     return sealed
-
-
-def _sync(path: Path) -> None:
-    """Make sure that a file or the entries of a folder are on the disk."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _remove(path: Path) -> None:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from colaworld.config import ConfigError
-from colaworld.contracts import ClipBatch, ResetRows, to_float
+from colaworld.contracts import ClipBatch, LatentActions, ResetRows, to_float
 from colaworld.data.transforms import random_resized_crop, random_shift
 from colaworld.flow.config import Average
 from colaworld.flow.loss import flow_matching_loss
@@ -159,6 +159,23 @@ class BaseObjective:
     def after_step(self, *, generator: torch.Generator) -> tuple[dict[str, float], ResetRows]:
         """Nothing to update."""
         return {}, []
+
+    def _under(
+        self, actions: LatentActions, frames: Tensor, batch: ClipBatch, generator: torch.Generator
+    ) -> Forward:
+        """The velocity that the world predicts for these frames under actions that are given."""
+        noised = self._noised(frames, batch.latents, generator)
+        drop = dropped(actions.codes, self.model.conditioner.config, generator)
+        velocity = self.model.velocity(noised.x_t, noised.times, actions.codes, drop, fps=batch.fps)
+        return Forward(
+            frames=frames,
+            velocity=velocity,
+            target=noised.target,
+            predict=noised.predict,
+            average=self.config.average,
+            usual=noised.usual,
+            indices=actions.indices,
+        )
 
     def _noised(self, frames: Tensor, stored: Tensor | None, generator: torch.Generator) -> Noised:
         """Latents of the frames on the path, with noise of their own.
@@ -317,19 +334,7 @@ class WorldObjective(BaseObjective):
 
     def forward(self, batch: ClipBatch, *, generator: torch.Generator) -> Forward:
         frames = to_float(batch.frames)  # no augmentation: the latent action model is fixed (paper)
-        noised = self._noised(frames, batch.latents, generator)
-        actions = self.model.infer_actions(frames)
-        drop = dropped(actions.codes, self.model.conditioner.config, generator)
-        velocity = self.model.velocity(noised.x_t, noised.times, actions.codes, drop, fps=batch.fps)
-        return Forward(
-            frames=frames,
-            velocity=velocity,
-            target=noised.target,
-            predict=noised.predict,
-            average=self.config.average,
-            usual=noised.usual,
-            indices=actions.indices,
-        )
+        return self._under(self.model.infer_actions(frames), frames, batch, generator)
 
 
 class ReconstructionObjective(_LatentActionObjective):

@@ -77,6 +77,8 @@ def test_two_arms_by_two_seeds(study, colaworld, tmp_path) -> None:
     assert [r["steps_by_phase"] for r in rows[1:3]] == [{"warmup": 2, "joint": 2}, {"joint": 2}]
     assert [r["clips_trained"] for r in rows[1:3]] == [8, 4]  # two clips a step
     assert {r["status"] for r in rows} == {"finished"}
+    told = {(r["arm"], r["asked_sha256"]) for r in rows}  # seeds of an arm are configured alike
+    assert len(told) == len({arm for arm, _ in told})
     evaluation = json.loads((out / "scene/naive/seed-1/evaluation.json").read_text())
     last = rows[-1]
     assert last["numbers"]["nmse"]["mean"] == evaluation["nmse"]["mean"]
@@ -253,6 +255,7 @@ def test_what_cannot_be_written_or_is_another_study_is_said_first(
         ),
         (["--out", out, "--rows", tmp_path], "--rows: expected a file to be written"),
         (["--out", out, "--rows", other_rows], "found some of 'collapse'"),
+        (["--out", out, "--max-steps", 2, "--rows", other_rows], "no more than a look"),
     ):
         found = colaworld("study", "tiny", *more)
         assert found.status == 2 and said in found.plain, found.plain

@@ -13,7 +13,7 @@ from colaworld.config import from_dict, to_dict
 from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
 from colaworld.data.episode_stream import episode_stream
-from colaworld.data.errors import DataError
+from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.data.latent_cache import LatentKey
 from colaworld.data.loader import ClipLoader
 from colaworld.data.sources import open_source
@@ -55,6 +55,26 @@ def test_it_is_found_and_gives_clips_with_actions(plugin, arrays) -> None:
     assert starts == {(e, s) for e, n in enumerate((12, 15, 9)) for s in range(n - 3)}
     assert sum(len(w.index) - w.repeats for w in episode_stream(loader.clips, window=5)) == 36
     assert ClipSet(replace(config, fps=5.0)).stride(0) == 2
+
+
+def test_a_source_that_gives_fewer_frames_than_it_says_is_left_out(
+    plugin, arrays, monkeypatch
+) -> None:
+    """Not filled up with whatever lay in memory."""
+    clips = ClipSet(DataConfig(path=arrays, frames_per_clip=4, split="all", max_broken_share=0.5))
+    whole = type(clips.source).stream
+
+    def short(self, episode: int, first: int, stop: int):
+        yield from list(whole(self, episode, first, stop))[: -2 if episode == 1 else None]
+
+    monkeypatch.setattr(type(clips.source), "stream", short)
+    said = r"e1.npy: e1: expected frames up to 14, the source gave none from 13 on"
+    with pytest.raises(BrokenFileError, match=said):
+        list(clips.stream(1, 0, 15))
+    loader = ClipLoader(clips.config, batch_size=5, seed=0)
+    seen = {int(e) for _ in range(20) for e in next(loader).episode}
+    loader.close()
+    assert seen == {0, 2}
 
 
 def test_its_files_are_part_of_a_fingerprint(plugin, arrays) -> None:

@@ -283,7 +283,7 @@ def test_the_reference_is_the_definition() -> None:
 )
 def test_sizes_choose_between_the_kernels_of_a_gpu(sizes, first) -> None:
     (N, K, d), rule = sizes, _dispatch._PREFERS["code_statistics"]
-    facts = _dispatch.CallInfo("cuda", torch.float32, (N, d), (d, 1), entries=K)
+    facts = _dispatch.CallInfo("cuda", torch.float32, (N, d), entries=K)
     found = rule(facts)
     assert (None if found is None else found.name) == first
     assert rule(replace(facts, device="cpu")) is None

@@ -33,7 +33,6 @@ def facts(**changes) -> _dispatch.CallInfo:
         "device": "cuda",
         "dtype": torch.bfloat16,
         "shape": (2, 16, 256, 3, 16, 72),
-        "strides": (),
         "axis": "temporal",
     }
     return _dispatch.CallInfo(**{**values, **changes})

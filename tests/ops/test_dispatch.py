@@ -14,7 +14,7 @@ from colaworld.ops import _dispatch
 
 
 def facts(**changes) -> _dispatch.CallInfo:
-    values = {"device": "cpu", "dtype": torch.float32, "shape": (2, 3), "strides": (3, 1)}
+    values = {"device": "cpu", "dtype": torch.float32, "shape": (2, 3)}
     return _dispatch.CallInfo(**{**values, **changes})
 
 

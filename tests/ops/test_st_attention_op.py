@@ -67,7 +67,7 @@ def test_the_compiled_op_checks_for_itself() -> None:
 )  # fmt: skip
 def test_on_a_gpu_sizes_choose_between_cuda_and_triton(T, D, dtype, axis, first) -> None:
     shape = (1, T, 2, 3, 1, D)
-    facts = _dispatch.CallInfo("cuda", dtype, shape, torch.empty(shape).stride(), axis=axis)
+    facts = _dispatch.CallInfo("cuda", dtype, shape, axis=axis)
     rule = _dispatch._PREFERS["st_attention"]
     preference = rule(facts)
     assert (preference and preference.name) == first

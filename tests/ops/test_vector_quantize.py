@@ -382,7 +382,7 @@ def test_the_compiled_op_checks_for_itself() -> None:
 def test_sizes_choose_between_the_kernels_of_a_gpu(sizes, first) -> None:
     (N, K, d), rule = sizes, _dispatch._PREFERS["vector_quantize"]
     for dtype in (torch.float32, torch.bfloat16):
-        facts = _dispatch.CallInfo("cuda", dtype, (N, d), (d, 1), entries=K)
+        facts = _dispatch.CallInfo("cuda", dtype, (N, d), entries=K)
         found = rule(facts)
         assert (None if found is None else found.name) == first
         assert rule(replace(facts, device="cpu")) is None

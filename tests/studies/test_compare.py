@@ -187,6 +187,11 @@ def test_runs_of_one_arm_that_were_configured_otherwise_are_told() -> None:
     assert "configured alike" not in " ".join(notes_of({"base": runs}))
     runs[1]["changes"] = {"phases.joint.steps": 800}
     assert "Runs of base were not all configured alike." in notes_of({"base": runs})
+    for run in runs:  # a recipe has changed, or more is said than before
+        run["asked_sha256"] = "0"
+    assert "configured alike" not in " ".join(notes_of({"base": runs}))
+    runs[1] |= {"changes": runs[0]["changes"], "asked_sha256": "1"}
+    assert "Runs of base were not all configured alike." in notes_of({"base": runs})
 
 
 def test_one_code_on_held_out_clips_is_a_collapse_whatever_flickers_in_training() -> None:
