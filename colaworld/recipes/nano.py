@@ -1,7 +1,7 @@
 """The nano recipes: the whole method at a size that trains on two CPU cores in minutes.
 
-Every number that is not the paper's carries its reason. The four recipes after `pretrain` share
-generator, data, budget and sizes, so that their results differ by the schedule alone.
+Every number that is not the paper's carries its reason. The recipes after `pretrain` share
+generator, data, sizes and, but for `cola_long`, their budget, so that results differ by the schedule alone.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def pretrain() -> RunConfig:
         "nano.pretrain",
         ("pretrain",),
         backbone_weights=None,
-        # It has no IDM. What it says of one stays as generators that there are say it: they are told apart by it.
+        # It has no IDM. What it says of one stays: a generator is known by the hash of its configuration.
         model=replace(_MODEL, idm=IDMConfig(tokens=2, motion=True)),
         data=DataConfig(frames_per_clip=4),
         objective=ObjectiveConfig(history=(1, 3), times=TimestepConfig(shift=2.0), augment=False),

@@ -11,7 +11,7 @@ from typing import Any
 from colaworld.studies.study import Adaptation, Arm, DataSet, Study
 from colaworld.studies.worlds import CRAFTER, PUSHT, ROBODESK, SCENE, STICKY, WORLDS
 
-# An IDM that reads frames as they are, as the paper's does, and the one before nano's present one.
+# An IDM that reads frames as they are, as the paper's does; and one with the motion path beside them.
 RAW_IDM = {"model.idm.motion": False, "model.idm.standardise_frames": False}
 _MOTION_PATH = {"model.idm.motion": True, "model.idm.standardise_frames": False}
 # A warm-up that ends with a collapsed codebook would stop the run; here what follows is the question.
@@ -52,7 +52,7 @@ _KINDS: dict[str, tuple[dict[str, Any], str]] = {
         "continuous latents",
     ),
 }
-# A bare codebook has collapsed by step 200; what does not collapse has the time to find most moves.
+# A bare codebook collapses by step 300, most by 200; what does not collapse has the time to find most moves.
 _WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "naive": ("nano.naive_joint", {"phases.joint.steps": 1000}),
     "cola": ("nano.cola", {"phases.warmup.steps": 400, "phases.joint.steps": 600}),
@@ -106,9 +106,10 @@ LARGER_BATCH = Study(
 CONDITIONS = Study(
     "conditions",
     "Under which conditions does a warm-up through the frozen generator keep the paper's own codebook alive?",
-    # Warm-up alone: it is there that the codebook collapses, by step 200.
+    # Warm-up alone: it is there that the codebook collapses. No ramp is named, so that it shrinks with frozen_world's
+    # 1700 steps: the rate rises over 11 of 400 (longer: 47 of 1600), in `collapse` over 50.
     arms=(
-        Arm("bare", "nano.frozen_world", note="as in `collapse`"),
+        Arm("bare", "nano.frozen_world", note="the quantizer of `collapse`"),
         Arm("longer", "nano.frozen_world", {"phases.warmup.steps": 1600}, "four times the steps"),
         Arm(
             "batch_32",
@@ -391,7 +392,7 @@ PRIOR = Study(
     },
 )
 
-# 600 steps: a bare codebook has collapsed by step 200, and five runs take two cores about a quarter hour.
+# 600 steps: a bare codebook collapses by step 300, most by 200, and five runs take two cores about a quarter hour.
 _SHORT = {"phases.warmup.steps": 200, "phases.joint.steps": 400}
 _SHORT_NAIVE = {"phases.joint.steps": 600}
 QUICK = Study(

@@ -124,7 +124,7 @@ def check_same_config(saved_yaml: str, given_yaml: str, *, where: str) -> None:
             f"{where} was trained with another configuration; these keys differ:\n"
             + "\n".join(lines)
             + f"\nResume with the saved values, or train into a new folder "
-            "(only phases.*.steps, sampler.*, evaluation.*, training.parallel.*, how many passes an update "
-            "is cut into, "
+            "(only phases.*.steps, phases.*.gate.missed, sampler.*, evaluation.*, training.parallel.*, "
+            "data.unlike_actions, how many passes an update is cut into, "
             f"{', '.join(FREE)} may change)"
         )

@@ -1,6 +1,6 @@
 """Quantizers that own one codebook [K, d]: gradient VQ, EMA VQ, NSVQ.
 
-Not here: several codebooks in a row (residual.py), where one starts (starts.py).
+Not here: several codebooks in a row (residual.py), where one starts (kmeans.py).
 """
 
 from __future__ import annotations
