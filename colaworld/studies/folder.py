@@ -156,7 +156,9 @@ def _made(job: Job) -> str:
     if job.config is None:
         return shlex.join(job.call)
     anywhere = replace(job.config, data=replace(job.config.data, path=None))
-    return f"{job.config.recipe} {config_sha256(to_yaml(anywhere))[:16]}"
+    config, cap = job.config, job.config.training.max_steps
+    steps = sum(phase.capped(cap).steps for phase in config.scheduled())  # no part of the hash
+    return f"{config.recipe} {config_sha256(to_yaml(anywhere))[:16]}, {steps} steps"
 
 
 def open_folder(
