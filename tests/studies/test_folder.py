@@ -156,7 +156,7 @@ def test_a_second_study_takes_data_and_generator_from_where_the_first_made_them(
     assert run.made == alone["d/a/seed-0"].made
     assert run.made["data"] == "record scene --seed 1"
     assert run.made["generator"].startswith("nano.pretrain ")
-    assert run.made["generator"].endswith(", 4500 steps")
+    assert run.made["generator"].endswith(", 2000 steps")
     other = jobs_of(pretrained("s", "--seed", "3"), tmp_path / "c", seeds=1)[-1]
     assert other.made["generator-data"] == "record scene --seed 3"
 
