@@ -70,7 +70,7 @@ def run(argv: list[str]) -> int:
         stored = load_yaml(file, RunConfig, base=stored)
     data, rest = take_data(rest, stored.data)
     options = from_command_line(
-        EncodeOptions(name=name, run=replace(stored, data=replace(data, split="all"))),
+        EncodeOptions(name=name, run=replace(stored, data=replace(data, split="all", labels=None))),
         [name, *rest],
         program="colaworld data encode",
         description="Encode a data set once, for training runs to read its latents.",

@@ -25,7 +25,13 @@ from colaworld.data.config import DataConfig, check_there
 from colaworld.data.errors import BrokenFileError, DataError
 from colaworld.data.relative_actions import RelativeActions
 from colaworld.data.sources import open_source
-from colaworld.data.sources.source import BrokenFile, EpisodeInfo, Source, tell_once
+from colaworld.data.sources.source import (
+    BrokenFile,
+    EpisodeInfo,
+    Source,
+    tell_once,
+    without_actions,
+)
 from colaworld.data.split import labelled, select_split
 
 log = logging.getLogger(__name__)
@@ -213,19 +219,40 @@ class ClipSet:
         spec = self.source.action_spec
         if spec is None:
             return None
-        told = (self._unmatched(spec, self._timing[e.index]) for e in self.episodes)
-        if (why := next((why for why in told if why is not None), None)) is not None:
+        why = self._all_unmatched(spec)
+        if (lacking := without_actions(self.source, self.episodes)) is not None:
+            why = f"{lacking.path}: {lacking.name} has no column {spec.column!r}"
+        if why is not None:
             log.warning("recorded actions are left out: %s", why)
             return None
         return self.action_spec
 
+    def _all_unmatched(self, spec: ActionSpec) -> str | None:
+        """Why the actions of some episode do not fit its clips."""
+        told = (self._unmatched(spec, self._timing[e.index]) for e in self.episodes)
+        return next((why for why in told if why is not None), None)
+
     def _unmatched(self, spec: ActionSpec, timing: _Timing) -> str | None:
         """Why the actions of an episode do not fit its clips."""
+        if timing.resampled and not self.source.uniform_fps:
+            return (
+                f"{self.config.path}: actions in column {spec.column!r} belong to frames as "
+                f"recorded; films of this kind are resampled by the times of their frames, so under an fps "
+                "no action leads from one frame of a clip to the next; use stride (--data.stride N "
+                "--data.fps None)"
+            )
         if timing.resampled:
             return (
                 f"{self.config.path}: actions in column {spec.column!r} belong to frames as "
                 f"recorded; an fps of {self.config.fps} does not divide the recorded rate, so no "
                 "action leads from one frame of a clip to the next; use stride or such an fps"
+            )
+        usual = self._timing[self.segments[0].episode].stride
+        if spec.kind == "continuous" and timing.stride != usual:
+            return (
+                f"{self.config.path}: under an fps of {self.config.fps} episodes of different recorded rates have "
+                f"{usual} and {timing.stride} actions of column {spec.column!r} between two frames of a "
+                "clip; use stride, or a set of each rate"
             )
         if spec.kind == "discrete" and timing.stride != 1:
             return (
@@ -263,6 +290,8 @@ class ClipSet:
         """Raises DataError, naming file and column, if clips cannot come with actions."""
         if self.source.action_spec is None:
             raise self._no_actions()
+        if (why := self._all_unmatched(self.source.action_spec)) is not None:
+            raise DataError(why)
         self.clip_actions(self.segments[0].episode, self.segments[0].first)
 
     @contextlib.contextmanager

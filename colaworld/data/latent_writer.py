@@ -70,7 +70,8 @@ def write_latents(
 
     Args:
         root: the cache; it may exist, whole or in part, of the same key and settings.
-        clips: the set. With `split="all"` the cache serves training and evaluation.
+        clips: the set. With `split="all"` the cache serves training and evaluation. Whatever
+            `data.labels` leaves out is written, too.
         encode: frames on `device` to latents; called without gradient.
         tokenizer: its fingerprint.
         temporal_stride: of the tokenizer. 1: each frame is stored once; else each clip.
@@ -105,8 +106,9 @@ def write_latents(
             "write_latents: every: a tokenizer without temporal stride has one latent per frame, "
             f"and clips of any start share them; expected 1, got {every}"
         )
-    if clips.config.actions == "relative":  # its clips leave first frames out
-        clips = ClipSet(replace(clips.config, actions="as_recorded"))
+    # Relative actions leave first frames out, labels most episodes; the key does not tell them apart.
+    if clips.config.actions == "relative" or clips.config.labels is not None:
+        clips = ClipSet(replace(clips.config, actions="as_recorded", labels=None))
     work = _Work(root, clips, encode, per_clip, every, batch_size, torch.device(device), rank)
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -12,7 +12,7 @@ from colaworld.contracts import ClipBatch
 from colaworld.data.batches import Chosen, batch_of
 from colaworld.data.clips import ClipSet
 from colaworld.data.config import DataConfig
-from colaworld.data.windows import Segment, disjoint_starts
+from colaworld.data.windows import Segment
 
 
 def iterate_once(
@@ -56,23 +56,33 @@ def _iterate(
 
 
 def _rounds(clips: ClipSet) -> Iterator[tuple[Segment, int]]:
-    """Round k: the k-th disjoint clip of every segment, first segments of all episodes first."""
-    segments = sorted(clips.segments, key=lambda p: (p.first, p.episode))
-    last = {p.episode: p.first for p in clips.segments}  # segments come in order
-    starts: dict[Segment, list[int]] = {}
-    number = 0
-    while segments:
-        left = []
-        for segment in segments:
-            if segment not in starts:
-                decoded = clips.decoded(segment)
-                own = segment.stop - segment.first
-                if segment.first != last[segment.episode]:
-                    own = segment.starts  # what follows belongs to the next segment
-                reach, cuts = clips.span(segment.episode), decoded.cuts[decoded.cuts < own]
-                starts[segment] = disjoint_starts(own, reach, cuts) if decoded.usable else []
-            if number < len(starts[segment]):
-                yield segment, segment.first + starts[segment][number]
-            if number + 1 < len(starts[segment]):
-                left.append(segment)
-        segments, number = left, number + 1
+    """Round k: the k-th disjoint clip of every episode."""
+    of: dict[int, list[Segment]] = {}
+    for segment in clips.segments:  # in order
+        of.setdefault(segment.episode, []).append(segment)
+    left = [_disjoint(clips, segments) for _, segments in sorted(of.items())]
+    while left:
+        on = []
+        for walk in left:
+            if (clip := next(walk, None)) is not None:
+                yield clip
+                on.append(walk)
+        left = on
+
+
+def _disjoint(clips: ClipSet, segments: Sequence[Segment]) -> Iterator[tuple[Segment, int]]:
+    """Clips of an episode that share no frame, packed from the left within each scene. They do not depend on the
+    segments that it is decoded in. A broken segment ends it."""
+    reach, start = clips.span(segments[0].episode), segments[0].first
+    for segment in segments:
+        while start < segment.first + segment.starts:
+            decoded = clips.decoded(segment)
+            if not decoded.usable:
+                return
+            cuts = segment.first + decoded.cuts
+            inside = cuts[(cuts > start) & (cuts < start + reach)]
+            if len(inside):
+                start = int(inside[0])
+            else:
+                yield segment, start
+                start += reach

@@ -14,7 +14,6 @@ by span - 1 frames, so that each start belongs to exactly one segment and no cli
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -56,12 +55,3 @@ def crosses(start: int, clip_span: int, cuts: np.ndarray) -> bool:
         np.searchsorted(cuts, start, "right")
         != np.searchsorted(cuts, start + clip_span - 1, "right")
     )
-
-
-def disjoint_starts(frames: int, clip_span: int, cuts: np.ndarray) -> list[int]:
-    """Starts of clips that share no frame, packed from the left within each scene."""
-    edges = [0, *[int(c) for c in cuts], frames]
-    made = []
-    for first, stop in pairwise(edges):
-        made += list(range(first, stop - clip_span + 1, clip_span))
-    return made

@@ -9,6 +9,7 @@ All ways of a clip see the same start and the same noise, in each world. Not her
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -28,6 +29,7 @@ from colaworld.metrics.image import psnr, ssim
 from colaworld.metrics.lpips import MIN_SIDE, load_lpips
 from colaworld.metrics.video_encoder import load_video_encoder
 
+log = logging.getLogger(__name__)
 WAYS = ("real", "inferred", "none")
 Scores = dict[str, dict[str, np.ndarray]]  # way -> measure -> [M], a number of each clip
 
@@ -132,8 +134,11 @@ def summary(
         values = {name: of for name, of in ways[way].items() if name != "features"}
         fvd = None
         if "features" in ways[way]:
-            sides = (Gaussian.of(ways[side]["features"]) for side in (way, "truth"))
-            fvd = frechet_distance(*sides)
+            sides = [ways[side]["features"] for side in (way, "truth")]
+            if all(np.isfinite(side).all() for side in sides):
+                fvd = frechet_distance(*map(Gaussian.of, sides))
+            else:
+                log.warning("fvd of %s cannot be told: rollouts are not finite", way)
         return {
             "lpips": None,
             **{name: interval(of) for name, of in values.items()},

@@ -44,7 +44,7 @@ def bootstrap_statistic(
 
     Returns:
         The statistic of all rows with its bounds. With a single episode the bounds are NaN,
-        because one episode says nothing about how episodes differ.
+        because one episode says nothing about how episodes differ; and where the statistic is.
     """
     episodes = np.asarray(episodes)
     if episodes.ndim != 1 or episodes.size == 0:
@@ -55,7 +55,9 @@ def bootstrap_statistic(
         raise ValueError(f"level: expected a share between 0 and 1, got {level}")
     value = float(statistic(np.arange(episodes.size)))
     rows_of = [np.flatnonzero(episodes == e) for e in np.unique(episodes)]
-    if len(rows_of) < 2:
+    if len(rows_of) < 2 or not np.isfinite(
+        value
+    ):  # samples that miss what is not finite tell nothing
         return Interval(value, float("nan"), float("nan"))
     draws = np.empty(samples)
     for s in range(samples):
@@ -117,7 +119,7 @@ def bootstrap_seeds(
         level: coverage.
 
     Returns:
-        The mean with its bounds; NaN where there is one seed and one episode.
+        The mean with its bounds; NaN where there is one seed and one episode, and where the mean is.
     """
     episodes = np.asarray(episodes)
     if seeds < 1 or episodes.ndim != 1 or episodes.size == 0:
@@ -134,7 +136,7 @@ def bootstrap_seeds(
         return float(sum(values)) / len(drawn)
 
     whole = mean(np.arange(seeds), np.arange(episodes.size))
-    if seeds < 2 and len(rows_of) < 2:
+    if (seeds < 2 and len(rows_of) < 2) or not np.isfinite(whole):
         return Interval(whole, float("nan"), float("nan"))
     draws = np.empty(samples)
     for s in range(samples):

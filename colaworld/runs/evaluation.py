@@ -192,10 +192,9 @@ def _longest_horizon(clips: ClipSet, history: int) -> int:
 
     `clips` are those of a horizon of 1.
     """
-    lengths: dict[int, int] = {}  # of the longest segment of each episode, on its clock
-    for segment in clips.segments:
-        length = segment.stop - segment.first
-        lengths[segment.episode] = max(length, lengths.get(segment.episode, 0))
+    first = {p.episode: p.first for p in reversed(clips.segments)}  # segments come in order
+    # Of each episode, on its clock. Segments would say how much memory there is.
+    lengths = {p.episode: p.stop - first[p.episode] for p in clips.segments}
     longest = sorted(lengths.values())[(len(lengths) - 1) // 2]
     stride = (clips.span(clips.segments[0].episode) - 1) // history
     return max(1, (longest - 1) // stride + 1 - history)

@@ -263,6 +263,11 @@ class _Job:
     def path(self) -> Path:
         return Path(str(self.clips.config.path))
 
+    @property
+    def fps(self) -> float:
+        """Of a set that is made anew: that of the first episode, whether it can be read or not."""
+        return self.clips.source.episodes[self.episodes[0]].fps
+
     def key(self) -> dict[str, Any]:
         """Whatever the labels depend on."""
         data = LatentKey.of(self.clips, tokenizer=self.hash, per_clip=False)
@@ -312,10 +317,9 @@ class _Job:
         if self.estimator is not None:
             made |= self.estimator.columns(found.vectors, found.valid, device=self.device)
         if not is_v3(self.clips):
-            fps = self.clips.source.episodes[self.episodes[0]].fps
             last = self.clips.source.episodes[episode].frames
             made |= prepare_episode(
-                self.clips, episode, work, fps=fps, step=lambda frame: tell(last)
+                self.clips, episode, work, fps=self.fps, step=lambda frame: tell(last)
             )
         return made
 
@@ -333,6 +337,7 @@ class _Job:
             names=names,
             about=about,
             provenance=self._provenance(len(done), counts, columns),
+            fps=self.fps,
             in_place=self.in_place,
             link=link,
         )

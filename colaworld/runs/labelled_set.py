@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from colaworld.contracts import ActionSpec
 from colaworld.data.clips import ClipSet
 from colaworld.data.config import EncodingConfig
 from colaworld.data.errors import DataError
@@ -25,6 +26,7 @@ from colaworld.data.sources.lerobot import LeRobotSource
 from colaworld.data.sources.lerobot_columns import first_rows, put_in_place, write_columns
 from colaworld.data.sources.lerobot_statistics import Statistics
 from colaworld.data.sources.lerobot_writer import LeRobotWriter
+from colaworld.data.sources.source import without_actions
 from colaworld.files import seal
 from colaworld.runs.label_work import Work
 
@@ -46,6 +48,9 @@ def left_out(clips: ClipSet) -> Iterator[str]:
             f"{len(about.uneven)} films are not evenly spaced in time (first: {about.uneven[0]}): the "
             "labelled set has their frames, evenly spaced"
         )
+    if (lacking := without_actions(source, source.episodes)) is not None:
+        column = source.action_spec and source.action_spec.column
+        yield f"actions left out: {lacking.name} has no column {column!r}"
     if isinstance(source, LeRobotSource):
         kept = source.action_spec and source.action_spec.column
         indices = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
@@ -53,6 +58,12 @@ def left_out(clips: ClipSet) -> Iterator[str]:
         lost += [name for name in about.cameras if name != about.camera]
         if lost:
             yield f"columns and cameras left out: {', '.join(lost)} (a v3 set keeps all of them)"
+
+
+def kept_actions(clips: ClipSet) -> ActionSpec | None:
+    """What recorded actions come along into a new set: those that every episode has."""
+    source = clips.source
+    return None if without_actions(source, source.episodes) else source.action_spec
 
 
 def check_counted(clips: ClipSet) -> None:
@@ -90,8 +101,9 @@ def prepare_episode(
     """
     source = clips.source
     made = {}
-    actions = source.actions(episode)
-    if actions is not None:
+    if kept_actions(clips) is not None:
+        actions = source.actions(episode)
+        assert actions is not None
         made["action"] = actions
     if not as_it_is(source, episode, fps) and not work.film(episode).exists():
         path = work.film(episode)
@@ -112,11 +124,12 @@ def write_set(
     names: Mapping[str, Sequence[str]],
     about: Mapping[str, Mapping[str, Any]],
     provenance: Mapping[str, Any],
+    fps: float,
     in_place: bool,
     link: bool,
 ) -> None:
     """The labelled set at `work.out`, of the parts of `episodes`; `names` and `about` of columns as
-    `write_columns` takes them.
+    `write_columns` takes them; `fps` as its films were prepared.
 
     Raises DataError where it cannot be written; nothing is there under its name then.
     """
@@ -126,7 +139,7 @@ def write_set(
         firsts = [rows[e] for e in episodes]
         total = int(clips.source.info["total_frames"])
     else:
-        base = _as_v3(clips, episodes, work, link)
+        base = _as_v3(clips, episodes, work, fps, link)
         lengths = [clips.source.episodes[e].frames for e in episodes]
         firsts = np.cumsum([0, *lengths[:-1]]).tolist()
         total = sum(lengths)
@@ -152,17 +165,17 @@ def write_set(
         put_in_place(work.new, base, COLUMNS)
 
 
-def _as_v3(clips: ClipSet, episodes: Sequence[int], work: Work, link: bool) -> Path:
+def _as_v3(clips: ClipSet, episodes: Sequence[int], work: Work, fps: float, link: bool) -> Path:
     """The set without labels, in the work folder."""
     source, path = clips.source, work.root / "set"
     shutil.rmtree(path, ignore_errors=True)
     first = source.episodes[episodes[0]]
     with LeRobotWriter(
         path,
-        fps=first.fps,
+        fps=fps,
         height=first.height,
         width=first.width,
-        action=source.action_spec,
+        action=kept_actions(clips),
         robot_type="unknown",
         made_by={"made_by": "colaworld label", "source": source.describe().format},
     ) as writer:

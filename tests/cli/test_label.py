@@ -304,4 +304,34 @@ def test_broken_films_are_left_out_and_listed(trained, film, tmp_path, colaworld
     }
 
 
+def test_actions_that_some_films_lack_stay_behind(
+    trained, film, tmp_path, colaworld, caplog
+) -> None:
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for number in range(2):
+            tar.add(film(tmp_path / f"{number}.mp4", frames=12, seed=number), f"{number}.mp4")
+        np.save(tmp_path / "actions.npy", np.arange(12) % 5)
+        tar.add(tmp_path / "actions.npy", "0.npy")
+    said = colaworld("label", trained, "--data", tmp_path / "set.tar", "--out", tmp_path / "out")
+    assert said.status == 0, said.err
+    assert "actions left out: set.tar/1.mp4 has no column 'action'" in caplog.text
+    assert "action" not in rows(tmp_path / "out") and len(rows(tmp_path / "out")[CODE]) == 24
+
+
+def test_the_rate_is_that_of_the_films_where_the_first_is_broken(
+    trained, film, tmp_path, colaworld
+) -> None:
+    films, out = tmp_path / "films", tmp_path / "out"
+    for number, rate in enumerate([10, 10.001, 10]):
+        film(films / f"{number}.mp4", seed=number, fps=rate)
+    data = bytearray((films / "0.mp4").read_bytes())
+    middle = data.index(b"mdat") + 4
+    data[middle + 600 : middle + 3000] = bytes(2400)
+    (films / "0.mp4").write_bytes(data)
+    call = ("label", trained, "--data", films, "--out", out, "--data.max-broken-share", 0.6)
+    said = colaworld(*call)
+    assert said.status == 0 and "1 broken, left out" in said.out
+    assert json.loads((out / "meta/info.json").read_text())["fps"] == 10
+
+
 # -- stopping, going on --------------------------------------------------------------------------

@@ -131,6 +131,14 @@ def test_part_of_a_set_may_use_a_cache_of_all(config, tmp_path) -> None:
         LatentCache.open(tmp_path / "train", ClipSet(part), tokenizer="toy 1")
 
 
+def test_labels_leave_no_latent_out(config, tmp_path) -> None:
+    """The key does not tell of them, and training without them would see a few episodes alone."""
+    _write(tmp_path, replace(config, labels=10))
+    cache = LatentCache.open(tmp_path, ClipSet(config), tokenizer="toy 1")
+    every = ClipSet(config)
+    assert {int(e) for e in cache._runs[:, 0]} == {p.episode for p in every.segments}
+
+
 def test_every_other_clip(config, tmp_path) -> None:
     done = _write(tmp_path, config, per_clip, 2, every=3)
     cache = LatentCache.open(tmp_path, ClipSet(config), tokenizer="toy 1")

@@ -6,15 +6,19 @@ import hashlib
 import json
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from colaworld.data.clips import ClipSet, Decoded
 from colaworld.data.config import DataConfig
 from colaworld.data.errors import DataError
 from colaworld.data.loader import ClipLoader
-from colaworld.data.once import iterate_once
+from colaworld.data.once import _rounds, iterate_once
+from colaworld.data.windows import segments
+from colaworld.runs.evaluation import _longest_horizon
 
 
 @pytest.fixture(scope="module")
@@ -354,6 +358,44 @@ def test_one_pass_over_pieces_shares_no_frame(tmp_path, film) -> None:
     starts = [s for b in iterate_once(config, batch_size=8, split="all") for _, s in _ids(b)]
     frames = [s + i for s in starts for i in range(4)]
     assert len(frames) == len(set(frames)) and len(starts) >= 13 and max(frames) <= 99
+
+
+@pytest.mark.parametrize("most", [100, 30, 9, 4, 1])
+@pytest.mark.parametrize(
+    ("frames", "cuts", "expected"),
+    [
+        (10, [], [0, 4]),
+        (10, [3], [3]),
+        (12, [5], [0, 5]),
+        (8, [4], [0, 4]),
+        (30, [9, 11, 24], [0, 4, 11, 15, 19, 24]),
+        (3, [], []),
+    ],
+)
+def test_clips_of_one_pass_do_not_depend_on_the_segments_that_are_decoded(
+    frames, cuts, expected, most
+) -> None:
+    """Cases by hand, clips of 4 frames: packed from the left within each scene."""
+    made = segments(7, frames, clip_span=4, most_frames=most)
+    cut = np.array(cuts, np.int64)
+    there = {p: cut[(cut > p.first) & (cut < p.stop)] - p.first for p in made}
+    clips = SimpleNamespace(
+        segments=made,
+        span=lambda episode: 4,
+        decoded=lambda p: Decoded(np.zeros((p.stop - p.first, 3, 1, 1), np.uint8), there[p]),
+    )
+    assert [start for _, start in _rounds(clips)] == expected
+
+
+@pytest.mark.parametrize("frames", [1000, 60, 18, 10, 4])
+def test_one_pass_and_its_horizon_do_not_depend_on_memory(tmp_path, scene_set, frames) -> None:
+    path = scene_set(tmp_path / "set", [40, 50, 41])
+    config = DataConfig(path=path, frames_per_clip=8, split="all")
+    whole = [_ids(b) for b in iterate_once(config, batch_size=4, split="all")]
+    clips = ClipSet(config)
+    small = replace(config, cache_mb=8 * frames * 3 * clips.height * clips.width / 1e6)
+    assert [_ids(b) for b in iterate_once(small, batch_size=4, split="all")] == whole
+    assert _longest_horizon(ClipSet(small), 2) == _longest_horizon(clips, 2)
 
 
 def test_held_out_episodes_are_never_trained_on(config) -> None:

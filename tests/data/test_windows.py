@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,17 +28,3 @@ def test_crosses_means_two_scenes(start: int, reach: int, cuts: list[int]) -> No
     scene = np.cumsum(np.isin(np.arange(40), cuts))
     expected = len(set(scene[start : start + reach])) > 1
     assert windows.crosses(start, reach, np.array(sorted(cuts))) == expected
-
-
-@pytest.mark.parametrize(
-    ("frames", "reach", "cuts", "expected"),
-    [
-        (10, 4, [], [0, 4]),
-        (10, 4, [3], [3]),
-        (12, 4, [5], [0, 5]),
-        (8, 4, [4], [0, 4]),
-        (3, 4, [], []),
-    ],
-)
-def test_disjoint_starts_by_hand(frames, reach, cuts, expected) -> None:
-    assert windows.disjoint_starts(frames, reach, np.array(cuts)) == expected

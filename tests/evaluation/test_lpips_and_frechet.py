@@ -271,3 +271,7 @@ def test_the_papers_row():
         ["a", "22.34", "81.16", "13.17", "291.30"],
         ["b", "22.34", "81.16", "-", "-"],
     ]
+
+
+def test_what_is_not_finite_beats_nothing() -> None:
+    assert lpips_module._judge({"mean": None, "low": -0.1, "high": -0.05}).tone == "open"

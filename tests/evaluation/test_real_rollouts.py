@@ -95,5 +95,8 @@ def test_the_distance_is_that_of_features_and_goes_by_its_name():
     result = summary({"after": found}, clips(ACTIONS).episode.numpy(), CONFIG)
     assert result["after"]["real"]["fvd"] == pytest.approx(25) and "truth" not in result["after"]
     assert math.isclose(result["after"]["inferred"]["psnr"]["mean"], 40, abs_tol=1e-3)
+    found["real"]["features"] = np.where(np.arange(64)[:, None] == 3, np.nan, features)
+    lost = summary({"after": found}, clips(ACTIONS).episode.numpy(), CONFIG)
+    assert lost["after"]["real"]["fvd"] is None  # and the rest is told
     result["frechet_name"] = "Frechet distance (mine)"
     assert "Frechet distance (mine)" in table(result) and "25.00" in table(result)

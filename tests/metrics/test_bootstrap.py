@@ -118,3 +118,18 @@ def test_one_seed_and_one_episode_have_no_bounds() -> None:
         bootstrap_seeds(
             lambda s, r: 0.0, [], seeds=1, samples=1, generator=np.random.default_rng(0)
         )
+
+
+def test_what_is_not_finite_has_no_bounds() -> None:
+    """Samples that happen to miss it would give some."""
+    values, episodes = [1.0, math.nan, *[1.0] * 8], range(10)
+    one = bootstrap_mean(values, episodes, samples=50, generator=np.random.default_rng(0))
+    two = bootstrap_seeds(
+        lambda seed, rows: float(np.array(values)[rows].mean()),
+        episodes,
+        seeds=2,
+        samples=50,
+        generator=np.random.default_rng(0),
+    )
+    for interval in (one, two):
+        assert all(math.isnan(value) for value in interval.as_dict().values())

@@ -207,6 +207,9 @@ class Hdf5Source(FilesSource):
             made = np.concatenate([made[1:], made[-1:]])
         return made
 
+    def lacks_actions(self, episode: int) -> bool:
+        return self._column not in self._demos[episode].columns
+
     def _check(self, episode: int, stop: int) -> None:
         if stop > self.episodes[episode].frames:
             info = self.episodes[episode]

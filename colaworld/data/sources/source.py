@@ -126,6 +126,22 @@ class TellsStatistics(Protocol):
 
 
 @runtime_checkable
+class TellsMissingActions(Protocol):
+    """A source whose episodes have columns of their own, which it knows without reading them."""
+
+    def lacks_actions(self, episode: int) -> bool:
+        """Whether the set's action column is missing there: `actions` raises DataError."""
+        ...
+
+
+def without_actions(source: Source, episodes: Sequence[EpisodeInfo]) -> EpisodeInfo | None:
+    """The first of these episodes that is known to lack the set's action column."""
+    if source.action_spec is None or not isinstance(source, TellsMissingActions):
+        return None
+    return next((e for e in episodes if source.lacks_actions(e.index)), None)
+
+
+@runtime_checkable
 class TellsActionFiles(Protocol):
     """A source whose actions lie in files: what is measured of them is kept until one changes."""
 

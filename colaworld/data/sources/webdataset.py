@@ -185,6 +185,9 @@ class WebDatasetSource(VideosSource):
         where, values = self._array(info.path, sample, self._column)
         return plain_actions.checked(where, values, self.action_spec, frames=info.frames)
 
+    def lacks_actions(self, episode: int) -> bool:
+        return self._column not in self._samples[self.episodes[episode].name]["columns"]
+
 
 def _list(tar: Path) -> dict[str, Any]:
     """{"samples": {key: ...}, "broken": [reasons]} of a tar; see `_sample`."""

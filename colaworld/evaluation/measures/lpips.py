@@ -114,6 +114,8 @@ class PerceptualDistance(Measure):
 def _judge(over_copy: Mapping[str, float | None]) -> Judgement:
     """By the interval of the distance minus that of the last given frame, of the same clips."""
     low, high = over_copy["low"], over_copy["high"]
+    if over_copy["mean"] is None:
+        return Judgement("open", "open", "Rollouts hold numbers that are not finite.")
     if low is None or high is None:
         return Judgement("open", "open", "One episode gives no interval; hold out more.")
     if high < 0:

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -371,3 +372,23 @@ def test_the_child_is_started_again_where_it_has_ended(tmp_path) -> None:
     path.unlink()
     with pytest.raises(FileNotFoundError):
         hdf5_file.look_through(path)
+
+
+def test_two_rates_under_one_fps_put_unlike_actions_into_a_step(tmp_path, caplog) -> None:
+    write(tmp_path / "set/a.hdf5", fps=20)
+    write(tmp_path / "set/b.hdf5", fps=10)
+    config = DataConfig(path=tmp_path / "set", frames_per_clip=3, split="all", fps=10.0)
+    clips = ClipSet(config)
+    assert clips.matched_actions() is None and "2 and 1 actions of column" in caplog.text
+    with pytest.raises(DataError, match="2 and 1 actions of column 'actions' between two frames"):
+        ClipLoader(config, batch_size=2, seed=0, with_actions=True)
+    assert ClipSet(replace(config, fps=None)).matched_actions() is not None
+
+
+def test_actions_that_not_every_demonstration_has_are_left_out(tmp_path, caplog) -> None:
+    """Before a long training, not behind it."""
+    path = write(tmp_path / "set/task.hdf5")
+    edit(path, _delete("data/demo_1/actions"))
+    config = DataConfig(path=path.parent, frames_per_clip=3, split="all", scene_cut_threshold=0)
+    assert ClipSet(config).matched_actions() is None
+    assert "left out" in caplog.text and "demo_1 has no column 'actions'" in caplog.text

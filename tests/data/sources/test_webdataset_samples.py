@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +195,13 @@ def test_ends_that_hide_what_is_lost(shard, tmp_path) -> None:
     (tmp_path / "shards/back.tar").write_bytes(back)  # a size that leads back: no endless loop
     (found,) = [b for b in open_source(whole.parent).broken if b.path.name == "back.tar"]
     assert "a size of -1024 at byte" in found.reason
+
+
+def test_actions_under_an_fps_and_of_some_samples_alone(shard, caplog) -> None:
+    shard({"a.mp4": 0, "a.npy": npy(ROWS), "b.mp4": 20})
+    config = DataConfig(path=shard({}, "1.tar").parent, frames_per_clip=3, split="all", workers=0)
+    assert (
+        ClipSet(config).matched_actions() is None and "b.mp4 has no column 'action'" in caplog.text
+    )
+    with pytest.raises(DataError, match=r"use stride \(--data.stride N --data.fps None\)"):
+        ClipSet(replace(config, fps=10.0)).require_actions()
