@@ -165,10 +165,13 @@ class Job:
         calls = {**known, **{key: call for key, (_, call) in self._calls().items()}}
         if calls != known:
             self.note(calls=calls)
-        if self.config is not None:
-            # Anew where it is there and says the same: `train` takes keys that an older one lacks from the recipe.
-            with writing(self._asked):
-                write_atomically(self._asked, to_yaml(self.config))
+        if self.config is None:
+            return
+        asked, path = to_yaml(self.config), self._asked
+        # Anew where an older one says the same in fewer keys: `train` would take those from the recipe.
+        if not path.is_file() or path.read_text() != asked:
+            with writing(path):
+                write_atomically(path, asked)
 
     def _calls(self) -> dict[str, tuple[Path, list[str]]]:
         """Commands besides training and evaluation, by what they are noted as, and the folder that each makes."""
