@@ -388,11 +388,14 @@ def _tell_of_missing(path: str | Path, cls: type, values: Mapping[str, Any], mad
     given, now = {renamed(key) for key, _ in leaves(values)}, dict(leaves(to_dict(made)))
     if 2 * len(given) <= len(now):
         return
-    then = dict(leaves(to_dict(from_dict(cls, values))))
+    try:
+        then = dict(leaves(to_dict(from_dict(cls, values))))
+    except ConfigError:  # it is whole with `base` alone
+        return
     for key in now:
         if key not in given and now[key] != then.get(key):
             log.warning(
-                "%s: does not name %s, which is now %s, as the recipe has it; a run of this configuration has %s",
+                "%s: does not name %s, which stays %s; a run of this configuration has %s",
                 *(path, key, shown(now[key]), shown(then.get(key))),
             )
 

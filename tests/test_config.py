@@ -430,11 +430,14 @@ def test_a_whole_configuration_of_before_a_key_says_what_it_now_is(tmp_path, cap
     assert load_yaml(path, RunConfig, base=base) == base
     (said,) = [record.getMessage() for record in caplog.records]
     assert said == (
-        f"{path}: does not name model.idm.standardise_frames, which is now True, as the recipe has it; "
+        f"{path}: does not name model.idm.standardise_frames, which stays True; "
         "a run of this configuration has False"
     )
     caplog.clear()
     load_yaml(path, RunConfig)  # as --resume reads it
+    lacking = to_yaml(base).replace("    name: joint\n", "")
+    path.write_text(lacking)
+    assert lacking != to_yaml(base) and load_yaml(path, RunConfig, base=base) == base
     path.write_text("model: {idm: {motion: true}}")
     load_yaml(path, RunConfig, base=base)  # a file of changes
     assert not caplog.records

@@ -20,7 +20,7 @@ from colaworld.studies import STUDIES, Study
 from colaworld.studies.flops import scales
 from colaworld.studies.folder import begun, chosen, finished_rows, jobs_of, open_folder
 from colaworld.studies.job import Job
-from colaworld.studies.rows import Row, added_to, write_rows, writing
+from colaworld.studies.rows import Row, added_to, read_rows, write_rows, writing
 from colaworld.studies.study import in_precision
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -59,7 +59,8 @@ class StudyOptions(Checked, at="--"):
     of another study, or one for all. What is there has to be made as this study asks."""
     rows: Path | None = None
     """Also write the rows to this file. Rows that it has of other runs of the study stay: arms or seeds that ran
-    elsewhere."""
+    elsewhere. Rows of --max-steps
+    have a file of their own."""
     device: str = "auto"
     """cpu, cuda, or auto, for every run."""
     autocast: Literal["none", "bf16"] | None = None
@@ -98,15 +99,15 @@ def run(argv: list[str]) -> int:
     chosen(first, **wanted)
     if options.share is not None and not makeable(options.share):
         raise ConfigError(f"--share: expected a folder, there or to be made, got {options.share}")
-    if options.rows is not None and options.max_steps is not None and options.rows.exists():
-        raise ConfigError(
-            f"--rows: {options.rows} has rows already, and runs of --max-steps are no more than a look; name "
-            "another file"
-        )
     if options.rows is not None and (options.rows.is_dir() or not makeable(options.rows.parent)):
         raise ConfigError(f"--rows: expected a file to be written, got {options.rows}")
     if options.rows is not None:
-        added_to(options.rows, [], study)
+        kept = added_to(options.rows, [], study)
+        if options.max_steps is not None and kept and not _all_of(kept, out):
+            raise ConfigError(
+                f"--rows: {options.rows} has rows of other runs, and runs of --max-steps are no more than a look; "
+                "name another file"
+            )
     if not makeable(out):
         raise ConfigError(f"--out: expected a folder, there or to be made, got {out}")
     out.mkdir(parents=True, exist_ok=True)
@@ -197,6 +198,13 @@ def _run(
     elif outcome.failed:
         say(f"When that is mended, try again with:\n  {resume}")
     return 1 if outcome.failed else 0
+
+
+def _all_of(rows: Sequence[Row], out: Path) -> bool:
+    """Whether a study's folder has all of these rows, too."""
+    own = out / "rows.json"
+    known = read_rows(own) if own.is_file() else []
+    return all(row in known for row in rows)
 
 
 def _check_first(jobs: Sequence[Job]) -> None:

@@ -219,16 +219,15 @@ class ClipSet:
         spec = self.source.action_spec
         if spec is None:
             return None
-        why = self._all_unmatched(spec)
-        if (lacking := without_actions(self.source, self.episodes)) is not None:
-            why = f"{lacking.path}: {lacking.name} has no column {spec.column!r}"
-        if why is not None:
+        if (why := self._all_unmatched(spec)) is not None:
             log.warning("recorded actions are left out: %s", why)
             return None
         return self.action_spec
 
     def _all_unmatched(self, spec: ActionSpec) -> str | None:
         """Why the actions of some episode do not fit its clips."""
+        if (lacking := without_actions(self.source, self.episodes)) is not None:
+            return f"{lacking.path}: {lacking.name} has no column {spec.column!r}"
         told = (self._unmatched(spec, self._timing[e.index]) for e in self.episodes)
         return next((why for why in told if why is not None), None)
 

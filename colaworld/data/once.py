@@ -71,14 +71,15 @@ def _rounds(clips: ClipSet) -> Iterator[tuple[Segment, int]]:
 
 
 def _disjoint(clips: ClipSet, segments: Sequence[Segment]) -> Iterator[tuple[Segment, int]]:
-    """Clips of an episode that share no frame, packed from the left within each scene. They do not depend on the
-    segments that it is decoded in. A broken segment ends it."""
+    """Clips of an episode that share no frame, packed from the left within each scene. Given its cuts they do not depend
+    on the segments that it is decoded in; a broken segment gives none."""
     reach, start = clips.span(segments[0].episode), segments[0].first
     for segment in segments:
         while start < segment.first + segment.starts:
             decoded = clips.decoded(segment)
             if not decoded.usable:
-                return
+                start = segment.first + segment.starts
+                break
             cuts = segment.first + decoded.cuts
             inside = cuts[(cuts > start) & (cuts < start + reach)]
             if len(inside):

@@ -44,7 +44,7 @@ def bootstrap_statistic(
 
     Returns:
         The statistic of all rows with its bounds. With a single episode the bounds are NaN,
-        because one episode says nothing about how episodes differ; and where the statistic is.
+        because one episode says nothing about how episodes differ; and where the statistic is not finite.
     """
     episodes = np.asarray(episodes)
     if episodes.ndim != 1 or episodes.size == 0:
@@ -55,9 +55,8 @@ def bootstrap_statistic(
         raise ValueError(f"level: expected a share between 0 and 1, got {level}")
     value = float(statistic(np.arange(episodes.size)))
     rows_of = [np.flatnonzero(episodes == e) for e in np.unique(episodes)]
-    if len(rows_of) < 2 or not np.isfinite(
-        value
-    ):  # samples that miss what is not finite tell nothing
+    # Samples that miss what is not finite tell nothing.
+    if len(rows_of) < 2 or not np.isfinite(value):
         return Interval(value, float("nan"), float("nan"))
     draws = np.empty(samples)
     for s in range(samples):
@@ -119,7 +118,7 @@ def bootstrap_seeds(
         level: coverage.
 
     Returns:
-        The mean with its bounds; NaN where there is one seed and one episode, and where the mean is.
+        The mean with its bounds; NaN where there is one seed and one episode, and where the mean is not finite.
     """
     episodes = np.asarray(episodes)
     if seeds < 1 or episodes.ndim != 1 or episodes.size == 0:

@@ -95,10 +95,8 @@ def _prefers(facts: _dispatch.CallInfo) -> _dispatch.Preference | None:
     return _FEW_WARPS if _dispatch.known(T > 16) and _dispatch.known(T <= _FRAMES) else None
 
 
-_FRAMES, _CHANNELS = (
-    32,
-    128,
-)  # the largest tile of kernels/st_attention.py; longer ones are what flash attention is for
+# The largest tile of kernels/st_attention.py; longer sequences are what flash attention is for.
+_FRAMES, _CHANNELS = 32, 128
 _CHANNELS_OF_FLOAT32 = 64  # beyond, the backward pass in float32 does not fit into the registers
 
 

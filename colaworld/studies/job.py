@@ -118,7 +118,12 @@ class Job:
         if row is None or self.of is None:
             return None
         study, data, arm, _ = self.of
-        return {**row, "data": data.name, "arm": arm.name, "reference": study.reference}
+        now = {"data": data.name, "arm": arm.name, "reference": study.reference}
+        return {
+            **row,
+            **now,
+            "made": dict(self.made),
+        }  # in the words of now; `check` compares what it was
 
     def note(self, **known: Any) -> None:
         """Keep what is known; None forgets."""

@@ -52,7 +52,7 @@ _KINDS: dict[str, tuple[dict[str, Any], str]] = {
         "continuous latents",
     ),
 }
-# A bare codebook collapses by step 300, most by 200; what does not collapse has the time to find most moves.
+# Most bare codebooks collapse by step 300, one of six at 640; what does not collapse has the time to find most moves.
 _WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "naive": ("nano.naive_joint", {"phases.joint.steps": 1000}),
     "cola": ("nano.cola", {"phases.warmup.steps": 400, "phases.joint.steps": 600}),
@@ -392,7 +392,7 @@ PRIOR = Study(
     },
 )
 
-# 600 steps: a bare codebook collapses by step 300, most by 200, and five runs take two cores about a quarter hour.
+# 600 steps: most bare codebooks collapse by step 300, and five runs take two cores about a quarter hour.
 _SHORT = {"phases.warmup.steps": 200, "phases.joint.steps": 400}
 _SHORT_NAIVE = {"phases.joint.steps": 600}
 QUICK = Study(

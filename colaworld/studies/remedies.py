@@ -11,7 +11,7 @@ from colaworld.studies.nano import BARE, GO_ON, RAW_IDM
 from colaworld.studies.study import Arm, Study
 from colaworld.studies.worlds import CRAFTER
 
-# A bare codebook collapses about step 200 of a warm-up, and its gate rarely opens. What is timed in steps is
+# Most bare codebooks collapse within these 200 steps, and the gate does not open. What is timed in steps is
 # named, so that the arms that follow the same warm-up have the same steps in it, bit for bit.
 _SHORT_RAMP = {
     "phases.warmup.lr_warmup_steps": 25,

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from colaworld.config import to_yaml
+from colaworld.config import to_dict, to_yaml
 from colaworld.evaluation.layout import read_evaluation
 from colaworld.files import FileError, plain, read_json, write_atomically, write_refused
 from colaworld.runs.config import RunConfig, read_config
@@ -22,6 +22,7 @@ from colaworld.studies.after import Following, bounds_of
 from colaworld.studies.flops import flops_of
 from colaworld.studies.readings import ahead_in, beside_in, clips_in, number_at
 from colaworld.studies.study import Arm, DataSet, Study
+from colaworld.training.same_run import config_sha256
 
 POINTS = 60  # of a curve, at most
 LOOKS = 20  # of one that is measured now and then
@@ -101,7 +102,7 @@ def row_of(
 
 
 def _asked(config: RunConfig) -> str:
-    """Hash of a run's whole configuration but for its seed, and for where its data and its generator were."""
+    """Hash of what a run's results follow from, but for its seed, and for where its data and its generator were."""
     weights = config.backbone_weights
     anywhere = replace(
         config,
@@ -109,7 +110,12 @@ def _asked(config: RunConfig) -> str:
         backbone_weights="own" if weights and Path(weights).is_absolute() else weights,
         training=replace(config.training, seed=0),
     )
-    return hashlib.sha256(to_yaml(anywhere).encode()).hexdigest()
+    steps = {
+        phase.name: phase.capped(config.training.max_steps).steps for phase in config.scheduled()
+    }
+    read = [steps, to_dict(config.sampler), to_dict(config.evaluation)]  # no part of the other hash
+    told = config_sha256(to_yaml(anywhere)) + json.dumps(plain(read), sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def collapsed_at(entropy: Sequence[tuple[int, float]], *, floor: float) -> int | None:

@@ -94,7 +94,7 @@ def test_two_arms_by_two_seeds(study, colaworld, tmp_path) -> None:
     assert "Does it run?" in page and "Against cola" in page and "<svg" in page
 
     assert "holds a study already; add --resume" in colaworld(*call).plain
-    again = colaworld(*call[:4], "--max-steps", 2, "--resume")  # the seeds that it began with
+    again = colaworld(*call[:6], "--rows", tmp_path / "kept.json", "--resume")  # its seeds
     assert again.status == 0 and "train" not in again.out and rows_of(out) == rows
     other = colaworld("study", "tiny", "--out", out, "--resume")
     assert other.status == 2 and "max_steps 2, asked for None" in other.plain
@@ -246,6 +246,8 @@ def test_what_cannot_be_written_or_is_another_study_is_said_first(
     file.write_text("")
     other_rows = tmp_path / "rows.json"
     other_rows.write_text((ROOT / "benchmarks/results/study_collapse.json").read_text())
+    whole_rows = tmp_path / "whole.json"  # as of runs in full length
+    whole_rows.write_text(other_rows.read_text().replace('"study": "collapse"', '"study": "tiny"'))
     for more, said in (
         (["--out", file], "--out: expected a folder, there or to be made, got"),
         (["--out", file / "in"], "--out: expected a folder"),
@@ -255,7 +257,7 @@ def test_what_cannot_be_written_or_is_another_study_is_said_first(
         ),
         (["--out", out, "--rows", tmp_path], "--rows: expected a file to be written"),
         (["--out", out, "--rows", other_rows], "found some of 'collapse'"),
-        (["--out", out, "--max-steps", 2, "--rows", other_rows], "no more than a look"),
+        (["--out", out, "--max-steps", 2, "--rows", whole_rows], "no more than a look"),
     ):
         found = colaworld("study", "tiny", *more)
         assert found.status == 2 and said in found.plain, found.plain

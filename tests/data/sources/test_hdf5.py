@@ -392,3 +392,5 @@ def test_actions_that_not_every_demonstration_has_are_left_out(tmp_path, caplog)
     config = DataConfig(path=path.parent, frames_per_clip=3, split="all", scene_cut_threshold=0)
     assert ClipSet(config).matched_actions() is None
     assert "left out" in caplog.text and "demo_1 has no column 'actions'" in caplog.text
+    with pytest.raises(DataError, match="demo_1 has no column 'actions'"):
+        ClipLoader(config, batch_size=2, seed=0, with_actions=True)

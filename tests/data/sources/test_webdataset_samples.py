@@ -203,5 +203,6 @@ def test_actions_under_an_fps_and_of_some_samples_alone(shard, caplog) -> None:
     assert (
         ClipSet(config).matched_actions() is None and "b.mp4 has no column 'action'" in caplog.text
     )
+    shard({"a.mp4": 0, "a.npy": npy(ROWS), "b.mp4": 20, "b.npy": npy(ROWS)})
     with pytest.raises(DataError, match=r"use stride \(--data.stride N --data.fps None\)"):
         ClipSet(replace(config, fps=10.0)).require_actions()
