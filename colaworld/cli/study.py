@@ -59,8 +59,7 @@ class StudyOptions(Checked, at="--"):
     of another study, or one for all. What is there has to be made as this study asks."""
     rows: Path | None = None
     """Also write the rows to this file. Rows that it has of other runs of the study stay: arms or seeds that ran
-    elsewhere. Rows of --max-steps
-    have a file of their own."""
+    elsewhere. Those of --max-steps need a file of their own."""
     device: str = "auto"
     """cpu, cuda, or auto, for every run."""
     autocast: Literal["none", "bf16"] | None = None
