@@ -227,7 +227,10 @@ class ClipSet:
     def _all_unmatched(self, spec: ActionSpec) -> str | None:
         """Why the actions of some episode do not fit its clips."""
         if (lacking := without_actions(self.source, self.episodes)) is not None:
-            return f"{lacking.path}: {lacking.name} has no column {spec.column!r}"
+            return (
+                f"{lacking.path}: {lacking.name} has no column {spec.column!r}, which other episodes have; leave "
+                "such episodes out of the set, or give them the column"
+            )
         told = (self._unmatched(spec, self._timing[e.index]) for e in self.episodes)
         return next((why for why in told if why is not None), None)
 

@@ -119,11 +119,8 @@ class Job:
             return None
         study, data, arm, _ = self.of
         now = {"data": data.name, "arm": arm.name, "reference": study.reference}
-        return {
-            **row,
-            **now,
-            "made": dict(self.made),
-        }  # in the words of now; `check` compares what it was
+        # How its data were made, in the words of now; `check` compares what it was.
+        return {**row, **now, "made": dict(self.made)}
 
     def note(self, **known: Any) -> None:
         """Keep what is known; None forgets."""
